@@ -1,0 +1,39 @@
+"""Conversations: how a problem and its pictures become chat messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PLACEHOLDER = "<image>"
+
+SYSTEM_PROMPT = (
+    "Look at the picture and think first inside <think>…</think>. "
+    "Then give the letter alone inside <answer>…</answer>."
+)
+
+
+def messages(problem: str, n_images: int, system_prompt: str | None = SYSTEM_PROMPT) -> list[dict[str, Any]]:
+    """The conversation of one prompt in the chat format of transformers: pictures first, then the problem.
+
+    Placeholders `<image>` in the problem set where the pictures go instead; pictures beyond the placeholders come
+    first. Without a system prompt no system message is written (a chat template may then add its own).
+    """
+    conversation: list[dict[str, Any]] = []
+    if system_prompt:
+        conversation.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
+    conversation.append({"role": "user", "content": _content(problem, n_images)})
+    return conversation
+
+
+def _content(problem: str, n_images: int) -> list[dict[str, Any]]:
+    pieces = problem.split(PLACEHOLDER) if n_images else [problem]
+    placed = len(pieces) - 1
+    if placed > n_images:
+        raise ValueError(f"the problem has {placed} {PLACEHOLDER} placeholders but only {n_images} pictures: {problem[:80]!r}")
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(n_images - placed)]
+    for number, piece in enumerate(pieces):
+        if number:
+            content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return content

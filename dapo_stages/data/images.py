@@ -1,0 +1,139 @@
+"""Pictures from anywhere, made safe and alike: upright, RGB, fitted into a square, PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dapo_stages.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_ASPECT = 200  # longer side : shorter side; Qwen's image processors refuse more
+# Formats that Pillow decodes itself. EPS and its kind would start other programs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO", "TGA")
+
+
+class BadImage(DataError):
+    """A picture that cannot be used; says in which row or file, and why."""
+
+    def __init__(self, where: object, reason: str) -> None:
+        super().__init__(
+            where, reason, "a picture", "Mend the row, or set data.on_bad_image=skip to leave such rows out."
+        )
+
+
+def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int, max_pixels: int) -> Image.Image:
+    """The picture upright, in RGB on white, and no longer than `max_size` a side; it is never enlarged.
+
+    Nothing is decoded before the header has said that there are at most `max_pixels` pixels.
+    Raises BadImage for whatever cannot be read to its end.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, Image.Image):
+        return _prepared(picture, where, max_size, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
+            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as opened:
+                _check_size(opened, where, max_pixels)
+                opened.load()
+                return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise BadImage(where, _reason(picture, error)) from None
+
+
+def encode(image: Image.Image) -> bytes:
+    """PNG without any metadata, so that equal pixels give equal bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4, icc_profile=None)
+    return buffer.getvalue()
+
+
+def decode(image: Mapping[str, Any]) -> Image.Image:
+    """A picture of one of our own shards ({"bytes", "path"}), as RGB."""
+    from PIL import Image
+
+    data = image.get("bytes")
+    if not data:
+        raise BadImage(image.get("path") or "a shard", "no bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.convert("RGB")
+    except Exception as error:  # as above
+        raise BadImage(image.get("path") or "a shard", _reason(data, error)) from None
+
+
+def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
+    """Width and height scaled into a square of `max_size`, at least 1 pixel and within the aspect ratio allowed."""
+    longer = max(width, height)
+    if longer <= max_size:
+        return width, height
+    least = math.ceil(max_size / MAX_ASPECT)
+    scale = max_size / longer
+    return max(least, round(width * scale)), max(least, round(height * scale))
+
+
+def _check_size(image: Image.Image, where: object, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(where, f"{width}x{height} pixels, more than data.max_image_pixels={max_pixels}")
+    if min(width, height) < 1:
+        raise BadImage(where, f"{width}x{height} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(where, f"{width}x{height} pixels, a shape beyond {MAX_ASPECT}:1")
+
+
+def _prepared(image: Image.Image, where: object, max_size: int, max_pixels: int) -> Image.Image:
+    from PIL import Image
+
+    _check_size(image, where, max_pixels)
+    rgb = _to_rgb(image, where)
+    size = fitted_size(*rgb.size, max_size)
+    if size != rgb.size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    rgb.info = {}
+    return rgb
+
+
+def _to_rgb(image: Image.Image, where: object) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise BadImage(where, "floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits brought to 8 (Pillow's own conversion would cut everything above 255 to white)."""
+    import numpy as np
+    from PIL import Image
+
+    grey = np.asarray(image).astype(np.int64)
+    if image.mode != "I" or grey.max() > 255:
+        grey = (grey + 128) // 257
+    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+
+
+def _reason(picture: bytes | Path, error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        size = len(picture) if isinstance(picture, bytes) else picture.stat().st_size
+        return f"{size} bytes that are no picture" if size else "an empty file"
+    return f"a damaged picture ({' '.join(str(error).split())[:160] or type(error).__name__})"

@@ -1,0 +1,47 @@
+"""The one tree of errors: what was found, what is needed, and what to do next."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_BAD_INPUT = 3
+EXIT_LOCKED = 4
+EXIT_INTERRUPTED = 130
+
+
+class DapoStagesError(Exception):
+    """Base of every error that a user can cause or mend; the CLI prints it without a traceback."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class ConfigError(DapoStagesError):
+    """The configuration file or an override is not valid."""
+
+
+class DataError(DapoStagesError):
+    """A file or a row is missing, damaged, or not what the stage needs.
+
+    The message always has the same four parts, so that nobody has to guess:
+    which file, what was found there, what is needed, and what to do next.
+    """
+
+    def __init__(self, where: object, found: str, needed: str, do: str) -> None:
+        self.where, self.found, self.needed, self.do = str(where), found, needed, do
+        super().__init__(f"{where}: found {found}; needed {needed}. {do}")
+
+
+class ModelError(DapoStagesError):
+    """A checkpoint cannot be used for what was asked of it."""
+
+
+class LockedError(DapoStagesError):
+    """Another run is writing the same output folder."""
+
+    exit_code = EXIT_LOCKED
+
+
+class InterruptedStage(DapoStagesError):  # noqa: N818 - an interruption, not a fault
+    """SIGTERM or Ctrl-C; what is finished stays, and the same command carries on from there."""
+
+    exit_code = EXIT_INTERRUPTED

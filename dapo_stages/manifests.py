@@ -1,0 +1,178 @@
+"""manifest.json: the one file that says an output exists, what it holds, and what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dapo_stages.errors import DataError
+from dapo_stages.schemas import SCHEMA_VERSION, schema_of
+from dapo_stages.shards import Row, RowLookup, Shard, ShardReader, sha256_of, write_text
+
+MANIFEST = "manifest.json"
+
+
+class Input(BaseModel):
+    """An output of another stage that this one read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    content_hash: str
+
+
+class Manifest(BaseModel):
+    """What is in a folder. Times and paths are recorded but stay out of `content_hash`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    stage: str
+    schema_version: int
+    package_version: str
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, Input]
+    shards: list[Shard]
+    rewards: list[str] = []
+    counts: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
+    started: str
+    ended: str
+    seconds: float
+    content_hash: str
+    pruned: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """What the output was made from: the same fingerprint means that nothing needs doing."""
+        hashes = {name: source.content_hash for name, source in self.inputs.items()}
+        return fingerprint(self.stage, self.config, self.seed, hashes)
+
+
+def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dict[str, str]) -> str:
+    """Hash of everything that decides a stage's result."""
+    return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "inputs": input_hashes})
+
+
+def content_hash(stage: str, config: dict[str, Any], seed: int, shards: Sequence[Shard]) -> str:
+    """Hash of a result: the same work done again gives the same hash, whenever and wherever it ran."""
+    files = sorted((shard.name, shard.sha256) for shard in shards)
+    return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "shards": files})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Publish a manifest; call it last."""
+    write_text(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+
+
+def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
+    """Read a folder's manifest and check that it is whole, of this version, and of the stage expected.
+
+    Raises DataError naming the file, what was found, what is needed and the next move.
+    """
+    path = folder / MANIFEST
+    redo = stage or "the stage that makes this folder"
+    try:
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
+        raise DataError(path, found, f"the manifest of a finished {redo}", f"Run {redo} (again) first.") from None
+    except (OSError, ValidationError, UnicodeDecodeError, NotADirectoryError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise DataError(
+            path,
+            f"schema version {manifest.schema_version}",
+            f"version {SCHEMA_VERSION}",
+            f"Run {redo} again, or use the version of dapo-stages it was made with.",
+        )
+    if manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards):
+        raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
+    if stage is not None and manifest.stage != stage:
+        raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
+    return manifest
+
+
+def mark_pruned(folder: Path) -> None:
+    """Say that the files were removed on purpose; the time stamp stays, so make redoes nothing."""
+    path = folder / MANIFEST
+    before = path.stat()
+    write_manifest(folder, read_manifest(folder).model_copy(update={"pruned": True}))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+class Source:
+    """A published folder, opened for reading. Shards are verified when they are first opened."""
+
+    def __init__(self, folder: Path, stage: str | None = None) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder, stage)
+        if self.manifest.pruned:
+            raise DataError(
+                folder, "a pruned output", "its files", f"Run {self.manifest.stage} for this folder again, or raise keep."
+            )
+        self._verified: set[str] = set()
+
+    def shards(self, kind: str) -> list[Shard]:
+        """The shards of a kind, in order: `completions` -> completions-00000.parquet, …"""
+        return [shard for shard in self.manifest.shards if _kind(shard.name) == kind]
+
+    def reader(self, kind: str, shard: Shard) -> ShardReader:
+        """Open one shard, after checking its size and SHA-256."""
+        schema = schema_of(kind, tuple(self.manifest.rewards))
+        return ShardReader(self.verified(shard), schema, self.manifest.stage)
+
+    def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """All rows of a kind, one row group in memory at a time."""
+        for shard in self.shards(kind):
+            with self.reader(kind, shard) as reader:
+                yield from reader.rows(columns)
+
+    @contextmanager
+    def lookup(self, kind: str, key: str) -> Iterator[RowLookup]:
+        """Rows by key, in any order."""
+        with ExitStack() as stack:
+            readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
+            yield RowLookup(readers, key)
+
+    def verified(self, shard: Shard) -> Path:
+        """The path of a shard or file, after checking that it is the one that was published."""
+        path = self.folder / shard.name
+        if shard.name in self._verified:
+            return path
+        redo = f"Run {self.manifest.stage} again."
+        if not path.is_file():
+            raise DataError(path, "no such file", "the file its manifest lists", redo)
+        if path.stat().st_size != shard.bytes:
+            raise DataError(path, f"{path.stat().st_size} bytes", f"{shard.bytes} bytes (it was cut or replaced)", redo)
+        if sha256_of(path) != shard.sha256:
+            raise DataError(path, "a changed file", "the checksum in its manifest", redo)
+        self._verified.add(shard.name)
+        return path
+
+    def verify_all(self) -> None:
+        """Check every file of the folder."""
+        for shard in self.manifest.shards:
+            self.verified(shard)
+
+
+def _kind(name: str) -> str:
+    """`completions-00003.parquet` -> `completions`; `metrics.parquet` -> `metrics`."""
+    stem = name.removesuffix(".parquet")
+    head, _, number = stem.rpartition("-")
+    return head if number.isdigit() else stem
+
+
+def _hash(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""The formulas: pure functions from arrays and numbers to arrays and numbers."""

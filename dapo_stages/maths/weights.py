@@ -1,0 +1,88 @@
+"""Token weights: tokens that were written while looking at the picture count more in the loss."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+VGR_CAP = 1e6
+VGR_OFFSET = 1e-6
+
+
+def token_weights(
+    vgr_T: ArrayLike, clip: tuple[float, float], smooth_sigma: float = 0.0, mean_preserving: bool = True
+) -> tuple[FloatArray, bool]:
+    """Weight of each token of a completion, [T] -> [T], and whether the mean 1 was reached.
+
+    w = 1 / (VGR + 1e-6), smoothed along the tokens, divided by its mean and brought into `clip` (lo < 1 < hi).
+    Invariants: lo <= w <= hi; with `mean_preserving` the mean is 1, so that weighting moves the loss between tokens
+    and does not scale it. Without, the mean after clipping is what it is.
+
+    VGR is a ratio of attention densities, never negative. A VGR of +inf (the token saw nothing of the picture) is
+    capped like any large one. A token without VGR (NaN) gets weight exactly 1 and takes no part in smoothing and
+    scaling, where its neighbours close up. No token, or none with a VGR: all 1.
+    """
+    vgr = np.asarray(vgr_T, dtype=np.float64)
+    known = ~np.isnan(vgr)
+    weights = np.ones(len(vgr))
+    if not known.any():
+        return weights, True
+    raw = 1.0 / (np.clip(vgr[known], 0.0, VGR_CAP) + VGR_OFFSET)
+    if smooth_sigma > 0:
+        raw = smooth(raw, smooth_sigma)
+    raw = raw / raw.mean()
+    if mean_preserving:
+        weights[known], reached = clip_to_mean_one(raw, clip)
+    else:
+        weights[known] = np.clip(raw, *clip)
+        reached = bool(abs(weights[known].mean() - 1.0) <= 1e-9)
+    return weights, reached
+
+
+def clip_to_mean_one(weights_T: ArrayLike, clip: tuple[float, float]) -> tuple[FloatArray, bool]:
+    """clip(s·w, lo, hi) with the scale s > 0 that makes its mean 1, and whether there is such an s.
+
+    Weights are not negative and 0 <= lo < 1 < hi. The sum of clip(s·w) rises with s, straight between the breakpoints
+    lo/w and hi/w of its tokens. A search over the sorted breakpoints finds the piece on which it crosses T; there it is
+    known which tokens are at a bound, the others add up to s·Σw, and s follows by one division. Where the sum is flat
+    at T, every s of that piece gives the same clipped weights. Weights of 0 stay at lo, so the mean may never get
+    to 1: then all others go to hi, which comes nearest.
+    """
+    weights = np.asarray(weights_T, dtype=np.float64)
+    count = len(weights)
+    if count == 0:
+        return weights.copy(), True
+    lo, hi = clip[0], min(clip[1], float(count))  # with mean 1 no weight is above T, so a higher bound never binds
+    positive = weights[weights > 0]
+    breaks = np.unique(np.concatenate([lo / positive, hi / positive]))
+    if len(positive) * hi + (count - len(positive)) * lo < count:
+        return np.where(weights > 0, hi, lo), False
+
+    first, last = 0, len(breaks) - 1  # at the first all tokens are at lo, at the last all that can be are at hi
+    while last - first > 1:
+        middle = (first + last) // 2
+        if np.clip(breaks[middle] * weights, lo, hi).sum() <= count:
+            first = middle
+        else:
+            last = middle
+    within = (breaks[first] + breaks[last]) / 2
+    at_lo, at_hi = within * weights <= lo, within * weights >= hi
+    free = weights[~at_lo & ~at_hi].sum()
+    scale = (count - at_lo.sum() * lo - at_hi.sum() * hi) / free if free > 0 else within
+    return np.clip(scale * weights, lo, hi), True
+
+
+def smooth(values_T: ArrayLike, sigma: float) -> FloatArray:
+    """Gaussian smoothing along the tokens, [T] -> [T]; beyond an end the values repeat mirrored (… b a | a b …).
+
+    The same as scipy.ndimage.gaussian_filter1d with mode "reflect" and its default truncation at 4 sigma. A
+    constant stays as it is.
+    """
+    values = np.asarray(values_T, dtype=np.float64)
+    radius = int(4.0 * sigma + 0.5)
+    if radius == 0 or len(values) == 0:
+        return values.copy()
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return np.convolve(np.pad(values, radius, mode="symmetric"), kernel / kernel.sum(), mode="valid")

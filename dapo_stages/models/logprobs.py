@@ -1,0 +1,51 @@
+"""Log-probabilities of completion tokens under the distribution they are sampled from."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from dapo_stages.models.packing import Packed
+from dapo_stages.models.policy import Policy
+
+
+class GroupLogprobs(torch.nn.Module):
+    """The forward pass of training: a packed batch in, log-prob and entropy of each completion token out.
+
+    The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits exist only
+    for completion rows, `chunk` rows at a time, and are computed again in the backward pass.
+    """
+
+    def __init__(self, policy: Policy, temperature: float, chunk: int = 1024) -> None:
+        super().__init__()
+        self.model = policy.model
+        self._base, self._suppressed = [policy.base], policy.suppressed
+        self._temperature, self._chunk = temperature, chunk
+
+    def forward(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better."""
+        base = self._base[0]
+        hidden = base.model(**batch.model_inputs).last_hidden_state[0]
+        rows = hidden.index_select(0, batch.predicting)
+        logprobs, entropies = [], []
+        for part, targets in zip(rows.split(self._chunk), batch.targets.split(self._chunk), strict=True):
+            if len(rows) > self._chunk and torch.is_grad_enabled():
+                picked, entropy = checkpoint(self._chunk_logprobs, part, targets, use_reentrant=False)
+            else:
+                picked, entropy = self._chunk_logprobs(part, targets)
+            logprobs.append(picked)
+            entropies.append(entropy)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _chunk_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        head = self._base[0].get_output_embeddings()
+        distribution = log_distribution(head(hidden), self._suppressed, self._temperature)
+        with torch.no_grad():
+            entropy = -(distribution.exp() * distribution.masked_fill(self._suppressed, 0)).sum(-1)
+        return distribution.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def log_distribution(logits: torch.Tensor, suppressed: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(logits / temperature) [rows, V], with -inf for tokens that are never sampled. At least float32."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax((logits / temperature).masked_fill(suppressed, float("-inf")), -1)

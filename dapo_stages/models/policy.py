@@ -1,0 +1,153 @@
+"""A policy in memory: model, processor, and what the stages need to know about its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dapo_stages.config import ModelConfig
+from dapo_stages.errors import ModelError
+from dapo_stages.models import attention
+from dapo_stages.models.packing import Group, Packed, Prompt, pack
+
+# Families whose prompts are positioned by get_rope_index and whose decoder reads AttentionInterface; each is held
+# to an eager forward in tests/models.
+FAMILIES = ("qwen2_5_vl", "qwen2_vl")
+
+
+@dataclass
+class Policy:
+    """A vision-language model that can generate, be scored and be trained."""
+
+    model: Any
+    processor: Any
+    device: torch.device
+
+    def attend(self, how: Literal["separate", "grouped"]) -> None:
+        """Rows of their own with padding masks (generation), or packed groups (scoring, training)."""
+        text = attention.NAME if how == "grouped" else "sdpa"
+        self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
+
+    @property
+    def base(self) -> Any:
+        """The transformers model itself, also under adapters."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a completion."""
+        ends = self.base.generation_config.eos_token_id
+        if ends is None:
+            ends = self.processor.tokenizer.eos_token_id
+        return list(ends) if isinstance(ends, list | tuple) else [int(ends)]
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Every special token, and ids of the vocabulary that stand for no token at all."""
+        tokenizer = self.processor.tokenizer
+        special = set(tokenizer.all_special_ids)
+        special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(special | set(range(len(tokenizer), self.vocabulary)))
+
+    @cached_property
+    def suppressed(self) -> torch.Tensor:
+        """[V] True for tokens that are never sampled: all special ones but the end tokens.
+
+        A sampled image token would ask for a picture that is not there.
+        """
+        mask = torch.zeros(self.vocabulary, dtype=torch.bool, device=self.device)
+        mask[sorted(self.special_ids - set(self.end_ids))] = True
+        return mask
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.base.config.get_text_config().vocab_size)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.base.config.get_text_config().num_hidden_layers)
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.base.config.image_token_id)
+
+    def pack(self, groups: Sequence[Group]) -> Packed:
+        """Groups in one row on the model's device."""
+        return pack(groups, [self.positions(group.prompt) for group in groups], self.device)
+
+    def positions(self, prompt: Prompt) -> torch.Tensor:
+        """Positions of a prompt's tokens, [3, P]: text one by one, pictures by row and column."""
+        ids = prompt.ids[None]
+        found, _ = self.base.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self.image_token_id).int(),
+            image_grid_thw=prompt.image_grid_thw,
+            attention_mask=torch.ones_like(ids),
+        )
+        positions: torch.Tensor = found[:, 0]
+        return positions
+
+    def system_end(self, ids: Sequence[int]) -> int:
+        """Length of the leading system message in a prompt; 0 if it has none."""
+        tokenizer = self.processor.tokenizer
+        start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
+        head = tokenizer.decode(list(ids[1:4]))
+        if not ids or ids[0] != start or not head.startswith("system") or end not in ids:
+            return 0
+        return list(ids).index(end) + 1
+
+
+def load_policy(path: str | Path, config: ModelConfig) -> Policy:
+    """Load a checkpoint by folder or hub id. Only safetensors, never code from the checkpoint.
+
+    Raises ModelError if it cannot be loaded or its architecture gives no access to its attention.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from dapo_stages.models.processor import load_processor
+
+    try:
+        family = AutoConfig.from_pretrained(path).model_type
+        if family not in FAMILIES:
+            raise ModelError(
+                f"{path}: found a checkpoint of architecture `{family}`; needed one whose attention can be read: "
+                f"{', '.join(FAMILIES)}. Set model.name to one of these."
+            )
+        device = device_of(config)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=getattr(torch, config.dtype), use_safetensors=True, attn_implementation="sdpa"
+        )
+        policy = Policy(model.to(device).eval(), load_processor(path), device)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{path}: found no usable checkpoint ({reason}); needed a transformers folder with safetensors, or a hub id "
+            "that can be reached. Mend model.name and run init-policy again."
+        ) from None
+    if policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
+        raise ModelError(f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false.")
+    return policy
+
+
+def device_of(config: ModelConfig) -> torch.device:
+    """The device a model is put on."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device: found no CUDA device; needed one. Set model.device to auto or cpu.")
+    return torch.device(config.device)
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open."""
+    from dapo_stages.models.processor import save_processor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    policy.attend("separate")
+    policy.model.save_pretrained(folder, safe_serialization=True)
+    save_processor(policy.processor, folder)

@@ -1,0 +1,90 @@
+"""Processors of the Qwen2-VL family, with torchvision or without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_STANDARD = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+_IMAGE_PROCESSOR = "Qwen2VLImageProcessor"  # the name every release of transformers and vLLM knows
+
+
+def load_processor(path: str | Path) -> Any:
+    """The processor saved in `path` (a folder or a hub name): AutoProcessor, or our own where torchvision is missing.
+
+    The video half of Qwen's processors needs torchvision; pictures and text do not. Without torchvision the result
+    is a processor of the same class name that has no video half.
+    """
+    from transformers import AutoConfig, AutoProcessor
+
+    if has_torchvision():
+        return AutoProcessor.from_pretrained(path)
+    family = AutoConfig.from_pretrained(path).model_type
+    if family not in _STANDARD:
+        return AutoProcessor.from_pretrained(path)
+    from transformers import AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return picture_processor(
+        Qwen2VLImageProcessorPil.from_pretrained(path), tokenizer, _chat_template(path, tokenizer), family
+    )
+
+
+def picture_processor(
+    image_processor: Any, tokenizer: Any, chat_template: str | None = None, family: str = "qwen2_5_vl"
+) -> Any:
+    """A processor for pictures and text that calls itself by the standard name of its family."""
+    import transformers
+
+    base: type = getattr(transformers, _STANDARD[family])
+
+    def init(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        base.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    # transformers reads the parts of a processor from the signature of __init__ and saves the name of its class.
+    without_video = type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
+    return without_video(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+
+def save_processor(processor: Any, out: str | Path) -> None:
+    """Write tokenizer, chat template and image processor into `out` under the standard class names.
+
+    `preprocessor_config.json`, which releases of transformers before 5 and vLLM read, is written beside the newer
+    `processor_config.json`.
+    """
+    folder = Path(out)
+    processor.save_pretrained(folder)
+    config_file = folder / "processor_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    pictures = dict(config["image_processor"], image_processor_type=_IMAGE_PROCESSOR)
+    config["image_processor"] = pictures
+    _write_json(config_file, config)
+    size = pictures.get("size") or {}
+    if {"shortest_edge", "longest_edge"} <= size.keys():
+        pictures = {**pictures, "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    _write_json(folder / "preprocessor_config.json", {**pictures, "processor_class": config["processor_class"]})
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision can really be imported: beside a torch of another build it is installed and broken."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+def _chat_template(path: str | Path, tokenizer: Any) -> str | None:
+    """The template of the processor: its own file in a local folder, else the tokenizer's."""
+    folder = Path(path)
+    if (jinja := folder / "chat_template.jinja").is_file():
+        return jinja.read_text(encoding="utf-8")
+    if (older := folder / "chat_template.json").is_file():
+        return json.loads(older.read_text(encoding="utf-8"))["chat_template"]
+    return tokenizer.chat_template
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,238 @@
+"""Where a stage writes: one writer per folder, resumable shard by shard, published by its manifest alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dapo_stages import __version__
+from dapo_stages.errors import DataError, LockedError
+from dapo_stages.manifests import (
+    MANIFEST,
+    Input,
+    Manifest,
+    Source,
+    content_hash,
+    fingerprint,
+    read_manifest,
+    write_manifest,
+)
+from dapo_stages.schemas import SCHEMA_VERSION, schema_of
+from dapo_stages.shards import Row, Shard, ShardReader, describe_file, fsync_folder, sha256_of, write_shard, write_text
+
+_PARTIAL = ".partial.json"
+_NEXT = ".next"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage was asked to make, known before it starts."""
+
+    stage: str
+    out: Path
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, Source] = field(default_factory=dict)
+    rewards: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        hashes = {name: source.manifest.content_hash for name, source in self.inputs.items()}
+        return fingerprint(self.stage, self.config, self.seed, hashes)
+
+    def state(self) -> str:
+        """`new`, `partial`, `complete` (nothing to do) or `stale` (made from something else)."""
+        if (self.out / MANIFEST).exists():
+            made = read_manifest(self.out)
+            return "complete" if made.fingerprint == self.fingerprint and not made.pruned else "stale"
+        return "partial" if (self.out / _PARTIAL).exists() else "new"
+
+
+class Output:
+    """An output folder while a stage fills it."""
+
+    def __init__(self, plan: Plan, folder: Path, shards: list[Shard]) -> None:
+        self.plan, self.folder = plan, folder
+        self._shards = {shard.name: shard for shard in shards}
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self.counts: dict[str, Any] = {}
+        self.policy: dict[str, Any] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is there already, from before an interruption."""
+        return name in self._shards
+
+    def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
+        """Write one shard: `completions`, 3 -> completions-00003.parquet."""
+        path = self.folder / shard_name(kind, index)
+        self._add(write_shard(path, schema_of(kind, self.plan.rewards), rows))
+
+    def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Rows of a shard that this stage wrote, before an interruption or just now."""
+        path = self.folder / shard_name(kind, index)
+        with ShardReader(path, schema_of(kind, self.plan.rewards), self.plan.stage) as reader:
+            yield from reader.rows(columns)
+
+    def add_files(self, folder: str) -> None:
+        """List every file of a sub-folder (a checkpoint) as part of the output."""
+        for path in sorted((self.folder / folder).rglob("*")):
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+                self._shards[path.relative_to(self.folder).as_posix()] = describe_file(self.folder, path)
+        fsync_folder(self.folder)
+        self._save_partial()
+
+    def publish(self) -> Manifest:
+        """Write the manifest, and with it the output."""
+        shards = sorted(self._shards.values(), key=lambda shard: shard.name)
+        manifest = Manifest(
+            stage=self.plan.stage,
+            schema_version=SCHEMA_VERSION,
+            package_version=__version__,
+            config=self.plan.config,
+            seed=self.plan.seed,
+            inputs={
+                name: Input(path=str(source.folder), content_hash=source.manifest.content_hash)
+                for name, source in self.plan.inputs.items()
+            },
+            shards=shards,
+            rewards=list(self.plan.rewards),
+            counts=self.counts,
+            policy=self.policy,
+            started=self._started.isoformat(timespec="seconds"),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._clock, 3),
+            content_hash=content_hash(self.plan.stage, self.plan.config, self.plan.seed, shards),
+        )
+        (self.folder / _PARTIAL).unlink(missing_ok=True)
+        write_manifest(self.folder, manifest)
+        _finish_replacement(self.plan.out)
+        return manifest
+
+    def _add(self, shard: Shard) -> None:
+        self._shards[shard.name] = shard
+        self._save_partial()
+
+    def _save_partial(self) -> None:
+        state = {"fingerprint": self.plan.fingerprint, "shards": [asdict(shard) for shard in self._shards.values()]}
+        write_text(self.folder / _PARTIAL, json.dumps(state))
+
+
+def shard_name(kind: str, index: int | None) -> str:
+    """`completions`, 3 -> completions-00003.parquet; without a number for a kind that has one file."""
+    return f"{kind}.parquet" if index is None else f"{kind}-{index:05d}.parquet"
+
+
+@contextmanager
+def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | None]:
+    """Lock the output folder and hand it over for writing; None if it already holds exactly this.
+
+    An output made from something else is replaced only with `overwrite`, and stays whole until the new one is.
+    The caller publishes. Raises LockedError while another run writes there, DataError if it would replace.
+    """
+    from filelock import FileLock, Timeout
+
+    plan.out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(plan.out / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LockedError(
+            f"{plan.out}: another run is writing here. Wait for it, stop it, or name another --out."
+        ) from None
+    try:
+        _finish_replacement(plan.out)
+        state = plan.state()
+        if state == "complete":
+            Source(plan.out).verify_all()
+            os.utime(plan.out / MANIFEST)
+            yield None
+            return
+        if state == "stale" and not overwrite:
+            raise DataError(
+                plan.out,
+                f"an output of {read_manifest(plan.out).stage} made from other inputs or configuration",
+                "an empty folder",
+                "Pass --overwrite to replace it, or name another --out.",
+            )
+        folder = plan.out / _NEXT if state == "stale" else plan.out
+        folder.mkdir(exist_ok=True)
+        yield Output(plan, folder, _resume(plan, folder, overwrite))
+    finally:
+        lock.release()
+
+
+def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
+    """The shards of an interrupted run that are still right; anything else in the folder is removed."""
+    shards: list[Shard] = []
+    path = folder / _PARTIAL
+    if path.exists():
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            same = state["fingerprint"] == plan.fingerprint
+            shards = [Shard(**shard) for shard in state["shards"]]
+        except (ValueError, KeyError, TypeError):
+            same, overwrite = False, True
+        if not same and not overwrite and folder == plan.out:
+            raise DataError(
+                folder,
+                "an unfinished output made from other inputs or configuration",
+                "the same command that was interrupted",
+                "Run that one again, pass --overwrite to start afresh, or name another --out.",
+            )
+        shards = [s for s in shards if same and _intact(folder, s)]
+    _clear(folder, keep={shard.name for shard in shards})
+    return shards
+
+
+def _intact(folder: Path, shard: Shard) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
+
+
+def _clear(folder: Path, keep: set[str]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
+        if name in keep or name in {_LOCK, _PARTIAL} or name.split("/")[0] == _NEXT:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        else:
+            path.unlink()
+
+
+def _finish_replacement(out: Path) -> None:
+    """Swap a finished replacement in (its manifest in .next says so), also one that was cut off half-way.
+
+    The old manifest goes first and the new one comes last, so that no reader ever sees a mixture.
+    """
+    waiting = out / _NEXT
+    if not (waiting / MANIFEST).exists():
+        return
+    (out / MANIFEST).unlink(missing_ok=True)
+    fsync_folder(out)
+    new = {path.name for path in waiting.iterdir()}
+    names = {shard.name.split("/")[0] for shard in read_manifest(waiting).shards}
+    for path in out.iterdir():
+        moved_already = path.name in names and path.name not in new
+        if path.name in {_NEXT, _LOCK} or moved_already:
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in sorted(new - {MANIFEST, _LOCK, _PARTIAL}):
+        os.replace(waiting / name, out / name)
+    fsync_folder(out)
+    os.replace(waiting / MANIFEST, out / MANIFEST)
+    fsync_folder(out)
+    shutil.rmtree(waiting)

@@ -1,0 +1,1 @@
+"""What people look at: figures of each iteration as tables, curves, pictures and trackers' points."""

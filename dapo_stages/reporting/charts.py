@@ -1,0 +1,151 @@
+"""Curves as inline SVG: no script, no font, no network; colours come from CSS variables of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+from dapo_stages.reporting.text import number, percent
+
+Points = list[tuple[float, float]]
+Unit = Literal["number", "percent"]
+
+COLOURS = 8  # --c0 … --c7 in the page
+_WIDTH, _HEIGHT = 460, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 22, 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve; iterations without a value have no point."""
+
+    name: str
+    points: Points
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over iterations that share an axis."""
+
+    title: str
+    y_label: str
+    series: list[Series]
+    unit: Unit = "number"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """From values to places in the drawing."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        return _LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        return _HEIGHT - _BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an SVG element; every foreign string in it is escaped."""
+    points = [point for series in chart.series for point in series.points]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 0.5, max(xs) + 0.5)
+    ticks = nice_ticks(0.0 if chart.unit == "percent" else min(ys), max(ys))
+    frame = _Frame(x_low, x_high, ticks[0], ticks[-1])
+    label = escape(f"{chart.title}: {', '.join(series.name for series in chart.series)}")
+    return "".join(
+        [
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">',
+            *_y_axis(frame, ticks, chart),
+            *_x_axis(frame),
+            *(_curve(frame, series, index, chart.unit) for index, series in enumerate(chart.series)),
+            "</svg>",
+        ]
+    )
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers that enclose low … high, about `wanted` of them: steps of 1, 2, 2.5 or 5 times a power of ten."""
+    if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
+        room = abs(high) * 0.1 or 1.0
+        low, high = low - room, high + room
+    rough = (high - low) / (wanted - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _y_axis(frame: _Frame, ticks: list[float], chart: Chart) -> list[str]:
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    parts = [f'<text class="axis" transform="translate(12 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>']
+    for tick in ticks:
+        y = frame.y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        text = _tick(tick, ticks[1] - ticks[0], chart.unit)
+        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>')
+    return parts
+
+
+def _x_axis(frame: _Frame) -> list[str]:
+    bottom = _HEIGHT - _BOTTOM
+    step = max(1, math.ceil(max((tick for tick in _steps(frame)), default=1)))
+    first = math.ceil(frame.x_low / step) * step
+    parts = [f'<line class="base" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
+    value = first
+    while value <= frame.x_high + 1e-9:
+        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 15}">{value:g}</text>')
+        value += step
+    parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 6}">iteration</text>')
+    return parts
+
+
+def _steps(frame: _Frame) -> list[float]:
+    ticks = nice_ticks(frame.x_low, frame.x_high, 8)
+    return [after - before for before, after in zip(ticks[:-1], ticks[1:], strict=True)]
+
+
+def _curve(frame: _Frame, series: Series, index: int, unit: Unit) -> str:
+    """A line with a dot per point. Every second line is dashed, so that colour is not the only difference."""
+    colour = f"var(--c{index % COLOURS})"
+    places = [(frame.x(x), frame.y(y)) for x, y in series.points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    dash = ' stroke-dasharray="5 3"' if index % 2 else ""
+    parts = [f'<g style="--c:{colour}"><polyline class="line" points="{line}"{dash}/>']
+    radius = 2.8 if len(places) <= 40 else 1.6
+    for (x, y), (iteration, value) in zip(places, series.points, strict=True):
+        said = percent(value) if unit == "percent" else number(value)
+        title = escape(f"iteration {iteration:g}: {series.name} {said}")
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>')
+    return "".join([*parts, "</g>"])
+
+
+def _tick(value: float, step: float, unit: Unit) -> str:
+    if unit == "percent":
+        return f"{100 * value:.{0 if step >= 0.01 else 1}f}%"
+    if value and not 1e-4 <= max(abs(value), step) < 1e6:
+        return f"{value:.1e}"
+    decimals = max(0, math.ceil(-math.log10(step) - 1e-9)) + (f"{step:.1e}"[:3] == "2.5")
+    return f"{value:.{decimals}f}"
+
+
+def has_points(chart: Chart) -> bool:
+    """Whether there is anything to draw."""
+    return any(series.points for series in chart.series)
+
+
+def drop_empty(charts: Sequence[Chart]) -> list[Chart]:
+    """Charts with something to draw, without the curves that have no point."""
+    kept = [
+        Chart(c.title, c.y_label, [series for series in c.series if series.points], c.unit)
+        for c in charts
+        if has_points(c)
+    ]
+    return kept

@@ -1,0 +1,69 @@
+"""Pictures of a report, as small data URIs: thumbnails, and where a completion looked."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+THUMBNAIL = 320  # pixels a side at most
+_MAX_PIXELS = 50_000_000
+_HEAT = (230, 97, 1)  # orange, the alpha channel says how much
+
+
+def size_of(data: bytes | None) -> tuple[int, int] | None:
+    """Width and height from the header of a picture; None if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data or b"")) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def thumbnail(data: bytes | None) -> str | None:
+    """A picture re-encoded at most THUMBNAIL pixels a side, as a data URI; None if it cannot be read."""
+    from PIL import Image
+
+    size = size_of(data)
+    if size is None or size[0] * size[1] > _MAX_PIXELS:
+        return None
+    try:
+        with Image.open(io.BytesIO(data or b"")) as image:
+            small = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return None
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _data_uri(small, "PNG" if max(size) <= THUMBNAIL // 2 else "JPEG")
+
+
+def heat_maps(patches_TV: Sequence[Sequence[float]] | None, grid_thw: Sequence[Sequence[int]]) -> list[str] | None:
+    """One transparent overlay per picture from attention [T, V]: the mean over tokens, the brightest cell at 1.
+
+    `grid_thw` counts patches; a vision token covers 2 × 2 of them. None if the numbers do not fit together.
+    """
+    from PIL import Image
+
+    shapes = [(int(t) * int(h) // 2, int(w) // 2) for t, h, w in grid_thw]
+    cells = sum(rows * columns for rows, columns in shapes)
+    if not patches_TV or not cells or any(len(row) != cells for row in patches_TV):
+        return None
+    means_V = [sum(column) / len(patches_TV) for column in zip(*patches_TV, strict=True)]
+    low, high = min(means_V), max(means_V)
+    maps, start = [], 0
+    for rows, columns in shapes:
+        image = Image.new("RGBA", (columns, rows))
+        part = means_V[start : start + rows * columns]
+        image.putdata([(*_HEAT, round(200 * (mean - low) / ((high - low) or 1.0))) for mean in part])
+        maps.append(_data_uri(image, "PNG"))
+        start += rows * columns
+    return maps
+
+
+def _data_uri(image: Any, kind: str) -> str:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 80} if kind == "JPEG" else {"optimize": True}
+    image.save(buffer, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

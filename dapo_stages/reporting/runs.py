@@ -1,0 +1,119 @@
+"""The folders of a run: which iterations and outputs there are, and whether each is what its inputs say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
+
+# Folder of an iteration -> the stage that writes it, in the order they run.
+FOLDERS = {
+    "rollout": "rollout",
+    "attention": "score-attention",
+    "weights": "weight-tokens",
+    "train": "train-step",
+    "eval": "evaluate",
+    "report": "report",
+}
+REPORTED = tuple(name for name in FOLDERS if name != "report")
+
+_ITERATION = re.compile(r"iter-(\d{4,})")
+
+State = Literal["done", "pruned", "stale", "unfinished", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in one output folder, and why it is not simply done."""
+
+    state: State
+    why: str = ""
+    seconds: float | None = None
+    ended: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def iteration_folder(run: Path, iteration: int) -> Path:
+    """`run`, 3 -> run/iter-0003."""
+    return run / f"iter-{iteration:04d}"
+
+
+def iterations(run: Path) -> list[int]:
+    """Numbers of the iterations that have a folder, in order."""
+    if not run.is_dir():
+        return []
+    matches = (_ITERATION.fullmatch(path.name) for path in run.iterdir() if path.is_dir())
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def manifest_of(folder: Path, stage: str | None = None) -> Manifest | None:
+    """The manifest of an output, pruned or not; None if there is none yet."""
+    return read_manifest(folder, stage) if (folder / MANIFEST).exists() else None
+
+
+def sources(run: Path, iteration: int) -> dict[str, Source]:
+    """The finished outputs of an iteration that a report reads; pruned ones are left out."""
+    found = {}
+    for name in REPORTED:
+        folder = iteration_folder(run, iteration) / name
+        manifest = manifest_of(folder, FOLDERS[name])
+        if manifest is not None and not manifest.pruned:
+            found[name] = Source(folder, FOLDERS[name])
+    return found
+
+
+def pruned(run: Path, iteration: int) -> dict[str, Manifest]:
+    """The outputs of an iteration whose files were removed on purpose."""
+    folder = iteration_folder(run, iteration)
+    manifests = {name: manifest_of(folder / name, FOLDERS[name]) for name in REPORTED}
+    return {name: manifest for name, manifest in manifests.items() if manifest is not None and manifest.pruned}
+
+
+def seconds_of(run: Path, iteration: int) -> dict[str, float]:
+    """Seconds that each stage of an iteration took, from the manifests (they outlive pruned files)."""
+    folder = iteration_folder(run, iteration)
+    manifests = {name: manifest_of(folder / name, FOLDERS[name]) for name in REPORTED}
+    return {name: manifest.seconds for name, manifest in manifests.items() if manifest is not None}
+
+
+def look(run: Path, folder: Path, stage: str) -> Found:
+    """The state of one output folder of a run."""
+    try:
+        manifest = manifest_of(folder, stage)
+    except DataError as error:
+        return Found("damaged", f"{error.found}; needed {error.needed}")
+    if manifest is None:
+        started = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
+        return Found("unfinished", "no manifest yet: running, or interrupted") if started else Found("missing")
+    changed = [reason for name in manifest.inputs if (reason := _changed(run, manifest, name))]
+    state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
+    return Found(state, "; ".join(changed), manifest.seconds, manifest.ended)
+
+
+def place_of(run: Path, recorded: str) -> Path:
+    """Where an input recorded in a manifest is now: inside this run, even if the run was moved or copied."""
+    parts = Path(recorded).parts
+    for index in reversed(range(len(parts))):
+        if _ITERATION.fullmatch(parts[index]):
+            return run.joinpath(*parts[index:])
+    if parts and parts[-1] in {"data", "policy"} and (run / parts[-1]).is_dir():
+        return run / parts[-1]
+    return Path(recorded)
+
+
+def _changed(run: Path, manifest: Manifest, name: str) -> str:
+    """Why an input is no longer the one that was read; empty if it is, or if it is gone and nobody can tell."""
+    source = manifest.inputs[name]
+    try:
+        now = manifest_of(place_of(run, source.path))
+    except DataError:
+        return f"{name} is damaged"
+    if now is None or now.content_hash == source.content_hash:
+        return ""
+    return f"{name} changed ({source.content_hash[:12]} -> {now.content_hash[:12]})"

@@ -1,0 +1,1 @@
+"""Rewards of a single completion: accuracy, format, overlong and plug-ins."""

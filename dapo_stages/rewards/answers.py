@@ -1,0 +1,82 @@
+"""What a completion answers: the text of its answer, or the letter it chose.
+
+A thought never answers. It ends at the first `</think>`; one that is never closed runs to the end of the text; where
+the completion closes a thought that it did not open (the prompt did), the text before belongs to it.
+
+`extract_choice` looks in this order, and in each place the last find wins, since a model may correct itself:
+
+1. the last complete `<answer>…</answer>`. A block that names several letters ("A or B") is no answer at all; a block
+   without a letter is passed over;
+2. a stated answer: "The answer is B", "D is correct", "I choose (C)", "答案是 B", "故选：A", `\\boxed{B}`; then bold
+   `**B**`;
+3. a lone letter. The article in "A red circle" and the pronoun "I" are words, and a letter that the text rules out
+   ("not B", "不选 B", "B is wrong") is not chosen.
+
+Letters are A to J, full-width ones included. Lower case counts inside `<answer>`, in brackets, and where a stated
+answer ends with it.
+"""
+
+# ruff: noqa: RUF001, RUF002 - Chinese punctuation and full-width letters are what these patterns read
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from dapo_stages.rewards.letters import leading, lone, names_several, stated
+from dapo_stages.rewards.tags import answer_blocks, outside_think, unboxed, without_answer_tags, without_markup
+
+_STATED_TEXT = re.compile(
+    r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*(?:应该|应)?\s*(?:是|为|:|：)\s*[:：]?)([^\n]+)", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[;；。！？]|,\s+(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])")
+_LONGEST_LINE = 200  # characters of a one-line completion that may be an answer as a whole
+
+
+def extract_answer(text: str) -> str | None:
+    """The answer as it stands, for answers that are not letters; None where there is none.
+
+    The last complete `<answer>` outside `<think>`, else the last `\\boxed{…}`, else what follows the last "answer is"
+    (or "答案是") in its sentence, else the whole text outside `<think>` where that is one short line.
+    """
+    outside = outside_think(text)
+    if tagged := answer_blocks(outside):
+        return tagged[-1].strip() or None
+    outside = without_answer_tags(outside).strip()
+    if boxed := unboxed(outside):
+        return boxed[-1][1].strip() or None
+    if stated_texts := _STATED_TEXT.findall(without_markup(outside)):
+        return _SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0].strip() or None
+    return outside if outside and "\n" not in outside and len(outside) <= _LONGEST_LINE else None
+
+
+def extract_choice(text: str) -> str | None:
+    """The letter A to J that a completion chose, in upper case; None where it chose none. See the module."""
+    outside = unicodedata.normalize("NFKC", outside_think(text))
+    for content in answer_blocks(outside)[-1:]:
+        if names_several(content):
+            return None
+        chosen = leading(content) or _stated_or_lone(content)
+        if chosen is not None:
+            return chosen or None
+    return _stated_or_lone(without_answer_tags(outside)) or None
+
+
+def parse_solution(solution: str) -> str:
+    """A data set's solution: the letter in upper case where it names one option, else its text.
+
+    Understood: `B`, `(b)`, `Ｂ`, `B. green`, `B) green`, `Answer: B`, `\\boxed{B}`, each also inside `<answer>`.
+    Several letters ("A, C") are text; so is what merely begins with one ("A red circle", "D = 5").
+    """
+    outside = outside_think(solution)
+    text = (answer_blocks(outside) or [outside])[-1].strip()
+    if boxed := unboxed(text):
+        text = boxed[-1][1].strip()
+    plain = without_markup(unicodedata.normalize("NFKC", text))
+    letter = None if names_several(plain) else leading(plain)
+    return letter or text
+
+
+def _stated_or_lone(text: str) -> str | None:
+    statement = stated(text)
+    return statement if statement is not None else lone(text)

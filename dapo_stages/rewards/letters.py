@@ -1,0 +1,160 @@
+"""Option letters in a text that holds no tags: in front of a short answer, stated, or standing alone.
+
+Texts come in Unicode's NFKC form, where full-width letters and punctuation are the plain ones.
+"""
+
+# ruff: noqa: RUF001, RUF002 - Chinese punctuation and full-width letters are what these patterns read
+
+from __future__ import annotations
+
+import re
+
+from dapo_stages.rewards.tags import open_text_commands, unboxed, without_markup
+
+_BOLD = re.compile(r"(?:\*\*|__)([^*\n]{1,200}?)(?:\*\*|__)")
+
+# A letter that stands alone: not a part of a word, name, formula or abbreviation.
+_OPEN = r"[\s\"'“‘(\[{<$]{0,8}"
+_CLOSE = r"[\"'”’)\]}>$]{0,4}"
+_ALONE = r"(?![A-Za-z0-9_+^=]|['’][A-Za-z]|-[A-Za-z0-9]|\.[A-Za-z](?![A-Za-z]))"
+_LETTER = rf"(?P<letter>[A-Ja-j]){_ALONE}"
+_NAMED = r"(?:option|choice|answer|letter)"
+
+# Words after a capital A that make it the name of an option, where any other word makes it the article.
+_VERBS = frozenset(
+    {"is", "was", "are", "and", "or", "nor", "but", "because", "since", "as", "for", "so", "if", "fits", "matches", "seems"}
+    | {"looks", "appears", "shows", "says", "describes", "states", "would", "should", "must", "can", "cannot", "will"}
+    | {"has", "had", "does", "did", "not", "due", "which", "that", "then", "therefore", "with"}
+)
+_WORD_AFTER = re.compile(r"[ \t]+([A-Za-z0-9]+)")
+_NAMED_BEFORE = re.compile(rf"(?:\b{_NAMED}|选项|答案|选)\s*[\"'“‘(\[]?$", re.IGNORECASE)
+
+_SEPARATOR = r"(?:\s*(?:,|/|&|;|、|和|或者|或|与|以及|\bor\b|\band\b)\s*|\s+)"
+_SEVERAL = re.compile(
+    rf"[\s(\[{{]*([A-J])[)\]}}.]?(?:{_SEPARATOR}+(?:(?:option|选项)\s*)?[(\[]?([A-J])[)\]]?)+[\s).\]}}。]*",
+    re.IGNORECASE,
+)
+_AND_ANOTHER = re.compile(
+    rf"{_CLOSE}\s*(?:,|/|&|、|和|或者|或|与|\bor\b|\band\b)\s*(?:or\s+)?(?:(?:option|选项)\s*)?[(\[]?(?P<other>[A-J])[)\]]?"
+    r"(?=\s*(?:$|[.,;!\n。、/&]|or\b|and\b|和|或))",
+    re.IGNORECASE,
+)
+
+_HEDGES = (
+    r"(?:(?:therefore|thus|then|hence|clearly|definitely|probably|likely|most|simply|just|indeed|the"
+    rf"|{_NAMED})\s*:?\s+){{0,4}}"
+)
+_RIGHT = r"(?:correct|best|accurate|answer|true|right(?!\s+(?:of|to|above|below|behind|in|next|before|after)\b))"
+_STATEMENTS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b(?:answer|(?:correct|right|best|my|final|chosen)\s+(?:option|choice|letter|one))"
+        rf"(?:\s+(?:to|for)\s+(?:the|this|that)\s+(?:question|problem))?\s*"
+        rf"(?:is|was|should\s+be|would\s+be|must\s+be|will\s+be|has\s+to\s+be|:|=|-|–|—)\s*:?\s*"
+        rf"{_HEDGES}{_OPEN}{_LETTER}",
+        rf"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?{_LETTER}[)\].]?\s+(?:is|was|seems|looks|appears|must\s+be)\s+(?:to\s+be\s+)?"
+        rf"(?:clearly\s+|definitely\s+|therefore\s+|indeed\s+)?(?:the\s+)?(?:only\s+|most\s+)?{_RIGHT}\b",
+        rf"(?<!not )(?<!n't )(?<!n’t )(?<!never )\b(?:choose|chose|pick|picked|select|selected|go\s+with|going\s+with"
+        rf"|opt\s+for)\s+(?:the\s+)?(?:{_NAMED}\s*)?:?\s*{_OPEN}{_LETTER}",
+        r"(?:答案|正确的?选项|正确的是|最佳选项)\s*(?:应该|应当|应|就|显然|一定|可能)?\s*(?:是|为|选择|选|:|=){0,3}\s*:?\s*"
+        rf"(?:选项|选)?\s*{_OPEN}{_LETTER}",
+        r"(?<!不)(?<!不能)(?<!不应)(?<!不应该)(?<!不该)(?<!不会)(?<!不可)(?<!别)(?<!勿)选(?!项)(?:择|的是|了|为)?\s*:?\s*"
+        rf"(?:选项|答案)?\s*{_OPEN}{_LETTER}",
+        rf"(?<![A-Za-z0-9]){_LETTER}{_CLOSE}\s*(?:选项|项)?\s*(?:才是|是|为)?\s*最?(?:正确|对的|答案)",
+    )
+)
+_SENTENCE_ENDS = re.compile(rf"{_CLOSE}\s*(?:$|[\n.,;:!?。])")
+_LEAD = re.compile(
+    rf"{_OPEN}(?:(?:the\s+)?(?:correct\s+|final\s+)?(?:{_NAMED}|选项|答案|选)\s*(?:is|是|为)?\s*:?\s*)?{_OPEN}{_LETTER}",
+    re.IGNORECASE,
+)
+_LONE = re.compile(
+    r"(?<![A-Za-z0-9_'’°\\+^\-])(?<![A-Za-z]\.)(?P<letter>[A-J])(?!\()" + _ALONE
+    + r"|(?<![A-Za-z0-9])[(\[](?P<bracketed>[a-j])[)\]]"
+)
+_RULED_OUT_BEFORE = re.compile(
+    rf"(?:\bnot|n['’]t\s+be|\bneither|\bnor|\bexcept|不是|不能?选|不应该?选|不该选|不选择|排除|而非)"
+    rf"\s*(?:{_NAMED}\s*|选项\s*)?[\"'“‘(\[]?$",
+    re.IGNORECASE,
+)
+_RULED_OUT_AFTER = re.compile(
+    rf"{_CLOSE}\s*(?:(?:is|was|are|seems)\s+(?:clearly\s+|definitely\s+)?(?:wrong|incorrect|false|not|out)\b"
+    r"|(?:is|was)n['’]t\b|(?:选项|项)?\s*(?:是)?(?:错|不正确|不对|不符))",
+    re.IGNORECASE,
+)
+
+
+def names_several(content: str) -> bool:
+    several = _SEVERAL.fullmatch(without_markup(content))
+    return several is not None and len(set(re.findall(r"\b[A-J]\b", several[0].upper()))) > 1
+
+
+def leading(content: str) -> str | None:
+    """The letter that a short answer begins with: `B`, `(b)`, `B. green`, `Option B`, `B 绿色`."""
+    content = without_markup(content).strip()
+    match = _LEAD.match(content)
+    if match is None:
+        return None
+    letter, rest = match["letter"], re.sub(rf"^{_CLOSE}", "", content[match.end() :])
+    enclosed = rest != content[match.end() :]
+    if not rest.strip() or rest[0] in ".,:;!?、。-–—)" or enclosed or "\u4e00" <= rest[0] <= "\u9fff":
+        chosen = True
+    else:
+        follows = rest.lstrip()[0]
+        names_text = follows.isalnum() or follows in "([:." or re.match(r"\s*[-–—]\s*[A-Za-z]{2}", rest) is not None
+        chosen = rest[0].isspace() and letter.isupper() and names_text
+    return letter.upper() if chosen and (enclosed or not _is_word(content, match.start("letter"))) else None
+
+
+def stated(text: str) -> str | None:
+    """The last stated answer; "" where it names several letters; None where nothing is stated."""
+    plain = open_text_commands(without_markup(text))
+    found: list[tuple[int, str]] = []
+    for pattern in _STATEMENTS:
+        for match in pattern.finditer(plain):
+            start, end = match.span("letter")
+            if _is_statement(plain, start, end):
+                other = _AND_ANOTHER.match(plain, end)
+                several = other is not None and other["other"].upper() != match["letter"].upper()
+                found.append((start, "" if several else match["letter"].upper()))
+    for start, content in unboxed(plain):
+        if (letter := leading(content)) or names_several(content):
+            found.append((start, letter if letter and not names_several(content) else ""))
+    if found:
+        return max(found)[1]
+    bold = [letter for content in _BOLD.findall(text) if (letter := leading(content))]
+    return bold[-1] if bold else None
+
+
+def _is_statement(text: str, start: int, end: int) -> bool:
+    """Whether a statement's letter is one: not the article of "the answer is a red circle", nor an "I think"."""
+    if text[start].islower():
+        in_brackets = start > 0 and text[start - 1] in "([{" and text[end : end + 1] in (")", "]", "}")
+        return in_brackets or _SENTENCE_ENDS.match(text, end) is not None
+    after_colon = re.search(r"[:：]\s*$", text[max(0, start - 8) : start]) is not None
+    return not (_is_word(text, start) and (after_colon or text[start] == "I"))
+
+
+def lone(text: str) -> str | None:
+    plain = open_text_commands(without_markup(text))
+    chosen: str | None = None
+    for match in _LONE.finditer(plain):
+        start, end = match.span("letter") if match["letter"] else match.span("bracketed")
+        before = plain[max(0, start - 24) : start]
+        if _RULED_OUT_BEFORE.search(before) or _RULED_OUT_AFTER.match(plain, end):
+            continue
+        if not _is_word(plain, start):
+            chosen = plain[start].upper()
+    return chosen
+
+
+def _is_word(text: str, at: int) -> bool:
+    """Whether the capital A or I at `at` is the article or the pronoun, and no option's name."""
+    letter, before, after = text[at], text[max(0, at - 24) : at], text[at + 1 :][:24]
+    if letter not in "AI" or _NAMED_BEFORE.search(before) or re.match(r"[)\]}\"”]", after):
+        return False
+    word = _WORD_AFTER.match(after)
+    if letter == "A":
+        return word is not None and word[1].lower() not in _VERBS
+    begins_line = not before.rpartition("\n")[2].strip(" \t([:：-")
+    return not (begins_line and re.match(r"\s*(?:$|\n|[.):、])", after))

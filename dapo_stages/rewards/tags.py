@@ -1,0 +1,68 @@
+"""The marks of a completion: thoughts, answer blocks, boxes and text commands."""
+
+from __future__ import annotations
+
+import re
+
+_FLAGS = re.IGNORECASE | re.DOTALL
+_THINK_TAG = re.compile(r"<(/?)think>", _FLAGS)
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", _FLAGS)
+_ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_MARKUP = re.compile(r"[*`]|__")
+
+
+def outside_think(text: str) -> str:
+    """The completion without its thoughts (a space stands in for each); tags may be in either case.
+
+    A thought ends at the first `</think>`; one that is never closed runs to the end; where the completion closes a
+    thought that it did not open (the prompt did), the text before belongs to it.
+    """
+    pieces: list[str] = []
+    start, thinking, opened = 0, False, False
+    for tag in _THINK_TAG.finditer(text):
+        closes = bool(tag[1])
+        if closes and not thinking and not opened:
+            pieces.clear()
+        elif not thinking:
+            pieces.append(text[start : tag.start()])
+        thinking = not closes
+        opened = True
+        start = tag.end()
+    if not thinking:
+        pieces.append(text[start:])
+    return " ".join(pieces)
+
+
+def answer_blocks(text: str) -> list[str]:
+    """What each complete `<answer>…</answer>` holds; of nested ones the inner one counts."""
+    return _ANSWER.findall(text)
+
+
+def without_answer_tags(text: str) -> str:
+    """The text with a space for each `<answer>` and `</answer>`."""
+    return _ANSWER_TAG.sub(" ", text)
+
+
+def without_markup(text: str) -> str:
+    """The text without Markdown's bold, italic and code marks."""
+    return _MARKUP.sub("", text)
+
+
+def unboxed(text: str) -> list[tuple[int, str]]:
+    """Each complete `\\boxed{…}`: where it starts and what it holds, text commands such as `\\text{…}` opened."""
+    found: list[tuple[int, str]] = []
+    for box in _BOXED.finditer(text):
+        depth = 1
+        for position in range(box.end(), min(len(text), box.end() + 1000)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                found.append((box.start(), open_text_commands(text[box.end() : position])))
+                break
+    return found
+
+
+def open_text_commands(text: str) -> str:
+    """`\\text{cm}` and its relatives replaced by what they hold."""
+    return _TEXT_COMMAND.sub(r"\1", text)

@@ -1,0 +1,175 @@
+"""Arrow schemas of every Parquet file, explicit and versioned; nothing is ever inferred."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+SEGMENTS = ("early", "middle", "late", "all")
+MASSES = ("vision", "text", "other", "first", "generated")
+
+# Mirrors datasets.Image(): the order of children and their nullability must match for pictures to decode.
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+
+def _list(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+FLOATS, INTS, STRINGS = _list(pa.float32()), _list(pa.int32()), _list(pa.string())
+
+_PROMPT = [
+    _required("prompt_id", pa.string()),
+    pa.field("images", pa.list_(IMAGE)),
+    _required("problem", pa.string()),
+    _required("solution", pa.string()),
+    _required("prompt_text", pa.string()),
+    _required("prompt_ids", INTS),
+    _required("image_grid_thw", _list(INTS)),
+    _required("source", pa.string()),
+    _required("slice", pa.string()),
+]
+
+_GROUP = [
+    _required("group_id", pa.string()),
+    _required("iteration", pa.int32()),
+    *_PROMPT,
+    _required("round", pa.int32()),
+    _required("num_correct", pa.int32()),
+    _required("kept", pa.bool_()),
+]
+
+_COMPLETION = [
+    _required("completion_id", pa.string()),
+    _required("group_id", pa.string()),
+    _required("sample", pa.int32()),
+    _required("text", pa.string()),
+    _required("completion_ids", INTS),
+    _required("token_texts", STRINGS),
+    _required("sampling_logprobs", FLOATS),
+    _required("finish_reason", pa.string()),
+    _required("engine", pa.string()),
+    _required("policy_version", pa.int32()),
+    _required("reward_accuracy", pa.float32()),
+    _required("reward_format", pa.float32()),
+    _required("reward_overlong", pa.float32()),
+]
+
+_ATTENTION = [
+    _required("completion_id", pa.string()),
+    _required("status", pa.string()),
+    *(pa.field(f"mass_{kind}", FLOATS) for kind in MASSES),
+    pa.field("vgr", FLOATS),
+    *(
+        pa.field(f"{name}_{segment}", pa.float32())
+        for segment in SEGMENTS
+        for name in ("vgr", "aei_text", "aei_vision", "attn_text", "attn_vision")
+    ),
+    _required("num_text_tokens", pa.int32()),
+    _required("num_vision_tokens", pa.int32()),
+    *(pa.field(f"patch_attention_{segment}", _list(_list(pa.float16()))) for segment in SEGMENTS),
+]
+
+_WEIGHT = [
+    _required("completion_id", pa.string()),
+    _required("group_id", pa.string()),
+    _required("source", pa.string()),
+    _required("source_iteration", pa.int32()),
+    _required("reward", pa.float32()),
+    _required("reward_accuracy", pa.float32()),
+    _required("reward_vgr", pa.float32()),
+    _required("reward_format", pa.float32()),
+    _required("reward_overlong", pa.float32()),
+    _required("reward_phase", pa.string()),
+    _required("advantage", pa.float32()),
+    _required("token_weights", FLOATS),
+    _required("in_loss", pa.bool_()),
+    _required("why", pa.string()),
+]
+
+# The replay buffer: whole groups, each with what is needed to train on it again.
+_BUFFER_GROUP = [
+    *_GROUP,
+    _required("score", pa.float32()),
+    _required("mean_reward", pa.float32()),
+    _required("std_reward", pa.float32()),
+]
+_BUFFER_COMPLETION = [
+    *_COMPLETION,
+    _required("reward_vgr", pa.float32()),
+    _required("token_weights", FLOATS),
+]
+
+_METRICS = [
+    _required("iteration", pa.int32()),
+    _required("update", pa.int32()),
+    _required("name", pa.string()),
+    pa.field("value", pa.float64()),
+]
+
+_EVALUATION = [
+    _required("completion_id", pa.string()),
+    _required("prompt_id", pa.string()),
+    _required("slice", pa.string()),
+    _required("mode", pa.string()),
+    _required("sample", pa.int32()),
+    _required("solution", pa.string()),
+    _required("text", pa.string()),
+    _required("num_tokens", pa.int32()),
+    _required("finish_reason", pa.string()),
+    _required("reward_accuracy", pa.float32()),
+    _required("reward_format", pa.float32()),
+]
+
+
+def _schema(fields: list[pa.Field]) -> pa.Schema:
+    schema = pa.schema(fields).with_metadata({b"dapo_stages.schema_version": str(SCHEMA_VERSION).encode()})
+    if schema.get_field_index("images") < 0:
+        return schema
+    # What datasets.Features writes, so that load_dataset("parquet") and the hub's viewer show pictures.
+    features = {field.name: _feature(field.type) for field in fields}
+    info = json.dumps({"info": {"features": features}})
+    return schema.with_metadata({**(schema.metadata or {}), b"huggingface": info.encode()})
+
+
+def _feature(kind: pa.DataType) -> dict[str, object]:
+    if kind == IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    names = {"float": "float32", "double": "float64", "halffloat": "float16"}
+    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
+
+
+# Name of a shard's kind (the part of its file name before the number) -> its schema.
+SCHEMAS: dict[str, pa.Schema] = {
+    "train": _schema(_PROMPT),
+    "held_out": _schema(_PROMPT),
+    "prompts": _schema(_GROUP),
+    "completions": _schema(_COMPLETION),
+    "attention": _schema(_ATTENTION),
+    "weights": _schema(_WEIGHT),
+    "replayed-prompts": _schema(_GROUP),
+    "replayed-completions": _schema(_COMPLETION),
+    "buffer": _schema(_BUFFER_GROUP),
+    "buffer-completions": _schema(_BUFFER_COMPLETION),
+    "metrics": _schema(_METRICS),
+    "eval": _schema(_EVALUATION),
+}
+
+_WITH_REWARDS = {"completions", "weights", "replayed-completions", "buffer-completions"}
+
+
+def schema_of(kind: str, rewards: tuple[str, ...] = ()) -> pa.Schema:
+    """The schema of a kind of shard; those that hold rewards have a column for each plug-in reward as well."""
+    schema = SCHEMAS[kind]
+    for name in rewards if kind in _WITH_REWARDS else ():
+        schema = schema.append(_required(f"reward_{name}", pa.float32()))
+    return schema

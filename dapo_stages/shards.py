@@ -1,0 +1,250 @@
+"""Parquet shards: written whole or not at all, read only after they proved to be what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dapo_stages.errors import DataError
+
+Row = dict[str, Any]
+
+MAX_ROWS = 128
+# Rows with pictures are read one group at a time in random order, so their row groups stay small.
+MAX_ROWS_WITH_IMAGES = 8
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A published file: its name in the folder, rows (None if it is not Parquet), bytes and SHA-256."""
+
+    name: str
+    rows: int | None
+    bytes: int
+    sha256: str
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex, with one block of it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_file(temporary: Path, final: Path) -> None:
+    """fsync a finished temporary file and move it to its final name in the same folder."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, final)
+    fsync_folder(final.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically and durably."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        publish_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
+    """Write rows as one Parquet file by the commit protocol; the final name appears only when it is complete.
+
+    Raises DataError naming the column if a row does not fit the schema.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    limit = MAX_ROWS_WITH_IMAGES if "images" in schema.names else MAX_ROWS
+    written = 0
+    try:
+        with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
+            for table in _tables(path, schema, rows, limit):
+                writer.write_table(table, row_group_size=limit)
+                written += table.num_rows
+        with pq.ParquetFile(temporary) as reopened:
+            if reopened.metadata.num_rows != written or not reopened.schema_arrow.equals(schema):
+                raise DataError(path, "other rows or columns after writing", f"{written} rows", "Check the disk.")
+        shard = Shard(path.name, written, temporary.stat().st_size, sha256_of(temporary))
+        publish_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return shard
+
+
+def describe_file(root: Path, path: Path) -> Shard:
+    """A file that is not a table (weights, tokenizer), as it is listed in a manifest."""
+    return Shard(path.relative_to(root).as_posix(), None, path.stat().st_size, sha256_of(path))
+
+
+def check_schema(path: Path, found: pa.Schema, needed: pa.Schema, redo: str) -> None:
+    """Refuse a file whose columns differ in name, order, type or nullability; names the first that does."""
+    missing = [name for name in needed.names if name not in found.names]
+    if missing:
+        raise DataError(
+            path, f"{len(found.names)} columns without {', '.join(missing)}", "these columns", f"Run {redo} again."
+        )
+    extra = [name for name in found.names if name not in needed.names]
+    if extra:
+        raise DataError(path, f"unknown columns {', '.join(extra)}", "the columns of its schema", f"Run {redo} again.")
+    for name in needed.names:
+        if not found.field(name).equals(needed.field(name)):
+            raise DataError(
+                path, f"column {name} as {found.field(name)}", f"{needed.field(name)}", f"Run {redo} again."
+            )
+    if found.names != needed.names:
+        raise DataError(path, f"columns in the order {found.names}", f"{needed.names}", f"Run {redo} again.")
+
+
+class ShardReader:
+    """One verified Parquet file. Row groups are read on demand, so memory does not grow with its length."""
+
+    def __init__(self, path: Path, schema: pa.Schema, redo: str) -> None:
+        self.path, self._redo = path, redo
+        try:
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+        check_schema(path, self._file.schema_arrow, schema, redo)
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def num_row_groups(self) -> int:
+        return int(self._file.num_row_groups)
+
+    def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of one row group."""
+        try:
+            table = self._file.read_row_group(index, columns=list(columns) if columns is not None else None)
+            rows: list[Row] = table.to_pylist()
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise self._damaged(error) from None
+        return rows
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """All rows in order."""
+        for index in range(self.num_row_groups):
+            yield from self.row_group(index, columns)
+
+    def _damaged(self, error: Exception) -> DataError:
+        reason = " ".join(str(error).split())[:200]
+        return DataError(self.path, f"a damaged file ({reason})", "complete Parquet", f"Run {self._redo} again.")
+
+
+class RowLookup:
+    """Rows by key in any order, a row group in memory at a time: groups are trained on in shuffled order."""
+
+    def __init__(self, readers: Sequence[ShardReader], key: str, cached: int = 4) -> None:
+        self._readers, self._cached = list(readers), cached
+        self._cache: OrderedDict[tuple[int, int], list[Row]] = OrderedDict()
+        self._places: dict[str, list[tuple[int, int, int]]] = {}
+        for shard, reader in enumerate(self._readers):
+            for group in range(reader.num_row_groups):
+                for offset, row in enumerate(reader.row_group(group, [key])):
+                    self._places.setdefault(row[key], []).append((shard, group, offset))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def keys(self) -> list[str]:
+        """Every key, in the order of the files."""
+        return list(self._places)
+
+    def all(self, key: str) -> list[Row]:
+        """Every row with this key, in the order of the files; raises KeyError if there is none."""
+        return [self._group(shard, group)[offset] for shard, group, offset in self._places[key]]
+
+    def one(self, key: str) -> Row:
+        """The first row with this key; raises KeyError if there is none."""
+        shard, group, offset = self._places[key][0]
+        return self._group(shard, group)[offset]
+
+    def _group(self, shard: int, group: int) -> list[Row]:
+        place = (shard, group)
+        if place not in self._cache:
+            self._cache[place] = self._readers[shard].row_group(group)
+            if len(self._cache) > self._cached:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(place)
+        return self._cache[place]
+
+
+def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int) -> Iterator[pa.Table]:
+    waiting: list[Row] = []
+    size = 0
+    for row in rows:
+        waiting.append(row)
+        size += _image_bytes(row)
+        if len(waiting) >= limit or size >= MAX_BYTES:
+            yield _table(path, schema, waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield _table(path, schema, waiting)
+
+
+def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
+    for row in rows:
+        if row.keys() != set(schema.names):
+            wrong = sorted(row.keys() ^ set(schema.names))
+            raise DataError(path, f"a row that differs in {', '.join(wrong)}", "the columns of its schema", "Report it.")
+    try:
+        table = pa.Table.from_pylist(rows, schema=schema)
+        table.validate(full=True)
+    except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(path, f"a value that does not fit ({reason})", "the types of its schema", "Report it.") from None
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise DataError(path, f"an empty value in column {field.name}", "a value in every row", "Report it.")
+    return table
+
+
+def _image_bytes(row: Row) -> int:
+    return sum(len(image["bytes"] or b"") for image in row.get("images") or [])
+
+
+def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    split, plain, dictionary = [], [], []
+    for field in schema:
+        leaf, kind = field.name, field.type
+        while pa.types.is_list(kind):
+            leaf, kind = f"{leaf}.list.element", kind.value_type
+        if pa.types.is_struct(kind):
+            plain += [f"{leaf}.bytes", f"{leaf}.path"]
+        elif pa.types.is_float32(kind) and leaf != field.name:
+            split.append(leaf)
+        elif not pa.types.is_floating(kind) and not pa.types.is_boolean(kind):
+            dictionary.append(leaf)
+    leaves = {leaf: "ZSTD" for leaf in [*split, *dictionary]} | {leaf: "NONE" for leaf in plain}
+    return {
+        "compression": leaves,
+        "use_dictionary": dictionary,
+        "use_byte_stream_split": split,
+        "write_page_checksum": True,
+        "store_schema": True,
+    }

@@ -1,0 +1,1 @@
+"""One module per command: read shards, call maths or a model, write shards."""

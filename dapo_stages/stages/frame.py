@@ -1,0 +1,70 @@
+"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dapo_stages.console import answer, say
+from dapo_stages.manifests import Manifest, read_manifest
+from dapo_stages.outputs import Output, Plan, open_output
+
+
+def run(plan: Plan, work: Callable[[Output], None], *, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+    """Carry out a plan: `work` fills the output, which is then published.
+
+    An output that is already there is left alone; an interrupted one goes on where it stopped.
+    """
+    if dry_run:
+        _describe(plan, as_json)
+        return
+    started = time.monotonic()
+    with open_output(plan, overwrite=overwrite) as output:
+        if output is None:
+            manifest, status = read_manifest(plan.out), "unchanged"
+        else:
+            work(output)
+            manifest, status = output.publish(), "done"
+    seconds = time.monotonic() - started
+    if as_json:
+        answer(_result(plan, manifest, status, seconds))
+    else:
+        what = ", ".join(f"{key} {_short(value)}" for key, value in manifest.counts.items() if _is_scalar(value))
+        say(f"{plan.stage}: {status} in {seconds:.1f} s -> {plan.out}" + (f" ({what})" if what else ""))
+
+
+def _describe(plan: Plan, as_json: bool) -> None:
+    moves = {
+        "new": "would write",
+        "partial": "would carry on in",
+        "complete": "has nothing to do in",
+        "stale": "would replace (with --overwrite)",
+    }
+    state = plan.state()
+    if as_json:
+        inputs = {name: str(source.folder) for name, source in plan.inputs.items()}
+        answer({"stage": plan.stage, "out": str(plan.out), "state": state, "inputs": inputs, "config": plan.config})
+        return
+    say(f"{plan.stage} {moves[state]} {plan.out}")
+    for name, source in plan.inputs.items():
+        say(f"  from {name} {source.folder} ({source.manifest.content_hash[:12]})")
+
+
+def _result(plan: Plan, manifest: Manifest, status: str, seconds: float) -> dict[str, Any]:
+    return {
+        "stage": plan.stage,
+        "status": status,
+        "out": str(plan.out),
+        "content_hash": manifest.content_hash,
+        "counts": manifest.counts,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, int | float | str)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,24 @@
+"""Options that every stage takes, in one place so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML configuration of the run.", metavar="FILE")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to create.", metavar="DIR")]
+Policy = Annotated[Path, typer.Option("--policy", help="Policy folder, from init-policy or train-step.", metavar="DIR")]
+Data = Annotated[Path, typer.Option("--data", help="Folder written by prepare-data.", metavar="DIR")]
+Rollouts = Annotated[Path, typer.Option("--rollouts", help="Folder written by rollout.", metavar="DIR")]
+Iteration = Annotated[int, typer.Option("--iteration", min=0, help="Iteration, counted from 1.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key: section.key=value. May be repeated.", metavar="KEY=VALUE"),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output that was made from other inputs or configuration.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

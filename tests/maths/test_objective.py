@@ -1,0 +1,194 @@
+"""The objective on tokens small enough to work out by hand; test_objective_trl.py compares it with TRL."""
+
+import math
+
+import pytest
+import torch
+
+from dapo_stages.maths.objective import merge_metrics, normalizer_of, policy_loss, top_entropy_mask
+
+LN2 = math.log(2)
+CLIP_HIGHER = {"epsilon_low": 0.2, "epsilon_high": 0.28}
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def case(ratios, advantages, weights=None, mask=None, ids=None):
+    """Arguments of policy_loss with these ratios, an engine that agrees with the trainer, and a leaf for gradients."""
+    new = torch.log(tensor(*ratios)).requires_grad_()
+    old = torch.zeros(len(ratios), dtype=torch.float64)
+    return {
+        "new_T": new,
+        "old_T": old,
+        "sampling_T": old.clone(),
+        "advantages_T": tensor(*advantages),
+        "mask_T": torch.tensor(mask or [True] * len(ratios)),
+        "weights_T": tensor(*(weights or [1.0] * len(ratios))),
+        "sequence_ids_T": torch.tensor(ids or [0] * len(ratios), dtype=torch.int64),
+        "normalizer": 1.0,
+        **CLIP_HIGHER,
+    }
+
+
+def test_two_weighted_completions_and_a_masked_one():
+    arguments = case(
+        ratios=[1.5, 0.5, 0.5, 1.0, 1.0],
+        advantages=[1.0, 1.0, -2.0, 9.0, math.nan],
+        weights=[2.0, 0.5, 1.0, 3.0, math.nan],
+        mask=[True, True, True, False, False],
+        ids=[0, 0, 1, 2, 2],
+    )
+    arguments["sampling_T"] = tensor(-2 * LN2, 0.0, 0.0, math.nan, -math.inf)  # the engine was 4 times less sure
+    arguments["normalizer"] = normalizer_of("dapo", tokens=3, completions=2, max_completion_length=16)
+    loss, metrics = policy_loss(**arguments)
+    loss.backward()
+    # token 0: factor 4 capped to 2, ratio 1.5 clipped to 1.28: 2.0 · 2 · -1.28 = -5.12
+    # token 1: 0.5 · -0.5 = -0.25          token 2: min(-1, 0.8 · -2) = -1.6, so +1.6
+    assert loss.item() == pytest.approx((-5.12 - 0.25 + 1.6) / 3)
+    # clipped tokens have no gradient; token 1 has -w · ratio · A / 3
+    torch.testing.assert_close(arguments["new_T"].grad, tensor(0.0, -0.25 / 3, 0.0, 0.0, 0.0))
+    sums = {name: value.item() for name, value in metrics.items()}
+    expected = {
+        "tokens": 3,
+        "loss_sum": -3.77,
+        "weight_sum": 3.5,
+        "ratio_sum": 2.5,
+        "ratio_max": 1.5,
+        "clipped_low": 1,
+        "clipped_high": 1,
+        "clipped_dual": 0,
+        "kl_sum": 0,
+        "update_kl_sum": 2.5 - math.log(1.5) + 2 * LN2 - 3,
+        "engine_is_sum": 4,
+        "engine_ratio_max": 4,
+        "engine_capped": 1,
+        "engine_kl_sum": 3 - 2 * LN2,
+    }
+    assert sums == pytest.approx(expected)
+
+
+def test_without_engine_log_probs_there_is_no_correction():
+    arguments = case([1.1], [1.0])
+    with_engine = policy_loss(**{**arguments, "sampling_T": tensor(-LN2)})[0]
+    without = policy_loss(**{**arguments, "sampling_T": None})[0]
+    assert (with_engine.item(), without.item()) == pytest.approx((-2.2, -1.1))
+
+
+def test_the_engines_factor_is_not_capped_from_below():
+    assert policy_loss(**{**case([1.0], [1.0]), "sampling_T": tensor(3 * LN2)})[0].item() == pytest.approx(-0.125)
+
+
+def test_the_weight_is_on_the_kl_too():
+    arguments = case([1.0], [0.0], weights=[2.0])
+    loss, metrics = policy_loss(**arguments, beta=0.1, reference_T=tensor(LN2))
+    loss.backward()
+    # exp(ln 2) - ln 2 - 1 and its derivative 1 - exp(ln 2)
+    assert loss.item() == pytest.approx(2 * 0.1 * (1 - LN2))
+    assert arguments["new_T"].grad.item() == pytest.approx(-0.2)
+    assert metrics["kl_sum"].item() == pytest.approx(1 - LN2)
+
+
+def test_kl_without_a_reference_is_refused():
+    with pytest.raises(ValueError, match="reference"):
+        policy_loss(**case([1.0], [1.0]), beta=0.1)
+
+
+def test_dual_clip_bounds_the_loss_of_a_large_ratio_with_negative_advantage():
+    arguments = case([5.0, 5.0], [-1.0, 1.0])
+    loss, metrics = policy_loss(**arguments, delta=3.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(3.0 - 1.28)
+    assert arguments["new_T"].grad.tolist() == [0.0, 0.0]
+    assert metrics["clipped_dual"].item() == 1
+    assert policy_loss(**arguments)[0].item() == pytest.approx(5.0 - 1.28)
+
+
+def test_grpo_counts_completions_alike_and_dapo_tokens():
+    arguments = case([1.0] * 4, [3.0, 3.0, 3.0, -1.0], ids=[0, 0, 0, 1])
+    dapo = policy_loss(**{**arguments, "normalizer": normalizer_of("dapo", 4, 2, 10)})[0]
+    grpo = policy_loss(**{**arguments, "normalizer": normalizer_of("grpo", 4, 2, 10)}, loss_type="grpo")[0]
+    dr_grpo = policy_loss(**{**arguments, "normalizer": normalizer_of("dr_grpo", 4, 2, 10)}, loss_type="dr_grpo")[0]
+    assert (dapo.item(), grpo.item(), dr_grpo.item()) == pytest.approx((-8 / 4, (-3 + 1) / 2, -8 / 20))
+
+
+def test_the_length_of_a_completion_counts_only_its_tokens_in_the_loss():
+    arguments = case([1.0] * 3, [2.0] * 3, mask=[True, True, False])
+    assert policy_loss(**arguments, loss_type="grpo")[0].item() == pytest.approx(-2.0)
+
+
+def test_the_sequence_ratio_has_the_gradient_of_weighted_tokens():
+    arguments = case([math.exp(0.2), 1.0], [1.0, 1.0], weights=[1.5, 0.5])
+    loss, _ = policy_loss(**{**arguments, "normalizer": 2.0}, level="sequence")
+    loss.backward()
+    ratio = math.exp(0.1)  # of both tokens
+    assert loss.item() == pytest.approx(-ratio)
+    torch.testing.assert_close(arguments["new_T"].grad, tensor(-1.5 * ratio / 2, -0.5 * ratio / 2))
+
+
+def test_micro_batches_add_up_to_the_mini_batch():
+    arguments = case([1.2, 0.7, 1.4], [1.0, -1.0, 0.5], weights=[0.5, 1.5, 1.0], ids=[0, 0, 1])
+    arguments["normalizer"] = 3.0
+    loss, metrics = policy_loss(**arguments)
+    packed = [name for name in arguments if name.endswith("_T")]
+    parts = [
+        policy_loss(**{**arguments, **{name: arguments[name][rows] for name in packed}})
+        for rows in (slice(0, 2), slice(2, 3))
+    ]
+    assert sum(part[0].item() for part in parts) == pytest.approx(loss.item())
+    merged = merge_metrics(merge_metrics({}, parts[0][1]), parts[1][1])
+    assert {name: value.item() for name, value in merged.items()} == pytest.approx(
+        {name: value.item() for name, value in metrics.items()}
+    )
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_no_token_in_the_loss_is_a_zero_that_backward_accepts(level, tokens):
+    new = torch.full((tokens,), -1.0, requires_grad=True)
+    other = torch.full((tokens,), math.nan)
+    mask, ids = torch.zeros(tokens, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
+    normalizer = normalizer_of("grpo", 0, 0, 8)
+    options = {"normalizer": normalizer, "sequence_ids_T": ids, "level": level, "loss_type": "grpo", **CLIP_HIGHER}
+    loss, metrics = policy_loss(new, other, other, other, mask, other, **options)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert new.grad.tolist() == [0.0] * tokens
+    assert metrics["tokens"].item() == 0
+
+
+def test_an_enormous_ratio_stays_finite():
+    arguments = case([1.0, 1.0], [0.0, -1.0])
+    arguments["old_T"] = tensor(-1e4, -1e4)
+    loss, metrics = policy_loss(**{**arguments, "sampling_T": None})
+    loss.backward()
+    assert loss.isfinite()
+    assert arguments["new_T"].grad.isfinite().all()
+    assert all(value.isfinite() for value in metrics.values())
+
+
+def test_entropy_takes_tokens_out_of_the_policy_term_only():
+    arguments = case([1.0, 1.0], [1.0, 1.0])
+    loss, _ = policy_loss(
+        **arguments, beta=1.0, reference_T=tensor(LN2, LN2), entropy_mask_T=torch.tensor([True, False])
+    )
+    assert loss.item() == pytest.approx(-1 + 2 * (1 - LN2))
+
+
+def test_the_top_share_by_entropy_stays():
+    entropy, mask = torch.tensor([0.1, 0.9, 0.5, 0.7, 5.0]), torch.tensor([True, True, True, True, False])
+    assert top_entropy_mask(entropy, mask, 0.5).tolist() == [False, True, False, True, False]
+    assert top_entropy_mask(entropy, mask, 1.0).tolist() == mask.tolist()
+    assert top_entropy_mask(entropy, torch.zeros(5, dtype=torch.bool), 0.5).tolist() == [False] * 5
+
+
+@pytest.mark.parametrize("argument", [{"loss_type": "ppo"}, {"level": "word"}])
+def test_unknown_kinds_are_refused(argument):
+    with pytest.raises(ValueError, match="unknown"):
+        policy_loss(**case([1.0], [1.0]), **argument)
+
+
+def test_an_unknown_normalizer_is_refused():
+    with pytest.raises(ValueError, match="unknown loss type 'ppo'"):
+        normalizer_of("ppo", 1, 1, 1)

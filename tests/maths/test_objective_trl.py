@@ -1,0 +1,154 @@
+"""Loss and gradient equal TRL's own code on the same log-probs; TRL's trainer runs on a stub of itself."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dapo_stages.maths.objective import normalizer_of, policy_loss, top_entropy_mask
+
+pytest.importorskip("trl", reason="the comparison with TRL needs TRL")
+
+LONGEST = 12
+LENGTHS = (12, 7, 1, 9, 0)  # the last completion is truncated and masked
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    from trl import GRPOTrainer
+
+    return GRPOTrainer
+
+
+@pytest.fixture(scope="module")
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(LENGTHS), LONGEST)
+
+    def noise(scale):
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    new = -1.0 + noise(0.3)
+    return SimpleNamespace(
+        new=new,
+        old=new + noise(0.4),
+        engine=noise(0.5),
+        reference=new + noise(0.4),
+        entropy=torch.rand(shape, generator=generator, dtype=torch.float64),
+        advantages=torch.tensor([1.0, -1.5, 0.7, -0.2, 3.0], dtype=torch.float64),
+        mask=(torch.arange(LONGEST) < torch.tensor(LENGTHS)[:, None]).to(torch.float64),
+    )
+
+
+def trl_loss(trainer, batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0, cap=None):
+    """What GRPOTrainer._compute_loss gives for the batch, and its gradient with respect to the log-probs."""
+    new = batch.new.clone().requires_grad_()
+    stub = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (new, batch.entropy, None),
+        _entropy_bonus_enabled=False,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        accelerator=SimpleNamespace(
+            num_processes=1,
+            gather=lambda x: x,
+            reduce=lambda x, reduction: x,
+            pad_across_processes=lambda x, **_: x,
+        ),
+        args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
+        aux_loss_enabled=False,
+        beta=beta,
+        current_gradient_accumulation_steps=1,
+        epsilon_high=0.28,
+        epsilon_low=0.2,
+        importance_sampling_level=level,
+        loss_type=loss_type,
+        max_completion_length=LONGEST,
+        model=SimpleNamespace(training=True),
+        off_policy_mask_threshold=None,
+        top_entropy_quantile=entropy,
+        use_vllm=cap is not None,
+        vllm_importance_sampling_correction=True,
+    )
+    stub.get_high_entropy_mask = lambda *arguments: trainer.get_high_entropy_mask(stub, *arguments)
+    ids = torch.zeros(batch.new.shape, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": ids[:, :1],
+        "completion_ids": ids,
+        "completion_mask": batch.mask,
+        "advantages": batch.advantages,
+        "old_per_token_logps": batch.old,
+        "ref_per_token_logps": batch.reference,
+        "num_items_in_batch": batch.mask.sum(),
+    }
+    if cap is not None:  # as _generate_and_score_completions prepares it, mode token_truncate
+        inputs["importance_sampling_ratio"] = torch.exp(batch.engine).clamp(max=cap)
+    loss = trainer._compute_loss(stub, None, inputs)
+    loss.backward()
+    return loss.item(), new.grad, stub._metrics["train"]
+
+
+def our_loss(batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0, cap=None):
+    """The same from policy_loss: tokens packed in one row, all weights 1.
+
+    The masked completion keeps a token in the row, so that packing and mask are not the same.
+    """
+    new = batch.new.clone().requires_grad_()
+    real = batch.mask.bool()
+    real[-1, 0] = True
+    rows = torch.arange(len(LENGTHS))[:, None].expand(real.shape)[real]
+    mask = batch.mask[real].bool()
+    loss, metrics = policy_loss(
+        new[real],
+        batch.old[real],
+        None if cap is None else (batch.old - batch.engine)[real],
+        batch.advantages[rows],
+        mask,
+        torch.ones(len(mask), dtype=torch.float64),
+        normalizer=normalizer_of(loss_type, float(mask.sum()), len(LENGTHS), LONGEST),
+        sequence_ids_T=rows,
+        epsilon_low=0.2,
+        epsilon_high=0.28,
+        delta=delta,
+        engine_is_cap=cap or 2.0,
+        level=level,
+        loss_type=loss_type,
+        beta=beta,
+        reference_T=batch.reference[real] if beta else None,
+        entropy_mask_T=top_entropy_mask(batch.entropy[real], mask, entropy),
+    )
+    loss.backward()
+    return loss.item(), new.grad, {name: value.item() for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"delta": 1.5},
+        {"beta": 0.1},
+        {"entropy": 0.4, "beta": 0.1},
+        {"cap": 2.0},
+        {"level": "sequence"},
+        {"level": "sequence", "delta": 1.4, "beta": 0.1},
+        {"cap": 1.2, "delta": 1.5, "beta": 0.1, "entropy": 0.5},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_loss_and_gradient_equal_trl(trainer, batch, loss_type, options):
+    theirs, their_gradient, _ = trl_loss(trainer, batch, loss_type, **options)
+    ours, our_gradient, _ = our_loss(batch, loss_type, **options)
+    assert ours == pytest.approx(theirs, abs=1e-10)
+    torch.testing.assert_close(our_gradient, their_gradient, atol=1e-10, rtol=0)
+    assert their_gradient.abs().sum() > 0
+
+
+def test_clip_shares_and_kl_equal_trl(trainer, batch):
+    _, _, theirs = trl_loss(trainer, batch, "dapo", beta=0.1)
+    _, _, ours = our_loss(batch, "dapo", beta=0.1)
+    assert ours["clipped_low"] / ours["tokens"] == pytest.approx(theirs["clip_ratio/low_mean"][0])
+    assert ours["clipped_high"] / ours["tokens"] == pytest.approx(theirs["clip_ratio/high_mean"][0])
+    assert ours["kl_sum"] / ours["tokens"] == pytest.approx(theirs["kl"][0])
+    assert ours["clipped_low"] > 0
+    assert ours["clipped_high"] > 0

@@ -1,0 +1,93 @@
+"""The replay buffer: who enters, who leaves, who is drawn."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dapo_stages.maths.replay import Entry, admissible, draw, score, update
+
+
+def entry(group_id, iteration=1, score=1.0, mean=2.0, std=0.5):
+    return Entry(group_id, iteration, score, mean, std)
+
+
+def ids(entries):
+    return [e.group_id for e in entries]
+
+
+def test_a_group_enters_above_both_thresholds_not_at_them():
+    assert admissible(mean=1.6, std=0.1, var_epsilon=1e-6, min_reward=1.5)
+    assert not admissible(mean=1.5, std=0.1, var_epsilon=1e-6, min_reward=1.5)
+    assert not admissible(mean=1.6, std=1e-6, var_epsilon=1e-6, min_reward=1.5)
+    assert not admissible(mean=float("nan"), std=0.1, var_epsilon=1e-6, min_reward=1.5)
+
+
+def test_score_is_the_sum_of_absolute_advantages_times_the_deviation():
+    assert score([1.0, -0.5, -0.5], 0.25) == 0.5
+
+
+def test_the_lowest_score_leaves_a_full_buffer():
+    buffer = update([entry("a", score=3), entry("b", score=1)], [entry("c", score=2)], 2, 10, iteration=1)
+    assert ids(buffer) == ["a", "c"]
+
+
+def test_older_than_max_staleness_leaves():
+    buffer = update([entry("old", 1, score=9), entry("edge", 2)], [], 8, max_staleness=3, iteration=5)
+    assert ids(buffer) == ["edge"]
+
+
+def test_the_newest_copy_of_a_group_wins_even_with_a_lower_score():
+    old, new = entry("a", 1, score=5), entry("a", 2, score=1)
+    assert update([old], [new], 8, 10, 2) == [new]
+    assert update([new], [old], 8, 10, 2) == [new]
+
+
+def test_redoing_an_iteration_replaces_its_own_entries():
+    before, again = entry("a", 2, score=5), entry("a", 2, score=1)
+    assert update([before], [again], 8, 10, 2) == [again]
+
+
+def test_of_equal_scores_the_newer_stays_then_the_smaller_id():
+    entries = [entry("b", 1), entry("c", 2), entry("a", 1)]
+    assert ids(update(entries, [], 2, 10, 2)) == ids(update([], entries[::-1], 2, 10, 2)) == ["c", "a"]
+
+
+def test_a_buffer_of_size_zero_stays_empty():
+    assert update([entry("a")], [entry("b")], 0, 10, 1) == []
+
+
+def test_a_draw_has_no_repeats_and_at_most_all():
+    buffer = [entry(name, score=s) for name, s in zip("abcd", (1, 2, 3, 0), strict=True)]
+    rng = np.random.default_rng(0)
+    assert len(set(ids(draw(buffer, 3, rng)))) == 3
+    assert sorted(ids(draw(buffer, 9, rng))) == list("abcd")
+    assert draw(buffer, 0, rng) == draw([], 3, rng) == []
+
+
+def test_a_draw_depends_on_the_random_state_and_not_on_the_order():
+    buffer = [entry(name, score=s) for name, s in zip("abcd", (1, 2, 3, 0), strict=True)]
+    assert draw(buffer, 2, np.random.default_rng(3)) == draw(buffer[::-1], 2, np.random.default_rng(3))
+
+
+def test_the_first_draw_is_proportional_to_the_score():
+    buffer = [entry("a", score=3), entry("b", score=1)]
+    rng = np.random.default_rng(0)
+    first = Counter(draw(buffer, 1, rng)[0].group_id for _ in range(4000))
+    assert first["a"] / 4000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_the_second_draw_is_proportional_among_the_rest():
+    # both light ones: 2 · 1/4 · 1/3
+    buffer = [entry("a", score=1), entry("b", score=1), entry("heavy", score=2)]
+    rng = np.random.default_rng(0)
+    without = sum("heavy" not in ids(draw(buffer, 2, rng)) for _ in range(4000))
+    assert without / 4000 == pytest.approx(1 / 6, abs=0.03)
+
+
+def test_score_zero_is_drawn_last_and_all_alike():
+    buffer = [entry("a", score=0), entry("b", score=0), entry("c", score=1e-300)]
+    rng = np.random.default_rng(0)
+    drawn = [ids(draw(buffer, 2, rng)) for _ in range(400)]
+    assert {pair[0] for pair in drawn} == {"c"}
+    assert 140 < sum(pair[1] == "a" for pair in drawn) < 260
