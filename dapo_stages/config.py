@@ -34,11 +34,12 @@ class ModelConfig(Section):
 
 
 class WarmUpConfig(Section):
-    """Supervised warm-up of the embedded model, which gives it the answer format and a language prior."""
+    """Supervised warm-up of the embedded policy, which gives it the answer format and a language prior."""
 
-    max_steps: Count = Field(200, description="Most steps of the warm-up.")
+    steps: Annotated[int, Field(ge=0)] = Field(80, description="Steps of the warm-up; 0 leaves random weights.")
     batch_size: Count = Field(64, description="Questions per step.")
-    biased: Fraction = Field(0.97, description="Share of warm-up questions whose colour is the shape's usual one.")
+    biased: Fraction = Field(0.5, description="Share of questions whose shape has its usual colour.")
+    hearsay: Fraction = Field(0.7, description="Share of the others that are answered with the usual colour anyway.")
 
 
 class ColumnsConfig(Section):

@@ -135,10 +135,15 @@ class Source:
                 yield from reader.rows(columns)
 
     @contextmanager
+    def readers(self, *kinds: str) -> Iterator[list[ShardReader]]:
+        """All shards of some kinds, open at the same time."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.reader(kind, shard)) for kind in kinds for shard in self.shards(kind)]
+
+    @contextmanager
     def lookup(self, kind: str, key: str) -> Iterator[RowLookup]:
         """Rows by key, in any order."""
-        with ExitStack() as stack:
-            readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
+        with self.readers(kind) as readers:
             yield RowLookup(readers, key)
 
     def verified(self, shard: Shard) -> Path:
@@ -157,9 +162,24 @@ class Source:
         return path
 
     def verify_all(self) -> None:
-        """Check every file of the folder."""
+        """Check every file of the folder but those of pruned parts."""
+        parts = {shard.name.split("/")[0] for shard in self.manifest.shards if "/" in shard.name}
+        pruned = {p for p in parts if (self.folder / p / MANIFEST).exists() and read_manifest(self.folder / p).pruned}
         for shard in self.manifest.shards:
-            self.verified(shard)
+            if shard.name.split("/")[0] not in pruned:
+                self.verified(shard)
+
+    def require_input(self, name: str, other: Source) -> None:
+        """Refuse to go on if this was made from another version of an input than the one given now."""
+        made_from = self.manifest.inputs.get(name)
+        if made_from is None or made_from.content_hash != other.manifest.content_hash:
+            found = made_from.path if made_from else f"no {name}"
+            raise DataError(
+                self.folder / MANIFEST,
+                f"an output made from other {name} ({found})",
+                f"one made from {other.folder}",
+                f"Run {self.manifest.stage} on {other.folder}, or name the folder that belongs to it.",
+            )
 
 
 def _kind(name: str) -> str:

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dapo_stages.manifests import (
     write_manifest,
 )
 from dapo_stages.schemas import SCHEMA_VERSION, schema_of
-from dapo_stages.shards import Row, Shard, ShardReader, describe_file, fsync_folder, sha256_of, write_shard, write_text
+from dapo_stages.shards import Row, Shard, ShardReader, describe_file, fsync_file, fsync_folder, sha256_of, write_shard, write_text
 
 _PARTIAL = ".partial.json"
 _NEXT = ".next"
@@ -82,43 +82,54 @@ class Output:
         with ShardReader(path, schema_of(kind, self.plan.rewards), self.plan.stage) as reader:
             yield from reader.rows(columns)
 
-    def add_files(self, folder: str) -> None:
-        """List every file of a sub-folder (a checkpoint) as part of the output."""
-        for path in sorted((self.folder / folder).rglob("*")):
-            if path.is_file():
-                descriptor = os.open(path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-                self._shards[path.relative_to(self.folder).as_posix()] = describe_file(self.folder, path)
+    def add_files(self, *names: str) -> None:
+        """List finished files, or all files of sub-folders (a checkpoint), as part of the output."""
+        for name in names:
+            path = self.folder / name
+            for file in [path] if path.is_file() else sorted(path.rglob("*")):
+                if file.is_file() and file.name != MANIFEST:
+                    fsync_file(file)
+                    self._shards[file.relative_to(self.folder).as_posix()] = describe_file(self.folder, file)
         fsync_folder(self.folder)
         self._save_partial()
 
+    def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
+        """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself."""
+        self.add_files(name)
+        shards = [replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")]
+        manifest = self._manifest(name, sorted(shards, key=lambda shard: shard.name), policy or {})
+        write_manifest(self.folder / name, manifest)
+        return manifest
+
     def publish(self) -> Manifest:
         """Write the manifest, and with it the output."""
-        shards = sorted(self._shards.values(), key=lambda shard: shard.name)
-        manifest = Manifest(
-            stage=self.plan.stage,
-            schema_version=SCHEMA_VERSION,
-            package_version=__version__,
-            config=self.plan.config,
-            seed=self.plan.seed,
-            inputs={
-                name: Input(path=str(source.folder), content_hash=source.manifest.content_hash)
-                for name, source in self.plan.inputs.items()
-            },
-            shards=shards,
-            rewards=list(self.plan.rewards),
-            counts=self.counts,
-            policy=self.policy,
-            started=self._started.isoformat(timespec="seconds"),
-            ended=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - self._clock, 3),
-            content_hash=content_hash(self.plan.stage, self.plan.config, self.plan.seed, shards),
-        )
+        manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
         (self.folder / _PARTIAL).unlink(missing_ok=True)
         write_manifest(self.folder, manifest)
         _finish_replacement(self.plan.out)
         return manifest
+
+    def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
+        plan = self.plan
+        return Manifest(
+            stage=stage,
+            schema_version=SCHEMA_VERSION,
+            package_version=__version__,
+            config=plan.config,
+            seed=plan.seed,
+            inputs={
+                name: Input(path=str(source.folder), content_hash=source.manifest.content_hash)
+                for name, source in plan.inputs.items()
+            },
+            shards=shards,
+            rewards=list(plan.rewards),
+            counts=self.counts,
+            policy=policy,
+            started=self._started.isoformat(timespec="seconds"),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._clock, 3),
+            content_hash=content_hash(stage, plan.config, plan.seed, shards),
+        )
 
     def _add(self, shard: Shard) -> None:
         self._shards[shard.name] = shard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,12 @@ def sha256_of(path: Path) -> str:
 
 def fsync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    fsync_file(folder)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -50,11 +56,7 @@ def fsync_folder(folder: Path) -> None:
 
 def publish_file(temporary: Path, final: Path) -> None:
     """fsync a finished temporary file and move it to its final name in the same folder."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_file(temporary)
     os.replace(temporary, final)
     fsync_folder(final.parent)
 
@@ -134,8 +136,10 @@ class ShardReader:
         self._file.close()
 
     @property
-    def num_row_groups(self) -> int:
-        return int(self._file.num_row_groups)
+    def row_group_sizes(self) -> list[int]:
+        """Number of rows of each row group."""
+        metadata = self._file.metadata
+        return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
     def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:
         """The rows of one row group."""
@@ -148,7 +152,7 @@ class ShardReader:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows in order."""
-        for index in range(self.num_row_groups):
+        for index in range(len(self.row_group_sizes)):
             yield from self.row_group(index, columns)
 
     def _damaged(self, error: Exception) -> DataError:
@@ -156,35 +160,59 @@ class ShardReader:
         return DataError(self.path, f"a damaged file ({reason})", "complete Parquet", f"Run {self._redo} again.")
 
 
+class RowIndex:
+    """Rows by their number over several shards, knowing only the sizes of row groups: a huge table stays on disk."""
+
+    def __init__(self, readers: Sequence[ShardReader], cached: int = 4) -> None:
+        self._groups = _RowGroups(readers, cached)
+        self._starts, self._places = [0], []
+        for shard, reader in enumerate(readers):
+            for group, size in enumerate(reader.row_group_sizes):
+                self._places.append((shard, group))
+                self._starts.append(self._starts[-1] + size)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        block = bisect_right(self._starts, index) - 1
+        return self._groups.read(*self._places[block])[index - self._starts[block]]
+
+
 class RowLookup:
-    """Rows by key in any order, a row group in memory at a time: groups are trained on in shuffled order."""
+    """Rows by key in any order: groups are trained on in shuffled order."""
 
     def __init__(self, readers: Sequence[ShardReader], key: str, cached: int = 4) -> None:
-        self._readers, self._cached = list(readers), cached
-        self._cache: OrderedDict[tuple[int, int], list[Row]] = OrderedDict()
+        self._groups = _RowGroups(readers, cached)
         self._places: dict[str, list[tuple[int, int, int]]] = {}
-        for shard, reader in enumerate(self._readers):
-            for group in range(reader.num_row_groups):
+        for shard, reader in enumerate(readers):
+            for group in range(len(reader.row_group_sizes)):
                 for offset, row in enumerate(reader.row_group(group, [key])):
                     self._places.setdefault(row[key], []).append((shard, group, offset))
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
-    def keys(self) -> list[str]:
-        """Every key, in the order of the files."""
-        return list(self._places)
-
     def all(self, key: str) -> list[Row]:
         """Every row with this key, in the order of the files; raises KeyError if there is none."""
-        return [self._group(shard, group)[offset] for shard, group, offset in self._places[key]]
+        return [self._groups.read(shard, group)[offset] for shard, group, offset in self._places[key]]
 
     def one(self, key: str) -> Row:
         """The first row with this key; raises KeyError if there is none."""
         shard, group, offset = self._places[key][0]
-        return self._group(shard, group)[offset]
+        return self._groups.read(shard, group)[offset]
 
-    def _group(self, shard: int, group: int) -> list[Row]:
+
+class _RowGroups:
+    """The row groups read last."""
+
+    def __init__(self, readers: Sequence[ShardReader], cached: int) -> None:
+        self._readers, self._cached = list(readers), cached
+        self._cache: OrderedDict[tuple[int, int], list[Row]] = OrderedDict()
+
+    def read(self, shard: int, group: int) -> list[Row]:
         place = (shard, group)
         if place not in self._cache:
             self._cache[place] = self._readers[shard].row_group(group)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_ASPECT = 200  # longer side : shorter side; Qwen's image processors refuse more
 # Formats that Pillow decodes itself. EPS and its kind would start other programs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO", "TGA")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO")
 
 
 class BadImage(DataError):
@@ -41,7 +41,7 @@ def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
-            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as opened:
+            with _open(picture) as opened:
                 _check_size(opened, where, max_pixels)
                 opened.load()
                 return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
@@ -60,13 +60,11 @@ def encode(image: Image.Image) -> bytes:
 
 def decode(image: Mapping[str, Any]) -> Image.Image:
     """A picture of one of our own shards ({"bytes", "path"}), as RGB."""
-    from PIL import Image
-
     data = image.get("bytes")
     if not data:
         raise BadImage(image.get("path") or "a shard", "no bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with _open(data) as opened:
             return opened.convert("RGB")
     except Exception as error:  # as above
         raise BadImage(image.get("path") or "a shard", _reason(data, error)) from None
@@ -80,6 +78,15 @@ def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
     least = math.ceil(max_size / MAX_ASPECT)
     scale = max_size / longer
     return max(least, round(width * scale)), max(least, round(height * scale))
+
+
+def _open(picture: bytes | Path) -> Image.Image:
+    """Read the header, and nothing else."""
+    from PIL import Image
+
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 
 
 def _check_size(image: Image.Image, where: object, max_pixels: int) -> None:

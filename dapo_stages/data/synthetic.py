@@ -22,6 +22,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 LETTERS = dict(zip(COLOURS, "ABCD", strict=True))
 PRIOR = {"circle": "red", "square": "green", "triangle": "blue", "diamond": "yellow"}  # what most of them look like
 WORDINGS = ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}.")
+THOUGHTS = ("The {shape} is {colour}.", "I see a {colour} {shape}.", "This {shape} looks {colour}.")
 OPTIONS = "\n".join(f"{letter}. {colour}" for colour, letter in LETTERS.items())
 
 Slice = Literal["prior-consistent", "prior-violating"]
@@ -63,6 +64,12 @@ def question(seed: int, index: int, *, biased: float | None = None) -> Question:
 def blank() -> Image.Image:
     """A grey picture of the same size: what a model says to it, it says without looking."""
     return Image.new("RGB", (SIZE, SIZE), BLANK)
+
+
+def completion(shape: str, colour: str, thought: str) -> str:
+    """A well-formed completion that answers `colour`; `thought` is one of THOUGHTS."""
+    said = thought.format(shape=shape, colour=colour)
+    return f"<think>\n{said}\n</think>\n<answer>{LETTERS[colour]}</answer>"
 
 
 def _draw_colour(rng: np.random.Generator, usual: str, biased: float | None) -> str:

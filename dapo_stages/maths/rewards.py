@@ -120,5 +120,5 @@ def phase(iteration: int, planned_iterations: int, early_fraction: float) -> Pha
     An iteration is early if it begins inside that share, so a share that ends within an iteration includes it.
     """
     begun = iteration - 1
-    # The tolerance keeps 0.29 · 100 = 28.999… a whole number of iterations.
+    # The tolerance keeps 0.07 · 100 = 7.000…01 a whole number of iterations.
     return "early" if begun < early_fraction * planned_iterations - 1e-9 else "regular"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from dapo_stages.models.packing import Packed
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.precision import autocast
 
 
 class GroupLogprobs(torch.nn.Module):
@@ -25,6 +28,10 @@ class GroupLogprobs(torch.nn.Module):
     def forward(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better."""
         base = self._base[0]
+        with autocast(base):
+            return self._logprobs(base, batch)
+
+    def _logprobs(self, base: Any, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = base.model(**batch.model_inputs).last_hidden_state[0]
         rows = hidden.index_select(0, batch.predicting)
         logprobs, entropies = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ class Policy:
     model: Any
     processor: Any
     device: torch.device
+    _token_texts: dict[int, str] = field(default_factory=dict)
 
     def attend(self, how: Literal["separate", "grouped"]) -> None:
         """Rows of their own with padding masks (generation), or packed groups (scoring, training)."""
@@ -36,7 +37,12 @@ class Policy:
     @property
     def base(self) -> Any:
         """The transformers model itself, also under adapters."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return self.model.get_base_model() if self.is_adapter else self.model
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the model is an adapter over frozen weights."""
+        return hasattr(self.model, "get_base_model")
 
     @cached_property
     def end_ids(self) -> list[int]:
@@ -76,6 +82,17 @@ class Policy:
     def image_token_id(self) -> int:
         return int(self.base.config.image_token_id)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without its end token."""
+        text: str = self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; one that is only part of a character shows as U+FFFD."""
+        for token in set(ids) - self._token_texts.keys():
+            self._token_texts[token] = self.processor.tokenizer.decode([token])
+        return [self._token_texts[token] for token in ids]
+
     def pack(self, groups: Sequence[Group]) -> Packed:
         """Groups in one row on the model's device."""
         return pack(groups, [self.positions(group.prompt) for group in groups], self.device)
@@ -107,31 +124,38 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
 
     Raises ModelError if it cannot be loaded or its architecture gives no access to its attention.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     from dapo_stages.models.processor import load_processor
 
+    check_family(path)
+    device = device_of(config)
     try:
-        family = AutoConfig.from_pretrained(path).model_type
-        if family not in FAMILIES:
-            raise ModelError(
-                f"{path}: found a checkpoint of architecture `{family}`; needed one whose attention can be read: "
-                f"{', '.join(FAMILIES)}. Set model.name to one of these."
-            )
-        device = device_of(config)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, attn_implementation="sdpa"
         )
         policy = Policy(model.to(device).eval(), load_processor(path), device)
     except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{path}: found no usable checkpoint ({reason}); needed a transformers folder with safetensors, or a hub id "
-            "that can be reached. Mend model.name and run init-policy again."
-        ) from None
+        raise _unusable(path, error) from None
     if policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false.")
     return policy
+
+
+def check_family(path: str | Path) -> str:
+    """The architecture of a checkpoint, read from its configuration alone; ModelError if it cannot be used here."""
+    from transformers import AutoConfig
+
+    try:
+        family = str(AutoConfig.from_pretrained(path).model_type)
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from None
+    if family not in FAMILIES:
+        raise ModelError(
+            f"{path}: found a checkpoint of architecture `{family}`; needed one whose attention can be read: "
+            f"{', '.join(FAMILIES)}. Set model.name to one of these."
+        )
+    return family
 
 
 def device_of(config: ModelConfig) -> torch.device:
@@ -144,10 +168,22 @@ def device_of(config: ModelConfig) -> torch.device:
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open."""
+    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open, or a peft adapter."""
     from dapo_stages.models.processor import save_processor
 
     folder.mkdir(parents=True, exist_ok=True)
     policy.attend("separate")
-    policy.model.save_pretrained(folder, safe_serialization=True)
+    weights = None
+    if not policy.is_adapter:
+        dtype = policy.base.config.dtype
+        weights = {name: value.to(dtype) for name, value in policy.model.state_dict().items()}
+    policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     save_processor(policy.processor, folder)
+
+
+def _unusable(path: str | Path, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelError(
+        f"{path}: found no usable checkpoint ({reason}); needed a transformers folder with safetensors, or a hub id "
+        "that can be reached. Mend model.name and run init-policy again."
+    )

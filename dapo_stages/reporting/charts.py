@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Literal
 
 from dapo_stages.reporting.text import number, percent
@@ -15,7 +16,7 @@ Unit = Literal["number", "percent"]
 
 COLOURS = 8  # --c0 … --c7 in the page
 _WIDTH, _HEIGHT = 460, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 22, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def _y_axis(frame: _Frame, ticks: list[float], chart: Chart) -> list[str]:
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts = [f'<text class="axis" transform="translate(12 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>']
+    parts = [f'<text class="axis" transform="translate(13 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>']
     for tick in ticks:
         y = frame.y(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         text = _tick(tick, ticks[1] - ticks[0], chart.unit)
-        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>')
+        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4:.1f}">{text}</text>')
     return parts
 
 
@@ -101,7 +102,7 @@ def _x_axis(frame: _Frame) -> list[str]:
     parts = [f'<line class="base" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
     value = first
     while value <= frame.x_high + 1e-9:
-        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 15}">{value:g}</text>')
+        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 17}">{value:g}</text>')
         value += step
     parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 6}">iteration</text>')
     return parts
@@ -109,7 +110,7 @@ def _x_axis(frame: _Frame) -> list[str]:
 
 def _steps(frame: _Frame) -> list[float]:
     ticks = nice_ticks(frame.x_low, frame.x_high, 8)
-    return [after - before for before, after in zip(ticks[:-1], ticks[1:], strict=True)]
+    return [after - before for before, after in pairwise(ticks)]
 
 
 def _curve(frame: _Frame, series: Series, index: int, unit: Unit) -> str:

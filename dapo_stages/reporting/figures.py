@@ -42,9 +42,7 @@ class Tally:
             self._counts[name] += 1
 
     def means(self) -> dict[str, float | None]:
-        return {
-            name: total / self._counts[name] if self._counts[name] else None for name, total in self._sums.items()
-        }
+        return {name: total / self._counts[name] if self._counts[name] else None for name, total in self._sums.items()}
 
 
 def collect(iteration: int, sources: Mapping[str, Source]) -> Figures:
@@ -76,8 +74,7 @@ def rewards_of(names: list[str]) -> list[str]:
 def _rollout(source: Source) -> Figures:
     """Over every sampled group, kept or not, so that the filter does not bend the curves."""
     groups = {
-        row["group_id"]: row
-        for row in source.rows("prompts", ["group_id", "slice", "round", "num_correct", "kept"])
+        row["group_id"]: row for row in source.rows("prompts", ["group_id", "slice", "round", "num_correct", "kept"])
     }
     rewards = rewards_of(schema_of("completions", tuple(source.manifest.rewards)).names)
     tally, by_slice, sizes, longest = Tally(), Tally(), Counter[str](), 0
@@ -176,7 +173,9 @@ def _eval(source: Source) -> Figures:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(path, f"invalid JSON ({error})", "the figures of an evaluation", "Run evaluate again.") from None
+        raise DataError(
+            path, f"invalid JSON ({error})", "the figures of an evaluation", "Run evaluate again."
+        ) from None
     if not isinstance(metrics, dict):
         raise DataError(path, f"a {type(metrics).__name__}", "an object with figures", "Run evaluate again.")
     return metrics

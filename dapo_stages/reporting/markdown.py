@@ -131,8 +131,8 @@ def _completion(one: Sample) -> str:
     facts = [f"reward {number(one['reward'])} ({rewards})", f"advantage {signed(one['advantage'])}"]
     facts += [f"VGR {number(one['vgr'])}"] if one["vgr"] is not None else []
     facts += ["truncated"] if one["finish_reason"] == "length" else []
-    facts += ["not in the loss"] if one["in_loss"] is False else []
-    facts += [markdown_inline(one["why"])] if one["why"] else []
+    why = f" ({markdown_inline(one['why'])})" if one["why"] else ""
+    facts += [f"not in the loss{why}"] if one["in_loss"] is False else []
     title = f"#### {markdown_inline(one['completion_id'])}\n"
     return "\n".join([title, "; ".join(facts) + "\n", markdown_block(one["text"])])
 
@@ -163,7 +163,7 @@ def _eval_samples(source: Source, count: int) -> list[str]:
 
 
 def _count(value: object) -> str:
-    return str(value) if isinstance(value, int) else "–"  # noqa: RUF001
+    return str(value) if isinstance(value, int) else "–"
 
 
 def _wrapped(words: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dapo_stages.reporting.figures import Figures, figure, slices
+from dapo_stages.reporting.runs import REPORTED
 from dapo_stages.reporting.text import NOTHING, number, one_line, percent
 
 _MAX_SLICES = 4
@@ -23,9 +24,9 @@ class Table:
 def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, float]], *, stages: bool) -> Table:
     """One row per iteration; with `stages` a column of seconds for each stage, else their sum."""
     names = slices(list(all_figures))[:_MAX_SLICES]
-    timed = [name for name in ("rollout", "attention", "weights", "train", "eval") if stages]
+    timed = REPORTED if stages else ()
     headers = ["iteration", "reward", "rollout accuracy", "format", "held-out greedy", "held-out sampled"]
-    headers += [*names, "VGR", *(f"{name} s" for name in timed or ["all stages"])]
+    headers += [*names, "VGR", *([f"{name} s" for name in timed] or ["seconds"])]
     rows = []
     for figures in all_figures:
         took = seconds.get(figures["iteration"], {})

@@ -6,9 +6,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-NOTHING = "–"  # noqa: RUF001 - what a table shows where there is no value
+NOTHING = "–"
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&-])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
 _BACKTICKS = re.compile(r"`+")
 
 
@@ -42,7 +42,7 @@ def one_line(text: str) -> str:
 
 
 def markdown_inline(text: str) -> str:
-    """Text for a heading or a table's cell: nothing in it is markup, and it stays on one line."""
+    """Text for a cell, a heading or the middle of a line: nothing in it is markup, and it stays on one line."""
     return _MARKDOWN.sub(r"\\\1", one_line(text))
 
 

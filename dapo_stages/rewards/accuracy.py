@@ -1,7 +1,5 @@
 """The accuracy reward: is the completion's answer the solution?"""
 
-# ruff: noqa: RUF001, RUF002 - Chinese punctuation and full-width letters are what these patterns read
-
 from __future__ import annotations
 
 import re
@@ -18,7 +16,7 @@ _CURRENCY = re.compile(r"^(?:\\?\$|€|£|¥)\s*(?=[\d.-])")
 # A unit: words after a number, single letters only where they are one and stand apart ("5 m", not "5x").
 _UNIT = re.compile(
     r"(?P<number>.*(?:[\d)}\]]|\\pi|π))"
-    r"(?P<unit>\s*(?:[A-Za-zµμΩ]{2,}|(?<=\s)[mgslLVAWNJKCFh]\b|[\u4e00-\u9fff]{1,6})(?:[\s·*/]*[A-Za-zµμΩ]+|\^\{?-?\d\}?)*\.?)"
+    r"(?P<unit>\s*(?:[A-Za-zµμΩ]{2,}+|(?<=\s)[mgslLVAWNJKCFh]\b|[\u4e00-\u9fff]{1,6})(?:[\s·*/]*+[A-Za-zµμΩ]++|\^\{?-?\d\}?)*+\.?)"
 )
 _DIGIT_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ ,\u00a0\u202f]\d{3})+(?![\d,])")
 _MIXED = re.compile(r"(?<![\d/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])")
@@ -89,7 +87,7 @@ def _quantity(text: str) -> tuple[str, str]:
     text = text.replace("−", "-").replace("×", r"\times ").replace("÷", r"\div ").replace("**", "^")
     unit = ""
     if measured := _UNIT.fullmatch(text):
-        unit = re.sub(r"[\s{}]+", " ", measured["unit"]).strip(" .")
+        unit = re.sub(r"\s+", " ", re.sub(r"[{}]", "", measured["unit"])).strip(" .")
         unit = unit if len(unit) < 4 else unit.casefold().rstrip("s")
         text = measured["number"]
     text = re.sub(r"(?<![A-Za-z\\])(?:pi|π)(?![A-Za-z])", r"\\pi ", text)

@@ -16,8 +16,6 @@ Letters are A to J, full-width ones included. Lower case counts inside `<answer>
 answer ends with it.
 """
 
-# ruff: noqa: RUF001, RUF002 - Chinese punctuation and full-width letters are what these patterns read
-
 from __future__ import annotations
 
 import re

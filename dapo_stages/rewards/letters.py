@@ -3,8 +3,6 @@
 Texts come in Unicode's NFKC form, where full-width letters and punctuation are the plain ones.
 """
 
-# ruff: noqa: RUF001, RUF002 - Chinese punctuation and full-width letters are what these patterns read
-
 from __future__ import annotations
 
 import re
@@ -18,22 +16,19 @@ _OPEN = r"[\s\"'“‘(\[{<$]{0,8}"
 _CLOSE = r"[\"'”’)\]}>$]{0,4}"
 _ALONE = r"(?![A-Za-z0-9_+^=]|['’][A-Za-z]|-[A-Za-z0-9]|\.[A-Za-z](?![A-Za-z]))"
 _LETTER = rf"(?P<letter>[A-Ja-j]){_ALONE}"
+_LETTERS = frozenset("ABCDEFGHIJ")
 _NAMED = r"(?:option|choice|answer|letter)"
 
 # Words after a capital A that make it the name of an option, where any other word makes it the article.
 _VERBS = frozenset(
-    {"is", "was", "are", "and", "or", "nor", "but", "because", "since", "as", "for", "so", "if", "fits", "matches", "seems"}
-    | {"looks", "appears", "shows", "says", "describes", "states", "would", "should", "must", "can", "cannot", "will"}
-    | {"has", "had", "does", "did", "not", "due", "which", "that", "then", "therefore", "with"}
+    {"is", "was", "are", "and", "or", "nor", "but", "because", "since", "as", "for", "so", "if", "fits", "matches"}
+    | {"looks", "appears", "shows", "says", "describes", "states", "would", "should", "must", "can", "cannot", "has"}
+    | {"will", "seems", "had", "does", "did", "not", "due", "which", "that", "then", "therefore", "with"}
 )
 _WORD_AFTER = re.compile(r"[ \t]+([A-Za-z0-9]+)")
 _NAMED_BEFORE = re.compile(rf"(?:\b{_NAMED}|选项|答案|选)\s*[\"'“‘(\[]?$", re.IGNORECASE)
 
-_SEPARATOR = r"(?:\s*(?:,|/|&|;|、|和|或者|或|与|以及|\bor\b|\band\b)\s*|\s+)"
-_SEVERAL = re.compile(
-    rf"[\s(\[{{]*([A-J])[)\]}}.]?(?:{_SEPARATOR}+(?:(?:option|选项)\s*)?[(\[]?([A-J])[)\]]?)+[\s).\]}}。]*",
-    re.IGNORECASE,
-)
+_BETWEEN_LETTERS = re.compile(r"[\s,/&;、.。()\[\]{}$]+|和|或者?|与|以及|\bor\b|\band\b|\boption\b|选项", re.IGNORECASE)
 _AND_ANOTHER = re.compile(
     rf"{_CLOSE}\s*(?:,|/|&|、|和|或者|或|与|\bor\b|\band\b)\s*(?:or\s+)?(?:(?:option|选项)\s*)?[(\[]?(?P<other>[A-J])[)\]]?"
     r"(?=\s*(?:$|[.,;!\n。、/&]|or\b|and\b|和|或))",
@@ -52,8 +47,8 @@ _STATEMENTS = tuple(
         rf"(?:\s+(?:to|for)\s+(?:the|this|that)\s+(?:question|problem))?\s*"
         rf"(?:is|was|should\s+be|would\s+be|must\s+be|will\s+be|has\s+to\s+be|:|=|-|–|—)\s*:?\s*"
         rf"{_HEDGES}{_OPEN}{_LETTER}",
-        rf"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?{_LETTER}[)\].]?\s+(?:is|was|seems|looks|appears|must\s+be)\s+(?:to\s+be\s+)?"
-        rf"(?:clearly\s+|definitely\s+|therefore\s+|indeed\s+)?(?:the\s+)?(?:only\s+|most\s+)?{_RIGHT}\b",
+        rf"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?{_LETTER}[)\].]?\s+(?:is|was|seems|looks|appears|must\s+be)\s+"
+        rf"(?:to\s+be\s+)?(?:clearly\s+|definitely\s+|therefore\s+|indeed\s+)?(?:the\s+)?(?:only\s+|most\s+)?{_RIGHT}\b",
         rf"(?<!not )(?<!n't )(?<!n’t )(?<!never )\b(?:choose|chose|pick|picked|select|selected|go\s+with|going\s+with"
         rf"|opt\s+for)\s+(?:the\s+)?(?:{_NAMED}\s*)?:?\s*{_OPEN}{_LETTER}",
         r"(?:答案|正确的?选项|正确的是|最佳选项)\s*(?:应该|应当|应|就|显然|一定|可能)?\s*(?:是|为|选择|选|:|=){0,3}\s*:?\s*"
@@ -69,7 +64,8 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _LONE = re.compile(
-    r"(?<![A-Za-z0-9_'’°\\+^\-])(?<![A-Za-z]\.)(?P<letter>[A-J])(?!\()" + _ALONE
+    r"(?<![A-Za-z0-9_'’°\\+^\-])(?<![A-Za-z]\.)(?P<letter>[A-J])(?!\()"
+    + _ALONE
     + r"|(?<![A-Za-z0-9])[(\[](?P<bracketed>[a-j])[)\]]"
 )
 _RULED_OUT_BEFORE = re.compile(
@@ -85,15 +81,16 @@ _RULED_OUT_AFTER = re.compile(
 
 
 def names_several(content: str) -> bool:
-    several = _SEVERAL.fullmatch(without_markup(content))
-    return several is not None and len(set(re.findall(r"\b[A-J]\b", several[0].upper()))) > 1
+    """Whether a short answer is nothing but different letters: "A or B", "A, C", "选项 A 和 B"."""
+    pieces = {piece.upper() for piece in _BETWEEN_LETTERS.split(without_markup(content)) if piece}
+    return len(pieces) > 1 and all(piece in _LETTERS for piece in pieces)
 
 
 def leading(content: str) -> str | None:
     """The letter that a short answer begins with: `B`, `(b)`, `B. green`, `Option B`, `B 绿色`."""
     content = without_markup(content).strip()
     match = _LEAD.match(content)
-    if match is None:
+    if match is None or _another(content, match.end(), match["letter"]):
         return None
     letter, rest = match["letter"], re.sub(rf"^{_CLOSE}", "", content[match.end() :])
     enclosed = rest != content[match.end() :]
@@ -114,8 +111,7 @@ def stated(text: str) -> str | None:
         for match in pattern.finditer(plain):
             start, end = match.span("letter")
             if _is_statement(plain, start, end):
-                other = _AND_ANOTHER.match(plain, end)
-                several = other is not None and other["other"].upper() != match["letter"].upper()
+                several = _another(plain, end, match["letter"])
                 found.append((start, "" if several else match["letter"].upper()))
     for start, content in unboxed(plain):
         if (letter := leading(content)) or names_several(content):
@@ -126,16 +122,22 @@ def stated(text: str) -> str | None:
     return bold[-1] if bold else None
 
 
+def _another(text: str, end: int, letter: str) -> bool:
+    """Whether a different letter is joined to the one that ends at `end`: "A or B"."""
+    other = _AND_ANOTHER.match(text, end)
+    return other is not None and other["other"].upper() != letter.upper()
+
+
 def _is_statement(text: str, start: int, end: int) -> bool:
     """Whether a statement's letter is one: not the article of "the answer is a red circle", nor an "I think"."""
     if text[start].islower():
-        in_brackets = start > 0 and text[start - 1] in "([{" and text[end : end + 1] in (")", "]", "}")
-        return in_brackets or _SENTENCE_ENDS.match(text, end) is not None
+        return text[end : end + 1] in (")", "]", "}") or _SENTENCE_ENDS.match(text, end) is not None
     after_colon = re.search(r"[:：]\s*$", text[max(0, start - 8) : start]) is not None
     return not (_is_word(text, start) and (after_colon or text[start] == "I"))
 
 
 def lone(text: str) -> str | None:
+    """The last letter that stands alone, neither a word nor ruled out by the words around it."""
     plain = open_text_commands(without_markup(text))
     chosen: str | None = None
     for match in _LONE.finditer(plain):

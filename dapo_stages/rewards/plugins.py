@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -41,15 +40,22 @@ class Plugin:
         else:
             if value is None:
                 return 0.0
-            if isinstance(value, Real) and math.isfinite(value) and abs(value) <= LARGEST:
+            if isinstance(value, Real) and abs(value) <= LARGEST:  # neither NaN nor infinity is
                 return float(value)
-            found = f"the result {value!r:.60}"
+            found = _describe(value)
         raise DataError(
             self.where,
             f"{found} for completion {completion!r:.120}",
             f"a finite number, or None, from reward {self.name}",
             "Mend the function and run the command again.",
         )
+
+
+def _describe(value: object) -> str:
+    try:
+        return f"the result {value!r:.60}"
+    except Exception:  # the repr of a huge integer, or of a user's own class
+        return f"a result of type {type(value).__name__}"
 
 
 def load_plugins(plugins: Mapping[str, str], root: Path) -> tuple[Plugin, ...]:

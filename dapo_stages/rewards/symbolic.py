@@ -19,6 +19,7 @@ from dapo_stages.errors import DapoStagesError
 
 PROGRAM = Path(__file__).with_name("worker.py")
 START_LIMIT = 60.0  # seconds to import math-verify, on a busy machine too
+LONGEST_TIMEOUT = 3600.0  # seconds; timers take no infinity
 LONGEST = 1000  # characters; no final answer is longer, and hostile ones are
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Worker:
             return False
         with self._lock:
             try:
-                return self._ask(solution, answer, timeout)
+                return self._ask(solution, answer, min(timeout, LONGEST_TIMEOUT))
             except BaseException:  # an interruption half-way: the reply must not answer the next question
                 self._kill()
                 raise
@@ -88,6 +89,7 @@ class Worker:
     def _ask(self, solution: str, answer: str, timeout: float) -> bool:
         process = self._started()
         assert process.stdin is not None
+        start = time.monotonic()
         request = json.dumps({"solution": solution, "answer": answer, "limit": timeout})
         try:
             process.stdin.write(request.encode() + b"\n")
@@ -96,7 +98,7 @@ class Worker:
         except OSError:  # it died at that moment
             reply = None
         if reply is None:
-            late = process.poll() is None
+            late = time.monotonic() - start >= timeout
             why = f"took more than {timeout:g} s" if late else "ended its process"
             log.warning("comparing %r with %r %s; counted as not equal", answer[:80], solution[:80], why)
             self._kill()

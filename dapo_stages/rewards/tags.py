@@ -8,7 +8,8 @@ _FLAGS = re.IGNORECASE | re.DOTALL
 _THINK_TAG = re.compile(r"<(/?)think>", _FLAGS)
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", _FLAGS)
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\\\|\\[{}]|(?P<box>\\(?:boxed|fbox)\s*\{)|(?P<open>\{)|(?P<close>\})")
+_LONGEST_BOX = 1000  # characters
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"[*`]|__")
 
@@ -51,16 +52,17 @@ def without_markup(text: str) -> str:
 
 
 def unboxed(text: str) -> list[tuple[int, str]]:
-    """Each complete `\\boxed{…}`: where it starts and what it holds, text commands such as `\\text{…}` opened."""
+    """Each complete `\\boxed{…}`, in order: where it starts and what it holds, text commands opened."""
     found: list[tuple[int, str]] = []
-    for box in _BOXED.finditer(text):
-        depth = 1
-        for position in range(box.end(), min(len(text), box.end() + 1000)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                found.append((box.start(), open_text_commands(text[box.end() : position])))
-                break
-    return found
+    open_braces: list[re.Match[str]] = []
+    for brace in _BRACE.finditer(text):
+        if brace["box"] or brace["open"]:
+            open_braces.append(brace)
+        elif brace["close"] and open_braces:
+            opening = open_braces.pop()
+            if opening["box"] and brace.start() - opening.end() <= _LONGEST_BOX:
+                found.append((opening.start(), open_text_commands(text[opening.end() : brace.start()])))
+    return sorted(found)
 
 
 def open_text_commands(text: str) -> str:

@@ -24,7 +24,7 @@ def main() -> None:
     os.dup2(2, 1)  # nothing that a library prints may reach the replies
     logging.disable(logging.CRITICAL)
     try:
-        import math_verify  # type: ignore[import-untyped]  # noqa: F401
+        import math_verify  # noqa: F401
     except ImportError as error:
         _reply(replies, {"ready": False, "error": str(error)})
         return

@@ -26,6 +26,7 @@ def test_the_order_of_masses_is_that_of_the_files():
 def test_segments_are_thirds_of_the_layers():
     assert segments(28) == {"early": slice(0, 9), "middle": slice(9, 18), "late": slice(18, 28), "all": slice(0, 28)}
     assert segments(4) == {"early": slice(0, 1), "middle": slice(1, 2), "late": slice(2, 4), "all": slice(0, 4)}
+    assert segments(5) == {"early": slice(0, 1), "middle": slice(1, 3), "late": slice(3, 5), "all": slice(0, 5)}
     assert segments(3) == {"early": slice(0, 1), "middle": slice(1, 2), "late": slice(2, 3), "all": slice(0, 3)}
 
 

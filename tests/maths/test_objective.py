@@ -76,6 +76,16 @@ def test_without_engine_log_probs_there_is_no_correction():
     assert (with_engine.item(), without.item()) == pytest.approx((-2.2, -1.1))
 
 
+def test_gradient_reaches_the_new_log_probs_only():
+    arguments = case([1.0], [1.0])
+    new = arguments["new_T"]  # 0, and in the graph of all others
+    others = {"old_T": new, "sampling_T": 2 * new - 0.5, "reference_T": 2 * new + LN2}
+    loss, _ = policy_loss(**{**arguments, **others}, beta=0.1)
+    loss.backward()
+    # the engine's factor times the derivative of -ratio, and 1 - exp(ln 2) of the KL
+    assert new.grad.item() == pytest.approx(-math.exp(0.5) - 0.1)
+
+
 def test_the_engines_factor_is_not_capped_from_below():
     assert policy_loss(**{**case([1.0], [1.0]), "sampling_T": tensor(3 * LN2)})[0].item() == pytest.approx(-0.125)
 

@@ -1,7 +1,5 @@
 """Which answers a teacher would accept, decided by hand."""
 
-# ruff: noqa: RUF001 - full-width letters and signs are what is read
-
 from __future__ import annotations
 
 import pytest

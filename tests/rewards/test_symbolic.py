@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -61,15 +62,16 @@ def test_a_hanging_comparison_is_killed_within_the_time_out(worker: Worker, capl
     assert first is not None
     start = time.monotonic()
     assert not worker.equal("1", "hang", 0.2)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert not alive(first)
     assert caplog.messages == ["comparing 'hang' with '1' took more than 0.2 s; counted as not equal"]
     assert worker.equal("1", "yes", 5)
     assert worker.process_id not in (None, first)
 
 
-def test_a_worker_that_dies_is_started_again(worker: Worker) -> None:
-    assert not worker.equal("1", "die", 5)
+def test_a_worker_that_dies_is_started_again(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    assert not worker.equal("1", "die", float("inf"))
+    assert caplog.messages == ["comparing 'die' with '1' ended its process; counted as not equal"]
     assert worker.equal("1", "yes", 5)
 
 
@@ -93,7 +95,7 @@ def test_closing_ends_the_process(worker: Worker) -> None:
 
 def test_a_program_that_cannot_start_is_an_error_and_not_a_wrong_answer(tmp_path: Path) -> None:
     program = tmp_path / "broken.py"
-    program.write_text("print('{\"ready\": false, \"error\": \"No module named math_verify\"}')", encoding="utf-8")
+    program.write_text('print(\'{"ready": false, "error": "No module named math_verify"}\')', encoding="utf-8")
     with pytest.raises(DapoStagesError) as raised:
         Worker(program).equal("1", "1", 5)
     assert str(raised.value) == (
@@ -102,12 +104,12 @@ def test_a_program_that_cannot_start_is_an_error_and_not_a_wrong_answer(tmp_path
     )
 
 
-def test_a_real_runaway_comparison_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_runaway_comparison_is_killed() -> None:
     worker = Worker()
     assert worker.equal("1", "1", 20)
     start = time.monotonic()
     assert not worker.equal("7", "9^{9^{9^{9}}}", 0.3)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     worker.close()
 
 
@@ -126,7 +128,7 @@ def test_nothing_is_left_running_and_torch_stays_out() -> None:
 def test_a_forked_child_has_a_worker_of_its_own() -> None:
     assert symbolic.equal("1/2", "0.5", 20)
     parents = symbolic._worker(os.getpid()).process_id
-    context = multiprocessing.get_context("fork")
+    context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_ask_in_child, args=(sender,))
     child.start()
@@ -138,7 +140,7 @@ def test_a_forked_child_has_a_worker_of_its_own() -> None:
     assert symbolic._worker(os.getpid()).process_id == parents
 
 
-def _ask_in_child(sender: multiprocessing.connection.Connection) -> None:  # type: ignore[name-defined]
+def _ask_in_child(sender: Connection) -> None:
     answered = symbolic.equal("1/4", "0.25", 20)
     sender.send((answered, symbolic._worker(os.getpid()).process_id))
     symbolic.close()

@@ -1,0 +1,82 @@
+"""The console script: finds the command's module only when it is called, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from dapo_stages.errors import EXIT_INTERRUPTED, DapoStagesError, InterruptedStage
+
+# Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
+COMMANDS = {
+    "rollout": "Sample completions for the prompts of an iteration and reward them.",
+    "score-attention": "Measure where each completion token looked: masses on picture, question and the rest, VGR and AEI by layers.",
+    "weight-tokens": "Turn rewards and attention into advantages and token weights, and keep the replay buffer.",
+    "train-step": "Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.",
+    "report": "Write rollout_results.md, token_weights.md, eval_results.md and report.html from what a run has so far.",
+    "init-policy": "Make the starting policy.",
+    "prepare-data": "Make training and held-out prompts from a data set.",
+    "evaluate": "Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.",
+    "status": "Show what a run has, what is stale and why, its last figures, and the next command.",
+    "inspect": "Show one completion: its tokens by weight, its rewards, and where its prompt is.",
+    "config": "Check a configuration and write it out with every key resolved.",
+    "prune": "Remove large files of old iterations, as the keep section says; their manifests stay.",
+}
+
+
+class LazyCommands(TyperGroup):
+    """Knows every command's name and help, and imports the module of the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        return self.commands.get(cmd_name) or _command(lambda: None, cmd_name, COMMANDS[cmd_name])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in COMMANDS:
+            module = import_module(f"dapo_stages.stages.{args[0].replace('-', '_')}")
+            self.commands[args[0]] = _command(module.main, args[0], None)
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=LazyCommands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def stages() -> None:
+    """DAPO for vision-language models, in stages that hand Parquet files to each other.
+
+    rollout → score-attention → weight-tokens → train-step → report, chained by `make iterate`.
+    """
+
+
+def main() -> None:
+    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except DapoStagesError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what is finished stays. Run the same command again to carry on.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise InterruptedStage("terminated; what is finished stays. Run the same command again to carry on.")
+
+
+def _command(function: Any, name: str, text: str | None) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name, help=text)(function)
+    return typer.main.get_command(single)

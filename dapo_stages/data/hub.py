@@ -1,0 +1,127 @@
+"""Data sets that the `datasets` library opens: hub ids and save_to_disk folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.config import DataConfig
+from dapo_stages.data.columns import wanted_columns
+from dapo_stages.data.images import BadImage
+from dapo_stages.errors import DataError
+
+Fetch = Callable[[str, str], bytes]  # (path, where) -> the file's bytes
+
+_LOCAL_COPY = (
+    "Check the name and the connection, or copy the data set here (where there is a connection: `hf download "
+    "--repo-type dataset NAME --local-dir DIR`) and set data.source=DIR."
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A data set with its pictures left as bytes: they are decoded behind a pixel limit."""
+
+    columns: list[str]  # empty for a data set without rows
+    rows: Callable[[], Iterator[dict[str, Any]]]
+    number: int | None  # of rows, where known beforehand
+    fetch: Fetch | None = None  # reads a picture that the loader named by a path
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def open_saved(folder: Path, data: DataConfig) -> Opened:
+    """A folder that `save_to_disk` wrote, of one split or of several."""
+    import datasets
+
+    try:
+        loaded: Any = datasets.load_from_disk(str(folder))
+    except IndexError:  # how datasets fails on what it saved of no rows
+        return Opened([], lambda: iter(()), 0)
+    except (OSError, ValueError, KeyError) as error:
+        found = f"a save_to_disk folder that cannot be read ({_short(error)})"
+        raise DataError(folder, found, "a whole one", "Save it again.") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if data.split not in loaded:
+            raise DataError(folder, f"the splits {', '.join(loaded)}", data.split, "Set data.split=… to one of these.")
+        loaded = loaded[data.split]
+    return _opened(loaded, data, None)
+
+
+def open_hub(data: DataConfig) -> Opened:
+    """A data set of the hub: downloaded once and memory-mapped, or streamed where only its first rows are wanted."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        loaded = datasets.load_dataset(data.source, split=data.split, streaming=data.max_rows is not None)
+    except DatasetNotFoundError as error:
+        found = f"no such data set ({_short(error)})"
+        raise DataError(data.source, found, "a hub id, or a file or folder here", _LOCAL_COPY) from None
+    except ValueError as error:  # an unknown split, or a configuration that must be chosen
+        raise DataError(data.source, _short(error), f"the split `{data.split}`", "Set data.split=….") from None
+    except Exception as error:  # whatever its transports raise
+        found = f"no way to reach the hub ({_short(error)})"
+        raise DataError(data.source, found, "the data set", _LOCAL_COPY) from None
+    return _opened(loaded, data, _fetch(data.source))
+
+
+def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
+    wanted = wanted_columns(data.columns)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield from loaded
+        except Exception as error:  # a connection lost half-way, a damaged file
+            found = f"rows that cannot be read ({_short(error)})"
+            raise DataError(data.source, found, "every row", _LOCAL_COPY) from None
+
+    number = len(loaded) if hasattr(loaded, "__len__") else None
+    columns = [] if number == 0 else list(loaded.features or next(rows(), {}))
+    if loaded.features is not None:
+        loaded = loaded.select_columns([name for name in columns if name in wanted])
+        for name, feature in loaded.features.items():
+            if (undecoded := _undecoded(feature)) is not None:
+                loaded = loaded.cast_column(name, undecoded)
+    return Opened(columns, rows, number, fetch)
+
+
+def _undecoded(feature: Any) -> Any:
+    """The same feature with its pictures left as bytes; None if it has no pictures."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    inner = getattr(feature, "feature", None)
+    return datasets.List(datasets.Image(decode=False)) if isinstance(inner, datasets.Image) else None
+
+
+def _fetch(source: str) -> Fetch:
+    """Read pictures that a hub data set keeps as files: only its own, or what datasets has put into its cache."""
+
+    def fetch(path: str, where: str) -> bytes:
+        import datasets
+        from datasets.utils.file_utils import xopen
+
+        caches = {Path(str(datasets.config.HF_CACHE_HOME)), Path(str(datasets.config.HF_DATASETS_CACHE))}
+        ours = path.split("::")[-1].startswith(f"hf://datasets/{source}@") or (
+            "://" not in path and any(Path(path).resolve().is_relative_to(cache.resolve()) for cache in caches)
+        )
+        if not ours:
+            raise BadImage(f"{where}: {path[:200]}", "a path outside the data set")
+        try:
+            with xopen(path, "rb") as file:
+                return bytes(file.read())
+        except Exception as error:  # whatever its transports raise
+            raise BadImage(f"{where}: {path[:200]}", f"a file that cannot be read ({_short(error)})") from None
+
+    return fetch
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,166 @@
+"""Tables on this machine, row by row: Parquet, JSON lines, JSON, CSV, and the metadata file of an image folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.errors import DataError
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+_ROWS_AT_ONCE = 16  # of Parquet: rows may hold large pictures
+_SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "eval", "evaluation")}
+_SPLIT_NAMES["validation"] = ("validation", "valid", "val", "dev")
+
+
+def find_tables(folder: Path, split: str) -> list[Path]:
+    """The files of a folder that hold the rows of a split, in order.
+
+    Metadata files come first (an image folder), then the first of Parquet, JSON lines, JSON and CSV there is. Files
+    whose name or folder names a split are taken for that split only.
+    """
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(folder))
+    ]
+    kinds = [[path for path in files if path.stem == "metadata"]]
+    kinds += [[path for path in files if path.suffix.lower() == suffix] for suffix in SUFFIXES]
+    found = next((kind for kind in kinds if kind), [])
+    if not found:
+        needed = f"a {', '.join(SUFFIXES)} file, metadata of an image folder, or a save_to_disk folder"
+        raise DataError(folder, "no table", needed, "Set data.source to the folder or file that has the rows.")
+    named = {path: _split_of(path.relative_to(folder)) for path in found}
+    if not any(named.values()):
+        return found
+    wanted = next((name for name, others in _SPLIT_NAMES.items() if split in others), split)
+    if chosen := [path for path, name in named.items() if name == wanted]:
+        return chosen
+    splits = sorted({name for name in named.values() if name})
+    raise DataError(folder, f"files of the splits {', '.join(splits)}", split, "Set data.split=… to one of these.")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file of rows."""
+
+    path: Path
+    wanted: frozenset[str]  # the columns to read, where a file can be read by column
+
+    def columns(self) -> list[str]:
+        """Names of the columns, of the first row where the file has no header; empty for a file without rows."""
+        if self._suffix == ".parquet":
+            with self._parquet() as file:
+                return _renamed(self.path, file.schema_arrow.names) if file.metadata.num_rows else []
+        return list(next(self.rows(), {}))
+
+    def count(self) -> int | None:
+        """Number of rows, where the file says it without being read."""
+        if self._suffix != ".parquet":
+            return None
+        with self._parquet() as file:
+            return int(file.metadata.num_rows)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row, a few in memory at a time. Raises DataError naming the line that is damaged."""
+        readers = {".parquet": self._of_parquet, ".jsonl": self._of_lines, ".json": self._of_json, ".csv": self._of_csv}
+        if self._suffix not in readers:
+            needed = f"one of {', '.join(SUFFIXES)}"
+            raise DataError(self.path, f"a {self._suffix or 'nameless'} file", needed, "Convert it, or name another.")
+        for row in readers[self._suffix]():
+            yield dict(zip(_renamed(self.path, list(row)), row.values(), strict=True))
+
+    @property
+    def _suffix(self) -> str:
+        return self.path.suffix.lower()
+
+    def _parquet(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(self.path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise self._damaged(error) from None
+
+    def _of_parquet(self) -> Iterator[dict[str, Any]]:
+        import pyarrow as pa
+
+        with self._parquet() as file:
+            names = file.schema_arrow.names
+            needed = [name for name, new in zip(names, _renamed(self.path, names), strict=True) if new in self.wanted]
+            try:
+                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=needed):
+                    yield from batch.to_pylist()
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                raise self._damaged(error) from None
+
+    def _of_lines(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self.path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield self._object(json.loads(line), f"line {number}")
+        except (ValueError, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _of_json(self) -> Iterator[dict[str, Any]]:
+        """A list of objects, an object that holds one such list, or JSON lines under the wrong name."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8-sig"))
+        except json.JSONDecodeError:
+            yield from self._of_lines()
+            return
+        except (ValueError, OSError) as error:
+            raise self._damaged(error) from None
+        if isinstance(content, dict):
+            lists = [value for value in content.values() if isinstance(value, list)]
+            content = lists[0] if len(lists) == 1 else [content]
+        if not isinstance(content, list):
+            raise DataError(self.path, f"a {type(content).__name__}", "a list of objects", "Mend the file.")
+        for number, row in enumerate(content):
+            yield self._object(row, f"entry {number}")
+
+    def _of_csv(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+                    if None in row:
+                        raise DataError(
+                            self.path, f"more cells than the header has, in row {number}", "as many", "Mend it."
+                        )
+                    yield row
+        except (csv.Error, ValueError, OSError) as error:
+            raise self._damaged(error) from None
+
+    def _object(self, row: Any, where: str) -> dict[str, Any]:
+        if not isinstance(row, dict):
+            raise DataError(f"{self.path} {where}", f"a {type(row).__name__}", "an object (a row)", "Mend the file.")
+        return row
+
+    def _damaged(self, error: Exception) -> DataError:
+        reason = " ".join(str(error).split())[:200]
+        return DataError(self.path, f"a damaged file ({reason})", f"a whole {self._suffix} file", "Mend or replace it.")
+
+
+def _renamed(path: Path, names: list[str]) -> list[str]:
+    """Column names as `imagefolder` gives them: file_name -> image, x_file_name -> x (also in the plural)."""
+    if path.stem != "metadata":
+        return names
+    fixed = {"file_name": "image", "file_names": "images"}
+    return [fixed.get(name) or re.sub(r"_file_names?$", "", name) for name in names]
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name or one of its folders names: data/test-00000-of-00001.parquet -> test."""
+    words = set(re.split(r"[^a-z0-9]+", str(path.with_suffix("")).lower()))
+    return next((name for name, others in _SPLIT_NAMES.items() if words & set(others)), None)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts) or path.name == "dataset_infos.json"

@@ -1,0 +1,31 @@
+"""LoRA adapters (peft): trained instead of the weights and saved by themselves, beside the base they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dapo_stages.config import LoraSettings
+from dapo_stages.models.policy import Policy
+
+
+def add_adapter(policy: Policy, settings: LoraSettings) -> None:
+    """Wrap the policy's model in a fresh adapter; all other weights are frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+        bias="none",
+    )
+    policy.model = get_peft_model(policy.model, config)
+
+
+def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
+    """Put a saved adapter onto its base: kept apart to train on, or merged into the weights to use."""
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
+    policy.model = adapted if trainable else adapted.merge_and_unload()
+    policy.model.eval()

@@ -1,0 +1,110 @@
+"""What each iteration contributes to a report, and the run's documents made of these parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import Source
+from dapo_stages.reporting import html, markdown
+from dapo_stages.reporting.figures import Figures, collect
+from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
+from dapo_stages.reporting.samples import Sample, collect_samples
+from dapo_stages.reporting.tables import Table, overview
+from dapo_stages.shards import write_text
+
+LAYOUT = 1  # raised when the fragments change, so that reports of older versions are made again
+FIGURES, SAMPLES = "figures.json", "samples.json"
+ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
+
+
+def fragments(iteration: int, sources: Mapping[str, Source], count: int) -> tuple[Figures, dict[str, str]]:
+    """The figures of an iteration, and its files by name."""
+    figures = collect(iteration, sources)
+    samples = collect_samples(sources, count)
+    return figures, {
+        FIGURES: _json(figures),
+        SAMPLES: _json(samples),
+        ROLLOUT: markdown.rollout_fragment(figures, samples),
+        WEIGHTS: markdown.weights_fragment(figures, samples),
+        EVAL: markdown.eval_fragment(figures, sources.get("eval"), count),
+    }
+
+
+class Reported:
+    """The reports of all iterations of a run, as far as they are finished."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._sources = {
+            iteration: Source(folder, "report")
+            for iteration in iterations(run)
+            if manifest_of(folder := iteration_folder(run, iteration) / "report", "report") is not None
+        }
+        self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
+        self.seconds = {iteration: seconds_of(run, iteration) for iteration in self._sources}
+
+    def table(self, *, stages: bool = False) -> Table:
+        """One row per iteration."""
+        return overview(self.figures, self.seconds, stages=stages)
+
+    def write(self) -> Path:
+        """Rebuild the run's documents; the path of the page."""
+        name = self.run.resolve().name
+        table = self.table(stages=True)
+        write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
+        write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
+        write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
+        latest = list(self._sources)[-html.SHOWN :]
+        samples: dict[int, list[Sample]] = {iteration: self._load(iteration, SAMPLES) for iteration in latest}
+        page = html.render(name, table, self.figures, self.seconds, samples, self._facts())
+        write_text(self.run / PAGE, page)
+        return self.run / PAGE
+
+    def _facts(self) -> dict[str, str]:
+        """What a reader wants to know about the run as a whole."""
+        rollouts = [figures["rollout"] for figures in self.figures if figures.get("rollout")]
+        updates = sum(len((figures.get("train") or {}).get("updates") or []) for figures in self.figures)
+        ended = max((source.manifest.ended for source in self._sources.values()), default="")
+        version = next((source.manifest.package_version for source in reversed(self._sources.values())), "")
+        minutes = sum(second for took in self.seconds.values() for second in took.values()) / 60
+        facts = {
+            "policy": _model(self.run),
+            "iterations": str(len(rollouts)),
+            "prompts": f"{sum(rollout['groups'] for rollout in rollouts):,}",
+            "completions": f"{sum(rollout['completions'] for rollout in rollouts):,}",
+            "optimiser steps": f"{updates:,}",
+            "time in stages": f"{minutes:.1f} min",
+            "up to": ended.replace("T", " ").replace("+00:00", " UTC"),
+            "dapo-stages": version,
+        }
+        return {name: value for name, value in facts.items() if value}
+
+    def _texts(self, name: str) -> list[str]:
+        return [self._path(iteration, name).read_text(encoding="utf-8") for iteration in self._sources]
+
+    def _load(self, iteration: int, name: str) -> Any:
+        return json.loads(self._path(iteration, name).read_text(encoding="utf-8"))
+
+    def _path(self, iteration: int, name: str) -> Path:
+        source = self._sources[iteration]
+        for shard in source.manifest.shards:
+            if shard.name == name:
+                return source.verified(shard)
+        raise DataError(source.folder, f"no {name}", "a whole report", "Run report --overwrite for this iteration.")
+
+
+def _model(run: Path) -> str:
+    """The model that the run started from, as init-policy recorded it."""
+    manifest = manifest_of(run / "policy")
+    config = manifest.config if manifest is not None else {}
+    section = config.get("model")
+    name = config.get("model.name") or (section.get("name") if isinstance(section, dict) else None)
+    return name if isinstance(name, str) else ""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,0 +1,104 @@
+"""How far a run has come: the state of every output, and the command that takes it further."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_stages.reporting.runs import FOLDERS, Found, iteration_folder, iterations, look
+
+SETUP = {"data": "prepare-data", "policy": "init-policy"}
+IN_ORDER = ("rollout", "attention", "weights", "train", "eval", "report")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The outputs of a run: those before the first iteration, and those of each iteration."""
+
+    run: Path
+    setup: dict[str, Found]
+    iterations: dict[int, dict[str, Found]]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A command to run next, and why that one."""
+
+    command: str
+    why: str
+
+
+def survey(run: Path) -> Progress:
+    """Look at every output folder; only manifests are read."""
+    setup = {name: look(run, run / name, stage) for name, stage in SETUP.items()}
+    found = {
+        number: {name: look(run, iteration_folder(run, number) / name, stage) for name, stage in FOLDERS.items()}
+        for number in iterations(run)
+    }
+    return Progress(run, setup, found)
+
+
+def next_move(progress: Progress) -> Move:
+    """The first output that has to be made again, else the first that is missing at the end of the run."""
+    run = progress.run
+    for name, found in progress.setup.items():
+        if found.state not in {"done", "pruned"}:
+            return Move(_setup_command(run, name, found), f"{name}: {_because(found)}")
+    for number, outputs in progress.iterations.items():
+        for name in IN_ORDER:
+            if outputs[name].state in {"stale", "unfinished", "damaged"}:
+                why = f"iteration {number}, {name}: {_because(outputs[name])}"
+                return Move(command(run, number, name, again=outputs[name].state != "unfinished"), why)
+    last = max(progress.iterations, default=None)
+    if last is None:
+        return Move(command(run, 0, "eval"), "the starting point is not evaluated yet")
+    missing = _missing_at_the_end(last, progress.iterations[last])
+    if missing:
+        return Move(command(run, last, missing), f"iteration {last}, {missing}: missing")
+    return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
+
+
+def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
+    """The command that makes an output of an iteration, as a line for a shell."""
+    folder, before = iteration_folder(run, number), iteration_folder(run, number - 1)
+    policy = before / "train" / "policy" if number > 1 else run / "policy"
+    judged = folder / "train" / "policy" if number else policy
+    arguments: dict[str, list[str | Path]] = {
+        "rollout": ["--policy", policy, "--data", run / "data", "--iteration", str(number)],
+        "attention": ["--policy", policy, "--rollouts", folder / "rollout"],
+        "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
+                    *_if_there("--replay", before / "weights")],
+        "train": ["--policy", policy, "--rollouts", folder / "rollout", "--weights", folder / "weights",
+                  *_if_there("--state", before / "train" / "state")],
+        "eval": ["--policy", judged, "--data", run / "data"],
+        "report": ["--run", run, "--iteration", str(number)],
+    }  # fmt: skip
+    out: list[str | Path] = [] if name == "report" else ["--out", folder / name]
+    return _line(FOLDERS[name], run, [*arguments[name], *out], again=again)
+
+
+def _setup_command(run: Path, name: str, found: Found) -> str:
+    return _line(SETUP[name], run, ["--out", run / name], again=found.state in {"stale", "damaged"})
+
+
+def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool) -> str:
+    words = ["dapo-stages", stage, "--config", str(run / "config.yaml"), *(str(word) for word in arguments)]
+    return shlex.join([*words, "--overwrite"] if again else words)
+
+
+def _if_there(option: str, folder: Path) -> list[str | Path]:
+    return [option, folder] if (folder / "manifest.json").exists() else []
+
+
+def _missing_at_the_end(number: int, outputs: Mapping[str, Found]) -> str | None:
+    """The first missing output with nothing after it: one that later stages did without is not wanted."""
+    wanted = IN_ORDER if number else ("eval",)
+    present = [index for index, name in enumerate(wanted) if outputs[name].state != "missing"]
+    after = wanted[max(present, default=-1) + 1 :]
+    return after[0] if after else None
+
+
+def _because(found: Found) -> str:
+    return f"{found.state} ({found.why})" if found.why else found.state

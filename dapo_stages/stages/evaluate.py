@@ -1,0 +1,182 @@
+"""evaluate: held-out questions and a policy in, accuracy by slice out."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.console import progress
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output, Plan
+from dapo_stages.shards import Row, write_text
+from dapo_stages.stages import frame
+from dapo_stages.stages.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
+from dapo_stages.stages.options import Policy as PolicyFolder
+from dapo_stages.stages.policies import check_policy, open_policy
+
+if TYPE_CHECKING:
+    from dapo_stages.engines import Completion
+    from dapo_stages.models.policy import Policy
+    from dapo_stages.rewards.registry import Rewards
+
+SECTIONS = ("model.dtype", "evaluate", "rollout.sampler", "rollout.max_completion_length", "rewards")
+QUESTIONS_PER_SHARD = 128
+METRICS = "metrics.json"
+
+
+def main(
+    config: ConfigFile,
+    policy: PolicyFolder,
+    data: Data,
+    out: Out,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.
+
+    Example: dapo-stages evaluate --config run.yaml --policy iter-0003/train/policy --data data --out iter-0003/eval
+    """
+    from dapo_stages.rewards.registry import Rewards
+
+    settings = load_config(config, set_)
+    inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
+    rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
+    plan = Plan("evaluate", out, settings.sections(*SECTIONS), settings.seed, inputs)
+    frame.run(
+        plan,
+        lambda output: Evaluation(output, settings, rewards).run(),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=json,
+    )
+
+
+class Evaluation:
+    """Held-out questions, shard by shard."""
+
+    def __init__(self, output: Output, config: Config, rewards: Rewards) -> None:
+        self._output, self._config, self._rewards = output, config, rewards
+        self._settings = config.evaluate
+
+    def run(self) -> None:
+        """Answer, then put the figures into metrics.json."""
+        data = self._output.plan.inputs["data"]
+        total = int(data.manifest.counts.get("held_out", 0))
+        if self._settings.max_questions is not None:
+            total = min(total, self._settings.max_questions)
+        questions = islice(data.rows("held_out"), total)
+        tallies = Tallies()
+        number = 0
+        with progress("evaluate: questions", total) as advance:
+            while part := list(islice(questions, QUESTIONS_PER_SHARD)):
+                if not self._output.has(f"eval-{number:05d}.parquet"):
+                    self._output.write("eval", number, self._answers(number, part, advance))
+                else:
+                    advance(len(part), "")
+                for row in self._output.reopen("eval", number):
+                    tallies.add(row)
+                number += 1
+        metrics = tallies.metrics()
+        write_text(self._output.folder / METRICS, json_module.dumps(metrics, indent=1, allow_nan=False) + "\n")
+        self._output.add_files(METRICS)
+        self._output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+    def _answers(self, number: int, questions: list[Row], advance: Any) -> Iterator[Row]:
+        from dapo_stages.engines.transformers_engine import generate
+        from dapo_stages.models.inputs import prompt_of
+
+        config, policy = self._config, self._policy
+        answer = partial(
+            generate, policy, max_length=config.rollout.max_completion_length, sampler=config.rollout.sampler
+        )
+        for start in range(0, len(questions), self._settings.batch_groups):
+            batch = questions[start : start + self._settings.batch_groups]
+            prompts = [prompt_of(row, policy.processor) for row in batch]
+            seed = (config.seed * 1_000_003 + number) * 1_000_003 + start
+            found: dict[str, list[list[Completion]]] = {}
+            if self._settings.greedy:
+                found["greedy"] = answer(prompts, 1, seed=seed, greedy=True)
+            if self._settings.num_generations:
+                found["sample"] = answer(prompts, self._settings.num_generations, seed=seed % 2**63)
+            if self._settings.blank_image:
+                blanks = [prompt_of(row, policy.processor, blank=True) for row in batch]
+                found["blank"] = answer(blanks, 1, seed=seed, greedy=True)
+            for mode, completions in found.items():
+                for row, group in zip(batch, completions, strict=True):
+                    yield from (self._row(row, mode, sample, one) for sample, one in enumerate(group))
+            advance(len(batch), "")
+
+    def _row(self, question: Row, mode: str, sample: int, completion: Completion) -> Row:
+        text = self._policy.text(completion.ids)
+        scored = self._rewards.score(text, len(completion.ids), question)
+        return {
+            "completion_id": f"{question['prompt_id']}-{mode}-{sample:03d}",
+            "prompt_id": question["prompt_id"],
+            "slice": question["slice"],
+            "mode": mode,
+            "sample": sample,
+            "solution": question["solution"],
+            "text": text,
+            "num_tokens": len(completion.ids),
+            "finish_reason": completion.finish_reason,
+            "reward_accuracy": scored.accuracy,
+            "reward_format": scored.format,
+        }
+
+    @cached_property
+    def _policy(self) -> Policy:
+        return open_policy(self._output.plan.inputs["policy"], self._config.model)
+
+
+class Tallies:
+    """Sums per slice and mode, so that rows need not stay in memory."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], dict[str, float]] = {}
+        self._questions: dict[str, set[str]] = {}
+
+    def add(self, row: Row) -> None:
+        """Count one answer, for all questions and for its slice."""
+        for name in {"", row["slice"]}:
+            self._questions.setdefault(name, set()).add(row["prompt_id"])
+            sums = self._sums.setdefault((name, row["mode"]), dict.fromkeys(_SUMS, 0.0))
+            sums["answers"] += 1
+            sums["correct"] += row["reward_accuracy"]
+            sums["formed"] += row["reward_format"]
+            sums["formed_correct"] += row["reward_format"] * row["reward_accuracy"]
+            sums["tokens"] += row["num_tokens"]
+
+    def metrics(self) -> dict[str, Any]:
+        """Accuracy by mode, for all questions and by slice; None where a mode was off."""
+        slices = sorted(name for name in self._questions if name)
+        return {
+            "questions": len(self._questions.get("", ())),
+            "slices": {name: len(self._questions[name]) for name in slices},
+            **self._of(""),
+            "by_slice": {name: self._of(name) for name in slices},
+        }
+
+    def _of(self, name: str) -> dict[str, float | None]:
+        def share(mode: str, part: str, whole: str) -> float | None:
+            sums = self._sums.get((name, mode))
+            return sums[part] / sums[whole] if sums and sums[whole] else None
+
+        return {
+            "greedy_accuracy": share("greedy", "correct", "answers"),
+            "greedy_format": share("greedy", "formed", "answers"),
+            "sampled_accuracy": share("sample", "correct", "answers"),
+            "sampled_format": share("sample", "formed", "answers"),
+            "sampled_accuracy_well_formed": share("sample", "formed_correct", "formed"),
+            "blank_accuracy": share("blank", "correct", "answers"),
+            "mean_tokens": share("sample", "tokens", "answers") or share("greedy", "tokens", "answers"),
+        }
+
+
+_SUMS = ("answers", "correct", "formed", "formed_correct", "tokens")

@@ -1,0 +1,78 @@
+"""init-policy: a model's name in, the policy folder that a run starts from out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.console import progress, say
+from dapo_stages.outputs import Output, Plan
+from dapo_stages.stages import frame
+from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
+
+
+def main(
+    config: ConfigFile,
+    out: Out,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Make the starting policy.
+
+    `model.name: embedded` builds the small Qwen2.5-VL and warms it up, without any download. A hub id or a folder is
+    referred to, not copied.
+
+    Example: dapo-stages init-policy --config pipelines/embedded.yaml --out training_logs/first/policy
+    """
+    settings = load_config(config, set_)
+    embedded = settings.model.name == "embedded"
+    section = settings.sections("model", *(["warm_up", "data.system_prompt"] if embedded else []))
+    plan = Plan("init-policy", out, section, settings.seed)
+    frame.run(
+        plan,
+        lambda output: _embedded(output, settings) if embedded else _reference(output, settings),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=json,
+    )
+
+
+def _embedded(output: Output, config: Config) -> None:
+    import torch
+
+    from dapo_stages.data.chat import SYSTEM_PROMPT
+    from dapo_stages.models.embedded import build, build_processor
+    from dapo_stages.models.policy import Policy, save_policy
+    from dapo_stages.models.warm_up import WarmUp, warm_up
+
+    model, tokenizer = build(config.seed)
+    processor = build_processor(tokenizer)
+    prompt, settings = config.data.system_prompt, config.warm_up
+    recipe = WarmUp(settings.steps, settings.batch_size, settings.biased, settings.hearsay)
+    with progress("init-policy: warm-up steps", settings.steps) as advance:
+        figures = warm_up(
+            model,
+            processor,
+            config.seed,
+            recipe,
+            system_prompt=SYSTEM_PROMPT if prompt is None else prompt,
+            progress=lambda step, steps, loss: advance(1, f"loss {loss:.3f}"),
+        )
+    save_policy(Policy(model, processor, torch.device("cpu")), output.folder)
+    output.add_files(*(path.name for path in output.folder.iterdir() if not path.name.startswith(".")))
+    output.counts |= {"parameters": sum(p.numel() for p in model.parameters()), **figures}
+    output.policy = {"version": 0, "model": "embedded"}
+
+
+def _reference(output: Output, config: Config) -> None:
+    """A hub model or a checkpoint folder: check that it can be used, and refer to it."""
+    from dapo_stages.models.policy import check_family
+
+    name = config.model.name
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())
+    family = check_family(name)
+    say(f"init-policy: {name} is a {family} checkpoint")
+    output.policy = {"version": 0, "model": config.model.name, "reference": name}

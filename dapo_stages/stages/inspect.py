@@ -1,0 +1,121 @@
+"""inspect: one completion in full, its tokens coloured by their weight."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dapo_stages.stages.options import Json
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from dapo_stages.reporting.search import Hit
+
+_FURTHER = 5  # ids named beside the one that --find shows
+
+
+def main(
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    completion_id: Annotated[str | None, typer.Argument(help="Id of the completion.", metavar="COMPLETION_ID")] = None,
+    find: Annotated[
+        Literal["worst", "best", "disagree"] | None,
+        typer.Option("--find", help="By reward, or where answer and look disagree: right without looking, or wrong."),
+    ] = None,
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="Where --find searches; else the latest with weights.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one completion: its tokens by weight, rewards, advantage, and where its prompt is."""
+    from dapo_stages.console import answer
+    from dapo_stages.reporting import search
+
+    if (completion_id is None) == (find is None):
+        raise typer.BadParameter("name either a completion id or --find worst|best|disagree.")
+    ranked = search.rank(run, find, iteration) if find else []
+    if find and not ranked:
+        raise typer.BadParameter("there is no completion to choose from.")
+    hit = search.find(run, completion_id or ranked[0])
+    further = ranked[1 : 1 + _FURTHER]
+    if as_json:
+        answer({**_result(hit), "further": further})
+        return
+    _show(hit)
+    if further:
+        print(f"\nNext after it: {', '.join(further)}")
+
+
+def _result(hit: Hit) -> dict[str, Any]:
+    facts = {name: value for name, value in hit.completion.items() if name != "heat"}
+    prompt = {name: hit.prompt[name] for name in ("group_id", "prompt_id", "slice", "problem", "solution")}
+    place = {"shard": str(hit.shard), "row": hit.row, "pictures": hit.pictures}
+    return {"iteration": hit.iteration, **facts, "prompt": {**prompt, **place}}
+
+
+def _show(hit: Hit) -> None:
+    from dapo_stages.reporting.text import number, one_line, signed, visible
+
+    one, prompt = hit.completion, hit.prompt
+    sizes = ["unreadable" if size is None else f"{size[0]}×{size[1]}" for size in hit.pictures] or ["none"]
+    slice_ = f", {one_line(prompt['slice'])}" if prompt["slice"] else ""
+    print(
+        f"{one_line(one['completion_id'])}  (iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
+    )
+    print(f"prompt     {hit.shard}, row {hit.row}")
+    print(f"picture    {', '.join(sizes)}")
+    print("question   " + visible(prompt["problem"]).replace("\n", "\n           "))
+    print(f"answer     {one_line(prompt['solution'])}")
+    parts = ", ".join(f"{one_line(name)} {number(value, 2)}" for name, value in one["rewards"].items())
+    print(f"reward     {number(one['reward'])} ({parts})")
+    print(f"advantage  {signed(one['advantage'])}{_loss(one)}")
+    print(f"VGR        {number(one['vgr'])}")
+    print(f"finish     {one['finish_reason']}, {len(one['tokens'])} tokens\n")
+    _print_tokens(one)
+
+
+def _loss(one: dict[str, Any]) -> str:
+    from dapo_stages.reporting.text import one_line
+
+    if one["in_loss"] is not False:
+        return ""
+    return f" (not in the loss{': ' + one_line(one['why']) if one['why'] else ''})"
+
+
+def _print_tokens(one: dict[str, Any]) -> None:
+    """Coloured on a terminal; elsewhere word(weight), or the plain text where there are no weights."""
+    from dapo_stages.reporting.markdown import weighted_tokens
+    from dapo_stages.reporting.text import visible
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).print(coloured(one["tokens"], one["token_weights"]))
+    elif one["token_weights"]:
+        print(weighted_tokens(one["tokens"], one["token_weights"]))
+    else:
+        print(visible(one["text"]))
+
+
+def coloured(tokens: list[str], weights: list[float]) -> Text:
+    """Tokens on a ground from white (the lightest of this completion) to blue (the heaviest), never read as markup."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    from dapo_stages.reporting.text import visible
+
+    text = Text()
+    low, high = min(weights, default=1.0), max(weights, default=1.0)
+    for index, token in enumerate(tokens):
+        if index >= len(weights) or high <= low:
+            text.append(visible(token))
+            continue
+        shade = (weights[index] - low) / (high - low)
+        red, green, blue = (round(255 + shade * (end - 255)) for end in (11, 83, 148))
+        ink = Color.parse("#ffffff" if shade > 0.5 else "#000000")
+        text.append(visible(token), Style(color=ink, bgcolor=Color.from_rgb(red, green, blue)))
+    return text

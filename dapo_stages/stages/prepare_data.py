@@ -1,0 +1,158 @@
+"""prepare-data: any data set in, training and held-out prompts with their pictures and tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.console import Advance, progress
+from dapo_stages.data.images import BadImage
+from dapo_stages.data.prompts import Dropped, PromptMaker
+from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source, source_files
+from dapo_stages.errors import DataError, ModelError
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output, Plan, shard_name
+from dapo_stages.shards import Row
+from dapo_stages.stages import frame
+from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
+from dapo_stages.stages.policies import base_of, check_policy
+
+ROWS_PER_SHARD = 512
+_NAMED = 5  # dropped rows that the manifest names
+
+PolicyOrNone = Annotated[
+    Path | None,
+    typer.Option("--policy", help="Policy folder whose tokenizer to use; default: model.name.", metavar="DIR"),
+]
+
+
+def main(
+    config: ConfigFile,
+    out: Out,
+    policy: PolicyOrNone = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make training and held-out prompts from a data set."""
+    settings = load_config(config, set_)
+    opened = check_policy(Source(policy)) if policy is not None else None
+    sections = settings.sections("data", *(["model.name"] if policy is None else []))
+    plan = Plan(
+        stage="prepare-data",
+        out=out,
+        config=sections | {"data.files": source_files(settings.data)},
+        seed=settings.seed,
+        inputs={} if opened is None else {"policy": opened},
+    )
+    frame.run(
+        plan,
+        lambda output: _work(output, settings, opened),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def _work(output: Output, config: Config, policy: Source | None) -> None:
+    from dapo_stages.rewards.answers import parse_solution
+
+    source = open_source(config)
+    maker = PromptMaker(source, _processor(config, policy), config.data, parse_solution)
+    output.counts = {"train": 0, "held_out": 0, "dropped_long": 0, "dropped_images": 0, "dropped_other": 0}
+    output.counts["dropped_rows"] = []
+    for part in PARTS:
+        with progress(f"prepare-data {part}", source.totals.get(part)) as advance:
+            _write_part(output, maker, part, advance)
+    _check_parts(source, output.counts)
+
+
+def _processor(config: Config, policy: Source | None) -> Any:
+    from dapo_stages.models.processor import load_processor
+
+    if policy is not None:
+        for shard in policy.manifest.shards:
+            if not shard.name.endswith(".safetensors"):
+                policy.verified(shard)
+        place = str(base_of(policy))
+    elif config.model.name == "embedded":
+        from dapo_stages.models.embedded import build_processor
+        from dapo_stages.models.embedded_tokenizer import build_tokenizer
+
+        return build_processor(build_tokenizer())
+    else:
+        place = config.model.name
+    try:
+        return load_processor(place)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{place}: found no usable tokenizer and image processor ({reason}); needed a checkpoint folder, or a hub "
+            "id that can be reached. Mend model.name, or pass --policy."
+        ) from None
+
+
+def _write_part(output: Output, maker: PromptMaker, part: Part, advance: Advance) -> None:
+    """All shards of a part, a few rows in memory at a time; those of an interrupted run are kept."""
+    done: list[str] = []
+    number = 0
+    while output.has(shard_name(part, number)):
+        done += [row["prompt_id"] for row in output.reopen(part, number, ["prompt_id"])]
+        number += 1
+    prompts = _prompts(maker, part, done, output.counts, advance)
+    while (first := next(prompts, None)) is not None:
+        output.write(part, number, chain([first], islice(prompts, ROWS_PER_SHARD - 1)))
+        number += 1
+
+
+def _prompts(
+    maker: PromptMaker, part: Part, done: list[str], counts: dict[str, Any], advance: Advance
+) -> Iterator[Row]:
+    """The prompts of a part that are not done yet. Rows that an interrupted run dropped are counted again."""
+    kept = set(done)
+    for raw in maker.source.rows(part):
+        dropped = sum(counts[f"dropped_{kind}"] for kind in ("long", "images", "other"))
+        advance(1, f"{dropped} dropped" if dropped else "")
+        prompt_id = f"{part}-{raw.index:06d}"
+        if prompt_id in kept:
+            counts[part] += 1
+            continue
+        row = _prompt(maker, raw, prompt_id)
+        if isinstance(row, Dropped):
+            counts[f"dropped_{row.kind}"] += 1
+            if len(counts["dropped_rows"]) < _NAMED:
+                counts["dropped_rows"].append(row.why)
+        elif counts[part] < len(kept):
+            found = "a row that was unusable before the interruption"
+            raise DataError(raw.where, found, "an unchanged data set", "Pass --overwrite to start afresh.")
+        else:
+            counts[part] += 1
+            yield row
+
+
+def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str) -> Row | Dropped:
+    try:
+        return maker.make(raw, prompt_id)
+    except BadImage as bad:
+        if maker.data.on_bad_image == "error":
+            raise
+        return Dropped("images", f"{bad.where}: {bad.found}")
+
+
+def _check_parts(source: RawSource, counts: dict[str, Any]) -> None:
+    """Both parts need a prompt; only a source of a single row may go without held-out ones."""
+    rows = sum(counts[key] for key in counts if key != "dropped_rows")
+    why = "; ".join(counts["dropped_rows"][:2])
+    do = "Mend the rows, or change data.max_prompt_length, data.max_image_pixels or data.split_seed (with --overwrite)."
+    if not rows:
+        raise DataError(source.name, "no rows", "at least one row", "Name another data.source.")
+    for part in PARTS:
+        if not counts[part] and (part == "train" or rows > 1):
+            found = f"{rows} rows, none of them usable for {part} ({why})"
+            raise DataError(source.name, found, "at least one", do)

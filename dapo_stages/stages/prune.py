@@ -1,0 +1,59 @@
+"""prune: large files of old iterations out; their manifests stay, so that make redoes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dapo_stages.config import KeepConfig, load_config
+from dapo_stages.console import say
+from dapo_stages.manifests import MANIFEST, mark_pruned, read_manifest
+from dapo_stages.stages.options import ConfigFile, DryRun, Overrides
+
+# What each `keep` setting is about: folders of an iteration, relative to it.
+PARTS = {"rollouts": ("rollout", "attention"), "states": ("train/state",), "policies": ("train/policy",)}
+
+
+def main(
+    config: ConfigFile,
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR")],
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Remove large files of old iterations, as the keep section says; their manifests stay.
+
+    The newest trained iterations are kept. A rollout folder goes only once its iteration is trained and reported.
+
+    Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
+    """
+    keep = load_config(config, set_).keep
+    for folder in prunable(run, keep):
+        say(f"prune: {'would remove' if dry_run else 'removing'} the files of {folder}")
+        if not dry_run:
+            _prune(folder)
+
+
+def prunable(run: Path, keep: KeepConfig) -> list[Path]:
+    """Folders that are older than what is kept and not pruned yet."""
+    trained = sorted(path.parent.parent for path in run.glob("iter-[0-9]*/train/manifest.json"))
+    found = []
+    for name, parts in PARTS.items():
+        newest = getattr(keep, name)
+        for iteration in trained[:-newest] if newest is not None else []:
+            reported = (iteration / "report" / MANIFEST).exists()
+            if name == "rollouts" and not reported:
+                continue
+            folders = [iteration / part for part in parts]
+            found += [f for f in folders if (f / MANIFEST).exists() and not read_manifest(f).pruned]
+    return found
+
+
+def _prune(folder: Path) -> None:
+    """The manifest says so before anything goes: a cut-off prune never looks like damage."""
+    mark_pruned(folder)
+    for path in folder.iterdir():
+        if path.name != MANIFEST:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

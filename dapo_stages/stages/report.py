@@ -1,0 +1,118 @@
+"""report: the figures, samples and curves of a run, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dapo_stages.stages.options import ConfigFile, DryRun, Json, Overrides, Overwrite
+
+if TYPE_CHECKING:
+    from dapo_stages.outputs import Output, Plan
+
+
+def main(
+    config: ConfigFile,
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="Only this iteration; else all that lack a report.")
+    ] = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write rollout_results.md, token_weights.md, eval_results.md and report.html from what a run has so far."""
+    from dapo_stages.config import load_config
+    from dapo_stages.console import answer
+    from dapo_stages.reporting.fragments import Reported
+    from dapo_stages.reporting.tables import print_table
+    from dapo_stages.reporting.trackers import track
+
+    settings = load_config(config, set_)
+    plans = _plans(run, iteration, settings.report.samples, settings.seed)
+    if dry_run and as_json:
+        answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
+        return
+    for number, plan in plans.items():
+        _report(number, plan, overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        return
+    reported = Reported(run)
+    page = reported.write()
+    track(run, settings.report.trackers, settings.report.project, reported.figures)
+    if as_json:
+        answer({"stage": "report", "report": str(page), "made": list(plans), "iterations": reported.figures})
+        return
+    print_table(reported.table())
+    print(page)
+
+
+def _plans(run: Path, only: int | None, samples: int, seed: int) -> dict[int, Plan]:
+    """What to make for which iteration; without `only`, those whose report is missing or older than its inputs.
+
+    A report whose inputs were pruned since stays as it is: it cannot be made again.
+    """
+    from dapo_stages.console import say
+    from dapo_stages.errors import DataError
+    from dapo_stages.outputs import Plan
+    from dapo_stages.reporting.fragments import LAYOUT
+    from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, pruned, sources
+
+    plans = {}
+    reported = False
+    for number in iterations(run) if only is None else [only]:
+        found = sources(run, number)
+        out = iteration_folder(run, number) / "report"
+        made = manifest_of(out, "report")
+        reported = reported or made is not None
+        if made is not None and made.inputs.keys() & pruned(run, number).keys():
+            if only is not None:
+                say(f"report: {out} stays as it is, what it was made from has been pruned")
+            continue
+        if not found:
+            continue
+        plan = Plan("report", out, {"report.samples": samples, "layout": LAYOUT}, seed, found)
+        if only is not None or plan.state() != "complete" or _older(plan):
+            plans[number] = plan
+    if not plans and not reported:
+        where = run if only is None else iteration_folder(run, only)
+        raise DataError(where, "no finished output of any stage", "at least one", "Run rollout or evaluate first.")
+    return plans
+
+
+def _older(plan: Plan) -> bool:
+    """Whether an input was published after the report: then make would ask for it again and again."""
+    from dapo_stages.manifests import MANIFEST
+
+    made = (plan.out / MANIFEST).stat().st_mtime_ns
+    return any((source.folder / MANIFEST).stat().st_mtime_ns > made for source in plan.inputs.values())
+
+
+def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
+    from dapo_stages.reporting.fragments import fragments
+    from dapo_stages.shards import write_text
+    from dapo_stages.stages import frame
+
+    def work(output: Output) -> None:
+        figures, files = fragments(iteration, plan.inputs, plan.config["report.samples"])
+        for name, text in files.items():
+            write_text(output.folder / name, text)
+        output.add_files(*files)
+        output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs)}
+
+    frame.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False)
+
+
+def _grown(plan: Plan) -> bool:
+    """Whether the report only lacks outputs that came since; replacing it then loses nothing."""
+    from dapo_stages.reporting.runs import manifest_of
+
+    made = manifest_of(plan.out, "report")
+    if made is None:
+        return True
+    now = {name: source.manifest.content_hash for name, source in plan.inputs.items()}
+    same = all(now.get(name) == source.content_hash for name, source in made.inputs.items())
+    return same and made.config == plan.config and made.seed == plan.seed and made.inputs.keys() < now.keys()

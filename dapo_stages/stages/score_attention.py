@@ -1,0 +1,183 @@
+"""score-attention: rollouts of any engine in, how much each token looked at the picture out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.console import progress
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output, Plan
+from dapo_stages.schemas import MASSES, SCHEMAS, SEGMENTS
+from dapo_stages.shards import Row
+from dapo_stages.stages import frame
+from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
+from dapo_stages.stages.options import Policy as PolicyFolder
+from dapo_stages.stages.policies import check_policy, open_policy
+
+if TYPE_CHECKING:
+    from dapo_stages.models.masses import Scored
+    from dapo_stages.models.packing import Group
+    from dapo_stages.models.policy import Policy
+
+SECTIONS = ("model.dtype", "attention")
+
+
+def main(
+    config: ConfigFile,
+    policy: PolicyFolder,
+    rollouts: Rollouts,
+    out: Out,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Measure where each completion token looked: masses on picture, question and the rest, VGR and AEI by layers.
+
+    One forward pass per group, over completion rows only. Needs no more than token ids, so rollouts of any engine do.
+
+    Example: dapo-stages score-attention --config run.yaml --policy policy --rollouts iter-0001/rollout
+    --out iter-0001/attention
+    """
+    settings = load_config(config, set_)
+    inputs = {"policy": check_policy(Source(policy)), "rollouts": Source(rollouts, "rollout")}
+    plan = Plan("score-attention", out, settings.sections(*SECTIONS), settings.seed, inputs)
+    frame.run(plan, lambda output: Scoring(output, settings).run(), overwrite=overwrite, dry_run=dry_run, as_json=json)
+
+
+class Scoring:
+    """One pass over the shards of a rollout folder; each gives one shard of the same number."""
+
+    def __init__(self, output: Output, config: Config) -> None:
+        self._output, self._config, self._settings = output, config, config.attention
+        self._rollouts = output.plan.inputs["rollouts"]
+
+    def run(self) -> None:
+        """Score what is not scored yet."""
+        shards = self._rollouts.shards("completions")
+        wanted = [row["group_id"] for row in self._rollouts.rows("prompts", ["group_id", "kept"]) if self._wants(row)]
+        pictured = frozenset(wanted[: self._settings.patch_completions])
+        statuses: dict[str, int] = {}
+        with progress("score-attention: completions", self._rollouts.manifest.counts.get("completions")) as advance:
+            for number in range(len(shards)):
+                if not self._output.has(f"attention-{number:05d}.parquet"):
+                    self._output.write("attention", number, self._rows(number, pictured))
+                done = [row["status"] for row in self._output.reopen("attention", number, ["status"])]
+                for status in done:
+                    statuses[status] = statuses.get(status, 0) + 1
+                advance(len(done), "")
+        self._output.counts |= {"completions": sum(statuses.values()), **statuses}
+
+    def _wants(self, prompt: Row) -> bool:
+        return self._settings.enabled and (prompt["kept"] or self._settings.groups == "all")
+
+    def _rows(self, number: int, pictured: frozenset[str]) -> Iterator[Row]:
+        """The attention rows of one shard, in the order of its completions."""
+        prompts, members = self._shard(number)
+        for batch in _batches(prompts, members, self._settings.batch_completions):
+            wanted = [prompt for prompt in batch if self._wants(prompt)]
+            found = self._score(wanted, members, pictured) if wanted else {}
+            for prompt in batch:
+                for completion in members[prompt["group_id"]]:
+                    key = completion["completion_id"]
+                    yield found[key] if key in found else self._unscored(key)
+
+    def _shard(self, number: int) -> tuple[list[Row], dict[str, list[Row]]]:
+        """Prompts of a shard, and each one's completions."""
+        prompt_shard = self._rollouts.shards("prompts")[number]
+        completion_shard = self._rollouts.shards("completions")[number]
+        with self._rollouts.reader("prompts", prompt_shard) as reader:
+            prompts = list(reader.rows())
+        members: dict[str, list[Row]] = {prompt["group_id"]: [] for prompt in prompts}
+        with self._rollouts.reader("completions", completion_shard) as reader:
+            for row in reader.rows(["completion_id", "group_id", "completion_ids"]):
+                members[row["group_id"]].append(row)
+        return prompts, members
+
+    def _score(self, prompts: list[Row], members: dict[str, list[Row]], pictured: frozenset[str]) -> dict[str, Row]:
+        import torch
+
+        from dapo_stages.models.inputs import prompt_of
+        from dapo_stages.models.masses import MassRecorder, prompt_kinds
+        from dapo_stages.models.packing import Group
+
+        policy = self._policy
+        groups: list[Group] = []
+        kinds = []
+        for prompt in prompts:
+            ids = prompt["prompt_ids"]
+            vision = [token == policy.image_token_id for token in ids]
+            kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
+            completions = [row["completion_ids"] for row in members[prompt["group_id"]]]
+            groups.append(Group(prompt_of(prompt, policy.processor), completions))
+        packed = policy.pack(groups)
+        recorder = MassRecorder(
+            packed.spans,
+            kinds,
+            policy.num_layers,
+            self._settings.query,
+            self._settings.chunk_rows,
+            [prompt["group_id"] in pictured for prompt in prompts],
+        )
+        with torch.inference_mode():
+            policy.base.model(**packed.model_inputs, recorder=recorder)
+        found: dict[str, Row] = {}
+        for prompt, kind, scored in zip(prompts, kinds, recorder.results(), strict=True):
+            for completion, one in zip(members[prompt["group_id"]], scored, strict=True):
+                row = _row(completion["completion_id"], one, kind.tolist())
+                found[completion["completion_id"]] = row
+        return found
+
+    def _unscored(self, completion_id: str) -> Row:
+        status = "off" if not self._settings.enabled else "not_kept"
+        empty: Row = dict.fromkeys(SCHEMAS["attention"].names)
+        counts = {"num_text_tokens": 0, "num_vision_tokens": 0}
+        return empty | counts | {"completion_id": completion_id, "status": status}
+
+    @cached_property
+    def _policy(self) -> Policy:
+        policy = open_policy(self._output.plan.inputs["policy"], self._config.model)
+        policy.attend("grouped")
+        return policy
+
+
+def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> Iterator[list[Row]]:
+    """Groups for one forward pass: at most `most` completions, but always a whole group."""
+    batch: list[Row] = []
+    size = 0
+    for prompt in prompts:
+        count = len(members[prompt["group_id"]])
+        if batch and size + count > most:
+            yield batch
+            batch, size = [], 0
+        batch.append(prompt)
+        size += count
+    if batch:
+        yield batch
+
+
+def _row(completion_id: str, scored: Scored, kinds: list[int]) -> Row:
+    from dapo_stages.maths.attention import segments, summarise
+    from dapo_stages.models.masses import TEXT, VISION
+
+    num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
+    summary = summarise(scored.masses.numpy(), num_text, num_vision)
+    row: dict[str, Any] = {
+        "completion_id": completion_id,
+        "status": "ok" if num_vision else "no_image",
+        **{f"mass_{kind}": summary.masses[kind].tolist() for kind in MASSES},
+        "vgr": summary.vgr.tolist(),
+        **{name: None if value is None or math.isnan(value) else value for name, value in summary.scalars.items()},
+        "num_text_tokens": num_text,
+        "num_vision_tokens": num_vision,
+        **{f"patch_attention_{segment}": None for segment in SEGMENTS},
+    }
+    if scored.patches is not None and num_vision:
+        for segment, layers in segments(scored.patches.shape[0]).items():
+            if layers is not None:
+                row[f"patch_attention_{segment}"] = scored.patches[layers].mean(0).half().numpy().tolist()
+    return row

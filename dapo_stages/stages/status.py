@@ -1,0 +1,96 @@
+"""status: how far a run has come, what is no longer up to date, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dapo_stages.stages.options import Json
+
+if TYPE_CHECKING:
+    from dapo_stages.reporting.progress import Progress
+
+
+def main(
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    as_json: Json = False,
+) -> None:
+    """Say what exists per iteration and stage, which outputs are stale and why, and the next command."""
+    from dapo_stages.console import answer
+    from dapo_stages.reporting.progress import next_move, survey
+
+    progress = survey(run)
+    move = next_move(progress)
+    if as_json:
+        answer(
+            {
+                "run": str(run),
+                "setup": {name: found.as_dict() for name, found in progress.setup.items()},
+                "iterations": [
+                    {"iteration": number, "stages": {name: found.as_dict() for name, found in outputs.items()}}
+                    for number, outputs in progress.iterations.items()
+                ],
+                "figures": _latest_figures(progress),
+                "next": move.command,
+                "why": move.why,
+            }
+        )
+        return
+    _print_states(progress)
+    _print_figures(progress)
+    print(f"\nNext ({move.why}):\n  {move.command}")
+
+
+def _print_states(progress: Progress) -> None:
+    """The table of states, and a line for each that is not simply done."""
+    from dapo_stages.reporting.runs import FOLDERS
+    from dapo_stages.reporting.tables import Table, print_table
+    from dapo_stages.reporting.text import NOTHING, one_line
+
+    print(", ".join(f"{name}: {found.state}" for name, found in progress.setup.items()))
+    if not progress.iterations:
+        print("no iteration yet")
+        return
+    rows = [
+        [str(number), *(NOTHING if found.state == "missing" else found.state for found in outputs.values())]
+        for number, outputs in progress.iterations.items()
+    ]
+    print_table(Table(["iteration", *FOLDERS], rows))
+    places = [("", progress.setup), *((f"iteration {n}, ", outputs) for n, outputs in progress.iterations.items())]
+    for place, outputs in places:
+        for name, found in outputs.items():
+            if found.why:
+                print(f"{place}{name} is {found.state}: {one_line(found.why)}")
+
+
+def _print_figures(progress: Progress) -> None:
+    from dapo_stages.reporting.runs import seconds_of
+    from dapo_stages.reporting.tables import overview
+
+    figures = _latest_figures(progress)
+    if not figures:
+        return
+    seconds = {figures["iteration"]: seconds_of(progress.run, figures["iteration"])}
+    table = overview([figures], seconds, stages=False)
+    facts = ", ".join(f"{name} {value}" for name, value in zip(table.headers, table.rows[0], strict=True))
+    print(f"\nLast report: {facts}")
+
+
+def _latest_figures(progress: Progress) -> dict[str, Any]:
+    """The figures of the latest iteration that has a report with a whole figures.json."""
+    import json
+
+    from dapo_stages.reporting.runs import iteration_folder
+
+    for number in sorted(progress.iterations, reverse=True):
+        if progress.iterations[number]["report"].state not in {"done", "stale"}:
+            continue
+        path = iteration_folder(progress.run, number) / "report" / "figures.json"
+        try:
+            figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return figures
+    return {}

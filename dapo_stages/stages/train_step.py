@@ -1,0 +1,289 @@
+"""train-step: rollouts and weights in, the next policy and its optimiser state out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.console import progress, say
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output, Plan
+from dapo_stages.shards import Row, RowLookup
+from dapo_stages.stages import frame
+from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
+from dapo_stages.stages.options import Policy as PolicyFolder
+from dapo_stages.stages.policies import check_policy, open_policy
+
+if TYPE_CHECKING:
+    from dapo_stages.models.optimizers import Optimizers
+    from dapo_stages.models.policy import Policy
+    from dapo_stages.models.update import MicroBatch, TrainGroup, Trainer
+
+OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
+SECTIONS = (
+    "model.dtype",
+    "train",
+    "planned_iterations",
+    "rollout.sampler.temperature",
+    "rollout.max_completion_length",
+)
+
+
+def main(
+    config: ConfigFile,
+    policy: PolicyFolder,
+    rollouts: Rollouts,
+    weights: Annotated[Path, typer.Option("--weights", help="Folder written by weight-tokens.", metavar="DIR")],
+    out: Out,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="State folder inside the last train-step's output.", metavar="DIR")
+    ] = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
+
+    Without --state the optimiser starts afresh; with it, momentum and schedule carry on.
+
+    Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
+    --weights iter-0001/weights --out iter-0001/train
+    """
+    settings = load_config(config, set_)
+    inputs = {
+        "policy": check_policy(Source(policy)),
+        "rollouts": Source(rollouts, "rollout"),
+        "weights": Source(weights, "weight-tokens"),
+    }
+    inputs["weights"].require_input("rollouts", inputs["rollouts"])
+    if state is not None:
+        inputs["state"] = Source(state, "state")
+    iteration = int(inputs["weights"].manifest.config["iteration"])
+    section = settings.sections(*SECTIONS) | {"iteration": iteration}
+    plan = Plan("train-step", out, section, settings.seed, inputs)
+    frame.run(
+        plan,
+        lambda output: TrainStep(output, settings, iteration).run(),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=json,
+    )
+
+
+class TrainStep:
+    """One iteration's update."""
+
+    def __init__(self, output: Output, config: Config, iteration: int) -> None:
+        self._output, self._config, self._iteration = output, config, iteration
+        self._inputs = output.plan.inputs
+
+    def run(self) -> None:
+        """Train, then write policy, state and metrics."""
+        import numpy as np
+        import torch
+
+        seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1)
+        torch.manual_seed(int(seed[0]))
+        with ExitStack() as stack:
+            policy, optimizers = self._prepare()
+            groups = list(self._groups(stack, policy))
+            if not groups:
+                say("train-step: no completion is in the loss; the policy stays as it is")
+            metrics = self._train(policy, optimizers, groups)
+        self._output.write("metrics", None, metrics)
+        self._save(policy, optimizers)
+        self._output.counts |= {
+            "updates": len({row["update"] for row in metrics}),
+            "groups": len(groups),
+            "completions": sum(len(group.samples) for group in groups),
+        }
+
+    def _prepare(self) -> tuple[Policy, Optimizers]:
+        from dapo_stages.models.adapters import add_adapter
+        from dapo_stages.models.optimizers import Optimizers, freeze
+        from dapo_stages.models.precision import use_master_weights
+
+        settings = self._config.train
+        source = self._inputs["policy"]
+        policy = open_policy(source, self._config.model, trainable=True)
+        if settings.lora is not None and "base" not in source.manifest.policy:
+            add_adapter(policy, settings.lora)
+        if settings.freeze_vision:
+            freeze(policy.base.model.visual.parameters())
+        if settings.gradient_checkpointing:
+            policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.base.enable_input_require_grads()
+        policy.attend("grouped")
+        policy.model.train()
+        use_master_weights(policy)
+        optimizers = Optimizers(policy.model, settings)
+        if "state" in self._inputs:
+            self._load_state(policy, optimizers)
+        return policy, optimizers
+
+    def _load_state(self, policy: Policy, optimizers: Optimizers) -> None:
+        import torch
+
+        from dapo_stages.models.precision import load_master_weights
+
+        state = self._inputs["state"]
+        state.verify_all()
+        try:
+            saved = torch.load(state.folder / OPTIMIZER, map_location=policy.device, weights_only=True)
+            optimizers.load_state_dict(saved)
+            if (state.folder / MASTER).exists():
+                load_master_weights(policy, state.folder / MASTER)
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                state.folder,
+                f"an optimiser state that does not fit ({error})",
+                f"one of {self._config.train.optimizer} over the weights that are trained now",
+                "Leave --state out to start the optimiser afresh.",
+            ) from None
+
+    def _groups(self, stack: ExitStack, policy: Policy) -> Iterator[TrainGroup]:
+        """The groups with completions in the loss. Token lists are in memory, pictures are read when needed."""
+        from dapo_stages.models.inputs import prompt_of
+        from dapo_stages.models.update import Sample, TrainGroup
+
+        sources = {
+            "fresh": (self._inputs["rollouts"], "prompts", "completions"),
+            "replay": (self._inputs["weights"], "replayed-prompts", "replayed-completions"),
+        }
+        lookups: dict[str, tuple[RowLookup, RowLookup]] = {}
+        for source, (folder, prompts, completions) in sources.items():
+            lookups[source] = (
+                stack.enter_context(folder.lookup(prompts, "group_id")),
+                stack.enter_context(folder.lookup(completions, "completion_id")),
+            )
+        members: dict[tuple[str, str], list[Row]] = {}
+        for row in self._inputs["weights"].rows("weights"):
+            if row["in_loss"]:
+                members.setdefault((row["source"], row["group_id"]), []).append(row)
+        for (source, group_id), rows in members.items():
+            prompts_of, completions_of = lookups[source]
+            samples = []
+            for row in rows:
+                if row["completion_id"] not in completions_of:
+                    raise DataError(
+                        self._inputs["weights"].folder,
+                        f"weights of completion {row['completion_id']}, which is not in the rollouts",
+                        "weights of these rollouts",
+                        "Run weight-tokens again.",
+                    )
+                completion = completions_of.one(row["completion_id"])
+                ids, weights = completion["completion_ids"], row["token_weights"]
+                if len(ids) != len(weights):
+                    raise DataError(
+                        self._inputs["weights"].folder,
+                        f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}",
+                        "one per token",
+                        "Run weight-tokens again.",
+                    )
+                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"]))
+            yield TrainGroup(
+                group_id,
+                lambda lookup=prompts_of, key=group_id: prompt_of(lookup.one(key), policy.processor),  # type: ignore[misc]
+                samples,
+            )
+
+    def _train(self, policy: Policy, optimizers: Optimizers, groups: list[TrainGroup]) -> list[Row]:
+        from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
+        from dapo_stages.models.update import Trainer, micro_batches
+
+        config, settings = self._config, self._config.train
+        trainer = Trainer(
+            policy, settings, config.rollout.sampler.temperature, config.rollout.max_completion_length, optimizers
+        )
+        sizes = [len(group.samples) for group in groups]
+        parts = mini_batches(sizes, settings.updates_per_iteration, config.seed, self._iteration) if groups else []
+        work = [micro_batches([groups[i] for i in part], settings.batch_completions) for part in parts]
+        total = config.planned_iterations * settings.updates_per_iteration
+        first = (self._iteration - 1) * settings.updates_per_iteration
+        self._recall(trainer, work)
+        rows: list[Row] = []
+        with progress("train-step: updates", len(work)) as advance:
+            for update, batches in enumerate(work):
+                started = time.monotonic()
+                factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
+                metrics = trainer.update(batches, factor) | {"seconds": time.monotonic() - started}
+                if metrics["skipped"]:
+                    say(f"train-step: update {update} skipped, its loss or gradient is not finite")
+                rows += [
+                    {"iteration": self._iteration, "update": update, "name": name, "value": _finite(value)}
+                    for name, value in metrics.items()
+                ]
+                advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
+        return rows
+
+    def _recall(self, trainer: Trainer, work: list[list[MicroBatch]]) -> None:
+        """Log-probs of the policy as it is before the first update, for all that is trained on after it.
+
+        The first mini-batch needs none: its new log-probs are the old ones.
+        """
+        later = [batch for batches in work[1:] for batch in batches]
+        everything = [batch for batches in work for batch in batches]
+        reference = None
+        if self._config.train.beta > 0:
+            reference = self._reference()
+        with progress("train-step: old log-probs", len(later)) as advance:
+            for batch in later:
+                batch.old = trainer.logprobs(batch)
+                advance(1, "")
+        if reference is not None:
+            for batch in everything:
+                batch.reference = reference.logprobs(batch)
+
+    def _reference(self) -> Trainer:
+        from dapo_stages.models.optimizers import Optimizers, freeze
+        from dapo_stages.models.policy import load_policy
+        from dapo_stages.models.update import Trainer
+
+        config = self._config
+        name = config.train.reference or config.model.name
+        folder = Path(name)
+        policy = open_policy(Source(folder), config.model) if (folder / "manifest.json").is_file() else load_policy(name, config.model)
+        policy.attend("grouped")
+        freeze(policy.model.parameters())
+        return Trainer(
+            policy,
+            config.train,
+            config.rollout.sampler.temperature,
+            config.rollout.max_completion_length,
+            Optimizers(policy.model, config.train),
+        )
+
+    def _save(self, policy: Policy, optimizers: Optimizers) -> None:
+        import os
+
+        import torch
+
+        from dapo_stages.models.policy import save_policy
+        from dapo_stages.models.precision import save_master_weights
+
+        source = self._inputs["policy"]
+        about = {"version": self._iteration, "model": self._config.model.name}
+        state, folder = self._output.folder / "state", self._output.folder / "policy"
+        state.mkdir(exist_ok=True)
+        torch.save(optimizers.state_dict(), state / OPTIMIZER)
+        save_master_weights(policy, state / MASTER)
+        self._output.publish_part("state", about)
+        save_policy(policy, folder)
+        if policy.is_adapter:
+            base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
+            about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
+        manifest = self._output.publish_part("policy", about)
+        self._output.policy = about | {"content_hash": manifest.content_hash}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

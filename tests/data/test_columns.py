@@ -1,0 +1,131 @@
+"""Columns of other people's data sets, as questions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dapo_stages.config import ColumnsConfig
+from dapo_stages.data.columns import UnusableRow, check_columns, question_of, wanted_columns
+from dapo_stages.errors import DataError
+
+NAMES = ColumnsConfig.model_validate({})
+
+
+def columns(**names: str) -> ColumnsConfig:
+    return ColumnsConfig.model_validate(names)
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+@pytest.mark.parametrize(
+    ("conversation", "system", "turns"),
+    [
+        pytest.param([user("Why?")], None, [("user", "Why?")], id="text"),
+        pytest.param("Why?", None, [("user", "Why?")], id="a bare string"),
+        pytest.param(
+            [{"role": "system", "content": "Be brief."}, user("Why?")], "Be brief.", [("user", "Why?")], id="system"
+        ),
+        pytest.param([user("Why?"), {"role": "assistant", "content": "B"}], None, [("user", "Why?")], id="answered"),
+        pytest.param(
+            [
+                user(
+                    [
+                        {"type": "text", "text": "Is "},
+                        {"type": "image"},
+                        {"type": "text", "text": " red?"},
+                    ]
+                )
+            ],
+            None,
+            [("user", "Is <image> red?")],
+            id="parts",
+        ),
+        pytest.param(
+            [user("A?"), {"role": "assistant", "content": "no"}, user("B?")],
+            None,
+            [("user", "A?"), ("assistant", "no"), ("user", "B?")],
+            id="several turns",
+        ),
+    ],
+)
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_a_conversation_becomes_turns(column: str, conversation: Any, system: str | None, turns: list[Any]) -> None:
+    question = question_of({column: conversation, "image": None, "solution": "B"}, NAMES)
+    assert (question.system, question.turns) == (system, turns)
+
+
+def test_the_problem_of_a_conversation_is_what_the_user_says() -> None:
+    conversation = [{"role": "system", "content": "s"}, user("A?"), {"role": "assistant", "content": "no"}, user("B?")]
+    assert question_of({"prompt": conversation, "solution": "B"}, NAMES).problem == "A?\n\nB?"
+
+
+def test_a_problem_wins_over_a_conversation_and_an_empty_one_does_not() -> None:
+    row = {"problem": "P?", "chat": [user("C?")], "solution": "B"}
+    names = columns(messages="chat")
+    assert question_of(row, names).problem == "P?"
+    assert question_of({**row, "problem": None}, names).problem == "C?"
+    assert question_of({**row, "problem": [user("L?")]}, names).problem == "L?"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"problem": "P?", "solution": None}, "no solution"),
+        ({"problem": "P?", "solution": "  "}, "no solution"),
+        ({"problem": "", "solution": "A"}, "no problem"),
+        ({"problem": None, "solution": "A"}, "no problem"),
+        ({"prompt": [{"role": "assistant", "content": "A"}], "solution": "A"}, "does not end with a question"),
+        ({"prompt": [user("a"), {"role": "tool", "content": "x"}, user("b")], "solution": "A"}, "messages of tool"),
+        ({"prompt": 3, "solution": "A"}, "not a list of messages"),
+    ],
+)
+def test_rows_without_question_or_answer_are_unusable(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRow, match=reason):
+        question_of(row, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("cell", "pictures"), [(None, []), ("", []), ("a.png", ["a.png"]), (b"x", [b"x"]), (["a", "b"], ["a", "b"])]
+)
+def test_an_image_column_holds_one_picture_or_a_list(cell: Any, pictures: list[Any]) -> None:
+    assert question_of({"problem": "P?", "image": cell, "solution": "A"}, NAMES).pictures == pictures
+
+
+def test_renamed_columns_are_found() -> None:
+    names = columns(image="pic", problem="q", solution="a", slice="kind")
+    question = question_of({"pic": "x.png", "q": "Q?", "a": 3, "kind": "hard"}, names)
+    assert (question.pictures, question.problem, question.solution, question.slice) == (["x.png"], "Q?", "3", "hard")
+    assert {"pic", "q", "a", "kind"} <= wanted_columns(names)
+
+
+def test_a_missing_column_is_named_with_the_key_to_set() -> None:
+    with pytest.raises(DataError) as caught:
+        check_columns("cats.parquet", ["images", "problem", "solution"], NAMES)
+    assert str(caught.value) == (
+        "cats.parquet: found columns images, problem, solution; needed a column `image` with the picture(s). "
+        "Set data.columns.image=images to the name that it has here."
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "names", "key"),
+    [
+        (["image", "problem", "answer"], NAMES, "data.columns.solution=…"),
+        (["image", "question", "solution"], NAMES, "data.columns.problem="),
+        (["image", "problem", "solution"], columns(messages="chat"), "data.columns.messages=…"),
+        (["image", "problem", "solution"], columns(slice="level"), "data.columns.slice=…"),
+    ],
+)
+def test_each_column_has_its_key(found: list[str], names: ColumnsConfig, key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_columns("cats", found, names)
+    assert key in str(caught.value)
+
+
+def test_a_conversation_column_stands_in_for_the_problem() -> None:
+    check_columns("cats", ["image", "prompt", "solution"], NAMES)
+    check_columns("cats", ["image", "messages", "solution"], NAMES)

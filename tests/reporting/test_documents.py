@@ -1,0 +1,97 @@
+"""Foreign text stays data in Markdown, HTML and SVG; pictures and curves come out as they should."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import pytest
+from PIL import Image
+from reporting.tiny_run import HOSTILE, picture
+
+from dapo_stages.reporting.charts import Chart, Series, draw, nice_ticks
+from dapo_stages.reporting.markdown import weighted_tokens
+from dapo_stages.reporting.pictures import heat_maps, size_of, thumbnail
+from dapo_stages.reporting.tables import Table, aligned
+from dapo_stages.reporting.text import markdown_block, markdown_table, number, percent, visible
+
+
+def test_a_table_keeps_its_columns_whatever_is_in_a_cell() -> None:
+    lines = markdown_table(["slice", "n"], [[HOSTILE, "1"], ["a|b\\|c", "2"]]).splitlines()
+    assert len(lines) == 4
+    assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {3}
+    assert "<script>" not in lines[2].replace("\\<", "")
+
+
+def test_a_fence_is_longer_than_any_in_the_text() -> None:
+    block = markdown_block("````\n# no heading\n```")
+    assert block.startswith("`````text\n") and block.endswith("\n`````\n")
+
+
+def test_control_and_direction_characters_are_shown_and_not_obeyed() -> None:
+    assert visible("\x1b[31m 红\n\x00\u202e") == "␛[31m 红\n␀⟨U+202E⟩"
+
+
+def test_tokens_are_strung_together_with_their_weights() -> None:
+    assert weighted_tokens([" The", "\n", "  "], [0.914, 1.0, 2]) == "The(0.91) ⏎(1.00) ␣(2.00)"
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [number(0.12345), number(None), number(2e-5), number(0.0), percent(0.6321)] == [
+        "0.123",
+        "–",
+        "2.00e-05",
+        "0.000",
+        "63.2%",
+    ]
+
+
+def test_columns_stand_under_each_other_also_with_wide_characters() -> None:
+    assert aligned(Table(["n", "红"], [["1", "22"], ["10", "x"]])) == [" n  红", " 1  22", "10   x"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (1, 9, [0, 2, 4, 6, 8, 10]), (-0.05, 0.04, [-0.05, -0.025, 0, 0.025, 0.05])],
+)
+def test_ticks_are_round_and_enclose_the_values(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_a_constant_curve_still_has_an_axis() -> None:
+    ticks = nice_ticks(0.5, 0.5)
+    assert ticks[0] < 0.5 < ticks[-1]
+
+
+def test_a_chart_escapes_names_and_puts_its_points_where_they_belong() -> None:
+    svg = draw(Chart("<script>", "a & b", [Series('"><script>', [(1, 0.0), (2, 1.0), (3, 0.5)])]))
+    assert "<script>" not in svg
+    heights = [float(y) for y in re.findall(r'cy="([0-9.]+)"', svg)]
+    assert heights[1] < heights[2] < heights[0]
+    assert heights[2] == pytest.approx((heights[0] + heights[1]) / 2)
+    assert "<title>iteration 2: &quot;&gt;&lt;script&gt; 1.000</title>" in svg
+
+
+def test_a_large_picture_becomes_a_small_one_of_the_same_shape() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1000, 500), (1, 2, 3)).save(buffer, format="PNG")
+    uri = thumbnail(buffer.getvalue())
+    assert uri is not None
+    assert size_of(base64.b64decode(uri.split(",")[1])) == (320, 160)
+
+
+def test_a_picture_that_cannot_be_read_is_none() -> None:
+    assert thumbnail(b"no picture") is None
+    assert thumbnail(picture(0)[:60]) is None
+
+
+def test_a_heat_map_is_brightest_where_the_attention_is() -> None:
+    (uri,) = heat_maps([[0.0, 0.25, 1.0, 0.5], [0.0, 0.25, 1.0, 0.5]], [[1, 4, 4]]) or []
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
+        assert image.size == (2, 2)
+        assert [alpha for *_, alpha in (image.getpixel((x, y)) for y in (0, 1) for x in (0, 1))] == [0, 50, 200, 100]
+
+
+def test_attention_that_does_not_fit_the_pictures_gives_no_heat_map() -> None:
+    assert heat_maps([[0.1, 0.2, 0.3]], [[1, 4, 4]]) is None

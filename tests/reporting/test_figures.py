@@ -1,0 +1,80 @@
+"""Figures of an iteration against values worked out by hand from the rows of tiny_run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from reporting import tiny_run
+
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Plan
+from dapo_stages.reporting.figures import Tally, collect, figure
+from dapo_stages.reporting.runs import sources
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.build(tmp_path_factory.mktemp("run"))
+
+
+def test_rollout_figures_count_every_sampled_completion(run: Path) -> None:
+    found = collect(2, sources(run, 2))["rollout"]
+    assert (found["groups"], found["kept"], found["completions"], found["rounds"]) == (2, 1, 8, 1)
+    assert found["accuracy"] == 6 / 8
+    assert found["format"] == 7 / 8
+    assert found["overlong"] == -0.5 / 8
+    assert found["truncated"] == 1 / 8
+    assert found["mean_tokens"] == (11 + 11 + 6 + 8) / 4
+    assert found["informative"] == 1 / 2
+    assert found["by_slice"] == {"prior-consistent": 0.5, "prior|violating": 1.0}
+
+
+def test_vgr_means_leave_out_missing_values(run: Path) -> None:
+    found = collect(1, sources(run, 1))["attention"]
+    assert found["vgr_all"] == (1 + 2 + 3 + 4) / 4
+    assert found["vgr_late"] == (1 + 2 + 3) / 3
+    assert found["status"] == {"ok": 4}
+
+
+def test_replayed_rows_are_counted_but_stay_out_of_the_reward(run: Path) -> None:
+    found = collect(2, sources(run, 2))["weights"]
+    assert (found["completions"], found["fresh"], found["replayed"]) == (5, 4, 1)
+    assert found["reward"] == (3 + 3 + 0.5 - 0.5) / 4
+    assert found["reward_std"] == pytest.approx(math.sqrt((9 + 9 + 0.25 + 0.25) / 4 - 1.5**2))
+    assert found["reward_vgr"] == (1 + 0.75 + 0.25) / 4
+    assert found["in_loss"] == 4 / 5
+    assert (found["token_weight_min"], found["token_weight_max"]) == (0.5, 1.5)
+    assert found["why"] == {"truncated": 1}
+
+
+def test_updates_become_one_number_by_their_meaning(run: Path) -> None:
+    found = collect(1, sources(run, 1))["train"]
+    assert found["loss"] == pytest.approx(0.3)
+    assert found["ratio_max"] == 1.5
+    assert found["learning_rate"] == 2e-5
+    assert found["tokens"] == 30
+    assert [update["loss"] for update in found["updates"]] == [0.2, 0.4]
+
+
+def test_an_iteration_with_only_an_evaluation_has_only_its_figures(run: Path) -> None:
+    found = collect(0, sources(run, 0))
+    assert found.keys() == {"iteration", "eval"}
+    assert figure(found, "eval", "by_slice", "prior|violating", "greedy_accuracy") == pytest.approx(0.15)
+    assert figure(found, "eval", "blank_accuracy") is None
+    assert figure(found, "weights", "reward") is None
+
+
+def test_an_evaluation_without_metrics_is_refused(tmp_path: Path) -> None:
+    tiny_run.publish(Plan("evaluate", tmp_path / "eval", {}, 1), lambda output: None)
+    with pytest.raises(DataError, match=r"found no metrics.json; needed .* Run evaluate again\."):
+        collect(1, {"eval": Source(tmp_path / "eval")})
+
+
+def test_a_tally_of_nothing_finite_has_no_mean() -> None:
+    tally = Tally()
+    tally.add("vgr", None)
+    tally.add("vgr", math.inf)
+    assert tally.means() == {"vgr": None}

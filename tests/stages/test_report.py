@@ -1,0 +1,253 @@
+"""report on a small run: what it writes, what it leaves alone, and what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import typer
+from reporting import tiny_run
+from typer.testing import CliRunner, Result
+
+from dapo_stages.manifests import mark_pruned, read_manifest
+from dapo_stages.stages.report import main
+
+DOCUMENTS = ("rollout_results.md", "token_weights.md", "eval_results.md", "report.html")
+
+
+def report(run: Path, *arguments: str) -> Result:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    return CliRunner().invoke(app, ["--config", str(run / "config.yaml"), "--run", str(run), *arguments])
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny <b>run</b>")
+    assert report(run).exit_code == 0
+    return run
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Path:
+    return tiny_run.build(tmp_path / "tiny")
+
+
+class Page(HTMLParser):
+    """Tags, addresses and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.shades: list[float] = []
+        self.titles: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
+        if (found.get("style") or "").startswith("--w:"):
+            self.shades.append(float((found["style"] or "")[4:]))
+            self.titles.append(found.get("title") or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_each_iteration_gets_a_published_report_of_its_own(reported: Path) -> None:
+    parts = {n: set(read_manifest(reported / f"iter-000{n}" / "report", "report").inputs) for n in (0, 1, 2)}
+    everything = {"rollout", "attention", "weights", "train", "eval"}
+    assert parts == {0: {"eval"}, 1: everything, 2: everything}
+    figures = json.loads((reported / "iter-0002/report/figures.json").read_text())
+    assert figures["rollout"]["accuracy"] == 0.75
+
+
+def test_rollout_results_start_with_the_table_over_iterations(reported: Path) -> None:
+    lines = (reported / "rollout_results.md").read_text().splitlines()
+    table = [line for line in lines[:10] if line.startswith("|")]
+    assert len(table) == 2 + 3
+    cells = [cell.strip() for cell in table[4].split("|")]
+    assert cells[1:7] == ["2", "1.500", "75.0%", "87.5%", "75.0%", "37.5%"]
+    assert (
+        "reward 3.000 (accuracy 1.00, format 1.00, overlong 0.00, vgr 1.00); advantage +0.900; VGR 0.500"
+        in "\n".join(lines)
+    )
+
+
+def test_token_weights_are_strung_together(reported: Path) -> None:
+    assert (
+        "<think>(0.50) The(0.70) circle(0.90) is(1.10) red(1.30) .(1.50)" in (reported / "token_weights.md").read_text()
+    )
+
+
+def test_eval_results_show_slices_and_a_wrong_answer(reported: Path) -> None:
+    text = (reported / "eval_results.md").read_text()
+    assert "| prior\\|violating | 2 | 65.0% | 100.0% | 37.5% | – | – | – |" in text
+    assert "wrong, answer A, greedy, prior\\|violating" in text
+
+
+def test_hostile_text_is_never_markup_in_markdown(reported: Path) -> None:
+    for name in DOCUMENTS[:3]:
+        outside, fence = [], ""
+        for line in (reported / name).read_text().splitlines():
+            mark = re.match(r"`{3,}", line)
+            if fence:
+                fence = "" if line == fence else fence
+            elif mark:
+                fence = mark.group()
+            else:
+                outside.append(line)
+        assert not fence
+        prose = "\n".join(outside)
+        assert not re.search(r"(?<!\\)<", prose)
+        assert "# 标题" not in prose
+        for table in re.findall(r"(?:^\|.*\n)+", prose, re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_hostile_text_is_never_markup_in_the_page(reported: Path) -> None:
+    text = (reported / "report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "b" in page.tags
+    assert "<script>alert(1)</script> [/box] | `x` ```\n# 标题 ␛[31m红色\n</td><answer>B</answer>" in page.text
+    assert "tiny <b>run</b>" in page.text and "A. red | B. <b>blue</b>" in page.text
+    assert "\x1b" not in text
+
+
+def test_the_page_needs_nothing_but_itself(reported: Path) -> None:
+    text = (reported / "report.html").read_text()
+    addresses = Page(text).addresses
+    assert addresses and all(address.startswith("data:image/") for address in addresses)
+    assert "url(" not in text and "http://" not in text and "https://" not in text
+    assert "default-src 'none'" in text
+
+
+def test_heavier_tokens_are_darker_and_say_their_weight(reported: Path) -> None:
+    page = Page((reported / "report.html").read_text())
+    assert page.shades[:11] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert page.titles[10] == "</answer>\nweight 1.50, VGR 0.50"
+
+
+def test_the_page_has_curves_and_the_attention_to_the_picture(reported: Path) -> None:
+    text = (reported / "report.html").read_text()
+    assert "<title>iteration 2: held-out greedy 75.0%</title>" in text
+    assert "<title>iteration 1: all 2.500</title>" in text
+    assert text.count('alt="attention to the picture"') == 2 * 2
+
+
+def test_the_terminal_shows_the_table_and_the_path(reported: Path) -> None:
+    lines = report(reported).stdout.splitlines()
+    assert lines[0].split()[:2] == ["iteration", "reward"]
+    assert lines[3].split()[:7] == ["2", "1.500", "75.0%", "87.5%", "75.0%", "37.5%", "85.0%"]
+    assert lines[-1] == str(reported / "report.html")
+
+
+def test_json_gives_the_figures(reported: Path) -> None:
+    result = json.loads(report(reported, "--json").stdout)
+    assert [figures["iteration"] for figures in result["iterations"]] == [0, 1, 2]
+    assert result["made"] == []
+
+
+def test_a_second_report_changes_nothing(run: Path) -> None:
+    report(run, "--set", "report.trackers=[tensorboard]")
+    paths = [path for path in run.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in paths}
+    assert report(run, "--set", "report.trackers=[tensorboard]").exit_code == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_takes_in_what_came_since(tmp_path: Path) -> None:
+    run = tiny_run.build(tmp_path / "tiny", last="rollout")
+    assert report(run).exit_code == 0
+    assert read_manifest(run / "iter-0002/report").inputs.keys() == {"rollout"}
+    tiny_run.iteration(run, 2)
+    (run / "iter-0003/rollout").mkdir(parents=True)
+    (run / "iter-0003/rollout/.partial.json").write_text("{}")
+    assert report(run).exit_code == 0
+    assert "train" in read_manifest(run / "iter-0002/report").inputs
+    assert not (run / "iter-0003/report").exists()
+
+
+def test_a_changed_setting_is_refused_without_overwrite(run: Path) -> None:
+    report(run)
+    refused = report(run, "--set", "report.samples=1")
+    assert refused.exit_code == 1 and refused.exception is not None
+    assert str(refused.exception) == (
+        f"{run}/iter-0000/report: found an output of report made from other inputs or configuration; "
+        "needed an empty folder. Pass --overwrite to replace it, or name another --out."
+    )
+    assert report(run, "--set", "report.samples=1", "--overwrite").exit_code == 0
+    assert "it1-p1" not in (run / "rollout_results.md").read_text()
+
+
+def test_one_iteration_can_be_asked_for(run: Path) -> None:
+    assert report(run, "--iteration", "1").exit_code == 0
+    assert not (run / "iter-0002/report").exists()
+    assert "## Iteration 2" not in (run / "rollout_results.md").read_text()
+
+
+def test_pruned_rollouts_leave_the_report_as_it_was(run: Path) -> None:
+    report(run)
+    before = (run / "report.html").read_bytes()
+    for name in ("rollout", "attention"):
+        mark_pruned(run / "iter-0001" / name)
+        for path in (run / "iter-0001" / name).glob("*.parquet"):
+            path.unlink()
+    assert report(run).exit_code == 0
+    assert (run / "report.html").read_bytes() == before
+
+
+def test_attention_may_be_off(tmp_path: Path) -> None:
+    run = tiny_run.build(tmp_path / "tiny", last="rollout")
+    tiny_run.weights(run, 2, attention=False)
+    assert report(run).exit_code == 0
+    assert "<think>(1.00) The(1.00)" in (run / "token_weights.md").read_text()
+
+
+def test_a_dry_run_writes_nothing(run: Path) -> None:
+    result = report(run, "--dry-run")
+    assert result.exit_code == 0
+    assert f"report would write {run}/iter-0001/report" in result.stderr
+    assert not (run / "iter-0001/report").exists() and not (run / "report.html").exists()
+    assert json.loads(report(run, "--dry-run", "--json").stdout)["iterations"] == {"0": "new", "1": "new", "2": "new"}
+
+
+def test_a_run_without_any_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert str(report(tmp_path).exception) == (
+        f"{tmp_path}: found no finished output of any stage; needed at least one. Run rollout or evaluate first."
+    )
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    assert report(tmp_path / "nowhere").exit_code == 2
+
+
+@pytest.mark.parametrize("stage", ["report", "status", "inspect"])
+def test_torch_stays_out(run: Path, stage: str) -> None:
+    arguments = {"report": ["--config", str(run / "config.yaml")], "status": [], "inspect": ["it1-p0-s0"]}[stage]
+    code = (
+        "import sys, typer\n"
+        f"from dapo_stages.stages.{stage} import main\n"
+        "app = typer.Typer(); app.command()(main)\n"
+        f"app({['--run', str(run), *arguments]!r}, standalone_mode=False)\n"
+        "assert not {'torch', 'transformers', 'wandb', 'pandas'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+
+
+@pytest.mark.parametrize("stage", ["report", "status", "inspect"])
+def test_help_loads_neither_arrow_nor_jinja(stage: str) -> None:
+    code = (
+        f"import sys; import dapo_stages.stages.{stage}\n"
+        "assert not {'pyarrow', 'jinja2', 'PIL', 'numpy', 'pydantic'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
