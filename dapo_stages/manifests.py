@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from dapo_stages.errors import DataError
 from dapo_stages.schemas import SCHEMA_VERSION, schema_of
@@ -78,20 +78,22 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     path = folder / MANIFEST
     redo = stage or "the stage that makes this folder"
     try:
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                path,
+                f"schema version {version}",
+                f"version {SCHEMA_VERSION}",
+                f"Run {redo} again, or use the version of dapo-stages it was made with.",
+            )
+        manifest = Manifest.model_validate(values)
     except FileNotFoundError:
         found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
         raise DataError(path, found, f"the manifest of a finished {redo}", f"Run {redo} (again) first.") from None
-    except (OSError, ValidationError, UnicodeDecodeError, NotADirectoryError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise DataError(
-            path,
-            f"schema version {manifest.schema_version}",
-            f"version {SCHEMA_VERSION}",
-            f"Run {redo} again, or use the version of dapo-stages it was made with.",
-        )
     if manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards):
         raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
     if stage is not None and manifest.stage != stage:

@@ -31,6 +31,7 @@ from dapo_stages.shards import Row, Shard, ShardReader, describe_file, fsync_fil
 _PARTIAL = ".partial.json"
 _NEXT = ".next"
 _LOCK = ".lock"
+_SWAPPING = ".swapping"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Plan:
     def state(self) -> str:
         """`new`, `partial`, `complete` (nothing to do) or `stale` (made from something else)."""
         if (self.out / MANIFEST).exists():
-            made = read_manifest(self.out)
+            try:
+                made = read_manifest(self.out)
+            except DataError:  # damaged, or of another version
+                return "stale"
             return "complete" if made.fingerprint == self.fingerprint and not made.pruned else "stale"
         return "partial" if (self.out / _PARTIAL).exists() else "new"
 
@@ -66,6 +70,7 @@ class Output:
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         self.counts: dict[str, Any] = {}
         self.policy: dict[str, Any] = {}
+        self._save_partial()  # from now on the folder is known to be ours
 
     def has(self, name: str) -> bool:
         """Whether a shard is there already, from before an interruption."""
@@ -104,8 +109,8 @@ class Output:
     def publish(self) -> Manifest:
         """Write the manifest, and with it the output."""
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
-        (self.folder / _PARTIAL).unlink(missing_ok=True)
         write_manifest(self.folder, manifest)
+        (self.folder / _PARTIAL).unlink(missing_ok=True)
         _finish_replacement(self.plan.out)
         return manifest
 
@@ -150,11 +155,14 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
     """Lock the output folder and hand it over for writing; None if it already holds exactly this.
 
     An output made from something else is replaced only with `overwrite`, and stays whole until the new one is.
-    The caller publishes. Raises LockedError while another run writes there, DataError if it would replace.
+    The caller publishes. Raises LockedError while another run writes there, DataError if it would replace or delete.
     """
     from filelock import FileLock, Timeout
 
-    plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(plan.out, "a file in the way", "a folder", "Name another --out.") from None
     lock = FileLock(plan.out / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -165,23 +173,47 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
     try:
         _finish_replacement(plan.out)
         state = plan.state()
-        if state == "complete":
-            Source(plan.out).verify_all()
+        if state == "complete" and _whole(plan.out, overwrite):
+            (plan.out / _PARTIAL).unlink(missing_ok=True)
             os.utime(plan.out / MANIFEST)
             yield None
             return
-        if state == "stale" and not overwrite:
-            raise DataError(
-                plan.out,
-                f"an output of {read_manifest(plan.out).stage} made from other inputs or configuration",
-                "an empty folder",
-                "Pass --overwrite to replace it, or name another --out.",
-            )
+        if state == "complete":
+            state = "stale"
+        elif state != "partial" and not overwrite:
+            _refuse_others(plan.out)
         folder = plan.out / _NEXT if state == "stale" else plan.out
         folder.mkdir(exist_ok=True)
         yield Output(plan, folder, _resume(plan, folder, overwrite))
     finally:
         lock.release()
+
+
+def _whole(out: Path, overwrite: bool) -> bool:
+    """Whether all files of a finished output are as they were published; damage without `overwrite` is an error."""
+    try:
+        Source(out).verify_all()
+    except DataError as damage:
+        if overwrite:
+            return False
+        raise DataError(damage.where, damage.found, damage.needed, "Pass --overwrite to make it again.") from None
+    return True
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse a folder that holds another output, or files that no stage wrote."""
+    needed, do = "an empty folder", "Pass --overwrite to replace it, or name another --out."
+    if (out / MANIFEST).exists():
+        try:
+            made = read_manifest(out)
+        except DataError as damage:
+            raise DataError(damage.where, damage.found, damage.needed, do) from None
+        why = "that was pruned" if made.pruned else "made from other inputs or configuration"
+        raise DataError(out, f"an output of {made.stage} {why}", needed, do)
+    strangers = sorted(path.name for path in out.iterdir() if path.name not in {_LOCK, _NEXT, _PARTIAL})
+    if strangers:
+        found = f"files of no stage ({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''})"
+        raise DataError(out, found, needed, "Name another --out, or pass --overwrite to delete them.")
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
@@ -195,7 +227,7 @@ def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
             shards = [Shard(**shard) for shard in state["shards"]]
         except (ValueError, KeyError, TypeError):
             same, overwrite = False, True
-        if not same and not overwrite and folder == plan.out:
+        if shards and not same and not overwrite and folder == plan.out:
             raise DataError(
                 folder,
                 "an unfinished output made from other inputs or configuration",
@@ -230,19 +262,22 @@ def _finish_replacement(out: Path) -> None:
     The old manifest goes first and the new one comes last, so that no reader ever sees a mixture.
     """
     waiting = out / _NEXT
+    swapping = waiting / _SWAPPING
     if not (waiting / MANIFEST).exists():
+        if swapping.exists():  # cut off after the last move
+            shutil.rmtree(waiting)
         return
-    (out / MANIFEST).unlink(missing_ok=True)
-    fsync_folder(out)
-    new = {path.name for path in waiting.iterdir()}
-    names = {shard.name.split("/")[0] for shard in read_manifest(waiting).shards}
-    for path in out.iterdir():
-        moved_already = path.name in names and path.name not in new
-        if path.name in {_NEXT, _LOCK} or moved_already:
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in sorted(new - {MANIFEST, _LOCK, _PARTIAL}):
-        os.replace(waiting / name, out / name)
+    read_manifest(waiting)
+    if not swapping.exists():
+        (out / MANIFEST).unlink(missing_ok=True)
+        fsync_folder(out)
+        for path in out.iterdir():
+            if path.name not in {_NEXT, _LOCK}:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        write_text(swapping, "")
+    for path in sorted(waiting.iterdir()):
+        if path.name not in {MANIFEST, _LOCK, _PARTIAL, _SWAPPING}:
+            os.replace(path, out / path.name)
     fsync_folder(out)
     os.replace(waiting / MANIFEST, out / MANIFEST)
     fsync_folder(out)

@@ -127,7 +127,11 @@ class ShardReader:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
-        check_schema(path, self._file.schema_arrow, schema, redo)
+        try:
+            check_schema(path, self._file.schema_arrow, schema, redo)
+        except DataError:
+            self._file.close()
+            raise
 
     def __enter__(self) -> ShardReader:
         return self
@@ -240,37 +244,49 @@ def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
         if row.keys() != set(schema.names):
             wrong = sorted(row.keys() ^ set(schema.names))
             raise DataError(path, f"a row that differs in {', '.join(wrong)}", "the columns of its schema", "Report it.")
+    return pa.Table.from_arrays([_column(path, field, rows) for field in schema], schema=schema)
+
+
+def _column(path: Path, field: pa.Field, rows: list[Row]) -> pa.Array:
     try:
-        table = pa.Table.from_pylist(rows, schema=schema)
-        table.validate(full=True)
-    except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError) as error:
+        column = pa.array([row[field.name] for row in rows], field.type)
+        column.validate(full=True)
+    except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(path, f"a value that does not fit ({reason})", "the types of its schema", "Report it.") from None
-    for field in schema:
-        if not field.nullable and table.column(field.name).null_count:
-            raise DataError(path, f"an empty value in column {field.name}", "a value in every row", "Report it.")
-    return table
+        found = f"a value in column {field.name} that does not fit ({reason})"
+        raise DataError(path, found, f"{field.type}", "Report it.") from None
+    if _lacks_values(column, field):
+        raise DataError(path, f"an empty value in column {field.name}", "a value in every row", "Report it.")
+    return column
+
+
+def _lacks_values(column: pa.Array, field: pa.Field) -> bool:
+    """Whether there is a null where the schema allows none, at any depth of a list."""
+    if column.null_count and not field.nullable:
+        return True
+    return pa.types.is_list(field.type) and _lacks_values(column.flatten(), field.type.value_field)
 
 
 def _image_bytes(row: Row) -> int:
-    return sum(len(image["bytes"] or b"") for image in row.get("images") or [])
+    return sum(len((image or {}).get("bytes") or b"") for image in row.get("images") or [])
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    split, plain, dictionary = [], [], []
+    split, dictionary, codecs = [], [], {}
     for field in schema:
         leaf, kind = field.name, field.type
         while pa.types.is_list(kind):
             leaf, kind = f"{leaf}.list.element", kind.value_type
         if pa.types.is_struct(kind):
-            plain += [f"{leaf}.bytes", f"{leaf}.path"]
-        elif pa.types.is_float32(kind) and leaf != field.name:
+            codecs |= {f"{leaf}.bytes": "NONE", f"{leaf}.path": "NONE"}
+            continue
+        codecs[leaf] = "ZSTD"
+        if pa.types.is_float32(kind) and leaf != field.name:
             split.append(leaf)
         elif not pa.types.is_floating(kind) and not pa.types.is_boolean(kind):
             dictionary.append(leaf)
-    leaves = {leaf: "ZSTD" for leaf in [*split, *dictionary]} | {leaf: "NONE" for leaf in plain}
     return {
-        "compression": leaves,
+        "compression": codecs,
         "use_dictionary": dictionary,
         "use_byte_stream_split": split,
         "write_page_checksum": True,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from dapo_stages.errors import DataError
+
 PLACEHOLDER = "<image>"
 
 SYSTEM_PROMPT = (
-    "Look at the picture and think first inside <think>…</think>. "
-    "Then give the letter alone inside <answer>…</answer>."
+    "Look at the picture and think first inside <think>…</think>. Then give the letter alone inside <answer>…</answer>."
 )
 
 
@@ -29,7 +30,12 @@ def _content(problem: str, n_images: int) -> list[dict[str, Any]]:
     pieces = problem.split(PLACEHOLDER) if n_images else [problem]
     placed = len(pieces) - 1
     if placed > n_images:
-        raise ValueError(f"the problem has {placed} {PLACEHOLDER} placeholders but only {n_images} pictures: {problem[:80]!r}")
+        raise DataError(
+            f"problem {problem[:60]!r}",
+            f"{placed} {PLACEHOLDER} placeholders for {n_images} pictures",
+            "at most one placeholder for each picture",
+            "Remove the surplus placeholders or add the missing pictures.",
+        )
     content: list[dict[str, Any]] = [{"type": "image"} for _ in range(n_images - placed)]
     for number, piece in enumerate(pieces):
         if number:

@@ -63,7 +63,9 @@ def check_columns(source: str, found: Sequence[str], names: ColumnsConfig) -> No
 def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
     """The question of a row; raises UnusableRow saying what it lacks."""
     solution = values.get(names.solution)
-    if solution is None or not str(solution).strip():
+    if isinstance(solution, list) and len(solution) == 1:
+        solution = solution[0]
+    if solution is None or isinstance(solution, list | dict) or not str(solution).strip():
         raise UnusableRow(f"no {names.solution}")
     problem = values.get(names.problem)
     column = _conversation_column([name for name, value in values.items() if value is not None], names)
@@ -76,13 +78,18 @@ def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
     else:
         raise UnusableRow(f"no {names.problem}")
     label = values.get(names.slice) if names.slice else None
-    return Question(
+    question = Question(
         pictures=_pictures(values.get(names.image)),
         turns=turns,
         system=system,
         solution=str(solution),
         slice="" if label is None else str(label),
     )
+    try:
+        "".join([question.solution, question.slice, system or "", *(text for _, text in turns)]).encode()
+    except UnicodeEncodeError:
+        raise UnusableRow("text with half a character (a lone surrogate)") from None
+    return question
 
 
 def _conversation_column(found: Sequence[str], names: ColumnsConfig) -> str | None:
@@ -127,5 +134,5 @@ def _text(content: Any) -> str:
         elif isinstance(part, Mapping):
             pieces.append(str(part.get("text") or ""))
         else:
-            pieces.append(str(part))
+            pieces.append("" if part is None else str(part))
     return "".join(pieces)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +38,10 @@ def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int
     if isinstance(picture, Image.Image):
         return _prepared(picture, where, max_size, max_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
-            with _open(picture) as opened:
-                _check_size(opened, where, max_pixels)
-                opened.load()
-                return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
+        with _open(picture) as opened:
+            _check_size(opened, where, max_pixels)
+            opened.load()
+            return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from dapo_stages.config import DataConfig
@@ -30,12 +31,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """Makes the prompts of one source for one processor."""
+    """Makes the prompts of one source for one processor; several threads may use it."""
 
     source: RawSource
     processor: Any
     data: DataConfig
     parse_solution: Callable[[str], str]
+    _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse to be called twice at a time
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
         """The prompt of a row, in the columns of `train` and `held_out`, or why there is none.
@@ -51,11 +53,12 @@ class PromptMaker:
         except UnusableRow as reason:
             return Dropped("other", f"{raw.where}: {reason}")
         images = [self._image(raw, picture) for picture in question.pictures]
-        text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        token = getattr(self.processor, "image_token", None)
-        if token is not None and text.count(token) != len(images):
-            return Dropped("other", f"{raw.where}: {text.count(token)} places for {len(images)} pictures")
-        ids, grids = tokens_of(self.processor, text, images)
+        with self._alone:
+            text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            token = getattr(self.processor, "image_token", None)
+            if token is not None and text.count(token) != len(images):
+                return Dropped("other", f"{raw.where}: {text.count(token)} places for {len(images)} pictures")
+            ids, grids = tokens_of(self.processor, text, images)
         if len(ids) > self.data.max_prompt_length:
             return Dropped("long", f"{raw.where}: {len(ids)} tokens, more than data.max_prompt_length")
         return {

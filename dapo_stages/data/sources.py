@@ -69,12 +69,15 @@ class RawSource:
         if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise BadImage(where, "a path that leaves the data set's folder")
         root = self.folder.resolve()
-        for folder in (row.folder, self.folder):
-            found = ((folder or root) / path).resolve()
-            if not found.is_relative_to(root):
-                raise BadImage(where, "a link that leaves the data set's folder")
-            if found.is_file():
-                return found
+        try:
+            for folder in (row.folder, self.folder):
+                found = ((folder or root) / path).resolve()
+                if not found.is_relative_to(root):
+                    raise BadImage(where, "a link that leaves the data set's folder")
+                if found.is_file():
+                    return found
+        except (OSError, RuntimeError) as error:  # a name beyond the file system's limit, links that go in circles
+            raise BadImage(where, f"no usable file name ({type(error).__name__})") from None
         raise BadImage(where, "no such file")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def picture_processor(
     """A processor for pictures and text that calls itself by the standard name of its family."""
     import transformers
 
-    base: type = getattr(transformers, _STANDARD[family])
+    base: Any = getattr(transformers, _STANDARD[family])
 
     def init(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         base.__init__(self, image_processor, tokenizer, chat_template=chat_template)
@@ -70,13 +71,13 @@ def save_processor(processor: Any, out: str | Path) -> None:
 def has_torchvision() -> bool:
     """Whether torchvision can really be imported: beside a torch of another build it is installed and broken."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError):
         return False
     return True
 
 
-def _chat_template(path: str | Path, tokenizer: Any) -> str | None:
+def _chat_template(path: str | Path, tokenizer: Any) -> Any:
     """The template of the processor: its own file in a local folder, else the tokenizer's."""
     folder = Path(path)
     if (jinja := folder / "chat_template.jinja").is_file():

@@ -74,8 +74,8 @@ def warm_up(
     return {
         "steps": config.steps,
         "tokens": tokens,
-        "loss_first": losses[0],
-        "loss_last": float(np.mean(losses[-5:])),
+        "loss_first": losses[0] if losses else 0.0,
+        "loss_last": float(np.mean(losses[-5:])) if losses else 0.0,
         "seconds": time.monotonic() - start,
     }
 
@@ -123,7 +123,8 @@ def _optimisers(model: Any, config: WarmUp) -> list[tuple[Any, float]]:
     """Muon for the matrices inside the layers, AdamW for everything else, each with its full learning rate."""
     import torch
 
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     embedding = model.get_input_embeddings().weight
     for parameter in model.parameters():
         (matrices if parameter.ndim == 2 and parameter is not embedding else rest).append(parameter)

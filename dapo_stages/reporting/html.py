@@ -47,8 +47,8 @@ def render(
 def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
     """The numbers a reader looks for first, each with where it started."""
     wanted = [
-        ("held-out accuracy, greedy", ("eval", "greedy_accuracy"), percent),
-        ("held-out accuracy, sampled", ("eval", "sampled_accuracy"), percent),
+        ("held-out, greedy", ("eval", "greedy_accuracy"), percent),
+        ("held-out, sampled", ("eval", "sampled_accuracy"), percent),
         ("rollout accuracy", ("rollout", "accuracy"), percent),
         ("well-formed in rollout", ("rollout", "format"), percent),
         ("reward", ("weights", "reward"), number),

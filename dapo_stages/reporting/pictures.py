@@ -39,24 +39,22 @@ def thumbnail(data: bytes | None) -> str | None:
     return _data_uri(small, "PNG" if max(size) <= THUMBNAIL // 2 else "JPEG")
 
 
-def heat_maps(patches_TV: Sequence[Sequence[float]] | None, grid_thw: Sequence[Sequence[int]]) -> list[str] | None:
-    """One transparent overlay per picture from attention [T, V]: the mean over tokens, the brightest cell at 1.
+def heat_maps(patches_V: Sequence[float] | None, grid_thw: Sequence[Sequence[int]]) -> list[str] | None:
+    """One transparent overlay per picture from the attention to each image token [V], the brightest cell at 1.
 
-    `grid_thw` counts patches; a vision token covers 2 × 2 of them. None if the numbers do not fit together.
+    `grid_thw` counts patches; an image token covers 2 × 2 of them. None if the numbers do not fit together.
     """
     from PIL import Image
 
     shapes = [(int(t) * int(h) // 2, int(w) // 2) for t, h, w in grid_thw]
-    cells = sum(rows * columns for rows, columns in shapes)
-    if not patches_TV or not cells or any(len(row) != cells for row in patches_TV):
+    if not patches_V or len(patches_V) != sum(rows * columns for rows, columns in shapes):
         return None
-    means_V = [sum(column) / len(patches_TV) for column in zip(*patches_TV, strict=True)]
-    low, high = min(means_V), max(means_V)
+    low, high = min(patches_V), max(patches_V)
     maps, start = [], 0
     for rows, columns in shapes:
         image = Image.new("RGBA", (columns, rows))
-        part = means_V[start : start + rows * columns]
-        image.putdata([(*_HEAT, round(200 * (mean - low) / ((high - low) or 1.0))) for mean in part])
+        part = patches_V[start : start + rows * columns]
+        image.putdata([(*_HEAT, round(200 * (value - low) / ((high - low) or 1.0))) for value in part])
         maps.append(_data_uri(image, "PNG"))
         start += rows * columns
     return maps

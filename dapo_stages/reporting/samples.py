@@ -2,58 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dapo_stages.manifests import Source
 from dapo_stages.reporting.figures import rewards_of
 from dapo_stages.reporting.pictures import heat_maps, size_of, thumbnail
-from dapo_stages.shards import Row, RowLookup
+from dapo_stages.shards import Row
 
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
+
+# Of attention rows only these: attention per image token is thousands of times larger.
+_ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
+_PATCHES = "patch_attention_all"
 
 Sample = dict[str, Any]
 
 
 def collect_samples(sources: Mapping[str, Source], count: int) -> list[Sample]:
-    """`count` groups of the rollout: those with attention for pictures first, then those that train, then others."""
+    """`count` groups of the rollout: those with attention per image token first, then those that train, then others."""
     if "rollout" not in sources or count == 0:
         return []
-    with ExitStack() as stack:
-        rollout = sources["rollout"]
-        prompts = stack.enter_context(rollout.lookup("prompts", "group_id"))
-        by_group = stack.enter_context(rollout.lookup("completions", "group_id"))
-        joined = {
-            name: stack.enter_context(sources[name].lookup(name, "completion_id"))
-            for name in ("attention", "weights")
-            if name in sources
-        }
-        chosen = _choose(sources, count)
-        return [_group(prompts.one(name), by_group.all(name), joined) for name in chosen]
-
-
-def _choose(sources: Mapping[str, Source], count: int) -> list[str]:
-    pictured: set[str] = set()
-    if "attention" in sources:
-        rows = sources["attention"].rows("attention", ["completion_id", "patch_attention_all"])
-        pictured = {row["completion_id"] for row in rows if row["patch_attention_all"]}
     rollout = sources["rollout"]
-    first = {
-        row["group_id"]
-        for row in rollout.rows("completions", ["completion_id", "group_id"])
-        if row["completion_id"] in pictured
+    patches = patch_attention(sources["attention"]) if "attention" in sources else {}
+    chosen = _choose(rollout, patches, count)
+    with rollout.lookup("prompts", "group_id") as prompts, rollout.lookup("completions", "group_id") as completions:
+        members = {name: completions.all(name) for name in chosen}
+        wanted = {row["completion_id"] for rows in members.values() for row in rows}
+        attention, weights = attention_rows(sources, wanted), weight_rows(sources, wanted)
+        samples = []
+        for name, rows in members.items():
+            shown = [join(row, attention, weights) for row in rows]
+            samples.append(_group(prompts.one(name), shown, patches))
+        return samples
+
+
+def attention_rows(sources: Mapping[str, Source], wanted: Collection[str]) -> dict[str, Row]:
+    """The attention rows of some completions, without what is kept per image token."""
+    if "attention" not in sources:
+        return {}
+    rows = sources["attention"].rows("attention", _ATTENTION)
+    return {row["completion_id"]: row for row in rows if row["completion_id"] in wanted}
+
+
+def weight_rows(sources: Mapping[str, Source], wanted: Collection[str]) -> dict[str, Row]:
+    """The weights rows of some completions."""
+    if "weights" not in sources:
+        return {}
+    return {row["completion_id"]: row for row in sources["weights"].rows("weights") if row["completion_id"] in wanted}
+
+
+def patch_attention(source: Source) -> dict[str, list[float]]:
+    """Attention to each image token, mean over tokens, of the completions that have it.
+
+    Read as arrays: as Python numbers a single row group could fill the memory.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    found = {}
+    for shard in source.shards("attention"):
+        with pq.ParquetFile(source.verified(shard), page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["completion_id", _PATCHES])
+                for key, patches in zip(table["completion_id"].to_pylist(), table[_PATCHES], strict=True):
+                    if patches.is_valid and len(flat := patches.values.flatten()):
+                        # to_numpy() would import pandas
+                        numbers = np.frombuffer(flat.buffers()[1], np.float16, len(flat), 2 * flat.offset)
+                        patches_TV = numbers.reshape(len(patches), -1).astype(np.float32)
+                        found[key] = patches_TV.mean(axis=0).tolist()
+    return found
+
+
+def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> Sample:
+    """A completion with what attention and weights say about it; a list is empty where they say nothing."""
+    looked, weight = (rows.get(row["completion_id"], {}) for rows in (attention, weights))
+    rewards = {name: row[name] for name in rewards_of(list(row))}
+    rewards |= {name: weight[name] for name in rewards_of(list(weight))}
+    return {
+        "completion_id": row["completion_id"],
+        "sample": row["sample"],
+        "text": row["text"],
+        "finish_reason": row["finish_reason"],
+        "tokens": row["token_texts"],
+        "token_weights": weight.get("token_weights") or [],
+        "token_vgr": looked.get("vgr") or [],
+        "vgr": looked.get("vgr_all"),
+        "aei_vision": looked.get("aei_vision_all"),
+        "attention_status": looked.get("status"),
+        "reward": weight.get("reward"),
+        "rewards": {name.removeprefix("reward_"): value for name, value in rewards.items()},
+        "advantage": weight.get("advantage"),
+        "in_loss": weight.get("in_loss"),
+        "why": weight.get("why", ""),
     }
+
+
+def _choose(rollout: Source, patches: Collection[str], count: int) -> list[str]:
+    rows = rollout.rows("completions", ["completion_id", "group_id"])
+    first = {row["group_id"] for row in rows if row["completion_id"] in patches}
     groups = list(rollout.rows("prompts", ["group_id", "kept"]))
     groups.sort(key=lambda row: (row["group_id"] not in first, not row["kept"]))
     return [row["group_id"] for row in groups[:count]]
 
 
-def _group(prompt: Row, completions: list[Row], joined: Mapping[str, RowLookup]) -> Sample:
-    shown = [join(row, prompt, joined) for row in completions]
+def _group(prompt: Row, completions: list[Sample], patches: Mapping[str, list[float]]) -> Sample:
+    shown = completions
     if len(shown) > MAX_COMPLETIONS:
-        shown.sort(key=lambda one: _reward(one), reverse=True)
-        shown = shown[: MAX_COMPLETIONS // 2] + shown[-MAX_COMPLETIONS // 2 :]
+        shown = sorted(shown, key=_reward, reverse=True)
+        shown = shown[: MAX_COMPLETIONS // 2] + shown[-(MAX_COMPLETIONS // 2) :]
+    grid = prompt["image_grid_thw"]
     return {
         "group_id": prompt["group_id"],
         "prompt_id": prompt["prompt_id"],
@@ -65,33 +123,7 @@ def _group(prompt: Row, completions: list[Row], joined: Mapping[str, RowLookup])
         "num_correct": prompt["num_correct"],
         "num_completions": len(completions),
         "images": [_image(image) for image in prompt["images"] or []],
-        "completions": shown,
-    }
-
-
-def join(row: Row, prompt: Row, joined: Mapping[str, RowLookup]) -> Sample:
-    """A completion with what attention and weights say about it; a list is empty where they say nothing."""
-    attention, weight = (_one(joined.get(name), row["completion_id"]) for name in ("attention", "weights"))
-    rewards = {name: row[name] for name in rewards_of(list(row))}
-    rewards |= {name: weight[name] for name in rewards_of(list(weight))}
-    patches = attention.get("patch_attention_all")
-    return {
-        "completion_id": row["completion_id"],
-        "sample": row["sample"],
-        "text": row["text"],
-        "finish_reason": row["finish_reason"],
-        "tokens": row["token_texts"],
-        "token_weights": weight.get("token_weights") or [],
-        "token_vgr": attention.get("vgr") or [],
-        "vgr": attention.get("vgr_all"),
-        "aei_vision": attention.get("aei_vision_all"),
-        "attention_status": attention.get("status"),
-        "reward": weight.get("reward"),
-        "rewards": {name.removeprefix("reward_"): value for name, value in rewards.items()},
-        "advantage": weight.get("advantage"),
-        "in_loss": weight.get("in_loss"),
-        "why": weight.get("why", ""),
-        "heat": heat_maps(patches, prompt["image_grid_thw"]) if patches else None,
+        "completions": [{**one, "heat": heat_maps(patches.get(one["completion_id"]), grid)} for one in shown],
     }
 
 
@@ -103,7 +135,3 @@ def _image(image: Row) -> dict[str, Any]:
 def _reward(sample: Sample) -> float:
     reward = sample["reward"] if sample["reward"] is not None else sample["rewards"].get("accuracy", 0.0)
     return float(reward)
-
-
-def _one(lookup: RowLookup | None, key: str) -> Row:
-    return lookup.one(key) if lookup is not None and key in lookup else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.reporting.pictures import size_of
 from dapo_stages.reporting.runs import iterations, sources
-from dapo_stages.reporting.samples import Sample, join
+from dapo_stages.reporting.samples import Sample, attention_rows, join, weight_rows
 from dapo_stages.shards import Row
 
 Wanted = Literal["worst", "best", "disagree"]
@@ -80,13 +79,8 @@ def _in(number: int, found: Mapping[str, Source], source: Source, prefix: str, c
     if place is None:
         raise DataError(source.folder, f"no prompt {completion['group_id']}", "one for each group", "Run it again.")
     shard, row, prompt = place
-    with ExitStack() as stack:
-        joined = {
-            name: stack.enter_context(found[name].lookup(name, "completion_id"))
-            for name in ("attention", "weights")
-            if name in found
-        }
-        return Hit(number, prompt, join(completion, prompt, joined), shard, row)
+    wanted = {completion_id}
+    return Hit(number, prompt, join(completion, attention_rows(found, wanted), weight_rows(found, wanted)), shard, row)
 
 
 def _locate(source: Source, kind: str, key: str, value: str) -> tuple[Path, int, Row] | None:

@@ -26,7 +26,7 @@ def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, 
     names = slices(list(all_figures))[:_MAX_SLICES]
     timed = REPORTED if stages else ()
     headers = ["iteration", "reward", "rollout accuracy", "format", "held-out greedy", "held-out sampled"]
-    headers += [*names, "VGR", *([f"{name} s" for name in timed] or ["seconds"])]
+    headers += [*names, "VGR", *([f"{name}\u00a0s" for name in timed] or ["seconds"])]
     rows = []
     for figures in all_figures:
         took = seconds.get(figures["iteration"], {})
@@ -79,9 +79,9 @@ def _print_rich(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=SIMPLE_HEAD)
+    drawn = RichTable(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for header in table.headers:
-        drawn.add_column(Text(one_line(header)), justify="right")
+        drawn.add_column(Text(one_line(header)), justify="right", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(one_line(cell)) for cell in row))
     Console().print(drawn)

@@ -130,7 +130,7 @@ def _to_wandb(run: Path, project: str, wanted: Points) -> None:
             for step, values in _by_step(new, lambda name: not name.startswith(PER_UPDATE)):
                 tracked.log({"iteration": step, **values})
     except (wandb.Error, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         say(f"wandb: {reason}. The figures are in the report; set WANDB_MODE=offline or log in, and run report again.")
         return
     sent = (wanted if afresh else {**logged, **new}).items()

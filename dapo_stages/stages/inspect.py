@@ -30,7 +30,10 @@ def main(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one completion: its tokens by weight, rewards, advantage, and where its prompt is."""
+    """Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.
+
+    Example: dapo-stages inspect --run training_logs/demo --find disagree
+    """
     from dapo_stages.console import answer
     from dapo_stages.reporting import search
 
@@ -50,10 +53,9 @@ def main(
 
 
 def _result(hit: Hit) -> dict[str, Any]:
-    facts = {name: value for name, value in hit.completion.items() if name != "heat"}
     prompt = {name: hit.prompt[name] for name in ("group_id", "prompt_id", "slice", "problem", "solution")}
     place = {"shard": str(hit.shard), "row": hit.row, "pictures": hit.pictures}
-    return {"iteration": hit.iteration, **facts, "prompt": {**prompt, **place}}
+    return {"iteration": hit.iteration, **hit.completion, "prompt": {**prompt, **place}}
 
 
 def _show(hit: Hit) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +26,7 @@ from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides,
 from dapo_stages.stages.policies import base_of, check_policy
 
 ROWS_PER_SHARD = 512
+_THREADS = 8  # pictures are decoded, scaled and encoded outside Python's lock
 _NAMED = 5  # dropped rows that the manifest names
 
 PolicyOrNone = Annotated[
@@ -116,15 +120,12 @@ def _prompts(
 ) -> Iterator[Row]:
     """The prompts of a part that are not done yet. Rows that an interrupted run dropped are counted again."""
     kept = set(done)
-    for raw in maker.source.rows(part):
+    for raw, row in _ahead(maker, part, kept):
         dropped = sum(counts[f"dropped_{kind}"] for kind in ("long", "images", "other"))
         advance(1, f"{dropped} dropped" if dropped else "")
-        prompt_id = f"{part}-{raw.index:06d}"
-        if prompt_id in kept:
+        if row is None:
             counts[part] += 1
-            continue
-        row = _prompt(maker, raw, prompt_id)
-        if isinstance(row, Dropped):
+        elif isinstance(row, Dropped):
             counts[f"dropped_{row.kind}"] += 1
             if len(counts["dropped_rows"]) < _NAMED:
                 counts["dropped_rows"].append(row.why)
@@ -136,7 +137,27 @@ def _prompts(
             yield row
 
 
-def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str) -> Row | Dropped:
+def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:
+    """Rows in order with their prompts, a few of which are made at the same time; None for those kept already."""
+    threads = min(_THREADS, os.cpu_count() or 1)
+    waiting: deque[tuple[RawRow, Future[Row | Dropped | None]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for raw in maker.source.rows(part):
+            waiting.append((raw, pool.submit(_prompt, maker, raw, f"{part}-{raw.index:06d}", kept)))
+            if len(waiting) > 2 * threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> Row | Dropped | None:
+    if prompt_id in kept:
+        return None
     try:
         return maker.make(raw, prompt_id)
     except BadImage as bad:

@@ -19,7 +19,7 @@ PARTS = {"rollouts": ("rollout", "attention"), "states": ("train/state",), "poli
 
 def main(
     config: ConfigFile,
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR")],
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
     set_: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -47,13 +47,19 @@ def prunable(run: Path, keep: KeepConfig) -> list[Path]:
             if name == "rollouts" and not reported:
                 continue
             folders = [iteration / part for part in parts]
-            found += [f for f in folders if (f / MANIFEST).exists() and not read_manifest(f).pruned]
+            found += [folder for folder in folders if (folder / MANIFEST).exists() and not _is_pruned(folder)]
     return found
+
+
+def _is_pruned(folder: Path) -> bool:
+    """Whether nothing is left but the manifest; a prune that was cut off is not done."""
+    return read_manifest(folder).pruned and all(path.name == MANIFEST for path in folder.iterdir())
 
 
 def _prune(folder: Path) -> None:
     """The manifest says so before anything goes: a cut-off prune never looks like damage."""
-    mark_pruned(folder)
+    if not read_manifest(folder).pruned:
+        mark_pruned(folder)
     for path in folder.iterdir():
         if path.name != MANIFEST:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

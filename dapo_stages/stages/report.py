@@ -24,7 +24,10 @@ def main(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write rollout_results.md, token_weights.md, eval_results.md and report.html from what a run has so far."""
+    """Write rollout_results.md, token_weights.md, eval_results.md and report.html from what a run has so far.
+
+    Example: dapo-stages report --config run.yaml --run training_logs/demo
+    """
     from dapo_stages.config import load_config
     from dapo_stages.console import answer
     from dapo_stages.reporting.fragments import Reported

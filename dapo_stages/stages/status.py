@@ -17,7 +17,10 @@ def main(
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
     as_json: Json = False,
 ) -> None:
-    """Say what exists per iteration and stage, which outputs are stale and why, and the next command."""
+    """Say what exists per iteration and stage, which outputs are stale and why, and the next command.
+
+    Example: dapo-stages status --run training_logs/demo
+    """
     from dapo_stages.console import answer
     from dapo_stages.reporting.progress import next_move, survey
 

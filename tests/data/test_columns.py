@@ -76,11 +76,13 @@ def test_a_problem_wins_over_a_conversation_and_an_empty_one_does_not() -> None:
     [
         ({"problem": "P?", "solution": None}, "no solution"),
         ({"problem": "P?", "solution": "  "}, "no solution"),
+        ({"problem": "P?", "solution": ["A", "B"]}, "no solution"),
         ({"problem": "", "solution": "A"}, "no problem"),
         ({"problem": None, "solution": "A"}, "no problem"),
         ({"prompt": [{"role": "assistant", "content": "A"}], "solution": "A"}, "does not end with a question"),
         ({"prompt": [user("a"), {"role": "tool", "content": "x"}, user("b")], "solution": "A"}, "messages of tool"),
         ({"prompt": 3, "solution": "A"}, "not a list of messages"),
+        ({"problem": "half \ud800", "solution": "A"}, "a lone surrogate"),
     ],
 )
 def test_rows_without_question_or_answer_are_unusable(row: dict[str, Any], reason: str) -> None:

@@ -136,6 +136,7 @@ def test_bad_pictures_are_refused_with_row_and_reason(data: bytes, reason: str) 
     assert "data.on_bad_image=skip" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [8_000, 10_000, 30_000])  # below, above and far above Pillow's own two limits
 def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:

@@ -282,6 +282,8 @@ def test_damaged_tables_are_named(name: str, content: str, message: str, tmp_pat
         ("file:///etc/passwd", "a URL; pictures are never downloaded one by one"),
         ("pics/gone.png", "no such file"),
         ("pics", "no such file"),
+        ("circle.png", "no "),
+        ("a" * 5000, "no usable file name"),
     ],
 )
 def test_pictures_outside_the_folder_are_not_read(
@@ -293,6 +295,7 @@ def test_pictures_outside_the_folder_are_not_read(
     outside.write_bytes(png())
     os.symlink(outside, inside / "link.png")
     os.symlink(tmp_path, inside / "linked")
+    os.symlink(inside / "circle.png", inside / "circle.png")
     row = {"image": name.format(absolute=outside), "problem": "?", "solution": "A"}
     (inside / "a.jsonl").write_text(json.dumps(row))
     source = open_source(configure(inside / "a.jsonl"))

@@ -87,11 +87,11 @@ def test_a_picture_that_cannot_be_read_is_none() -> None:
 
 
 def test_a_heat_map_is_brightest_where_the_attention_is() -> None:
-    (uri,) = heat_maps([[0.0, 0.25, 1.0, 0.5], [0.0, 0.25, 1.0, 0.5]], [[1, 4, 4]]) or []
+    (uri,) = heat_maps([0.0, 0.25, 1.0, 0.5], [[1, 4, 4]]) or []
     with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
         assert image.size == (2, 2)
         assert [alpha for *_, alpha in (image.getpixel((x, y)) for y in (0, 1) for x in (0, 1))] == [0, 50, 200, 100]
 
 
 def test_attention_that_does_not_fit_the_pictures_gives_no_heat_map() -> None:
-    assert heat_maps([[0.1, 0.2, 0.3]], [[1, 4, 4]]) is None
+    assert heat_maps([0.1, 0.2, 0.3], [[1, 4, 4]]) is None

@@ -13,6 +13,7 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Plan
 from dapo_stages.reporting.figures import Tally, collect, figure
 from dapo_stages.reporting.runs import sources
+from dapo_stages.reporting.samples import collect_samples, patch_attention
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,24 @@ def test_an_evaluation_without_metrics_is_refused(tmp_path: Path) -> None:
     tiny_run.publish(Plan("evaluate", tmp_path / "eval", {}, 1), lambda output: None)
     with pytest.raises(DataError, match=r"found no metrics.json; needed .* Run evaluate again\."):
         collect(1, {"eval": Source(tmp_path / "eval")})
+
+
+def test_attention_per_image_token_is_the_mean_over_tokens(run: Path) -> None:
+    found = patch_attention(sources(run, 1)["attention"])
+    assert found.keys() == {"it1-p0-s0", "it1-p0-s1"}
+    assert found["it1-p0-s0"] == pytest.approx([0.1, 0.2, 0.6, 0.1], abs=1e-3)
+
+
+def test_groups_that_train_are_shown_first(run: Path) -> None:
+    without = {name: source for name, source in sources(run, 1).items() if name != "attention"}
+    assert [sample["group_id"] for sample in collect_samples(without, 1)] == ["it1-p0"]
+
+
+def test_of_a_large_group_the_highest_and_lowest_rewards_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dapo_stages.reporting.samples.MAX_COMPLETIONS", 2)
+    (sample,) = collect_samples(sources(run, 1), 1)
+    assert [one["reward"] for one in sample["completions"]] == [3.0, -0.5]
+    assert sample["num_completions"] == 4
 
 
 def test_a_tally_of_nothing_finite_has_no_mean() -> None:

@@ -149,8 +149,14 @@ def weights(run: Path, number: int, attention: bool = True) -> None:
     folder = run / f"iter-{number:04d}"
     inputs = {name: folder / part for name, part in (("rollouts", "rollout"), ("attention", "attention"))}
     sources = {name: Source(path) for name, path in inputs.items() if path.exists()}
-    plan = Plan("weight-tokens", folder / "weights", {}, 1, sources)
-    publish(plan, lambda output: output.write("weights", 0, rows))
+
+    def fill(output: Output) -> None:
+        output.write("weights", 0, rows)
+        if number > 1:
+            output.write("replayed-prompts", 0, [prompt(number - 1, 0, correct=2)])
+            output.write("replayed-completions", 0, [completion(number - 1, 0, 0)])
+
+    publish(Plan("weight-tokens", folder / "weights", {}, 1, sources), fill)
 
 
 def train(run: Path, number: int) -> None:

@@ -11,6 +11,7 @@ from reporting import tiny_run
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from dapo_stages.manifests import mark_pruned
 from dapo_stages.stages.inspect import coloured, main
 
 
@@ -64,6 +65,17 @@ def test_disagree_finds_a_right_answer_without_a_look_or_a_wrong_one_with_it(run
     """By rank of VGR, s0 … s3 stand at 0, 1/3, 2/3, 1; right ones count that, wrong ones its rest: 0 1/3 1/3 0."""
     found = json.loads(inspect(run, "--find", "disagree", "--json").stdout)
     assert {found["completion_id"], found["further"][0]} == {"it2-p0-s1", "it2-p0-s2"}
+
+
+def test_a_replayed_completion_is_found_after_its_rollout_was_pruned(tmp_path: Path) -> None:
+    run = tiny_run.build(tmp_path / "tiny")
+    assert json.loads(inspect(run, "it1-p0-s0", "--json").stdout)["iteration"] == 1
+    mark_pruned(run / "iter-0001/rollout")
+    for path in (run / "iter-0001/rollout").glob("*.parquet"):
+        path.unlink()
+    found = json.loads(inspect(run, "it1-p0-s0", "--json").stdout)
+    assert (found["iteration"], found["prompt"]["problem"][:4]) == (2, "What")
+    assert found["prompt"]["shard"] == f"{run}/iter-0002/weights/replayed-prompts-00000.parquet"
 
 
 def test_an_unknown_id_is_named_with_the_next_move(run: Path) -> None:

@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from dapo_stages.data.prompts import PromptMaker
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source, read_manifest
 from dapo_stages.schemas import SCHEMAS
@@ -117,12 +118,9 @@ def test_other_tools_read_what_was_written(run: Run, tmp_path: Path) -> None:
     frame = pd.read_parquet(path)
     assert list(frame.columns) == SCHEMAS["train"].names
     assert frame["prompt_ids"].map(len).min() > 4
-    counted = duckdb.sql(
-        f"select count(*), min(len(prompt_ids)), min(octet_length(images[1].bytes)) from '{path}'"
-    ).fetchone()
-    assert counted is not None
-    assert counted[0] == 12
-    assert counted[1] == frame["prompt_ids"].map(len).min()
+    query = f"select count(*), min(len(prompt_ids)), min(octet_length(images[1]['bytes'])) from '{path}'"
+    smallest = min(len(images[0]["bytes"]) for images in frame["images"])
+    assert duckdb.connect().execute(query).fetchall() == [(12, frame["prompt_ids"].map(len).min(), smallest)]
 
 
 def test_both_parts_together_hold_every_row_once(run: Run, tmp_path: Path) -> None:
@@ -184,14 +182,14 @@ def test_an_interrupted_run_goes_on_and_counts_the_same(
     keys = {"source": spoiled(tmp_path), "max_prompt_length": 300}
     run(out="whole", **keys)
     made: list[str] = []
-    make = prepare_data.PromptMaker.make
+    make = PromptMaker.make
 
     def until_row_7(self: Any, raw: Any, prompt_id: str) -> Any:
         if raw.index == 7:
             raise KeyboardInterrupt
         return make(self, raw, prompt_id)
 
-    monkeypatch.setattr(prepare_data.PromptMaker, "make", until_row_7)
+    monkeypatch.setattr(PromptMaker, "make", until_row_7)
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         run(**keys)
 
@@ -200,7 +198,7 @@ def test_an_interrupted_run_goes_on_and_counts_the_same(
         made.extend([prompt_id] if isinstance(row, dict) else [])
         return row
 
-    monkeypatch.setattr(prepare_data.PromptMaker, "make", counted)
+    monkeypatch.setattr(PromptMaker, "make", counted)
     left = len(list((tmp_path / "data").glob("train-*.parquet")))
     assert left >= 1
     run(**keys)

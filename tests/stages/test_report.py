@@ -28,7 +28,7 @@ def report(run: Path, *arguments: str) -> Result:
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny <b>run</b>")
+    run = tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny <b>run")
     assert report(run).exit_code == 0
     return run
 
@@ -118,7 +118,7 @@ def test_hostile_text_is_never_markup_in_the_page(reported: Path) -> None:
     page = Page(text)
     assert "script" not in page.tags and "b" in page.tags
     assert "<script>alert(1)</script> [/box] | `x` ```\n# 标题 ␛[31m红色\n</td><answer>B</answer>" in page.text
-    assert "tiny <b>run</b>" in page.text and "A. red | B. <b>blue</b>" in page.text
+    assert "tiny <b>run" in page.text and "A. red | B. <b>blue</b>" in page.text
     assert "\x1b" not in text
 
 

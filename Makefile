@@ -1,0 +1,156 @@
+# The driver. Every stage's manifest.json is a target: what exists is not redone, what was made from something
+# older is. `make help` lists what to type; the variables below can be set on the command line.
+
+RUN        ?= first
+CONFIG     ?= pipelines/embedded.yaml
+SET        ?=
+EVAL_EVERY ?= 1
+EXTRAS     ?=
+PYTHON     ?= python3
+VENV       ?= .venv
+
+R := training_logs/$(RUN)
+# A run that exists keeps its configuration unless another one is named.
+ifeq ($(origin CONFIG)$(SET),file)
+ifneq ($(wildcard $(R)/config.yaml),)
+CONFIG := $(R)/config.yaml
+endif
+endif
+ITERS ?= $(or $(shell sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' $(CONFIG)),1)
+ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
+
+# Each stage may have its own Python environment, such as ROLLOUT_PYTHON=.venv-vllm/bin/python.
+PY              := $(VENV)/bin/python
+ROLLOUT_PYTHON  ?= $(PY)
+SCORE_PYTHON    ?= $(PY)
+TRAIN_PYTHON    ?= $(PY)
+EVALUATE_PYTHON ?= $(PY)
+DAPO            := -m dapo_stages
+export PYTHONUNBUFFERED := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
+        clean clean-run FORCE
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) SET='--set key=value'"
+
+setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
+
+iterate: $(R)/report.html ## train: ITERS iterations of the pipeline, with evaluations and a report
+	@$(PY) $(DAPO) status --run $(R)
+
+# ---- One run ---------------------------------------------------------------------------------------------------------
+
+# Replace an output only where make found it older than what it is made from.
+replace = $(if $(wildcard $@),--overwrite)
+pad     = $(shell printf '%04d' $(1))
+config  = --config $(R)/config.yaml
+
+$(R)/config.yaml: FORCE | $(VENV)/ready
+	@$(PY) $(DAPO) config --config $(CONFIG) $(SET) --out $@
+
+$(R)/policy/manifest.json: | $(R)/config.yaml
+	$(PY) $(DAPO) init-policy $(config) --out $(@D) $(replace)
+
+$(R)/data/manifest.json: $(R)/policy/manifest.json | $(R)/config.yaml
+	$(PY) $(DAPO) prepare-data $(config) --policy $(R)/policy --out $(@D) $(replace)
+
+$(R)/iter-0000/eval/manifest.json: $(R)/policy/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
+	$(EVALUATE_PYTHON) $(DAPO) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
+
+$(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/config.yaml
+	$(PY) $(DAPO) report $(config) --run $(R) --iteration 0 $(replace)
+
+# $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it samples with,
+# $(5) that policy, $(6) what it carries on from
+define iteration
+$(2)/rollout/manifest.json: $(4) $(R)/data/manifest.json | $(R)/config.yaml
+	$$(ROLLOUT_PYTHON) $$(DAPO) rollout $$(config) --policy $(5) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
+
+$(2)/attention/manifest.json: $(4) $(2)/rollout/manifest.json | $(R)/config.yaml
+	$$(SCORE_PYTHON) $$(DAPO) score-attention $$(config) --policy $(5) --rollouts $(2)/rollout --out $$(@D) $$(replace)
+
+$(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.json $(if $(6),$(3)/weights/manifest.json) | $(R)/config.yaml
+	$$(PY) $$(DAPO) weight-tokens $$(config) --rollouts $(2)/rollout --attention $(2)/attention --iteration $(1) \
+	  $(if $(6),--replay $(3)/weights) --out $$(@D) $$(replace)
+
+$(2)/train/manifest.json: $(4) $(2)/weights/manifest.json | $(R)/config.yaml
+	$$(TRAIN_PYTHON) $$(DAPO) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
+	  $(if $(6),--state $(3)/train/state) --out $$(@D) $$(replace)
+
+$(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
+	$$(EVALUATE_PYTHON) $$(DAPO) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
+
+$(2)/report/manifest.json: $(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json) | $(3)/report/manifest.json
+	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) $$(replace)
+	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
+endef
+
+due       = $(filter 0,$(shell expr $(1) % $(EVAL_EVERY)))$(filter $(1),$(ITERS))
+evaluated = $(or $(call due,$(1)),$(wildcard $(R)/iter-$(call pad,$(1))/eval/manifest.json))
+folder    = $(R)/iter-$(call pad,$(1))
+previous  = $(shell expr $(1) - 1 || true)
+first     = $(eval $(call iteration,1,$(call folder,1),$(call folder,0),$(R)/policy/manifest.json,$(R)/policy,))
+later     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(2),$(2)/train/manifest.json,$(2)/train/policy,yes))
+
+NUMBERS := $(shell seq 1 $(if $(filter $(ITER),$(shell seq 1 $(ITERS))),$(ITERS),$(ITER)))
+$(foreach n,$(NUMBERS),$(if $(filter 1,$(n)),$(call first),$(call later,$(n),$(call folder,$(call previous,$(n))))))
+
+$(R)/report.html: $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
+	@$(PY) $(DAPO) report $(config) --run $(R)
+
+# ---- One stage of one iteration --------------------------------------------------------------------------------------
+
+rollout:         $(call folder,$(ITER))/rollout/manifest.json ## sample the completions of iteration ITER
+score-attention: $(call folder,$(ITER))/attention/manifest.json ## measure where they looked
+weight-tokens:   $(call folder,$(ITER))/weights/manifest.json ## turn that into rewards, advantages and token weights
+train-step:      $(call folder,$(ITER))/train/manifest.json ## update the policy
+evaluate:        $(call folder,$(ITER))/eval/manifest.json ## answer the held-out questions with it
+report:          $(R)/config.yaml ## write the report of what is there
+	$(PY) $(DAPO) report $(config) --run $(R)
+status: | $(VENV)/ready ## what exists, what is stale, what to run next
+	@$(PY) $(DAPO) status --run $(R)
+
+# ---- The project itself ----------------------------------------------------------------------------------------------
+
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; name another one: make PYTHON=python3.12"; exit 3; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch, transformers and the rest into $(VENV) (once)"
+	$(PIP) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	@echo "installing what the tests need into $(VENV) (once)"
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+test: $(VENV)/ready-dev ## the tests
+	$(PY) -m pytest
+
+lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/deptry dapo_stages
+
+format: $(VENV)/ready-dev ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove caches and builds (runs and the environment stay)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -exec rm -rf {} +
+
+clean-run: ## remove the run RUN and everything in it
+	rm -rf $(R)
+
+FORCE:

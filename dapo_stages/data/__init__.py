@@ -1,0 +1,1 @@
+"""Data sets in, prompts out: sources, pictures, conversations, and the embedded task."""

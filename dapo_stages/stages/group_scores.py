@@ -1,0 +1,71 @@
+"""A group as weight-tokens reasons about it: its rewards and advantages, without its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dapo_stages.config import RewardWeights
+from dapo_stages.shards import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SINGLE = ("accuracy", "format", "overlong")  # rewards of one completion; vgr needs the group
+
+
+@dataclass
+class GroupScores:
+    """Arrays are [N], in the order of `completion_ids`."""
+
+    group_id: str
+    iteration: int  # that sampled it
+    completion_ids: list[str]
+    truncated: np.ndarray
+    components: dict[str, np.ndarray]  # reward by name
+    rewards: np.ndarray  # their weighted total
+    shard: int | None = None  # of the rollouts; None: from the buffer
+    advantages: np.ndarray | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(self.rewards.mean())
+
+    @property
+    def std(self) -> float:
+        from dapo_stages.maths.advantages import std
+
+        return std(self.rewards)
+
+
+def score_group(
+    group_id: str,
+    iteration: int,
+    rows: list[Row],
+    vgr_rewards: np.ndarray,
+    weights: Mapping[str, float],
+    shard: int | None = None,
+) -> GroupScores:
+    """Rewards of a group from its completions' rows, with the VGR reward beside them."""
+    import numpy as np
+
+    from dapo_stages.maths.rewards import total
+
+    names = [name for name in weights if name != "vgr"]
+    components = {name: np.array([row[f"reward_{name}"] for row in rows], dtype=float) for name in names}
+    components["vgr"] = vgr_rewards
+    truncated = np.array([row["finish_reason"] == "length" for row in rows])
+    ids = [row["completion_id"] for row in rows]
+    return GroupScores(group_id, iteration, ids, truncated, components, total(components, dict(weights)), shard)
+
+
+def reward_columns(plugins: tuple[str, ...]) -> list[str]:
+    """Columns of completions that score_group reads."""
+    return ["completion_id", "group_id", "finish_reason", *(f"reward_{name}" for name in (*SINGLE, *plugins))]
+
+
+def reward_weights(weights: RewardWeights, plugins: tuple[str, ...]) -> dict[str, float]:
+    """Weight of every reward, by name; a plug-in that is not named weighs 1."""
+    built_in = {name: float(getattr(weights, name)) for name in (*SINGLE, "vgr")}
+    return built_in | {name: weights.plugins.get(name, 1.0) for name in plugins}

@@ -1,0 +1,141 @@
+"""The replay buffer as files: read from the weights folder of the iteration before, written to this one's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from dapo_stages.config import ReplayConfig
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output
+from dapo_stages.shards import Row
+from dapo_stages.stages.group_scores import GroupScores, reward_columns, score_group
+
+if TYPE_CHECKING:
+    from dapo_stages.maths.replay import Entry
+
+_GROUP_EXTRA = ("score", "mean_reward", "std_reward")
+_COMPLETION_EXTRA = ("reward_vgr", "token_weights")
+
+
+class ReplayBuffer:
+    """Groups of earlier iterations, whole: pictures, token ids, sampling log-probs and weights.
+
+    Scores and rewards of all stored groups are in memory, their tokens and pictures are streamed.
+    """
+
+    def __init__(
+        self, source: Source | None, settings: ReplayConfig, iteration: int, weights: Mapping[str, float]
+    ) -> None:
+        self._source, self._settings, self._iteration = source, settings, iteration
+        self.entries = self._read_entries() if source is not None and settings.size else []
+        self.groups = self._read_groups(weights) if self.entries else {}
+
+    def draw(self, count: int, seed: int) -> list[GroupScores]:
+        """Stored groups to train on in place of groups without signal, without replacement."""
+        import numpy as np
+
+        from dapo_stages.maths.replay import draw
+
+        drawn = draw(self.entries, count, np.random.default_rng([seed, self._iteration]))
+        return [self.groups[entry.group_id] for entry in drawn]
+
+    def copy_replayed(self, output: Output, replayed: list[GroupScores]) -> dict[str, list[list[float]]]:
+        """Write the data of replayed groups beside the weights; gives back their stored token weights by group."""
+        weights: dict[str, list[list[float]]] = {}
+        if not replayed or self._source is None:
+            return weights
+        prompts, completions = [], []
+        with (
+            self._source.lookup("buffer", "group_id") as stored,
+            self._source.lookup("buffer-completions", "group_id") as members,
+        ):
+            for group in replayed:
+                rows = members.all(group.group_id)
+                weights[group.group_id] = [row["token_weights"] for row in rows]
+                prompts.append(_without(stored.one(group.group_id), _GROUP_EXTRA))
+                completions += [_without(row, _COMPLETION_EXTRA) for row in rows]
+        output.write("replayed-prompts", 0, prompts)
+        output.write("replayed-completions", 0, completions)
+        return weights
+
+    def write_next(self, output: Output, rollouts: Source, fresh: list[GroupScores]) -> int:
+        """Write the buffer as it is after this iteration; `fresh` are the groups that may enter. Gives its size."""
+        from dapo_stages.maths.replay import Entry, score, update
+
+        new = [
+            Entry(group.group_id, group.iteration, score(group.advantages, group.std), group.mean, group.std)
+            for group in fresh
+            if group.advantages is not None
+        ]
+        settings = self._settings
+        kept = update(self.entries, new, settings.size, settings.max_staleness, self._iteration)
+        entering = {group.group_id: group for group in fresh}
+        entering = {entry.group_id: entering[entry.group_id] for entry in kept if entry.group_id in entering}
+        staying = {entry.group_id for entry in kept} - entering.keys()
+        scores = {e.group_id: {"score": e.score, "mean_reward": e.mean_reward, "std_reward": e.std_reward} for e in kept}
+        output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
+        output.write("buffer-completions", 0, self._completions(output, rollouts, entering, staying))
+        return len(kept)
+
+    def _read_entries(self) -> list[Entry]:
+        from dapo_stages.maths.replay import Entry
+
+        rows = self._rows("buffer", ["group_id", "iteration", "score", "mean_reward", "std_reward"])
+        return [Entry(**row) for row in rows if self._iteration - row["iteration"] <= self._settings.max_staleness]
+
+    def _read_groups(self, weights: Mapping[str, float]) -> dict[str, GroupScores]:
+        import numpy as np
+
+        plugins = tuple(self._source.manifest.rewards) if self._source else ()
+        members: dict[str, list[Row]] = {entry.group_id: [] for entry in self.entries}
+        for row in self._rows("buffer-completions", [*reward_columns(plugins), "reward_vgr"]):
+            if row["group_id"] in members:
+                members[row["group_id"]].append(row)
+        return {
+            entry.group_id: score_group(
+                entry.group_id,
+                entry.iteration,
+                members[entry.group_id],
+                np.array([row["reward_vgr"] for row in members[entry.group_id]], dtype=float),
+                weights,
+            )
+            for entry in self.entries
+        }
+
+    def _prompts(
+        self, rollouts: Source, entering: dict[str, GroupScores], staying: set[str], scores: dict[str, Row]
+    ) -> Iterator[Row]:
+        for row in self._rows("buffer") if staying else ():
+            if row["group_id"] in staying:
+                yield row | scores[row["group_id"]]
+        for row in rollouts.rows("prompts") if entering else ():
+            if row["group_id"] in entering:
+                yield row | scores[row["group_id"]]
+
+    def _completions(
+        self, output: Output, rollouts: Source, entering: dict[str, GroupScores], staying: set[str]
+    ) -> Iterator[Row]:
+        for row in self._rows("buffer-completions") if staying else ():
+            if row["group_id"] in staying:
+                yield row
+        vgr = {
+            completion_id: float(value)
+            for group in entering.values()
+            for completion_id, value in zip(group.completion_ids, group.components["vgr"], strict=True)
+        }
+        for shard in sorted({group.shard for group in entering.values() if group.shard is not None}):
+            written = output.reopen("weights", shard, ["completion_id", "token_weights"])
+            weights = {row["completion_id"]: row["token_weights"] for row in written}
+            with rollouts.reader("completions", rollouts.shards("completions")[shard]) as reader:
+                for row in reader.rows():
+                    key = row["completion_id"]
+                    if key in vgr:
+                        yield row | {"reward_vgr": vgr[key], "token_weights": weights[key]}
+
+    def _rows(self, kind: str, columns: list[str] | None = None) -> Iterator[Row]:
+        return self._source.rows(kind, columns) if self._source is not None else iter(())
+
+
+def _without(row: Row, names: tuple[str, ...]) -> Row:
+    return {name: value for name, value in row.items() if name not in names}
