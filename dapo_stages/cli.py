@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dapo_stages.errors import EXIT_INTERRUPTED, DapoStagesError, InterruptedStage
+from dapo_stages.errors import EXIT_BAD_INPUT, DapoStagesError, InterruptedStage
 
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
 COMMANDS = {
@@ -61,19 +62,18 @@ def stages() -> None:
 
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         app()
-    except DapoStagesError as error:
+    except (DapoStagesError, InterruptedStage) as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; what is finished stays. Run the same command again to carry on.", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise InterruptedStage("terminated; what is finished stays. Run the same command again to carry on.")
+    name = signal.Signals(number).name
+    raise InterruptedStage(f"stopped by {name}; what is finished stays. Run the same command again to carry on.")
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

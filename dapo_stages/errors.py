@@ -41,10 +41,7 @@ class LockedError(DapoStagesError):
     exit_code = EXIT_LOCKED
 
 
-class InterruptedStage(BaseException):  # noqa: N818 - an interruption, not a fault
-    """SIGTERM or Ctrl-C; what is finished stays, and the same command carries on from there.
-
-    Not an Exception: code that survives whatever a damaged picture or a plug-in raises must not survive this.
-    """
+class InterruptedStage(BaseException):  # noqa: N818 - an interruption, not a fault, and not for `except Exception`
+    """SIGTERM or Ctrl-C; what is finished stays, and the same command carries on from there."""
 
     exit_code = EXIT_INTERRUPTED

@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dapo_stages.errors import DataError
-from dapo_stages.schemas import SCHEMA_VERSION, schema_of
 from dapo_stages.shards import Row, RowLookup, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
@@ -56,11 +55,15 @@ class Manifest(BaseModel):
 
 def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dict[str, str]) -> str:
     """Hash of everything that decides a stage's result."""
+    from dapo_stages.schemas import SCHEMA_VERSION
+
     return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "inputs": input_hashes})
 
 
 def content_hash(stage: str, config: dict[str, Any], seed: int, shards: Sequence[Shard]) -> str:
     """Hash of a result: the same work done again gives the same hash, whenever and wherever it ran."""
+    from dapo_stages.schemas import SCHEMA_VERSION
+
     files = sorted((shard.name, shard.sha256) for shard in shards)
     return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "shards": files})
 
@@ -75,6 +78,8 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
 
     Raises DataError naming the file, what was found, what is needed and the next move.
     """
+    from dapo_stages.schemas import SCHEMA_VERSION
+
     path = folder / MANIFEST
     redo = stage or "the stage that makes this folder"
     try:
@@ -127,6 +132,8 @@ class Source:
 
     def reader(self, kind: str, shard: Shard) -> ShardReader:
         """Open one shard, after checking its size and SHA-256."""
+        from dapo_stages.schemas import schema_of
+
         schema = schema_of(kind, tuple(self.manifest.rewards))
         return ShardReader(self.verified(shard), schema, self.manifest.stage)
 

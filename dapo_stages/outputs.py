@@ -25,7 +25,6 @@ from dapo_stages.manifests import (
     read_manifest,
     write_manifest,
 )
-from dapo_stages.schemas import SCHEMA_VERSION, schema_of
 from dapo_stages.shards import Row, Shard, ShardReader, describe_file, fsync_file, fsync_folder, sha256_of, write_shard, write_text
 
 _PARTIAL = ".partial.json"
@@ -78,11 +77,15 @@ class Output:
 
     def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
         """Write one shard: `completions`, 3 -> completions-00003.parquet."""
+        from dapo_stages.schemas import schema_of
+
         path = self.folder / shard_name(kind, index)
         self._add(write_shard(path, schema_of(kind, self.plan.rewards), rows))
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Rows of a shard that this stage wrote, before an interruption or just now."""
+        from dapo_stages.schemas import schema_of
+
         path = self.folder / shard_name(kind, index)
         with ShardReader(path, schema_of(kind, self.plan.rewards), self.plan.stage) as reader:
             yield from reader.rows(columns)
@@ -92,7 +95,7 @@ class Output:
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                if file.is_file() and file.name != MANIFEST:
+                if file.is_file() and file.name not in {MANIFEST, _PARTIAL, _LOCK}:
                     fsync_file(file)
                     self._shards[file.relative_to(self.folder).as_posix()] = describe_file(self.folder, file)
         fsync_folder(self.folder)
@@ -115,6 +118,8 @@ class Output:
         return manifest
 
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
+        from dapo_stages.schemas import SCHEMA_VERSION
+
         plan = self.plan
         return Manifest(
             stage=stage,

@@ -1,4 +1,7 @@
-"""Parquet shards: written whole or not at all, read only after they proved to be what was written."""
+"""Parquet shards: written whole or not at all, read only after they proved to be what was written.
+
+pyarrow is imported where it is needed: every command's --help loads this module.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from dapo_stages.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = dict[str, Any]
 
@@ -76,6 +79,8 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
 
     Raises DataError naming the column if a row does not fit the schema.
     """
+    import pyarrow.parquet as pq
+
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     limit = MAX_ROWS_WITH_IMAGES if "images" in schema.names else MAX_ROWS
     written = 0
@@ -122,6 +127,9 @@ class ShardReader:
     """One verified Parquet file. Row groups are read on demand, so memory does not grow with its length."""
 
     def __init__(self, path: Path, schema: pa.Schema, redo: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         self.path, self._redo = path, redo
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -147,6 +155,8 @@ class ShardReader:
 
     def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:
         """The rows of one row group."""
+        import pyarrow as pa
+
         try:
             table = self._file.read_row_group(index, columns=list(columns) if columns is not None else None)
             rows: list[Row] = table.to_pylist()
@@ -240,6 +250,8 @@ def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int) -> I
 
 
 def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
+    import pyarrow as pa
+
     for row in rows:
         if row.keys() != set(schema.names):
             wrong = sorted(row.keys() ^ set(schema.names))
@@ -248,6 +260,8 @@ def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
 
 
 def _column(path: Path, field: pa.Field, rows: list[Row]) -> pa.Array:
+    import pyarrow as pa
+
     try:
         column = pa.array([row[field.name] for row in rows], field.type)
         column.validate(full=True)
@@ -262,6 +276,8 @@ def _column(path: Path, field: pa.Field, rows: list[Row]) -> pa.Array:
 
 def _lacks_values(column: pa.Array, field: pa.Field) -> bool:
     """Whether there is a null where the schema allows none, at any depth of a list."""
+    import pyarrow as pa
+
     if column.null_count and not field.nullable:
         return True
     return pa.types.is_list(field.type) and _lacks_values(column.flatten(), field.type.value_field)
@@ -272,6 +288,8 @@ def _image_bytes(row: Row) -> int:
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    import pyarrow as pa
+
     split, dictionary, codecs = [], [], {}
     for field in schema:
         leaf, kind = field.name, field.type

@@ -1,24 +1,39 @@
-"""Shared fixtures: one tiny random checkpoint per session, in the real architecture."""
+"""Shared fixtures: one tiny random checkpoint per session, in the real architecture; torch comes with them only."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from dapo_stages.config import ModelConfig
-from dapo_stages.models.policy import Policy, load_policy, save_policy
 
-torch.set_num_threads(2)
+if TYPE_CHECKING:
+    from dapo_stages.models.policy import Policy
+
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Nothing in a temporary folder has to survive a power cut; tests/test_shards.py checks that fsync is called."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved embedded model with random weights."""
-    from dapo_stages.models.embedded import build, build_processor
+    import torch
 
+    from dapo_stages.models.embedded import build, build_processor
+    from dapo_stages.models.policy import Policy, save_policy
+
+    torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("checkpoint")
     model, tokenizer = build(0)
     save_policy(Policy(model, build_processor(tokenizer), torch.device("cpu")), folder)
@@ -28,4 +43,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture()
 def policy(checkpoint: Path) -> Policy:
     """A fresh copy of it in memory, float32."""
+    from dapo_stages.models.policy import load_policy
+
     return load_policy(checkpoint, TINY)

@@ -104,7 +104,6 @@ def _prepared(image: Image.Image, where: object, max_size: int, max_pixels: int)
     size = fitted_size(*rgb.size, max_size)
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    rgb.info = {}
     return rgb
 
 

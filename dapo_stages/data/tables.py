@@ -84,7 +84,8 @@ class Table:
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self.path, page_checksum_verification=True)
+            # A small buffer instead of whole column chunks: other writers' row groups may hold hundreds of pictures.
+            return pq.ParquetFile(self.path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(error) from None
 

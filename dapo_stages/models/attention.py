@@ -76,8 +76,9 @@ def _group(
 
 def fold(states: torch.Tensor, span: Span) -> torch.Tensor:
     """The completions of one group as a padded block: [heads, T, D] -> [N, heads, C, D]."""
+    count, longest = span.fold.shape
     block = states.index_select(1, span.fold.flatten())
-    return block.unflatten(1, tuple(span.fold.shape)).transpose(0, 1)
+    return block.reshape(states.shape[0], count, longest, -1).transpose(0, 1)
 
 
 AttentionInterface.register(NAME, grouped)  # with no mask function beside it, so the mask stays None

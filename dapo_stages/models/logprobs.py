@@ -35,7 +35,8 @@ class GroupLogprobs(torch.nn.Module):
         hidden = base.model(**batch.model_inputs).last_hidden_state[0]
         rows = hidden.index_select(0, batch.predicting)
         logprobs, entropies = [], []
-        for part, targets in zip(rows.split(self._chunk), batch.targets.split(self._chunk), strict=True):
+        chunks = (torch.split(whole, self._chunk) for whole in (rows, batch.targets))
+        for part, targets in zip(*chunks, strict=True):
             if len(rows) > self._chunk and torch.is_grad_enabled():
                 picked, entropy = checkpoint(self._chunk_logprobs, part, targets, use_reentrant=False)
             else:

@@ -14,7 +14,8 @@ class Optimizers:
     """One or two torch optimisers that step together under one schedule factor."""
 
     def __init__(self, model: torch.nn.Module, config: TrainConfig) -> None:
-        matrices, rest = [], []
+        matrices: list[torch.nn.Parameter] = []
+        rest: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 (matrices if config.optimizer == "muon" and _is_matrix(name, parameter) else rest).append(parameter)

@@ -125,9 +125,11 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     Raises ModelError if it cannot be loaded or its architecture gives no access to its attention.
     """
     from transformers import AutoModelForImageTextToText
+    from transformers.utils.logging import disable_progress_bar
 
     from dapo_stages.models.processor import load_processor
 
+    disable_progress_bar()  # ours says what takes long
     check_family(path)
     device = device_of(config)
     try:

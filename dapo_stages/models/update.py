@@ -11,7 +11,7 @@ from dapo_stages.config import TrainConfig
 from dapo_stages.maths.objective import merge_metrics, normalizer_of, policy_loss, top_entropy_mask
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.packing import Group, Prompt
+from dapo_stages.models.packing import Group, Packed, Prompt
 from dapo_stages.models.policy import Policy
 
 
@@ -46,9 +46,6 @@ class MicroBatch:
     def samples(self) -> list[Sample]:
         return [sample for group in self.groups for sample in group.samples]
 
-    def pack_with(self, policy: Policy) -> object:
-        return policy.pack([Group(g.prompt(), [s.ids for s in g.samples]) for g in self.groups])
-
 
 def micro_batches(groups: Sequence[TrainGroup], most: int) -> list[MicroBatch]:
     """Groups in forward passes of at most `most` completions; larger groups are cut, their prompt computed again."""
@@ -78,7 +75,7 @@ class Trainer:
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
         """Log-probs of a micro-batch as the policy is now, [sum C], without gradient and in the layout of training."""
         with torch.no_grad():
-            found, _ = self._forward(batch.pack_with(self._policy))
+            found: torch.Tensor = self._forward(self._packed(batch))[0]
         return found
 
     def update(self, batches: Sequence[MicroBatch], factor: float) -> dict[str, float]:
@@ -92,9 +89,9 @@ class Trainer:
         totals: dict[str, torch.Tensor] = {}
         loss_total = 0.0
         for batch in batches:
-            new, entropy = self._forward(batch.pack_with(self._policy))
+            new, entropy = self._forward(self._packed(batch))
             loss, sums = self._loss(batch, new, entropy, tokens, completions, len(batches))
-            loss.backward()
+            torch.autograd.backward(loss)
             loss_total += float(loss.detach())
             totals = merge_metrics(totals, sums)
         norm = torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, self._config.max_grad_norm)
@@ -105,6 +102,9 @@ class Trainer:
             for parameter in self._optimizers.parameters:
                 parameter.grad = None
         return self._metrics(totals, loss_total, float(norm), factor, completions) | {"skipped": float(not healthy)}
+
+    def _packed(self, batch: MicroBatch) -> Packed:
+        return self._policy.pack([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
 
     def _loss(
         self,

@@ -109,6 +109,14 @@ def test_a_conversation_keeps_its_turns_and_its_system_message(make: Make, proce
     assert row["problem"] == "<image>What is this?\n\nIts colour?"
 
 
+def test_a_picture_without_a_placeholder_comes_first_and_once(make: Make, processor: Any, png: Png) -> None:
+    turns = [("user", "What is this?"), ("assistant", "A circle."), ("user", "Its colour?")]
+    row = make({"image": png(), "prompt": [{"role": r, "content": c} for r, c in turns], "solution": "A"})
+    shown_first: list[dict[str, Any]] = [{"role": r, "content": [text(c)]} for r, c in turns]
+    shown_first[0]["content"].insert(0, shown((56, 56)))
+    assert row["prompt_ids"] == directly(processor, [OURS, *shown_first])[0]
+
+
 @pytest.mark.parametrize(
     ("ours", "expected"),
     [(None, SYSTEM_PROMPT), ("Look twice.", "Look twice."), ("", "You are a helpful assistant.")],

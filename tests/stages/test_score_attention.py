@@ -1,0 +1,60 @@
+"""score-attention: rows fit the rollouts, and its aggregates are those of the masses it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from support.pipeline import Run, table
+
+MASSES = ["mass_vision", "mass_text", "mass_other", "mass_first", "mass_generated"]
+
+
+def test_every_completion_has_a_row_and_kept_ones_are_scored(small_run: Run) -> None:
+    rollout, attention = small_run.at(1) / "rollout", table(small_run.at(1) / "attention", "attention")
+    completions = table(rollout, "completions")
+    assert list(attention.completion_id) == list(completions.completion_id)
+    kept = table(rollout, "prompts").set_index("group_id").kept
+    scored = completions.group_id.map(kept).to_numpy()
+    assert (attention.status[scored] == "ok").all() and (attention.status[~scored] == "not_kept").all()
+
+
+def test_masses_are_as_long_as_the_completion_and_sum_to_one(small_run: Run) -> None:
+    attention = table(small_run.at(1) / "attention", "attention")
+    lengths = table(small_run.at(1) / "rollout", "completions").completion_ids.map(len)
+    for length, row in zip(lengths, attention.itertuples(), strict=True):
+        if row.status == "ok":
+            masses = np.stack([getattr(row, name) for name in MASSES])
+            assert masses.shape == (5, length)
+            assert np.allclose(masses.sum(0), 1, atol=1e-5)
+
+
+def test_vision_tokens_are_counted_from_the_grid(small_run: Run) -> None:
+    attention = table(small_run.at(1) / "attention", "attention")
+    prompts = table(small_run.at(1) / "rollout", "prompts")
+    (grid,) = {tuple(grid[0]) for grid in prompts.image_grid_thw}
+    scored = attention[attention.status == "ok"]
+    assert set(scored.num_vision_tokens) == {int(np.prod(grid)) // 4}  # 2 × 2 patches make one token
+
+
+def test_batching_changes_nothing(small_run: Run, tmp_path: Path) -> None:
+    small_run.command(
+        "score-attention", "--policy", small_run.policy(0), "--rollouts", small_run.at(1) / "rollout",
+        "--out", tmp_path / "a", attention__batch_completions=4, attention__chunk_rows=7, attention__groups="all",
+    )  # fmt: skip
+    alone = table(tmp_path / "a", "attention").set_index("completion_id")
+    assert (alone.status == "ok").all()
+    together = table(small_run.at(1) / "attention", "attention").set_index("completion_id")
+    for key in together.index[together.status == "ok"]:
+        assert np.allclose(alone.vgr[key], together.vgr[key], rtol=1e-3)
+        assert np.allclose(alone.mass_vision[key], together.mass_vision[key], atol=1e-5)
+
+
+def test_pictures_get_attention_per_image_token(small_run: Run) -> None:
+    attention = table(small_run.at(1) / "attention", "attention")
+    with_patches = attention[attention.patch_attention_all.notna()]
+    assert 0 < len(with_patches) <= 8 * 4
+    row = with_patches.iloc[0]
+    looks = np.stack(row.patch_attention_all).astype(float)
+    assert looks.shape == (len(row.vgr), row.num_vision_tokens)
+    assert np.allclose(looks.sum(1), row.mass_vision, atol=2e-3)  # float16

@@ -1,0 +1,211 @@
+"""train-step: the ratio starts at 1, micro-batches do not matter, state carries on, adapters and bfloat16 work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.pipeline import Run, metrics, table
+from support.prompts import groups
+
+from dapo_stages.config import TrainConfig
+from dapo_stages.manifests import Source
+from dapo_stages.maths.schedule import learning_rate_factor
+from dapo_stages.models.optimizers import Optimizers
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.update import Sample, Trainer, TrainGroup, micro_batches
+
+
+def train(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
+    run.command("train-step", *run.train_inputs(number), *args, "--out", out, **settings)
+    return out
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_the_ratio_is_one_at_the_first_mini_batch_and_engine_and_trainer_agree(small_run: Run) -> None:
+    found = metrics(small_run.at(1) / "train")
+    assert found.ratio_max[0] == pytest.approx(1, abs=1e-6) and found.ratio_mean[0] == pytest.approx(1, abs=1e-6)
+    assert found.engine_diff_max[0] < 1e-4  # sampling log-probs against the trainer's, temperature 1.2
+    assert found.ratio_max[1] != 1  # the second mini-batch is off-policy
+
+
+def test_old_logprobs_are_those_before_the_first_update(policy: Policy) -> None:
+    """Recalled in the layout of training, so that the ratio is 1 wherever nothing was updated yet."""
+    batches, trainer = training(policy, most=6)
+    old = [trainer.logprobs(batch) for batch in batches]
+    for batch, values in zip(batches, old, strict=True):
+        batch.old = values
+    assert trainer.update(batches, 1e-9)["ratio_max"] == pytest.approx(1, abs=1e-6)
+
+
+def training(policy: Policy, most: int, **settings: object) -> tuple[list, Trainer]:
+    config = TrainConfig(learning_rate=1e-3, gradient_checkpointing=False, max_grad_norm=1e9, **settings)
+    generator = torch.Generator().manual_seed(3)
+    work = []
+    for number, group in enumerate(groups(policy)):
+        samples = [
+            Sample(
+                list(ids),
+                [-2.0] * len(ids),
+                torch.rand(len(ids), generator=generator).tolist(),
+                float(torch.randn(1, generator=generator)),
+            )
+            for ids in group.completions
+        ]
+        work.append(TrainGroup(str(number), lambda prompt=group.prompt: prompt, samples))
+    policy.attend("grouped")
+    return micro_batches(work, most), Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config))
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_micro_batches_do_not_change_the_update(checkpoint: Path, loss_type: str) -> None:
+    from conftest import TINY
+
+    from dapo_stages.models.policy import load_policy
+
+    results = []
+    for most in (99, 4, 1):
+        policy = load_policy(checkpoint, TINY)
+        policy.model.double()
+        batches, trainer = training(policy, most, loss_type=loss_type)
+        assert len(batches) == {99: 1, 4: 3, 1: 9}[most]
+        found = trainer.update(batches, 1.0)
+        results.append((found["loss"], found["grad_norm"]))
+    assert np.allclose(results, results[0], rtol=1e-9)
+
+
+def test_an_update_whose_loss_is_not_finite_is_skipped(policy: Policy) -> None:
+    batches, trainer = training(policy, 99)
+    batches[0].groups[0].samples[0].advantage = float("nan")
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    assert trainer.update(batches, 1.0)["skipped"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+
+
+def test_the_loss_is_the_weighted_token_mean(small_run: Run) -> None:
+    """At ratio 1 and an engine factor of 1 the loss is minus the mean over tokens of weight times advantage."""
+    weights = table(small_run.at(1) / "weights", "weights")
+    used = weights[weights.in_loss]
+    want = -sum((row.token_weights * row.advantage).sum() for row in used.itertuples())
+    want /= used.token_weights.map(len).sum()
+    out = small_run.folder / "one-update"
+    found = metrics(train(small_run, out, train__updates_per_iteration=1))
+    assert found.loss[0] == pytest.approx(want, abs=1e-4)
+    assert found.tokens[0] == used.token_weights.map(len).sum()
+
+
+def test_the_policy_moves_and_its_folder_is_a_standard_checkpoint(small_run: Run) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    folder = small_run.policy(1)
+    before, after = weights_of(small_run.policy(0)), weights_of(folder)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert Source(folder, "policy").manifest.policy["version"] == 1
+
+
+def test_the_schedule_carries_on_across_iterations(small_run: Run) -> None:
+    peak, planned = 3e-4, 2 * 2
+    for number in (1, 2):
+        found = metrics(small_run.at(number) / "train").learning_rate
+        for update, value in found.items():
+            factor = learning_rate_factor((number - 1) * 2 + update, planned, 0.05, "constant")
+            assert value == pytest.approx(peak * factor)
+
+
+def test_momentum_carries_on_with_the_state_and_starts_afresh_without(small_run: Run, tmp_path: Path) -> None:
+    carried = weights_of(small_run.policy(2))
+    afresh = weights_of(train(small_run, tmp_path / "t", 2) / "policy")
+    assert any(not torch.equal(carried[name], afresh[name]) for name in carried)
+    state = torch.load(small_run.at(2) / "train/state/optimizer.pt", weights_only=True)
+    steps = {int(value["step"]) for value in state["optimizers"][0]["state"].values()}
+    assert steps == {4}  # two updates in each of two iterations
+
+
+def test_a_state_of_another_optimiser_is_refused(small_run: Run, tmp_path: Path) -> None:
+    result = small_run.attempt(
+        "train-step", *small_run.train_inputs(2), "--state", small_run.at(1) / "train/state", "--out", tmp_path / "t",
+        train__optimizer="muon",
+    )  # fmt: skip
+    assert result.code == 3 and "Leave --state out" in result.stderr
+
+
+def test_muon_trains_the_matrices(small_run: Run, tmp_path: Path) -> None:
+    after = weights_of(train(small_run, tmp_path / "t", train__optimizer="muon") / "policy")
+    before = weights_of(small_run.policy(0))
+    assert all(not torch.equal(before[name], after[name]) for name in before if "mlp" in name and "weight" in name)
+
+
+def test_a_frozen_vision_tower_stays_as_it_is(small_run: Run, tmp_path: Path) -> None:
+    after = weights_of(train(small_run, tmp_path / "t", train__freeze_vision="true") / "policy")
+    before = weights_of(small_run.policy(0))
+    assert all(torch.equal(before[name], after[name]) for name in before if "visual" in name)
+    assert any(not torch.equal(before[name], after[name]) for name in before if "visual" not in name)
+
+
+def test_gradient_checkpointing_changes_nothing(small_run: Run, tmp_path: Path) -> None:
+    plain = metrics(small_run.at(1) / "train")
+    again = metrics(train(small_run, tmp_path / "t", train__gradient_checkpointing="true"))
+    assert np.allclose(plain.grad_norm, again.grad_norm, rtol=1e-3)
+
+
+def test_the_kl_to_the_reference_starts_at_zero_and_grows(small_run: Run, tmp_path: Path) -> None:
+    reference = small_run.policy(0)
+    found = metrics(train(small_run, tmp_path / "t", train__beta=0.1, train__reference=str(reference)))
+    assert found.kl[0] == pytest.approx(0, abs=1e-9)
+    assert found.kl[1] > 0
+
+
+def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Path) -> None:
+    lora = {"train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}"}
+    one = train(small_run, tmp_path / "one", **lora)
+    names = {path.name for path in (one / "policy").iterdir()}
+    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+    small_run.command(
+        "rollout", "--policy", one / "policy", "--data", small_run.folder / "data", "--iteration", 2,
+        "--out", tmp_path / "rollout", rollout__dynamic_sampling="false",
+    )  # fmt: skip
+    small_run.command(
+        "score-attention", "--policy", one / "policy", "--rollouts", tmp_path / "rollout", "--out", tmp_path / "a"
+    )
+    small_run.command(
+        "weight-tokens", "--rollouts", tmp_path / "rollout", "--attention", tmp_path / "a", "--iteration", 2,
+        "--out", tmp_path / "w",
+    )  # fmt: skip
+    small_run.command(
+        "train-step", "--policy", one / "policy", "--rollouts", tmp_path / "rollout", "--weights", tmp_path / "w",
+        "--state", one / "state", "--out", tmp_path / "two", **lora,
+    )  # fmt: skip
+    first, second = (load_file(tmp_path / name / "policy/adapter_model.safetensors") for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert metrics(tmp_path / "two").ratio_max[0] == pytest.approx(1, abs=1e-6)
+    assert metrics(tmp_path / "two").engine_diff_max[0] < 1e-3  # merged in rollout, kept apart in training
+
+
+def test_bfloat16_keeps_exact_weights_in_the_state(small_run: Run, tmp_path: Path) -> None:
+    """One small update of bfloat16 weights is mostly rounded away; the master weights remember it."""
+    low = {"model__dtype": "bfloat16", "train__learning_rate": 1e-6, "train__updates_per_iteration": 1}
+    out = train(small_run, tmp_path / "t", **low)
+    rounded, exact = weights_of(out / "policy"), load_file(out / "state/master.safetensors")
+    start = weights_of(small_run.policy(0))
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert rounded[name].dtype == torch.bfloat16 and exact[name].dtype == torch.float32
+    moved = exact[name] - start[name].bfloat16().float()
+    assert 0 < moved.abs().max() < 3e-6
+    assert (rounded[name] == start[name].bfloat16()).float().mean() > 0.9
+
+
+def test_weights_of_other_rollouts_are_refused(small_run: Run, tmp_path: Path) -> None:
+    result = small_run.attempt(
+        "train-step", "--policy", small_run.policy(1), "--rollouts", small_run.at(2) / "rollout",
+        "--weights", small_run.at(1) / "weights", "--out", tmp_path / "t",
+    )  # fmt: skip
+    assert result.code == 3 and "made from other rollouts" in result.stderr

@@ -1,0 +1,275 @@
+"""Configuration: the reference settings by default, and every mistake named with its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from dapo_stages.config import Config, dump_config, load_config
+from dapo_stages.errors import ConfigError
+
+MEND = "Mend the file, or the --set option, and run the command again."
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Config:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path, list(overrides))
+
+
+def refused(tmp_path: Path, text: str, *overrides: str) -> str:
+    """The message, with the file's folder left out."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides)
+    assert caught.value.exit_code == 3
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def fields(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of every section, by its dotted key."""
+    for name, field in model.model_fields.items():
+        key = f"{place}{name}"
+        sections = [
+            kind
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        yield key, field
+        for section in sections:
+            yield from fields(section, f"{key}.")
+
+
+def _is_leaf(field: Any) -> bool:
+    return not isinstance(field.default, BaseModel)
+
+
+LEAVES = [(key, field) for key, field in fields(Config) if _is_leaf(field)]
+
+
+def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path) -> None:
+    def keys(values: dict[str, Any], place: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
+
+    resolved = load(tmp_path, "train: {lora: {}}").model_dump(mode="json")
+    assert set(keys(resolved)) | {"train.lora"} == {key for key, _ in LEAVES}
+
+
+@pytest.mark.parametrize(("key", "field"), LEAVES, ids=[key for key, _ in LEAVES])
+def test_every_key_says_what_it_means(key: str, field: Any) -> None:
+    assert field.description and field.description.endswith((".", "?"))
+
+
+SECTIONS = {type(field.default).__name__: type(field.default) for _, field in fields(Config) if not _is_leaf(field)}
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=list(SECTIONS))
+def test_every_section_says_what_it_is_about(section: type[BaseModel]) -> None:
+    assert section.__doc__
+
+
+# The settings of the published runs, by key.
+REFERENCE = {
+    "model.name": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "model.dtype": "bfloat16",
+    "data.source": "lujunxi57/DDM",
+    "data.columns.image": "image",
+    "data.columns.problem": "problem",
+    "data.columns.solution": "solution",
+    "data.held_out_fraction": 0.1,
+    "data.split_seed": 42,
+    "data.max_image_size": 1024,
+    "data.max_prompt_length": 1024,
+    "rollout.num_generations": 8,
+    "rollout.max_completion_length": 384,
+    "rollout.sampler.top_p": 1.0,
+    "rewards.overlong_cache": 50,
+    "attention.query": "predicting",
+    "weights.clip": (0.2, 3.0),
+    "weights.mean_preserving": True,
+    "weights.early_fraction": 0.1,
+    "weights.vgr_mapping": "quantile",
+    "weights.vgr_min_range": 5.0,
+    "weights.scale_rewards": "group",
+    "weights.replay.size": 64,
+    "weights.replay.var_epsilon": 1e-6,
+    "weights.replay.min_reward": 1.5,
+    "train.loss_type": "dapo",
+    "train.importance_sampling_level": "token",
+    "train.epsilon_low": 0.2,
+    "train.epsilon_high": 0.28,
+    "train.engine_is_cap": 2.0,
+    "train.beta": 0.0,
+    "train.learning_rate": 1e-5,
+    "train.schedule": "cosine",
+    "train.warmup_fraction": 0.05,
+    "train.max_grad_norm": 1.0,
+    "train.gradient_checkpointing": True,
+    "train.batch_completions": 4,
+    "evaluate.num_generations": 4,
+}
+
+
+@pytest.mark.parametrize("key", REFERENCE)
+def test_a_default_is_the_reference_setting(key: str) -> None:
+    value: Any = Config()
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert value == REFERENCE[key]
+
+
+# Files
+
+
+def test_an_empty_file_is_the_reference(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == load(tmp_path, "# nothing\n") == Config()
+
+
+def test_what_is_written_out_reads_back(tmp_path: Path) -> None:
+    text = "seed: 7\ntrain: {lora: {rank: 4}, learning_rate: 1e-5, betas: [0.9, 0.95]}\ndata: {system_prompt: 看图 é}\n"
+    config = load(tmp_path, text, "weights.reward_weights.plugins={style: 0.5}", "report.trackers=[wandb]")
+    assert load(tmp_path, dump_config(config)) == config
+    assert dump_config(load(tmp_path, dump_config(config))) == dump_config(config)
+    assert (config.train.lora is not None, config.data.system_prompt) == (True, "看图 é")
+
+
+def test_a_file_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: 5\ntrain: {beta: 0.1, delta: 3.0}\n")
+    config = load(tmp_path, "extends: base.yaml\ntrain: {delta: 4.0}\n")
+    assert (config.seed, config.train.beta, config.train.delta) == (5, 0.1, 4.0)
+
+
+def test_a_file_cannot_extend_itself(tmp_path: Path) -> None:
+    assert refused(tmp_path, "extends: run.yaml\n") == "run.yaml: extends itself, by way of run.yaml. Mend the files."
+
+
+def test_a_loaded_configuration_cannot_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().train.beta = 1.0  # type: ignore[misc]
+
+
+def test_sections_are_named_by_their_dots() -> None:
+    assert Config().sections("model.dtype", "keep") == {
+        "model.dtype": "bfloat16",
+        "keep": {"rollouts": None, "states": 2, "policies": None},
+    }
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian: {beta: 1}", "run.yaml: unknown key `trian`; did you mean `train`?"),
+        ("train: {learning_rat: 1}", "run.yaml: unknown key `train.learning_rat`; did you mean `learning_rate`?"),
+        ("train: {lora: {rnak: 4}}", "run.yaml: unknown key `train.lora.rnak`; did you mean `rank`?"),
+        ("keep: {xyzzy: 4}", "run.yaml: unknown key `keep.xyzzy`; known here: rollouts, states, policies."),
+        ("weights: {replay: {sise: 4}}", "run.yaml: unknown key `weights.replay.sise`; did you mean `size`?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, text) == f"{message}\n{MEND}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epsilon_low=1.5", "`train.epsilon_low`: found 1.5; needed: Input should be less than 1."),
+        ("train.learning_rate=0", "`train.learning_rate`: found 0; needed: Input should be greater than 0."),
+        ("rollout.num_generations=1", "`rollout.num_generations`: found 1; needed: Input should be greater than or equal to 2."),
+        ("data.held_out_fraction=1", "`data.held_out_fraction`: found 1; needed: Input should be less than 1."),
+        ("train.loss_type=ppo", "`train.loss_type`: found 'ppo'; needed: Input should be 'dapo', 'grpo', 'bnpo' or 'dr_grpo'."),
+        ("seed=-1", "`seed`: found -1; needed: Input should be greater than or equal to 0."),
+        ("planned_iterations=ten", "`planned_iterations`: found 'ten'; needed: Input should be a valid integer, unable to parse string as an integer."),
+        ("weights.clip=[1.5, 3]", "`weights`: found {'clip': [1.5, 3]}; needed: Value error, clip must satisfy 0 <= lo < 1 < hi, found [1.5, 3.0]."),
+        ("weights.replay.min_reward=.nan", "`weights.replay.min_reward`: found nan; needed: Input should be a finite number."),
+        ("train.learning_rate=.inf", "`train.learning_rate`: found inf; needed: Input should be a finite number."),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_with_the_range(override: str, message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, "", override) == f"run.yaml: {message}\n{MEND}"
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    lines = refused(tmp_path, "sede: 1\ntrain: {beta: -1}\n").splitlines()
+    assert len(lines) == 3
+    assert {line.split("`")[1] for line in lines[:2]} == {"sede", "train.beta"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {beta: 1", "run.yaml: not valid YAML (while parsing a flow mapping"),
+        ("a: b: c", "run.yaml: not valid YAML (mapping values are not allowed here"),
+        ("- train\n- keep\n", "run.yaml: found a list; needed keys and values, such as `seed: 42`."),
+        ("train", "run.yaml: found a str; needed keys and values, such as `seed: 42`."),
+        ("seed: !!python/object/apply:os.system ['true']", "run.yaml: not valid YAML (could not determine a constructor"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mapping_in_yaml_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, text).startswith(message)
+
+
+@pytest.mark.parametrize("text", ["1: {}", "train: 5", "train:\n  - beta", "weights: {reward_weights: {plugins: 3}}"])
+def test_a_file_of_another_shape_is_refused(text: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, text).startswith("run.yaml: ")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "nowhere.yaml")
+    assert str(caught.value) == (
+        f"{tmp_path}/nowhere.yaml: cannot be read ([Errno 2] No such file or directory: '{tmp_path}/nowhere.yaml'). "
+        "Name a YAML file, such as pipelines/embedded.yaml."
+    )
+
+
+# --set
+
+
+def test_overrides_win_over_the_file_and_reach_into_absent_sections(tmp_path: Path) -> None:
+    config = load(tmp_path, "train: {beta: 0.1}\ndata:\n", "train.beta=0.2", "data.columns.image=photo", "train.lora.rank=8")
+    assert (config.train.beta, config.data.columns.image) == (0.2, "photo")
+    assert config.train.lora is not None and config.train.lora.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.learning_rate=1e-5", "learning_rate", 1e-5),
+        ("train.lora=null", "lora", None),
+        ("train.gradient_checkpointing=false", "gradient_checkpointing", False),
+        ("train.betas=[0.8, 0.9]", "betas", (0.8, 0.9)),
+        ("train.reference=a=b", "reference", "a=b"),
+    ],
+)
+def test_values_of_overrides_are_yaml(override: str, key: str, value: object, tmp_path: Path) -> None:
+    assert getattr(load(tmp_path, "", override).train, key) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.beta", "--set train.beta: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."),
+        ("=5", "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."),
+        ("seed.more=1", "--set seed.more=1: `seed` is a single value and has no keys below it."),
+        ("train.betas=[0.9", "--set train.betas=[0.9: the value is not valid YAML. Quote it."),
+        ("train.bta=1", f"run.yaml: unknown key `train.bta`; did you mean `beta`?\n{MEND}"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_named(override: str, message: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, "seed: 4", override) == message
+
+
+def test_an_override_cannot_bring_back_extends(tmp_path: Path) -> None:
+    assert "unknown key `extends`" in refused(tmp_path, "", "extends=other.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "pipelines").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_that_ships_is_valid(path: Path) -> None:
+    load_config(path)

@@ -1,0 +1,134 @@
+"""The Makefile's logic, with a stand-in for Python that writes manifests and notes what it was asked to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+STAND_IN = """#!/bin/sh
+# python -m dapo_stages STAGE … --out DIR: write DIR/manifest.json and note the call.
+[ "$1" = -m ] || exit 0
+shift 2
+stage=$1; run=; out=; iteration=
+while [ $# -gt 0 ]; do
+  case $1 in --out) out=$2 ;; --run) run=$2 ;; --iteration) iteration=$2 ;; --overwrite) again=' again' ;; esac
+  shift
+done
+case $stage in
+  config) mkdir -p "$(dirname "$out")"; [ -e "$out" ] || echo "planned_iterations: 2" > "$out"; exit 0 ;;
+  status|prune) exit 0 ;;
+  report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
+esac
+mkdir -p "$out"; echo {} > "$out/manifest.json"
+echo "$stage ${out#training_logs/t/}$again" >> calls
+"""
+
+
+@pytest.fixture()
+def project(tmp_path: Path) -> Path:
+    """A folder with our Makefile and a virtual environment whose Python is the stand-in."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/embedded.yaml").write_text("planned_iterations: 2\n")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (tmp_path / ".venv/ready").touch()
+    return tmp_path
+
+
+def make(project: Path, *arguments: str) -> list[str]:
+    """Run make; the calls it made of stages, in their order."""
+    calls = project / "calls"
+    calls.unlink(missing_ok=True)
+    done = subprocess.run(
+        ["make", *arguments, "RUN=t"], cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return calls.read_text().splitlines() if calls.exists() else []
+
+
+ONE_ITERATION = ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
+
+
+def test_iterate_runs_every_stage_once_in_order(project: Path) -> None:
+    calls = [call.split()[0] for call in make(project, "iterate")]
+    assert calls == ["init-policy", "prepare-data", "evaluate", "report", *ONE_ITERATION, *ONE_ITERATION]
+
+
+def test_iterate_again_does_nothing(project: Path) -> None:
+    make(project, "iterate")
+    assert make(project, "iterate") == []
+
+
+def test_raising_iters_continues(project: Path) -> None:
+    make(project, "iterate", "ITERS=1")
+    calls = make(project, "iterate", "ITERS=2")
+    assert [call.split()[0] for call in calls] == ONE_ITERATION
+    assert all("iter-0002" in call for call in calls)
+
+
+def test_a_deleted_stage_is_redone_with_only_what_depends_on_it(project: Path) -> None:
+    make(project, "iterate")
+    shutil.rmtree(project / "training_logs/t/iter-0002/weights")
+    assert make(project, "iterate") == [
+        "weight-tokens iter-0002/weights",
+        "train-step iter-0002/train again",
+        "evaluate iter-0002/eval again",
+        "report iter-0002/report again",
+    ]
+
+
+def test_a_deleted_evaluation_redoes_no_training(project: Path) -> None:
+    make(project, "iterate")
+    shutil.rmtree(project / "training_logs/t/iter-0001/eval")
+    assert make(project, "iterate") == ["evaluate iter-0001/eval", "report iter-0001/report again"]
+
+
+def test_an_unfinished_output_is_not_taken_for_a_finished_one(project: Path) -> None:
+    make(project, "iterate", "ITERS=1")
+    (project / "training_logs/t/iter-0001/train/manifest.json").unlink()
+    assert "train-step iter-0001/train" in make(project, "iterate", "ITERS=1")
+
+
+def test_eval_every_leaves_iterations_out_but_not_the_last(project: Path) -> None:
+    calls = make(project, "iterate", "ITERS=3", "EVAL_EVERY=2")
+    assert [call for call in calls if call.startswith("evaluate")] == [
+        "evaluate iter-0000/eval",
+        "evaluate iter-0002/eval",
+        "evaluate iter-0003/eval",
+    ]
+
+
+def test_one_stage_of_one_iteration(project: Path) -> None:
+    make(project, "iterate", "ITERS=1")
+    assert make(project, "rollout", "ITER=2") == ["rollout iter-0002/rollout"]
+
+
+def test_parallel_make_gives_the_same_stages(project: Path) -> None:
+    assert sorted(make(project, "-j2", "iterate")) == sorted(
+        [
+            "init-policy policy",
+            "prepare-data data",
+            *(f"{stage} iter-{n:04d}/{folder}" for n in (0, 1, 2) for stage, folder in (("evaluate", "eval"), ("report", "report"))),
+            *(
+                f"{stage} iter-{n:04d}/{folder}"
+                for n in (1, 2)
+                for stage, folder in (
+                    ("rollout", "rollout"),
+                    ("score-attention", "attention"),
+                    ("weight-tokens", "weights"),
+                    ("train-step", "train"),
+                )
+            ),
+        ]
+    )
