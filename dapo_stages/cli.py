@@ -17,15 +17,17 @@ from dapo_stages.errors import EXIT_BAD_INPUT, DapoStagesError, InterruptedStage
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
 COMMANDS = {
     "rollout": "Sample completions for the prompts of an iteration and reward them.",
-    "score-attention": "Measure where each completion token looked: masses on picture, question and the rest, VGR and AEI by layers.",
+    "score-attention": "Measure where each completion token looked: masses on picture, question and the rest, "
+    "VGR and AEI by layers.",
     "weight-tokens": "Turn rewards and attention into advantages and token weights, and keep the replay buffer.",
-    "train-step": "Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.",
+    "train-step": "Update the policy by DAPO: clipped token-level objective, each token by its weight, "
+    "in mini-batches.",
     "report": "Write rollout_results.md, token_weights.md, eval_results.md and report.html from what a run has so far.",
     "init-policy": "Make the starting policy.",
     "prepare-data": "Make training and held-out prompts from a data set.",
     "evaluate": "Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.",
-    "status": "Show what a run has, what is stale and why, its last figures, and the next command.",
-    "inspect": "Show one completion: its tokens by weight, its rewards, and where its prompt is.",
+    "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
+    "inspect": "Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.",
     "config": "Check a configuration and write it out with every key resolved.",
     "prune": "Remove large files of old iterations, as the keep section says; their manifests stay.",
 }
@@ -63,12 +65,29 @@ def stages() -> None:
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted)."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job of a script
+            signal.signal(number, _interrupt)
     try:
         app()
     except (DapoStagesError, InterruptedStage) as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        print(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+# What the file system refuses and a person can mend.
+_MENDABLE = {
+    errno.ENOSPC: "found a full disk; needed room. Make some",
+    errno.EDQUOT: "found a used-up quota; needed room. Make some",
+    errno.EACCES: "found no permission; needed leave to read and write here. Grant it",
+    errno.EPERM: "found no permission; needed leave to read and write here. Grant it",
+    errno.EROFS: "found a read-only file system; needed one to write to. Name another place",
+    errno.EISDIR: "found a folder; needed a file. Name another place",
+}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

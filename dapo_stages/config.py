@@ -83,7 +83,9 @@ class DataConfig(Section):
         1024, description="Longest prompt in tokens, image tokens included; longer ones are dropped and counted."
     )
     on_bad_image: Literal["skip", "error"] = Field("skip", description="Drop and count an unreadable row, or stop.")
-    system_prompt: str | None = Field(None, description="System message; null takes the built-in one, '' leaves it out.")
+    system_prompt: str | None = Field(
+        None, description="System message; null takes the built-in one, '' leaves it out."
+    )
     synthetic: SyntheticConfig = SyntheticConfig()
 
 
@@ -322,7 +324,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml.") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml."
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
     if not isinstance(values, dict):
@@ -348,7 +352,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5.")
+        raise ConfigError(
+            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."
+        )
     *parents, last = key.strip().split(".")
     for parent in parents:
         if values.get(parent) is None:

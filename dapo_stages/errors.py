@@ -41,7 +41,7 @@ class LockedError(DapoStagesError):
     exit_code = EXIT_LOCKED
 
 
-class InterruptedStage(BaseException):  # noqa: N818 - an interruption, not a fault, and not for `except Exception`
+class InterruptedStage(BaseException):
     """SIGTERM or Ctrl-C; what is finished stays, and the same command carries on from there."""
 
     exit_code = EXIT_INTERRUPTED

@@ -95,7 +95,8 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
         manifest = Manifest.model_validate(values)
     except FileNotFoundError:
         found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
-        raise DataError(path, found, f"the manifest of a finished {redo}", f"Run {redo} (again) first.") from None
+        needed = f"the manifest of a finished {stage or 'stage'}"
+        raise DataError(path, found, needed, f"Run {redo} (again) first.") from None
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
@@ -122,7 +123,10 @@ class Source:
         self.manifest = read_manifest(folder, stage)
         if self.manifest.pruned:
             raise DataError(
-                folder, "a pruned output", "its files", f"Run {self.manifest.stage} for this folder again, or raise keep."
+                folder,
+                "a pruned output",
+                "its files",
+                f"Run {self.manifest.stage} for this folder again, or raise keep.",
             )
         self._verified: set[str] = set()
 

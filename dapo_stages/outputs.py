@@ -25,7 +25,17 @@ from dapo_stages.manifests import (
     read_manifest,
     write_manifest,
 )
-from dapo_stages.shards import Row, Shard, ShardReader, describe_file, fsync_file, fsync_folder, sha256_of, write_shard, write_text
+from dapo_stages.shards import (
+    Row,
+    Shard,
+    ShardReader,
+    describe_file,
+    fsync_file,
+    fsync_folder,
+    sha256_of,
+    write_shard,
+    write_text,
+)
 
 _PARTIAL = ".partial.json"
 _NEXT = ".next"
@@ -104,7 +114,9 @@ class Output:
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
         """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself."""
         self.add_files(name)
-        shards = [replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")]
+        shards = [
+            replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")
+        ]
         manifest = self._manifest(name, sorted(shards, key=lambda shard: shard.name), policy or {})
         write_manifest(self.folder / name, manifest)
         return manifest
@@ -215,10 +227,14 @@ def _refuse_others(out: Path) -> None:
             raise DataError(damage.where, damage.found, damage.needed, do) from None
         why = "that was pruned" if made.pruned else "made from other inputs or configuration"
         raise DataError(out, f"an output of {made.stage} {why}", needed, do)
-    strangers = sorted(path.name for path in out.iterdir() if path.name not in {_LOCK, _NEXT, _PARTIAL})
+    strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
     if strangers:
         found = f"files of no stage ({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''})"
         raise DataError(out, found, needed, "Name another --out, or pass --overwrite to delete them.")
+
+
+def _is_ours(name: str) -> bool:
+    return name in {_LOCK, _NEXT, _PARTIAL} or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:

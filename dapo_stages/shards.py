@@ -255,7 +255,9 @@ def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
     for row in rows:
         if row.keys() != set(schema.names):
             wrong = sorted(row.keys() ^ set(schema.names))
-            raise DataError(path, f"a row that differs in {', '.join(wrong)}", "the columns of its schema", "Report it.")
+            raise DataError(
+                path, f"a row that differs in {', '.join(wrong)}", "the columns of its schema", "Report it."
+            )
     return pa.Table.from_arrays([_column(path, field, rows) for field in schema], schema=schema)
 
 
@@ -290,7 +292,9 @@ def _image_bytes(row: Row) -> int:
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
     import pyarrow as pa
 
-    split, dictionary, codecs = [], [], {}
+    split: list[str] = []
+    dictionary: list[str] = []
+    codecs: dict[str, str] = {}
     for field in schema:
         leaf, kind = field.name, field.type
         while pa.types.is_list(kind):

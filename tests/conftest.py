@@ -12,6 +12,8 @@ import pytest
 from dapo_stages.config import ModelConfig
 
 if TYPE_CHECKING:
+    from support.pipeline import Run
+
     from dapo_stages.models.policy import Policy
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
@@ -38,6 +40,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = build(0)
     save_policy(Policy(model, build_processor(tokenizer), torch.device("cpu")), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two iterations of every stage, in this process. Tests read it and write beside it, never into it."""
+    from support.pipeline import Run
+
+    run = Run(tmp_path_factory.mktemp("run"))
+    run.start()
+    run.iteration(1)
+    run.iteration(2)
+    return run
 
 
 @pytest.fixture()

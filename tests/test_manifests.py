@@ -62,7 +62,11 @@ def test_an_output_names_what_it_was_made_from(tmp_path: Path) -> None:
     assert manifest.inputs["data"].path == str(tmp_path / "data")
     assert manifest.inputs["data"].content_hash == made.content_hash
     (shard,) = manifest.shards
-    assert (shard.name, shard.rows, shard.bytes) == ("metrics.parquet", 3, (tmp_path / "a/metrics.parquet").stat().st_size)
+    assert (shard.name, shard.rows, shard.bytes) == (
+        "metrics.parquet",
+        3,
+        (tmp_path / "a/metrics.parquet").stat().st_size,
+    )
 
 
 # What is refused
@@ -151,7 +155,8 @@ def test_an_output_made_from_another_version_of_its_input_is_refused(tmp_path: P
     [
         (lambda path: path.unlink(), "found no such file; needed the file its manifest lists"),
         (lambda path: os.truncate(path, 100), "found 100 bytes; needed 1... bytes (it was cut or replaced)"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"), "found a changed file; needed the checksum in its manifest"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"),
+         "found a changed file; needed the checksum in its manifest"),
     ],
     ids=["missing", "cut", "changed"],
 )  # fmt: skip

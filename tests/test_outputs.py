@@ -151,6 +151,14 @@ def test_an_unfinished_output_of_other_configuration_is_kept_until_overwritten(t
     assert make(out, config=2, overwrite=True) == [0, 1, 2, 3]
 
 
+def test_a_start_cut_off_at_its_first_file_stands_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/..partial.json.99.tmp").touch()
+    (tmp_path / "out/.lock").touch()
+    assert make(tmp_path / "out") == [0, 1, 2, 3]
+    readable(tmp_path / "out")
+
+
 def test_a_start_that_wrote_nothing_stands_in_nobodys_way(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError):
         make(tmp_path / "out", config=1, stop_after=0)
@@ -217,7 +225,7 @@ def test_a_folder_of_other_files_is_never_emptied_unasked(name: str, tmp_path: P
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     for out in (tmp_path / "out", tmp_path / "out" / "deeper"):
-        with pytest.raises(DataError, match="found a file in the way; needed a folder. Name another --out."):
+        with pytest.raises(DataError, match="found a file in the way; needed a folder"):
             make(out)
 
 

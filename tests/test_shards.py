@@ -215,11 +215,22 @@ def _changed(how: str) -> pa.Schema:
     [
         ("missing", "found 3 columns without update; needed these columns."),
         ("extra", "found unknown columns colour; needed the columns of its schema."),
-        ("retyped", "found column iteration as pyarrow.Field<iteration: int64 not null>; needed pyarrow.Field<iteration: int32 not null>."),
-        ("nullable", "found column name as pyarrow.Field<name: string>; needed pyarrow.Field<name: string not null>."),
-        ("reordered", "found columns in the order ['update', 'iteration', 'name', 'value']; needed ['iteration', 'update', 'name', 'value']."),
+        (
+            "retyped",
+            "found column iteration as pyarrow.Field<iteration: int64 not null>; "
+            "needed pyarrow.Field<iteration: int32 not null>.",
+        ),
+        (
+            "nullable",
+            "found column name as pyarrow.Field<name: string>; needed pyarrow.Field<name: string not null>.",
+        ),
+        (
+            "reordered",
+            "found columns in the order ['update', 'iteration', 'name', 'value']; "
+            "needed ['iteration', 'update', 'name', 'value'].",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_other_columns_is_refused_by_name(how: str, words: str, tmp_path: Path) -> None:
     schema, path = _changed(how), tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(list(rows(schema, 2)), schema=schema), path)

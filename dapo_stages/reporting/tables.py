@@ -11,6 +11,7 @@ from dapo_stages.reporting.runs import REPORTED
 from dapo_stages.reporting.text import NOTHING, number, one_line, percent
 
 _MAX_SLICES = 4
+_SECONDS = "seconds: " + "+".join(REPORTED)
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,14 @@ class Table:
 
 
 def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, float]], *, stages: bool) -> Table:
-    """One row per iteration; with `stages` a column of seconds for each stage, else their sum."""
+    """One row per iteration; with `stages` a column of seconds for each stage, else one for all of them."""
     names = slices(list(all_figures))[:_MAX_SLICES]
     timed = REPORTED if stages else ()
     headers = ["iteration", "reward", "rollout accuracy", "format", "held-out greedy", "held-out sampled"]
-    headers += [*names, "VGR", *([f"{name}\u00a0s" for name in timed] or ["seconds"])]
+    headers += [*names, "VGR", *([f"{name}\u00a0s" for name in timed] or [_SECONDS])]
     rows = []
     for figures in all_figures:
         took = seconds.get(figures["iteration"], {})
-        times = [took.get(name) for name in timed] if timed else [sum(took.values()) if took else None]
         rows.append(
             [
                 str(figures["iteration"]),
@@ -41,10 +41,19 @@ def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, 
                 percent(figure(figures, "eval", "sampled_accuracy")),
                 *(percent(slice_accuracy(figures, name)) for name in names),
                 number(figure(figures, "attention", "vgr_all")),
-                *(NOTHING if time is None else f"{time:.1f}" for time in times),
+                *([_seconds(took.get(name), ".1f") for name in timed] or [_together(took)]),
             ]
         )
     return Table(headers, rows)
+
+
+def _together(took: Mapping[str, float]) -> str:
+    """Seconds of all stages in one cell, in the order of _SECONDS: 7+4+1+9+19."""
+    return "+".join(_seconds(took.get(name), ".0f") for name in REPORTED) if took else NOTHING
+
+
+def _seconds(took: float | None, form: str) -> str:
+    return NOTHING if took is None else format(took, form)
 
 
 def slice_accuracy(figures: Figures, name: str) -> float | None:

@@ -36,6 +36,8 @@ def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False)
     from dapo_stages.models.policy import load_policy
 
     source.verify_all()
+    if "base" in source.manifest.policy:
+        _adapted(source).verify_all()
     policy = load_policy(base_of(source), config)
     if "base" in source.manifest.policy:
         load_adapter(policy, source.folder, trainable=trainable)
@@ -48,8 +50,13 @@ def base_of(source: Source) -> str | Path:
     if "reference" in about:
         return str(about["reference"])
     if "base" in about:
-        return base_of(check_policy(Source((source.folder / str(about["base"])).resolve())))
+        return base_of(_adapted(source))
     return source.folder
+
+
+def _adapted(source: Source) -> Source:
+    """The policy that an adapter was trained on."""
+    return check_policy(Source((source.folder / str(source.manifest.policy["base"])).resolve()))
 
 
 def version_of(source: Source) -> int:

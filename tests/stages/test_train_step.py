@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support.pipeline import Run, metrics, table
 from support.prompts import groups
 
-from dapo_stages.config import TrainConfig
+from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.manifests import Source
 from dapo_stages.maths.schedule import learning_rate_factor
 from dapo_stages.models.optimizers import Optimizers
@@ -65,13 +65,12 @@ def training(policy: Policy, most: int, **settings: object) -> tuple[list, Train
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
 def test_micro_batches_do_not_change_the_update(checkpoint: Path, loss_type: str) -> None:
-    from conftest import TINY
-
     from dapo_stages.models.policy import load_policy
 
+    tiny = ModelConfig(name="embedded", dtype="float32", device="cpu")
     results = []
     for most in (99, 4, 1):
-        policy = load_policy(checkpoint, TINY)
+        policy = load_policy(checkpoint, tiny)
         policy.model.double()
         batches, trainer = training(policy, most, loss_type=loss_type)
         assert len(batches) == {99: 1, 4: 3, 1: 9}[most]

@@ -1,0 +1,344 @@
+"""Bad input, through the command line: exit code 3, and a message with file, found, needed and next move."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from reporting import tiny_run
+from support.commands import Result, run
+from support.rows import picture, rows
+
+from dapo_stages.manifests import Source, read_manifest
+from dapo_stages.outputs import Plan
+from dapo_stages.schemas import schema_of
+
+
+@pytest.fixture()
+def tiny(tmp_path: Path) -> Path:
+    """A run of one finished iteration and the rollouts, attention and weights of a second."""
+    return tiny_run.build(tmp_path / "tiny", last="weights")
+
+
+def weigh(tiny: Path, *args: object, **other: Path) -> Result:
+    here = tiny / "iter-0001"
+    rollouts, attention = other.get("rollouts", here / "rollout"), other.get("attention", here / "attention")
+    folders = ["--rollouts", rollouts, "--attention", attention, "--out", tiny / "out"]
+    return run("weight-tokens", "--config", tiny / "config.yaml", *folders, "--iteration", 1, *args)
+
+
+def refused(result: Result, message: str, out: Path | None = None) -> None:
+    """Exit code 3, nothing on stdout, the message as the last line of stderr, no output."""
+    assert (result.code, result.stdout) == (3, ""), result.stderr
+    assert result.stderr.splitlines()[-1] == message
+    assert out is None or not (out / "manifest.json").exists()
+
+
+# Folders
+
+
+def test_a_missing_folder(tiny: Path) -> None:
+    refused(
+        weigh(tiny, rollouts=tiny / "nowhere"),
+        f"{tiny}/nowhere/manifest.json: found nothing; needed the manifest of a finished rollout. "
+        "Run rollout (again) first.",
+        tiny / "out",
+    )
+
+
+def test_an_unfinished_folder(tiny: Path) -> None:
+    (tiny / "iter-0001/attention/manifest.json").unlink()
+    refused(
+        weigh(tiny),
+        f"{tiny}/iter-0001/attention/manifest.json: found an unfinished output; needed the manifest of a finished "
+        "score-attention. Run score-attention (again) first.",
+    )
+
+
+def test_a_folder_of_another_kind(tiny: Path) -> None:
+    refused(
+        weigh(tiny, attention=tiny / "iter-0001/rollout"),
+        f"{tiny}/iter-0001/rollout/manifest.json: found the output of rollout; needed the output of score-attention. "
+        "Name the right folder.",
+    )
+
+
+@pytest.mark.parametrize("command", ["rollout", "evaluate"])
+def test_a_folder_that_is_no_policy(command: str, tiny: Path) -> None:
+    number = ["--iteration", 1] if command == "rollout" else []
+    folders = ["--policy", tiny / "data", "--data", tiny / "data", "--out", tiny / "out"]
+    refused(
+        run(command, "--config", tiny / "config.yaml", *folders, *number),
+        f"{tiny}/data: found the output of prepare-data; needed a policy. Name the folder written by init-policy, "
+        "or the policy folder inside one written by train-step.",
+    )
+
+
+def test_attention_of_other_rollouts(tiny: Path) -> None:
+    refused(
+        weigh(tiny, attention=tiny / "iter-0002/attention"),
+        f"{tiny}/iter-0002/attention/manifest.json: found an output made from other rollouts "
+        f"({tiny}/iter-0002/rollout); needed one made from {tiny}/iter-0001/rollout. Run score-attention on "
+        f"{tiny}/iter-0001/rollout, or name the folder that belongs to it.",
+    )
+
+
+def test_attention_of_rollouts_that_were_made_again(tiny: Path) -> None:
+    tiny_run.rollout(tiny, 1, seed=7)
+    result = weigh(tiny)
+    assert result.code == 3
+    assert "attention/manifest.json: found an output made from other rollouts" in result.stderr
+
+
+def test_weights_of_other_rollouts(tiny: Path) -> None:
+    one, two = tiny / "iter-0001", tiny / "iter-0002"
+    folders = ["--policy", tiny / "policy", "--rollouts", one / "rollout", "--weights", two / "weights"]
+    refused(
+        run("train-step", "--config", tiny / "config.yaml", *folders, "--out", tiny / "out"),
+        f"{two}/weights/manifest.json: found an output made from other rollouts ({two}/rollout); needed one made from "
+        f"{one}/rollout. Run weight-tokens on {one}/rollout, or name the folder that belongs to it.",
+    )
+
+
+def test_a_pruned_folder(tiny: Path) -> None:
+    (tiny / "keep.yaml").write_text("keep: {rollouts: 1}\n")
+    for number in (1, 2):
+        tiny_run.train(tiny, number)
+    tiny_run.publish(Plan("report", tiny / "iter-0001/report", {}, 1), lambda output: None)
+    before = read_manifest(tiny / "iter-0001/rollout"), (tiny / "iter-0001/rollout/manifest.json").stat().st_mtime_ns
+    assert run("prune", "--config", tiny / "keep.yaml", "--run", tiny).code == 0
+    after = read_manifest(tiny / "iter-0001/rollout"), (tiny / "iter-0001/rollout/manifest.json").stat().st_mtime_ns
+    assert after == (before[0].model_copy(update={"pruned": True}), before[1])
+    assert os.listdir(tiny / "iter-0001/rollout") == ["manifest.json"]
+    refused(
+        weigh(tiny),
+        f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Run rollout for this folder again, "
+        "or raise keep.",
+    )
+
+
+def test_a_prune_that_was_cut_off_is_finished_by_the_next_one(tiny: Path) -> None:
+    (tiny / "keep.yaml").write_text("keep: {rollouts: 1}\n")
+    for number in (1, 2):
+        tiny_run.train(tiny, number)
+    tiny_run.publish(Plan("report", tiny / "iter-0001/report", {}, 1), lambda output: None)
+    folder = tiny / "iter-0001/attention"
+    left = (folder / "attention-00000.parquet").read_bytes()
+    run("prune", "--config", tiny / "keep.yaml", "--run", tiny)
+    (folder / "attention-00000.parquet").write_bytes(left)
+    result = run("prune", "--config", tiny / "keep.yaml", "--run", tiny)
+    assert result.stderr == f"prune: removing the files of {folder}\n"
+    assert os.listdir(folder) == ["manifest.json"]
+
+
+# Files
+
+
+def test_a_truncated_file(tiny: Path) -> None:
+    path = tiny / "iter-0001/rollout/completions-00000.parquet"
+    whole = path.stat().st_size
+    os.truncate(path, whole // 2)
+    refused(
+        weigh(tiny),
+        f"{path}: found {whole // 2} bytes; needed {whole} bytes (it was cut or replaced). Run rollout again.",
+        tiny / "out",
+    )
+
+
+def test_a_column_that_is_missing(tiny: Path) -> None:
+    """Written by some other program that keeps manifests, but not the schema."""
+    schema = schema_of("completions")
+    short = schema.remove(schema.get_field_index("finish_reason"))
+
+    def fill(output: Any) -> None:
+        output.write("prompts", 0, rows(schema_of("prompts"), 1))
+        path = output.folder / "completions-00000.parquet"
+        pq.write_table(pa.Table.from_pylist(list(rows(short, 1)), schema=short), path)
+        output.add_files(path.name)
+
+    tiny_run.publish(Plan("rollout", tiny / "iter-0001/rollout", {}, 1), fill)
+    tiny_run.scores(tiny, 1)
+    refused(
+        weigh(tiny),
+        f"{tiny}/iter-0001/rollout/completions-00000.parquet: found {len(short)} columns without finish_reason; "
+        "needed these columns. Run rollout again.",
+    )
+
+
+def test_an_empty_training_table(tiny: Path) -> None:
+    """tiny's data folder has no prompts at all."""
+    folders = ["--policy", tiny / "policy", "--data", tiny / "data", "--iteration", 1, "--out", tiny / "out"]
+    refused(
+        run("rollout", "--config", tiny / "config.yaml", *folders),
+        f"{tiny}/data: found no training prompts; needed some. Run prepare-data.",
+        tiny / "out",
+    )
+
+
+# Configuration
+
+
+def test_an_unknown_key(tiny: Path) -> None:
+    result = weigh(tiny, "--set", "weights.smoth_sigma=1")
+    assert (result.code, result.stdout) == (3, "")
+    assert result.stderr == (
+        f"{tiny}/config.yaml: unknown key `weights.smoth_sigma`; did you mean `smooth_sigma`?\n"
+        "Mend the file, or the --set option, and run the command again.\n"
+    )
+    assert not (tiny / "out").exists()
+
+
+def test_a_value_out_of_range(tiny: Path) -> None:
+    result = weigh(tiny, "--set", "weights.smooth_sigma=-1")
+    assert (result.code, result.stdout) == (3, "")
+    assert result.stderr == (
+        f"{tiny}/config.yaml: `weights.smooth_sigma`: found -1; needed: Input should be greater than or equal to 0.\n"
+        "Mend the file, or the --set option, and run the command again.\n"
+    )
+
+
+# Data sets
+
+
+class WordProcessor:
+    """Stands in for a model's processor: a token per word."""
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **_: Any) -> str:
+        return " ".join(part.get("text", "") for turn in conversation for part in turn["content"])
+
+    def __call__(self, text: list[str], **_: Any) -> dict[str, Any]:
+        return {"input_ids": [list(range(len(text[0].split())))]}
+
+
+@pytest.fixture()
+def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """prepare-data of a Parquet file with the given pictures, one to a row."""
+    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
+
+    def command(pictures: list[bytes], *args: object) -> Result:
+        values = [{"image": {"bytes": p, "path": None}, "problem": "A or B?", "solution": "A"} for p in pictures]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        schema = pa.schema([("image", kind), ("problem", pa.string()), ("solution", pa.string())])
+        pq.write_table(pa.Table.from_pylist(values, schema=schema), tmp_path / "rows.parquet")
+        (tmp_path / "run.yaml").write_text(json.dumps({"data": {"source": str(tmp_path / "rows.parquet")}}))
+        return run("prepare-data", "--config", tmp_path / "run.yaml", "--out", tmp_path / "data", *args)
+
+    return command
+
+
+def huge_picture(side: int = 30_000) -> bytes:
+    """A PNG whose header says 30 000 × 30 000 pixels of RGB: 2.7 GB once decoded."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def half_a_picture() -> bytes:
+    """Noise, so that half of the bytes is half of the pixels."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(64 * 64 * 3)).save(buffer, "PNG")
+    return buffer.getvalue()[: buffer.tell() // 2]
+
+
+# What is wrong -> bytes of the picture, and the words for it.
+BAD_PICTURES = {
+    "not a picture": (b"GIF? no.", "8 bytes that are no picture"),
+    "empty": (b"", "an empty file"),
+    "half a PNG": (half_a_picture(), r"a damaged picture \(.+\)"),
+    "huge": (huge_picture(), r".*(30000x30000|900000000) pixels.*"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_bad_picture_stops_prepare_data_if_it_should(name: str, prepare: Any, tmp_path: Path) -> None:
+    content, words = BAD_PICTURES[name]
+    result = prepare([picture(), picture(1), content, picture(2)], "--set", "data.on_bad_image=error")
+    assert (result.code, result.stdout) == (3, "")
+    where = re.escape(f"{tmp_path}/rows.parquet row 2")
+    assert re.fullmatch(
+        rf"{where}: found {words}; needed a picture. "
+        r"Mend the row, or set data.on_bad_image=skip to leave such rows out.",
+        result.stderr.splitlines()[-1],
+    )
+    assert not (tmp_path / "data/manifest.json").exists()
+
+
+def test_bad_pictures_are_left_out_and_counted_otherwise(prepare: Any, tmp_path: Path) -> None:
+    bad = [content for content, _ in BAD_PICTURES.values()]
+    assert prepare([picture(), picture(1), *bad, picture(2)]).code == 0
+    counts = read_manifest(tmp_path / "data", "prepare-data").counts
+    assert (counts["train"] + counts["held_out"], counts["dropped_images"]) == (3, 4)
+    assert len(counts["dropped_rows"]) == 4 and "row 5: " in counts["dropped_rows"][3]
+    source = Source(tmp_path / "data")
+    names = [row["prompt_id"] for kind in ("train", "held_out") for row in source.rows(kind, ["prompt_id"])]
+    assert sorted(name.split("-")[1] for name in names) == ["000000", "000001", "000006"]
+
+
+def test_a_data_set_without_rows(prepare: Any, tmp_path: Path) -> None:
+    refused(
+        prepare([]),
+        f"{tmp_path}/rows.parquet: found no rows; needed at least one row. Name another data.source.",
+        tmp_path / "data",
+    )
+
+
+def test_a_data_set_of_nothing_but_bad_pictures(prepare: Any, tmp_path: Path) -> None:
+    result = prepare([b"no", b"no", b"no"])
+    assert result.code == 3
+    assert result.stderr.splitlines()[-1].startswith(
+        f"{tmp_path}/rows.parquet: found 3 rows, none of them usable for train ({tmp_path}/rows.parquet row 0: "
+    )
+
+
+def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
+    refused(
+        prepare([picture()], "--set", f"data.source={tmp_path}/nowhere.parquet"),
+        f"{tmp_path}/nowhere.parquet: found no such file or folder; needed a data set. "
+        "Set data.source to where it lies.",
+    )
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("gpt2", {"architectures": ["GPT2LMHeadModel"], "n_embd": 8, "n_head": 2, "n_layer": 1}),
+        ("bert", {"architectures": ["BertModel"], "hidden_size": 8, "num_attention_heads": 2}),
+    ],
+)
+def test_a_checkpoint_whose_attention_cannot_be_read(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / architecture
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": architecture, **config}))
+    (tmp_path / "run.yaml").write_text(f"model: {{name: {folder}}}\n")
+    refused(
+        run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy"),
+        f"{folder}: found a checkpoint of architecture `{architecture}`; needed one whose attention can be read: "
+        "qwen2_5_vl, qwen2_vl. Set model.name to one of these.",
+        tmp_path / "policy",
+    )
+
+
+def test_a_checkpoint_folder_without_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run.yaml").write_text(f"model: {{name: {tmp_path}/empty}}\n")
+    result = run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy")
+    assert (result.code, result.stdout) == (3, "")
+    assert result.stderr.startswith(f"{tmp_path}/empty: found ") and "; needed " in result.stderr
+    assert not (tmp_path / "policy/manifest.json").exists()
