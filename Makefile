@@ -5,18 +5,18 @@ RUN        ?= first
 CONFIG     ?= pipelines/embedded.yaml
 SET        ?=
 EVAL_EVERY ?= 1
-EXTRAS     ?=
+EXTRAS     ?= trackers
 PYTHON     ?= python3
 VENV       ?= .venv
 
 R := training_logs/$(RUN)
 # A run that exists keeps its configuration unless another one is named.
-ifeq ($(origin CONFIG)$(SET),file)
+ifeq ($(origin CONFIG),file)
 ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-ITERS ?= $(or $(shell sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' $(CONFIG)),1)
+ITERS ?= $(or $(patsubst planned_iterations=%,%,$(filter planned_iterations=%,$(SET))),$(shell sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' $(CONFIG)),1)
 ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 
 # Each stage may have its own Python environment, such as ROLLOUT_PYTHON=.venv-vllm/bin/python.
@@ -54,6 +54,9 @@ iterate: $(reports) ## train: ITERS iterations of the pipeline, with evaluations
 replace = $(if $(wildcard $@),--overwrite)
 config  = --config $(R)/config.yaml
 
+# make deletes a target whose recipe is interrupted; a manifest is never half-written, so it stays.
+.PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
+
 $(R)/config.yaml: FORCE | $(VENV)/ready
 	@$(PY) $(DAPO) config --config $(CONFIG) $(SET) --out $@
 
@@ -72,6 +75,8 @@ $(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/co
 # $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it samples with,
 # $(5) that policy, $(6) what it carries on from
 define iteration
+.PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
+
 $(2)/rollout/manifest.json: $(4) $(R)/data/manifest.json | $(R)/config.yaml
 	$$(ROLLOUT_PYTHON) $$(DAPO) rollout $$(config) --policy $(5) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
 
@@ -84,7 +89,7 @@ $(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.j
 
 $(2)/train/manifest.json: $(4) $(2)/weights/manifest.json | $(R)/config.yaml
 	$$(TRAIN_PYTHON) $$(DAPO) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
-	  $(if $(6),--state $(3)/train/state) --out $$(@D) $$(replace)
+	  $(if $(6),--state $(3)/train/state) --reference $(R)/policy --out $$(@D) $$(replace)
 
 $(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
 	$$(EVALUATE_PYTHON) $$(DAPO) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)

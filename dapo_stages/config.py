@@ -14,6 +14,7 @@ from dapo_stages.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -98,11 +99,6 @@ class SamplerConfig(Section):
     min_p: Fraction = Field(0.0, description="Drop tokens below this share of the likeliest one; 0 is off.")
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="1 is off.")
 
-    @property
-    def exact(self) -> bool:
-        """Whether the trainer can recompute the sampling log-probs exactly."""
-        return self.top_p == 1 and self.top_k == 0 and self.min_p == 0 and self.repetition_penalty == 1
-
 
 class RolloutConfig(Section):
     """Completions of an iteration and DAPO's dynamic sampling."""
@@ -130,7 +126,8 @@ class RewardsConfig(Section):
     symbolic: bool = Field(True, description="Compare non-letter answers with math-verify.")
     symbolic_timeout: Annotated[float, Field(gt=0)] = Field(5.0, description="Seconds for one symbolic comparison.")
     plugins: dict[str, str] = Field(
-        {}, description="Further rewards: name -> path/to/file.py:function, taken as reward_<name>."
+        {},
+        description="Further rewards: name -> path/to/file.py:function, inside the working folder.",
     )
 
 
@@ -159,6 +156,13 @@ class RewardWeights(Section):
     plugins: dict[str, float] = Field({}, description="Weights of plug-in rewards; 1 where not named.")
 
 
+class EarlyRewardWeights(RewardWeights):
+    """The same for the first phase: the format first."""
+
+    accuracy: float = Field(1.0, description="Weight of reward_accuracy.")
+    format: float = Field(2.0, description="Weight of reward_format.")
+
+
 class ReplayConfig(Section):
     """Buffer of informative groups that stand in for groups without signal."""
 
@@ -176,7 +180,7 @@ class WeightsConfig(Section):
     smooth_sigma: Annotated[float, Field(ge=0)] = Field(0.0, description="Gaussian smoothing over tokens; 0 is off.")
     mean_preserving: bool = Field(True, description="Keep the mean of a completion's weights at 1 inside the bounds.")
     reward_weights: RewardWeights = RewardWeights()
-    early_reward_weights: RewardWeights = RewardWeights(accuracy=1.0, vgr=0.0, format=2.0, overlong=1.0)
+    early_reward_weights: EarlyRewardWeights = EarlyRewardWeights()
     early_fraction: Fraction = Field(0.1, description="Share of planned_iterations under early_reward_weights.")
     vgr_mapping: Literal["quantile", "mad"] = Field("quantile", description="From a group's VGR to rewards.")
     vgr_min_range: Annotated[float, Field(ge=0)] = Field(5.0, description="Least quantile range that counts.")
@@ -198,7 +202,9 @@ class LoraSettings(Section):
 
     rank: Count = Field(16, description="Rank of the adapters.")
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Scale is alpha / rank.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapters' input.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout on the adapters' input; above 0 the policy ratio no longer starts at 1."
+    )
     target_modules: tuple[str, ...] = Field(("q_proj", "v_proj"), description="Layers that get an adapter.")
 
 
@@ -213,8 +219,7 @@ class TrainConfig(Section):
     engine_is_cap: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Cap of the importance weight between trainer and engine."
     )
-    beta: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight of the KL to the reference policy.")
-    reference: str | None = Field(None, description="Reference policy of the KL; null takes model.name.")
+    beta: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight of the KL to the policy given as --reference.")
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of tokens, by entropy, that the loss keeps; 1 keeps all."
     )
@@ -227,7 +232,7 @@ class TrainConfig(Section):
     muon_learning_rate: Annotated[float, Field(gt=0)] = Field(
         1e-3, description="Peak learning rate of Muon's matrices (scaled to match AdamW's update size)."
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's moments.")
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="AdamW's moments.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Over all planned updates.")
     warmup_fraction: Fraction = Field(0.05, description="Share of the planned updates that warms up.")
@@ -259,8 +264,8 @@ class ReportConfig(Section):
 class KeepConfig(Section):
     """How many iterations' worth of large files stay; null keeps all."""
 
-    rollouts: Count | None = Field(None, description="Rollout and attention folders.")
-    states: Count | None = Field(2, description="Optimiser states.")
+    rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
+    states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
     policies: Count | None = Field(None, description="Policies.")
 
 
@@ -282,6 +287,20 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     keep: KeepConfig = KeepConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        longest = self.rewards.overlong_max_length or self.rollout.max_completion_length
+        if self.rewards.overlong_cache > longest:
+            raise ValueError(
+                f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
+                f"found {self.rewards.overlong_cache}"
+            )
+        for phase in ("reward_weights", "early_reward_weights"):
+            unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())
+            if unknown:
+                raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
+        return self
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections (dotted names reach inside one) as plain values, for a manifest."""
@@ -379,6 +398,8 @@ def _explain(path: Path, error: ValidationError) -> str:
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}."
             lines.append(f"{path}: unknown key `{key}`; {hint}")
+        elif not key:  # sections that do not agree; the message says what was found
+            lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
         else:
             lines.append(f"{path}: `{key}`: found {problem['input']!r}; needed: {problem['msg']}.")
     return "\n".join([*lines, "Mend the file, or the --set option, and run the command again."])

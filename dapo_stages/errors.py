@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-EXIT_OK = 0
-EXIT_USAGE = 2
 EXIT_BAD_INPUT = 3
 EXIT_LOCKED = 4
 EXIT_INTERRUPTED = 130

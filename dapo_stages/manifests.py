@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from dapo_stages.errors import DataError
-from dapo_stages.shards import Row, RowLookup, Shard, ShardReader, sha256_of, write_text
+from dapo_stages.shards import Row, RowIndex, RowLookup, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
 
@@ -121,24 +122,17 @@ class Source:
     def __init__(self, folder: Path, stage: str | None = None) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder, stage)
-        if self.manifest.pruned:
-            raise DataError(
-                folder,
-                "a pruned output",
-                "its files",
-                f"Run {self.manifest.stage} for this folder again, or raise keep.",
-            )
         self._verified: set[str] = set()
 
     def shards(self, kind: str) -> list[Shard]:
         """The shards of a kind, in order: `completions` -> completions-00000.parquet, …"""
-        return [shard for shard in self.manifest.shards if _kind(shard.name) == kind]
+        return [shard for shard in self.manifest.shards if kind_of(shard.name) == kind]
 
     def reader(self, kind: str, shard: Shard) -> ShardReader:
         """Open one shard, after checking its size and SHA-256."""
         from dapo_stages.schemas import schema_of
 
-        schema = schema_of(kind, tuple(self.manifest.rewards))
+        schema = schema_of(kind, tuple(self.manifest.rewards), self.manifest.stage)
         return ShardReader(self.verified(shard), schema, self.manifest.stage)
 
     def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -148,15 +142,19 @@ class Source:
                 yield from reader.rows(columns)
 
     @contextmanager
-    def readers(self, *kinds: str) -> Iterator[list[ShardReader]]:
-        """All shards of some kinds, open at the same time."""
-        with ExitStack() as stack:
-            yield [stack.enter_context(self.reader(kind, shard)) for kind in kinds for shard in self.shards(kind)]
+    def index(self, kind: str) -> Iterator[RowIndex]:
+        """Rows by number, for a table that may be large."""
+        index = RowIndex([(shard.rows or 0, partial(self.reader, kind, shard)) for shard in self.shards(kind)])
+        try:
+            yield index
+        finally:
+            index.close()
 
     @contextmanager
     def lookup(self, kind: str, key: str) -> Iterator[RowLookup]:
         """Rows by key, in any order."""
-        with self.readers(kind) as readers:
+        with ExitStack() as stack:
+            readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
             yield RowLookup(readers, key)
 
     def verified(self, shard: Shard) -> Path:
@@ -165,6 +163,13 @@ class Source:
         if shard.name in self._verified:
             return path
         redo = f"Run {self.manifest.stage} again."
+        if self.manifest.pruned:
+            raise DataError(
+                self.folder,
+                "a pruned output",
+                "its files",
+                "Raise the keep settings before the next run; to have these again, redo the iteration they are of.",
+            )
         if not path.is_file():
             raise DataError(path, "no such file", "the file its manifest lists", redo)
         if path.stat().st_size != shard.bytes:
@@ -195,7 +200,7 @@ class Source:
             )
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """`completions-00003.parquet` -> `completions`; `metrics.parquet` -> `metrics`."""
     stem = name.removesuffix(".parquet")
     head, _, number = stem.rpartition("-")

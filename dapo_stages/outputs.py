@@ -90,14 +90,15 @@ class Output:
         from dapo_stages.schemas import schema_of
 
         path = self.folder / shard_name(kind, index)
-        self._add(write_shard(path, schema_of(kind, self.plan.rewards), rows))
+        self._add(write_shard(path, schema_of(kind, self.plan.rewards, self.plan.stage), rows))
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Rows of a shard that this stage wrote, before an interruption or just now."""
         from dapo_stages.schemas import schema_of
 
         path = self.folder / shard_name(kind, index)
-        with ShardReader(path, schema_of(kind, self.plan.rewards), self.plan.stage) as reader:
+        schema = schema_of(kind, self.plan.rewards, self.plan.stage)
+        with ShardReader(path, schema, self.plan.stage) as reader:
             yield from reader.rows(columns)
 
     def add_files(self, *names: str) -> None:
@@ -197,8 +198,8 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
             return
         if state == "complete":
             state = "stale"
-        elif state != "partial" and not overwrite:
-            _refuse_others(plan.out)
+        elif state != "partial":
+            _refuse_others(plan, overwrite)
         folder = plan.out / _NEXT if state == "stale" else plan.out
         folder.mkdir(exist_ok=True)
         yield Output(plan, folder, _resume(plan, folder, overwrite))
@@ -217,20 +218,28 @@ def _whole(out: Path, overwrite: bool) -> bool:
     return True
 
 
-def _refuse_others(out: Path) -> None:
-    """Refuse a folder that holds another output, or files that no stage wrote."""
-    needed, do = "an empty folder", "Pass --overwrite to replace it, or name another --out."
-    if (out / MANIFEST).exists():
-        try:
-            made = read_manifest(out)
-        except DataError as damage:
-            raise DataError(damage.where, damage.found, damage.needed, do) from None
+def _refuse_others(plan: Plan, overwrite: bool) -> None:
+    """Refuse a folder that holds another output, or files that no stage wrote; the latter even with `overwrite`."""
+    out, needed, do = plan.out, "an empty folder", "Pass --overwrite to replace it, or name another --out."
+    if not (out / MANIFEST).exists():
+        strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
+        if strangers:
+            found = f"files of no stage ({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''})"
+            raise DataError(out, found, needed, "Name another --out, or empty this folder yourself.")
+        return
+    try:
+        made = read_manifest(out)
+    except DataError as damage:
+        if overwrite:
+            return
+        raise DataError(damage.where, damage.found, damage.needed, do) from None
+    if made.stage != plan.stage:
+        raise DataError(
+            out, f"an output of {made.stage}", f"one of {plan.stage}, or an empty folder", "Name another --out."
+        )
+    if not overwrite:
         why = "that was pruned" if made.pruned else "made from other inputs or configuration"
         raise DataError(out, f"an output of {made.stage} {why}", needed, do)
-    strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
-    if strangers:
-        found = f"files of no stage ({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''})"
-        raise DataError(out, found, needed, "Name another --out, or pass --overwrite to delete them.")
 
 
 def _is_ours(name: str) -> bool:

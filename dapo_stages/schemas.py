@@ -122,10 +122,15 @@ _EVALUATION = [
     _required("sample", pa.int32()),
     _required("solution", pa.string()),
     _required("text", pa.string()),
+    _required("completion_ids", INTS),
+    _required("token_texts", STRINGS),
+    _required("sampling_logprobs", FLOATS),
     _required("num_tokens", pa.int32()),
     _required("finish_reason", pa.string()),
+    _required("policy_version", pa.int32()),
     _required("reward_accuracy", pa.float32()),
     _required("reward_format", pa.float32()),
+    _required("reward_overlong", pa.float32()),
 ]
 
 
@@ -161,15 +166,18 @@ SCHEMAS: dict[str, pa.Schema] = {
     "buffer": _schema(_BUFFER_GROUP),
     "buffer-completions": _schema(_BUFFER_COMPLETION),
     "metrics": _schema(_METRICS),
-    "eval": _schema(_EVALUATION),
+    "evaluation": _schema(_EVALUATION),
 }
 
 _WITH_REWARDS = {"completions", "weights", "replayed-completions", "buffer-completions"}
 
 
-def schema_of(kind: str, rewards: tuple[str, ...] = ()) -> pa.Schema:
-    """The schema of a kind of shard; those that hold rewards have a column for each plug-in reward as well."""
-    schema = SCHEMAS[kind]
+def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.Schema:
+    """The schema of a kind of shard; those that hold rewards have a column for each plug-in reward as well.
+
+    `completions` of the stage evaluate answer held-out questions and have columns of their own.
+    """
+    schema = SCHEMAS["evaluation" if (stage, kind) == ("evaluate", "completions") else kind]
     for name in rewards if kind in _WITH_REWARDS else ():
         schema = schema.append(_required(f"reward_{name}", pa.float32()))
     return schema

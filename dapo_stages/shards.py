@@ -9,8 +9,9 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,10 @@ class ShardReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
         self._file.close()
 
     @property
@@ -175,15 +180,16 @@ class ShardReader:
 
 
 class RowIndex:
-    """Rows by their number over several shards, knowing only the sizes of row groups: a huge table stays on disk."""
+    """Rows by their number over several shards. A shard is opened, and verified, when a row of it is first asked for.
 
-    def __init__(self, readers: Sequence[ShardReader], cached: int = 4) -> None:
-        self._groups = _RowGroups(readers, cached)
-        self._starts, self._places = [0], []
-        for shard, reader in enumerate(readers):
-            for group, size in enumerate(reader.row_group_sizes):
-                self._places.append((shard, group))
-                self._starts.append(self._starts[-1] + size)
+    `shards` gives the number of rows of each shard and how to open it; a few stay open, so that a table of any size
+    needs few file descriptors.
+    """
+
+    def __init__(self, shards: Sequence[tuple[int, Callable[[], ShardReader]]], opened: int = 8) -> None:
+        self._open, self._most = [opener for _, opener in shards], opened
+        self._starts = list(accumulate((rows for rows, _ in shards), initial=0))
+        self._readers: OrderedDict[int, tuple[ShardReader, list[int]]] = OrderedDict()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -191,8 +197,27 @@ class RowIndex:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        block = bisect_right(self._starts, index) - 1
-        return self._groups.read(*self._places[block])[index - self._starts[block]]
+        shard = bisect_right(self._starts, index) - 1
+        reader, starts = self._reader(shard)
+        offset = index - self._starts[shard]
+        group = bisect_right(starts, offset) - 1
+        return reader.row_group(group)[offset - starts[group]]
+
+    def close(self) -> None:
+        """Close what is open."""
+        for reader, _ in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+    def _reader(self, shard: int) -> tuple[ShardReader, list[int]]:
+        if shard not in self._readers:
+            reader = self._open[shard]()
+            self._readers[shard] = reader, list(accumulate(reader.row_group_sizes, initial=0))
+            if len(self._readers) > self._most:
+                _, (oldest, _) = self._readers.popitem(last=False)
+                oldest.close()
+        self._readers.move_to_end(shard)
+        return self._readers[shard]
 
 
 class RowLookup:
@@ -241,7 +266,7 @@ def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int) -> I
     size = 0
     for row in rows:
         waiting.append(row)
-        size += _image_bytes(row)
+        size += _large_bytes(row)
         if len(waiting) >= limit or size >= MAX_BYTES:
             yield _table(path, schema, waiting)
             waiting, size = [], 0
@@ -285,8 +310,11 @@ def _lacks_values(column: pa.Array, field: pa.Field) -> bool:
     return pa.types.is_list(field.type) and _lacks_values(column.flatten(), field.type.value_field)
 
 
-def _image_bytes(row: Row) -> int:
-    return sum(len((image or {}).get("bytes") or b"") for image in row.get("images") or [])
+def _large_bytes(row: Row) -> int:
+    """Bytes of a row's pictures and arrays, which decide how many rows fit into a row group."""
+    pictures = sum(len((image or {}).get("bytes") or b"") for image in row.get("images") or [])
+    lists = (value for value in row.values() if isinstance(value, list) and value)
+    return pictures + sum(len(value) * getattr(value[0], "nbytes", 0) for value in lists)
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:

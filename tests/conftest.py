@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("checkpoint")
     model, tokenizer = build(0)
-    save_policy(Policy(model, build_processor(tokenizer), torch.device("cpu")), folder)
+    save_policy(Policy(model, build_processor(tokenizer), torch.device("cpu"), torch.float32), folder)
     return folder
 
 

@@ -167,7 +167,9 @@ def test_a_column_that_is_missing(tiny: Path) -> None:
         pq.write_table(pa.Table.from_pylist(list(rows(short, 1)), schema=short), path)
         output.add_files(path.name)
 
-    tiny_run.publish(Plan("rollout", tiny / "iter-0001/rollout", {}, 1), fill)
+    tiny_run.publish(
+        Plan("rollout", tiny / "iter-0001/rollout", {"iteration": 1, "rollout": {"prompts_per_iteration": 2}}, 1), fill
+    )
     tiny_run.scores(tiny, 1)
     refused(
         weigh(tiny),

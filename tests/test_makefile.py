@@ -119,7 +119,11 @@ def test_parallel_make_gives_the_same_stages(project: Path) -> None:
         [
             "init-policy policy",
             "prepare-data data",
-            *(f"{stage} iter-{n:04d}/{folder}" for n in (0, 1, 2) for stage, folder in (("evaluate", "eval"), ("report", "report"))),
+            *(
+                f"{stage} iter-{n:04d}/{folder}"
+                for n in (0, 1, 2)
+                for stage, folder in (("evaluate", "eval"), ("report", "report"))
+            ),
             *(
                 f"{stage} iter-{n:04d}/{folder}"
                 for n in (1, 2)

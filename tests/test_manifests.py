@@ -210,11 +210,14 @@ def test_pruning_keeps_time_stamp_and_hash(tmp_path: Path) -> None:
     assert (tmp_path / "a/manifest.json").stat().st_mtime_ns == 10**18
 
 
-def test_a_pruned_output_cannot_be_read(tmp_path: Path) -> None:
+def test_a_pruned_output_is_still_known_but_cannot_be_read(tmp_path: Path) -> None:
     make(tmp_path / "a")
     mark_pruned(tmp_path / "a")
+    pruned = Source(tmp_path / "a")
+    assert pruned.manifest.content_hash == read_manifest(tmp_path / "a").content_hash
     with pytest.raises(DataError) as caught:
-        Source(tmp_path / "a")
+        pruned.verified(pruned.manifest.shards[0])
     assert str(caught.value) == (
-        f"{tmp_path}/a: found a pruned output; needed its files. Run rollout for this folder again, or raise keep."
+        f"{tmp_path}/a: found a pruned output; needed its files. "
+        "Raise the keep settings before the next run; to have these again, redo the iteration they are of."
     )

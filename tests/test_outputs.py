@@ -209,15 +209,16 @@ def test_a_damaged_output_is_made_again_only_when_asked(
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "photos"])
-def test_a_folder_of_other_files_is_never_emptied_unasked(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_files_is_never_emptied(name: str, overwrite: bool, tmp_path: Path) -> None:
     out = tmp_path / "home"
     out.mkdir()
     (out / name).mkdir() if name == "photos" else (out / name).write_text("ten years of work")
     with pytest.raises(DataError) as caught:
-        make(out)
+        make(out, overwrite=overwrite)
     assert str(caught.value) == (
         f"{out}: found files of no stage ({name}); needed an empty folder. "
-        "Name another --out, or pass --overwrite to delete them."
+        "Name another --out, or empty this folder yourself."
     )
     assert (out / name).exists()
 

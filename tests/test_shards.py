@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,15 @@ def readers(tmp_path: Path) -> Iterator[list[ShardReader]]:
 
 
 def test_rows_are_found_by_number_in_any_order(readers: list[ShardReader]) -> None:
-    table, order = RowIndex(readers, cached=2), list(range(25))
+    opened = []
+
+    def opener(reader: ShardReader) -> ShardReader:
+        opened.append(reader.path)
+        return ShardReader(reader.path, schema_of("train"), "prepare-data")
+
+    table = RowIndex([(sum(reader.row_group_sizes), partial(opener, reader)) for reader in readers], opened=1)
+    assert not opened  # a table of any size costs nothing before a row is asked for
+    order = list(range(25))
     assert len(table) == 25
     random.Random(3).shuffle(order)
     assert [table[i]["problem"] for i in order] == [str(i) for i in order]

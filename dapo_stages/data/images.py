@@ -82,6 +82,7 @@ def _open(picture: bytes | Path) -> Image.Image:
     from PIL import Image
 
     Image.init()
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard knows nothing of max_image_pixels, which _check_size enforces
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build
     return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 

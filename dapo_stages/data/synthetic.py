@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 56  # pixels a side: 4 × 4 patches of 14, 2 × 2 vision tokens after merging
-BLANK = (128, 128, 128)  # the picture that shows nothing
 
 # The order of the options is fixed, so that a letter is one look away: reading a shuffled list is a second skill.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -59,11 +58,6 @@ def question(seed: int, index: int, *, biased: float | None = None) -> Question:
         colour=colour,
         shape=shape,
     )
-
-
-def blank() -> Image.Image:
-    """A grey picture of the same size: what a model says to it, it says without looking."""
-    return Image.new("RGB", (SIZE, SIZE), BLANK)
 
 
 def completion(shape: str, colour: str, thought: str) -> str:

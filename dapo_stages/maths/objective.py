@@ -57,8 +57,8 @@ def policy_loss(
 
     Packed tensors, all [T]: log-probs (only new_T carries gradient), advantages, mask (false: in neither sum, its
     other values do not matter), weights, and the index of the completion each token belongs to, counted from 0 in
-    the micro-batch; completions are whole. `entropy_mask_T` (top_entropy_mask) takes tokens out of the policy term
-    but leaves their KL and the normalizer alone.
+    the micro-batch; completions are whole. `entropy_mask_T` (entropy at least entropy_threshold) takes tokens out of
+    the policy term but leaves their KL and the normalizer alone.
 
     `normalizer` comes from normalizer_of and is that of the whole optimiser step over all ranks, so that the losses
     of micro-batches and ranks add up; a trainer that averages gradients over ranks multiplies by their number. No
@@ -143,16 +143,13 @@ def merge_metrics(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str
     }
 
 
-def top_entropy_mask(entropy_T: Tensor, mask_T: Tensor, quantile: float) -> Tensor:
-    """The share `quantile` of the tokens in the loss that has the highest entropy, [T] bool (ties all stay).
+def entropy_threshold(entropy_T: Tensor, quantile: float) -> float:
+    """The least entropy among the share `quantile` of tokens that has the most (arXiv 2506.01939).
 
-    1 keeps the whole mask. The share is of the tokens given: give those of a whole mini-batch (arXiv 2506.01939).
+    Give the tokens in the loss of a whole mini-batch: the share is of those.
     """
-    mask_T = mask_T.bool()
-    if quantile >= 1.0 or not bool(mask_T.any()):
-        return mask_T
-    threshold = torch.quantile(entropy_T[mask_T].float(), 1.0 - quantile)
-    return mask_T & (entropy_T >= threshold)
+    exact = entropy_T if entropy_T.dtype == torch.float64 else entropy_T.float()
+    return float(torch.quantile(exact, 1.0 - quantile))
 
 
 def _ratio(log_ratio_T: Tensor, mask_T: Tensor, sequence_ids_T: Tensor, level: Level) -> Tensor:

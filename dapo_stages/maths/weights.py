@@ -20,12 +20,12 @@ def token_weights(
     Invariants: lo <= w <= hi; with `mean_preserving` the mean is 1, so that weighting moves the loss between tokens
     and does not scale it. Without, the mean after clipping is what it is.
 
-    VGR is a ratio of attention densities, never negative. A VGR of +inf (the token saw nothing of the picture) is
-    capped like any large one. A token without VGR (NaN) gets weight exactly 1 and takes no part in smoothing and
-    scaling, where its neighbours close up. No token, or none with a VGR: all 1.
+    VGR is a ratio of attention densities, never negative; above 1e6 it counts as 1e6. A token whose VGR is not finite
+    (it saw nothing of the picture, or there is none) gets weight exactly 1 and takes no part in smoothing and scaling,
+    where its neighbours close up. No token, or none with a finite VGR: all 1.
     """
     vgr = np.asarray(vgr_T, dtype=np.float64)
-    known = ~np.isnan(vgr)
+    known = np.isfinite(vgr)
     weights = np.ones(len(vgr))
     if not known.any():
         return weights, True
@@ -71,6 +71,7 @@ def clip_to_mean_one(weights_T: ArrayLike, clip: tuple[float, float]) -> tuple[F
     at_lo, at_hi = within * weights <= lo, within * weights >= hi
     free = weights[~at_lo & ~at_hi].sum()
     scale = (count - at_lo.sum() * lo - at_hi.sum() * hi) / free if free > 0 else within
+    scale = min(max(scale, breaks[first]), breaks[last])  # rounding must not leave the piece
     return np.clip(scale * weights, lo, hi), True
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -16,23 +14,23 @@ class GroupLogprobs(torch.nn.Module):
     """The forward pass of training: a packed batch in, log-prob and entropy of each completion token out.
 
     The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits exist only
-    for completion rows, `chunk` rows at a time, and are computed again in the backward pass.
+    for completion rows. Where there are more than `chunk` of them, they are computed `chunk` rows at a time, and again
+    in the backward pass.
     """
 
     def __init__(self, policy: Policy, temperature: float, chunk: int = 1024) -> None:
         super().__init__()
         self.model = policy.model
-        self._base, self._suppressed = [policy.base], policy.suppressed
+        self._policy, self._suppressed = policy, policy.suppressed
         self._temperature, self._chunk = temperature, chunk
 
     def forward(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better."""
-        base = self._base[0]
-        with autocast(base):
-            return self._logprobs(base, batch)
+        with autocast(self._policy):
+            return self._logprobs(batch)
 
-    def _logprobs(self, base: Any, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = base.model(**batch.model_inputs).last_hidden_state[0]
+    def _logprobs(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self._policy.base.model(**batch.model_inputs).last_hidden_state[0]
         rows = hidden.index_select(0, batch.predicting)
         logprobs, entropies = [], []
         chunks = (torch.split(whole, self._chunk) for whole in (rows, batch.targets))
@@ -46,7 +44,7 @@ class GroupLogprobs(torch.nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _chunk_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        head = self._base[0].get_output_embeddings()
+        head = self._policy.base.get_output_embeddings()
         distribution = log_distribution(head(hidden), self._suppressed, self._temperature)
         with torch.no_grad():
             entropy = -(distribution.exp() * distribution.masked_fill(self._suppressed, 0)).sum(-1)

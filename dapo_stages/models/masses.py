@@ -40,11 +40,12 @@ class MassRecorder:
         num_layers: int,
         query: Literal["predicting", "token"] = "predicting",
         chunk_rows: int = 256,
-        patches: Sequence[bool] | None = None,
+        patches: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """`kinds` [P] per group names the kind of each prompt key; `patches` the groups kept per vision token."""
+        """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
+        attention is kept per vision token."""
         self._spans, self._kinds, self._query, self._chunk = spans, kinds, query, chunk_rows
-        self._patches = list(patches or [False] * len(spans))
+        self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
 
@@ -60,14 +61,14 @@ class MassRecorder:
         """Per group, per completion."""
         scored: list[list[Scored]] = []
         for group, span in enumerate(self._spans):
+            completions: list[Scored] = []
             masses = _stacked(self._masses[group])
-            looks = _stacked(self._looks[group]) if self._patches[group] else None
-            scored.append(
-                [
-                    Scored(masses[:, i, :length], looks[:, i, :length] if looks is not None else None)
-                    for i, length in enumerate(span.lengths)
-                ]
-            )
+            chosen = self._patches[group]
+            looks = _stacked(self._looks[group]) if chosen else None
+            for i, length in enumerate(span.lengths):
+                patches = looks[:, chosen.index(i), :length] if looks is not None and i in chosen else None
+                completions.append(Scored(masses[:, i, :length], patches))
+            scored.append(completions)
         return scored
 
     def _score(
@@ -98,7 +99,7 @@ class MassRecorder:
             generated = probabilities[..., span.prefix :].sum(-1, keepdim=True)
             masses.append(torch.cat([prompt @ one_hot, generated], -1).cpu())
             if self._patches[group]:
-                looks.append(prompt[..., kinds == VISION].cpu())
+                looks.append(prompt[self._patches[group]][..., kinds == VISION].cpu())
         return torch.cat(masses, 1), torch.cat(looks, 1) if looks else None
 
 

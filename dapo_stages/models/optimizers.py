@@ -51,7 +51,10 @@ class Optimizers:
         if len(state["optimizers"]) != len(self._optimizers):
             raise ValueError(f"a state of {len(state['optimizers'])} optimisers, needed {len(self._optimizers)}")
         for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
+            settings = [{key: g[key] for key in g if key != "params"} for g in optimizer.param_groups]
             optimizer.load_state_dict(values)
+            for group, configured in zip(optimizer.param_groups, settings, strict=True):
+                group.update(configured)  # the moments carry on, the settings are those of now
 
     def _add(self, optimizer: torch.optim.Optimizer, peak: float) -> None:
         self._optimizers.append(optimizer)

@@ -27,6 +27,7 @@ class Policy:
     model: Any
     processor: Any
     device: torch.device
+    dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
     _token_texts: dict[int, str] = field(default_factory=dict)
 
     def attend(self, how: Literal["separate", "grouped"]) -> None:
@@ -136,11 +137,13 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, attn_implementation="sdpa"
         )
-        policy = Policy(model.to(device).eval(), load_processor(path), device)
+        policy = Policy(model.to(device).eval(), load_processor(path), device, getattr(torch, config.dtype))
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(path, error) from None
     if policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
-        raise ModelError(f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false.")
+        raise ModelError(
+            f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
+        )
     return policy
 
 
@@ -175,11 +178,15 @@ def save_policy(policy: Policy, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     policy.attend("separate")
-    weights = None
-    if not policy.is_adapter:
-        dtype = policy.base.config.dtype
-        weights = {name: value.to(dtype) for name, value in policy.model.state_dict().items()}
-    policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    if policy.is_adapter:
+        for settings in policy.model.peft_config.values():
+            settings.base_model_name_or_path = None  # the manifest names the base; a path here is of this machine only
+        policy.model.save_pretrained(folder, safe_serialization=True)
+    else:
+        weights = {name: value.to(policy.dtype) for name, value in policy.model.state_dict().items()}
+        policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        policy.model.config.dtype = policy.dtype  # save_pretrained noted that of the weights under training
+        policy.model.config.save_pretrained(folder)
     save_processor(policy.processor, folder)
 
 

@@ -8,7 +8,6 @@ the state folder, while the policy folder holds what is sampled from.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,17 +21,16 @@ def use_master_weights(policy: Policy) -> None:
             parameter.data = parameter.data.float()
 
 
-def autocast(base: Any) -> torch.autocast:
-    """Compute in bfloat16 where that is the model's type; otherwise change nothing."""
-    low = base.config.dtype == torch.bfloat16
-    return torch.autocast(next(base.parameters()).device.type, dtype=torch.bfloat16, enabled=low)
+def autocast(policy: Policy) -> torch.autocast:
+    """Compute in bfloat16 where that is the policy's type; otherwise change nothing."""
+    return torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.dtype == torch.bfloat16)
 
 
 def save_master_weights(policy: Policy, path: Path) -> None:
     """Write the float32 values that the policy's checkpoint rounds; nothing where it rounds none."""
     from safetensors.torch import save_file
 
-    if policy.base.config.dtype == torch.bfloat16:
+    if policy.dtype == torch.bfloat16:
         save_file({name: p.detach().cpu().contiguous() for name, p in _trained(policy)}, path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.maths.objective import merge_metrics, normalizer_of, policy_loss, top_entropy_mask
+from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.packing import Group, Packed, Prompt
@@ -66,7 +66,12 @@ class Trainer:
     """A policy under training."""
 
     def __init__(
-        self, policy: Policy, config: TrainConfig, temperature: float, max_completion_length: int, optimizers: Optimizers
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        temperature: float,
+        max_completion_length: int,
+        optimizers: Optimizers,
     ) -> None:
         self._policy, self._config, self._optimizers = policy, config, optimizers
         self._max_length = max_completion_length
@@ -88,9 +93,10 @@ class Trainer:
         completions = sum(len(b.samples) for b in batches)
         totals: dict[str, torch.Tensor] = {}
         loss_total = 0.0
+        least_entropy = self._least_entropy(batches)
         for batch in batches:
             new, entropy = self._forward(self._packed(batch))
-            loss, sums = self._loss(batch, new, entropy, tokens, completions, len(batches))
+            loss, sums = self._loss(batch, new, entropy, tokens, completions, len(batches), least_entropy)
             torch.autograd.backward(loss)
             loss_total += float(loss.detach())
             totals = merge_metrics(totals, sums)
@@ -103,6 +109,15 @@ class Trainer:
                 parameter.grad = None
         return self._metrics(totals, loss_total, float(norm), factor, completions) | {"skipped": float(not healthy)}
 
+    def _least_entropy(self, batches: Sequence[MicroBatch]) -> float | None:
+        """The entropy above which tokens are in the policy term: one threshold for the whole mini-batch."""
+        quantile = self._config.top_entropy_quantile
+        if quantile == 1:
+            return None
+        with torch.no_grad():
+            entropies = torch.cat([self._forward(self._packed(batch))[1] for batch in batches])
+        return entropy_threshold(entropies, quantile)
+
     def _packed(self, batch: MicroBatch) -> Packed:
         return self._policy.pack([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
 
@@ -114,6 +129,7 @@ class Trainer:
         tokens: int,
         completions: int,
         num_batches: int,
+        least_entropy: float | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config, samples, device = self._config, batch.samples, new.device
         lengths = torch.tensor([len(s.ids) for s in samples], device=device)
@@ -140,7 +156,7 @@ class Trainer:
             loss_type=config.loss_type,
             beta=config.beta,
             reference_T=batch.reference,
-            entropy_mask_T=top_entropy_mask(entropy, mask, config.top_entropy_quantile),
+            entropy_mask_T=None if least_entropy is None else entropy >= least_entropy,
         )
         difference = (old - sampling).abs()
         sums |= {

@@ -144,11 +144,11 @@ def _eval_cells(found: dict[str, Any]) -> list[str]:
 def _eval_samples(source: Source, count: int) -> list[str]:
     """The first wrong and the first right answers, greedy ones where there are any."""
     columns = ["completion_id", "slice", "mode", "solution", "text", "reward_accuracy"]
-    modes = {row["mode"] for row in source.rows("eval", ["mode"])}
+    modes = {row["mode"] for row in source.rows("completions", ["mode"])}
     mode = "greedy" if "greedy" in modes else min(modes, default="")
     wrong: list[str] = []
     right: list[str] = []
-    for row in source.rows("eval", columns) if count else ():
+    for row in source.rows("completions", columns) if count else ():
         if row["mode"] != mode:
             continue
         shelf, verdict = (right, "right") if row["reward_accuracy"] == 1 else (wrong, "wrong")

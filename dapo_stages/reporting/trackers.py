@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.console import say
-from dapo_stages.errors import ConfigError
 from dapo_stages.reporting.figures import Figures
 from dapo_stages.shards import write_text
 
@@ -30,10 +29,10 @@ def track(run: Path, trackers: Sequence[str], project: str, all_figures: Sequenc
         try:
             send[name](run, project, points(all_figures))
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"report.trackers: {name} is not installed (no module {error.name}). "
-                "Run pip install 'dapo-stages[trackers]', or take it out of report.trackers."
-            ) from None
+            say(
+                f"report.trackers: {name} gets nothing, it is not installed (no module {error.name}). "
+                "Run pip install 'dapo-stages[trackers]', then report again; nothing is lost."
+            )
 
 
 def points(all_figures: Sequence[Figures]) -> Points:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
 
 from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.shards import sha256_of
 
 RESERVED = frozenset({"accuracy", "format", "overlong", "vgr"})
 LARGEST = 3.4028234e38  # of float32, the type of the column
@@ -25,6 +26,7 @@ class Plugin:
 
     name: str
     where: str  # path/to/file.py:function, as configured
+    sha256: str  # of the file
     function: RewardFunction
 
     def score(self, completion: str, row: Mapping[str, object]) -> float:
@@ -81,7 +83,7 @@ def load_plugins(plugins: Mapping[str, str], root: Path) -> tuple[Plugin, ...]:
                 f"{key}: {path}: found no function {function_name}; needed `def {function_name}(completion, row)`. "
                 "Write it, or correct the name in the configuration."
             )
-        loaded.append(Plugin(name, where, function))
+        loaded.append(Plugin(name, where, sha256_of(path), function))
     return tuple(loaded)
 
 
@@ -95,14 +97,14 @@ def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
     path = folder / relative
     if absolute or ".." in PureWindowsPath(relative).parts or not path.resolve().is_relative_to(folder):
         raise ConfigError(
-            f"{key}: found {relative!r}, which leads out of {folder}; needed a path inside the folder of the "
-            "configuration file. Copy the file there and name it by a relative path without `..`."
+            f"{key}: found {relative!r}, which leads out of {folder}; needed a path inside the working "
+            "folder. Copy the file there and name it by a relative path without `..`."
         )
     if path.suffix != ".py" or not path.is_file():
         found = "no such file" if not path.exists() else "no Python file"
         raise ConfigError(
             f"{key}: {path}: found {found}; needed a Python file with the function {function_name}. "
-            "Write it, or correct the path in the configuration (it is relative to the configuration file)."
+            "Write it, or correct the path in the configuration (it is relative to the working folder)."
         )
     return path.resolve(), function_name
 

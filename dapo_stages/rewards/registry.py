@@ -25,7 +25,7 @@ class Scored:
 class Rewards:
     """The rewards that a configuration asks for; plug-ins are loaded at once, so that mistakes show before sampling.
 
-    `root` is the folder of the configuration file, which paths of plug-ins are relative to.
+    `root` is the working folder, which paths of plug-ins are relative to and must stay inside.
     """
 
     def __init__(self, config: RewardsConfig, max_completion_length: int, root: Path) -> None:
@@ -37,6 +37,11 @@ class Rewards:
     def names(self) -> tuple[str, ...]:
         """Names of the plug-ins, sorted; each gives a column `reward_<name>`."""
         return tuple(plugin.name for plugin in self._plugins)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each plug-in's file, by name: an edited reward is another reward."""
+        return {plugin.name: plugin.sha256 for plugin in self._plugins}
 
     def score(self, text: str, num_tokens: int, row: dict[str, object]) -> Scored:
         """Rewards of a completion of `num_tokens` tokens (end token included) to the prompt `row`.

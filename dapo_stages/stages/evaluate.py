@@ -17,7 +17,7 @@ from dapo_stages.shards import Row, write_text
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
+from dapo_stages.stages.policies import check_policy, open_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.engines import Completion
@@ -48,7 +48,8 @@ def main(
     settings = load_config(config, set_)
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
-    plan = Plan("evaluate", out, settings.sections(*SECTIONS), settings.seed, inputs)
+    section = settings.sections(*SECTIONS) | {"plugins": rewards.hashes}
+    plan = Plan("evaluate", out, section, settings.seed, inputs, rewards.names)
     frame.run(
         plan,
         lambda output: Evaluation(output, settings, rewards).run(),
@@ -76,11 +77,11 @@ class Evaluation:
         number = 0
         with progress("evaluate: questions", total) as advance:
             while part := list(islice(questions, QUESTIONS_PER_SHARD)):
-                if not self._output.has(f"eval-{number:05d}.parquet"):
-                    self._output.write("eval", number, self._answers(number, part, advance))
+                if not self._output.has(f"completions-{number:05d}.parquet"):
+                    self._output.write("completions", number, self._answers(number, part, advance))
                 else:
                     advance(len(part), "")
-                for row in self._output.reopen("eval", number):
+                for row in self._output.reopen("completions", number, Tallies.COLUMNS):
                     tallies.add(row)
                 number += 1
         metrics = tallies.metrics()
@@ -89,6 +90,8 @@ class Evaluation:
         self._output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     def _answers(self, number: int, questions: list[Row], advance: Any) -> Iterator[Row]:
+        import numpy as np
+
         from dapo_stages.engines.transformers_engine import generate
         from dapo_stages.models.inputs import prompt_of
 
@@ -99,12 +102,12 @@ class Evaluation:
         for start in range(0, len(questions), self._settings.batch_groups):
             batch = questions[start : start + self._settings.batch_groups]
             prompts = [prompt_of(row, policy.processor) for row in batch]
-            seed = (config.seed * 1_000_003 + number) * 1_000_003 + start
+            seed = int(np.random.SeedSequence([config.seed, number, start]).generate_state(1)[0])
             found: dict[str, list[list[Completion]]] = {}
             if self._settings.greedy:
                 found["greedy"] = answer(prompts, 1, seed=seed, greedy=True)
             if self._settings.num_generations:
-                found["sample"] = answer(prompts, self._settings.num_generations, seed=seed % 2**63)
+                found["sample"] = answer(prompts, self._settings.num_generations, seed=seed)
             if self._settings.blank_image:
                 blanks = [prompt_of(row, policy.processor, blank=True) for row in batch]
                 found["blank"] = answer(blanks, 1, seed=seed, greedy=True)
@@ -124,10 +127,16 @@ class Evaluation:
             "sample": sample,
             "solution": question["solution"],
             "text": text,
+            "completion_ids": completion.ids,
+            "token_texts": self._policy.token_texts(completion.ids),
+            "sampling_logprobs": completion.logprobs,
             "num_tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
+            "policy_version": version_of(self._output.plan.inputs["policy"]),
             "reward_accuracy": scored.accuracy,
             "reward_format": scored.format,
+            "reward_overlong": scored.overlong,
+            **{f"reward_{name}": value for name, value in scored.plugins.items()},
         }
 
     @cached_property
@@ -137,6 +146,8 @@ class Evaluation:
 
 class Tallies:
     """Sums per slice and mode, so that rows need not stay in memory."""
+
+    COLUMNS = ("prompt_id", "slice", "mode", "num_tokens", "reward_accuracy", "reward_format")
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], dict[str, float]] = {}

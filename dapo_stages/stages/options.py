@@ -12,7 +12,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to create.", metavar="D
 Policy = Annotated[Path, typer.Option("--policy", help="Policy folder, from init-policy or train-step.", metavar="DIR")]
 Data = Annotated[Path, typer.Option("--data", help="Folder written by prepare-data.", metavar="DIR")]
 Rollouts = Annotated[Path, typer.Option("--rollouts", help="Folder written by rollout.", metavar="DIR")]
-Iteration = Annotated[int, typer.Option("--iteration", min=0, help="Iteration, counted from 1.")]
+Iteration = Annotated[int, typer.Option("--iteration", min=1, help="Iteration, counted from 1.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key: section.key=value. May be repeated.", metavar="KEY=VALUE"),

@@ -44,7 +44,10 @@ def main(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make training and held-out prompts from a data set."""
+    """Make training and held-out prompts from a data set.
+
+    Example: dapo-stages prepare-data --config run.yaml --policy policy --set data.source=questions.jsonl --out data
+    """
     settings = load_config(config, set_)
     opened = check_policy(Source(policy)) if policy is not None else None
     sections = settings.sections("data", *(["model.name"] if policy is None else []))

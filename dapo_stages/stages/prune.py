@@ -14,7 +14,11 @@ from dapo_stages.manifests import MANIFEST, mark_pruned, read_manifest
 from dapo_stages.stages.options import ConfigFile, DryRun, Overrides
 
 # What each `keep` setting is about: folders of an iteration, relative to it.
-PARTS = {"rollouts": ("rollout", "attention"), "states": ("train/state",), "policies": ("train/policy",)}
+PARTS = {
+    "rollouts": ("rollout", "attention", "weights"),
+    "states": ("train/state",),
+    "policies": ("train/policy",),
+}
 
 
 def main(
@@ -25,7 +29,7 @@ def main(
 ) -> None:
     """Remove large files of old iterations, as the keep section says; their manifests stay.
 
-    The newest trained iterations are kept. A rollout folder goes only once its iteration is trained and reported.
+    The newest trained iterations are kept. Rollouts and policies go only once their iteration is reported.
 
     Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
     """
@@ -44,7 +48,7 @@ def prunable(run: Path, keep: KeepConfig) -> list[Path]:
         newest = getattr(keep, name)
         for iteration in trained[:-newest] if newest is not None else []:
             reported = (iteration / "report" / MANIFEST).exists()
-            if name == "rollouts" and not reported:
+            if name != "states" and not reported:
                 continue
             folders = [iteration / part for part in parts]
             found += [folder for folder in folders if (folder / MANIFEST).exists() and not _is_pruned(folder)]

@@ -73,7 +73,9 @@ class ReplayBuffer:
         entering = {group.group_id: group for group in fresh}
         entering = {entry.group_id: entering[entry.group_id] for entry in kept if entry.group_id in entering}
         staying = {entry.group_id for entry in kept} - entering.keys()
-        scores = {e.group_id: {"score": e.score, "mean_reward": e.mean_reward, "std_reward": e.std_reward} for e in kept}
+        scores = {
+            e.group_id: {"score": e.score, "mean_reward": e.mean_reward, "std_reward": e.std_reward} for e in kept
+        }
         output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
         output.write("buffer-completions", 0, self._completions(output, rollouts, entering, staying))
         return len(kept)

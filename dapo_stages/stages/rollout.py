@@ -12,7 +12,7 @@ from dapo_stages.console import progress, say
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row, RowIndex
+from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
@@ -49,7 +49,7 @@ def main(
     settings = load_config(config, set_)
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
-    section = settings.sections(*SECTIONS) | {"iteration": iteration}
+    section = settings.sections(*SECTIONS) | {"iteration": iteration, "plugins": rewards.hashes}
     plan = Plan("rollout", out, section, settings.seed, inputs, rewards.names)
     frame.run(
         plan,
@@ -75,10 +75,9 @@ class Rollout:
         rounds = self._config.rollout.max_resample_rounds if self._config.rollout.dynamic_sampling else 1
         number = -1
         with (
-            self._output.plan.inputs["data"].readers("train") as readers,
+            self._output.plan.inputs["data"].index("train") as table,
             progress("rollout: informative groups" if rounds > 1 else "rollout: groups", target) as advance,
         ):
-            table = RowIndex(readers)
             for number, (round_, start, indices) in enumerate(self._parts(len(table), rounds)):
                 before = self._kept
                 if not (self._output.has(f"prompts-{number:05d}.parquet")):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
-from dapo_stages.schemas import MASSES, SCHEMAS, SEGMENTS
 from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
@@ -59,8 +59,7 @@ class Scoring:
     def run(self) -> None:
         """Score what is not scored yet."""
         shards = self._rollouts.shards("completions")
-        wanted = [row["group_id"] for row in self._rollouts.rows("prompts", ["group_id", "kept"]) if self._wants(row)]
-        pictured = frozenset(wanted[: self._settings.patch_completions])
+        pictured = self._pictured()
         statuses: dict[str, int] = {}
         with progress("score-attention: completions", self._rollouts.manifest.counts.get("completions")) as advance:
             for number in range(len(shards)):
@@ -71,6 +70,13 @@ class Scoring:
                     statuses[status] = statuses.get(status, 0) + 1
                 advance(len(done), "")
         self._output.counts |= {"completions": sum(statuses.values()), **statuses}
+
+    def _pictured(self) -> frozenset[str]:
+        """The first completions that are scored: their attention is kept per image token."""
+        wanted = {row["group_id"] for row in self._rollouts.rows("prompts", ["group_id", "kept"]) if self._wants(row)}
+        rows = self._rollouts.rows("completions", ["completion_id", "group_id"])
+        scored = (row["completion_id"] for row in rows if row["group_id"] in wanted)
+        return frozenset(islice(scored, self._settings.patch_completions))
 
     def _wants(self, prompt: Row) -> bool:
         return self._settings.enabled and (prompt["kept"] or self._settings.groups == "all")
@@ -121,7 +127,10 @@ class Scoring:
             policy.num_layers,
             self._settings.query,
             self._settings.chunk_rows,
-            [prompt["group_id"] in pictured for prompt in prompts],
+            [
+                [i for i, row in enumerate(members[prompt["group_id"]]) if row["completion_id"] in pictured]
+                for prompt in prompts
+            ],
         )
         with torch.inference_mode():
             policy.base.model(**packed.model_inputs, recorder=recorder)
@@ -134,6 +143,8 @@ class Scoring:
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
+        from dapo_stages.schemas import SCHEMAS
+
         empty: Row = dict.fromkeys(SCHEMAS["attention"].names)
         counts = {"num_text_tokens": 0, "num_vision_tokens": 0}
         return empty | counts | {"completion_id": completion_id, "status": status}
@@ -163,6 +174,7 @@ def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> It
 def _row(completion_id: str, scored: Scored, kinds: list[int]) -> Row:
     from dapo_stages.maths.attention import segments, summarise
     from dapo_stages.models.masses import TEXT, VISION
+    from dapo_stages.schemas import MASSES, SEGMENTS
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
     summary = summarise(scored.masses.numpy(), num_text, num_vision)
@@ -179,5 +191,5 @@ def _row(completion_id: str, scored: Scored, kinds: list[int]) -> Row:
     if scored.patches is not None and num_vision:
         for segment, layers in segments(scored.patches.shape[0]).items():
             if layers is not None:
-                row[f"patch_attention_{segment}"] = scored.patches[layers].mean(0).half().numpy().tolist()
+                row[f"patch_attention_{segment}"] = list(scored.patches[layers].mean(0).half().numpy())
     return row

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress, say
-from dapo_stages.errors import DataError
+from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, RowLookup
@@ -24,9 +24,11 @@ from dapo_stages.stages.policies import check_policy, open_policy
 
 if TYPE_CHECKING:
     from dapo_stages.models.optimizers import Optimizers
+    from dapo_stages.models.packing import Prompt
     from dapo_stages.models.policy import Policy
-    from dapo_stages.models.update import MicroBatch, TrainGroup, Trainer
+    from dapo_stages.models.update import MicroBatch, Trainer, TrainGroup
 
+_PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
@@ -45,6 +47,10 @@ def main(
     out: Out,
     state: Annotated[
         Path | None, typer.Option("--state", help="State folder inside the last train-step's output.", metavar="DIR")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Policy folder of the KL term; read if train.beta > 0.", metavar="DIR"),
     ] = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
@@ -67,6 +73,11 @@ def main(
     inputs["weights"].require_input("rollouts", inputs["rollouts"])
     if state is not None:
         inputs["state"] = Source(state, "state")
+        _check_state(inputs["state"], inputs["policy"])
+    if settings.train.beta > 0:
+        if reference is None:
+            raise ConfigError("train.beta is above 0: found no --reference; needed the policy to stay near. Pass one.")
+        inputs["reference"] = check_policy(Source(reference))
     iteration = int(inputs["weights"].manifest.config["iteration"])
     section = settings.sections(*SECTIONS) | {"iteration": iteration}
     plan = Plan("train-step", out, section, settings.seed, inputs)
@@ -77,6 +88,17 @@ def main(
         dry_run=dry_run,
         as_json=json,
     )
+
+
+def _check_state(state: Source, policy: Source) -> None:
+    """A state belongs to the policy written beside it: its moments, and its exact weights, are of no other."""
+    if state.manifest.policy.get("policy_hash") != policy.manifest.content_hash:
+        raise DataError(
+            state.folder,
+            f"the optimiser state of the policy of iteration {state.manifest.policy.get('version')}",
+            f"the one written beside {policy.folder}",
+            "Name the state folder beside the policy, or leave --state out to start the optimiser afresh.",
+        )
 
 
 class TrainStep:
@@ -165,12 +187,17 @@ class TrainStep:
                 stack.enter_context(folder.lookup(prompts, "group_id")),
                 stack.enter_context(folder.lookup(completions, "completion_id")),
             )
+
+        @lru_cache(maxsize=_PROMPTS_KEPT)
+        def read(source: str, group_id: str) -> Prompt:
+            return prompt_of(lookups[source][0].one(group_id), policy.processor)
+
         members: dict[tuple[str, str], list[Row]] = {}
         for row in self._inputs["weights"].rows("weights"):
             if row["in_loss"]:
                 members.setdefault((row["source"], row["group_id"]), []).append(row)
         for (source, group_id), rows in members.items():
-            prompts_of, completions_of = lookups[source]
+            completions_of = lookups[source][1]
             samples = []
             for row in rows:
                 if row["completion_id"] not in completions_of:
@@ -192,7 +219,7 @@ class TrainStep:
                 samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"]))
             yield TrainGroup(
                 group_id,
-                lambda lookup=prompts_of, key=group_id: prompt_of(lookup.one(key), policy.processor),  # type: ignore[misc]
+                partial(read, source, group_id),
                 samples,
             )
 
@@ -213,9 +240,8 @@ class TrainStep:
         rows: list[Row] = []
         with progress("train-step: updates", len(work)) as advance:
             for update, batches in enumerate(work):
-                started = time.monotonic()
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
-                metrics = trainer.update(batches, factor) | {"seconds": time.monotonic() - started}
+                metrics = trainer.update(batches, factor)
                 if metrics["skipped"]:
                     say(f"train-step: update {update} skipped, its loss or gradient is not finite")
                 rows += [
@@ -245,13 +271,10 @@ class TrainStep:
 
     def _reference(self) -> Trainer:
         from dapo_stages.models.optimizers import Optimizers, freeze
-        from dapo_stages.models.policy import load_policy
         from dapo_stages.models.update import Trainer
 
         config = self._config
-        name = config.train.reference or config.model.name
-        folder = Path(name)
-        policy = open_policy(Source(folder), config.model) if (folder / "manifest.json").is_file() else load_policy(name, config.model)
+        policy = open_policy(self._inputs["reference"], config.model)
         policy.attend("grouped")
         freeze(policy.model.parameters())
         return Trainer(
@@ -272,16 +295,16 @@ class TrainStep:
 
         source = self._inputs["policy"]
         about = {"version": self._iteration, "model": self._config.model.name}
-        state, folder = self._output.folder / "state", self._output.folder / "policy"
-        state.mkdir(exist_ok=True)
-        torch.save(optimizers.state_dict(), state / OPTIMIZER)
-        save_master_weights(policy, state / MASTER)
-        self._output.publish_part("state", about)
+        folder, state = self._output.folder / "policy", self._output.folder / "state"
         save_policy(policy, folder)
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
         manifest = self._output.publish_part("policy", about)
+        state.mkdir(exist_ok=True)
+        torch.save(optimizers.state_dict(), state / OPTIMIZER)
+        save_master_weights(policy, state / MASTER)
+        self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import Advance, progress
+from dapo_stages.console import Advance, progress, say
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
@@ -19,7 +20,7 @@ from dapo_stages.stages.group_scores import GroupScores, reward_columns, reward_
 from dapo_stages.stages.options import ConfigFile, DryRun, Iteration, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.replay_buffer import ReplayBuffer
 
-SECTIONS = ("weights", "planned_iterations", "attention.enabled")
+SECTIONS = ("weights", "planned_iterations")
 
 
 def main(
@@ -47,9 +48,17 @@ def main(
     settings = load_config(config, set_)
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
+    sampled = inputs["rollouts"].manifest.config["iteration"]
+    if sampled != iteration:
+        raise DataError(
+            rollouts, f"rollouts of iteration {sampled}", f"those of --iteration {iteration}", "Name the right folder."
+        )
+    rewards = tuple(inputs["rollouts"].manifest.rewards)
     if replay is not None:
         inputs["replay"] = Source(replay, "weight-tokens")
-    rewards = tuple(inputs["rollouts"].manifest.rewards)
+        if tuple(inputs["replay"].manifest.rewards) != rewards:
+            say("weight-tokens: the stored groups have other plug-in rewards; the replay buffer starts empty")
+            del inputs["replay"]
     section = settings.sections(*SECTIONS) | {"iteration": iteration}
     plan = Plan("weight-tokens", out, section, settings.seed, inputs, rewards)
     frame.run(
@@ -83,7 +92,7 @@ class Weighting:
         replay = self._output.plan.inputs.get("replay")
         buffer = ReplayBuffer(replay, self._settings.replay, self._iteration, self._reward_weights)
         without_signal = [group.group_id for group in fresh if not self._has_signal(group)]
-        replayed = buffer.draw(len(without_signal), self._config.seed)
+        replayed = buffer.draw(len(without_signal) + self._missing(len(fresh)), self._config.seed)
         replaced = set(without_signal[: len(replayed)])
         batch = [group for group in fresh if group.group_id not in replaced] + replayed
         scaled = advantages([group.rewards for group in batch], self._settings.scale_rewards)
@@ -138,6 +147,10 @@ class Weighting:
         )
         return score_group(group_id, self._iteration, rows, rewards, self._reward_weights, shard)
 
+    def _missing(self, groups: int) -> int:
+        """Groups that dynamic sampling looked for and did not find; the buffer fills in for them as well."""
+        return max(0, int(self._rollouts.manifest.config["rollout"]["prompts_per_iteration"]) - groups)
+
     def _has_signal(self, group: GroupScores) -> bool:
         """Whether the group may enter the buffer, and need not be replaced from it."""
         from dapo_stages.maths.replay import admissible
@@ -164,8 +177,16 @@ class Weighting:
                     raise self._other_attention(
                         f"{len(vgr)} values for the {length} tokens of {completion_id}", "one per token"
                     )
-                why = "replaced by a group from the buffer" if group.group_id in replaced else self._left_out(group, index)
-                unweighted = "no attention: every token weighs 1" if vgr is None else ""
+                why = (
+                    "replaced by a group from the buffer"
+                    if group.group_id in replaced
+                    else self._left_out(group, index)
+                )
+                unweighted = ""
+                if vgr is None:
+                    unweighted = "no attention: every token weighs 1"
+                elif not any(map(isfinite, vgr)):
+                    unweighted = "no picture: every token weighs 1"
                 weights = self._token_weights(vgr, length)
                 yield self._row(group, index, weights, "fresh", not why, why or unweighted)
 
@@ -198,9 +219,7 @@ class Weighting:
         if rows:
             self._output.write("weights", len(self._rollouts.shards("completions")), rows)
 
-    def _row(
-        self, group: GroupScores, index: int, weights: list[float], source: str, in_loss: bool, why: str
-    ) -> Row:
+    def _row(self, group: GroupScores, index: int, weights: list[float], source: str, in_loss: bool, why: str) -> Row:
         return {
             "completion_id": group.completion_ids[index],
             "group_id": group.group_id,

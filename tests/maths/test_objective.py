@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dapo_stages.maths.objective import merge_metrics, normalizer_of, policy_loss, top_entropy_mask
+from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
 
 LN2 = math.log(2)
 CLIP_HIGHER = {"epsilon_low": 0.2, "epsilon_high": 0.28}
@@ -188,9 +188,9 @@ def test_entropy_takes_tokens_out_of_the_policy_term_only():
 
 def test_the_top_share_by_entropy_stays():
     entropy, mask = torch.tensor([0.1, 0.9, 0.5, 0.7, 5.0]), torch.tensor([True, True, True, True, False])
-    assert top_entropy_mask(entropy, mask, 0.5).tolist() == [False, True, False, True, False]
-    assert top_entropy_mask(entropy, mask, 1.0).tolist() == mask.tolist()
-    assert top_entropy_mask(entropy, torch.zeros(5, dtype=torch.bool), 0.5).tolist() == [False] * 5
+    kept = mask & (entropy >= entropy_threshold(entropy[mask], 0.5))
+    assert kept.tolist() == [False, True, False, True, False]
+    assert (entropy[mask] >= entropy_threshold(entropy[mask], 1.0)).all()
 
 
 @pytest.mark.parametrize("argument", [{"loss_type": "ppo"}, {"level": "word"}])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dapo_stages.maths.objective import normalizer_of, policy_loss, top_entropy_mask
+from dapo_stages.maths.objective import entropy_threshold, normalizer_of, policy_loss
 
 pytest.importorskip("trl", reason="the comparison with TRL needs TRL")
 
@@ -115,7 +115,7 @@ def our_loss(batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0,
         loss_type=loss_type,
         beta=beta,
         reference_T=batch.reference[real] if beta else None,
-        entropy_mask_T=top_entropy_mask(batch.entropy[real], mask, entropy),
+        entropy_mask_T=batch.entropy[real] >= entropy_threshold(batch.entropy[real][mask], entropy),
     )
     loss.backward()
     return loss.item(), new.grad, {name: value.item() for name, value in metrics.items()}

@@ -55,7 +55,8 @@ def record(policy: Policy, cases: list[Group], query: str, chunk_rows: int) -> l
         ids = group.prompt.ids.tolist()
         vision = [token == policy.image_token_id for token in ids]
         kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
-    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, query, chunk_rows, [True] * len(cases))  # type: ignore[arg-type]
+    everyone = [range(len(group.completions)) for group in cases]
+    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, query, chunk_rows, everyone)  # type: ignore[arg-type]
     with torch.no_grad():
         policy.base.model(**packed.model_inputs, recorder=recorder)
     return recorder.results()
@@ -93,6 +94,21 @@ def test_patches_add_up_to_the_vision_mass(policy: Policy) -> None:
     [[one, *_], *_] = record(policy, groups(policy)[:1], "predicting", 256)
     assert one.patches is not None
     assert torch.allclose(one.patches.sum(-1), one.masses[..., 0], atol=1e-6)
+
+
+def test_patches_are_kept_for_the_completions_asked_for(policy: Policy) -> None:
+    cases = groups(policy)[:1]
+    policy.attend("grouped")
+    packed = policy.pack(cases)
+    ids = cases[0].prompt.ids.tolist()
+    kinds = [prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)]
+    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, patches=[[2]])
+    with torch.no_grad():
+        policy.base.model(**packed.model_inputs, recorder=recorder)
+    [found] = recorder.results()
+    assert [one.patches is not None for one in found] == [False, False, True, False]
+    [everyone] = record(policy, cases, "predicting", 256)
+    assert torch.allclose(found[2].patches, everyone[2].patches)
 
 
 def test_the_first_row_of_predicting_sees_no_completion(policy: Policy) -> None:

@@ -33,6 +33,11 @@ def build(run: Path, *, last: str = "eval") -> Path:
     return run
 
 
+def rollout_config(number: int) -> dict[str, Any]:
+    """What later stages read of a rollout's configuration."""
+    return {"iteration": number, "rollout": {"prompts_per_iteration": 2}}
+
+
 def iteration(run: Path, number: int, *, last: str = "eval", attention: bool = True) -> None:
     """One iteration: two groups of four completions, the second group not kept."""
     stages: dict[str, Callable[[], None]] = {
@@ -57,7 +62,16 @@ def rollout(run: Path, number: int, seed: int = 1) -> None:
         output.counts = {"groups": 2, "kept": 1, "completions": 8, "rounds": 1, "accuracy": 0.75, "format": 0.875}
 
     inputs = {"policy": Source(previous), "data": Source(run / "data")}
-    publish(Plan("rollout", run / f"iter-{number:04d}" / "rollout", {}, seed, inputs), fill)
+    publish(
+        Plan(
+            "rollout",
+            run / f"iter-{number:04d}" / "rollout",
+            {"iteration": number, "rollout": {"prompts_per_iteration": 2}},
+            seed,
+            inputs,
+        ),
+        fill,
+    )
 
 
 def prompt(number: int, group: int, correct: int) -> Row:
@@ -197,6 +211,11 @@ def evaluation(run: Path, number: int, greedy: float) -> None:
             "sample": 0,
             "solution": "A",
             "text": HOSTILE if index == 3 else "<answer>A</answer>",
+            "completion_ids": [5, 6, 7],
+            "token_texts": ["<answer>", "A", "</answer>"],
+            "sampling_logprobs": [-0.1, -0.2, -0.3],
+            "policy_version": number,
+            "reward_overlong": 0.0,
             "num_tokens": 3,
             "finish_reason": "stop",
             "reward_accuracy": 0.0 if index == 3 else 1.0,
@@ -206,7 +225,7 @@ def evaluation(run: Path, number: int, greedy: float) -> None:
     ]
 
     def fill(output: Output) -> None:
-        output.write("eval", 0, rows)
+        output.write("completions", 0, rows)
         write_text(output.folder / "metrics.json", json.dumps(metrics))
         output.add_files("metrics.json")
 

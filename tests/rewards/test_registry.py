@@ -112,8 +112,8 @@ def test_a_path_cannot_leave_the_folder(tmp_path: Path, path: str) -> None:
     with pytest.raises(ConfigError) as raised:
         rewards(root, mine=f"{path}:f")
     assert str(raised.value) == (
-        f"rewards.plugins.mine: found {path!r}, which leads out of {root}; needed a path inside the folder of the "
-        "configuration file. Copy the file there and name it by a relative path without `..`."
+        f"rewards.plugins.mine: found {path!r}, which leads out of {root}; needed a path inside the working folder. "
+        "Copy the file there and name it by a relative path without `..`."
     )
 
 
@@ -138,7 +138,7 @@ def test_a_missing_file_and_function_say_what_to_do(tmp_path: Path) -> None:
         rewards(tmp_path, mine="no.py:f")
     assert str(raised.value) == (
         f"rewards.plugins.mine: {tmp_path}/no.py: found no such file; needed a Python file with the function f. "
-        "Write it, or correct the path in the configuration (it is relative to the configuration file)."
+        "Write it, or correct the path in the configuration (it is relative to the working folder)."
     )
     path = write(tmp_path, "f = 1\n")
     with pytest.raises(ConfigError) as raised:

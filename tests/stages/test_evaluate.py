@@ -11,7 +11,7 @@ from support.pipeline import Run, table
 
 def test_metrics_are_means_of_the_rows(small_run: Run) -> None:
     folder = small_run.at(2) / "eval"
-    rows, found = table(folder, "eval"), json.loads((folder / "metrics.json").read_text())
+    rows, found = table(folder, "completions"), json.loads((folder / "metrics.json").read_text())
     assert found["questions"] == 12 == rows.prompt_id.nunique()
     by_mode = rows.groupby("mode").reward_accuracy.mean()
     assert found["greedy_accuracy"] == pytest.approx(by_mode["greedy"])
@@ -28,7 +28,7 @@ def test_metrics_are_means_of_the_rows(small_run: Run) -> None:
 
 def test_slices_are_reported_apart(small_run: Run) -> None:
     folder = small_run.at(2) / "eval"
-    rows, found = table(folder, "eval"), json.loads((folder / "metrics.json").read_text())
+    rows, found = table(folder, "completions"), json.loads((folder / "metrics.json").read_text())
     assert set(found["by_slice"]) == {"prior-consistent", "prior-violating"} == set(rows.slice)
     for name, part in rows[rows["mode"] == "greedy"].groupby("slice"):
         assert found["by_slice"][name]["greedy_accuracy"] == pytest.approx(part.reward_accuracy.mean())
@@ -42,4 +42,4 @@ def test_a_part_of_the_questions_without_samples(small_run: Run, tmp_path: Path)
     )  # fmt: skip
     found = json.loads((tmp_path / "e/metrics.json").read_text())
     assert found["questions"] == 5 and found["sampled_accuracy"] is None and found["blank_accuracy"] is None
-    assert set(table(tmp_path / "e", "eval")["mode"]) == {"greedy"}
+    assert set(table(tmp_path / "e", "completions")["mode"]) == {"greedy"}

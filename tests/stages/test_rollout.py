@@ -13,6 +13,8 @@ from support.pipeline import Run, table
 from dapo_stages.engines import transformers_engine
 from dapo_stages.manifests import Source
 
+WELL_FORMED = r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>\s*([A-D])\s*</answer>\s*"
+
 
 def test_every_group_has_its_completions_and_ids_are_kept(small_run: Run) -> None:
     folder = small_run.at(1) / "rollout"
@@ -32,7 +34,9 @@ def test_rewards_are_what_the_texts_say(small_run: Run) -> None:
     folder = small_run.at(1) / "rollout"
     prompts = table(folder, "prompts").set_index("group_id")
     for row in table(folder, "completions").itertuples():
-        whole = re.fullmatch(r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>\s*([A-D])\s*</answer>\s*", row.text, re.S)
+        whole = re.fullmatch(
+            r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>\s*([A-D])\s*</answer>\s*", row.text, re.S
+        )
         if whole:
             assert row.reward_format == 1
             assert row.reward_accuracy == float(whole[1] == prompts.solution[row.group_id])
@@ -107,6 +111,7 @@ def test_a_plugin_reward_becomes_a_column(small_run: Run, tmp_path: Path, monkey
     small_run.command("score-attention", "--policy", small_run.policy(0), "--rollouts", "r", "--out", "a")
     small_run.command(
         "weight-tokens", "--rollouts", "r", "--attention", "a", "--iteration", 1, "--out", "w",
+        rewards__plugins=plugin,
         weights__reward_weights="{accuracy: 1, format: 0, vgr: 0, overlong: 0, plugins: {brevity: 0.5}}",
     )  # fmt: skip
     weights = table(tmp_path / "w", "weights")

@@ -157,9 +157,39 @@ def test_gradient_checkpointing_changes_nothing(small_run: Run, tmp_path: Path) 
 
 def test_the_kl_to_the_reference_starts_at_zero_and_grows(small_run: Run, tmp_path: Path) -> None:
     reference = small_run.policy(0)
-    found = metrics(train(small_run, tmp_path / "t", train__beta=0.1, train__reference=str(reference)))
+    found = metrics(train(small_run, tmp_path / "t", 1, "--reference", reference, train__beta=0.1))
     assert found.kl[0] == pytest.approx(0, abs=1e-9)
     assert found.kl[1] > 0
+
+
+def test_a_kl_term_without_a_reference_is_refused(small_run: Run, tmp_path: Path) -> None:
+    result = small_run.attempt("train-step", *small_run.train_inputs(1), "--out", tmp_path / "t", train__beta=0.1)
+    assert result.code == 3 and "found no --reference" in result.stderr
+
+
+def test_a_state_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -> None:
+    result = small_run.attempt(
+        "train-step", *small_run.train_inputs(1), "--state", small_run.at(1) / "train/state", "--out", tmp_path / "t"
+    )
+    assert result.code == 3 and "the optimiser state of the policy of iteration 1" in result.stderr
+
+
+def test_new_optimiser_settings_apply_to_a_carried_state(small_run: Run, tmp_path: Path) -> None:
+    state = ("--state", small_run.at(1) / "train/state")
+    out = train(small_run, tmp_path / "t", 2, *state, train__weight_decay=0.25)
+    saved = torch.load(out / "state/optimizer.pt", weights_only=True)
+    assert saved["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.25
+
+
+def test_the_same_step_gives_the_same_hash(small_run: Run, tmp_path: Path) -> None:
+    """Bitwise on one thread; with more, transformers' own backward adds in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one, two = (train(small_run, tmp_path / name) for name in "ab")
+    finally:
+        torch.set_num_threads(threads)
+    assert Source(one).manifest.content_hash == Source(two).manifest.content_hash
 
 
 def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Path) -> None:
@@ -195,11 +225,15 @@ def test_bfloat16_keeps_exact_weights_in_the_state(small_run: Run, tmp_path: Pat
     out = train(small_run, tmp_path / "t", **low)
     rounded, exact = weights_of(out / "policy"), load_file(out / "state/master.safetensors")
     start = weights_of(small_run.policy(0))
-    name = "model.language_model.layers.0.mlp.up_proj.weight"
-    assert rounded[name].dtype == torch.bfloat16 and exact[name].dtype == torch.float32
-    moved = exact[name] - start[name].bfloat16().float()
+
+    def matrix(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        (found,) = (value for name, value in tensors.items() if name.endswith("layers.0.mlp.up_proj.weight"))
+        return found
+
+    assert matrix(rounded).dtype == torch.bfloat16 and matrix(exact).dtype == torch.float32
+    moved = matrix(exact) - matrix(start).bfloat16().float()
     assert 0 < moved.abs().max() < 3e-6
-    assert (rounded[name] == start[name].bfloat16()).float().mean() > 0.9
+    assert (matrix(rounded) == matrix(start).bfloat16()).float().mean() > 0.9
 
 
 def test_weights_of_other_rollouts_are_refused(small_run: Run, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from support.commands import ROOT, Result, run
 
 from dapo_stages.manifests import Source
+from support.commands import ROOT, Result, run
 
 CONFIG = ROOT / "pipelines/smoke.yaml"
 SMALL = (
@@ -53,7 +53,9 @@ class Run:
         self.command("weight-tokens", *self.weights_inputs(number), *replay, "--out", here / "weights")
         state = ["--state", before / "train/state"] if carry_on else []
         self.command("train-step", *self.train_inputs(number), *state, "--out", here / "train")
-        self.command("evaluate", "--policy", self.policy(number), "--data", self.folder / "data", "--out", here / "eval")
+        self.command(
+            "evaluate", "--policy", self.policy(number), "--data", self.folder / "data", "--out", here / "eval"
+        )
 
     def rollout_inputs(self, number: int) -> list[object]:
         return ["--policy", self.policy(number - 1), "--data", self.folder / "data", "--iteration", number]
