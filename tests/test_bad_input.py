@@ -123,8 +123,8 @@ def test_a_pruned_folder(tiny: Path) -> None:
     assert os.listdir(tiny / "iter-0001/rollout") == ["manifest.json"]
     refused(
         weigh(tiny),
-        f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Run rollout for this folder again, "
-        "or raise keep.",
+        f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Raise the keep settings before the next "
+        "run; to have these again, redo the iteration they are of.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -11,12 +11,13 @@ from dapo_stages.config import SamplerConfig
 from dapo_stages.engines import Completion
 from dapo_stages.models.inputs import pad_left
 from dapo_stages.models.logprobs import log_distribution
-from dapo_stages.models.packing import Prompt
+from dapo_stages.models.decoding import Prefixes
+from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
 
 NAME = "transformers"
 
-# Rows leave the batch when this share of them is finished: copying the cache costs about one decoding step.
+# Rows leave the batch when this share of them is finished: arranging the others anew costs a part of a step.
 _LEAVE_AT = 0.25
 
 
@@ -36,77 +37,50 @@ def generate(
     The log-probs are those of the distribution sampled from (greedy: at temperature 1). The same prompts and seed
     give the same completions.
     """
-    policy.attend("separate")
     generator = torch.Generator(device=policy.device).manual_seed(seed)
     rows = _Rows(policy, prompts, num_generations)
     pick = _Picker(policy, sampler, generator, greedy)
-    logits = rows.prefill()
-    for _ in range(max_length):
-        tokens, logprobs = pick(logits, rows.history)
-        if rows.append(tokens, logprobs, max_length):
+    decoder: _Decoder = _SharedPrefixes(policy, prompts, num_generations)
+    logits = decoder.start()
+    while True:
+        rows.append(*pick(logits, rows.history))
+        if rows.done or rows.length == max_length:
             break
-        logits = rows.step()
+        stay = rows.leave()
+        if stay is not None:
+            decoder.keep(stay)
+        logits = decoder.step(rows.history[:, -1])
     done = rows.completions
     return [done[i : i + num_generations] for i in range(0, len(done), num_generations)]
 
 
 class _Rows:
-    """The unfinished rows of a batch: cache, masks, positions, and the tokens so far."""
+    """The unfinished rows of a batch, and the tokens of all."""
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int) -> None:
-        self._policy, self._prompts, self._repeats = policy, prompts, repeats
-        device = policy.device
-        pad = policy.processor.tokenizer.pad_token_id
-        ids, mask = pad_left([prompt.ids for prompt in prompts], pad if pad is not None else policy.end_ids[0])
-        self._prompt_ids, self._prompt_mask = ids.to(device), mask.to(device)
-        positions = [policy.positions(prompt) for prompt in prompts]
-        longest = ids.shape[1]
-        self._prompt_positions = torch.stack(
-            [torch.nn.functional.pad(p, (longest - p.shape[1], 0)) for p in positions], 1
-        ).to(device)
         rows = len(prompts) * repeats
         self._ids: list[list[int]] = [[] for _ in range(rows)]
         self._logprobs: list[list[float]] = [[] for _ in range(rows)]
         self._ended = [False] * rows
-        self._alive = torch.arange(rows, device=device)
-        self._finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._next = torch.tensor([int(p.max()) + 1 for p in positions], device=device).repeat_interleave(repeats)
-        self._ends = torch.tensor(policy.end_ids, device=device)
-        self._mask = self._prompt_mask.repeat_interleave(repeats, 0)
-        self.history = self._prompt_ids.repeat_interleave(repeats, 0)
-        self._cache: Any = None
+        self._alive = torch.arange(rows, device=policy.device)
+        self._finished = torch.zeros(rows, dtype=torch.bool, device=policy.device)
+        self._ends = torch.tensor(policy.end_ids, device=policy.device)
+        pad = policy.processor.tokenizer.pad_token_id
+        self._pad = policy.end_ids[0] if pad is None else pad
+        ids, _ = pad_left([prompt.ids for prompt in prompts], self._pad)
+        self.history = ids.to(policy.device).repeat_interleave(repeats, 0)
+        self._prompt_length = self.history.shape[1]
 
-    def prefill(self) -> torch.Tensor:
-        """Run the prompts, keep their cache for every completion, and give the first logits [rows, V]."""
-        from transformers import DynamicCache
-
-        base = self._policy.base
-        self._cache = DynamicCache(config=base.config.get_text_config())
-        inputs: dict[str, Any] = {}
-        pixels = [p.pixel_values for p in self._prompts if p.pixel_values is not None]
-        grids = [p.image_grid_thw for p in self._prompts if p.image_grid_thw is not None]
-        if pixels:
-            device = self._policy.device
-            inputs = {"pixel_values": torch.cat(pixels).to(device), "image_grid_thw": torch.cat(grids).to(device)}
-        output = base(
-            input_ids=self._prompt_ids,
-            attention_mask=self._prompt_mask,
-            position_ids=self._prompt_positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **inputs,
-        )
-        self._cache.batch_repeat_interleave(self._repeats)
-        logits: torch.Tensor = output.logits[:, -1].repeat_interleave(self._repeats, 0)
-        return logits
-
-    def append(self, tokens: torch.Tensor, logprobs: torch.Tensor, max_length: int) -> bool:
-        """Take the next token of each row; True when all rows are done."""
-        was_finished = self._finished.tolist()
+    def append(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+        """Take the next token of each row."""
         ended = torch.isin(tokens, self._ends)
         for row, done, token, logprob, end in zip(
-            self._alive.tolist(), was_finished, tokens.tolist(), logprobs.tolist(), ended.tolist(), strict=True
+            self._alive.tolist(),
+            self._finished.tolist(),
+            tokens.tolist(),
+            logprobs.tolist(),
+            ended.tolist(),
+            strict=True,
         ):
             if not done:
                 self._ids[row].append(token)
@@ -114,25 +88,23 @@ class _Rows:
                 self._ended[row] = end
         self._finished = self._finished | ended
         self.history = torch.cat([self.history, tokens[:, None]], 1)
-        if bool(self._finished.all()):
-            return True
-        if float(self._finished.float().mean()) >= _LEAVE_AT:
-            self._leave()
-        return self.history.shape[1] - self._prompt_ids.shape[1] >= max_length
 
-    def step(self) -> torch.Tensor:
-        """Logits [rows, V] after the last appended tokens."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], 1)
-        output = self._policy.base(
-            input_ids=self.history[:, -1:],
-            attention_mask=self._mask,
-            position_ids=self._next.expand(3, -1)[..., None],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._next = self._next + 1
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+    @property
+    def length(self) -> int:
+        """Tokens of the longest completion so far."""
+        return self.history.shape[1] - self._prompt_length
+
+    @property
+    def done(self) -> bool:
+        return bool(self._finished.all())
+
+    def leave(self) -> torch.Tensor | None:
+        """Drop finished rows once there are enough of them; gives the places of those that stay."""
+        if float(self._finished.float().mean()) < _LEAVE_AT:
+            return None
+        keep = (~self._finished).nonzero()[:, 0]
+        self._alive, self._finished, self.history = self._alive[keep], self._finished[keep], self.history[keep]
+        return keep
 
     @property
     def completions(self) -> list[Completion]:
@@ -142,11 +114,69 @@ class _Rows:
             for ids, logprobs, ended in zip(self._ids, self._logprobs, self._ended, strict=True)
         ]
 
-    def _leave(self) -> None:
-        keep = (~self._finished).nonzero()[:, 0]
-        self._cache.batch_select_indices(keep)
-        self._alive, self._finished = self._alive[keep], self._finished[keep]
-        self._next, self._mask, self.history = self._next[keep], self._mask[keep], self.history[keep]
+
+class _Decoder(Protocol):
+    """Runs the model: all prompts at first, then one token a row."""
+
+    def start(self) -> torch.Tensor:
+        """First logits [B, V]."""
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] after one more token [B] of each row."""
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows."""
+
+
+class _SharedPrefixes:
+    """Each prompt once, for its prefill and for every step (models/decoding.py)."""
+
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int) -> None:
+        from transformers import DynamicCache
+
+        self._policy, self._repeats = policy, repeats
+        self._packed = policy.pack([Group(prompt, []) for prompt in prompts])
+        self._cache = DynamicCache(config=policy.base.config.get_text_config())
+        self._next = _next_positions(policy, prompts, repeats)
+
+    def start(self) -> torch.Tensor:
+        from transformers import DynamicCache
+
+        self._policy.attend("grouped")
+        base, spans = self._policy.base, self._packed.spans
+        inputs = self._packed.model_inputs | {"past_key_values": self._cache, "use_cache": True}
+        hidden = base.model(**inputs).last_hidden_state[0]
+        last = torch.tensor([span.start + span.prefix - 1 for span in spans], device=hidden.device)
+        starts, lengths = [span.start for span in spans], [span.prefix for span in spans]
+        self._prefixes = Prefixes(self._cache, starts, lengths, self._repeats)
+        self._cache = DynamicCache(config=base.config.get_text_config())  # of completions from here on
+        self._policy.attend("decoding")
+        logits: torch.Tensor = base.get_output_embeddings()(hidden[last]).repeat_interleave(self._repeats, 0)
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        output = self._policy.base(
+            input_ids=tokens[:, None],
+            position_ids=self._next.expand(3, -1)[..., None],
+            past_key_values=self._cache,
+            use_cache=True,
+            prefixes=self._prefixes,
+        )
+        self._next = self._next + 1
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def keep(self, rows: torch.Tensor) -> None:
+        if self._cache.get_seq_length():
+            self._cache.batch_select_indices(rows)
+        self._prefixes.keep(rows)
+        self._next = self._next[rows]
+
+
+def _next_positions(policy: Policy, prompts: Sequence[Prompt], repeats: int) -> torch.Tensor:
+    """Position of each row's first completion token, [B]."""
+    positions = [int(policy.positions(prompt).max()) + 1 for prompt in prompts]
+    return torch.tensor(positions, device=policy.device).repeat_interleave(repeats)
 
 
 class _Picker:

@@ -52,7 +52,7 @@ def grouped(
 
 def _group(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float | None, dropout: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     prompt = slice(span.start, span.start + span.prefix)
     k_prompt, v_prompt = key[:, prompt], value[:, prompt]
     prefix = F.scaled_dot_product_attention(
@@ -64,6 +64,8 @@ def _group(
         dropout_p=dropout,
         enable_gqa=True,
     )
+    if not span.lengths:
+        return (prefix[0],)
     count, longest = span.fold.shape
     q, k, v = (fold(states, span) for states in (query, key, value))
     repeats = query.shape[0] // key.shape[0]

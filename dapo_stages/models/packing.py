@@ -27,7 +27,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt and N completions of it (token ids [C_i], end token included)."""
+    """A prompt and N completions of it (token ids [C_i], end token included); none to run the prompt alone."""
 
     prompt: Prompt
     completions: Sequence[Sequence[int]]
@@ -101,20 +101,21 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
         pixel_values=torch.cat(pixels).to(device) if pixels else None,
         image_grid_thw=torch.cat(grids).to(device) if grids else None,
         spans=tuple(_to(span, device) for span in spans),
-        predicting=torch.cat(predicting).to(device),
-        targets=torch.cat(targets).to(device),
+        predicting=torch.cat([torch.arange(0), *predicting]).to(device),
+        targets=torch.cat([torch.arange(0), *targets]).to(device),
     )
 
 
 def _span(start: int, prefix: int, lengths: list[int]) -> Span:
-    if not lengths or min(lengths) < 1:
-        raise ValueError("a group needs completions of at least one token")
-    longest = max(lengths)
+    if min(lengths, default=1) < 1:
+        raise ValueError("a completion has at least one token")
+    longest = max(lengths, default=0)
     first = start + prefix
     offsets = [first, *(first + total for total in accumulate(lengths))][:-1]
     steps = torch.arange(longest)
-    fold = torch.stack([offset + steps.clamp(max=length - 1) for offset, length in zip(offsets, lengths, strict=True)])
-    unfold = torch.cat([i * longest + torch.arange(length) for i, length in enumerate(lengths)])
+    rows = [offset + steps.clamp(max=length - 1) for offset, length in zip(offsets, lengths, strict=True)]
+    fold = torch.stack(rows) if rows else steps.reshape(0, 0)
+    unfold = torch.cat([steps[:0], *(i * longest + torch.arange(length) for i, length in enumerate(lengths))])
     # Padding keys come after every real query of their completion, so the causal mask hides them as well.
     mask = torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix)
     return Span(start, prefix, tuple(lengths), fold, unfold, mask)

@@ -12,7 +12,7 @@ import torch
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
-from dapo_stages.models import attention
+from dapo_stages.models import attention, decoding
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
 
 # Families whose prompts are positioned by get_rope_index and whose decoder reads AttentionInterface; each is held
@@ -30,9 +30,10 @@ class Policy:
     dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
     _token_texts: dict[int, str] = field(default_factory=dict)
 
-    def attend(self, how: Literal["separate", "grouped"]) -> None:
-        """Rows of their own with padding masks (generation), or packed groups (scoring, training)."""
-        text = attention.NAME if how == "grouped" else "sdpa"
+    def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
+        """Rows of their own with padding masks, packed groups (prefill, scoring, training), or single tokens after
+        shared prompts (generation)."""
+        text = {"separate": "sdpa", "grouped": attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
 
     @property

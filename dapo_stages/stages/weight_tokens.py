@@ -155,7 +155,9 @@ class Weighting:
         """Whether the group may enter the buffer, and need not be replaced from it."""
         from dapo_stages.maths.replay import admissible
 
-        return admissible(group.mean, group.std, self._settings.replay.var_epsilon, self._settings.replay.min_reward)
+        replay = self._settings.replay
+        least = replay.min_reward if replay.size else float("-inf")
+        return admissible(group.mean, group.std, replay.var_epsilon, least)
 
     def _write_fresh(self, fresh: list[GroupScores], replaced: set[str], advance: Advance) -> None:
         for shard in range(len(self._rollouts.shards("completions"))):

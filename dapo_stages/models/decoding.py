@@ -1,0 +1,111 @@
+"""Decoding with one prefix per group: keys and values of a prompt exist once, those of completions per row.
+
+A step's queries are matched against the prompts group by group and against their own completions row by row; one
+softmax goes over both. Nothing of a prompt is copied per completion, and nothing grows but the completions.
+
+Shapes: G groups, N rows of the fullest group, B rows alive, P longest prompt, H heads, K key-value heads, D per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "dapo_decode"
+
+
+class Prefixes:
+    """Keys and values of G prompts, and which rows belong to which."""
+
+    def __init__(self, packed: DynamicCache, starts: Sequence[int], lengths: Sequence[int], repeats: int) -> None:
+        """From the cache of a packed row of prompts; each prompt gets `repeats` rows, in order."""
+        longest = max(lengths)
+        device = packed.layers[0].keys.device
+        steps = torch.arange(longest)
+        places = torch.stack([s + steps.clamp(max=n - 1) for s, n in zip(starts, lengths, strict=True)]).to(device)
+        self._keys = [_blocks(layer.keys, places) for layer in packed.layers]
+        self._values = [_blocks(layer.values, places) for layer in packed.layers]
+        hidden = steps[None] >= torch.tensor(lengths)[:, None]
+        self._mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))[:, None, None].to(device)
+        self._group = torch.arange(len(lengths), device=device).repeat_interleave(repeats)
+        self._arrange()
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some of the rows, [B'] in order; prompts without rows are dropped."""
+        groups, self._group = torch.unique_consecutive(self._group[rows], return_inverse=True)
+        if len(groups) < len(self._mask):
+            self._keys = [keys[groups] for keys in self._keys]
+            self._values = [values[groups] for values in self._values]
+            self._mask = self._mask[groups]
+        self._arrange()
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Queries [B, H, 1, D] over prompts and completions (key, value [B, K, t, D]) -> [B, 1, H, D]."""
+        rows, heads, _, size = query.shape
+        kv_heads = key.shape[1]
+        q = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
+        prompt = self._fold(q) @ self._keys[layer].transpose(-1, -2)
+        prompt = self._unfold(prompt + self._mask.to(prompt.dtype), kv_heads)
+        scores = torch.cat([prompt, q @ key.transpose(-1, -2)], -1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        on_prompt, on_own = weights.split([prompt.shape[-1], key.shape[2]], -1)
+        seen = self._unfold(self._fold(on_prompt) @ self._values[layer], kv_heads) + on_own @ value
+        return seen.reshape(rows, 1, heads, size)
+
+    def _arrange(self) -> None:
+        """Where each row lies in a [G, N] block; an unequal block repeats its group's last row."""
+        counts = torch.bincount(self._group)
+        self._counts, self._most = len(counts), int(counts.max())
+        self._even = bool((counts == self._most).all())
+        starts = counts.cumsum(0) - counts
+        places = torch.arange(self._most, device=counts.device)
+        self._fold_rows = (starts[:, None] + torch.minimum(places, counts[:, None] - 1)).flatten()
+        self._unfold_rows = torch.arange(len(self._group), device=counts.device) - starts[self._group]
+        self._unfold_rows += self._group * self._most
+
+    def _fold(self, rows: torch.Tensor) -> torch.Tensor:
+        """[B, K, H/K, x] -> [G, K, N * H/K, x]"""
+        block = rows if self._even else rows.index_select(0, self._fold_rows)
+        return block.unflatten(0, (self._counts, self._most)).transpose(1, 2).flatten(2, 3)  # type: ignore[no-untyped-call]
+
+    def _unfold(self, block: torch.Tensor, kv_heads: int) -> torch.Tensor:
+        """[G, K, N * H/K, x] -> [B, K, H/K, x]"""
+        rows = block.reshape(self._counts, kv_heads, self._most, -1, block.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return rows if self._even else rows.index_select(0, self._unfold_rows)
+
+
+def decode(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    prefixes: Prefixes | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer at one decoding step; without `prefixes`, or where not causal, plain SDPA."""
+    if prefixes is None or not getattr(module, "is_causal", False):
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    return prefixes.attend(layer, query, key, value, scaling or query.shape[-1] ** -0.5), None
+
+
+def _blocks(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[1, K, T, D] of a packed row -> [G, K, P, D]"""
+    groups, longest = places.shape
+    block = states[0].index_select(1, places.flatten())
+    return block.reshape(states.shape[1], groups, longest, -1).transpose(0, 1).contiguous()
+
+
+AttentionInterface.register(NAME, decode)  # with no mask function beside it, so the mask stays None
