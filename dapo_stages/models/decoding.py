@@ -54,8 +54,8 @@ class Prefixes:
         prompt = self._unfold(prompt + self._mask.to(prompt.dtype), kv_heads)
         scores = torch.cat([prompt, q @ key.transpose(-1, -2)], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-        on_prompt, on_own = weights.split([prompt.shape[-1], key.shape[2]], -1)
-        seen = self._unfold(self._fold(on_prompt) @ self._values[layer], kv_heads) + on_own @ value
+        on_prompt, on_own = torch.split(weights, [prompt.shape[-1], key.shape[2]], -1)
+        seen: torch.Tensor = self._unfold(self._fold(on_prompt) @ self._values[layer], kv_heads) + on_own @ value
         return seen.reshape(rows, 1, heads, size)
 
     def _arrange(self) -> None:
@@ -72,7 +72,7 @@ class Prefixes:
     def _fold(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, K, H/K, x] -> [G, K, N * H/K, x]"""
         block = rows if self._even else rows.index_select(0, self._fold_rows)
-        return block.unflatten(0, (self._counts, self._most)).transpose(1, 2).flatten(2, 3)  # type: ignore[no-untyped-call]
+        return block.reshape(self._counts, self._most, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _unfold(self, block: torch.Tensor, kv_heads: int) -> torch.Tensor:
         """[G, K, N * H/K, x] -> [B, K, H/K, x]"""
