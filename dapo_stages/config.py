@@ -32,6 +32,9 @@ class ModelConfig(Section):
     )
     dtype: Literal["bfloat16", "float32", "float64"] = Field("bfloat16", description="Type of weights and activations.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device; auto takes CUDA where there is one.")
+    attention: Literal["sdpa", "flex"] = Field(
+        "sdpa", description="Kernel of training and scoring: SDPA group by group, or FlexAttention in one call (CUDA)."
+    )
 
 
 class WarmUpConfig(Section):

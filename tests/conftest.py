@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,15 +31,28 @@ def _no_waiting_for_disks() -> Iterator[None]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved embedded model with random weights."""
     import torch
+    from support.families import save_tiny
 
-    from dapo_stages.models.embedded import build, build_processor
-    from dapo_stages.models.policy import Policy, save_policy
-
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny models: two threads cost more than they give
     folder = tmp_path_factory.mktemp("checkpoint")
-    model, tokenizer = build(0)
-    save_policy(Policy(model, build_processor(tokenizer), torch.device("cpu"), torch.float32), folder)
+    save_tiny("qwen2_5_vl", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By family: that one, and others made when they are first asked for."""
+    from support.families import save_tiny
+
+    made = {"qwen2_5_vl": checkpoint}
+
+    def of(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            save_tiny(family, made[family])
+        return made[family]
+
+    return of
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +68,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture()
-def policy(checkpoint: Path) -> Policy:
-    """A fresh copy of it in memory, float32."""
+def policy(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Policy:
+    """A fresh copy of it in memory, float32; of another family where a test is parametrised with its name."""
     from dapo_stages.models.policy import load_policy
 
-    return load_policy(checkpoint, TINY)
+    return load_policy(checkpoints(getattr(request, "param", "qwen2_5_vl")), TINY)

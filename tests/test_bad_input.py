@@ -324,15 +324,16 @@ def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
         ("bert", {"architectures": ["BertModel"], "hidden_size": 8, "num_attention_heads": 2}),
     ],
 )
-def test_a_checkpoint_whose_attention_cannot_be_read(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_that_reads_no_pictures(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / architecture
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": architecture, **config}))
     (tmp_path / "run.yaml").write_text(f"model: {{name: {folder}}}\n")
     refused(
         run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy"),
-        f"{folder}: found a checkpoint of architecture `{architecture}`; needed one whose attention can be read: "
-        "qwen2_5_vl, qwen2_vl. Set model.name to one of these.",
+        f"{folder}: found a checkpoint of architecture `{architecture}`; needed a decoder that reads pictures "
+        "and writes text, best one whose attention can be read: qwen2_5_vl, qwen2_vl, qwen3_vl. Set model.name to one "
+        "of these.",
         tmp_path / "policy",
     )
 

@@ -9,9 +9,10 @@ import torch
 
 from dapo_stages.config import SamplerConfig
 from dapo_stages.engines import Completion
+from dapo_stages.engines.separate import generate_separately
+from dapo_stages.models.decoding import Prefixes
 from dapo_stages.models.inputs import pad_left
 from dapo_stages.models.logprobs import log_distribution
-from dapo_stages.models.decoding import Prefixes
 from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
 
@@ -38,8 +39,10 @@ def generate(
     give the same completions.
     """
     generator = torch.Generator(device=policy.device).manual_seed(seed)
-    rows = _Rows(policy, prompts, num_generations)
     pick = _Picker(policy, sampler, generator, greedy)
+    if not policy.shares_prefixes:
+        return generate_separately(policy, prompts, num_generations, max_length, pick)
+    rows = _Rows(policy, prompts, num_generations)
     decoder: _Decoder = _SharedPrefixes(policy, prompts, num_generations)
     logits = decoder.start()
     while True:

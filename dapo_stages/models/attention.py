@@ -16,6 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from dapo_stages.models.packing import Span
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from dapo_stages.models.masses import MassRecorder
 
 NAME = "dapo_grouped"
@@ -31,11 +33,13 @@ def grouped(
     dropout: float = 0.0,
     spans: tuple[Span, ...] | None = None,
     recorder: MassRecorder | None = None,
+    block_mask: BlockMask | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over a packed row: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
 
-    Without `spans`, and in layers that are not causal (a vision tower), it is plain SDPA.
+    With a `block_mask` (models/flex.py) it is one call of FlexAttention, else SDPA group by group. Without `spans`, and
+    in layers that are not causal (a vision tower), it is plain SDPA.
     """
     if spans is None or not getattr(module, "is_causal", False):
         output, _ = sdpa_attention_forward(
@@ -44,6 +48,10 @@ def grouped(
         return output, None
     if recorder is not None:
         recorder.record(int(module.layer_idx), query[0], key[0], scaling)  # type: ignore[arg-type]
+    if block_mask is not None:
+        from dapo_stages.models import flex
+
+        return flex.attend(query, key, value, block_mask, scaling), None
     parts: list[torch.Tensor] = []
     for span in spans:
         parts += _group(query[0], key[0], value[0], span, scaling, dropout)

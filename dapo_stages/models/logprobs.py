@@ -8,14 +8,15 @@ from torch.utils.checkpoint import checkpoint
 from dapo_stages.models.packing import Packed
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.precision import autocast
+from dapo_stages.models.separate import SeparateRows, logits_of
 
 
 class GroupLogprobs(torch.nn.Module):
-    """The forward pass of training: a packed batch in, log-prob and entropy of each completion token out.
+    """The forward pass of training: a batch in, log-prob and entropy of each completion token out.
 
     The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits exist only
-    for completion rows. Where there are more than `chunk` of them, they are computed `chunk` rows at a time, and again
-    in the backward pass.
+    for completion rows. Where there are more than `chunk` of them in a packed batch, they are computed `chunk` rows at
+    a time, and again in the backward pass.
     """
 
     def __init__(self, policy: Policy, temperature: float, chunk: int = 1024) -> None:
@@ -24,12 +25,17 @@ class GroupLogprobs(torch.nn.Module):
         self._policy, self._suppressed = policy, policy.suppressed
         self._temperature, self._chunk = temperature, chunk
 
-    def forward(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Packed | SeparateRows) -> tuple[torch.Tensor, torch.Tensor]:
         """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better."""
         with autocast(self._policy):
-            return self._logprobs(batch)
+            return self._packed(batch) if isinstance(batch, Packed) else self._separate(batch)
 
-    def _logprobs(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    def _separate(self, batch: SeparateRows) -> tuple[torch.Tensor, torch.Tensor]:
+        found = [self._pick(logits, targets) for logits, targets in logits_of(self._policy, batch)]
+        logprobs, entropies = zip(*found, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _packed(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self._policy.base.model(**batch.model_inputs).last_hidden_state[0]
         rows = hidden.index_select(0, batch.predicting)
         logprobs, entropies = [], []
@@ -45,7 +51,10 @@ class GroupLogprobs(torch.nn.Module):
 
     def _chunk_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         head = self._policy.base.get_output_embeddings()
-        distribution = log_distribution(head(hidden), self._suppressed, self._temperature)
+        return self._pick(head(hidden), targets)
+
+    def _pick(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        distribution = log_distribution(logits, self._suppressed, self._temperature)
         with torch.no_grad():
             entropy = -(distribution.exp() * distribution.masked_fill(self._suppressed, 0)).sum(-1)
         return distribution.gather(-1, targets[:, None])[:, 0], entropy

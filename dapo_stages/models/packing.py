@@ -8,8 +8,8 @@ its own. Shapes: P prompt length, C completion length, N completions of a group,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +23,13 @@ class Prompt:
     ids: torch.Tensor
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what separate rows of a model need beside these
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """All but the ids, by the model's names."""
+        known = {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+        return {name: value for name, value in known.items() if value is not None} | dict(self.others)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Packed:
     spans: tuple[Span, ...]
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
+    block_mask: Any = None  # who sees whom, for FlexAttention
 
     @property
     def model_inputs(self) -> dict[str, Any]:
@@ -67,6 +75,8 @@ class Packed:
             "use_cache": False,
             "spans": self.spans,
         }
+        if self.block_mask is not None:
+            inputs["block_mask"] = self.block_mask
         if self.pixel_values is not None:
             inputs |= {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
         return inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,9 @@ import torch
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
+from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
-
-# Families whose prompts are positioned by get_rope_index and whose decoder reads AttentionInterface; each is held
-# to an eager forward in tests/models.
-FAMILIES = ("qwen2_5_vl", "qwen2_vl")
+from dapo_stages.models.separate import SeparateRows
 
 
 @dataclass
@@ -28,11 +26,14 @@ class Policy:
     processor: Any
     device: torch.device
     dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
+    flex: bool = False  # FlexAttention instead of SDPA over packed groups
     _token_texts: dict[int, str] = field(default_factory=dict)
 
     def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
         """Rows of their own with padding masks, packed groups (prefill, scoring, training), or single tokens after
-        shared prompts (generation)."""
+        shared prompts (generation). A model that cannot share prompts knows only the first, its own."""
+        if not self.shares_prefixes:
+            return
         text = {"separate": "sdpa", "grouped": attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
 
@@ -46,6 +47,32 @@ class Policy:
         """Whether the model is an adapter over frozen weights."""
         return hasattr(self.model, "get_base_model")
 
+    @property
+    def architecture(self) -> str:
+        """The model's type, as its configuration has it."""
+        return str(self.base.config.model_type)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether completions of a prompt can be computed with one copy of it, and their attention be read."""
+        return self.architecture in FAMILIES
+
+    @property
+    def family(self) -> Family:
+        """What is particular to the architecture of a model that shares prefixes."""
+        return FAMILIES[self.architecture]
+
+    @property
+    def vision(self) -> torch.nn.Module:
+        """The part that sees pictures."""
+        found: torch.nn.Module = self.base.get_encoder(modality="image")
+        if found is self.base:
+            raise ModelError(
+                f"{self.architecture}: found no vision tower to freeze; needed a model that has one apart. "
+                "Set train.freeze_vision to false."
+            )
+        return found
+
     @cached_property
     def end_ids(self) -> list[int]:
         """Tokens that end a completion."""
@@ -54,11 +81,18 @@ class Policy:
             ends = self.processor.tokenizer.eos_token_id
         return list(ends) if isinstance(ends, list | tuple) else [int(ends)]
 
+    @property
+    def pad_id(self) -> int:
+        """What fills rows up; it is always masked."""
+        pad = self.processor.tokenizer.pad_token_id
+        return self.end_ids[0] if pad is None else int(pad)
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Every special token, and ids of the vocabulary that stand for no token at all."""
+        """Every special token, that of pictures, and ids of the vocabulary that stand for no token at all."""
         tokenizer = self.processor.tokenizer
         special = set(tokenizer.all_special_ids)
+        special |= {getattr(self.base.config, "image_token_id", None)} - {None}
         special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset(special | set(range(len(tokenizer), self.vocabulary)))
 
@@ -68,8 +102,9 @@ class Policy:
 
         A sampled image token would ask for a picture that is not there.
         """
-        mask = torch.zeros(self.vocabulary, dtype=torch.bool, device=self.device)
-        mask[sorted(self.special_ids - set(self.end_ids))] = True
+        with torch.inference_mode(False):  # it is kept, and what generation makes could not be used in training
+            mask = torch.zeros(self.vocabulary, dtype=torch.bool, device=self.device)
+            mask[sorted(self.special_ids - set(self.end_ids))] = True
         return mask
 
     @property
@@ -97,24 +132,25 @@ class Policy:
 
     def pack(self, groups: Sequence[Group]) -> Packed:
         """Groups in one row on the model's device."""
-        return pack(groups, [self.positions(group.prompt) for group in groups], self.device)
+        packed = pack(groups, [self.positions(group.prompt) for group in groups], self.device)
+        if not self.flex:
+            return packed
+        from dapo_stages.models.flex import sees
+
+        return replace(packed, block_mask=sees(packed.spans, self.device))
+
+    def batch(self, groups: Sequence[Group]) -> Packed | SeparateRows:
+        """Groups in the layout this model is trained in."""
+        return self.pack(groups) if self.shares_prefixes else SeparateRows(groups)
 
     def positions(self, prompt: Prompt) -> torch.Tensor:
-        """Positions of a prompt's tokens, [3, P]: text one by one, pictures by row and column."""
-        ids = prompt.ids[None]
-        found, _ = self.base.model.get_rope_index(
-            ids,
-            mm_token_type_ids=(ids == self.image_token_id).int(),
-            image_grid_thw=prompt.image_grid_thw,
-            attention_mask=torch.ones_like(ids),
-        )
-        positions: torch.Tensor = found[:, 0]
-        return positions
+        """Positions of a prompt's tokens, [3, P]."""
+        return self.family.positions(self.base.model, prompt.ids, prompt.image_grid_thw)
 
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""
         tokenizer = self.processor.tokenizer
-        start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
+        start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.family.turn)
         head = tokenizer.decode(list(ids[1:4]))
         if not ids or ids[0] != start or not head.startswith("system") or end not in ids:
             return 0
@@ -124,7 +160,7 @@ class Policy:
 def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     """Load a checkpoint by folder or hub id. Only safetensors, never code from the checkpoint.
 
-    Raises ModelError if it cannot be loaded or its architecture gives no access to its attention.
+    Raises ModelError if it cannot be loaded or does not read pictures and write text.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
@@ -132,34 +168,51 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     from dapo_stages.models.processor import load_processor
 
     disable_progress_bar()  # ours says what takes long
-    check_family(path)
+    shared = check_family(path) in FAMILIES
     device = device_of(config)
+    if config.attention == "flex" and device.type != "cuda":
+        raise ModelError("model.attention: found flex without CUDA; needed sdpa, which trains on the CPU too. Set it.")
+    how = {"attn_implementation": "sdpa"} if shared else {}
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), use_safetensors=True, attn_implementation="sdpa"
+            path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
-        policy = Policy(model.to(device).eval(), load_processor(path), device, getattr(torch, config.dtype))
+        dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
+        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex)
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(path, error) from None
-    if policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
+    if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(
             f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
         )
     return policy
 
 
-def check_family(path: str | Path) -> str:
-    """The architecture of a checkpoint, read from its configuration alone; ModelError if it cannot be used here."""
-    from transformers import AutoConfig
+def check_family(path: str | Path, *, attention: bool = False) -> str:
+    """The architecture of a checkpoint, read from its configuration alone.
+
+    Raises ModelError if it is no decoder that reads pictures and writes text, or, with `attention`, if its attention
+    cannot be read.
+    """
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
-        family = str(AutoConfig.from_pretrained(path).model_type)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from None
-    if family not in FAMILIES:
+    family = str(config.model_type)
+    if family in FAMILIES:
+        return family
+    known = ", ".join(FAMILIES)
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or config.is_encoder_decoder:
         raise ModelError(
-            f"{path}: found a checkpoint of architecture `{family}`; needed one whose attention can be read: "
-            f"{', '.join(FAMILIES)}. Set model.name to one of these."
+            f"{path}: found a checkpoint of architecture `{family}`; needed a decoder that reads pictures and writes "
+            f"text, best one whose attention can be read: {known}. Set model.name to one of these."
+        )
+    if attention:
+        raise ModelError(
+            f"{path}: found a checkpoint of architecture `{family}`; needed one whose attention can be read: {known}. "
+            "Set model.name to one of these, or attention.enabled to false."
         )
     return family
 

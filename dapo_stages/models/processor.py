@@ -1,4 +1,4 @@
-"""Processors of the Qwen2-VL family, with torchvision or without it."""
+"""Processors, with torchvision or without it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_STANDARD = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
-_IMAGE_PROCESSOR = "Qwen2VLImageProcessor"  # the name every release of transformers and vLLM knows
+from dapo_stages.models.families import FAMILIES
 
 
 def load_processor(path: str | Path) -> Any:
@@ -22,7 +21,7 @@ def load_processor(path: str | Path) -> Any:
     if has_torchvision():
         return AutoProcessor.from_pretrained(path)
     family = AutoConfig.from_pretrained(path).model_type
-    if family not in _STANDARD:
+    if family not in FAMILIES:
         return AutoProcessor.from_pretrained(path)
     from transformers import AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -39,7 +38,7 @@ def picture_processor(
     """A processor for pictures and text that calls itself by the standard name of its family."""
     import transformers
 
-    base: Any = getattr(transformers, _STANDARD[family])
+    base: Any = getattr(transformers, FAMILIES[family].processor)
 
     def init(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         base.__init__(self, image_processor, tokenizer, chat_template=chat_template)
@@ -59,7 +58,9 @@ def save_processor(processor: Any, out: str | Path) -> None:
     processor.save_pretrained(folder)
     config_file = folder / "processor_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    pictures = dict(config["image_processor"], image_processor_type=_IMAGE_PROCESSOR)
+    # Without its suffix the name is one that every release of transformers, and vLLM, knows.
+    kind = config["image_processor"]["image_processor_type"].removesuffix("Pil").removesuffix("Fast")
+    pictures = dict(config["image_processor"], image_processor_type=kind)
     config["image_processor"] = pictures
     _write_json(config_file, config)
     size = pictures.get("size") or {}

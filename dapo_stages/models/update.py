@@ -13,6 +13,7 @@ from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.packing import Group, Packed, Prompt
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.separate import SeparateRows
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Trainer:
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
         """Log-probs of a micro-batch as the policy is now, [sum C], without gradient and in the layout of training."""
         with torch.no_grad():
-            found: torch.Tensor = self._forward(self._packed(batch))[0]
+            found: torch.Tensor = self._forward(self._rows(batch))[0]
         return found
 
     def update(self, batches: Sequence[MicroBatch], factor: float) -> dict[str, float]:
@@ -95,7 +96,7 @@ class Trainer:
         loss_total = 0.0
         least_entropy = self._least_entropy(batches)
         for batch in batches:
-            new, entropy = self._forward(self._packed(batch))
+            new, entropy = self._forward(self._rows(batch))
             loss, sums = self._loss(batch, new, entropy, tokens, completions, len(batches), least_entropy)
             torch.autograd.backward(loss)
             loss_total += float(loss.detach())
@@ -115,11 +116,11 @@ class Trainer:
         if quantile == 1:
             return None
         with torch.no_grad():
-            entropies = torch.cat([self._forward(self._packed(batch))[1] for batch in batches])
+            entropies = torch.cat([self._forward(self._rows(batch))[1] for batch in batches])
         return entropy_threshold(entropies, quantile)
 
-    def _packed(self, batch: MicroBatch) -> Packed:
-        return self._policy.pack([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
+    def _rows(self, batch: MicroBatch) -> Packed | SeparateRows:
+        return self._policy.batch([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
 
     def _loss(
         self,

@@ -68,6 +68,7 @@ def _embedded(output: Output, config: Config) -> None:
 
 def _reference(output: Output, config: Config) -> None:
     """A hub model or a checkpoint folder: check that it can be used, and refer to it."""
+    from dapo_stages.models.families import FAMILIES
     from dapo_stages.models.policy import check_family
 
     name = config.model.name
@@ -75,4 +76,6 @@ def _reference(output: Output, config: Config) -> None:
         name = str(Path(name).resolve())
     family = check_family(name)
     say(f"init-policy: {name} is a {family} checkpoint")
+    if family not in FAMILIES:
+        say("init-policy: its attention cannot be read and its prompts not be shared; set attention.enabled to false")
     output.policy = {"version": 0, "model": config.model.name, "reference": name}

@@ -124,25 +124,28 @@ class Rollout:
         self._output.write("prompts", number, groups)
 
     def _generate(self, number: int, prompts: list[Row]) -> list[list[Completion]]:
+        """Completions in the order of the prompts; batches are of similar length, so that little is padded."""
         import numpy as np
 
         from dapo_stages.engines.transformers_engine import generate
         from dapo_stages.models.inputs import prompt_of
 
         settings = self._config.rollout
-        found = []
+        found: dict[int, list[Completion]] = {}
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]["prompt_ids"]))
         for batch, start in enumerate(range(0, len(prompts), settings.batch_groups)):
-            rows = prompts[start : start + settings.batch_groups]
+            places = order[start : start + settings.batch_groups]
             seed = np.random.SeedSequence([self._config.seed, self._iteration, number, batch]).generate_state(1)
-            found += generate(
+            sampled = generate(
                 self._policy,
-                [prompt_of(row, self._policy.processor) for row in rows],
+                [prompt_of(prompts[place], self._policy.processor) for place in places],
                 settings.num_generations,
                 settings.max_completion_length,
                 settings.sampler,
                 int(seed[0]),
             )
-        return found
+            found.update(zip(places, sampled, strict=True))
+        return [found[place] for place in range(len(prompts))]
 
     def _completion(self, group_id: str, sample: int, prompt: Row, completion: Completion) -> Row:
         text = self._policy.text(completion.ids)
@@ -192,4 +195,7 @@ class Rollout:
 
     @cached_property
     def _policy(self) -> Policy:
-        return open_policy(self._source, self._config.model)
+        policy = open_policy(self._source, self._config.model)
+        if not policy.shares_prefixes:
+            say("rollout: this model cannot share a prompt among its completions; prompts are answered one by one")
+        return policy

@@ -16,7 +16,7 @@ from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
+from dapo_stages.stages.policies import base_of, check_policy, open_policy
 
 if TYPE_CHECKING:
     from dapo_stages.models.masses import Scored
@@ -151,7 +151,11 @@ class Scoring:
 
     @cached_property
     def _policy(self) -> Policy:
-        policy = open_policy(self._output.plan.inputs["policy"], self._config.model)
+        from dapo_stages.models.policy import check_family
+
+        source = self._output.plan.inputs["policy"]
+        check_family(base_of(source), attention=True)
+        policy = open_policy(source, self._config.model)
         policy.attend("grouped")
         return policy
 

@@ -137,10 +137,12 @@ class TrainStep:
         settings = self._config.train
         source = self._inputs["policy"]
         policy = open_policy(source, self._config.model, trainable=True)
+        if not policy.shares_prefixes:
+            say("train-step: this model cannot share a prompt among its completions; each is a row of its own, slower")
         if settings.lora is not None and "base" not in source.manifest.policy:
             add_adapter(policy, settings.lora)
         if settings.freeze_vision:
-            freeze(policy.base.model.visual.parameters())
+            freeze(policy.vision.parameters())
         if settings.gradient_checkpointing:
             policy.base.gradient_checkpointing_enable({"use_reentrant": False})
             policy.base.enable_input_require_grads()

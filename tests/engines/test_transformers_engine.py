@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from support.prompts import groups
+from support.families import OTHER, SHARED
+from support.prompts import groups, own_row
 
 from dapo_stages.config import SamplerConfig
 from dapo_stages.engines.transformers_engine import generate
@@ -12,34 +14,40 @@ from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
 
 
+def stir(policy: Policy) -> None:
+    """Larger weights in the layers: with random ones of the usual size every token is followed by itself."""
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if parameter.ndim == 2 and "embed" not in name:
+                parameter.mul_(5)
+
+
+@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
 def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
+    stir(policy)
     prompts = [group.prompt for group in groups(policy)]
     found = generate(policy, prompts, 2, 12, SamplerConfig(), 0, greedy=True)
     for prompt, (one, two) in zip(prompts, found, strict=True):
-        pictures = {}
-        if prompt.pixel_values is not None:
-            pictures = {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
         policy.base.model.rope_deltas = None
         want = policy.model.generate(
-            input_ids=prompt.ids[None],
-            attention_mask=torch.ones_like(prompt.ids[None]),
-            mm_token_type_ids=(prompt.ids[None] == policy.image_token_id).int(),
+            **own_row(policy, prompt),
             do_sample=False,
             temperature=None,
             max_new_tokens=12,
             suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
-            **pictures,
         )[0, len(prompt.ids) :].tolist()
         assert one.ids == two.ids == want
+    assert len({tuple(one.ids) for one, _ in found}) == len(prompts)
 
 
+@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
 def test_sampling_logprobs_are_those_of_the_trainer(policy: Policy) -> None:
     prompts = [group.prompt for group in groups(policy)]
     found = generate(policy, prompts, 4, 16, SamplerConfig(temperature=1.3), 5)
     cases = [Group(p, [c.ids for c in cs]) for p, cs in zip(prompts, found, strict=True)]
     policy.attend("grouped")
     with torch.no_grad():
-        trainer, _ = GroupLogprobs(policy, temperature=1.3)(policy.pack(cases))
+        trainer, _ = GroupLogprobs(policy, temperature=1.3)(policy.batch(cases))
     engine = torch.tensor([value for cs in found for c in cs for value in c.logprobs])
     assert (trainer - engine).abs().max().item() < 1e-4
 

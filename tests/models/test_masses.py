@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.prompts import groups, prompt
+from support.families import SHARED
+from support.prompts import groups, own_row, prompt
 
 from dapo_stages.models.masses import MassRecorder, Scored, prompt_kinds
 from dapo_stages.models.packing import Group
@@ -14,18 +15,8 @@ from dapo_stages.models.policy import Policy
 def eager_masses(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
     """[L, C, 5] by the definition, from full attention matrices, with kinds told by eye: strings, not our helper."""
     policy.base.set_attn_implementation("eager")
-    ids = torch.cat([group.prompt.ids, torch.tensor(completion)])[None]
-    pictures = {}
-    if group.prompt.pixel_values is not None:
-        pictures = {"pixel_values": group.prompt.pixel_values, "image_grid_thw": group.prompt.image_grid_thw}
-    attentions = policy.model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == policy.image_token_id).int(),
-        output_attentions=True,
-        use_cache=False,
-        **pictures,
-    ).attentions
+    row = own_row(policy, group.prompt, completion)
+    attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
     tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
     system = tokens.index("<|im_end|>") + 1 if tokens[1] == "system" else 0
     kinds = []
@@ -62,6 +53,7 @@ def record(policy: Policy, cases: list[Group], query: str, chunk_rows: int) -> l
     return recorder.results()
 
 
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
 @pytest.mark.parametrize("query", ["predicting", "token"])
 @pytest.mark.parametrize("chunk_rows", [5, 256])
 def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
@@ -74,7 +66,8 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: in
             assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
 
 
-def test_grouped_query_attention_is_what_the_embedded_model_has(policy: Policy) -> None:
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+def test_grouped_query_attention_is_what_the_models_have(policy: Policy) -> None:
     text = policy.base.config.get_text_config()
     assert text.num_attention_heads > text.num_key_value_heads
 

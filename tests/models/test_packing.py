@@ -1,14 +1,18 @@
-"""Packed groups give what one row per completion gives: log-probs and gradients, in float64."""
+"""Groups, packed or in padded rows, give what one row per completion gives: log-probs and gradients, in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.prompts import groups
+from support.families import OTHER, SHARED
+from support.prompts import groups, own_row
 
+from dapo_stages.config import LoraSettings
+from dapo_stages.models.adapters import add_adapter
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.packing import Group, pack
+from dapo_stages.models.packing import Group, Packed, pack
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.separate import SeparateRows
 
 
 def separate_logprobs(policy: Policy, group: Group) -> torch.Tensor:
@@ -16,17 +20,8 @@ def separate_logprobs(policy: Policy, group: Group) -> torch.Tensor:
     policy.attend("separate")
     found = []
     for completion in group.completions:
-        ids = torch.cat([group.prompt.ids, torch.tensor(completion)])[None]
-        pictures = {}
-        if group.prompt.pixel_values is not None:
-            pictures = {"pixel_values": group.prompt.pixel_values, "image_grid_thw": group.prompt.image_grid_thw}
-        logits = policy.model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == policy.image_token_id).int(),
-            use_cache=False,
-            **pictures,
-        ).logits[0, len(group.prompt.ids) - 1 : -1]
+        row = own_row(policy, group.prompt, completion)
+        logits = policy.model(**row, use_cache=False).logits[0, len(group.prompt.ids) - 1 : -1]
         logits = logits.masked_fill(policy.suppressed, float("-inf")) / 0.7
         found.append(torch.log_softmax(logits, -1).gather(-1, torch.tensor(completion)[:, None])[:, 0])
     return torch.cat(found)
@@ -38,6 +33,14 @@ def gradients(policy: Policy, logprobs: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
 
 
+def in_training(policy: Policy) -> None:
+    """With gradient checkpointing, as train-step does it."""
+    policy.base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.base.enable_input_require_grads()
+    policy.model.train()
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
 @pytest.mark.parametrize(("checkpointing", "chunk"), [(False, 1024), (True, 3)])
 def test_packed_groups_equal_separate_rows(policy: Policy, checkpointing: bool, chunk: int) -> None:
     policy.model.double()
@@ -47,14 +50,52 @@ def test_packed_groups_equal_separate_rows(policy: Policy, checkpointing: bool, 
 
     policy.attend("grouped")
     if checkpointing:
-        policy.model.gradient_checkpointing_enable()
-        policy.model.train()
+        in_training(policy)
     got, entropy = GroupLogprobs(policy, temperature=0.7, chunk=chunk)(policy.pack(cases))
     got_gradient = gradients(policy, got)
 
     assert torch.allclose(got, want, atol=1e-12)
     assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-7
     assert entropy.shape == got.shape and bool((entropy > 0).all())
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+def test_gradients_of_adapters_equal_those_of_separate_rows(policy: Policy) -> None:
+    add_adapter(policy, LoraSettings(rank=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:  # they start at 0, where the other half has no gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    policy.model.double()
+    cases = groups(policy)
+    want = gradients(policy, torch.cat([separate_logprobs(policy, group) for group in cases]))
+    policy.attend("grouped")
+    in_training(policy)
+    got = gradients(policy, GroupLogprobs(policy, 0.7)(policy.pack(cases))[0])
+    assert got.numel() == sum(p.numel() for name, p in policy.model.named_parameters() if "lora" in name)
+    assert ((got - want).norm() / want.norm()).item() < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("policy", "checkpointing"), [*((family, False) for family in SHARED), (OTHER, True)], indirect=["policy"]
+)
+def test_padded_rows_equal_separate_rows(policy: Policy, checkpointing: bool) -> None:
+    """What a model falls back to that cannot share prompts; any model can be run so."""
+    policy.model.double()
+    cases = groups(policy)
+    want = torch.cat([separate_logprobs(policy, group) for group in cases])
+    want_gradient = gradients(policy, want)
+    if checkpointing:
+        in_training(policy)
+    got, entropy = GroupLogprobs(policy, temperature=0.7)(SeparateRows(cases))
+    got_gradient = gradients(policy, got)
+    assert torch.allclose(got, want, atol=1e-12)
+    assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-7
+    assert entropy.shape == got.shape and bool((entropy > 0).all())
+
+
+@pytest.mark.parametrize(("policy", "layout"), [("qwen2_5_vl", Packed), (OTHER, SeparateRows)], indirect=["policy"])
+def test_a_model_is_trained_in_the_layout_it_can_take(policy: Policy, layout: type) -> None:
+    assert isinstance(policy.batch(groups(policy)), layout)
 
 
 def test_two_prompts_with_equal_tokens_keep_their_own_pictures(policy: Policy) -> None:

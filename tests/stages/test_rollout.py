@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.pipeline import Run, table
+from support.pipeline import Run, metrics, table
 
 from dapo_stages.engines import transformers_engine
 from dapo_stages.manifests import Source
@@ -70,6 +70,14 @@ def test_without_dynamic_sampling_one_round_is_kept_whole(small_run: Run, tmp_pa
     )
     prompts = table(tmp_path / "r", "prompts")
     assert len(prompts) == 8 and prompts.kept.all() and (prompts["round"] == 0).all()
+
+
+def test_completions_stay_with_their_prompts(small_run: Run) -> None:
+    """Batches are ordered by length; read again by the trainer, each completion's log-probs fit its own prompt only."""
+    found = metrics(small_run.at(1) / "train")
+    lengths = table(small_run.at(1) / "rollout", "prompts").prompt_ids.map(len)
+    assert lengths.nunique() > 1
+    assert found.engine_diff_max.max() < 1e-4
 
 
 def test_the_same_command_gives_the_same_hash_and_another_seed_another(small_run: Run, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 
 from dapo_stages.data.chat import SYSTEM_PROMPT, messages
+from dapo_stages.models.inputs import prompt_from
 from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
 
@@ -21,7 +24,20 @@ def prompt(policy: Policy, problem: str, sizes: list[tuple[int, int]], system: s
     pictures = [picture(w, h, seed) for seed, (w, h) in enumerate(sizes)]
     text = policy.processor.apply_chat_template(messages(problem, len(sizes), system), add_generation_prompt=True)
     inputs = policy.processor(text=[text], images=pictures or None, return_tensors="pt")
-    return Prompt(inputs["input_ids"][0], inputs.get("pixel_values"), inputs.get("image_grid_thw"))
+    return prompt_from(inputs)
+
+
+def own_row(policy: Policy, prompt: Prompt, completion: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+    """One completion in a row of its own, as transformers' forward and generate take it."""
+    ids = torch.cat([prompt.ids, torch.tensor(completion, dtype=torch.long)])[None]
+    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if policy.base.config.model_type.startswith("qwen"):
+        row["mm_token_type_ids"] = (ids == policy.image_token_id).int()
+    if prompt.image_grid_thw is not None:
+        row["image_grid_thw"] = prompt.image_grid_thw
+    if prompt.pixel_values is not None:
+        row["pixel_values"] = prompt.pixel_values
+    return row
 
 
 def groups(policy: Policy) -> list[Group]:

@@ -1,0 +1,43 @@
+"""The model families whose completions can share a prompt, and what differs between them.
+
+Needed of a family: its decoder reads AttentionInterface in every layer, attention there is causal and over all
+tokens, keywords given to `model` reach those layers, and the positions of a prompt depend on nothing after it. Each
+family is held to separate rows, to an eager forward and to transformers' own generate in tests/models and
+tests/engines. Every other image-text-to-text model is trained with separate rows (`separate.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture."""
+
+    processor: str  # class name of its processor, of whose parts the video half is done without where it must be
+    turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
+
+    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
+        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, pictures by row and column.
+
+        What follows goes on, in all three, after the largest of them.
+        """
+        row = ids[None]
+        is_image = (row == model.config.image_token_id).int()
+        found, _ = model.get_rope_index(
+            row, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=row.new_ones(row.shape)
+        )
+        positions: torch.Tensor = found[:, 0]
+        return positions
+
+
+FAMILIES = {
+    "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
+    "qwen2_vl": Family("Qwen2VLProcessor"),
+    "qwen3_vl": Family("Qwen3VLProcessor"),
+}

@@ -1,0 +1,78 @@
+"""Which checkpoints are taken, and what is saved of those of other families."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.families import OTHER, SHARED
+from support.prompts import groups, picture
+
+from dapo_stages.config import ModelConfig
+from dapo_stages.data.images import encode
+from dapo_stages.errors import DataError, ModelError
+from dapo_stages.models.inputs import prompt_of
+from dapo_stages.models.policy import Policy, check_family, load_policy, save_policy
+
+Checkpoints = Callable[[str], Path]
+PROCESSORS = {
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor"),
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor"),
+    "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor"),
+    OTHER: ("LlavaProcessor", "CLIPImageProcessor"),
+}
+
+
+@pytest.mark.parametrize("family", [*SHARED, OTHER])
+def test_saved_checkpoints_name_the_standard_classes(checkpoints: Checkpoints, family: str) -> None:
+    folder = checkpoints(family)
+    processor, pictures = PROCESSORS[family]
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        assert json.loads((folder / name).read_text())["processor_class"] == processor
+    assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == pictures
+    assert json.loads((folder / "config.json").read_text())["model_type"] == family
+
+
+@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
+def test_saving_and_loading_gives_the_same_prompts(policy: Policy, tmp_path: Path) -> None:
+    save_policy(policy, tmp_path)
+    again = load_policy(tmp_path, ModelConfig(name="embedded", dtype="float32", device="cpu"))
+    for one, other in zip(groups(policy), groups(again), strict=True):
+        assert one.prompt.ids.equal(other.prompt.ids)
+        assert one.prompt.inputs.keys() == other.prompt.inputs.keys()
+        assert all(value.equal(other.prompt.inputs[name]) for name, value in one.prompt.inputs.items())
+
+
+@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
+def test_the_part_that_sees_is_found(policy: Policy) -> None:
+    names = [name for name, module in policy.base.named_modules() if module is policy.vision]
+    assert names == ["model.vision_tower" if policy.architecture == OTHER else "model.visual"]
+
+
+def test_a_model_whose_attention_cannot_be_read_is_taken_where_none_is_needed(checkpoints: Checkpoints) -> None:
+    folder = checkpoints(OTHER)
+    assert check_family(folder) == OTHER
+    with pytest.raises(ModelError) as refusal:
+        check_family(folder, attention=True)
+    assert str(refusal.value) == (
+        f"{folder}: found a checkpoint of architecture `llava`; needed one whose attention can be read: qwen2_5_vl, "
+        "qwen2_vl, qwen3_vl. Set model.name to one of these, or attention.enabled to false."
+    )
+
+
+@pytest.mark.parametrize("policy", [OTHER], indirect=True)
+def test_a_prompt_of_another_tokenizer_is_refused(policy: Policy) -> None:
+    """What the processor of another family makes of a prompt must be what the data holds."""
+    text = "Look: <|image_pad|>"
+    row = {"prompt_id": "train-000001", "prompt_text": text, "images": [{"bytes": encode(picture(56, 56, 0))}]}
+    ids = policy.processor(text=[text], images=[picture(56, 56, 0)])["input_ids"][0]
+    prompt = prompt_of(row | {"prompt_ids": ids}, policy.processor)
+    assert prompt.ids.tolist() == ids and prompt.inputs.keys() == {"pixel_values"}
+    with pytest.raises(DataError) as refusal:
+        prompt_of(row | {"prompt_ids": ids[1:]}, policy.processor)
+    assert str(refusal.value) == (
+        f"prompt train-000001: found {len(ids)} tokens that are not those of its data; needed its {len(ids) - 1} "
+        "tokens. Run prepare-data again with this policy."
+    )

@@ -1,0 +1,111 @@
+"""Tiny random checkpoints of other architectures, with the embedded policy's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from dapo_stages.models.embedded import build, build_processor
+from dapo_stages.models.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
+from dapo_stages.models.policy import Policy, save_policy
+from dapo_stages.models.processor import picture_processor
+
+SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # those that share prefixes
+OTHER = "llava"  # one that does not
+
+
+def save_tiny(family: str, folder: Path) -> None:
+    """A checkpoint with random weights: hidden 64, 3 layers, 4 heads, 2 key-value heads; qwen2_5_vl is the embedded
+    policy itself."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, processor = _MAKERS[family]()
+    save_policy(Policy(model.eval(), processor, torch.device("cpu"), torch.float32), folder)
+
+
+def _qwen2_5_vl() -> tuple[Any, Any]:
+    model, tokenizer = build(0)
+    return model, build_processor(tokenizer)
+
+
+def _qwen2_vl() -> tuple[Any, Any]:
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    return _qwen("Qwen2VL", _text(rope_parameters=rope), vision, patch=14)
+
+
+def _qwen3_vl() -> tuple[Any, Any]:
+    """With visual features added to the first two layers (deepstack) and positions interleaved."""
+    vision = {
+        "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_theta": 10000.0}
+    return _qwen("Qwen3VL", _text(rope_parameters=rope, head_dim=16), vision, patch=16)
+
+
+def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -> tuple[Any, Any]:
+    tokenizer = build_tokenizer()
+    token = tokenizer.convert_tokens_to_ids
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text,
+        vision_config={**vision, "patch_size": patch},
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    pictures = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
+    return _ended(model, tokenizer), picture_processor(pictures, tokenizer, CHAT_TEMPLATE, config.model_type)
+
+
+def _llava() -> tuple[Any, Any]:
+    tokenizer = build_tokenizer()
+    image = "<|image_pad|>"
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **_text()},
+        vision_config={
+            "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids(image),
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    side = {"height": 56, "width": 56}
+    processor = transformers.LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size=side),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token=image,
+        num_additional_image_tokens=1,
+    )
+    return _ended(transformers.LlavaForConditionalGeneration(config), tokenizer), processor
+
+
+def _text(**more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": 576, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": None,
+        "tie_word_embeddings": True, **more,
+    }  # fmt: skip
+
+
+def _ended(model: Any, tokenizer: Any) -> Any:
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    return model
+
+
+_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, OTHER: _llava}
