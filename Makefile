@@ -8,6 +8,9 @@ EVAL_EVERY ?= 1
 EXTRAS     ?= trackers
 PYTHON     ?= python3
 VENV       ?= .venv
+# 1: stages are forked from a process that has torch already (dapo_stages/preload.py); 0: each starts afresh.
+# Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
+PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
 
 R := training_logs/$(RUN)
 # A run that exists keeps its configuration unless another one is named.
@@ -25,7 +28,7 @@ ROLLOUT_PYTHON  ?= $(PY)
 SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
-DAPO            := -m dapo_stages
+DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.preload)
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 # Waiting threads that spin take the cores from the stage that runs beside (2.3 times slower on 2 cores).
@@ -36,7 +39,7 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
-        clean clean-run FORCE
+        bench clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -146,6 +149,9 @@ lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/deptry dapo_stages
+
+bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
+	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
 
 format: $(VENV)/ready-dev ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import signal
 import sys
 from importlib import import_module
@@ -64,6 +66,9 @@ def stages() -> None:
 
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted)."""
+    # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
+    gc.set_threshold(10_000, 20, 20)
+    atexit.register(gc.freeze)
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job of a script
             signal.signal(number, _interrupt)

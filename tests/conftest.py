@@ -30,10 +30,9 @@ def _no_waiting_for_disks() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved embedded model with random weights."""
-    import torch
     from support.families import save_tiny
 
-    torch.set_num_threads(1)  # tiny models: two threads cost more than they give
+    _one_thread()
     folder = tmp_path_factory.mktemp("checkpoint")
     save_tiny("qwen2_5_vl", folder)
     return folder
@@ -60,6 +59,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two iterations of every stage, in this process. Tests read it and write beside it, never into it."""
     from support.pipeline import Run
 
+    _one_thread()
     run = Run(tmp_path_factory.mktemp("run"))
     run.start()
     run.iteration(1)
@@ -73,3 +73,10 @@ def policy(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -
     from dapo_stages.models.policy import load_policy
 
     return load_policy(checkpoints(getattr(request, "param", "qwen2_5_vl")), TINY)
+
+
+def _one_thread() -> None:
+    """Two threads cost tiny models more than they give, and another number of them rounds otherwise."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dapo_stages.models.update import MicroBatch, Trainer, TrainGroup
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
+_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
 OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
@@ -195,7 +196,7 @@ class TrainStep:
             return prompt_of(lookups[source][0].one(group_id), policy.processor)
 
         members: dict[tuple[str, str], list[Row]] = {}
-        for row in self._inputs["weights"].rows("weights"):
+        for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
                 members.setdefault((row["source"], row["group_id"]), []).append(row)
         for (source, group_id), rows in members.items():
