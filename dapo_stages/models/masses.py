@@ -7,13 +7,14 @@ tokens-by-tokens matrix never exists.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from dapo_stages.models.attention import fold
-from dapo_stages.models.packing import Span
+from dapo_stages.models.packing import Packed, Span
 
 VISION, TEXT, OTHER, FIRST = range(4)  # kinds of prompt keys; the fifth mass is `generated`
 
@@ -24,6 +25,10 @@ class Scored:
 
     masses: torch.Tensor  # [L, C, 5] vision, text, other, first, generated; mean over heads
     patches: torch.Tensor | None  # [L, C, V] attention on each vision token; mean over heads
+
+
+class _Recorded(Exception):  # noqa: N818 - ends a forward pass, not a fault
+    """The last layer's masses are there: its output, the norm and the head after it are of no use."""
 
 
 class MassRecorder:
@@ -49,6 +54,12 @@ class MassRecorder:
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
 
+    def collect(self, model: Any, packed: Packed) -> list[list[Scored]]:
+        """Run a packed batch through the model (without its head) as far as needed; per group, per completion."""
+        with torch.inference_mode(), suppress(_Recorded):
+            model(**packed.model_inputs, recorder=self)
+        return self._results()
+
     def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]."""
         with torch.no_grad():
@@ -56,9 +67,10 @@ class MassRecorder:
                 masses, looks = self._score(group, span, query, key, scaling)
                 self._masses[group][layer] = masses
                 self._looks[group][layer] = looks
+        if all(masses is not None for layers in self._masses for masses in layers):
+            raise _Recorded
 
-    def results(self) -> list[list[Scored]]:
-        """Per group, per completion."""
+    def _results(self) -> list[list[Scored]]:
         scored: list[list[Scored]] = []
         for group, span in enumerate(self._spans):
             completions: list[Scored] = []

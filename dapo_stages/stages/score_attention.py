@@ -105,8 +105,6 @@ class Scoring:
         return prompts, members
 
     def _score(self, prompts: list[Row], members: dict[str, list[Row]], pictured: frozenset[str]) -> dict[str, Row]:
-        import torch
-
         from dapo_stages.models.inputs import prompt_of
         from dapo_stages.models.masses import MassRecorder, prompt_kinds
         from dapo_stages.models.packing import Group
@@ -132,10 +130,9 @@ class Scoring:
                 for prompt in prompts
             ],
         )
-        with torch.inference_mode():
-            policy.base.model(**packed.model_inputs, recorder=recorder)
+        results = recorder.collect(policy.base.model, packed)
         found: dict[str, Row] = {}
-        for prompt, kind, scored in zip(prompts, kinds, recorder.results(), strict=True):
+        for prompt, kind, scored in zip(prompts, kinds, results, strict=True):
             for completion, one in zip(members[prompt["group_id"]], scored, strict=True):
                 row = _row(completion["completion_id"], one, kind.tolist())
                 found[completion["completion_id"]] = row

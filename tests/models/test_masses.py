@@ -48,9 +48,7 @@ def record(policy: Policy, cases: list[Group], query: str, chunk_rows: int) -> l
         kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
     everyone = [range(len(group.completions)) for group in cases]
     recorder = MassRecorder(packed.spans, kinds, policy.num_layers, query, chunk_rows, everyone)  # type: ignore[arg-type]
-    with torch.no_grad():
-        policy.base.model(**packed.model_inputs, recorder=recorder)
-    return recorder.results()
+    return recorder.collect(policy.base.model, packed)
 
 
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
@@ -96,9 +94,7 @@ def test_patches_are_kept_for_the_completions_asked_for(policy: Policy) -> None:
     ids = cases[0].prompt.ids.tolist()
     kinds = [prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)]
     recorder = MassRecorder(packed.spans, kinds, policy.num_layers, patches=[[2]])
-    with torch.no_grad():
-        policy.base.model(**packed.model_inputs, recorder=recorder)
-    [found] = recorder.results()
+    [found] = recorder.collect(policy.base.model, packed)
     assert [one.patches is not None for one in found] == [False, False, True, False]
     [everyone] = record(policy, cases, "predicting", 256)
     assert torch.allclose(found[2].patches, everyone[2].patches)

@@ -1,0 +1,119 @@
+"""Whole stages as a user runs them: one process each, with their seconds and peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import MIB
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("rollout", "score-attention", "weight-tokens", "train-step")
+# Every second completion earns 1, whatever it says, so that each group of either side has a signal.
+REWARD = '''"""Rewards every second completion, whatever it says."""
+
+from itertools import count
+
+_calls = count()
+
+
+def spread(completion, row):
+    return float(next(_calls) % 2)
+'''
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One process: wall-clock seconds, and the most memory it held."""
+
+    seconds: float
+    mib: float | None  # None where a parent forks it, out of our sight
+
+
+@dataclass
+class Workspace:
+    """A folder with a configuration, a policy and data, in which iterations are run."""
+
+    folder: Path
+    preloaded: bool = False  # forked from a parent that has torch already, as make does by default
+
+    def command(self, stage: str, *args: object) -> Ran:
+        """`python -m dapo_stages STAGE …` in the folder, waited for; its messages go to log.txt."""
+        module = "dapo_stages.preload" if self.preloaded else "dapo_stages"
+        words = [sys.executable, "-m", module, stage, "--config", "run.yaml", *map(str, args)]
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
+            started = time.perf_counter()
+            process = subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(words)}: exit {process.returncode}\n{self._log()[-2000:]}")
+        return Ran(seconds, None if self.preloaded else usage.ru_maxrss * 1024 / MIB)
+
+    def prepare(self) -> None:
+        """Policy and data, which no row counts."""
+        self.command("init-policy", "--out", "policy")
+        self.command("prepare-data", "--policy", "policy", "--out", "data")
+
+    def iterate(self, name: str, *settings: str) -> dict[str, Ran]:
+        """The stages of one iteration, one after the other, from the starting policy."""
+        sets = [word for setting in settings for word in ("--set", setting)]
+        rollout, weights = ("--rollouts", f"{name}/rollout"), ("--weights", f"{name}/weights")
+        policy, first = ("--policy", "policy"), ("--iteration", 1)
+        inputs: dict[str, tuple[object, ...]] = {
+            "rollout": (*policy, "--data", "data", *first),
+            "score-attention": (*policy, *rollout),
+            "weight-tokens": (*rollout, "--attention", f"{name}/attention", *first),
+            "train-step": (*policy, *rollout, *weights),
+        }
+        return {
+            stage: self.command(stage, *inputs[stage], *sets, "--out", f"{name}/{_FOLDERS[stage]}") for stage in STAGES
+        }
+
+    def manifest(self, name: str, stage: str) -> dict[str, Any]:
+        """What a stage noted about itself."""
+        text = (self.folder / name / _FOLDERS[stage] / "manifest.json").read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def saving(self, name: str) -> float:
+        """Seconds of a train-step between its metrics and its manifest: policy and optimiser state being written."""
+        train = self.folder / name / "train"
+        return (train / "manifest.json").stat().st_mtime - (train / "metrics.parquet").stat().st_mtime
+
+    def _log(self) -> str:
+        return (self.folder / "log.txt").read_text(encoding="utf-8")
+
+
+_FOLDERS = {"rollout": "rollout", "score-attention": "attention", "weight-tokens": "weights", "train-step": "train"}
+
+
+def workspace(folder: Path, config: dict[str, Any]) -> Workspace:
+    """Write configuration and reward into a new folder."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
+    return Workspace(folder)
+
+
+def load_seconds(folder: Path) -> float:
+    """Seconds to import the model classes and open the policy, in a fresh process."""
+    from dapo_stages.config import ModelConfig
+    from dapo_stages.manifests import Source
+
+    started = time.perf_counter()
+    from dapo_stages.stages.policies import open_policy
+
+    open_policy(Source(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
+    return time.perf_counter() - started
