@@ -27,7 +27,7 @@ class Scored:
     patches: torch.Tensor | None  # [L, C, V] attention on each vision token; mean over heads
 
 
-class _Recorded(Exception):  # noqa: N818 - ends a forward pass, not a fault
+class _Recorded(Exception):
     """The last layer's masses are there: its output, the norm and the head after it are of no use."""
 
 
