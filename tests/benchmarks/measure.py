@@ -85,11 +85,14 @@ def compare(contest: Contest, repetitions: int) -> Comparison:
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Wall-clock seconds of one call; garbage of earlier calls is collected before."""
+    """Wall-clock seconds of a call: the mean of as many as fill a second, so that the first one after the other side's
+    turn, with cold caches and memory, does not stand for all. Garbage of earlier calls is collected before."""
     gc.collect()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    calls, started = 0, time.perf_counter()
+    while (took := time.perf_counter() - started) < 1.0 or not calls:
+        work()
+        calls += 1
+    return took / calls
 
 
 def peak_above_now(work: Callable[[], None]) -> float:
