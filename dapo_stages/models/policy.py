@@ -226,8 +226,11 @@ def device_of(config: ModelConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open, or a peft adapter."""
+def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open, or a peft adapter.
+
+    `weights` stand in for those in memory, where they are split over several processes.
+    """
     from dapo_stages.models.processor import save_processor
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,10 +238,11 @@ def save_policy(policy: Policy, folder: Path) -> None:
     if policy.is_adapter:
         for settings in policy.model.peft_config.values():
             settings.base_model_name_or_path = None  # the manifest names the base; a path here is of this machine only
-        policy.model.save_pretrained(folder, safe_serialization=True)
+        policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
     else:
-        weights = {name: value.to(policy.dtype) for name, value in policy.model.state_dict().items()}
-        policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        weights = policy.model.state_dict() if weights is None else weights
+        rounded = {name: value.to(policy.dtype) for name, value in weights.items()}
+        policy.model.save_pretrained(folder, state_dict=rounded, safe_serialization=True)
         policy.model.config.dtype = policy.dtype  # save_pretrained noted that of the weights under training
         policy.model.config.save_pretrained(folder)
     save_processor(policy.processor, folder)
