@@ -171,7 +171,7 @@ class _Channel:
 
 def _connect(rank: int, count: int) -> tuple[Any, bool]:
     """The store of this stage, and whether this process hosts it: with a launcher like torchrun, its agent does."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
