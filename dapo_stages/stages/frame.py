@@ -1,4 +1,7 @@
-"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end."""
+"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end.
+
+Where several processes run a stage, each fills its part of the output, and the first publishes the whole.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dapo_stages import ranks
 from dapo_stages.console import answer, say
 from dapo_stages.manifests import Manifest, read_manifest
 from dapo_stages.outputs import Output, Plan, open_output
@@ -25,13 +29,22 @@ def run(plan: Plan, work: Callable[[Output], None], *, overwrite: bool, dry_run:
             manifest, status = read_manifest(plan.out), "unchanged"
         else:
             work(output)
-            manifest, status = output.publish(), "done"
+            manifest, status = _publish(output), "done"
     seconds = time.monotonic() - started
     if as_json:
         answer(_result(plan, manifest, status, seconds))
     else:
         what = ", ".join(f"{key} {_short(value)}" for key, value in manifest.counts.items() if _is_scalar(value))
         say(f"{plan.stage}: {status} in {seconds:.1f} s -> {plan.out}" + (f" ({what})" if what else ""))
+
+
+def _publish(output: Output) -> Manifest:
+    """Publish what all processes wrote; none is done before it is there."""
+    output.share()
+    if ranks.rank() == 0:
+        output.publish()
+    ranks.barrier()
+    return read_manifest(output.plan.out)
 
 
 def _describe(plan: Plan, as_json: bool) -> None:
