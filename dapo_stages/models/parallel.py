@@ -7,8 +7,10 @@ rank's share of the sum over all ranks; the frameworks average gradients over ra
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from typing import Any, NamedTuple
 
 import torch
@@ -159,7 +161,8 @@ class Zero(_Ranked):
         super().__init__(accelerator, forward, optimizers, config)
         adamw = optimizers.only()
         _configure(accelerator.state.deepspeed_plugin, config, low=forward.rounds)
-        self._engine = self._forward = accelerator.prepare(forward, adamw)[0]
+        with redirect_stdout(sys.stderr):
+            self._engine = self._forward = accelerator.prepare(forward, adamw)[0]
         self._zero = self._engine.optimizer
         self._stage = int(self._engine.zero_optimization_stage())
 
@@ -181,12 +184,12 @@ class Zero(_Ranked):
     def weights(self) -> dict[str, torch.Tensor] | None:
         if self._stage < 3:
             return None
-        from deepspeed.zero import GatheredParameters
+        from deepspeed import zero
 
         whole: dict[int, torch.Tensor] = {}
         named = self._model.state_dict(keep_vars=True)
         for value in {id(value): value for value in named.values()}.values():
-            with GatheredParameters([value] if hasattr(value, "ds_id") else []):
+            with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
                 if self.rank == 0:
                     whole[id(value)] = value.detach().cpu().clone()
         return {name: whole[id(value)] for name, value in named.items()} if self.rank == 0 else {}
@@ -205,7 +208,7 @@ class Zero(_Ranked):
         held = self._zero.optimizer.state.get(self._flat[0], {})
         if held:
             state = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-            state["step"] = torch.as_tensor(held["step"], dtype=torch.float32)
+            state["step"] = torch.tensor(float(held["step"]))
         if self._exact:
             state["master"] = safe_get_full_fp32_param(parameter)
         return state
@@ -256,16 +259,19 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     on_cpu = device.type == "cpu"
-    if wanted == "DEEPSPEED" and on_cpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # before deepspeed is imported
-    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)]
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before deepspeed is imported, which transformers may do
+    # DeepSpeed calls what torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     if on_cpu:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    accelerator = Accelerator(
-        cpu=on_cpu and wanted != "DEEPSPEED",
-        mixed_precision="bf16" if wanted == "DEEPSPEED" and model.dtype == "bfloat16" else "no",
-        kwargs_handlers=handlers,
-    )
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints, and its logger keeps what is stdout when it is imported
+        accelerator = Accelerator(
+            cpu=on_cpu and wanted != "DEEPSPEED",
+            mixed_precision="bf16" if wanted == "DEEPSPEED" and model.dtype == "bfloat16" else "no",
+            kwargs_handlers=handlers,
+        )
     found = accelerator.distributed_type.value
     ranks = int(os.environ["WORLD_SIZE"])
     if not found.startswith(wanted) or accelerator.num_processes != ranks:

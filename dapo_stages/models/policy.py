@@ -177,6 +177,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
+        _keep_used_renamings(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
         policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex)
     except (OSError, ValueError, ImportError) as error:
@@ -186,6 +187,14 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
             f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
         )
     return policy
+
+
+def _keep_used_renamings(model: Any) -> None:
+    """Under ZeRO-3 transformers remembers all renamings that the architecture knows, also those that this checkpoint
+    did not need, and would undo them all when it saves."""
+    remembered = getattr(model, "_weight_conversions", None)
+    if remembered:
+        model._weight_conversions = [renaming for renaming in remembered if renaming.was_used()]
 
 
 def check_family(path: str | Path, *, attention: bool = False) -> str:

@@ -115,6 +115,7 @@ class TrainStep:
         import numpy as np
         import torch
 
+        self._output.restart()
         seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1 + ranks.rank())
         torch.manual_seed(int(seed[0]))  # what is drawn for the weights is the same everywhere
         with ExitStack() as stack:
@@ -125,7 +126,8 @@ class TrainStep:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(trainer, groups)
         self._save(policy, trainer.worker)
-        self._output.write("metrics", None, metrics)
+        if ranks.rank() == 0:
+            self._output.write("metrics", None, metrics)
         self._output.counts |= {
             "updates": len({row["update"] for row in metrics}),
             "groups": len(groups),
