@@ -103,11 +103,12 @@ class Output:
 
     def restart(self) -> None:
         """Forget and remove what an interrupted run left, in all processes: the work is of one piece."""
-        self._shards.clear()
-        self._note()
+        ranks.barrier()  # nobody is writing a note
         if ranks.rank() == 0:
             _clear(self.folder, keep=set())
         ranks.barrier()
+        self._shards.clear()
+        self._note()
 
     def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
         """Write one shard: `completions`, 3 -> completions-00003.parquet."""

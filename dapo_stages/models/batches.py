@@ -84,7 +84,7 @@ class MiniBatch:
     batches: list[MicroBatch]
     tokens: int
     completions: int
-    parts: int  # micro-batches, as a single process has them
+    parts: int  # micro-batches with tokens in the loss, as a single process has them
 
 
 def micro_batches(groups: Sequence[TrainGroup], most: int) -> list[MicroBatch]:
@@ -108,9 +108,13 @@ def mini_batch(groups: Sequence[TrainGroup], most: int, *, ranks: int = 1, rank:
     `chunk` is the number of rows of logits that are held in memory at the same time.
     """
     parts = micro_batches(groups, most)
-    samples = [sample for group in groups for sample in group.samples]
     mine = parts if ranks == 1 else deal(parts, ranks, chunk)[rank]
-    return MiniBatch(mine, sum(len(sample.ids) for sample in samples), len(samples), len(parts))
+    return MiniBatch(
+        mine,
+        tokens=sum(part.tokens for part in parts),
+        completions=sum(sum(part.counts) for part in parts),
+        parts=sum(part.tokens > 0 for part in parts),
+    )
 
 
 def deal(parts: Sequence[MicroBatch], ranks: int, chunk: int = 0) -> list[list[MicroBatch]]:

@@ -240,9 +240,9 @@ class Zero(_Ranked):
             state = base.state[flat]
             if not state:
                 state |= {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
-                state["step"] = torch.tensor(0.0) if isinstance(base, torch.optim.AdamW) else 0
-            # One count for all: weights that never had a gradient have no count of their own.
-            state["step"] = type(state["step"])(max(float(state["step"]), step))
+            # One count for all: weights that never had a gradient have none of their own.
+            count = max(float(state.get("step", 0)), step)
+            state["step"] = torch.tensor(count) if isinstance(base, torch.optim.AdamW) else int(count)
         if self._stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
