@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+KILLED = ["train.batch_completions=1", "train.updates_per_iteration=4"]  # long enough to be interrupted
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -20,7 +21,7 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
 
     torch.set_num_threads(1)
     for part in parts:
-        {"updates": updates, "chain": chain, "carried": carried, "lora": lora}[part](out, checkpoint, run)
+        PARTS[part](out, checkpoint, run)
 
 
 def updates(out: Path, checkpoint: Path, run: Path) -> None:
@@ -63,6 +64,12 @@ def lora(out: Path, checkpoint: Path, run: Path) -> None:
     train_step(run, 2, out / "lora-2", policy=out / "lora-1/policy", state=out / "lora-1/state", **more)
 
 
+def again(out: Path, checkpoint: Path, run: Path) -> None:
+    """The step that was killed, and the same undisturbed."""
+    for name in ("killed", "undisturbed"):
+        train_step(run, 1, out / name, policy=run / "policy", settings=KILLED)
+
+
 def train_step(
     run: Path,
     data: int,
@@ -90,6 +97,8 @@ def train_step(
         set_=[*SMALL, *(settings or [])],
     )
 
+
+PARTS = {"updates": updates, "chain": chain, "carried": carried, "lora": lora, "again": again}
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:4]), *sys.argv[4:])
