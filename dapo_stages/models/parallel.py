@@ -1,4 +1,4 @@
-"""How the ranks of a launch train one policy together: alone, replicated (DDP), or split by DeepSpeed's ZeRO.
+"""How the ranks of a launch train one policy: alone, replicated (DDP), or split by FSDP2 or DeepSpeed's ZeRO.
 
 accelerate sets up the ranks and the frameworks; this is what the update needs of them and no more. A loss is a
 rank's share of the sum over all ranks; the frameworks average gradients over ranks, hence the factors of `ranks`.
@@ -58,7 +58,7 @@ class Worker:
 
     def step(self, factor: float, healthy: bool) -> Step:
         """Clip and update at `factor` times the peak learning rate, unless gradients or loss are not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, self._max_norm)
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, self._max_norm))
         applied = bool(torch.isfinite(norm)) and healthy
         if applied:
             self._optimizers.step(factor)
@@ -152,6 +152,51 @@ class Replicated(_Ranked):
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss * self.ranks)
+
+
+class Sharded(_Ranked):
+    """FSDP2: weights, gradients and optimiser state are split over the ranks, layer by layer.
+
+    Gradients are exchanged in every pass: to keep them whole until the last would take the memory that splitting saves.
+    """
+
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
+        optimizers.only()
+        _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device)
+        super().__init__(accelerator, forward, Optimizers(forward.model, config), config)  # over the parts
+
+    def backward(self, loss: torch.Tensor) -> None:
+        torch.autograd.backward(loss * self.ranks)
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        whole: dict[int, torch.Tensor] = {}
+        named = self._model.state_dict(keep_vars=True)
+        for value in {id(value): value for value in named.values()}.values():
+            full = _whole(value.detach())
+            if self.rank == 0:
+                whole[id(value)] = full.cpu()
+        return {name: whole[id(value)] for name, value in named.items()} if self.rank == 0 else {}
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        gradient = self._trained[name].grad
+        return None if gradient is None else _whole(gradient)
+
+    def state_of(self, name: str) -> State:
+        return {key: _whole(value) for key, value in super().state_of(name).items()}
+
+    def set_state(self, name: str, state: State) -> None:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        parameter: Any = self._trained[name]
+        _check_shapes(name, state, parameter.shape)
+        assert isinstance(parameter, DTensor)
+        parts = {
+            key: value
+            if key == "step"
+            else distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            for key, value in state.items()
+        }
+        super().set_state(name, parts)
 
 
 class Zero(_Ranked):
@@ -280,7 +325,21 @@ def join(model: ModelConfig, device: torch.device) -> Any:
             f"{wanted}, as configured. accelerate fell back without a word; look for use_cpu, ACCELERATE_USE_CPU and "
             "what is installed, or take another file of pipelines/accelerate."
         )
+    plugin = accelerator.state.fsdp_plugin if wanted == "FSDP" else None
+    if plugin and (plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading):
+        raise ConfigError(
+            f"fsdp_config: found fsdp_version {plugin.fsdp_version}, fsdp_cpu_ram_efficient_loading "
+            f"{plugin.cpu_ram_efficient_loading}; needed 2 and false. Take pipelines/accelerate/fsdp2.yaml."
+        )
     return accelerator
+
+
+def splits_weights(accelerator: Any) -> bool:
+    """Whether no rank has the whole model, so that all must run its layers equally often."""
+    if accelerator is None:
+        return False
+    kind = accelerator.distributed_type.value
+    return kind == "FSDP" or (kind == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3)
 
 
 def holds_master_weights(accelerator: Any) -> bool:
@@ -288,12 +347,27 @@ def holds_master_weights(accelerator: Any) -> bool:
     return accelerator is not None and accelerator.distributed_type.value == "DEEPSPEED"
 
 
+@contextmanager
+def whole_models(accelerator: Any) -> Iterator[None]:
+    """Within, models are loaded whole on every rank, also under ZeRO-3, which splits all that transformers loads."""
+    if not splits_weights(accelerator) or not holds_master_weights(accelerator):
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(accelerator.state.deepspeed_plugin.dschf)
+
+
 def worker(accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> Worker:
     """The policy, wrapped as the launch has it."""
     if accelerator is None:
         return Worker(forward, optimizers, config)
-    kind = Zero if holds_master_weights(accelerator) else Replicated
-    return kind(accelerator, forward, optimizers, config)
+    kinds: dict[str, type[_Ranked]] = {"DEEPSPEED": Zero, "FSDP": Sharded}
+    return kinds.get(accelerator.distributed_type.value, Replicated)(accelerator, forward, optimizers, config)
 
 
 def _configured() -> str | None:
@@ -311,7 +385,9 @@ def _check_combination(wanted: str, model: ModelConfig, device: torch.device) ->
         from importlib.util import find_spec
 
         if find_spec("deepspeed") is None:
-            raise ConfigError("DeepSpeed: found none installed; needed deepspeed. Run pip install 'dapo-stages[deepspeed]'.")
+            raise ConfigError(
+                "DeepSpeed: found none installed; needed deepspeed. Run pip install 'dapo-stages[deepspeed]'."
+            )
         if model.dtype == "float64":
             raise ConfigError("model.dtype: found float64 under DeepSpeed; needed bfloat16 or float32. Set it.")
 
@@ -328,6 +404,32 @@ def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
         settings["bf16"] |= {"check_grad_overflow": True}
         if plugin.zero_stage > 1:  # stage 1 would become another optimiser, which cannot skip a step
             settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+
+
+def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
+    """Split every layer by itself, and what remains as one; the layers are those that transformers never cuts."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    low = torch.bfloat16 if forward.rounds else None
+    how: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None),
+    }
+    if plugin is not None and plugin.cpu_offload:
+        how["offload_policy"] = plugin.cpu_offload
+    layers = {name for module in forward.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    for module in forward.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, **how, reshard_after_forward=plugin.reshard_after_forward if plugin else True)
+    fully_shard(forward, **how)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor that is split over the ranks, put together; any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _check_shapes(name: str, state: State, shape: Sequence[int]) -> None:

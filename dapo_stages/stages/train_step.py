@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress, say
-from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.errors import ConfigError, DataError, ModelError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, RowLookup
@@ -109,6 +109,7 @@ class TrainStep:
     def __init__(self, output: Output, config: Config, iteration: int) -> None:
         self._output, self._config, self._iteration = output, config, iteration
         self._inputs = output.plan.inputs
+        self._accelerator: Any = None
 
     def run(self) -> None:
         """Train, then write policy, state and metrics."""
@@ -137,15 +138,20 @@ class TrainStep:
     def _prepare(self) -> tuple[Policy, Trainer]:
         from dapo_stages.models.adapters import add_adapter
         from dapo_stages.models.optimizers import Optimizers, freeze
-        from dapo_stages.models.parallel import holds_master_weights, join
+        from dapo_stages.models.parallel import holds_master_weights, join, splits_weights
         from dapo_stages.models.policy import device_of
         from dapo_stages.models.precision import use_master_weights
         from dapo_stages.models.update import Trainer
 
         config, settings = self._config, self._config.train
         source = self._inputs["policy"]
-        accelerator = join(config.model, device_of(config.model))
+        accelerator = self._accelerator = join(config.model, device_of(config.model))
         policy = open_policy(source, config.model, trainable=True)
+        if not policy.shares_prefixes and splits_weights(accelerator):
+            raise ModelError(
+                f"{policy.architecture}: found a model whose completions are rows of their own, and a launch that "
+                "splits its weights; needed a launch with whole weights. Launch with zero2 or ddp."
+            )
         if not policy.shares_prefixes:
             say("train-step: this model cannot share a prompt among its completions; each is a row of its own, slower")
         if settings.lora is not None and "base" not in source.manifest.policy:
@@ -292,11 +298,14 @@ class TrainStep:
                 batch.reference = reference.logprobs(batch)
 
     def _reference(self) -> Trainer:
+        """Whole on every rank: each computes its own micro-batches, without the others."""
         from dapo_stages.models.optimizers import Optimizers, freeze
+        from dapo_stages.models.parallel import whole_models
         from dapo_stages.models.update import Trainer
 
         config = self._config
-        policy = open_policy(self._inputs["reference"], config.model)
+        with whole_models(self._accelerator):
+            policy = open_policy(self._inputs["reference"], config.model)
         policy.attend("grouped")
         freeze(policy.model.parameters())
         return Trainer(

@@ -53,7 +53,9 @@ def test_ranks_get_about_the_same_work_in_each_place() -> None:
     draw = random.Random(0)
     work = groups(*([draw.randint(20, 200)] * 8 for _ in range(64)))
     hands = deal(micro_batches(work, 8), 4)
-    waits = [max(piece.cost for piece in place) / min(piece.cost for piece in place) for place in zip(*hands, strict=True)]
+    waits = [
+        max(piece.cost for piece in place) / min(piece.cost for piece in place) for place in zip(*hands, strict=True)
+    ]
     totals = [sum(piece.cost for piece in hand) for hand in hands]
     assert sorted(waits)[len(waits) // 2] < 1.1
     assert max(totals) / min(totals) < 1.02

@@ -36,9 +36,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @pytest.fixture(scope="session")
-def outputs(
-    small_run: Run, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def outputs(small_run: Run, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """By launch: the folder that its processes filled."""
     made: dict[str, Path] = {}
 
@@ -118,9 +116,7 @@ def test_three_chained_train_steps_give_the_policy_of_one_process(
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_two_ranks_carry_on_from_the_state_of_one(
-    outputs: Callable[[str], Path], small_run: Run, launch: str
-) -> None:
+def test_two_ranks_carry_on_from_the_state_of_one(outputs: Callable[[str], Path], small_run: Run, launch: str) -> None:
     one = weights_of(small_run.policy(2))
     found = weights_of(outputs(launch) / "carried/policy")
     assert distance(found, one) <= 1e-4 * distance(weights_of(small_run.policy(1)), one)
@@ -159,7 +155,9 @@ def test_moments_gathered_from_ranks_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("launch", ["zero2-cpu", pytest.param("zero3-cpu", marks=pytest.mark.slow)])
-def test_adapters_and_the_kl_term_under_zero(outputs: Callable[[str], Path], small_run: Run, launch: str, tmp_path: Path) -> None:
+def test_adapters_and_the_kl_term_under_zero(
+    outputs: Callable[[str], Path], small_run: Run, launch: str, tmp_path: Path
+) -> None:
     before, folder = small_run.policy(0), outputs(launch)
     settings = {
         "train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}",
@@ -172,7 +170,9 @@ def test_adapters_and_the_kl_term_under_zero(outputs: Callable[[str], Path], sma
         "--rollouts", small_run.at(2) / "rollout", "--weights", small_run.at(2) / "weights",
         "--out", tmp_path / "two", **settings,
     )  # fmt: skip
-    wanted, found = (load_file(where / "policy/adapter_model.safetensors") for where in (tmp_path / "two", folder / "lora-2"))
+    wanted, found = (
+        load_file(where / "policy/adapter_model.safetensors") for where in (tmp_path / "two", folder / "lora-2")
+    )
     assert distance(found, wanted) <= 1e-3 * distance({name: 0 * v for name, v in wanted.items()}, wanted)
     assert metrics(folder / "lora-2").kl.to_numpy() == pytest.approx(metrics(tmp_path / "two").kl.to_numpy(), rel=1e-3)
 
@@ -197,8 +197,14 @@ def kill_a_rank(run: Run, out: Path) -> None:
     killed = time.monotonic()
     rest = launched.communicate(timeout=120)[1]
     (out.parent / "killed.json").write_text(
-        json.dumps({"code": launched.returncode, "seconds": time.monotonic() - killed, "stderr": "".join(said) + rest,
-                    "published": (out / "manifest.json").exists()})
+        json.dumps(
+            {
+                "code": launched.returncode,
+                "seconds": time.monotonic() - killed,
+                "stderr": "".join(said) + rest,
+                "published": (out / "manifest.json").exists(),
+            }
+        )
     )
 
 

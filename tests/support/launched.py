@@ -20,6 +20,11 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
+        from dapo_stages.models import parallel
+
+        parallel.Replicated = parallel.Sharded
+        parts = tuple(part for part in parts if part != "sharded")
     for part in parts:
         PARTS[part](out, checkpoint, run)
 
