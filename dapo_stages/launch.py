@@ -6,6 +6,7 @@ a stack trace, and with the cores shared out among the processes.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     args = launch_command_parser().parse_args()
     args.training_script_args = [args.training_script, *args.training_script_args]
     args.training_script, args.module = "dapo_stages", True

@@ -284,7 +284,9 @@ def test_an_override_cannot_bring_back_extends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "pipelines").rglob("*.yaml")), ids=lambda p: p.stem
+    "path",
+    [path for path in sorted((Path(__file__).parents[1] / "pipelines").rglob("*.yaml")) if path.parent.name != "accelerate"],
+    ids=lambda p: p.stem,
 )
 def test_every_configuration_that_ships_is_valid(path: Path) -> None:
     load_config(path)
