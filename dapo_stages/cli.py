@@ -107,7 +107,8 @@ _MENDABLE = {
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    raise InterruptedStage(f"stopped by {name}; what is finished stays. Run the same command again to carry on.")
+    carry_on = f"stopped by {name}; what is finished stays. Run the same command again to carry on."
+    raise ranks.trouble() or InterruptedStage(carry_on)
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from subprocess import CalledProcessError
 
 from dapo_stages.errors import EXIT_INTERRUPTED
 
@@ -36,6 +37,8 @@ def main() -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         sys.exit(_exit_code(rank, failure.exitcode))
+    except CalledProcessError as error:  # of a configuration with one process
+        sys.exit(_exit_code(0, error.returncode))
     except SignalException:
         sys.exit(EXIT_INTERRUPTED)
 
