@@ -22,7 +22,8 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.disable(logging.ERROR)  # the processes speak for themselves
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     args = launch_command_parser().parse_args()
     args.training_script_args = [args.training_script, *args.training_script_args]
     args.training_script, args.module = "dapo_stages", True

@@ -184,30 +184,30 @@ class _Channel:
             if beat != before:
                 beats[rank] = (beat, now)
             elif not beat and now - started > _START:
-                return RankError(_lost(rank, self._count, f"it did not start within {_START:.0f} s"))
+                return RankError(_lost(f"rank {rank} of {self._count}", f"it did not start within {_START:.0f} s"))
             elif beat and now - since > _SILENT:
-                return RankError(_lost(rank, self._count, f"it gave no sign of life for {_SILENT:.0f} s"))
+                return RankError(_lost(f"rank {rank} of {self._count}", f"it gave no sign of life for {_SILENT:.0f} s"))
         return None
 
     def _silent_store(self, error: Exception) -> RankError:
-        return RankError(_lost(0, self._count, f"the store beside it does not answer ({_first_line(error)})"))
+        return RankError(_lost(_host(self._count), f"its store does not answer ({_first_line(error)})"))
 
 
 def _connect(rank: int, count: int) -> tuple[Any, bool]:
     """The store of this stage, and whether this process hosts it: with a launcher like torchrun, its agent does."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agent = _has_agent()
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(
             address,
             port,
             count,
-            is_master=rank == 0 and not hosted,
+            is_master=rank == 0 and not agent,
             timeout=timedelta(seconds=_START),
             wait_for_workers=False,
-            multi_tenant=not hosted,  # a process group of this process may share it
+            multi_tenant=not agent,  # a process group of this process may share it
         )
     except KeyError as missing:
         raise RankError(
@@ -216,15 +216,23 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
         ) from None
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RankError(_lost(0, count, f"nothing answers at {where} ({_first_line(error)})")) from None
+        raise RankError(_lost(_host(count), f"nothing answers at {where} ({_first_line(error)})")) from None
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"dapo_stages/{attempt}", store), rank == 0 and not hosted
+    return PrefixStore(f"dapo_stages/{attempt}", store), rank == 0 and not agent
 
 
-def _lost(rank: int, count: int, why: str) -> str:
+def _has_agent() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _host(count: int) -> str:
+    return "the launcher" if _has_agent() else f"rank 0 of {count}"
+
+
+def _lost(who: str, why: str) -> str:
     return (
-        f"rank {rank} of {count} is missing: {why}. What is finished stays. See why it ended, and run the same "
-        "command again to carry on."
+        f"{who} is missing: {why}. What is finished stays. See why it ended, and run the same command again to carry "
+        "on."
     )
 
 
