@@ -61,7 +61,7 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) SET='--set key=value'"
+	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) SET='--set key=value' LAUNCH=$(LAUNCH)"
 
 setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
 

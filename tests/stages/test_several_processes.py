@@ -183,3 +183,13 @@ def test_an_output_that_another_run_writes_is_locked_for_all(small_run: Run, tmp
     assert [result.code for result in results] == [4, 4]
     said = "".join(result.stderr for result in results)
     assert said == f"{tmp_path}/r: another run is writing here. Wait for it, stop it, or name another --out.\n"
+
+
+def test_a_stage_that_shares_nothing_out_is_refused(small_run: Run, tmp_path: Path) -> None:
+    inputs = ["--policy", small_run.policy(0), "--out", tmp_path / "d"]
+    results = together(2, "prepare-data", *small_run.options(), *inputs)
+    assert [result.code for result in results] == [3, 3]
+    assert "".join(result.stderr for result in results) == (
+        "prepare-data: found 2 processes; needed one, it shares nothing out. Start it without a launcher.\n"
+    )
+    assert not (tmp_path / "d").exists()
