@@ -66,7 +66,8 @@ def stages() -> None:
 
 
 def main() -> None:
-    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted)."""
+    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted), and 1
+    where another process of the stage is gone."""
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
     gc.set_threshold(10_000, 20, 20)
     atexit.register(gc.freeze)
@@ -107,7 +108,8 @@ _MENDABLE = {
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    raise InterruptedStage(f"stopped by {name}; what is finished stays. Run the same command again to carry on.")
+    carry_on = f"stopped by {name}; what is finished stays. Run the same command again to carry on."
+    raise ranks.trouble() or InterruptedStage(carry_on)
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

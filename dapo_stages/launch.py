@@ -6,9 +6,11 @@ a stack trace, and with the cores shared out among the processes.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+from subprocess import CalledProcessError
 
 from dapo_stages.errors import EXIT_INTERRUPTED
 
@@ -21,6 +23,8 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.disable(logging.ERROR)  # the processes speak for themselves
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     args = launch_command_parser().parse_args()
     args.training_script_args = [args.training_script, *args.training_script_args]
     args.training_script, args.module = "dapo_stages", True
@@ -38,6 +42,8 @@ def main() -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         sys.exit(_exit_code(rank, failure.exitcode))
+    except CalledProcessError as error:  # of a configuration with one process
+        sys.exit(_exit_code(0, error.returncode))
     except SignalException:
         sys.exit(EXIT_INTERRUPTED)
 

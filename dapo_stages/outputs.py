@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -94,6 +94,28 @@ class Output:
     def has(self, name: str) -> bool:
         """Whether a shard is there already: from before an interruption, or written and shared just now."""
         return name in self._shards
+
+    def fill(self, kind: str, numbers: Iterable[int], rows: Callable[[int], Iterable[Row]]) -> Iterator[int]:
+        """Write the shards of a kind that are missing, every process its part of them; none goes on before the rest.
+
+        Gives the number of each shard as it is done: those of before an interruption, this process's, the others'.
+        """
+        numbers = list(numbers)
+        missing = [number for number in numbers if not self.has(shard_name(kind, number))]
+        mine = ranks.part(missing)
+        yield from sorted(set(numbers) - set(missing))
+        for number in mine:
+            self.write(kind, number, rows(number))
+            yield number
+        self.share()
+        yield from sorted(set(missing) - set(mine))
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Remove the shards that are not among these. Every process has shared what it wrote."""
+        for name in self._shards.keys() - set(names):
+            del self._shards[name]
+            if ranks.rank() == 0:
+                (self.folder / name).unlink(missing_ok=True)
 
     def share(self) -> None:
         """Wait for the other processes of the stage, and know their shards too."""

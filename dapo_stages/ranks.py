@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
-from dapo_stages.errors import PeerError, RankError
+from dapo_stages.errors import DapoStagesError, PeerError, RankError
 
 Item = TypeVar("Item")
 
@@ -86,6 +86,11 @@ def fail(message: str, code: int) -> bool:
         return True
 
 
+def trouble() -> DapoStagesError | None:
+    """Why this process was interrupted, if it was because of another one. That is done by SIGTERM."""
+    return _channel().trouble if _channel.cache_info().currsize else None
+
+
 def leave() -> None:
     """End the conversation: this process has heard all that it needs."""
     if _channel.cache_info().currsize:
@@ -98,25 +103,27 @@ def _channel() -> _Channel:
 
 
 class _Channel:
-    """The store, as one process sees it."""
+    """The store, as one process sees it, and a thread that gives signs of life and looks for those of the others."""
 
     def __init__(self, rank: int, count: int) -> None:
         self._rank, self._count, self._said = rank, count, 0
         self._store, self._hosts = _connect(rank, count)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="sign of life", daemon=True)
+        self.trouble: DapoStagesError | None = None
+        self._waiting, self._over = False, threading.Event()
+        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
         self._thread.start()
 
     def gather(self, value: Any, of: Sequence[int]) -> list[Any]:
         """Say a value, and hear those of some processes."""
         self._said += 1
+        keys = [f"{self._said}/{rank}" for rank in of]
         try:
             if self._rank in of:
                 self._store.set(f"{self._said}/{self._rank}", json.dumps(value))
-            self._wait(self._said, of)
-            return [json.loads(self._store.get(f"{self._said}/{rank}")) for rank in of]
+            self._wait(keys)
+            return [json.loads(self._store.get(key)) for key in keys]
         except RuntimeError as error:  # of torch.distributed
-            raise RankError(_lost(0, self._count, f"its store does not answer ({_first_line(error)})")) from None
+            raise self._silent_store(error) from None
 
     def fail(self, message: str, code: int) -> bool:
         """Leave a note of an error; whether it is the first."""
@@ -139,51 +146,68 @@ class _Channel:
                 time.sleep(_POLL[0])
                 gone = self._store.add("gone", 0)
 
-    def _wait(self, said: int, of: Sequence[int]) -> None:
-        started = time.monotonic()
-        beats = dict.fromkeys(of, (0, started))
+    def _wait(self, keys: list[str]) -> None:
         pause, longest = _POLL
-        while missing := [rank for rank in of if not self._store.check([f"{said}/{rank}"])]:
-            if self._store.check(["failure"]):
-                note = json.loads(self._store.get("failure"))
-                raise PeerError(f"rank {note['rank']} failed: {note['message']}", note["code"])
-            now = time.monotonic()
-            for rank in missing:
-                beat = self._store.add(f"beat/{rank}", 0)
-                before, when = beats[rank]
-                if beat != before:
-                    beats[rank] = (beat, now)
-                elif not beat and now - started > _START:
-                    raise RankError(_lost(rank, self._count, f"it did not start within {_START:.0f} s"))
-                elif beat and now - when > _SILENT:
-                    raise RankError(_lost(rank, self._count, f"it gave no sign of life for {_SILENT:.0f} s"))
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
+        self._waiting = True
+        try:
+            while not self._store.check(keys):
+                if self.trouble:
+                    raise self.trouble
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
+        finally:
+            self._waiting = False
 
     def _live(self) -> None:
-        """In a thread: give signs of life."""
-        with suppress(RuntimeError):
-            while True:
+        """In the thread: trouble interrupts what the process does, unless it waits and looks for itself."""
+        started = time.monotonic()
+        beats = dict.fromkeys(range(self._count), (0, started))  # by rank: how many there were, and since when
+        while self.trouble is None:
+            try:
                 self._store.add(f"beat/{self._rank}", 1)
-                if self._over.wait(_BEAT):
-                    return
+                self.trouble = self._look(beats, started)
+            except RuntimeError as error:
+                self.trouble = self._silent_store(error)
+            if self.trouble is None and self._over.wait(_BEAT):
+                return
+        if not self._waiting and not self._over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _look(self, beats: dict[int, tuple[int, float]], started: float) -> DapoStagesError | None:
+        """What another process said of its failure, or that one is missing."""
+        if self._store.check(["failure"]):
+            note = json.loads(self._store.get("failure"))
+            return PeerError(f"rank {note['rank']} failed: {note['message']}", note["code"])
+        now = time.monotonic()
+        for rank, (before, since) in beats.items():
+            beat = self._store.add(f"beat/{rank}", 0)
+            if beat != before:
+                beats[rank] = (beat, now)
+            elif not beat and now - started > _START:
+                return RankError(_lost(f"rank {rank} of {self._count}", f"it did not start within {_START:.0f} s"))
+            elif beat and now - since > _SILENT:
+                return RankError(_lost(f"rank {rank} of {self._count}", f"it gave no sign of life for {_SILENT:.0f} s"))
+        return None
+
+    def _silent_store(self, error: Exception) -> RankError:
+        return RankError(_lost(_host(self._count), f"its store does not answer ({_first_line(error)})"))
 
 
 def _connect(rank: int, count: int) -> tuple[Any, bool]:
     """The store of this stage, and whether this process hosts it: with a launcher like torchrun, its agent does."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agent = _has_agent()
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(
             address,
             port,
             count,
-            is_master=rank == 0 and not hosted,
+            is_master=rank == 0 and not agent,
             timeout=timedelta(seconds=_START),
             wait_for_workers=False,
-            multi_tenant=not hosted,  # a process group of this process may share it
+            multi_tenant=not agent,  # a process group of this process may share it
         )
     except KeyError as missing:
         raise RankError(
@@ -192,15 +216,23 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
         ) from None
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RankError(_lost(0, count, f"nothing answers at {where} ({_first_line(error)})")) from None
+        raise RankError(_lost(_host(count), f"nothing answers at {where} ({_first_line(error)})")) from None
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"dapo_stages/{attempt}", store), rank == 0 and not hosted
+    return PrefixStore(f"dapo_stages/{attempt}", store), rank == 0 and not agent
 
 
-def _lost(rank: int, count: int, why: str) -> str:
+def _has_agent() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _host(count: int) -> str:
+    return "the launcher" if _has_agent() else f"rank 0 of {count}"
+
+
+def _lost(who: str, why: str) -> str:
     return (
-        f"rank {rank} of {count} is missing: {why}. What is finished stays. See why it ended, and run the same "
-        "command again to carry on."
+        f"{who} is missing: {why}. What is finished stays. See why it ended, and run the same command again to carry "
+        "on."
     )
 
 

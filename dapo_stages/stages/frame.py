@@ -11,25 +11,41 @@ from typing import Any
 
 from dapo_stages import ranks
 from dapo_stages.console import answer, say
+from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import Manifest, read_manifest
 from dapo_stages.outputs import Output, Plan, open_output
 
 
-def run(plan: Plan, work: Callable[[Output], None], *, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+def run(
+    plan: Plan,
+    work: Callable[[Output], None],
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    alone: bool = False,
+) -> None:
     """Carry out a plan: `work` fills the output, which is then published.
 
-    An output that is already there is left alone; an interrupted one goes on where it stopped.
+    An output that is already there is left alone; an interrupted one goes on where it stopped. `alone` is for work
+    that several processes cannot share. Raises ConfigError if they were started for it.
     """
+    if alone and ranks.count() > 1:
+        raise ConfigError(
+            f"{plan.stage}: found {ranks.count()} processes; needed one, it shares nothing out. Start it without a "
+            "launcher."
+        )
     if dry_run:
         _describe(plan, as_json)
         return
     started = time.monotonic()
     with open_output(plan, overwrite=overwrite) as output:
-        if output is None:
-            manifest, status = read_manifest(plan.out), "unchanged"
-        else:
+        if output is not None:
             work(output)
-            manifest, status = _publish(output), "done"
+            _publish(output)
+        if ranks.rank() > 0:
+            return
+        manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"
     seconds = time.monotonic() - started
     if as_json:
         answer(_result(plan, manifest, status, seconds))
@@ -38,13 +54,12 @@ def run(plan: Plan, work: Callable[[Output], None], *, overwrite: bool, dry_run:
         say(f"{plan.stage}: {status} in {seconds:.1f} s -> {plan.out}" + (f" ({what})" if what else ""))
 
 
-def _publish(output: Output) -> Manifest:
+def _publish(output: Output) -> None:
     """Publish what all processes wrote; none is done before it is there."""
     output.share()
     if ranks.rank() == 0:
         output.publish()
     ranks.barrier()
-    return read_manifest(output.plan.out)
 
 
 def _describe(plan: Plan, as_json: bool) -> None:
