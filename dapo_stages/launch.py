@@ -34,7 +34,6 @@ def main() -> None:
         processes, machines = processes or defaults.num_processes, machines or defaults.num_machines
     cores = len(os.sched_getaffinity(0)) * (machines or 1) // max(processes or 1, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of the search for unused weights, which is wanted
     if not cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:

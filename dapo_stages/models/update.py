@@ -9,10 +9,10 @@ import torch
 from dapo_stages.config import TrainConfig
 from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
 from dapo_stages.models.batches import MicroBatch, MiniBatch
+from dapo_stages.models.launches import worker
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.packing import Group, Packed
-from dapo_stages.models.parallel import worker
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.separate import SeparateRows
 

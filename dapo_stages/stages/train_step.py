@@ -137,8 +137,8 @@ class TrainStep:
 
     def _prepare(self) -> tuple[Policy, Trainer]:
         from dapo_stages.models.adapters import add_adapter
+        from dapo_stages.models.launches import holds_master_weights, join, splits_weights
         from dapo_stages.models.optimizers import Optimizers, freeze
-        from dapo_stages.models.parallel import holds_master_weights, join, splits_weights
         from dapo_stages.models.policy import device_of
         from dapo_stages.models.precision import use_master_weights
         from dapo_stages.models.update import Trainer
@@ -208,8 +208,9 @@ class TrainStep:
                 stack.enter_context(folder.lookup(prompts, "group_id")),
                 stack.enter_context(folder.lookup(completions, "completion_id")),
             )
-            rows = folder.rows(prompts, ("group_id", "prompt_ids"))
-            prompt_ids |= {(source, row["group_id"]): row["prompt_ids"] for row in rows}
+            prompt_ids |= {
+                (source, row["group_id"]): row["prompt_ids"] for row in folder.rows(prompts, ("group_id", "prompt_ids"))
+            }
 
         @lru_cache(maxsize=_PROMPTS_KEPT)
         def read(source: str, group_id: str) -> Prompt:
@@ -299,8 +300,8 @@ class TrainStep:
 
     def _reference(self) -> Trainer:
         """Whole on every rank: each computes its own micro-batches, without the others."""
+        from dapo_stages.models.launches import whole_models
         from dapo_stages.models.optimizers import Optimizers, freeze
-        from dapo_stages.models.parallel import whole_models
         from dapo_stages.models.update import Trainer
 
         config = self._config

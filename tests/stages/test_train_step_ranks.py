@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from support.commands import ROOT
 from support.launched import KILLED
 from support.pipeline import CONFIG, Run, metrics
-from support.updates import SETTINGS, TINY, steps
+from support.updates import POISONED, SETTINGS, TINY, steps
 
 from dapo_stages.manifests import Source
 from dapo_stages.models.logprobs import GroupLogprobs
@@ -30,8 +30,16 @@ from dapo_stages.models.parallel import Worker
 from dapo_stages.models.policy import load_policy
 from dapo_stages.models.state import load_state
 
-LAUNCHES = ["zero2-cpu", "ddp-cpu", pytest.param("zero3-cpu", marks=pytest.mark.slow)]
-PARTS = {"ddp-cpu": ["updates", "chain", "carried", "again"]}
+ALL = ["updates", "chain", "carried", "lora"]
+# Name -> configuration of accelerate, and what is done inside.
+PARTS = {
+    "zero2": ("zero2-cpu", ALL),
+    "ddp": ("ddp-cpu", ["updates", "chain", "carried", "again"]),
+    "zero3": ("zero3-cpu", ALL),
+    "fsdp2": ("ddp-cpu", ["sharded", *ALL]),
+}
+SLOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero3", "fsdp2")]
+LAUNCHES = ["zero2", "ddp", *SLOW]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -43,12 +51,12 @@ def outputs(small_run: Run, checkpoint: Path, tmp_path_factory: pytest.TempPathF
     def of(launch: str) -> Path:
         if launch not in made:
             made[launch] = tmp_path_factory.mktemp(launch)
-            if launch == "ddp-cpu":
+            if launch == "ddp":
                 kill_a_rank(small_run, made[launch] / "killed")
-            parts = PARTS.get(launch, ["updates", "chain", "carried", "lora"])
+            config, parts = PARTS[launch]
             script = [ROOT / "tests/support/launched.py", made[launch], checkpoint, small_run.folder, *parts]
             done = subprocess.run(
-                launcher("accelerate.commands.launch", launch) + [str(part) for part in script],
+                launcher("accelerate.commands.launch", config) + [str(part) for part in script],
                 capture_output=True,
                 text=True,
                 cwd=ROOT,
@@ -91,14 +99,20 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def test_gradients_before_clipping_are_those_of_one_process(
     outputs: Callable[[str], Path], checkpoint: Path, launch: str, number: int
 ) -> None:
-    """With completions of unequal length, a group without picture, and a masked one that one process leaves out."""
+    """With completions of unequal length, a group without picture, and a masked one that one process leaves out.
+
+    A step that is not finite is skipped by all alike, and the next one goes on from before it.
+    """
     folder = outputs(launch)
     for step, (_, wanted, gradients) in enumerate(steps(checkpoint, number)):
+        measured = json.loads((folder / f"metrics-{number}-{step}.json").read_text())
+        assert measured["skipped"] == wanted["skipped"] == ((number, step) == POISONED)
+        if wanted["skipped"]:
+            continue
         found = load_file(folder / f"gradients-{number}-{step}.safetensors")
         assert found.keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), (name, step)
-        measured = json.loads((folder / f"metrics-{number}-{step}.json").read_text())
         assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
@@ -154,8 +168,8 @@ def test_moments_gathered_from_ranks_are_those_of_one_process(
             assert (found[key] - wanted[key]).norm() <= 1e-4 * wanted[key].norm(), (name, key)
 
 
-@pytest.mark.parametrize("launch", ["zero2-cpu", pytest.param("zero3-cpu", marks=pytest.mark.slow)])
-def test_adapters_and_the_kl_term_under_zero(
+@pytest.mark.parametrize("launch", ["zero2", *SLOW])
+def test_adapters_and_the_kl_term_in_two_processes(
     outputs: Callable[[str], Path], small_run: Run, launch: str, tmp_path: Path
 ) -> None:
     before, folder = small_run.policy(0), outputs(launch)
@@ -209,7 +223,7 @@ def kill_a_rank(run: Run, out: Path) -> None:
 
 
 def test_a_killed_rank_ends_the_step_and_the_same_command_mends_it(outputs: Callable[[str], Path]) -> None:
-    folder = outputs("ddp-cpu")
+    folder = outputs("ddp")
     killed = json.loads((folder / "killed.json").read_text())
     assert killed["code"] not in (0, None) and killed["seconds"] < 60 and not killed["published"]
     assert "rank 1 was ended by SIGKILL" in killed["stderr"]

@@ -21,9 +21,9 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
 
     torch.set_num_threads(1)
     if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
-        from dapo_stages.models import parallel
+        from dapo_stages.models import fsdp, launches
 
-        parallel.Replicated = parallel.Sharded
+        launches.Replicated = fsdp.Sharded
         parts = tuple(part for part in parts if part != "sharded")
     for part in parts:
         PARTS[part](out, checkpoint, run)
@@ -32,9 +32,9 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
 def updates(out: Path, checkpoint: Path, run: Path) -> None:
     """Gradients of every step; the state after one of the runs."""
     from safetensors.torch import save_file
-    from support.updates import SETTINGS, steps
 
     from dapo_stages.models.state import save_state
+    from support.updates import SETTINGS, steps
 
     for number in range(len(SETTINGS)):
         for step, (trainer, metrics, gradients) in enumerate(steps(checkpoint, number)):
@@ -86,9 +86,8 @@ def train_step(
     settings: list[str] | None = None,
 ) -> None:
     """The command's function: its process goes on afterwards."""
-    from support.pipeline import CONFIG, SMALL
-
     from dapo_stages.stages import train_step
+    from support.pipeline import CONFIG, SMALL
 
     here = run / f"iter-{data:04d}"
     train_step.main(

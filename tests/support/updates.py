@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.prompts import groups
 
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.models.batches import Sample, TrainGroup, mini_batch
+from dapo_stages.models.launches import join
 from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.parallel import Step, join
+from dapo_stages.models.parallel import Step
 from dapo_stages.models.policy import Policy, load_policy
 from dapo_stages.models.update import Trainer
+from support.prompts import groups
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
 # Each once: what the sum is divided by, a threshold over all ranks, and several chunks of logits.
@@ -23,7 +24,9 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"loss_type": "dapo", "logprob_chunk": 4},
     {"loss_type": "bnpo", "delta": 3.0},
     {"loss_type": "grpo", "top_entropy_quantile": 0.5, "importance_sampling_level": "sequence"},
+    {"loss_type": "dr_grpo"},
 )
+POISONED = (3, 1)  # under these settings, in this step, an advantage is not a number
 
 
 def train_groups(policy: Policy) -> list[TrainGroup]:
@@ -43,7 +46,7 @@ def train_groups(policy: Policy) -> list[TrainGroup]:
         pictures = group.prompt.pixel_values is not None
         prompt = lambda prompt=group.prompt: prompt  # noqa: E731
         found.append(TrainGroup(str(len(found)), prompt, samples, len(group.prompt.ids), pictures))
-    return [*found, replace(found[0], group_id="masked", counts=False)]
+    return [*found, replace(found[1], group_id="masked", counts=False)]
 
 
 def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Trainer, dict[str, float], dict[str, Any]]]:
@@ -68,7 +71,8 @@ def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Traine
 
     worker.step = watched
     work = train_groups(policy) if worker.ranks > 1 else train_groups(policy)[:-1]
-    for _ in range(3):
+    for step_number in range(3):
+        work[0].samples[0].advantage = float("nan") if (number, step_number) == POISONED else 1.5
         share = mini_batch(work, most, ranks=worker.ranks, rank=worker.rank, chunk=config.logprob_chunk)
         metrics = trainer.update(share, 1.0)
         yield trainer, metrics, {name: value for name, value in seen.items() if value is not None}

@@ -10,8 +10,8 @@ import torch
 
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.errors import ConfigError
+from dapo_stages.models.launches import join
 from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.parallel import join
 
 CPU = torch.device("cpu")
 
@@ -60,5 +60,5 @@ def test_float64_under_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_muon_where_weights_are_flattened_is_refused() -> None:
     optimizers = Optimizers(torch.nn.Linear(3, 3), TrainConfig(optimizer="muon"))
-    with pytest.raises(ConfigError, match="found muon .* needed adamw"):
+    with pytest.raises(ConfigError, match=r"found muon .* needed adamw"):
         optimizers.only()
