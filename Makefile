@@ -55,7 +55,7 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test test-ranks lint format \
         bench clean clean-run FORCE
 
 help: ## this list
@@ -159,6 +159,9 @@ $(VENV)/ready-dev: $(VENV)/ready
 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest
+
+test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), about a minute
+	$(PY) -m pytest -m slow
 
 lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/ruff check .
