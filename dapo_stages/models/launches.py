@@ -27,6 +27,12 @@ def join(model: ModelConfig, device: torch.device) -> Any:
 
     Raises ConfigError where accelerate does something else than was configured, which it does without a word.
     """
+    asked = int(os.environ.get("DAPO_STAGES_PROCESSES", ranks.count()))
+    if asked != ranks.count():
+        raise ConfigError(
+            f"accelerate launch: found {ranks.count()} process(es); needed {asked}, as configured. For several on CPUs "
+            "write distributed_type MULTI_GPU or DEEPSPEED and use_cpu false, as in pipelines/accelerate/ddp-cpu.yaml."
+        )
     wanted = _configured()
     if wanted is None:
         return None
@@ -51,8 +57,8 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     if not found.startswith(wanted) or accelerator.num_processes != ranks.count():
         raise ConfigError(
             f"accelerate launch: found {accelerator.num_processes} process(es) of type {found}; needed {ranks.count()} "
-            f"of type {wanted}, as configured. accelerate fell back without a word; look for use_cpu, ACCELERATE_USE_CPU and "
-            "what is installed, or take another file of pipelines/accelerate."
+            f"of type {wanted}, as configured. accelerate fell back without a word; look for use_cpu, "
+            "ACCELERATE_USE_CPU and what is installed, or take another file of pipelines/accelerate."
         )
     plugin = accelerator.state.fsdp_plugin if wanted == "FSDP" else None
     if plugin and (plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading):
