@@ -61,7 +61,7 @@ def outputs(small_run: Run, checkpoint: Path, tmp_path_factory: pytest.TempPathF
                 text=True,
                 cwd=ROOT,
                 env={**os.environ, **ENVIRONMENT},
-                timeout=300,
+                timeout=600,
             )
             assert done.returncode == 0, done.stderr[-4000:]
         return made[launch]
