@@ -35,6 +35,11 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "flex"] = Field(
         "sdpa", description="Kernel of training and scoring: SDPA group by group, or FlexAttention in one call (CUDA)."
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile for decoding, with a static cache, and for log-probs. Worth it on CUDA for long "
+        "completions; rows then stay in their batch until all are finished.",
+    )
 
 
 class WarmUpConfig(Section):

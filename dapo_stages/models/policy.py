@@ -27,6 +27,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
     flex: bool = False  # FlexAttention instead of SDPA over packed groups
+    compiled: bool = False  # torch.compile for decoding and log-probs
     _token_texts: dict[int, str] = field(default_factory=dict)
 
     def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
@@ -178,7 +179,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
-        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex)
+        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex, config.compile)
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):

@@ -64,9 +64,12 @@ class Workspace:
         self.command("init-policy", "--out", "policy")
         self.command("prepare-data", "--policy", "policy", "--out", "data")
 
-    def iterate(self, name: str, *settings: str) -> dict[str, Ran]:
+    def iterate(self, name: str) -> dict[str, Ran]:
         """The stages of one iteration, one after the other, from the starting policy."""
-        sets = [word for setting in settings for word in ("--set", setting)]
+        return {stage: self.command(stage, *words) for stage, words in self.calls(name).items()}
+
+    def calls(self, name: str) -> dict[str, tuple[object, ...]]:
+        """What each stage of an iteration is called with."""
         rollout, weights = ("--rollouts", f"{name}/rollout"), ("--weights", f"{name}/weights")
         policy, first = ("--policy", "policy"), ("--iteration", 1)
         inputs: dict[str, tuple[object, ...]] = {
@@ -75,9 +78,7 @@ class Workspace:
             "weight-tokens": (*rollout, "--attention", f"{name}/attention", *first),
             "train-step": (*policy, *rollout, *weights),
         }
-        return {
-            stage: self.command(stage, *inputs[stage], *sets, "--out", f"{name}/{_FOLDERS[stage]}") for stage in STAGES
-        }
+        return {stage: (*words, "--out", f"{name}/{_FOLDERS[stage]}") for stage, words in inputs.items()}
 
     def manifest(self, name: str, stage: str) -> dict[str, Any]:
         """What a stage noted about itself."""
