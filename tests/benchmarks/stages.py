@@ -27,6 +27,16 @@ def spread(completion, row):
     return float(next(_calls) % 2)
 '''
 
+# Linux counts the memory of the process that forked a child as the child's own until it becomes another program: hence
+# a small process between this one and the stage. It prints the peak of the stage in KiB.
+_LAUNCH = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(child.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -51,13 +61,12 @@ class Workspace:
         environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             started = time.perf_counter()
-            process = subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log)
-            _, status, usage = os.wait4(process.pid, 0)
+            launched = [sys.executable, "-I", "-S", "-c", _LAUNCH, *words]
+            process = subprocess.run(launched, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=log)
             seconds = time.perf_counter() - started
-            process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)}: exit {process.returncode}\n{self._log()[-2000:]}")
-        return Ran(seconds, None if self.preloaded else usage.ru_maxrss * 1024 / MIB)
+        return Ran(seconds, None if self.preloaded else int(process.stdout) * 1024 / MIB)
 
     def prepare(self) -> None:
         """Policy and data, which no row counts."""
