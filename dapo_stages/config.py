@@ -120,7 +120,9 @@ class RolloutConfig(Section):
     max_resample_rounds: Count = Field(
         4, description="Rounds of new prompts at most, the first included; then go on with what there is."
     )
-    groups_per_shard: Count = Field(32, description="Groups per Parquet shard, and per resumable piece of work.")
+    groups_per_shard: Count = Field(
+        32, description="Groups per Parquet shard, and per piece of work that is resumed, or shared by processes."
+    )
     batch_groups: Count = Field(8, description="Groups generated at the same time.")
 
 
@@ -258,6 +260,9 @@ class EvaluateConfig(Section):
     greedy: bool = Field(True, description="Also answer greedily.")
     blank_image: bool = Field(False, description="Also answer greedily with the picture blanked.")
     max_questions: Count | None = Field(None, description="Use only the first questions.")
+    questions_per_shard: Count = Field(
+        32, description="Questions per Parquet shard, and per piece of work that is resumed, or shared by processes."
+    )
     batch_groups: Count = Field(16, description="Questions generated at the same time.")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
@@ -219,12 +220,21 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
 
 
 def device_of(config: ModelConfig) -> torch.device:
-    """The device a model is put on."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device a model is put on; each of several processes on a machine has a GPU of its own."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device: found no CUDA device; needed one. Set model.device to auto or cpu.")
-    return torch.device(config.device)
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.count() == 1:
+        return torch.device("cuda")
+    found, index = torch.cuda.device_count(), ranks.local_rank()
+    if index >= found:
+        raise ModelError(
+            f"process {index + 1} on this machine: found {found} CUDA devices; needed one for each process. Start "
+            f"{found} processes, or set model.device to cpu."
+        )
+    torch.cuda.set_device(index)  # what Triton and NCCL go by
+    return torch.device("cuda", index)
 
 
 def save_policy(policy: Policy, folder: Path) -> None:

@@ -106,7 +106,7 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
         output.add_files(*files)
         output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs)}
 
-    frame.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False)
+    frame.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False, alone=True)
 
 
 def _grown(plan: Plan) -> bool:
