@@ -35,6 +35,11 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "flex"] = Field(
         "sdpa", description="Kernel of training and scoring: SDPA group by group, or FlexAttention in one call (CUDA)."
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Hold the language model under an adapter (train.lora) in 4 or 8 bits by bitsandbytes, in every "
+        "stage; the vision tower stays as it is.",
+    )
 
 
 class WarmUpConfig(Section):
@@ -269,7 +274,10 @@ class KeepConfig(Section):
 
     rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
     states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
-    policies: Count | None = Field(None, description="Policies.")
+    policies: Count | None = Field(None, description="Policies; one that a kept adapter belongs to stays as well.")
+    best: bool = Field(
+        True, description="Keep the policy with the best held-out accuracy too, however old (best.json names it)."
+    )
 
 
 class Config(Section):
@@ -298,6 +306,11 @@ class Config(Section):
             raise ValueError(
                 f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
                 f"found {self.rewards.overlong_cache}"
+            )
+        if self.model.quantization is not None and self.train.lora is None:
+            raise ValueError(
+                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}); "
+                "found train.lora null, which trains every weight"
             )
         for phase in ("reward_weights", "early_reward_weights"):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())

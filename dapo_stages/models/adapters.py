@@ -1,4 +1,8 @@
-"""LoRA adapters (peft): trained instead of the weights and saved by themselves, beside the base they belong to."""
+"""LoRA adapters (peft): trained instead of the weights and saved by themselves, beside the base they belong to.
+
+Over a quantised base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314) the adapter stays apart in use, too: merging
+would round it to the base's few levels, and what samples would no longer be what is trained.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,10 @@ def add_adapter(policy: Policy, settings: LoraSettings) -> None:
 
 
 def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
-    """Put a saved adapter onto its base: kept apart to train on, or merged into the weights to use."""
+    """Put a saved adapter onto its base: kept apart to train on, or (unless quantised) merged into it to use."""
     from peft import PeftModel
 
+    apart = trainable or policy.is_quantized
     adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
-    policy.model = adapted if trainable else adapted.merge_and_unload()
+    policy.model = adapted if apart else adapted.merge_and_unload()
     policy.model.eval()

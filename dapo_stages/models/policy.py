@@ -15,6 +15,7 @@ from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
+from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.separate import SeparateRows
 
 
@@ -46,6 +47,11 @@ class Policy:
     def is_adapter(self) -> bool:
         """Whether the model is an adapter over frozen weights."""
         return hasattr(self.model, "get_base_model")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are held in few bits; only an adapter over them can be trained."""
+        return getattr(self.base, "hf_quantizer", None) is not None
 
     @property
     def architecture(self) -> str:
@@ -172,13 +178,19 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
         raise ModelError("model.attention: found flex without CUDA; needed sdpa, which trains on the CPU too. Set it.")
-    how = {"attn_implementation": "sdpa"} if shared else {}
+    how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
+    if config.quantization is not None:
+        how |= quantized(config.quantization, getattr(torch, config.dtype), device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
+        if config.quantization is None:
+            model = model.to(device)
+        elif device.type == "cpu":
+            compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
-        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex)
+        policy = Policy(model.eval(), load_processor(path), device, dtype, flex)
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):

@@ -33,6 +33,7 @@ _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "toke
 OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
+    "model.quantization",
     "train",
     "planned_iterations",
     "rollout.sampler.temperature",
