@@ -245,9 +245,9 @@ def save_policy(policy: Policy, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     policy.attend("separate")
     if policy.is_adapter:
-        for settings in policy.model.peft_config.values():
-            settings.base_model_name_or_path = None  # the manifest names the base; a path here is of this machine only
-        policy.model.save_pretrained(folder, safe_serialization=True)
+        from dapo_stages.models.adapters import save_adapter
+
+        save_adapter(policy, folder)
     else:
         weights = {name: value.to(policy.dtype) for name, value in policy.model.state_dict().items()}
         policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)

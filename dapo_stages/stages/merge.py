@@ -67,9 +67,7 @@ def main(
     )
 
 
-def _settings(
-    method: str, count: int, weights: str | None, decay: float | None, recipe: Path | None
-) -> dict[str, Any]:
+def _settings(method: str, count: int, weights: str | None, decay: float | None, recipe: Path | None) -> dict[str, Any]:
     """What decides the result; options of another method, missing and impossible ones are refused."""
     from dapo_stages.maths.averages import ema_shares, linear_shares
 
@@ -182,7 +180,7 @@ def _mergekit() -> str:
     found = shutil.which(MERGEKIT, path=beside) or shutil.which(MERGEKIT)
     if found is None:
         raise ConfigError(
-            f"--method mergekit: found no `{MERGEKIT}` on the PATH; needed mergekit. Install it, best in an environment "
-            "of its own: pipx install mergekit (or pip install mergekit)."
+            f"--method mergekit: found no `{MERGEKIT}` on the PATH; needed mergekit. Install it, best in an "
+            "environment of its own: pipx install mergekit (or pip install mergekit)."
         )
     return found

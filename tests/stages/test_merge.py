@@ -73,9 +73,7 @@ def test_merging_adds_scale_times_b_a_and_leaves_the_rest(small_run: Run, adapte
     assert torch.allclose(merged[name], base[name] + delta, atol=1e-7)
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {
-        f"model.layers.{layer}.{part}.weight"
-        for layer in range(4)
-        for part in ("self_attn.q_proj", "self_attn.v_proj")
+        f"model.layers.{layer}.{part}.weight" for layer in range(4) for part in ("self_attn.q_proj", "self_attn.v_proj")
     }
 
 
