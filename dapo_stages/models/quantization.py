@@ -10,6 +10,9 @@ import torch
 
 from dapo_stages.errors import ModelError
 
+# Where it is installed, peft imports it; it warns of kernels it does without, and of every cast it makes.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 # Parts that stay as they are, as patterns from the start of a module's name: what sees is small and suffers most from
 # rounding, and the head's numbers are the log-probs themselves.
 _KEPT = [rf"(.*\.)?{part}" for part in ("visual", "vision_tower", "vision_model", "multi_modal_projector", "lm_head")]
@@ -29,7 +32,6 @@ def quantized(kind: Literal["nf4", "int8"], dtype: torch.dtype, device: torch.de
             f"model.quantization: found {kind} without bitsandbytes; needed that package. Install it "
             "(pip install 'dapo-stages[quantization]'), or set model.quantization to null."
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every cast it makes
     if kind == "nf4":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -50,4 +52,4 @@ def compute_exactly(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (to mypy it is a tensor)

@@ -188,8 +188,8 @@ def _send(source: Source, subject: Subject, files: list[str], card: str, private
             )
         except (HfHubHTTPError, OSError) as error:
             raise HubError(
-                f"{subject.repo}: found the hub refusing or out of reach ({' '.join(str(error).split())[:300]}); needed "
-                f"a connection and a token that may write there. Check {TOKEN} and run it again."
+                f"{subject.repo}: found the hub refusing or out of reach ({' '.join(str(error).split())[:300]}); "
+                f"needed a connection and a token that may write there. Check {TOKEN} and run it again."
             ) from None
     return str(commit.commit_url)
 
