@@ -1,4 +1,4 @@
-"""Averages of checkpoints, file by file: no more than one file of the result is in memory."""
+"""Averages of checkpoints, file by file: memory is bounded by a file of the result, however large the checkpoint."""
 
 from __future__ import annotations
 

@@ -35,10 +35,12 @@ class Subject:
 def held_out(evaluation: Source, policy: Manifest) -> Figures:
     """The figures of an evaluation; empty unless it is of this policy, or of the one adapter that was merged into it.
 
-    Merging an adapter only rounds: tests hold its log-probs to those of the adapter.
+    Merging an adapter only rounds: tests hold its log-probs to those of the adapter. Over a quantised base it does
+    more, and the adapter's figures are not the merged policy's.
     """
     judged = {policy.content_hash}
-    if policy.stage == "merge" and policy.counts.get("policies") == 1 and "policy-1" in policy.inputs:
+    exact = evaluation.manifest.config.get("model.quantization") is None
+    if exact and policy.stage == "merge" and policy.counts.get("policies") == 1 and "policy-1" in policy.inputs:
         judged.add(policy.inputs["policy-1"].content_hash)
     made_from = evaluation.manifest.inputs.get("policy")
     if made_from is None or made_from.content_hash not in judged:

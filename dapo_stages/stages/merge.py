@@ -46,8 +46,8 @@ def main(
 ) -> None:
     """Merge an adapter into its base, or average policies, into a standard checkpoint.
 
-    A single policy is an adapter that becomes part of its base. Several are averaged tensor by tensor, adapters
-    together with their bases; weights are divided by their sum. A recipe for mergekit names its models itself;
+    A single policy is an adapter that becomes part of its base, unquantised. Several are averaged tensor by tensor,
+    adapters together with their bases; weights are divided by their sum. A recipe for mergekit names its models itself;
     --policy then says whose architecture, tokenizer and processor the result has.
 
     Example: dapo-stages merge --policy iter-0004/train/policy --policy iter-0006/train/policy --method linear
