@@ -33,6 +33,8 @@ COMMANDS = {
     "inspect": "Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.",
     "config": "Check a configuration and write it out with every key resolved.",
     "prune": "Remove large files of old iterations, as the keep section says; their manifests stay.",
+    "merge": "Merge an adapter into its base, or average policies, into a standard checkpoint.",
+    "push": "Send a policy to the Hugging Face hub, with a model card made from its run.",
 }
 
 

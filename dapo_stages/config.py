@@ -40,6 +40,11 @@ class ModelConfig(Section):
         description="torch.compile for decoding, with a static cache, and for log-probs. Worth it on CUDA for long "
         "completions; rows then stay in their batch until all are finished.",
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Hold the language model under an adapter (train.lora) in 4 or 8 bits by bitsandbytes, in every "
+        "stage; the vision tower stays as it is.",
+    )
 
 
 class WarmUpConfig(Section):
@@ -279,7 +284,10 @@ class KeepConfig(Section):
 
     rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
     states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
-    policies: Count | None = Field(None, description="Policies.")
+    policies: Count | None = Field(None, description="Policies; one that a kept adapter belongs to stays as well.")
+    best: bool = Field(
+        True, description="Keep the policy with the best held-out accuracy too, however old (best.json names it)."
+    )
 
 
 class Config(Section):
@@ -308,6 +316,11 @@ class Config(Section):
             raise ValueError(
                 f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
                 f"found {self.rewards.overlong_cache}"
+            )
+        if self.model.quantization is not None and self.train.lora is None:
+            raise ValueError(
+                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}); "
+                "found train.lora null, which trains every weight"
             )
         for phase in ("reward_weights", "early_reward_weights"):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())

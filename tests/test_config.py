@@ -162,7 +162,7 @@ def test_a_loaded_configuration_cannot_change() -> None:
 def test_sections_are_named_by_their_dots() -> None:
     assert Config().sections("model.dtype", "keep") == {
         "model.dtype": "bfloat16",
-        "keep": {"rollouts": None, "states": 2, "policies": None},
+        "keep": {"rollouts": None, "states": 2, "policies": None, "best": True},
     }
 
 
@@ -175,7 +175,7 @@ def test_sections_are_named_by_their_dots() -> None:
         ("trian: {beta: 1}", "run.yaml: unknown key `trian`; did you mean `train`?"),
         ("train: {learning_rat: 1}", "run.yaml: unknown key `train.learning_rat`; did you mean `learning_rate`?"),
         ("train: {lora: {rnak: 4}}", "run.yaml: unknown key `train.lora.rnak`; did you mean `rank`?"),
-        ("keep: {xyzzy: 4}", "run.yaml: unknown key `keep.xyzzy`; known here: rollouts, states, policies."),
+        ("keep: {xyzzy: 4}", "run.yaml: unknown key `keep.xyzzy`; known here: rollouts, states, policies, best."),
         ("weights: {replay: {sise: 4}}", "run.yaml: unknown key `weights.replay.sise`; did you mean `size`?"),
     ],
 )

@@ -16,6 +16,7 @@ from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
+from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.separate import SeparateRows
 
 
@@ -48,6 +49,11 @@ class Policy:
     def is_adapter(self) -> bool:
         """Whether the model is an adapter over frozen weights."""
         return hasattr(self.model, "get_base_model")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are held in few bits; only an adapter over them can be trained."""
+        return getattr(self.base, "hf_quantizer", None) is not None
 
     @property
     def architecture(self) -> str:
@@ -174,13 +180,19 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
         raise ModelError("model.attention: found flex without CUDA; needed sdpa, which trains on the CPU too. Set it.")
-    how = {"attn_implementation": "sdpa"} if shared else {}
+    how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
+    if config.quantization is not None:
+        how |= quantized(config.quantization, getattr(torch, config.dtype), device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
+        if config.quantization is None:
+            model = model.to(device)
+        elif device.type == "cpu":
+            compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
-        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex, config.compile)
+        policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
     except (OSError, ValueError, ImportError) as error:
         raise _unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
@@ -244,9 +256,9 @@ def save_policy(policy: Policy, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     policy.attend("separate")
     if policy.is_adapter:
-        for settings in policy.model.peft_config.values():
-            settings.base_model_name_or_path = None  # the manifest names the base; a path here is of this machine only
-        policy.model.save_pretrained(folder, safe_serialization=True)
+        from dapo_stages.models.adapters import save_adapter
+
+        save_adapter(policy, folder)
     else:
         weights = {name: value.to(policy.dtype) for name, value in policy.model.state_dict().items()}
         policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
     from dapo_stages.rewards.registry import Rewards
 
-SECTIONS = ("model.dtype", "rollout", "rewards")
+SECTIONS = ("model.dtype", "model.quantization", "rollout", "rewards")
 
 
 def main(

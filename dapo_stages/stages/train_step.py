@@ -34,6 +34,7 @@ _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs")
 OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
+    "model.quantization",
     "train",
     "planned_iterations",
     "rollout.sampler.temperature",
