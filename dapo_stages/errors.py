@@ -33,6 +33,10 @@ class ModelError(DapoStagesError):
     """A checkpoint cannot be used for what was asked of it."""
 
 
+class EngineError(DataError):
+    """What generates completions cannot be reached, failed, or gave less than is needed."""
+
+
 class LockedError(DapoStagesError):
     """Another run is writing the same output folder."""
 

@@ -35,13 +35,18 @@ def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False)
     from dapo_stages.models.adapters import load_adapter
     from dapo_stages.models.policy import load_policy
 
-    source.verify_all()
-    if "base" in source.manifest.policy:
-        _adapted(source).verify_all()
+    verify(source)
     policy = load_policy(base_of(source), config)
     if "base" in source.manifest.policy:
         load_adapter(policy, source.folder, trainable=trainable)
     return policy
+
+
+def verify(source: Source) -> None:
+    """Check every file of a policy, and of the one it is an adapter of."""
+    source.verify_all()
+    if "base" in source.manifest.policy:
+        _adapted(source).verify_all()
 
 
 def base_of(source: Source) -> str | Path:
