@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Sample:
     sampling: list[float]
     weights: list[float]
     advantage: float
+    current: bool = True  # sampled by the policy that is trained, not by one before it (replay, lag)
 
 
 @dataclass
@@ -159,9 +161,12 @@ class Trainer:
             reference_T=batch.reference,
             entropy_mask_T=None if least_entropy is None else entropy >= least_entropy,
         )
-        difference = (old - sampling).abs()
+        # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
+        current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths)
+        difference = torch.where(current, (old - sampling).abs(), 0.0)
         sums |= {
             "entropy_sum": entropy.sum(),
+            "engine_tokens": current.sum(),
             "engine_diff_sum": difference.sum(),
             "engine_diff_max": difference.max(),
         }
@@ -171,7 +176,7 @@ class Trainer:
         self, totals: dict[str, torch.Tensor], loss: float, norm: float, factor: float, completions: int
     ) -> dict[str, float]:
         sums = {name: float(value) for name, value in totals.items()}
-        tokens = sums["tokens"]
+        tokens, compared = sums["tokens"], sums["engine_tokens"]
         return {
             "loss": loss,
             "grad_norm": norm,
@@ -184,9 +189,10 @@ class Trainer:
             "kl": sums["kl_sum"] / tokens,
             "update_kl": sums["update_kl_sum"] / tokens,
             "is_weight_mean": sums["engine_is_sum"] / tokens,
-            "engine_diff_mean": sums["engine_diff_sum"] / tokens,
-            "engine_diff_max": sums["engine_diff_max"],
+            "engine_diff_mean": sums["engine_diff_sum"] / compared if compared else math.nan,
+            "engine_diff_max": sums["engine_diff_max"] if compared else math.nan,
             "engine_kl": sums["engine_kl_sum"] / tokens,
+            "engine_tokens": compared,
             "tokens": tokens,
             "completions": float(completions),
         }

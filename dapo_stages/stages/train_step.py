@@ -20,7 +20,7 @@ from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
+from dapo_stages.stages.policies import check_policy, open_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.models.optimizers import Optimizers
@@ -122,6 +122,7 @@ class TrainStep:
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(policy, optimizers, groups)
+        self._compare_engine(metrics)
         self._output.write("metrics", None, metrics)
         self._save(policy, optimizers)
         self._output.counts |= {
@@ -195,6 +196,7 @@ class TrainStep:
         def read(source: str, group_id: str) -> Prompt:
             return prompt_of(lookups[source][0].one(group_id), policy.processor)
 
+        version = version_of(self._inputs["policy"])
         members: dict[tuple[str, str], list[Row]] = {}
         for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
@@ -219,7 +221,8 @@ class TrainStep:
                         "one per token",
                         "Run weight-tokens again.",
                     )
-                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"]))
+                current = completion["policy_version"] == version
+                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"], current))
             yield TrainGroup(
                 group_id,
                 partial(read, source, group_id),
@@ -253,6 +256,26 @@ class TrainStep:
                 ]
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
         return rows
+
+    def _compare_engine(self, metrics: list[Row]) -> None:
+        """Warn where the engine sampled from another distribution than the one that is trained."""
+        updates: dict[int, dict[str, float]] = {}
+        for row in metrics:
+            updates.setdefault(row["update"], {})[row["name"]] = row["value"]
+        compared = [found for found in updates.values() if found["engine_diff_mean"] is not None]
+        tokens = sum(found["engine_tokens"] for found in compared)
+        if not tokens:
+            return
+        mean = sum(found["engine_diff_mean"] * found["engine_tokens"] for found in compared) / tokens
+        self._output.counts["engine_diff"] = mean
+        limit = self._config.engines.diff_warn
+        if not mean <= limit:
+            say(
+                f"train-step: log-probs of engine and trainer differ by {mean:.3g} on average, more than "
+                f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap; better "
+                "let the engine sample from this very policy, with the same model.dtype and pictures, without top_p, "
+                "top_k, min_p and penalties, and give log-probs of what it sampled from."
+            )
 
     def _recall(self, trainer: Trainer, work: list[list[MicroBatch]]) -> None:
         """Log-probs of the policy as it is before the first update, for all that is trained on after it.
