@@ -99,8 +99,12 @@ class ServerEngine:
             async with turns:
                 return self._completions(row, await self._ask(client, _Answer, CHAT, self._request(row, seed)))
 
-        async with self._client() as client:
-            return await asyncio.gather(*(one(client, row, seed) for row, seed in zip(prompts, seeds, strict=True)))
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(one(client, row, seed)) for row, seed in zip(prompts, seeds, strict=True)]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in asked]
 
     def _request(self, row: Row, seed: int) -> dict[str, Any]:
         return {
