@@ -1,25 +1,18 @@
-"""Runs of the environment with vLLM (`make test-vllm`), each a process of its own Python; the rest of the pipeline stays here."""
+"""Runs of the environment with vLLM (`make test-vllm`), processes of its own Python; all other stages run here."""
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 from support.commands import ROOT
 from support.pipeline import CONFIG, Run
+from support.vllm import PYTHON, Rollout
 
-PYTHON = ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
 # 16 prompts × 4: 64 completions.
 SIZES = ("rollout.prompts_per_iteration=16", "rollout.groups_per_shard=8", "rollout.dynamic_sampling=false")
-Rollout = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -49,37 +42,3 @@ def rollout(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Rollout:
 def sampled(rollout: Rollout) -> Path:
     """64 completions of the small policy."""
     return rollout()
-
-
-@contextmanager
-def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """vLLM's server on a policy: its address and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", policy, "--host", "127.0.0.1", "--port", port,
-        "--dtype", "float32", "--enforce-eager", "--max-model-len", 600, "--logprobs-mode", "processed_logprobs",
-    ]  # fmt: skip
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with open(log, "wb") as output:
-        process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=output, env=environment)
-    try:
-        _wait_for(url, process, log)
-        yield url, process
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 500
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{url}/v1/models", timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(1)
-    raise TimeoutError(log.read_text())

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.pipeline import Run, metrics, table
+from support.pipeline import Run, table
+from support.vllm import Rollout, train
 
 from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
 from dapo_stages.manifests import Source
 from dapo_stages.models.tokens import load_tokens
 from dapo_stages.shards import Row
-
-Rollout = Callable[..., Path]
-
-
-def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: object) -> pd.DataFrame:
-    """The metrics of a train-step on a rollout, after the stages between them."""
-    attention, weights = folder / "attention", folder / "weights"
-    run.command("score-attention", "--policy", policy, "--rollouts", rollouts, "--out", attention)
-    iteration = Source(rollouts).manifest.config["iteration"]
-    inputs = ["--rollouts", rollouts, "--attention", attention, "--iteration", iteration]
-    run.command("weight-tokens", *inputs, "--out", weights, weights__replay__size=0)
-    inputs = ["--policy", policy, "--rollouts", rollouts, "--weights", weights]
-    run.command("train-step", *inputs, "--out", folder / "train", **settings)
-    return metrics(folder / "train")
 
 
 def test_completions_have_pictures_ids_and_logprobs(run: Run, sampled: Path) -> None:
