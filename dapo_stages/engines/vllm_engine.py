@@ -42,6 +42,7 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         try:
             import vllm
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise EngineError(
                 "rollout.engine",
@@ -51,6 +52,7 @@ class VllmEngine:
             ) from None
         self._vllm, settings = vllm, config.engines.vllm
         longest = config.data.max_prompt_length + config.rollout.max_completion_length
+        cpu = current_platform.is_cpu()
         with _explained(checkpoint):
             self._model = vllm.LLM(
                 str(checkpoint),
@@ -59,7 +61,9 @@ class VllmEngine:
                 logprobs_mode="processed_logprobs",  # of the distribution sampled from
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 tensor_parallel_size=settings.tensor_parallel_size,
-                enforce_eager=settings.enforce_eager or vllm.platforms.current_platform.is_cpu(),
+                enforce_eager=settings.enforce_eager or cpu,
+                # A prompt cut in two needs its generator turned back, which those of CPUs cannot.
+                enable_chunked_prefill=False if cpu else None,
                 limit_mm_per_prompt={"video": 0},
                 seed=config.seed,
             )

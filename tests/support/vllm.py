@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pandas as pd
+import torch
 
+from dapo_stages.config import ModelConfig
 from dapo_stages.manifests import Source
+from dapo_stages.models.inputs import prompt_of
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.packing import Group
+from dapo_stages.models.policy import load_policy
 from support.commands import ROOT
-from support.pipeline import Run, metrics
+from support.pipeline import Run, metrics, table
 
 PYTHON = ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
 Rollout = Callable[..., Path]
@@ -33,6 +42,23 @@ def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: obje
     return metrics(folder / "train")
 
 
+def differences(rollouts: Path, policy: Path, temperature: float) -> dict[int, torch.Tensor]:
+    """|Δ log-prob| of engine and trainer over all tokens of a prompt, by the row of its source."""
+    trainer = load_policy(policy, ModelConfig(name="embedded", dtype="float32", device="cpu"))
+    trainer.attend("grouped")
+    forward = GroupLogprobs(trainer, temperature)
+    completions = table(rollouts, "completions").groupby("group_id")
+    found = {}
+    for row in Source(rollouts).rows("prompts"):
+        members = completions.get_group(row["group_id"])
+        group = Group(prompt_of(row, trainer.processor), [list(ids) for ids in members.completion_ids])
+        with torch.no_grad():
+            own, _ = forward(trainer.batch([group]))
+        number = int(re.findall(r"these (\d+)", row["problem"])[0])
+        found[number] = (own - torch.tensor(np.concatenate(members.sampling_logprobs.to_list()))).abs()
+    return found
+
+
 @contextmanager
 def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """vLLM's server on a policy: its address and its process."""
@@ -46,13 +72,21 @@ def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byt
     ]  # fmt: skip
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with open(log, "wb") as output:
-        process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=output, stderr=output, env=environment, start_new_session=True
+        )
     try:
         _wait_for(url, process, log)
         yield url, process
     finally:
-        process.terminate()
-        process.wait(60)
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a server at once, and the processes it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from support.pipeline import Run, table
-from support.vllm import serving, train
+from support.vllm import kill, serving, train
 
 SERVER = {"rollout__engine": "server", "engines__server__backoff": 0.1, "engines__server__retries": 2}
 
@@ -17,12 +17,12 @@ def test_a_server_gives_the_completions_of_vllm_in_process(run: Run, sampled: Pa
     out = tmp_path / "rollout"
     with serving(run.policy(0), tmp_path / "first.log") as (url, process):
 
-        def kill() -> None:
+        def kill_on_the_way() -> None:
             while not (out / "prompts-00000.parquet").exists():
                 time.sleep(0.01)
-            process.kill()
+            kill(process)
 
-        threading.Thread(target=kill, daemon=True).start()
+        threading.Thread(target=kill_on_the_way, daemon=True).start()
         settings = SERVER | {"engines__server__url": url, "engines__server__concurrency": 1}
         result = run.attempt("rollout", *run.rollout_inputs(1), "--out", out, **settings)
     assert (

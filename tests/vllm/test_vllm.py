@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from support.pipeline import Run, table
-from support.vllm import Rollout, train
+from support.prompts import picture
+from support.vllm import Rollout, differences, train
 
 from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
@@ -68,6 +71,30 @@ def test_attention_is_that_of_the_same_tokens_by_another_engine(
 
 def test_the_same_seed_gives_the_same_completions(sampled: Path, rollout: Rollout) -> None:
     assert Source(rollout()).manifest.content_hash == Source(sampled).manifest.content_hash
+
+
+def test_prompts_with_several_pictures_one_or_none(run: Run, rollout: Rollout, tmp_path: Path) -> None:
+    """Where the processor need not resize a picture, the trainer agrees; where it must, vLLM's resizes otherwise."""
+    sizes = [[(56, 56)], [(84, 56), (56, 112)], [], [(100, 70)], [(130, 40), (77, 211)]]
+    questions = []
+    for number, pictures in enumerate(sizes * 4):
+        names = [f"{number}-{place}.png" for place in range(len(pictures))]
+        for name, (width, height) in zip(names, pictures, strict=True):
+            picture(width, height, number).save(tmp_path / name)
+        questions.append({"image": names, "problem": f"Which of these {number}?\nA. red B. blue", "solution": "A"})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    data = tmp_path / "data"
+    run.command(
+        "prepare-data", "--policy", run.policy(0), "--out", data, data__source=tmp_path / "questions.jsonl",
+        data__held_out_fraction=0.1,
+    )  # fmt: skip
+    found = differences(rollout(data=data), run.policy(0), temperature=1.2)
+    resized = [any(side % 28 for size in pictures for side in size) for pictures in sizes]
+    exact, other = (torch.cat([found[n] for n in found if resized[n % 5] == which]) for which in (False, True))
+    for name, one in (("as they are", exact), ("resized", other)):
+        print(f"|Δ log-prob|, pictures {name}: {one.mean():.1e} on average, {one.max():.1e} at most")
+    assert exact.max() < 1e-4 and len(found) == 16
+    assert other.mean() < 0.02
 
 
 def test_an_adapter_is_merged(run: Run, rollout: Rollout, tmp_path: Path) -> None:
