@@ -65,6 +65,7 @@ class VllmEngine:
                 # A prompt cut in two needs its generator turned back, which those of CPUs cannot.
                 enable_chunked_prefill=False if cpu else None,
                 limit_mm_per_prompt={"video": 0},
+                use_tqdm_on_load=False,
                 seed=config.seed,
             )
 
