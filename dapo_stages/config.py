@@ -35,6 +35,16 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "flex"] = Field(
         "sdpa", description="Kernel of training and scoring: SDPA group by group, or FlexAttention in one call (CUDA)."
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile for decoding, with a static cache, and for log-probs. Worth it on CUDA for long "
+        "completions; rows then stay in their batch until all are finished.",
+    )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Hold the language model under an adapter (train.lora) in 4 or 8 bits by bitsandbytes, in every "
+        "stage; the vision tower stays as it is.",
+    )
 
 
 class WarmUpConfig(Section):
@@ -118,7 +128,9 @@ class RolloutConfig(Section):
     max_resample_rounds: Count = Field(
         4, description="Rounds of new prompts at most, the first included; then go on with what there is."
     )
-    groups_per_shard: Count = Field(32, description="Groups per Parquet shard, and per resumable piece of work.")
+    groups_per_shard: Count = Field(
+        32, description="Groups per Parquet shard, and per piece of work that is resumed, or shared by processes."
+    )
     batch_groups: Count = Field(
         8, description="Groups that transformers generates at the same time; the others are given a shard's at once."
     )
@@ -258,6 +270,9 @@ class EvaluateConfig(Section):
     greedy: bool = Field(True, description="Also answer greedily.")
     blank_image: bool = Field(False, description="Also answer greedily with the picture blanked.")
     max_questions: Count | None = Field(None, description="Use only the first questions.")
+    questions_per_shard: Count = Field(
+        32, description="Questions per Parquet shard, and per piece of work that is resumed, or shared by processes."
+    )
     batch_groups: Count = Field(16, description="Questions generated at the same time.")
 
 
@@ -274,7 +289,10 @@ class KeepConfig(Section):
 
     rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
     states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
-    policies: Count | None = Field(None, description="Policies.")
+    policies: Count | None = Field(None, description="Policies; one that a kept adapter belongs to stays as well.")
+    best: bool = Field(
+        True, description="Keep the policy with the best held-out accuracy too, however old (best.json names it)."
+    )
 
 
 class VllmConfig(Section):
@@ -343,6 +361,11 @@ class Config(Section):
             raise ValueError(
                 f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
                 f"found {self.rewards.overlong_cache}"
+            )
+        if self.model.quantization is not None and self.train.lora is None:
+            raise ValueError(
+                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}); "
+                "found train.lora null, which trains every weight"
             )
         for phase in ("reward_weights", "early_reward_weights"):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())

@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 
+from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
+from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.separate import SeparateRows
 from dapo_stages.models.tokens import Tokens, end_ids_of, unusable
 
@@ -28,6 +30,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
     flex: bool = False  # FlexAttention instead of SDPA over packed groups
+    compiled: bool = False  # torch.compile for decoding and log-probs
 
     def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
         """Rows of their own with padding masks, packed groups (prefill, scoring, training), or single tokens after
@@ -46,6 +49,11 @@ class Policy:
     def is_adapter(self) -> bool:
         """Whether the model is an adapter over frozen weights."""
         return hasattr(self.model, "get_base_model")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are held in few bits; only an adapter over them can be trained."""
+        return getattr(self.base, "hf_quantizer", None) is not None
 
     @property
     def architecture(self) -> str:
@@ -165,13 +173,19 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
         raise ModelError("model.attention: found flex without CUDA; needed sdpa, which trains on the CPU too. Set it.")
-    how = {"attn_implementation": "sdpa"} if shared else {}
+    how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
+    if config.quantization is not None:
+        how |= quantized(config.quantization, getattr(torch, config.dtype), device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
+        if config.quantization is None:
+            model = model.to(device)
+        elif device.type == "cpu":
+            compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
-        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex)
+        policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
     except (OSError, ValueError, ImportError) as error:
         raise unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
@@ -211,12 +225,21 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
 
 
 def device_of(config: ModelConfig) -> torch.device:
-    """The device a model is put on."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device a model is put on; each of several processes on a machine has a GPU of its own."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device: found no CUDA device; needed one. Set model.device to auto or cpu.")
-    return torch.device(config.device)
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.count() == 1:
+        return torch.device("cuda")
+    found, index = torch.cuda.device_count(), ranks.local_rank()
+    if index >= found:
+        raise ModelError(
+            f"process {index + 1} on this machine: found {found} CUDA devices; needed one for each process. Start "
+            f"{found} processes, or set model.device to cpu."
+        )
+    torch.cuda.set_device(index)  # what Triton and NCCL go by
+    return torch.device("cuda", index)
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
@@ -226,9 +249,9 @@ def save_policy(policy: Policy, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     policy.attend("separate")
     if policy.is_adapter:
-        for settings in policy.model.peft_config.values():
-            settings.base_model_name_or_path = None  # the manifest names the base; a path here is of this machine only
-        policy.model.save_pretrained(folder, safe_serialization=True)
+        from dapo_stages.models.adapters import save_adapter
+
+        save_adapter(policy, folder)
     else:
         weights = {name: value.to(policy.dtype) for name, value in policy.model.state_dict().items()}
         policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)

@@ -19,11 +19,11 @@ from dapo_stages.models.separate import SeparateRows
 
 @dataclass
 class Sample:
-    """One completion in training. Lists are [C]."""
+    """One completion in training. Sequences are [C]."""
 
-    ids: list[int]
-    sampling: list[float]
-    weights: list[float]
+    ids: Sequence[int]
+    sampling: Sequence[float]
+    weights: Sequence[float]
     advantage: float
     current: bool = True  # sampled by the policy that is trained, not by one before it (replay, lag)
 

@@ -10,6 +10,7 @@ from typing import Any
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.reporting import html, markdown
+from dapo_stages.reporting.best import find_best, write_best
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
 from dapo_stages.reporting.samples import Sample, collect_samples
@@ -54,6 +55,7 @@ class Reported:
     def write(self) -> Path:
         """Rebuild the run's documents; the path of the page."""
         name = self.run.resolve().name
+        write_best(self.run)
         table = self.table(stages=True)
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
@@ -77,6 +79,7 @@ class Reported:
             "prompts": f"{sum(rollout['groups'] for rollout in rollouts):,}",
             "completions": f"{sum(rollout['completions'] for rollout in rollouts):,}",
             "attention": _span([f["iteration"] for f in self.figures if attention_is_off(f)], "not measured in"),
+            "best": str(find_best(self.run) or ""),
             "optimiser steps": f"{updates:,}",
             "time in stages": f"{minutes:.1f} min",
             "up to": ended.replace("T", " ").replace("+00:00", " UTC"),

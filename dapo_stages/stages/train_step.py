@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from array import array
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from dapo_stages.models.optimizers import Optimizers
     from dapo_stages.models.packing import Prompt
     from dapo_stages.models.policy import Policy
-    from dapo_stages.models.update import MicroBatch, Trainer, TrainGroup
+    from dapo_stages.models.update import MicroBatch, Sample, Trainer, TrainGroup
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
+_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs")
 OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
+    "model.quantization",
     "train",
     "planned_iterations",
     "rollout.sampler.temperature",
@@ -118,7 +120,7 @@ class TrainStep:
         torch.manual_seed(int(seed[0]))
         with ExitStack() as stack:
             policy, optimizers = self._prepare()
-            groups = list(self._groups(stack, policy))
+            groups = self._groups(stack, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(policy, optimizers, groups)
@@ -176,58 +178,52 @@ class TrainStep:
                 "Leave --state out to start the optimiser afresh.",
             ) from None
 
-    def _groups(self, stack: ExitStack, policy: Policy) -> Iterator[TrainGroup]:
+    def _groups(self, stack: ExitStack, policy: Policy) -> list[TrainGroup]:
         """The groups with completions in the loss. Token lists are in memory, pictures are read when needed."""
         from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.update import Sample, TrainGroup
+        from dapo_stages.models.update import TrainGroup
 
         sources = {
             "fresh": (self._inputs["rollouts"], "prompts", "completions"),
             "replay": (self._inputs["weights"], "replayed-prompts", "replayed-completions"),
         }
-        lookups: dict[str, tuple[RowLookup, RowLookup]] = {}
-        for source, (folder, prompts, completions) in sources.items():
-            lookups[source] = (
-                stack.enter_context(folder.lookup(prompts, "group_id")),
-                stack.enter_context(folder.lookup(completions, "completion_id")),
-            )
+        prompts = {
+            source: stack.enter_context(folder.lookup(kind, "group_id"))
+            for source, (folder, kind, _) in sources.items()
+        }
+        completions = {
+            source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
+            for source, (folder, _, kind) in sources.items()
+        }
 
         @lru_cache(maxsize=_PROMPTS_KEPT)
         def read(source: str, group_id: str) -> Prompt:
-            return prompt_of(lookups[source][0].one(group_id), policy.processor)
+            return prompt_of(prompts[source].one(group_id), policy.processor)
 
-        version = version_of(self._inputs["policy"])
-        members: dict[tuple[str, str], list[Row]] = {}
+        groups: dict[tuple[str, str], TrainGroup] = {}
         for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
-                members.setdefault((row["source"], row["group_id"]), []).append(row)
-        for (source, group_id), rows in members.items():
-            completions_of = lookups[source][1]
-            samples = []
-            for row in rows:
-                if row["completion_id"] not in completions_of:
-                    raise DataError(
-                        self._inputs["weights"].folder,
-                        f"weights of completion {row['completion_id']}, which is not in the rollouts",
-                        "weights of these rollouts",
-                        "Run weight-tokens again.",
-                    )
-                completion = completions_of.one(row["completion_id"])
-                ids, weights = completion["completion_ids"], row["token_weights"]
-                if len(ids) != len(weights):
-                    raise DataError(
-                        self._inputs["weights"].folder,
-                        f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}",
-                        "one per token",
-                        "Run weight-tokens again.",
-                    )
-                current = completion["policy_version"] == version
-                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"], current))
-            yield TrainGroup(
-                group_id,
-                partial(read, source, group_id),
-                samples,
-            )
+                key = source, group_id = row["source"], row["group_id"]
+                group = groups.setdefault(key, TrainGroup(group_id, partial(read, source, group_id), []))
+                group.samples.append(self._sample(row, completions[source]))
+        return list(groups.values())
+
+    def _sample(self, row: Row, completions: RowLookup) -> Sample:
+        """A completion in arrays: as Python lists those of a whole iteration would take eight times the memory."""
+        from dapo_stages.models.update import Sample
+
+        folder = self._inputs["weights"].folder
+        if row["completion_id"] not in completions:
+            found = f"weights of completion {row['completion_id']}, which is not in the rollouts"
+            raise DataError(folder, found, "weights of these rollouts", "Run weight-tokens again.")
+        completion = completions.one(row["completion_id"])
+        ids, weights = completion["completion_ids"], row["token_weights"]
+        if len(ids) != len(weights):
+            found = f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}"
+            raise DataError(folder, found, "one per token", "Run weight-tokens again.")
+        sampling = array("f", completion["sampling_logprobs"])
+        current = completion["policy_version"] == version_of(self._inputs["policy"])
+        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], current)
 
     def _train(self, policy: Policy, optimizers: Optimizers, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches

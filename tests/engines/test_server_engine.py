@@ -109,7 +109,7 @@ def test_a_server_that_dies_leaves_whole_shards_and_another_carries_on(
         "tries; needed an answer within engines.server.timeout=600 s. Look into the server's log, start it again, and "
         "run rollout again: finished shards are kept."
     ) in result.stderr
-    assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet", "prompts-00000.parquet"}
+    assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
     assert not (out / "manifest.json").exists()
     with FakeServer(small_run.policy(0)) as server:  # at another address, with other patience
         result = attempt(small_run, server, out, engines__server__retries=7, engines__server__concurrency=1)

@@ -234,6 +234,7 @@ def evaluation(run: Path, number: int, greedy: float) -> None:
         output.write("completions", 0, rows)
         write_text(output.folder / "metrics.json", json.dumps(metrics))
         output.add_files("metrics.json")
+        output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     policy = run / "policy" if number == 0 else run / f"iter-{number:04d}" / "train" / "policy"
     inputs = {"policy": Source(policy), "data": Source(run / "data")}

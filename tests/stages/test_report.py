@@ -147,7 +147,10 @@ def test_the_terminal_shows_the_table_and_the_path(reported: Path) -> None:
     lines = report(reported).stdout.splitlines()
     assert lines[0].split()[:2] == ["iteration", "reward"]
     assert lines[3].split()[:7] == ["2", "1.500", "75.0%", "87.5%", "75.0%", "37.5%", "85.0%"]
-    assert lines[-1] == str(reported / "report.html")
+    assert lines[-2:] == [
+        f"best: iteration 2, held-out greedy 75.0% -> {reported}/iter-0002/train/policy",
+        str(reported / "report.html"),
+    ]
 
 
 def test_json_gives_the_figures(reported: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -241,10 +242,15 @@ def test_the_same_step_gives_the_same_hash(small_run: Run, tmp_path: Path) -> No
 
 
 def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Path) -> None:
-    lora = {"train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}"}
+    lora = {"train__lora": "{rank: 4, alpha: 8, target_modules: [v_proj, q_proj]}"}
     one = train(small_run, tmp_path / "one", **lora)
     names = {path.name for path in (one / "policy").iterdir()}
-    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+    assert names == {
+        "adapter_model.safetensors", "adapter_config.json", "manifest.json", "chat_template.jinja", "tokenizer.json",
+        "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    }  # fmt: skip
+    adapter = json.loads((one / "policy/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] is None and adapter["target_modules"] == ["q_proj", "v_proj"]
     small_run.command(
         "rollout", "--policy", one / "policy", "--data", small_run.folder / "data", "--iteration", 2,
         "--out", tmp_path / "rollout", rollout__dynamic_sampling="false",

@@ -18,7 +18,7 @@ def test_a_server_gives_the_completions_of_vllm_in_process(run: Run, sampled: Pa
     with serving(run.policy(0), tmp_path / "first.log") as (url, process):
 
         def kill_on_the_way() -> None:
-            while not (out / "prompts-00000.parquet").exists():
+            while not (out / "completions-00000.parquet").exists():
                 time.sleep(0.01)
             kill(process)
 
@@ -28,7 +28,7 @@ def test_a_server_gives_the_completions_of_vllm_in_process(run: Run, sampled: Pa
     assert (
         result.code == 3 and "at the last of 3 tries" in result.stderr and "finished shards are kept" in result.stderr
     )
-    assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet", "prompts-00000.parquet"}
+    assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
     with serving(run.policy(0), tmp_path / "second.log") as (url, _):
         began = time.monotonic()
         run.command("rollout", *run.rollout_inputs(1), "--out", out, **SERVER | {"engines__server__url": url})
