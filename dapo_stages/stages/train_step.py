@@ -21,7 +21,7 @@ from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
+from dapo_stages.stages.policies import check_policy, open_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
@@ -128,6 +128,7 @@ class TrainStep:
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(trainer, groups)
+        self._compare_engine(metrics)
         self._save(policy, trainer.worker)
         if ranks.rank() == 0:
             self._output.write("metrics", None, metrics)
@@ -246,7 +247,8 @@ class TrainStep:
             found = f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}"
             raise DataError(folder, found, "one per token", "Run weight-tokens again.")
         sampling = array("f", completion["sampling_logprobs"])
-        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"])
+        current = completion["policy_version"] == version_of(self._inputs["policy"])
+        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], current)
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
@@ -281,6 +283,26 @@ class TrainStep:
                 ]
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
         return rows
+
+    def _compare_engine(self, metrics: list[Row]) -> None:
+        """Warn where the engine sampled from another distribution than the one that is trained."""
+        updates: dict[int, dict[str, float]] = {}
+        for row in metrics:
+            updates.setdefault(row["update"], {})[row["name"]] = row["value"]
+        compared = [found for found in updates.values() if found["engine_diff_mean"] is not None]
+        tokens = sum(found["engine_tokens"] for found in compared)
+        if not tokens:
+            return
+        mean = sum(found["engine_diff_mean"] * found["engine_tokens"] for found in compared) / tokens
+        self._output.counts["engine_diff"] = mean
+        limit = self._config.engines.diff_warn
+        if not mean <= limit:
+            say(
+                f"train-step: log-probs of engine and trainer differ by {mean:.3g} on average, more than "
+                f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap; better "
+                "let the engine sample from this very policy, with the same model.dtype and pictures, without top_p, "
+                "top_k, min_p and penalties, and give log-probs of what it sampled from."
+            )
 
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Log-probs of the policy as it is before the first update, for all that is trained on after it.
