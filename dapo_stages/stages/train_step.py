@@ -63,7 +63,8 @@ def main(
 ) -> None:
     """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
 
-    Without --state the optimiser starts afresh; with it, momentum and schedule carry on.
+    Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
+    trains in several processes (DDP, FSDP2, DeepSpeed).
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
