@@ -24,6 +24,7 @@ class Sample:
     sampling: list[float]
     weights: list[float]
     advantage: float
+    lag: int = 0  # train-steps between the policy that sampled it and the one that is trained
 
 
 @dataclass

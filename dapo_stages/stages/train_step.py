@@ -20,7 +20,7 @@ from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
+from dapo_stages.stages.policies import check_policy, open_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.models.optimizers import Optimizers
@@ -60,7 +60,8 @@ def main(
 ) -> None:
     """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
 
-    Without --state the optimiser starts afresh; with it, momentum and schedule carry on.
+    Without --state the optimiser starts afresh; with it, momentum and schedule carry on. The rollouts may be of an
+    older policy than --policy: each token then counts by a truncated importance weight (train.engine_is_cap).
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
@@ -219,7 +220,8 @@ class TrainStep:
                         "one per token",
                         "Run weight-tokens again.",
                     )
-                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"]))
+                lag = version_of(self._inputs["policy"]) - completion["policy_version"]
+                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"], lag))
             yield TrainGroup(
                 group_id,
                 partial(read, source, group_id),
@@ -244,7 +246,7 @@ class TrainStep:
         with progress("train-step: updates", len(work)) as advance:
             for update, batches in enumerate(work):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
-                metrics = trainer.update(batches, factor)
+                metrics = trainer.update(batches, factor) | {"policy_lag": _mean_lag(batches)}
                 if metrics["skipped"]:
                     say(f"train-step: update {update} skipped, its loss or gradient is not finite")
                 rows += [
@@ -309,6 +311,12 @@ class TrainStep:
         save_master_weights(policy, state / MASTER)
         self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
+
+
+def _mean_lag(batches: list[MicroBatch]) -> float:
+    """Train-steps between sampling and training, mean over completions: 0 on-policy, more with `lag` and replay."""
+    lags = [sample.lag for batch in batches for sample in batch.samples]
+    return sum(lags) / len(lags)
 
 
 def _finite(value: float) -> float | None:
