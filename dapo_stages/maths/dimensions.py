@@ -148,3 +148,16 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": _published("qwen2_vl", 1536, 8960, 28, 12, 2, 151936),
     "Qwen/Qwen2-VL-7B-Instruct": _published("qwen2_vl", 3584, 18944, 28, 28, 4, 152064),
 }
+
+# The embedded policy (models/embedded.py).
+EMBEDDED: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 448,
+    "tie_word_embeddings": True,
+    "vision_config": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "fullatt_block_indexes": [1]},
+}

@@ -48,7 +48,7 @@ class Memory:
 
 
 def rollout(d: Dimensions, work: Work, groups: int, b: int) -> Memory:
-    """Generation of `groups` prompts at a time: the fullest of prefill, sharing out the prompts' cache, and decoding."""
+    """Generation of `groups` prompts at a time: the fullest of prefill, sharing out their cache, and decoding."""
     rows, prompts = groups * work.count, groups * work.prompt
     prefix = _cache(d, prompts, b)
     step = 5 * rows * d.heads * (work.prompt + work.completion) * FLOAT + 5 * rows * d.vocabulary * FLOAT
@@ -58,7 +58,10 @@ def rollout(d: Dimensions, work: Work, groups: int, b: int) -> Memory:
         "scores and logits of a step": step,
     }
     share = {"cache of the prompts": 2 * prefix}
-    prefill = {"cache of the prompts": prefix, "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b))}
+    prefill = {
+        "cache of the prompts": prefix,
+        "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b)),
+    }
     peak = max(prefill, share, decode, key=_sum)
     return Memory({**_weights(d, b), **_pictures(d, groups * work.patches), **peak}, {})
 
@@ -84,7 +87,8 @@ def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int) -> Me
 class Training:
     """How train-step is configured."""
 
-    micro_batches: int  # per update and rank
+    groups: int  # of the iteration, on this rank
+    micro_batches: int  # per update, on this rank
     checkpointing: bool
     logprob_chunk: int
     trained: int  # parameters that get gradients
@@ -112,10 +116,13 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     logits = 5 * min(rows, t.logprob_chunk) * d.vocabulary * FLOAT
     cast = {"weights cast to bfloat16": 2 * t.trained} if autocast else {}
     head = {"activations": activations, "logits": logits, **cast}
-    backward = {"activations": activations + (max(one, every) if t.checkpointing else 0), "gradients of a layer": gradients}
+    backward = {
+        "activations": activations + (max(one, every) if t.checkpointing else 0),
+        "gradients of a layer": gradients,
+    }
     backward |= {} if t.checkpointing else cast
     peak = max(head, backward, step, key=_sum)
-    host["prepared prompts"] = PROMPTS_KEPT * work.patches * d.patch * FLOAT
+    host["prepared prompts"] = min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
     return Memory({**states, **_pictures(d, patches), **peak}, host)
 
 
@@ -195,7 +202,7 @@ def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
     Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), 2 kv; per group the keys and values
     that its completions see, their queries and outputs, and the prompt's output.
     """
-    norms, others = 4 * d.hidden * FLOAT, (4 if b == FLOAT else 6) * d.hidden * b
+    norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 4) * d.hidden * b
     per_token = 4 * d.mlp * b + norms + others + 2 * d.kv * b
     seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.hidden + work.prompt * d.hidden
     return groups * (work.tokens * per_token + seen * b)
@@ -203,7 +210,7 @@ def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
 
 def _saved_vision(d: Dimensions, patches: int, b: int) -> int:
     """The same of a vision layer: per patch 4 m of the MLP and 13 h (14 h with norms in float32)."""
-    norms, others = 2 * d.vision_hidden * FLOAT, (11 if b == FLOAT else 12) * d.vision_hidden * b
+    norms, others = 2 * d.vision_hidden * FLOAT, (12 if b == 2 else 11) * d.vision_hidden * b
     return patches * (4 * d.vision_mlp * b + norms + others)
 
 
