@@ -72,7 +72,7 @@ class Dimensions:
             "up_proj": [(text, h, m)],
             "down_proj": [(text, m, h)],
             "qkv": [(tower, v, 3 * v)],
-            "proj": [(tower, v, v)],
+            "proj": [(tower, v, v), (1, self.patch, v)],
         }
         if self.gated:  # the same names in both parts
             for name, shape in (("gate_proj", (v, vm)), ("up_proj", (v, vm)), ("down_proj", (vm, v))):

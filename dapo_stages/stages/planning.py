@@ -15,7 +15,8 @@ GIB = 2**30
 TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
 # Beside live bytes, measured on CPUs (tests/stages/test_plan_memory.py); on CUDA an assumption: context, kernels, NCCL.
 OVERHEAD = {"cpu": 80 * 2**20, "cuda": 3 * 2**29}
-HEADROOM = 0.9  # share of the memory that live bytes may take; the rest is what the allocator keeps beside them
+# Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
+HEADROOM = {"cpu": 0.65, "cuda": 0.9}
 _TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -144,7 +145,7 @@ class Plan:
 
     def answer(self, name: str, memory: float, picture_bytes: int) -> dict[str, Any]:
         """Everything that is shown."""
-        usable = int(memory * GIB * HEADROOM)
+        usable = int(memory * GIB * HEADROOM[self.device])
         peaks, seconds, files = self.memory(), self.seconds(), self.files(picture_bytes)
         slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
         worst = max(peaks, key=lambda stage: peaks[stage].total)

@@ -70,6 +70,7 @@ def main() -> None:
 
 def _measured(answer: Connection, folder: str, words: list[str]) -> None:
     from benchmarks.measure import peak_above_now
+
     from support.commands import Result, run
 
     os.chdir(folder)
