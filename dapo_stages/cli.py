@@ -9,12 +9,13 @@ import signal
 import sys
 from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from dapo_stages.errors import EXIT_BAD_INPUT, DapoStagesError, InterruptedStage
+from dapo_stages import ranks
+from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
 
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
 COMMANDS = {
@@ -33,6 +34,8 @@ COMMANDS = {
     "inspect": "Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.",
     "config": "Check a configuration and write it out with every key resolved.",
     "prune": "Remove large files of old iterations, as the keep section says; their manifests stay.",
+    "merge": "Merge an adapter into its base, or average policies, into a standard checkpoint.",
+    "push": "Send a policy to the Hugging Face hub, with a model card made from its run.",
 }
 
 
@@ -66,7 +69,8 @@ def stages() -> None:
 
 
 def main() -> None:
-    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted)."""
+    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted), and 1
+    where another process of the stage is gone."""
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
     gc.set_threshold(10_000, 20, 20)
     atexit.register(gc.freeze)
@@ -76,13 +80,22 @@ def main() -> None:
     try:
         app()
     except (DapoStagesError, InterruptedStage) as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in _MENDABLE:
+        _end(str(error), error.exit_code)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MENDABLE:
+            _end(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)
+        if ranks.fail(repr(error), EXIT_LOST):
             raise
-        print(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(EXIT_LOST)
+    finally:
+        ranks.leave()
+
+
+def _end(why: str, code: int) -> NoReturn:
+    """Say why, in the first of several processes to fail, and exit."""
+    if ranks.fail(why, code):
+        print(why, file=sys.stderr)
+    sys.exit(code)
 
 
 # What the file system refuses and a person can mend.
@@ -98,7 +111,8 @@ _MENDABLE = {
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    raise InterruptedStage(f"stopped by {name}; what is finished stays. Run the same command again to carry on.")
+    carry_on = f"stopped by {name}; what is finished stays. Run the same command again to carry on."
+    raise ranks.trouble() or InterruptedStage(carry_on)
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

@@ -1,4 +1,7 @@
-"""What a person sees: progress on a terminal, plain lines in a log, JSON where a program asked for it."""
+"""What a person sees: progress on a terminal, plain lines in a log, JSON where a program asked for it.
+
+Of several processes of one stage, the first speaks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from dapo_stages import ranks
+
 Advance = Callable[[int, str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -16,12 +21,14 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 def say(text: str) -> None:
     """A plain line for people, on stderr, so that stdout stays for --json."""
-    print(text, file=sys.stderr, flush=True)
+    if ranks.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def answer(result: Mapping[str, Any]) -> None:
     """The machine-readable result of a command, on stdout."""
-    print(json.dumps(result, allow_nan=False, ensure_ascii=False, default=str), flush=True)
+    if ranks.rank() == 0:
+        print(json.dumps(result, allow_nan=False, ensure_ascii=False, default=str), flush=True)
 
 
 @contextmanager
@@ -30,7 +37,7 @@ def progress(what: str, total: int | None) -> Iterator[Advance]:
 
     Call `advance(done, note)` with how much more is done and a short note such as the current accuracy.
     """
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and ranks.rank() == 0:
         with _bar(what, total) as advance:
             yield advance
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+EXIT_LOST = 1
 EXIT_BAD_INPUT = 3
 EXIT_LOCKED = 4
 EXIT_INTERRUPTED = 130
@@ -33,10 +34,32 @@ class ModelError(DapoStagesError):
     """A checkpoint cannot be used for what was asked of it."""
 
 
+class EngineError(DataError):
+    """What generates completions cannot be reached, failed, or gave less than is needed."""
+
+
+class HubError(DapoStagesError):
+    """The hub cannot be reached, or does not take what is sent."""
+
+
 class LockedError(DapoStagesError):
     """Another run is writing the same output folder."""
 
     exit_code = EXIT_LOCKED
+
+
+class RankError(DapoStagesError):
+    """A process of a stage that runs in several is missing."""
+
+    exit_code = EXIT_LOST
+
+
+class PeerError(DapoStagesError):
+    """Another process of this stage has failed; this one ends with it. The other one says why."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class InterruptedStage(BaseException):

@@ -1,4 +1,8 @@
-"""Where a stage writes: one writer per folder, resumable shard by shard, published by its manifest alone."""
+"""Where a stage writes: one run per folder, resumable shard by shard, published by its manifest alone.
+
+Of several processes of one stage, the first locks, decides and publishes; each writes shards of its own and notes them
+in a file of its own. How many they are leaves no trace in what is published.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dapo_stages import __version__
+from dapo_stages import __version__, ranks
 from dapo_stages.errors import DataError, LockedError
 from dapo_stages.manifests import (
     MANIFEST,
@@ -37,7 +41,7 @@ from dapo_stages.shards import (
     write_text,
 )
 
-_PARTIAL = ".partial.json"
+_NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
 _NEXT = ".next"
 _LOCK = ".lock"
 _SWAPPING = ".swapping"
@@ -67,7 +71,7 @@ class Plan:
             except DataError:  # damaged, or of another version
                 return "stale"
             return "complete" if made.fingerprint == self.fingerprint and not made.pruned else "stale"
-        return "partial" if (self.out / _PARTIAL).exists() else "new"
+        return "partial" if _notes(self.out) else "new"
 
 
 class Output:
@@ -76,14 +80,57 @@ class Output:
     def __init__(self, plan: Plan, folder: Path, shards: list[Shard]) -> None:
         self.plan, self.folder = plan, folder
         self._shards = {shard.name: shard for shard in shards}
+        self._unshared: list[Shard] = []
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         self.counts: dict[str, Any] = {}
         self.policy: dict[str, Any] = {}
-        self._save_partial()  # from now on the folder is known to be ours
+        self._note()  # from now on the folder is known to be ours
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Those that are finished, as far as this process knows."""
+        return list(self._shards.values())
 
     def has(self, name: str) -> bool:
-        """Whether a shard is there already, from before an interruption."""
+        """Whether a shard is there already: from before an interruption, or written and shared just now."""
         return name in self._shards
+
+    def fill(self, kind: str, numbers: Iterable[int], rows: Callable[[int], Iterable[Row]]) -> Iterator[int]:
+        """Write the shards of a kind that are missing, every process its part of them; none goes on before the rest.
+
+        Gives the number of each shard as it is done: those of before an interruption, this process's, the others'.
+        """
+        numbers = list(numbers)
+        missing = [number for number in numbers if not self.has(shard_name(kind, number))]
+        mine = ranks.part(missing)
+        yield from sorted(set(numbers) - set(missing))
+        for number in mine:
+            self.write(kind, number, rows(number))
+            yield number
+        self.share()
+        yield from sorted(set(missing) - set(mine))
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Remove the shards that are not among these. Every process has shared what it wrote."""
+        for name in self._shards.keys() - set(names):
+            del self._shards[name]
+            if ranks.rank() == 0:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def share(self) -> None:
+        """Wait for the other processes of the stage, and know their shards too."""
+        for shards in ranks.gather([asdict(shard) for shard in self._unshared]):
+            self._shards |= {shard["name"]: Shard(**shard) for shard in shards}
+        self._unshared.clear()
+
+    def restart(self) -> None:
+        """Forget and remove what an interrupted run left, in all processes: the work is of one piece."""
+        ranks.barrier()  # nobody is writing a note
+        if ranks.rank() == 0:
+            _clear(self.folder, keep=set())
+        ranks.barrier()
+        self._shards.clear()
+        self._note()
 
     def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
         """Write one shard: `completions`, 3 -> completions-00003.parquet."""
@@ -91,6 +138,7 @@ class Output:
 
         path = self.folder / shard_name(kind, index)
         self._add(write_shard(path, schema_of(kind, self.plan.rewards, self.plan.stage), rows))
+        self._note()
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Rows of a shard that this stage wrote, before an interruption or just now."""
@@ -106,11 +154,11 @@ class Output:
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                if file.is_file() and file.name not in {MANIFEST, _PARTIAL, _LOCK}:
+                if file.is_file() and file.name not in {MANIFEST, _LOCK} and not _is_note(file.name):
                     fsync_file(file)
-                    self._shards[file.relative_to(self.folder).as_posix()] = describe_file(self.folder, file)
+                    self._add(describe_file(self.folder, file))
         fsync_folder(self.folder)
-        self._save_partial()
+        self._note()
 
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
         """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself."""
@@ -123,10 +171,10 @@ class Output:
         return manifest
 
     def publish(self) -> Manifest:
-        """Write the manifest, and with it the output."""
+        """Write the manifest, and with it the output. The other processes have shared their last shards."""
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
         write_manifest(self.folder, manifest)
-        (self.folder / _PARTIAL).unlink(missing_ok=True)
+        _forget(self.folder)
         _finish_replacement(self.plan.out)
         return manifest
 
@@ -156,11 +204,11 @@ class Output:
 
     def _add(self, shard: Shard) -> None:
         self._shards[shard.name] = shard
-        self._save_partial()
+        self._unshared.append(shard)
 
-    def _save_partial(self) -> None:
+    def _note(self) -> None:
         state = {"fingerprint": self.plan.fingerprint, "shards": [asdict(shard) for shard in self._shards.values()]}
-        write_text(self.folder / _PARTIAL, json.dumps(state))
+        write_text(self.folder / _note_name(ranks.rank()), json.dumps(state))
 
 
 def shard_name(kind: str, index: int | None) -> str:
@@ -174,37 +222,59 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
 
     An output made from something else is replaced only with `overwrite`, and stays whole until the new one is.
     The caller publishes. Raises LockedError while another run writes there, DataError if it would replace or delete.
+    Of several processes, the first decides, and each gets an Output on the same folder.
     """
+    if ranks.rank() > 0:
+        yield _join(plan)
+        return
+    with _locked(plan.out):
+        output = _open(plan, overwrite)
+        shards = output and [asdict(shard) for shard in output.shards]
+        ranks.broadcast(output and {"folder": str(output.folder), "shards": shards})
+        yield output
+
+
+def _join(plan: Plan) -> Output | None:
+    """What the first process has opened."""
+    told = ranks.broadcast(None)
+    return told and Output(plan, Path(told["folder"]), [Shard(**shard) for shard in told["shards"]])
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        plan.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise DataError(plan.out, "a file in the way", "a folder", "Name another --out.") from None
-    lock = FileLock(plan.out / _LOCK)
+        raise DataError(out, "a file in the way", "a folder", "Name another --out.") from None
+    lock = FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise LockedError(
-            f"{plan.out}: another run is writing here. Wait for it, stop it, or name another --out."
-        ) from None
+        raise LockedError(f"{out}: another run is writing here. Wait for it, stop it, or name another --out.") from None
     try:
-        _finish_replacement(plan.out)
-        state = plan.state()
-        if state == "complete" and _whole(plan.out, overwrite):
-            (plan.out / _PARTIAL).unlink(missing_ok=True)
-            os.utime(plan.out / MANIFEST)
-            yield None
-            return
-        if state == "complete":
-            state = "stale"
-        elif state != "partial":
-            _refuse_others(plan, overwrite)
-        folder = plan.out / _NEXT if state == "stale" else plan.out
-        folder.mkdir(exist_ok=True)
-        yield Output(plan, folder, _resume(plan, folder, overwrite))
+        yield
     finally:
         lock.release()
+
+
+def _open(plan: Plan, overwrite: bool) -> Output | None:
+    _finish_replacement(plan.out)
+    state = plan.state()
+    if state == "complete" and _whole(plan.out, overwrite):
+        _forget(plan.out)
+        os.utime(plan.out / MANIFEST)
+        return None
+    if state == "complete":
+        state = "stale"
+    elif state != "partial":
+        _refuse_others(plan, overwrite)
+    folder = plan.out / _NEXT if state == "stale" else plan.out
+    folder.mkdir(exist_ok=True)
+    output = Output(plan, folder, _resume(plan, folder, overwrite))
+    _forget(folder, but=_note_name(0))  # it holds what the others knew
+    return output
 
 
 def _whole(out: Path, overwrite: bool) -> bool:
@@ -243,30 +313,52 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return name in {_LOCK, _NEXT, _PARTIAL} or (name.startswith(".") and name.endswith(".tmp"))
+    return name in {_LOCK, _NEXT} or _is_note(name) or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _note_name(rank: int) -> str:
+    return f"{_NOTE}-{rank:05d}.json" if rank else f"{_NOTE}.json"
+
+
+def _is_note(name: str) -> bool:
+    return name.startswith(_NOTE) and name.endswith(".json")
+
+
+def _notes(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_NOTE}*.json"))
+
+
+def _forget(folder: Path, but: str = "") -> None:
+    for note in _notes(folder):
+        if note.name != but:
+            note.unlink()
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
     """The shards of an interrupted run that are still right; anything else in the folder is removed."""
-    shards: list[Shard] = []
-    path = folder / _PARTIAL
-    if path.exists():
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            same = state["fingerprint"] == plan.fingerprint
-            shards = [Shard(**shard) for shard in state["shards"]]
-        except (ValueError, KeyError, TypeError):
-            same, overwrite = False, True
-        if shards and not same and not overwrite and folder == plan.out:
+    shards: dict[str, Shard] = {}
+    for note in _notes(folder):
+        made_from, listed = _read_note(note)
+        if made_from == plan.fingerprint:
+            shards |= {s.name: s for s in listed if s.name not in shards and _intact(folder, s)}
+        elif listed and not overwrite and folder == plan.out:
             raise DataError(
                 folder,
                 "an unfinished output made from other inputs or configuration",
                 "the same command that was interrupted",
                 "Run that one again, pass --overwrite to start afresh, or name another --out.",
             )
-        shards = [s for s in shards if same and _intact(folder, s)]
-    _clear(folder, keep={shard.name for shard in shards})
-    return shards
+    _clear(folder, keep=set(shards))
+    return list(shards.values())
+
+
+def _read_note(path: Path) -> tuple[str, list[Shard]]:
+    """The fingerprint and the shards that a process noted; nothing if the note is damaged."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return state["fingerprint"], [Shard(**shard) for shard in state["shards"]]
+    except (ValueError, KeyError, TypeError):
+        return "", []
 
 
 def _intact(folder: Path, shard: Shard) -> bool:
@@ -277,7 +369,7 @@ def _intact(folder: Path, shard: Shard) -> bool:
 def _clear(folder: Path, keep: set[str]) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         name = path.relative_to(folder).as_posix()
-        if name in keep or name in {_LOCK, _PARTIAL} or name.split("/")[0] == _NEXT:
+        if name in keep or name == _LOCK or _is_note(name) or name.split("/")[0] == _NEXT:
             continue
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
@@ -306,7 +398,7 @@ def _finish_replacement(out: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         write_text(swapping, "")
     for path in sorted(waiting.iterdir()):
-        if path.name not in {MANIFEST, _LOCK, _PARTIAL, _SWAPPING}:
+        if path.name not in {MANIFEST, _LOCK, _SWAPPING} and not _is_note(path.name):
             os.replace(path, out / path.name)
     fsync_folder(out)
     os.replace(waiting / MANIFEST, out / MANIFEST)

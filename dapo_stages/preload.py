@@ -29,7 +29,7 @@ STARTED = b"+"
 # Of shells, of make and of our Makefile: other for every command, and read by nothing that is imported.
 _PASSING = {
     *("_", "SHLVL", "PWD", "OLDPWD", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"),
-    *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD"),
+    *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD", "LAUNCH", "LAUNCH_ARGS"),
 }
 
 

@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[1]
 STAND_IN = """#!/bin/sh
 # python -m dapo_stages STAGE … --out DIR: write DIR/manifest.json and note the call.
 [ "$1" = -m ] || exit 0
+[ "$2" = dapo_stages.launch ] && launcher=$3
 shift 2
+while [ -n "$launcher" ]; do
+  case $1 in --*) launched="$launched $2"; shift 2 ;; *) break ;; esac
+done
 stage=$1; run=; out=; iteration=
 while [ $# -gt 0 ]; do
   case $1 in --out) out=$2 ;; --run) run=$2 ;; --iteration) iteration=$2 ;; --overwrite) again=' again' ;; esac
@@ -26,7 +30,7 @@ case $stage in
   report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
 esac
 mkdir -p "$out"; echo {} > "$out/manifest.json"
-echo "$stage ${out#training_logs/t/}$again" >> calls
+echo "$stage ${out#training_logs/t/}$again$launched" >> calls
 """
 
 
@@ -159,3 +163,31 @@ def test_parallel_make_gives_the_same_stages(project: Path) -> None:
             ),
         ]
     )
+
+
+def test_stages_with_a_model_are_launched_in_as_many_processes_as_training(project: Path) -> None:
+    shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
+    (project / "pipelines/accelerate/four.yaml").write_text("distributed_type: DEEPSPEED\nnum_processes: 4 # GPUs\n")
+    plain = "pipelines/accelerate/processes.yaml"
+    calls = make(project, "iterate", "ITERS=1", "LAUNCH=four", "SCORE_LAUNCH=2", "EVALUATE_LAUNCH=1")
+    assert calls[2:] == [
+        "evaluate iter-0000/eval",
+        "report iter-0000/report",
+        f"rollout iter-0001/rollout {plain} 4",
+        f"score-attention iter-0001/attention {plain} 2",
+        "weight-tokens iter-0001/weights",
+        "train-step iter-0001/train pipelines/accelerate/four.yaml",
+        "evaluate iter-0001/eval",
+        "report iter-0001/report",
+    ]
+    calls = make(project, "train-step", "ITER=2", "LAUNCH=3", "LAUNCH_ARGS=--machine_rank 1")
+    assert calls[-1] == f"train-step iter-0002/train {plain} 3 1"
+
+
+def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
+    shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
+    command = ["make", "iterate", "RUN=t", "LAUNCH=zero9"]
+    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "LAUNCH: found zero9; needed a number of processes, or one of: " in done.stderr
+    assert "processes" in done.stderr.rpartition("one of: ")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -110,6 +111,18 @@ def test_a_damaged_note_of_progress_means_starting_afresh(text: str, tmp_path: P
         make(out, stop_after=2)
     (out / ".partial.json").write_text(text)
     assert make(out) == [0, 1, 2, 3]
+    assert content(out) == content(undisturbed)
+
+
+def test_notes_of_several_processes_are_put_together(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(PowerCutError):
+        make(out, stop_after=3)
+    note = json.loads((out / ".partial.json").read_text())
+    for name, shards in ((".partial.json", note["shards"][:1]), (".partial-00003.json", note["shards"][1:])):
+        (out / name).write_text(json.dumps(note | {"shards": shards}))
+    assert plan(out).state() == "partial"
+    assert make(out) == [3]
     assert content(out) == content(undisturbed)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Iterator
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress
 from dapo_stages.manifests import Source
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
     from dapo_stages.rewards.registry import Rewards
 
-SECTIONS = ("model.dtype", "evaluate", "rollout.sampler", "rollout.max_completion_length", "rewards")
-QUESTIONS_PER_SHARD = 128
+SECTIONS = (
+    "model.dtype",
+    "model.quantization",
+    "evaluate",
+    "rollout.sampler",
+    "rollout.max_completion_length",
+    "rewards",
+)
 METRICS = "metrics.json"
 
 
@@ -72,24 +78,29 @@ class Evaluation:
         total = int(data.manifest.counts.get("held_out", 0))
         if self._settings.max_questions is not None:
             total = min(total, self._settings.max_questions)
-        questions = islice(data.rows("held_out"), total)
+        size = self._settings.questions_per_shard
+        parts = [range(start, min(total, start + size)) for start in range(0, total, size)]
+        with data.index("held_out") as table, progress("evaluate: questions", total) as advance:
+
+            def answers(number: int) -> Iterator[Row]:
+                return self._answers(number, [table[index] for index in parts[number]])
+
+            for number in self._output.fill("completions", range(len(parts)), answers):
+                advance(len(parts[number]), "")
+        if ranks.rank() == 0:
+            self._conclude(range(len(parts)))
+
+    def _conclude(self, shards: range) -> None:
         tallies = Tallies()
-        number = 0
-        with progress("evaluate: questions", total) as advance:
-            while part := list(islice(questions, QUESTIONS_PER_SHARD)):
-                if not self._output.has(f"completions-{number:05d}.parquet"):
-                    self._output.write("completions", number, self._answers(number, part, advance))
-                else:
-                    advance(len(part), "")
-                for row in self._output.reopen("completions", number, Tallies.COLUMNS):
-                    tallies.add(row)
-                number += 1
+        for number in shards:
+            for row in self._output.reopen("completions", number, Tallies.COLUMNS):
+                tallies.add(row)
         metrics = tallies.metrics()
         write_text(self._output.folder / METRICS, json_module.dumps(metrics, indent=1, allow_nan=False) + "\n")
         self._output.add_files(METRICS)
         self._output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
-    def _answers(self, number: int, questions: list[Row], advance: Any) -> Iterator[Row]:
+    def _answers(self, number: int, questions: list[Row]) -> Iterator[Row]:
         import numpy as np
 
         from dapo_stages.engines.transformers_engine import generate
@@ -114,7 +125,6 @@ class Evaluation:
             for mode, completions in found.items():
                 for row, group in zip(batch, completions, strict=True):
                     yield from (self._row(row, mode, sample, one) for sample, one in enumerate(group))
-            advance(len(batch), "")
 
     def _row(self, question: Row, mode: str, sample: int, completion: Completion) -> Row:
         text = self._policy.text(completion.ids)

@@ -1,4 +1,7 @@
-"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end."""
+"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end.
+
+Where several processes run a stage, each fills its part of the output, and the first publishes the whole.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,57 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dapo_stages import ranks
 from dapo_stages.console import answer, say
+from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import Manifest, read_manifest
 from dapo_stages.outputs import Output, Plan, open_output
 
 
-def run(plan: Plan, work: Callable[[Output], None], *, overwrite: bool, dry_run: bool, as_json: bool) -> None:
+def run(
+    plan: Plan,
+    work: Callable[[Output], None],
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    alone: bool = False,
+) -> None:
     """Carry out a plan: `work` fills the output, which is then published.
 
-    An output that is already there is left alone; an interrupted one goes on where it stopped.
+    An output that is already there is left alone; an interrupted one goes on where it stopped. `alone` is for work
+    that several processes cannot share. Raises ConfigError if they were started for it.
     """
+    if alone and ranks.count() > 1:
+        raise ConfigError(
+            f"{plan.stage}: found {ranks.count()} processes; needed one, it shares nothing out. Start it without a "
+            "launcher."
+        )
     if dry_run:
         _describe(plan, as_json)
         return
     started = time.monotonic()
     with open_output(plan, overwrite=overwrite) as output:
-        if output is None:
-            manifest, status = read_manifest(plan.out), "unchanged"
-        else:
+        if output is not None:
             work(output)
-            manifest, status = output.publish(), "done"
+            _publish(output)
+        if ranks.rank() > 0:
+            return
+        manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"
     seconds = time.monotonic() - started
     if as_json:
         answer(_result(plan, manifest, status, seconds))
     else:
         what = ", ".join(f"{key} {_short(value)}" for key, value in manifest.counts.items() if _is_scalar(value))
         say(f"{plan.stage}: {status} in {seconds:.1f} s -> {plan.out}" + (f" ({what})" if what else ""))
+
+
+def _publish(output: Output) -> None:
+    """Publish what all processes wrote; none is done before it is there."""
+    output.share()
+    if ranks.rank() == 0:
+        output.publish()
+    ranks.barrier()
 
 
 def _describe(plan: Plan, as_json: bool) -> None:

@@ -36,6 +36,7 @@ def main(
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
+        alone=True,
     )
 
 

@@ -64,6 +64,7 @@ def main(
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=as_json,
+        alone=True,
     )
 
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import progress, say
+from dapo_stages.console import Advance, progress, say
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row
+from dapo_stages.outputs import Output, Plan, shard_name
+from dapo_stages.shards import Row, RowIndex
 from dapo_stages.stages import frame
+from dapo_stages.stages.engines import open_engine
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy, version_of
+from dapo_stages.stages.policies import check_policy, version_of
 
 if TYPE_CHECKING:
-    from dapo_stages.engines import Completion
-    from dapo_stages.models.policy import Policy
+    from dapo_stages.engines import Completion, Engine
     from dapo_stages.rewards.registry import Rewards
 
-SECTIONS = ("model.dtype", "rollout", "rewards")
+SECTIONS = ("model.dtype", "model.quantization", "rollout", "rewards")
 
 
 def main(
@@ -60,95 +64,129 @@ def main(
     )
 
 
+class Shard(NamedTuple):
+    """A part of a round: what one pair of Parquet files holds."""
+
+    number: int
+    round: int
+    first: int  # groups before it
+    prompts: list[int]  # rows of the training table
+
+
 class Rollout:
-    """One iteration's sampling, shard by shard; finished shards of an interrupted run are not sampled again."""
+    """One iteration's sampling, shard by shard; finished shards of an interrupted run are not sampled again.
+
+    Several processes share the shards among them. Which groups are kept, and which shards are needed at all, is
+    decided from the finished files in their order, so that it does not matter who sampled them, or when.
+    """
 
     def __init__(self, output: Output, config: Config, rewards: Rewards, iteration: int) -> None:
         self._output, self._config, self._rewards, self._iteration = output, config, rewards, iteration
         self._source = output.plan.inputs["policy"]
         self._kept = 0
-        self._totals = {"groups": 0, "kept": 0, "completions": 0, "correct": 0.0, "format": 0.0, "tokens": 0, "cut": 0}
 
     def run(self) -> None:
         """Sample rounds of prompts until there are enough groups, or the rounds are used up."""
         target = self._config.rollout.prompts_per_iteration
         rounds = self._config.rollout.max_resample_rounds if self._config.rollout.dynamic_sampling else 1
-        number = -1
+        done: list[Shard] = []
         with (
             self._output.plan.inputs["data"].index("train") as table,
             progress("rollout: informative groups" if rounds > 1 else "rollout: groups", target) as advance,
         ):
-            for number, (round_, start, indices) in enumerate(self._parts(len(table), rounds)):
-                before = self._kept
-                if not (self._output.has(f"prompts-{number:05d}.parquet")):
-                    self._sample(number, round_, start, [table[i] for i in indices])
-                self._count(number)
-                advance(self._kept - before, f"accuracy {self._totals['correct'] / self._totals['completions']:.3f}")
-                if rounds > 1 and self._kept >= target:
-                    break
-        if number < 0:
+            shards = self._shards(len(table), rounds)
+            while self._kept < target and (wave := list(islice(shards, self._wave()))):
+                self._sample(wave, table, advance)
+                for shard in wave:
+                    if self._kept < target:
+                        self._close(shard, table)
+                        done.append(shard)
+        if not done:
             raise DataError(self._output.plan.inputs["data"].folder, "no training prompts", "some", "Run prepare-data.")
         if self._kept < target:
             say(
-                f"rollout: {self._kept} of {target} groups are informative after {round_ + 1} rounds; going on with "
-                "these. Raise rollout.max_resample_rounds for more."
+                f"rollout: {self._kept} of {target} groups are informative after {done[-1].round + 1} rounds; going on "
+                "with these. Raise rollout.max_resample_rounds for more."
             )
-        self._output.counts |= self._figures(round_ + 1)
+        self._output.share()
+        self._output.keep(shard_name(kind, shard.number) for kind in ("prompts", "completions") for shard in done)
+        if ranks.rank() == 0:
+            self._output.counts |= self._figures(done)
 
-    def _parts(self, num_prompts: int, rounds: int) -> Iterator[tuple[int, int, list[int]]]:
-        """(round, number of groups before, rows of the training table) of each shard."""
+    def _shards(self, num_prompts: int, rounds: int) -> Iterator[Shard]:
         from dapo_stages.maths.schedule import prompts_of
 
         count, size = self._config.rollout.prompts_per_iteration, self._config.rollout.groups_per_shard
-        before = 0
+        numbers, before = itertools.count(), 0
         for round_ in range(rounds if num_prompts else 0):
             indices = prompts_of(num_prompts, self._config.seed, self._iteration, round_, count).tolist()
             for start in range(0, len(indices), size):
-                yield round_, before + start, indices[start : start + size]
+                yield Shard(next(numbers), round_, before + start, indices[start : start + size])
             before += len(indices)
 
-    def _sample(self, number: int, round_: int, start: int, prompts: list[Row]) -> None:
-        groups, completions = [], []
-        kept = self._kept
-        for offset, (prompt, sampled) in enumerate(zip(prompts, self._generate(number, prompts), strict=True)):
-            group_id = f"i{self._iteration:04d}-g{start + offset:06d}"
-            rows = [self._completion(group_id, i, prompt, c) for i, c in enumerate(sampled)]
-            correct = sum(row["reward_accuracy"] == 1 for row in rows)
-            informative = 0 < correct < len(rows) and kept < self._config.rollout.prompts_per_iteration
-            keep = informative or not self._config.rollout.dynamic_sampling
-            kept += keep
-            group = {"group_id": group_id, "iteration": self._iteration, **prompt}
-            groups.append(group | {"round": round_, "num_correct": correct, "kept": keep})
-            completions += rows
-        self._output.write("completions", number, completions)
-        self._output.write("prompts", number, groups)
+    def _wave(self) -> int:
+        """How many shards to sample next: as many as are needed in any case, and one more for each idle process."""
+        settings = self._config.rollout
+        needed = math.ceil((settings.prompts_per_iteration - self._kept) / settings.groups_per_shard)
+        return math.ceil(needed / ranks.count()) * ranks.count()
+
+    def _sample(self, wave: list[Shard], table: RowIndex, advance: Advance) -> None:
+        """Write the completions of some shards."""
+        shards = {shard.number: shard for shard in wave}
+        for number in self._output.fill("completions", shards, lambda n: self._completions(shards[n], table)):
+            correct = self._correct(number)
+            accuracy = sum(correct) / (len(correct) * self._config.rollout.num_generations)
+            advance(sum(map(self._is_wanted, correct)), f"accuracy {accuracy:.3f}")
+
+    def _completions(self, shard: Shard, table: RowIndex) -> Iterator[Row]:
+        prompts = [table[index] for index in shard.prompts]
+        sampled = self._generate(shard.number, prompts)
+        for group_id, prompt, completions in zip(self._group_ids(shard), prompts, sampled, strict=True):
+            yield from (self._completion(group_id, i, prompt, one) for i, one in enumerate(completions))
+
+    def _close(self, shard: Shard, table: RowIndex) -> None:
+        """Decide what is kept of a shard, and write its prompts. All processes decide, one writes."""
+        groups: list[Row] = []
+        correct = self._correct(shard.number)
+        for group_id, number in zip(self._group_ids(shard), correct, strict=True):
+            kept = self._is_wanted(number) and self._kept < self._config.rollout.prompts_per_iteration
+            self._kept += kept
+            group = {"group_id": group_id, "iteration": self._iteration}
+            groups.append(group | {"round": shard.round, "num_correct": number, "kept": kept})
+        name = shard_name("prompts", shard.number)
+        if shard.number % ranks.count() == ranks.rank() and not self._output.has(name):
+            rows = (table[index] | group for index, group in zip(shard.prompts, groups, strict=True))
+            self._output.write("prompts", shard.number, rows)
+
+    def _group_ids(self, shard: Shard) -> list[str]:
+        return [f"i{self._iteration:04d}-g{shard.first + offset:06d}" for offset in range(len(shard.prompts))]
+
+    def _correct(self, number: int) -> list[int]:
+        """Correct completions of each group of a shard."""
+        rows = self._output.reopen("completions", number, ["group_id", "reward_accuracy"])
+        groups = groupby(rows, key=lambda row: row["group_id"])
+        return [sum(row["reward_accuracy"] == 1 for row in group) for _, group in groups]
+
+    def _is_wanted(self, correct: int) -> bool:
+        settings = self._config.rollout
+        return 0 < correct < settings.num_generations or not settings.dynamic_sampling
 
     def _generate(self, number: int, prompts: list[Row]) -> list[list[Completion]]:
         """Completions in the order of the prompts; batches are of similar length, so that little is padded."""
         import numpy as np
 
-        from dapo_stages.engines.transformers_engine import generate
-        from dapo_stages.models.inputs import prompt_of
-
-        settings = self._config.rollout
+        size = len(prompts) if self._engine.batches_itself else self._config.rollout.batch_groups
         found: dict[int, list[Completion]] = {}
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]["prompt_ids"]))
-        for batch, start in enumerate(range(0, len(prompts), settings.batch_groups)):
-            places = order[start : start + settings.batch_groups]
+        for batch, start in enumerate(range(0, len(prompts), size)):
+            places = order[start : start + size]
             seed = np.random.SeedSequence([self._config.seed, self._iteration, number, batch]).generate_state(1)
-            sampled = generate(
-                self._policy,
-                [prompt_of(prompts[place], self._policy.processor) for place in places],
-                settings.num_generations,
-                settings.max_completion_length,
-                settings.sampler,
-                int(seed[0]),
-            )
+            sampled = self._engine.generate([prompts[place] for place in places], int(seed[0]))
             found.update(zip(places, sampled, strict=True))
         return [found[place] for place in range(len(prompts))]
 
     def _completion(self, group_id: str, sample: int, prompt: Row, completion: Completion) -> Row:
-        text = self._policy.text(completion.ids)
+        text = self._engine.tokens.text(completion.ids)
         scored = self._rewards.score(text, len(completion.ids), {**prompt, "group_id": group_id})
         return {
             "completion_id": f"{group_id}-c{sample:03d}",
@@ -156,7 +194,7 @@ class Rollout:
             "sample": sample,
             "text": text,
             "completion_ids": completion.ids,
-            "token_texts": self._policy.token_texts(completion.ids),
+            "token_texts": self._engine.tokens.token_texts(completion.ids),
             "sampling_logprobs": completion.logprobs,
             "finish_reason": completion.finish_reason,
             "engine": self._config.rollout.engine,
@@ -167,26 +205,22 @@ class Rollout:
             **{f"reward_{name}": value for name, value in scored.plugins.items()},
         }
 
-    def _count(self, number: int) -> None:
-        for row in self._output.reopen("prompts", number, ["kept"]):
-            self._totals["groups"] += 1
-            self._totals["kept"] += row["kept"]
+    def _figures(self, shards: list[Shard]) -> dict[str, Any]:
+        totals = {"completions": 0, "correct": 0.0, "format": 0.0, "tokens": 0, "cut": 0}
         columns = ["reward_accuracy", "reward_format", "completion_ids", "finish_reason"]
-        for row in self._output.reopen("completions", number, columns):
-            self._totals["completions"] += 1
-            self._totals["correct"] += row["reward_accuracy"]
-            self._totals["format"] += row["reward_format"]
-            self._totals["tokens"] += len(row["completion_ids"])
-            self._totals["cut"] += row["finish_reason"] == "length"
-        self._kept = int(self._totals["kept"])
-
-    def _figures(self, rounds: int) -> dict[str, Any]:
-        totals, completions = self._totals, self._totals["completions"]
+        for shard in shards:
+            for row in self._output.reopen("completions", shard.number, columns):
+                totals["completions"] += 1
+                totals["correct"] += row["reward_accuracy"]
+                totals["format"] += row["reward_format"]
+                totals["tokens"] += len(row["completion_ids"])
+                totals["cut"] += row["finish_reason"] == "length"
+        completions = totals["completions"]
         return {
-            "groups": totals["groups"],
-            "kept": totals["kept"],
+            "groups": sum(len(shard.prompts) for shard in shards),
+            "kept": self._kept,
             "completions": completions,
-            "rounds": rounds,
+            "rounds": shards[-1].round + 1,
             "accuracy": totals["correct"] / completions,
             "format": totals["format"] / completions,
             "mean_tokens": totals["tokens"] / completions,
@@ -194,8 +228,5 @@ class Rollout:
         }
 
     @cached_property
-    def _policy(self) -> Policy:
-        policy = open_policy(self._source, self._config.model)
-        if not policy.shares_prefixes:
-            say("rollout: this model cannot share a prompt among its completions; prompts are answered one by one")
-        return policy
+    def _engine(self) -> Engine:
+        return open_engine(self._source, self._config)

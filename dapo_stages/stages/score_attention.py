@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dapo_stages.models.packing import Group
     from dapo_stages.models.policy import Policy
 
-SECTIONS = ("model.dtype", "attention")
+SECTIONS = ("model.dtype", "model.quantization", "attention")
 
 
 def main(
@@ -58,13 +58,11 @@ class Scoring:
 
     def run(self) -> None:
         """Score what is not scored yet."""
-        shards = self._rollouts.shards("completions")
+        shards = len(self._rollouts.shards("completions"))
         pictured = self._pictured()
         statuses: dict[str, int] = {}
         with progress("score-attention: completions", self._rollouts.manifest.counts.get("completions")) as advance:
-            for number in range(len(shards)):
-                if not self._output.has(f"attention-{number:05d}.parquet"):
-                    self._output.write("attention", number, self._rows(number, pictured))
+            for number in self._output.fill("attention", range(shards), lambda n: self._rows(n, pictured)):
                 done = [row["status"] for row in self._output.reopen("attention", number, ["status"])]
                 for status in done:
                     statuses[status] = statuses.get(status, 0) + 1

@@ -67,6 +67,7 @@ def main(
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
+        alone=True,
     )
 
 

@@ -50,8 +50,9 @@ def test_a_finished_iteration_leads_to_the_next_rollout(run: Path) -> None:
     assert lines[2].split() == ["0", "–", "–", "–", "–", "done", "done"]
     assert lines[4].split() == ["2", *["done"] * 6]
     assert lines[6].startswith("Last report: iteration 2, reward 1.500, rollout accuracy 75.0%")
-    assert lines[8] == "Next (iteration 2 is finished):"
-    assert shlex.split(lines[9]) == [
+    assert lines[7] == f"Best: iteration 2, held-out greedy 75.0% -> {run}/iter-0002/train/policy"
+    assert lines[9] == "Next (iteration 2 is finished):"
+    assert shlex.split(lines[10]) == [
         *("dapo-stages", "rollout", "--config", f"{run}/config.yaml"),
         *("--policy", f"{run}/iter-0002/train/policy", "--data", f"{run}/data", "--iteration", "3"),
         *("--out", f"{run}/iter-0003/rollout"),

@@ -35,9 +35,12 @@ class Run:
         return result
 
     def attempt(self, stage: str, *args: object, **settings: Any) -> Result:
+        return run(stage, *self.options(**settings), *args)
+
+    def options(self, **settings: Any) -> list[object]:
+        """--config, and --set for each setting."""
         overrides = [*self.settings, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
-        flags = [flag for override in overrides for flag in ("--set", override)]
-        return run(stage, "--config", CONFIG, *flags, *args)
+        return ["--config", CONFIG, *(flag for override in overrides for flag in ("--set", override))]
 
     def start(self) -> None:
         self.command("init-policy", "--out", self.folder / "policy")

@@ -1,0 +1,63 @@
+"""Starts a stage in several processes: `python -m dapo_stages.launch [options of accelerate launch] STAGE …`.
+
+It is `accelerate launch … -m dapo_stages STAGE …` with the exit code of the process that failed first instead of 1 and
+a stack trace, and with the cores shared out among the processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from subprocess import CalledProcessError
+
+from dapo_stages.errors import EXIT_INTERRUPTED
+
+
+def main() -> None:
+    """Run the launcher on `sys.argv`."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch import cuda
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.ERROR)  # the processes speak for themselves
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    args = launch_command_parser().parse_args()
+    args.training_script_args = [args.training_script, *args.training_script_args]
+    args.training_script, args.module = "dapo_stages", True
+    processes, machines = args.num_processes, args.num_machines
+    if args.config_file:
+        defaults = load_config_from_file(args.config_file)
+        processes, machines = processes or defaults.num_processes, machines or defaults.num_machines
+    cores = len(os.sched_getaffinity(0)) * (machines or 1) // max(processes or 1, 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
+    if not cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        launch_command(args)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.exit(_exit_code(rank, failure.exitcode))
+    except CalledProcessError as error:  # of a configuration with one process
+        sys.exit(_exit_code(0, error.returncode))
+    except SignalException:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _exit_code(rank: int, code: int) -> int:
+    """That of a shell; a process that was killed could not say why, so it is said here."""
+    if code >= 0:
+        return code
+    print(
+        f"rank {rank} was ended by {signal.Signals(-code).name}; what is finished stays. See why (memory?), and run "
+        "the same command again to carry on.",
+        file=sys.stderr,
+    )
+    return 128 - code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Several processes of one stage: which of them this is, and the small things that they tell each other.
+
+A launcher (`accelerate launch`, `torchrun`) starts the processes and says in their environment who is who. They talk
+through torch's key-value store at the launcher's address: no CUDA and no process group, so what a stage sets up for
+its model (NCCL, gloo, DeepSpeed) is its own affair, before or after. A process that is alone imports no torch.
+
+All processes call `gather`, `broadcast` and `barrier` the same number of times, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+from dapo_stages.errors import DapoStagesError, PeerError, RankError
+
+Item = TypeVar("Item")
+
+_BEAT = 2.0  # seconds between signs of life
+_SILENT = 45.0  # seconds without one after which a process counts as gone
+_START = 300.0  # seconds that processes may start after each other: nodes differ in how fast they load torch
+_LEAVE = 10.0  # seconds that the one that hosts the store waits for the others to read its last word
+_POLL = (0.002, 0.1)  # seconds between looks: the first, and the longest
+
+
+def rank() -> int:
+    """The number of this process; 0 speaks, locks and publishes."""
+    return int(os.environ.get("RANK", 0)) if count() > 1 else 0
+
+
+def local_rank() -> int:
+    """Its number on this machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
+
+
+def count() -> int:
+    """How many processes run this stage together."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def part(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's part of some work: every count-th item."""
+    return items[rank() :: count()]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values (as of JSON) of all processes, by rank, in each of them.
+
+    Waits as long as the others are alive. Raises PeerError if one has failed, RankError if one is gone.
+    """
+    return [value] if count() == 1 else _channel().gather(value, range(count()))
+
+
+def broadcast(value: Any) -> Any:
+    """The value that rank 0 gave, in each process; what others give does not matter. Waits like `gather`."""
+    return value if count() == 1 else _channel().gather(value, [0])[0]
+
+
+def barrier() -> None:
+    """Wait until every process is here. Waits like `gather`."""
+    gather(None)
+
+
+def fail(message: str, code: int) -> bool:
+    """Let the others know that this process ends with an error, and how.
+
+    True for the first that fails: it is the one that says why. Signals are ignored from here on, because the launcher
+    sends them to all as soon as one process ends.
+    """
+    if count() == 1:
+        return True
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(ValueError):  # not the main thread
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        return _channel().fail(message, code)
+    except RankError:
+        return True
+
+
+def trouble() -> DapoStagesError | None:
+    """Why this process was interrupted, if it was because of another one. That is done by SIGTERM."""
+    return _channel().trouble if _channel.cache_info().currsize else None
+
+
+def leave() -> None:
+    """End the conversation: this process has heard all that it needs."""
+    if _channel.cache_info().currsize:
+        _channel().leave()
+
+
+@cache
+def _channel() -> _Channel:
+    return _Channel(rank(), count())
+
+
+class _Channel:
+    """The store, as one process sees it, and a thread that gives signs of life and looks for those of the others."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self._rank, self._count, self._said = rank, count, 0
+        self._store, self._hosts = _connect(rank, count)
+        self.trouble: DapoStagesError | None = None
+        self._waiting, self._over = False, threading.Event()
+        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._thread.start()
+
+    def gather(self, value: Any, of: Sequence[int]) -> list[Any]:
+        """Say a value, and hear those of some processes."""
+        self._said += 1
+        keys = [f"{self._said}/{rank}" for rank in of]
+        try:
+            if self._rank in of:
+                self._store.set(f"{self._said}/{self._rank}", json.dumps(value))
+            self._wait(keys)
+            return [json.loads(self._store.get(key)) for key in keys]
+        except RuntimeError as error:  # of torch.distributed
+            raise self._silent_store(error) from None
+
+    def fail(self, message: str, code: int) -> bool:
+        """Leave a note of an error; whether it is the first."""
+        try:
+            if self._store.add("failures", 1) > 1:
+                return False
+            self._store.set("failure", json.dumps({"rank": self._rank, "message": message, "code": code}))
+        except RuntimeError:  # the store went with its host; there is nobody to tell
+            pass
+        return True
+
+    def leave(self) -> None:
+        """Stop. The process that hosts the store goes last, or the others would lose it in mid-sentence."""
+        self._over.set()
+        self._thread.join(_BEAT)
+        with suppress(RuntimeError):
+            gone = self._store.add("gone", 1)
+            end = time.monotonic() + _LEAVE
+            while self._hosts and gone < self._count and time.monotonic() < end:
+                time.sleep(_POLL[0])
+                gone = self._store.add("gone", 0)
+
+    def _wait(self, keys: list[str]) -> None:
+        pause, longest = _POLL
+        self._waiting = True
+        try:
+            while not self._store.check(keys):
+                if self.trouble:
+                    raise self.trouble
+                time.sleep(pause)
+                pause = min(2 * pause, longest)
+        finally:
+            self._waiting = False
+
+    def _live(self) -> None:
+        """In the thread: trouble interrupts what the process does, unless it waits and looks for itself."""
+        started = time.monotonic()
+        beats = dict.fromkeys(range(self._count), (0, started))  # by rank: how many there were, and since when
+        while self.trouble is None:
+            try:
+                self._store.add(f"beat/{self._rank}", 1)
+                self.trouble = self._look(beats, started)
+            except RuntimeError as error:
+                self.trouble = self._silent_store(error)
+            if self.trouble is None and self._over.wait(_BEAT):
+                return
+        if not self._waiting and not self._over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _look(self, beats: dict[int, tuple[int, float]], started: float) -> DapoStagesError | None:
+        """What another process said of its failure, or that one is missing."""
+        if self._store.check(["failure"]):
+            note = json.loads(self._store.get("failure"))
+            return PeerError(f"rank {note['rank']} failed: {note['message']}", note["code"])
+        now = time.monotonic()
+        for rank, (before, since) in beats.items():
+            beat = self._store.add(f"beat/{rank}", 0)
+            if beat != before:
+                beats[rank] = (beat, now)
+            elif not beat and now - started > _START:
+                return RankError(_lost(f"rank {rank} of {self._count}", f"it did not start within {_START:.0f} s"))
+            elif beat and now - since > _SILENT:
+                return RankError(_lost(f"rank {rank} of {self._count}", f"it gave no sign of life for {_SILENT:.0f} s"))
+        return None
+
+    def _silent_store(self, error: Exception) -> RankError:
+        return RankError(_lost(_host(self._count), f"its store does not answer ({_first_line(error)})"))
+
+
+def _connect(rank: int, count: int) -> tuple[Any, bool]:
+    """The store of this stage, and whether this process hosts it: with a launcher like torchrun, its agent does."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    agent = _has_agent()
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(
+            address,
+            port,
+            count,
+            is_master=rank == 0 and not agent,
+            timeout=timedelta(seconds=_START),
+            wait_for_workers=False,
+            multi_tenant=not agent,  # a process group of this process may share it
+        )
+    except KeyError as missing:
+        raise RankError(
+            f"rank {rank} of {count}: found no {missing.args[0]} in the environment; needed where rank 0 is. "
+            "Start the stage with accelerate launch or torchrun."
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RankError(_lost(_host(count), f"nothing answers at {where} ({_first_line(error)})")) from None
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"dapo_stages/{attempt}", store), rank == 0 and not agent
+
+
+def _has_agent() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _host(count: int) -> str:
+    return "the launcher" if _has_agent() else f"rank 0 of {count}"
+
+
+def _lost(who: str, why: str) -> str:
+    return (
+        f"{who} is missing: {why}. What is finished stays. See why it ended, and run the same command again to carry "
+        "on."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160]

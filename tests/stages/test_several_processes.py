@@ -1,0 +1,195 @@
+"""Stages in several processes: the same files as in one, and errors that end them all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from support.commands import ROOT, Result
+from support.pipeline import Run
+from support.processes import together
+
+from dapo_stages.errors import InterruptedStage
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output
+
+# A reward that does to rank 1 what the files beside it say, at the first completion of its second shard.
+PLUGIN = """
+import os, signal
+from pathlib import Path
+
+if os.environ.get("RANK") == "1" and Path("broken").exists():
+    raise RuntimeError("not on this machine")
+
+def length(completion, row):
+    if os.environ.get("RANK") == "1" and row["group_id"] == "i0001-g000012":
+        if Path("kill").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if Path("fail").exists():
+            raise ValueError("no length today")
+    return float(len(completion))
+"""
+FOUR_SHARDS = {
+    "rewards__plugins": "{length: length.py:length}",
+    "rollout__prompts_per_iteration": 16,
+    "rollout__dynamic_sampling": "false",
+}
+
+
+def hash_of(folder: Path) -> str:
+    """The content hash of a whole output that has no other files than those of its manifest."""
+    source = Source(folder)
+    source.verify_all()
+    files = {path.name for path in folder.iterdir()} - {".lock", "manifest.json"}
+    assert files == {shard.name for shard in source.manifest.shards}
+    return source.manifest.content_hash
+
+
+def succeed(count: int, *args: object) -> list[Result]:
+    """Run a command in some processes; the first alone has said anything."""
+    results = together(count, *args)
+    assert [result.code for result in results] == [0] * count, results
+    assert results[0].stderr and not any(result.stderr or result.stdout for result in results[1:])
+    return results
+
+
+def launch(folder: Path, *args: object) -> Result:
+    """The command in two processes, through the launcher, as the Makefile calls it."""
+    processes = ["--config_file", ROOT / "pipelines/accelerate/processes.yaml", "--num_processes", 2]
+    done = subprocess.run(
+        [sys.executable, "-m", "dapo_stages.launch", *map(str, [*processes, *args])],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+# The same files
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_rollout_keeps_the_same_groups(count: int, small_run: Run, tmp_path: Path) -> None:
+    succeed(count, "rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    assert hash_of(tmp_path / "r") == hash_of(small_run.at(1) / "rollout")
+
+
+def test_score_attention_gives_the_same_rows(small_run: Run, tmp_path: Path) -> None:
+    rollout = small_run.at(1) / "rollout"
+    inputs = ["--policy", small_run.policy(0), "--rollouts", rollout, "--out", tmp_path / "a"]
+    succeed(2, "score-attention", *small_run.options(), *inputs)
+    assert hash_of(tmp_path / "a") == hash_of(small_run.at(1) / "attention")
+
+
+def test_evaluate_gives_the_same_rows_and_figures(small_run: Run, tmp_path: Path) -> None:
+    inputs = ["--policy", small_run.policy(1), "--data", small_run.folder / "data"]
+    parts = {"evaluate__questions_per_shard": 5}  # of 12
+    small_run.command("evaluate", *inputs, "--out", tmp_path / "alone", **parts)
+    succeed(2, "evaluate", *small_run.options(**parts), *inputs, "--out", tmp_path / "e")
+    assert len(Source(tmp_path / "e").shards("completions")) == 3
+    assert hash_of(tmp_path / "e") == hash_of(tmp_path / "alone")
+    assert (tmp_path / "e/metrics.json").read_bytes() == (tmp_path / "alone/metrics.json").read_bytes()
+
+
+def test_one_process_speaks_for_all(small_run: Run, tmp_path: Path) -> None:
+    rollout = ["rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out"]
+    assert succeed(2, *rollout, tmp_path / "r", "--dry-run")[0].stderr.startswith("rollout would write")
+    assert not (tmp_path / "r").exists()
+    assert "rollout: unchanged" in succeed(2, *rollout, small_run.at(1) / "rollout")[0].stderr
+
+
+# What ends them
+
+
+def test_shards_sampled_in_vain_are_dropped_by_whoever_carries_on(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three processes sample in threes, and a shard more than is needed; they are stopped before they remove it."""
+    needed = len(Source(small_run.at(1) / "rollout").shards("prompts"))
+    assert needed % 3
+
+    def cut(*_: object) -> None:
+        raise InterruptedStage("here")
+
+    monkeypatch.setattr(Output, "keep", cut)
+    results = together(3, "rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    assert [result.code for result in results] == [130] * 3
+    monkeypatch.undo()
+    assert (tmp_path / f"r/completions-{needed:05d}.parquet").exists()
+    small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    assert hash_of(tmp_path / "r") == hash_of(small_run.at(1) / "rollout")
+
+
+def test_a_killed_process_ends_the_stage_and_any_number_carries_on(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("length.py").write_text(PLUGIN)
+    inputs = small_run.rollout_inputs(1)
+    small_run.command("rollout", *inputs, "--out", "undisturbed", **FOUR_SHARDS)
+    Path("kill").touch()
+    killed = launch(tmp_path, "rollout", *small_run.options(**FOUR_SHARDS), *inputs, "--out", "r")
+    assert killed.code == 137
+    assert killed.stderr.endswith(
+        "rank 1 was ended by SIGKILL; what is finished stays. See why (memory?), and run the same command again to "
+        "carry on.\n"
+    )
+    assert "Traceback" not in killed.stderr
+    assert not Path("r/manifest.json").exists()
+    first = Path("r/completions-00001.parquet").stat().st_mtime_ns  # of the process that was killed
+    shutil.copytree("r", "r3")
+    Path("kill").unlink()
+    small_run.command("rollout", *inputs, "--out", "r", **FOUR_SHARDS)
+    succeed(3, "rollout", *small_run.options(**FOUR_SHARDS), *inputs, "--out", "r3")
+    assert hash_of(Path("r")) == hash_of(Path("r3")) == hash_of(Path("undisturbed"))
+    assert Path("r/completions-00001.parquet").stat().st_mtime_ns == first
+
+
+def test_an_error_of_one_process_is_said_once_and_ends_all(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a launcher that ends the others, they hear of it from each other."""
+    monkeypatch.chdir(tmp_path)
+    Path("length.py").write_text(PLUGIN)
+    Path("fail").touch()
+    settings = small_run.options(**FOUR_SHARDS)
+    other, failed = together(2, "rollout", *settings, *small_run.rollout_inputs(1), "--out", "r")
+    assert (other.code, failed.code) == (3, 3)
+    assert "found ValueError: no length today" in failed.stderr and "no length today" not in other.stderr
+    assert not Path("r/manifest.json").exists()
+
+
+def test_the_launcher_ends_with_the_exit_code_of_the_process_that_failed(small_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "length.py").write_text(PLUGIN)
+    (tmp_path / "broken").touch()
+    settings = small_run.options(**FOUR_SHARDS)
+    result = launch(tmp_path, "rollout", *settings, *small_run.rollout_inputs(1), "--out", "r")
+    assert result.code == 3
+    assert result.stderr.count("not on this machine") == 1
+    assert "Traceback" not in result.stderr and "SIGTERM" not in result.stderr
+
+
+def test_an_output_that_another_run_writes_is_locked_for_all(small_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    with FileLock(tmp_path / "r/.lock"):
+        results = together(2, "rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    assert [result.code for result in results] == [4, 4]
+    said = "".join(result.stderr for result in results)
+    assert said == f"{tmp_path}/r: another run is writing here. Wait for it, stop it, or name another --out.\n"
+
+
+def test_a_stage_that_shares_nothing_out_is_refused(small_run: Run, tmp_path: Path) -> None:
+    inputs = ["--policy", small_run.policy(0), "--out", tmp_path / "d"]
+    results = together(2, "prepare-data", *small_run.options(), *inputs)
+    assert [result.code for result in results] == [3, 3]
+    assert "".join(result.stderr for result in results) == (
+        "prepare-data: found 2 processes; needed one, it shares nothing out. Start it without a launcher.\n"
+    )
+    assert not (tmp_path / "d").exists()

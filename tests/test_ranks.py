@@ -1,0 +1,155 @@
+"""Processes of one stage: who is who, what they tell each other, and what happens when one is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+from support.commands import fresh
+from support.processes import forked
+
+from dapo_stages import cli, ranks
+from dapo_stages.errors import DapoStagesError, InterruptedStage
+
+
+def test_a_process_that_is_alone_imports_no_torch() -> None:
+    code = """
+import sys
+from dapo_stages import ranks
+assert (ranks.rank(), ranks.count(), ranks.gather(5), ranks.broadcast("x")) == (0, 1, [5], "x")
+assert list(ranks.part(range(4))) == [0, 1, 2, 3] and ranks.fail("why", 3)
+ranks.barrier(), ranks.leave()
+print("torch" in sys.modules)
+"""
+    assert fresh(code=code).stdout == "False\n"
+
+
+def test_a_value_of_the_launcher_alone_does_not_make_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters set WORLD_SIZE for jobs of their own; without RANK nobody is launched."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert ranks.count() == 1
+
+
+def test_values_reach_every_process_in_order() -> None:
+    def talk() -> Any:
+        found = [ranks.gather({"rank": ranks.rank()}), ranks.broadcast(ranks.rank() + 7), list(ranks.part("abcde"))]
+        ranks.barrier()
+        ranks.leave()
+        return found
+
+    everyone = [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+    assert forked(3, talk) == [[everyone, 7, ["a", "d"]], [everyone, 7, ["b", "e"]], [everyone, 7, ["c"]]]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_an_accelerator_lives_beside_it(before: bool) -> None:
+    def total() -> float:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
+        accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+        return float(accelerator.reduce(torch.tensor([accelerator.process_index + 1.0])).item())
+
+    def talk() -> Any:
+        sums = [total()] if before else []
+        found = ranks.gather(ranks.rank())
+        sums += [] if before else [total()]
+        found += ranks.gather(ranks.rank())
+        ranks.leave()
+        return sums, found
+
+    assert forked(2, talk) == [([3.0], [0, 1, 0, 1])] * 2
+
+
+def waited(ready: float = 0.0) -> tuple[str, str, int, float]:
+    """Wait for a process that does not come, or be interrupted at work: error, its text, exit code, seconds."""
+    signal.signal(signal.SIGTERM, cli._interrupt)
+    started = time.monotonic()
+    try:
+        if ready:
+            ranks.barrier()
+            time.sleep(ready)
+        ranks.barrier()
+    except (DapoStagesError, InterruptedStage) as error:
+        return type(error).__name__, str(error), error.exit_code, time.monotonic() - started
+    finally:
+        ranks.leave()
+    raise AssertionError("the barrier held nobody up")
+
+
+@pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
+def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_BEAT", 0.2)
+    monkeypatch.setattr(ranks, "_SILENT", 4.0)
+    monkeypatch.setattr(ranks, "_LEAVE", 1.0)
+
+    def talk() -> Any:
+        if ranks.rank() == 2:
+            ranks.barrier()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return waited(at_work or 0.1)
+
+    first, second, third = forked(3, talk)
+    assert third is None
+    for name, text, code, seconds in (first, second):
+        assert (name, code) == ("RankError", 1) and seconds < 20
+        assert text == (
+            "rank 2 of 3 is missing: it gave no sign of life for 4 s. What is finished stays. See why it ended, and "
+            "run the same command again to carry on."
+        )
+
+
+def test_a_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_BEAT", 0.2)
+    monkeypatch.setattr(ranks, "_START", 1.0)
+    monkeypatch.setattr(ranks, "_LEAVE", 0.0)
+    found = forked(2, lambda: waited() if ranks.rank() == 0 else None)[0]
+    assert found[0] == "RankError" and found[1].startswith("rank 1 of 2 is missing: it did not start within 1 s.")
+
+
+def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_START", 1.0)
+    found = forked(2, lambda: waited() if ranks.rank() == 1 else None)[1]
+    assert found[0] == "RankError" and found[1].startswith("rank 0 of 2 is missing: nothing answers at 127.0.0.1:")
+
+
+@pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
+def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_BEAT", 0.2)
+
+    def talk() -> Any:
+        if ranks.rank() == 0:
+            return waited(at_work or 0.1)
+        ranks.barrier()
+        first = ranks.fail("a file is gone", 3)
+        ranks.leave()
+        return first
+
+    (name, text, code, seconds), first = forked(2, talk)
+    assert first is True
+    assert (name, text, code) == ("PeerError", "rank 1 failed: a file is gone", 3) and seconds < 20
+
+
+def test_of_several_failures_one_is_said() -> None:
+    def talk() -> bool:
+        first = ranks.fail("the same file is gone", 3)
+        ranks.leave()
+        return first
+
+    assert sorted(forked(3, talk)) == [False, False, True]
+
+
+def test_a_launcher_that_says_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def talk() -> Any:
+        del os.environ["MASTER_ADDR"]
+        return waited()
+
+    for rank, found in enumerate(forked(2, talk)):
+        assert found[1] == (
+            f"rank {rank} of 2: found no MASTER_ADDR in the environment; needed where rank 0 is. Start the stage with "
+            "accelerate launch or torchrun."
+        )
