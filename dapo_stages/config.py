@@ -347,6 +347,11 @@ class Config(Section):
     planned_iterations: Count = Field(
         100, description="Length of the run behind learning-rate schedule and reward phases; ITERS never changes it."
     )
+    lag: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Train-steps by which the policy that samples is older than it could be, so that both run at "
+        "the same time; make sets it by LAG.",
+    )
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()
     data: DataConfig = DataConfig()

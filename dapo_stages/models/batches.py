@@ -23,7 +23,12 @@ class Sample:
     sampling: Sequence[float]
     weights: Sequence[float]
     advantage: float
-    current: bool = True  # sampled by the policy that is trained, not by one before it (replay, lag)
+    lag: int = 0  # train-steps between the policy that sampled it and the one that is trained (replay, lag)
+
+    @property
+    def current(self) -> bool:
+        """Whether the policy that is trained sampled it."""
+        return self.lag == 0
 
 
 @dataclass

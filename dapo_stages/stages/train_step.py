@@ -64,7 +64,8 @@ def main(
     """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
 
     Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
-    trains in several processes (DDP, FSDP2, DeepSpeed).
+    trains in several processes (DDP, FSDP2, DeepSpeed). The rollouts may be of an older policy than --policy: each
+    token then counts by a truncated importance weight (train.engine_is_cap).
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
@@ -248,8 +249,8 @@ class TrainStep:
             found = f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}"
             raise DataError(folder, found, "one per token", "Run weight-tokens again.")
         sampling = array("f", completion["sampling_logprobs"])
-        current = completion["policy_version"] == version_of(self._inputs["policy"])
-        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], current)
+        lag = version_of(self._inputs["policy"]) - completion["policy_version"]
+        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], lag)
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
@@ -273,9 +274,9 @@ class TrainStep:
         self._recall(trainer, work)
         rows: list[Row] = []
         with progress("train-step: updates", len(work)) as advance:
-            for update, batch in enumerate(work):
+            for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
-                metrics = trainer.update(batch, factor)
+                metrics = trainer.update(batch, factor) | {"policy_lag": _mean_lag([groups[i] for i in part])}
                 if metrics["skipped"]:
                     say(f"train-step: update {update} skipped, its loss or gradient is not finite")
                 rows += [
@@ -364,6 +365,12 @@ class TrainStep:
         manifest = self._output.publish_part("policy", about)
         self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
+
+
+def _mean_lag(groups: list[TrainGroup]) -> float:
+    """Train-steps between sampling and training, mean over completions: 0 on-policy, more with `lag` and replay."""
+    lags = [sample.lag for group in groups for sample in group.samples]
+    return sum(lags) / len(lags)
 
 
 def _finite(value: float) -> float | None:

@@ -41,6 +41,17 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def test_rollouts_of_an_older_policy_are_corrected_and_their_lag_is_a_metric(small_run: Run, tmp_path: Path) -> None:
+    """Iteration 1's rollouts, of the starting policy, train the policy after it: sampling and old log-probs differ."""
+    first, out = small_run.at(1), tmp_path / "t"
+    inputs = ["--policy", small_run.policy(1), "--rollouts", first / "rollout", "--weights", first / "weights"]
+    small_run.command("train-step", *inputs, "--out", out)
+    on_policy, behind = metrics(first / "train"), metrics(out)
+    assert set(on_policy.policy_lag) == {0} and set(behind.policy_lag) == {1}
+    assert behind.ratio_max[0] == pytest.approx(1, abs=1e-6)  # old is the policy at the start of this step
+    assert behind.engine_kl[0] > 100 * on_policy.engine_kl[0] and behind.is_weight_mean[0] != 1
+
+
 def test_the_ratio_is_one_at_the_first_mini_batch_and_engine_and_trainer_agree(small_run: Run) -> None:
     found = metrics(small_run.at(1) / "train")
     assert found.ratio_max[0] == pytest.approx(1, abs=1e-6) and found.ratio_mean[0] == pytest.approx(1, abs=1e-6)
