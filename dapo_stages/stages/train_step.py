@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
-_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs")
+_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
