@@ -1,6 +1,6 @@
 """One YAML file configures a run; these frozen models say which keys exist, their ranges and their meaning.
 
-A stage stores the sections it used in its manifest, so keys that change no result (report, keep) live apart.
+A stage stores the sections it used in its manifest, so keys that change no result (engines, report, keep) live apart.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device; auto takes CUDA where there is one.")
     attention: Literal["sdpa", "flex"] = Field(
         "sdpa", description="Kernel of training and scoring: SDPA group by group, or FlexAttention in one call (CUDA)."
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile for decoding, with a static cache, and for log-probs. Worth it on CUDA for long "
+        "completions; rows then stay in their batch until all are finished.",
+    )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Hold the language model under an adapter (train.lora) in 4 or 8 bits by bitsandbytes, in every "
+        "stage; the vision tower stays as it is.",
     )
 
 
@@ -106,7 +116,10 @@ class SamplerConfig(Section):
 class RolloutConfig(Section):
     """Completions of an iteration and DAPO's dynamic sampling."""
 
-    engine: Literal["transformers"] = Field("transformers", description="What generates the completions.")
+    engine: Literal["transformers", "vllm", "server", "paged"] = Field(
+        "transformers",
+        description="What generates the completions: transformers; vLLM in this process; a server (engines.server).",
+    )
     prompts_per_iteration: Count = Field(128, description="Groups an iteration asks for.")
     num_generations: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt (the group size).")
     max_completion_length: Count = Field(384, description="Most tokens of a completion, end token included.")
@@ -118,7 +131,9 @@ class RolloutConfig(Section):
     groups_per_shard: Count = Field(
         32, description="Groups per Parquet shard, and per piece of work that is resumed, or shared by processes."
     )
-    batch_groups: Count = Field(8, description="Groups generated at the same time.")
+    batch_groups: Count = Field(
+        8, description="Groups that transformers generates at the same time; the others are given a shard's at once."
+    )
 
 
 class RewardsConfig(Section):
@@ -280,7 +295,49 @@ class KeepConfig(Section):
 
     rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
     states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
-    policies: Count | None = Field(None, description="Policies.")
+    policies: Count | None = Field(None, description="Policies; one that a kept adapter belongs to stays as well.")
+    best: bool = Field(
+        True, description="Keep the policy with the best held-out accuracy too, however old (best.json names it)."
+    )
+
+
+class VllmConfig(Section):
+    """vLLM in the process of rollout. None of it changes what is sampled from."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Share of the GPU's memory.")
+    tensor_parallel_size: Count = Field(1, description="GPUs that share the model.")
+    enforce_eager: bool = Field(
+        False, description="Without CUDA graphs: a quicker start, slower decoding. Always so on CPUs."
+    )
+    max_model_len: Count | None = Field(
+        None, description="Longest prompt and completion together; null takes what data and rollout allow."
+    )
+
+
+class ServerConfig(Section):
+    """A server with OpenAI's chat completions that gives token ids. Its key is DAPO_STAGES_API_KEY or OPENAI_API_KEY
+    of the environment. None of it changes what is sampled from."""
+
+    url: str = Field(
+        "http://localhost:8000", pattern=r"^https?://[^\s/]+", description="Where it answers, without /v1."
+    )
+    model: str | None = Field(None, description="Name of the model there; null takes the first it lists.")
+    concurrency: Count = Field(32, description="Requests under way at the same time, one per prompt.")
+    timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds to wait for an answer.")
+    retries: Annotated[int, Field(ge=0)] = Field(5, description="Further tries after a failure that may pass.")
+    backoff: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Seconds before the first further try; twice as long before each one after it, at most 60."
+    )
+
+
+class EnginesConfig(Section):
+    """Where and how engines run, and what is said of their mismatch with the trainer."""
+
+    vllm: VllmConfig = VllmConfig()
+    server: ServerConfig = ServerConfig()
+    diff_warn: Annotated[float, Field(gt=0)] = Field(
+        0.05, description="train-step warns if log-probs of engine and trainer differ by more than this on average."
+    )
 
 
 class Config(Section):
@@ -290,10 +347,16 @@ class Config(Section):
     planned_iterations: Count = Field(
         100, description="Length of the run behind learning-rate schedule and reward phases; ITERS never changes it."
     )
+    lag: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Train-steps by which the policy that samples is older than it could be, so that both run at "
+        "the same time; make sets it by LAG.",
+    )
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
+    engines: EnginesConfig = EnginesConfig()
     rewards: RewardsConfig = RewardsConfig()
     attention: AttentionConfig = AttentionConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -310,10 +373,26 @@ class Config(Section):
                 f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
                 f"found {self.rewards.overlong_cache}"
             )
+        if self.model.quantization is not None and self.train.lora is None:
+            raise ValueError(
+                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}); "
+                "found train.lora null, which trains every weight"
+            )
         for phase in ("reward_weights", "early_reward_weights"):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())
             if unknown:
                 raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
+        rollout, temperature = self.rollout, self.rollout.sampler.temperature
+        if rollout.engine == "paged":
+            raise ValueError(
+                "rollout.engine: found paged, the continuous batching of transformers (generate_batch), which takes "
+                "token ids and no pictures; needed transformers, vllm or server"
+            )
+        if rollout.engine != "transformers" and temperature > 2:
+            raise ValueError(
+                f"rollout.sampler.temperature: found {temperature}; needed at most 2 with engine {rollout.engine}, "
+                "because it divides what keeps special tokens from being sampled"
+            )
         return self
 
     def sections(self, *names: str) -> dict[str, Any]:

@@ -34,6 +34,14 @@ class ModelError(DapoStagesError):
     """A checkpoint cannot be used for what was asked of it."""
 
 
+class EngineError(DataError):
+    """What generates completions cannot be reached, failed, or gave less than is needed."""
+
+
+class HubError(DapoStagesError):
+    """The hub cannot be reached, or does not take what is sent."""
+
+
 class LockedError(DapoStagesError):
     """Another run is writing the same output folder."""
 

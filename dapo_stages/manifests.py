@@ -151,11 +151,11 @@ class Source:
             index.close()
 
     @contextmanager
-    def lookup(self, kind: str, key: str) -> Iterator[RowLookup]:
-        """Rows by key, in any order."""
+    def lookup(self, kind: str, key: str, columns: Sequence[str] | None = None) -> Iterator[RowLookup]:
+        """Rows by key, in any order; of these columns, where not all are needed."""
         with ExitStack() as stack:
             readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
-            yield RowLookup(readers, key)
+            yield RowLookup(readers, key, columns)
 
     def verified(self, shard: Shard) -> Path:
         """The path of a shard or file, after checking that it is the one that was published."""

@@ -223,8 +223,10 @@ class RowIndex:
 class RowLookup:
     """Rows by key in any order: groups are trained on in shuffled order."""
 
-    def __init__(self, readers: Sequence[ShardReader], key: str, cached: int = 4) -> None:
-        self._groups = _RowGroups(readers, cached)
+    def __init__(
+        self, readers: Sequence[ShardReader], key: str, columns: Sequence[str] | None = None, cached: int = 4
+    ) -> None:
+        self._groups = _RowGroups(readers, columns, cached)
         self._places: dict[str, list[tuple[int, int, int]]] = {}
         for shard, reader in enumerate(readers):
             for group in range(len(reader.row_group_sizes)):
@@ -247,14 +249,14 @@ class RowLookup:
 class _RowGroups:
     """The row groups read last."""
 
-    def __init__(self, readers: Sequence[ShardReader], cached: int) -> None:
-        self._readers, self._cached = list(readers), cached
+    def __init__(self, readers: Sequence[ShardReader], columns: Sequence[str] | None, cached: int) -> None:
+        self._readers, self._columns, self._cached = list(readers), columns, cached
         self._cache: OrderedDict[tuple[int, int], list[Row]] = OrderedDict()
 
     def read(self, shard: int, group: int) -> list[Row]:
         place = (shard, group)
         if place not in self._cache:
-            self._cache[place] = self._readers[shard].row_group(group)
+            self._cache[place] = self._readers[shard].row_group(group, self._columns)
             if len(self._cache) > self._cached:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(place)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from dapo_stages.models.policy import Policy
 
+collect_ignore = ["vllm"]  # it has an environment of its own: make test-vllm
+
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
 
 

@@ -162,7 +162,7 @@ def test_a_loaded_configuration_cannot_change() -> None:
 def test_sections_are_named_by_their_dots() -> None:
     assert Config().sections("model.dtype", "keep") == {
         "model.dtype": "bfloat16",
-        "keep": {"rollouts": None, "states": 2, "policies": None},
+        "keep": {"rollouts": None, "states": 2, "policies": None, "best": True},
     }
 
 
@@ -175,7 +175,7 @@ def test_sections_are_named_by_their_dots() -> None:
         ("trian: {beta: 1}", "run.yaml: unknown key `trian`; did you mean `train`?"),
         ("train: {learning_rat: 1}", "run.yaml: unknown key `train.learning_rat`; did you mean `learning_rate`?"),
         ("train: {lora: {rnak: 4}}", "run.yaml: unknown key `train.lora.rnak`; did you mean `rank`?"),
-        ("keep: {xyzzy: 4}", "run.yaml: unknown key `keep.xyzzy`; known here: rollouts, states, policies."),
+        ("keep: {xyzzy: 4}", "run.yaml: unknown key `keep.xyzzy`; known here: rollouts, states, policies, best."),
         ("weights: {replay: {sise: 4}}", "run.yaml: unknown key `weights.replay.sise`; did you mean `size`?"),
     ],
 )
@@ -291,3 +291,29 @@ def test_an_override_cannot_bring_back_extends(tmp_path: Path) -> None:
 )
 def test_every_configuration_that_ships_is_valid(path: Path) -> None:
     load_config(path)
+
+
+def test_continuous_batching_of_transformers_is_refused_with_its_reason(tmp_path: Path) -> None:
+    """It has no place for pictures; should a release give it one, this says so."""
+    import inspect
+
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
+
+    assert refused(tmp_path, "rollout: {engine: paged}") == (
+        "run.yaml: rollout.engine: found paged, the continuous batching of transformers (generate_batch), which takes "
+        f"token ids and no pictures; needed transformers, vllm or server.\n{MEND}"
+    )
+    taken = inspect.signature(ContinuousBatchingManager.add_request).parameters
+    assert "input_ids" in taken and not [name for name in taken if "pixel" in name or "multi" in name]
+
+
+def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_path: Path) -> None:
+    text = "rollout: {engine: vllm, sampler: {temperature: 2.5}}"
+    assert "rollout.sampler.temperature: found 2.5; needed at most 2 with engine vllm" in refused(tmp_path, text)
+    assert load(tmp_path, text.replace("2.5", "2")).rollout.engine == "vllm"
+
+
+def test_a_server_has_an_address(tmp_path: Path) -> None:
+    assert "`engines.server.url`: found 'localhost:8000'" in refused(
+        tmp_path, "engines: {server: {url: localhost:8000}}"
+    )

@@ -1,9 +1,17 @@
-"""What generates completions. An engine takes prompts and gives token ids with their log-probs."""
+"""What generates completions. An engine takes rows of the prompt table and gives token ids with their log-probs.
+
+One file per engine; which of them samples is `rollout.engine`. The log-probs are of the distribution sampled from:
+logits over temperature, without the tokens that are never sampled.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+from dapo_stages.models.tokens import Tokens
+from dapo_stages.shards import Row
 
 
 @dataclass(frozen=True)
@@ -13,3 +21,13 @@ class Completion:
     ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """Samples the completions of prompts; the same prompts and seed give the same completions."""
+
+    tokens: Tokens
+    batches_itself: bool  # it is best handed all prompts there are, and schedules them as memory allows
+
+    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        """`rollout.num_generations` completions of each prompt."""

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 
-from dapo_stages.config import SamplerConfig
+from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
 from dapo_stages.engines.separate import generate_separately
 from dapo_stages.models.decoding import Prefixes
-from dapo_stages.models.inputs import pad_left
+from dapo_stages.models.inputs import pad_left, prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
+from dapo_stages.shards import Row
 
 NAME = "transformers"
 
 # Rows leave the batch when this share of them is finished: arranging the others anew costs a part of a step.
 _LEAVE_AT = 0.25
+_BACKEND = "inductor"
+
+
+class TransformersEngine:
+    """A policy in memory."""
+
+    batches_itself = False
+
+    def __init__(self, policy: Policy, settings: RolloutConfig) -> None:
+        self._policy, self._settings = policy, settings
+        self.tokens = policy.tokens
+
+    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        """`rollout.num_generations` completions of each prompt."""
+        return generate(
+            self._policy,
+            [prompt_of(row, self._policy.processor) for row in prompts],
+            self._settings.num_generations,
+            self._settings.max_completion_length,
+            self._settings.sampler,
+            seed,
+        )
 
 
 @torch.inference_mode()
@@ -43,13 +67,16 @@ def generate(
     if not policy.shares_prefixes:
         return generate_separately(policy, prompts, num_generations, max_length, pick)
     rows = _Rows(policy, prompts, num_generations)
-    decoder: _Decoder = _SharedPrefixes(policy, prompts, num_generations)
+    if policy.compiled:
+        decoder: _SharedPrefixes = _Compiled(policy, prompts, num_generations, max_length)
+    else:
+        decoder = _SharedPrefixes(policy, prompts, num_generations)
     logits = decoder.start()
     while True:
         rows.append(*pick(logits, rows.history))
         if rows.done or rows.length == max_length:
             break
-        stay = rows.leave()
+        stay = None if policy.compiled else rows.leave()
         if stay is not None:
             decoder.keep(stay)
         logits = decoder.step(rows.history[:, -1])
@@ -118,21 +145,10 @@ class _Rows:
         ]
 
 
-class _Decoder(Protocol):
-    """Runs the model: all prompts at first, then one token a row."""
-
-    def start(self) -> torch.Tensor:
-        """First logits [B, V]."""
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] after one more token [B] of each row."""
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows."""
-
-
 class _SharedPrefixes:
-    """Each prompt once, for its prefill and for every step (models/decoding.py)."""
+    """Runs the model: each prompt once, for its prefill and for every step (models/decoding.py)."""
+
+    _room: int | None = None
 
     def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int) -> None:
         from transformers import DynamicCache
@@ -141,8 +157,10 @@ class _SharedPrefixes:
         self._packed = policy.pack([Group(prompt, []) for prompt in prompts])
         self._cache = DynamicCache(config=policy.base.config.get_text_config())
         self._next = _next_positions(policy, prompts, repeats)
+        self._forward: Callable[..., Any] = policy.base
 
     def start(self) -> torch.Tensor:
+        """First logits [B, V]."""
         from transformers import DynamicCache
 
         self._policy.attend("grouped")
@@ -151,14 +169,15 @@ class _SharedPrefixes:
         hidden = base.model(**inputs).last_hidden_state[0]
         last = torch.tensor([span.start + span.prefix - 1 for span in spans], device=hidden.device)
         starts, lengths = [span.start for span in spans], [span.prefix for span in spans]
-        self._prefixes = Prefixes(self._cache, starts, lengths, self._repeats)
+        self._prefixes = Prefixes(self._cache, starts, lengths, self._repeats, self._room)
         self._cache = DynamicCache(config=base.config.get_text_config())  # of completions from here on
         self._policy.attend("decoding")
         logits: torch.Tensor = base.get_output_embeddings()(hidden[last]).repeat_interleave(self._repeats, 0)
         return logits
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        output = self._policy.base(
+        """Logits [B, V] after one more token [B] of each row."""
+        output = self._forward(
             input_ids=tokens[:, None],
             position_ids=self._next.expand(3, -1)[..., None],
             past_key_values=self._cache,
@@ -170,10 +189,41 @@ class _SharedPrefixes:
         return logits
 
     def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows."""
         if self._cache.get_seq_length():
             self._cache.batch_select_indices(rows)
         self._prefixes.keep(rows)
         self._next = self._next[rows]
+
+
+class _Compiled(_SharedPrefixes):
+    """The same with shapes that never change: a static cache with room for whole completions, and all rows to the end.
+
+    Then one compiled graph serves every step of every batch of this size.
+    """
+
+    def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int, room: int) -> None:
+        super().__init__(policy, prompts, repeats)
+        self._room, self._written = room, 0
+        self._forward = _compiled(policy.base)
+
+    def start(self) -> torch.Tensor:
+        from transformers import StaticCache
+
+        logits = super().start()
+        self._cache = StaticCache(self._policy.base.config.get_text_config(), max_cache_len=self._room)
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self._written += 1
+        self._prefixes.advance(self._written)
+        return super().step(tokens.clone())  # a column of the history, whose stride grows, would compile anew
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: torch.nn.Module) -> Callable[..., Any]:
+    """Compiled once a process: code that is made in one batch serves the next."""
+    return torch.compile(model, dynamic=False, fullgraph=True, backend=_BACKEND)
 
 
 def _next_positions(policy: Policy, prompts: Sequence[Prompt], repeats: int) -> torch.Tensor:

@@ -1,8 +1,15 @@
-"""LoRA adapters (peft): trained instead of the weights and saved by themselves, beside the base they belong to."""
+"""LoRA adapters (peft): trained instead of the weights and saved by themselves, beside the base they belong to.
+
+Over a quantised base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314) the adapter stays apart in use, too: merging
+would round it to the base's few levels, and what samples would no longer be what is trained.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import torch
 
 from dapo_stages.config import LoraSettings
 from dapo_stages.models.policy import Policy
@@ -22,10 +29,25 @@ def add_adapter(policy: Policy, settings: LoraSettings) -> None:
     policy.model = get_peft_model(policy.model, config)
 
 
+def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter as peft does, without its template of a card, and with the same settings every time.
+
+    peft would note where the base lies on this machine (the manifest names it, relative to here) and write the target
+    modules in an order of chance; either would change the hash of the same work.
+    """
+    policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": None, "target_modules": sorted(settings["target_modules"])}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
-    """Put a saved adapter onto its base: kept apart to train on, or merged into the weights to use."""
+    """Put a saved adapter onto its base: kept apart to train on, or (unless quantised) merged into it to use."""
     from peft import PeftModel
 
+    apart = trainable or policy.is_quantized
     adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
-    policy.model = adapted if trainable else adapted.merge_and_unload()
+    policy.model = adapted if apart else adapted.merge_and_unload()
     policy.model.eval()

@@ -17,12 +17,18 @@ from dapo_stages.models.packing import Prompt
 
 @dataclass
 class Sample:
-    """One completion in training. Lists are [C]."""
+    """One completion in training. Sequences are [C]."""
 
-    ids: list[int]
-    sampling: list[float]
-    weights: list[float]
+    ids: Sequence[int]
+    sampling: Sequence[float]
+    weights: Sequence[float]
     advantage: float
+    lag: int = 0  # train-steps between the policy that sampled it and the one that is trained (replay, lag)
+
+    @property
+    def current(self) -> bool:
+        """Whether the policy that is trained sampled it."""
+        return self.lag == 0
 
 
 @dataclass

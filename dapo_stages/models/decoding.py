@@ -17,13 +17,26 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "dapo_decode"
 
+_PROMPT_STEP = 64  # compiled code is made once for prompts of up to each multiple of this
+
 
 class Prefixes:
     """Keys and values of G prompts, and which rows belong to which."""
 
-    def __init__(self, packed: DynamicCache, starts: Sequence[int], lengths: Sequence[int], repeats: int) -> None:
-        """From the cache of a packed row of prompts; each prompt gets `repeats` rows, in order."""
-        longest = max(lengths)
+    def __init__(
+        self,
+        packed: DynamicCache,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        repeats: int,
+        room: int | None = None,
+    ) -> None:
+        """From the cache of a packed row of prompts; each prompt gets `repeats` rows, in order.
+
+        With `room`, completions lie in a static cache of that many tokens: shapes stay the same from step to step, and
+        nearly so from batch to batch, for torch.compile.
+        """
+        longest = max(lengths) if room is None else -(-max(lengths) // _PROMPT_STEP) * _PROMPT_STEP
         device = packed.layers[0].keys.device
         steps = torch.arange(longest)
         places = torch.stack([s + steps.clamp(max=n - 1) for s, n in zip(starts, lengths, strict=True)]).to(device)
@@ -32,7 +45,13 @@ class Prefixes:
         hidden = steps[None] >= torch.tensor(lengths)[:, None]
         self._mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))[:, None, None].to(device)
         self._group = torch.arange(len(lengths), device=device).repeat_interleave(repeats)
+        self._unwritten = None if room is None else torch.zeros(room, device=device).fill_(float("-inf"))
         self._arrange()
+
+    def advance(self, tokens: int) -> None:
+        """A static cache holds this many tokens of each completion, the one about to be computed included."""
+        assert self._unwritten is not None
+        self._unwritten[tokens - 1] = 0
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with some of the rows, [B'] in order; prompts without rows are dropped."""
@@ -52,7 +71,10 @@ class Prefixes:
         q = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
         prompt = self._fold(q) @ self._keys[layer].transpose(-1, -2)
         prompt = self._unfold(prompt + self._mask.to(prompt.dtype), kv_heads)
-        scores = torch.cat([prompt, q @ key.transpose(-1, -2)], -1)
+        own = q @ key.transpose(-1, -2)
+        if self._unwritten is not None:
+            own = own + self._unwritten.to(own.dtype)
+        scores = torch.cat([prompt, own], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         on_prompt, on_own = torch.split(weights, [prompt.shape[-1], key.shape[2]], -1)
         seen: torch.Tensor = self._unfold(self._fold(on_prompt) @ self._values[layer], kv_heads) + on_own @ value

@@ -21,6 +21,7 @@ class Family:
 
     processor: str  # class name of its processor, of whose parts the video half is done without where it must be
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
+    picture: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for one
 
     def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
         """Positions of a prompt's tokens [P] -> [3, P]: text one by one, pictures by row and column.

@@ -24,6 +24,8 @@ class GroupLogprobs(torch.nn.Module):
         self.model = policy.model
         self._policy, self._suppressed = policy, policy.suppressed
         self._temperature, self._chunk = temperature, chunk
+        if policy.compiled:  # scaling, mask, softmax, gather and entropy in one kernel over the vocabulary
+            self._pick = torch.compile(self._pick, dynamic=True)  # type: ignore[method-assign]
 
     @property
     def rounds(self) -> bool:

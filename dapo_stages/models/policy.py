@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,9 @@ from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
+from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.separate import SeparateRows
+from dapo_stages.models.tokens import Tokens, end_ids_of, unusable
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Policy:
     device: torch.device
     dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
     flex: bool = False  # FlexAttention instead of SDPA over packed groups
-    _token_texts: dict[int, str] = field(default_factory=dict)
+    compiled: bool = False  # torch.compile for decoding and log-probs
 
     def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
         """Rows of their own with padding masks, packed groups (prefill, scoring, training), or single tokens after
@@ -47,6 +49,11 @@ class Policy:
     def is_adapter(self) -> bool:
         """Whether the model is an adapter over frozen weights."""
         return hasattr(self.model, "get_base_model")
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights are held in few bits; only an adapter over them can be trained."""
+        return getattr(self.base, "hf_quantizer", None) is not None
 
     @property
     def architecture(self) -> str:
@@ -75,12 +82,15 @@ class Policy:
         return found
 
     @cached_property
+    def tokens(self) -> Tokens:
+        """Its vocabulary."""
+        image = getattr(self.base.config, "image_token_id", None)
+        return Tokens(self.processor.tokenizer, self.vocabulary, self.end_ids, image, self.architecture)
+
+    @cached_property
     def end_ids(self) -> list[int]:
         """Tokens that end a completion."""
-        ends = self.base.generation_config.eos_token_id
-        if ends is None:
-            ends = self.processor.tokenizer.eos_token_id
-        return list(ends) if isinstance(ends, list | tuple) else [int(ends)]
+        return end_ids_of(self.base.generation_config, self.processor.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -88,24 +98,17 @@ class Policy:
         pad = self.processor.tokenizer.pad_token_id
         return self.end_ids[0] if pad is None else int(pad)
 
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
         """Every special token, that of pictures, and ids of the vocabulary that stand for no token at all."""
-        tokenizer = self.processor.tokenizer
-        special = set(tokenizer.all_special_ids)
-        special |= {getattr(self.base.config, "image_token_id", None)} - {None}
-        special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(special | set(range(len(tokenizer), self.vocabulary)))
+        return self.tokens.special_ids
 
     @cached_property
     def suppressed(self) -> torch.Tensor:
-        """[V] True for tokens that are never sampled: all special ones but the end tokens.
-
-        A sampled image token would ask for a picture that is not there.
-        """
+        """[V] True for tokens that are never sampled."""
         with torch.inference_mode(False):  # it is kept, and what generation makes could not be used in training
             mask = torch.zeros(self.vocabulary, dtype=torch.bool, device=self.device)
-            mask[sorted(self.special_ids - set(self.end_ids))] = True
+            mask[sorted(self.tokens.suppressed_ids)] = True
         return mask
 
     @property
@@ -122,14 +125,11 @@ class Policy:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion, without its end token."""
-        text: str = self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self.tokens.text(ids)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; one that is only part of a character shows as U+FFFD."""
-        for token in set(ids) - self._token_texts.keys():
-            self._token_texts[token] = self.processor.tokenizer.decode([token])
-        return [self._token_texts[token] for token in ids]
+        """The text of each token."""
+        return self.tokens.token_texts(ids)
 
     def pack(self, groups: Sequence[Group]) -> Packed:
         """Groups in one row on the model's device."""
@@ -173,16 +173,22 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
         raise ModelError("model.attention: found flex without CUDA; needed sdpa, which trains on the CPU too. Set it.")
-    how = {"attn_implementation": "sdpa"} if shared else {}
+    how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
+    if config.quantization is not None:
+        how |= quantized(config.quantization, getattr(torch, config.dtype), device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
         _keep_used_renamings(model)
+        if config.quantization is None:
+            model = model.to(device)
+        elif device.type == "cpu":
+            compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
-        policy = Policy(model.to(device).eval(), load_processor(path), device, dtype, flex)
+        policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
     except (OSError, ValueError, ImportError) as error:
-        raise _unusable(path, error) from None
+        raise unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(
             f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
@@ -209,7 +215,7 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise _unusable(path, error) from None
+        raise unusable(path, error) from None
     family = str(config.model_type)
     if family in FAMILIES:
         return family
@@ -255,9 +261,9 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
     folder.mkdir(parents=True, exist_ok=True)
     policy.attend("separate")
     if policy.is_adapter:
-        for settings in policy.model.peft_config.values():
-            settings.base_model_name_or_path = None  # the manifest names the base; a path here is of this machine only
-        policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+        from dapo_stages.models.adapters import save_adapter
+
+        save_adapter(policy, folder, weights)
     else:
         weights = policy.model.state_dict() if weights is None else weights
         rounded = {name: value.to(policy.dtype) for name, value in weights.items()}
@@ -265,11 +271,3 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
         policy.model.config.dtype = policy.dtype  # save_pretrained noted that of the weights under training
         policy.model.config.save_pretrained(folder)
     save_processor(policy.processor, folder)
-
-
-def _unusable(path: str | Path, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300]
-    return ModelError(
-        f"{path}: found no usable checkpoint ({reason}); needed a transformers folder with safetensors, or a hub id "
-        "that can be reached. Mend model.name and run init-policy again."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -115,9 +116,12 @@ class Trainer:
             entropy_mask_T=None if least_entropy is None else entropy >= least_entropy,
         )
         nothing = torch.zeros_like(new.detach())
-        difference = torch.where(mask, (old - sampling).abs(), nothing)
+        # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
+        current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask
+        difference = torch.where(current, (old - sampling).abs(), nothing)
         sums |= {
             "entropy_sum": torch.where(mask, entropy, nothing).sum(),
+            "engine_tokens": current.sum(),
             "engine_diff_sum": difference.sum(),
             "engine_diff_max": difference.max(),
         }
@@ -126,7 +130,7 @@ class Trainer:
     def _metrics(
         self, sums: dict[str, float], loss: float, norm: float, factor: float, completions: int
     ) -> dict[str, float]:
-        tokens = sums["tokens"]
+        tokens, compared = sums["tokens"], sums["engine_tokens"]
         return {
             "loss": loss,
             "grad_norm": norm,
@@ -139,9 +143,10 @@ class Trainer:
             "kl": sums["kl_sum"] / tokens,
             "update_kl": sums["update_kl_sum"] / tokens,
             "is_weight_mean": sums["engine_is_sum"] / tokens,
-            "engine_diff_mean": sums["engine_diff_sum"] / tokens,
-            "engine_diff_max": sums["engine_diff_max"],
+            "engine_diff_mean": sums["engine_diff_sum"] / compared if compared else math.nan,
+            "engine_diff_max": sums["engine_diff_max"] if compared else math.nan,
             "engine_kl": sums["engine_kl_sum"] / tokens,
+            "engine_tokens": compared,
             "tokens": tokens,
             "completions": float(completions),
         }

@@ -70,11 +70,18 @@ def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, fl
             chart("Entropy", "nats per token", {"entropy": ("train", "entropy")}),
             chart("KL", "nats per token", {"KL to the reference": ("train", "kl")}),
             chart(
+                "Engine against trainer",
+                "nats per token",
+                {"mean |Δ log-prob|": ("train", "engine_diff_mean"), "KL": ("train", "engine_kl")},
+            ),
+            chart("Engine against trainer, worst token", "|Δ log-prob|", {"largest": ("train", "engine_diff_max")}),
+            chart(
                 "Clipped ratios",
                 "share of tokens",
                 {"below 1 − ε_low": ("train", "clip_low"), "above 1 + ε_high": ("train", "clip_high")},
                 "percent",
             ),
+            chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
             _seconds(seconds),
         ]

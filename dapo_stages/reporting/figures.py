@@ -24,6 +24,7 @@ _OVER_UPDATES: dict[str, Callable[[list[float]], float]] = {
     "learning_rate": lambda values: values[-1],
     "tokens": sum,
     "completions": sum,
+    "engine_tokens": sum,
     "seconds": sum,
 }
 
@@ -58,6 +59,11 @@ def figure(figures: Figures, *path: str) -> float | None:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def attention_is_off(figures: Figures) -> bool:
+    """Whether the iteration went on without measuring attention."""
+    return set((figures.get("attention") or {}).get("status") or {}) == {"off"}
 
 
 def slices(all_figures: list[Figures]) -> list[str]:

@@ -10,13 +10,14 @@ from typing import Any
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.reporting import html, markdown
-from dapo_stages.reporting.figures import Figures, collect
+from dapo_stages.reporting.best import find_best, write_best
+from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
 from dapo_stages.reporting.samples import Sample, collect_samples
 from dapo_stages.reporting.tables import Table, overview
 from dapo_stages.shards import write_text
 
-LAYOUT = 1  # raised when the fragments change, so that reports of older versions are made again
+LAYOUT = 2  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, SAMPLES = "figures.json", "samples.json"
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
@@ -54,6 +55,7 @@ class Reported:
     def write(self) -> Path:
         """Rebuild the run's documents; the path of the page."""
         name = self.run.resolve().name
+        write_best(self.run)
         table = self.table(stages=True)
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
@@ -76,6 +78,8 @@ class Reported:
             "iterations": str(len(rollouts)),
             "prompts": f"{sum(rollout['groups'] for rollout in rollouts):,}",
             "completions": f"{sum(rollout['completions'] for rollout in rollouts):,}",
+            "attention": _span([f["iteration"] for f in self.figures if attention_is_off(f)], "not measured in"),
+            "best": str(find_best(self.run) or ""),
             "optimiser steps": f"{updates:,}",
             "time in stages": f"{minutes:.1f} min",
             "up to": ended.replace("T", " ").replace("+00:00", " UTC"),
@@ -95,6 +99,14 @@ class Reported:
             if shard.name == name:
                 return source.verified(shard)
         raise DataError(source.folder, f"no {name}", "a whole report", "Run report --overwrite for this iteration.")
+
+
+def _span(iterations: list[int], what: str) -> str:
+    """`not measured in iterations 1 to 6`; nothing where there are none."""
+    if not iterations:
+        return ""
+    first, last = iterations[0], iterations[-1]
+    return f"{what} iteration {first}" if first == last else f"{what} {len(iterations)} iterations, {first} to {last}"
 
 
 def _model(run: Path) -> str:

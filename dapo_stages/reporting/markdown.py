@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dapo_stages.manifests import Source
-from dapo_stages.reporting.figures import Figures, figure
+from dapo_stages.reporting.figures import Figures, attention_is_off, figure
 from dapo_stages.reporting.samples import Sample
 from dapo_stages.reporting.tables import Table
 from dapo_stages.reporting.text import (
@@ -20,6 +20,7 @@ from dapo_stages.reporting.text import (
     signed,
 )
 
+UNMEASURED = "Attention was not measured (attention.enabled: false): every token weighs 1, the VGR reward is neutral."
 _WIDTH = 110  # columns of a block of weighted tokens
 
 _EVAL_COLUMNS = (
@@ -45,6 +46,9 @@ def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
         )
     else:
         parts.append("No rollout.\n")
+    if (difference := figure(figures, "train", "engine_diff_mean")) is not None:
+        most = number(figure(figures, "train", "engine_diff_max"))
+        parts.append(f"Log-probs of engine and trainer differ by {number(difference)} on average, at most by {most}.\n")
     parts += [_sampled_group(sample) for sample in samples]
     return "\n".join(parts)
 
@@ -52,6 +56,8 @@ def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
 def weights_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
     """One iteration of token_weights.md: every token of the sampled completions as word(weight)."""
     parts = [_heading(figures)]
+    if attention_is_off(figures):
+        parts.append(f"{UNMEASURED}\n")
     for sample in samples:
         for one in sample["completions"]:
             if not one["token_weights"]:

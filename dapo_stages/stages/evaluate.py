@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
     from dapo_stages.rewards.registry import Rewards
 
-SECTIONS = ("model.dtype", "evaluate", "rollout.sampler", "rollout.max_completion_length", "rewards")
+SECTIONS = (
+    "model.dtype",
+    "model.quantization",
+    "evaluate",
+    "rollout.sampler",
+    "rollout.max_completion_length",
+    "rewards",
+)
 METRICS = "metrics.json"
 
 

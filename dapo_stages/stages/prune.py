@@ -29,30 +29,48 @@ def main(
 ) -> None:
     """Remove large files of old iterations, as the keep section says; their manifests stay.
 
-    The newest trained iterations are kept. Rollouts and policies go only once their iteration is reported.
+    The newest trained iterations are kept, and (keep.best) the policy with the best held-out accuracy. Rollouts and
+    policies go only once their iteration is reported; a policy that an adapter needs stays as long as the adapter.
 
     Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
     """
-    keep = load_config(config, set_).keep
-    for folder in prunable(run, keep):
+    settings = load_config(config, set_)
+    for folder in prunable(run, settings.keep, settings.lag):
         say(f"prune: {'would remove' if dry_run else 'removing'} the files of {folder}")
         if not dry_run:
             _prune(folder)
 
 
-def prunable(run: Path, keep: KeepConfig) -> list[Path]:
-    """Folders that are older than what is kept and not pruned yet."""
+def prunable(run: Path, keep: KeepConfig, lag: int = 0) -> list[Path]:
+    """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old."""
     trained = sorted(path.parent.parent for path in run.glob("iter-[0-9]*/train/manifest.json"))
     found = []
     for name, parts in PARTS.items():
         newest = getattr(keep, name)
+        if newest is not None and name == "policies":
+            newest = max(newest, 1 + lag)
         for iteration in trained[:-newest] if newest is not None else []:
             reported = (iteration / "report" / MANIFEST).exists()
             if name != "states" and not reported:
                 continue
             folders = [iteration / part for part in parts]
             found += [folder for folder in folders if (folder / MANIFEST).exists() and not _is_pruned(folder)]
-    return found
+    needed = _needed(run, keep, found)
+    return [folder for folder in found if folder.resolve() not in needed]
+
+
+def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
+    """Policies that stay however old they are: the best one, and those under the adapters that stay."""
+    from dapo_stages.reporting.best import find_best
+
+    best = find_best(run) if keep.best else None
+    needed = {(run / best.policy).resolve()} if best else set()
+    gone = {folder.resolve() for folder in going} - needed
+    for path in run.glob("iter-[0-9]*/train/policy/" + MANIFEST):
+        adapter = read_manifest(path.parent)
+        if "base" in adapter.policy and not adapter.pruned and path.parent.resolve() not in gone:
+            needed.add((path.parent / adapter.policy["base"]).resolve())
+    return needed
 
 
 def _is_pruned(folder: Path) -> bool:

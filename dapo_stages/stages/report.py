@@ -28,8 +28,11 @@ def main(
 
     Example: dapo-stages report --config run.yaml --run training_logs/demo
     """
+    from dataclasses import asdict
+
     from dapo_stages.config import load_config
     from dapo_stages.console import answer
+    from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.fragments import Reported
     from dapo_stages.reporting.tables import print_table
     from dapo_stages.reporting.trackers import track
@@ -44,12 +47,15 @@ def main(
     if dry_run:
         return
     reported = Reported(run)
-    page = reported.write()
+    page, best = reported.write(), find_best(run)
     track(run, settings.report.trackers, settings.report.project, reported.figures)
     if as_json:
-        answer({"stage": "report", "report": str(page), "made": list(plans), "iterations": reported.figures})
+        found = {"report": str(page), "best": asdict(best) if best else None, "made": list(plans)}
+        answer({"stage": "report", **found, "iterations": reported.figures})
         return
     print_table(reported.table())
+    if best:
+        print(f"best: {best} -> {run / best.policy}")
     print(page)
 
 

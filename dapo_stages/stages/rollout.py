@@ -18,16 +18,16 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan, shard_name
 from dapo_stages.shards import Row, RowIndex
 from dapo_stages.stages import frame
+from dapo_stages.stages.engines import open_engine
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy, version_of
+from dapo_stages.stages.policies import check_policy, version_of
 
 if TYPE_CHECKING:
-    from dapo_stages.engines import Completion
-    from dapo_stages.models.policy import Policy
+    from dapo_stages.engines import Completion, Engine
     from dapo_stages.rewards.registry import Rewards
 
-SECTIONS = ("model.dtype", "rollout", "rewards")
+SECTIONS = ("model.dtype", "model.quantization", "rollout", "rewards")
 
 
 def main(
@@ -175,28 +175,18 @@ class Rollout:
         """Completions in the order of the prompts; batches are of similar length, so that little is padded."""
         import numpy as np
 
-        from dapo_stages.engines.transformers_engine import generate
-        from dapo_stages.models.inputs import prompt_of
-
-        settings = self._config.rollout
+        size = len(prompts) if self._engine.batches_itself else self._config.rollout.batch_groups
         found: dict[int, list[Completion]] = {}
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]["prompt_ids"]))
-        for batch, start in enumerate(range(0, len(prompts), settings.batch_groups)):
-            places = order[start : start + settings.batch_groups]
+        for batch, start in enumerate(range(0, len(prompts), size)):
+            places = order[start : start + size]
             seed = np.random.SeedSequence([self._config.seed, self._iteration, number, batch]).generate_state(1)
-            sampled = generate(
-                self._policy,
-                [prompt_of(prompts[place], self._policy.processor) for place in places],
-                settings.num_generations,
-                settings.max_completion_length,
-                settings.sampler,
-                int(seed[0]),
-            )
+            sampled = self._engine.generate([prompts[place] for place in places], int(seed[0]))
             found.update(zip(places, sampled, strict=True))
         return [found[place] for place in range(len(prompts))]
 
     def _completion(self, group_id: str, sample: int, prompt: Row, completion: Completion) -> Row:
-        text = self._policy.text(completion.ids)
+        text = self._engine.tokens.text(completion.ids)
         scored = self._rewards.score(text, len(completion.ids), {**prompt, "group_id": group_id})
         return {
             "completion_id": f"{group_id}-c{sample:03d}",
@@ -204,7 +194,7 @@ class Rollout:
             "sample": sample,
             "text": text,
             "completion_ids": completion.ids,
-            "token_texts": self._policy.token_texts(completion.ids),
+            "token_texts": self._engine.tokens.token_texts(completion.ids),
             "sampling_logprobs": completion.logprobs,
             "finish_reason": completion.finish_reason,
             "engine": self._config.rollout.engine,
@@ -238,8 +228,5 @@ class Rollout:
         }
 
     @cached_property
-    def _policy(self) -> Policy:
-        policy = open_policy(self._source, self._config.model)
-        if not policy.shares_prefixes:
-            say("rollout: this model cannot share a prompt among its completions; prompts are answered one by one")
-        return policy
+    def _engine(self) -> Engine:
+        return open_engine(self._source, self._config)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dapo_stages.models.packing import Group
     from dapo_stages.models.policy import Policy
 
-SECTIONS = ("model.dtype", "attention")
+SECTIONS = ("model.dtype", "model.quantization", "attention")
 
 
 def main(

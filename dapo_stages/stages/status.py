@@ -21,11 +21,14 @@ def main(
 
     Example: dapo-stages status --run training_logs/demo
     """
+    from dataclasses import asdict
+
     from dapo_stages.console import answer
+    from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.progress import next_move, survey
 
     progress = survey(run)
-    move = next_move(progress)
+    move, best = next_move(progress), find_best(run)
     if as_json:
         answer(
             {
@@ -36,6 +39,7 @@ def main(
                     for number, outputs in progress.iterations.items()
                 ],
                 "figures": _latest_figures(progress),
+                "best": asdict(best) if best else None,
                 "next": move.command,
                 "why": move.why,
             }
@@ -43,6 +47,8 @@ def main(
         return
     _print_states(progress)
     _print_figures(progress)
+    if best:
+        print(f"Best: {best} -> {run / best.policy}")
     print(f"\nNext ({move.why}):\n  {move.command}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from array import array
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,10 +21,10 @@ from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
+from dapo_stages.stages.policies import check_policy, open_policy, version_of
 
 if TYPE_CHECKING:
-    from dapo_stages.models.batches import MiniBatch, TrainGroup
+    from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
     from dapo_stages.models.packing import Prompt
     from dapo_stages.models.parallel import Worker
     from dapo_stages.models.policy import Policy
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
+_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 SECTIONS = (
     "model.dtype",
+    "model.quantization",
     "train",
     "planned_iterations",
     "rollout.sampler.temperature",
@@ -62,7 +64,8 @@ def main(
     """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
 
     Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
-    trains in several processes (DDP, FSDP2, DeepSpeed).
+    trains in several processes (DDP, FSDP2, DeepSpeed). The rollouts may be of an older policy than --policy: each
+    token then counts by a truncated importance weight (train.engine_is_cap).
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
@@ -126,10 +129,11 @@ class TrainStep:
             policy, trainer = self._prepare()
             if ranks.rank() > 0:
                 torch.manual_seed(int(seed[-1]))  # what is dropped out is not
-            groups = list(self._groups(stack, policy))
+            groups = self._groups(stack, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(trainer, groups)
+            self._compare_engine(metrics)
             self._save(policy, trainer.worker)
         if ranks.rank() == 0:
             self._output.write("metrics", None, metrics)
@@ -196,59 +200,60 @@ class TrainStep:
                 "Leave --state out to start the optimiser afresh.",
             ) from None
 
-    def _groups(self, stack: ExitStack, policy: Policy) -> Iterator[TrainGroup]:
+    def _groups(self, stack: ExitStack, policy: Policy) -> list[TrainGroup]:
         """The groups with completions in the loss. Token lists are in memory, pictures are read when needed."""
-        from dapo_stages.models.batches import Sample, TrainGroup
+        from dapo_stages.models.batches import TrainGroup
         from dapo_stages.models.inputs import prompt_of
 
         sources = {
             "fresh": (self._inputs["rollouts"], "prompts", "completions"),
             "replay": (self._inputs["weights"], "replayed-prompts", "replayed-completions"),
         }
-        lookups: dict[str, tuple[RowLookup, RowLookup]] = {}
-        prompt_ids: dict[tuple[str, str], list[int]] = {}
-        for source, (folder, prompts, completions) in sources.items():
-            lookups[source] = (
-                stack.enter_context(folder.lookup(prompts, "group_id")),
-                stack.enter_context(folder.lookup(completions, "completion_id")),
-            )
-            prompt_ids |= {
-                (source, row["group_id"]): row["prompt_ids"] for row in folder.rows(prompts, ("group_id", "prompt_ids"))
-            }
+        prompts = {
+            source: stack.enter_context(folder.lookup(kind, "group_id"))
+            for source, (folder, kind, _) in sources.items()
+        }
+        completions = {
+            source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
+            for source, (folder, _, kind) in sources.items()
+        }
+
+        sizes = {
+            (source, row["group_id"]): (len(row["prompt_ids"]), policy.image_token_id in row["prompt_ids"])
+            for source, (folder, kind, _) in sources.items()
+            for row in folder.rows(kind, ("group_id", "prompt_ids"))
+        }
 
         @lru_cache(maxsize=_PROMPTS_KEPT)
         def read(source: str, group_id: str) -> Prompt:
-            return prompt_of(lookups[source][0].one(group_id), policy.processor)
+            return prompt_of(prompts[source].one(group_id), policy.processor)
 
-        members: dict[tuple[str, str], list[Row]] = {}
+        groups: dict[tuple[str, str], TrainGroup] = {}
         for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
-                members.setdefault((row["source"], row["group_id"]), []).append(row)
-        for (source, group_id), rows in members.items():
-            completions_of = lookups[source][1]
-            samples = []
-            for row in rows:
-                if row["completion_id"] not in completions_of:
-                    raise DataError(
-                        self._inputs["weights"].folder,
-                        f"weights of completion {row['completion_id']}, which is not in the rollouts",
-                        "weights of these rollouts",
-                        "Run weight-tokens again.",
-                    )
-                completion = completions_of.one(row["completion_id"])
-                ids, weights = completion["completion_ids"], row["token_weights"]
-                if len(ids) != len(weights):
-                    raise DataError(
-                        self._inputs["weights"].folder,
-                        f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}",
-                        "one per token",
-                        "Run weight-tokens again.",
-                    )
-                samples.append(Sample(ids, completion["sampling_logprobs"], weights, row["advantage"]))
-            ids = prompt_ids[source, group_id]
-            yield TrainGroup(
-                group_id, partial(read, source, group_id), samples, len(ids), has_pictures=policy.image_token_id in ids
-            )
+                key = source, group_id = row["source"], row["group_id"]
+                if key not in groups:
+                    prompt = partial(read, source, group_id)
+                    groups[key] = TrainGroup(group_id, prompt, [], *sizes[key])
+                groups[key].samples.append(self._sample(row, completions[source]))
+        return list(groups.values())
+
+    def _sample(self, row: Row, completions: RowLookup) -> Sample:
+        """A completion in arrays: as Python lists those of a whole iteration would take eight times the memory."""
+        from dapo_stages.models.batches import Sample
+
+        folder = self._inputs["weights"].folder
+        if row["completion_id"] not in completions:
+            found = f"weights of completion {row['completion_id']}, which is not in the rollouts"
+            raise DataError(folder, found, "weights of these rollouts", "Run weight-tokens again.")
+        completion = completions.one(row["completion_id"])
+        ids, weights = completion["completion_ids"], row["token_weights"]
+        if len(ids) != len(weights):
+            found = f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}"
+            raise DataError(folder, found, "one per token", "Run weight-tokens again.")
+        sampling = array("f", completion["sampling_logprobs"])
+        lag = version_of(self._inputs["policy"]) - completion["policy_version"]
+        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], lag)
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
@@ -272,9 +277,9 @@ class TrainStep:
         self._recall(trainer, work)
         rows: list[Row] = []
         with progress("train-step: updates", len(work)) as advance:
-            for update, batch in enumerate(work):
+            for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
-                metrics = trainer.update(batch, factor)
+                metrics = trainer.update(batch, factor) | {"policy_lag": _mean_lag([groups[i] for i in part])}
                 if metrics["skipped"]:
                     say(f"train-step: update {update} skipped, its loss or gradient is not finite")
                 rows += [
@@ -283,6 +288,26 @@ class TrainStep:
                 ]
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
         return rows
+
+    def _compare_engine(self, metrics: list[Row]) -> None:
+        """Warn where the engine sampled from another distribution than the one that is trained."""
+        updates: dict[int, dict[str, float]] = {}
+        for row in metrics:
+            updates.setdefault(row["update"], {})[row["name"]] = row["value"]
+        compared = [found for found in updates.values() if found["engine_diff_mean"] is not None]
+        tokens = sum(found["engine_tokens"] for found in compared)
+        if not tokens:
+            return
+        mean = sum(found["engine_diff_mean"] * found["engine_tokens"] for found in compared) / tokens
+        self._output.counts["engine_diff"] = mean
+        limit = self._config.engines.diff_warn
+        if not mean <= limit:
+            say(
+                f"train-step: log-probs of engine and trainer differ by {mean:.3g} on average, more than "
+                f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap; better "
+                "let the engine sample from this very policy, with the same model.dtype and pictures, without top_p, "
+                "top_k, min_p and penalties, and give log-probs of what it sampled from."
+            )
 
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Log-probs of the policy as it is before the first update, for all that is trained on after it.
@@ -343,6 +368,12 @@ class TrainStep:
         manifest = self._output.publish_part("policy", about)
         self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
+
+
+def _mean_lag(groups: list[TrainGroup]) -> float:
+    """Train-steps between sampling and training, mean over completions: 0 on-policy, more with `lag` and replay."""
+    lags = [sample.lag for group in groups for sample in group.samples]
+    return sum(lags) / len(lags)
 
 
 def _finite(value: float) -> float | None:

@@ -27,6 +27,16 @@ def spread(completion, row):
     return float(next(_calls) % 2)
 '''
 
+# Linux counts the memory of the process that forked a child as the child's own until it becomes another program: hence
+# a small process between this one and the stage. It prints the peak of the stage in KiB.
+_LAUNCH = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(child.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -51,22 +61,24 @@ class Workspace:
         environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             started = time.perf_counter()
-            process = subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log)
-            _, status, usage = os.wait4(process.pid, 0)
+            launched = [sys.executable, "-I", "-S", "-c", _LAUNCH, *words]
+            process = subprocess.run(launched, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=log)
             seconds = time.perf_counter() - started
-            process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)}: exit {process.returncode}\n{self._log()[-2000:]}")
-        return Ran(seconds, None if self.preloaded else usage.ru_maxrss * 1024 / MIB)
+        return Ran(seconds, None if self.preloaded else int(process.stdout) * 1024 / MIB)
 
     def prepare(self) -> None:
         """Policy and data, which no row counts."""
         self.command("init-policy", "--out", "policy")
         self.command("prepare-data", "--policy", "policy", "--out", "data")
 
-    def iterate(self, name: str, *settings: str) -> dict[str, Ran]:
+    def iterate(self, name: str) -> dict[str, Ran]:
         """The stages of one iteration, one after the other, from the starting policy."""
-        sets = [word for setting in settings for word in ("--set", setting)]
+        return {stage: self.command(stage, *words) for stage, words in self.calls(name).items()}
+
+    def calls(self, name: str) -> dict[str, tuple[object, ...]]:
+        """What each stage of an iteration is called with."""
         rollout, weights = ("--rollouts", f"{name}/rollout"), ("--weights", f"{name}/weights")
         policy, first = ("--policy", "policy"), ("--iteration", 1)
         inputs: dict[str, tuple[object, ...]] = {
@@ -75,9 +87,7 @@ class Workspace:
             "weight-tokens": (*rollout, "--attention", f"{name}/attention", *first),
             "train-step": (*policy, *rollout, *weights),
         }
-        return {
-            stage: self.command(stage, *inputs[stage], *sets, "--out", f"{name}/{_FOLDERS[stage]}") for stage in STAGES
-        }
+        return {stage: (*words, "--out", f"{name}/{_FOLDERS[stage]}") for stage, words in inputs.items()}
 
     def manifest(self, name: str, stage: str) -> dict[str, Any]:
         """What a stage noted about itself."""

@@ -8,6 +8,7 @@ from support.families import OTHER, SHARED
 from support.prompts import groups, own_row
 
 from dapo_stages.config import SamplerConfig
+from dapo_stages.engines import transformers_engine
 from dapo_stages.engines.transformers_engine import generate
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.packing import Group
@@ -38,6 +39,25 @@ def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
         )[0, len(prompt.ids) :].tolist()
         assert one.ids == two.ids == want
     assert len({tuple(one.ids) for one, _ in found}) == len(prompts)
+
+
+def test_compiled_decoding_gives_the_same_tokens_from_one_graph(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A static cache at fixed shapes: the second batch, of other prompts, must not compile again.
+
+    The graph is captured whole but not turned into machine code, which would take a minute.
+    """
+    monkeypatch.setattr(transformers_engine, "_BACKEND", "eager")
+    stir(policy)
+    prompts = [group.prompt for group in groups(policy)]
+    want = generate(policy, prompts, 2, 12, SamplerConfig(), 0, greedy=True)
+    policy.compiled = True
+    found = generate(policy, prompts, 2, 12, SamplerConfig(), 0, greedy=True)
+    assert [[c.ids for c in cs] for cs in found] == [[c.ids for c in cs] for cs in want]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        again = generate(policy, prompts[::-1], 2, 12, SamplerConfig(), 0, greedy=True)
+    assert [[c.ids for c in cs] for cs in again[::-1]] == [[c.ids for c in cs] for cs in want]
 
 
 @pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)

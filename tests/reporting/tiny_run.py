@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan, open_output
-from dapo_stages.schemas import MASSES, SEGMENTS
+from dapo_stages.schemas import MASSES, SCHEMAS, SEGMENTS
 from dapo_stages.shards import Row, write_text
 
 HOSTILE = "<script>alert(1)</script> [/box] | `x` ```\n# 标题 \x1b[31m红色\n</td><answer>B</answer>"
@@ -115,10 +115,14 @@ def completion(number: int, group: int, sample: int) -> Row:
     }
 
 
-def scores(run: Path, number: int) -> None:
+def scores(run: Path, number: int, *, enabled: bool = True) -> None:
     """Attention of the kept group: VGR of sample s is 1 + s in the first iteration, half of that in the second."""
 
     def row(sample: int) -> Row:
+        if not enabled:
+            nothing: Row = dict.fromkeys(SCHEMAS["attention"].names)
+            key = f"it{number}-p0-s{sample}"
+            return nothing | {"completion_id": key, "status": "off", "num_text_tokens": 0, "num_vision_tokens": 0}
         length, vgr = LENGTHS[sample], (1.0 + sample) / number
         found: Row = {"completion_id": f"it{number}-p0-s{sample}", "status": "ok", "vgr": [vgr] * length}
         found |= {f"mass_{kind}": [0.2] * length for kind in MASSES}
@@ -183,6 +187,8 @@ def train(run: Path, number: int) -> None:
         "clip_low": (0.01, 0.03),
         "clip_high": (0.0, 0.02),
         "learning_rate": (1e-5, 2e-5),
+        "engine_diff_mean": (0.01, 0.03),
+        "engine_diff_max": (0.5, 0.25),
         "tokens": (10, 20),
     }
     rows = [
@@ -228,6 +234,7 @@ def evaluation(run: Path, number: int, greedy: float) -> None:
         output.write("completions", 0, rows)
         write_text(output.folder / "metrics.json", json.dumps(metrics))
         output.add_files("metrics.json")
+        output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     policy = run / "policy" if number == 0 else run / f"iter-{number:04d}" / "train" / "policy"
     inputs = {"policy": Source(policy), "data": Source(run / "data")}

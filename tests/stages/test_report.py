@@ -147,7 +147,10 @@ def test_the_terminal_shows_the_table_and_the_path(reported: Path) -> None:
     lines = report(reported).stdout.splitlines()
     assert lines[0].split()[:2] == ["iteration", "reward"]
     assert lines[3].split()[:7] == ["2", "1.500", "75.0%", "87.5%", "75.0%", "37.5%", "85.0%"]
-    assert lines[-1] == str(reported / "report.html")
+    assert lines[-2:] == [
+        f"best: iteration 2, held-out greedy 75.0% -> {reported}/iter-0002/train/policy",
+        str(reported / "report.html"),
+    ]
 
 
 def test_json_gives_the_figures(reported: Path) -> None:
@@ -205,11 +208,23 @@ def test_pruned_rollouts_leave_the_report_as_it_was(run: Path) -> None:
     assert (run / "report.html").read_bytes() == before
 
 
-def test_attention_may_be_off(tmp_path: Path) -> None:
+def test_attention_may_be_off_and_the_report_says_so(tmp_path: Path) -> None:
     run = tiny_run.build(tmp_path / "tiny", last="rollout")
+    tiny_run.scores(run, 2, enabled=False)
     tiny_run.weights(run, 2, attention=False)
     assert report(run).exit_code == 0
-    assert "<think>(1.00) The(1.00)" in (run / "token_weights.md").read_text()
+    weights = (run / "token_weights.md").read_text()
+    said = "Attention was not measured (attention.enabled: false): every token weighs 1, the VGR reward is neutral."
+    assert "<think>(1.00) The(1.00)" in weights
+    assert weights.count(said) == 1 and weights.index("## Iteration 2") < weights.index(said)
+    assert "not measured in iteration 2" in Page((run / "report.html").read_text()).text
+
+
+def test_the_mismatch_of_engine_and_trainer_is_reported(reported: Path) -> None:
+    said = "Log-probs of engine and trainer differ by 0.020 on average, at most by 0.500."
+    assert (reported / "rollout_results.md").read_text().count(said) == 2
+    page = Page((reported / "report.html").read_text()).text
+    assert "Engine against trainer" in page and "mean |Δ log-prob|" in page
 
 
 def test_a_dry_run_writes_nothing(run: Path) -> None:

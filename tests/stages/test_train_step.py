@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,15 @@ from support.pipeline import Run, metrics, table
 from support.prompts import groups
 
 from dapo_stages.config import ModelConfig, TrainConfig
+from dapo_stages.engines import Completion
+from dapo_stages.engines.transformers_engine import TransformersEngine
 from dapo_stages.manifests import Source
 from dapo_stages.maths.schedule import learning_rate_factor
 from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup, mini_batch
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.update import Trainer
+from dapo_stages.shards import Row
 
 
 def train(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
@@ -35,11 +41,65 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def test_rollouts_of_an_older_policy_are_corrected_and_their_lag_is_a_metric(small_run: Run, tmp_path: Path) -> None:
+    """Iteration 1's rollouts, of the starting policy, train the policy after it: sampling and old log-probs differ."""
+    first, out = small_run.at(1), tmp_path / "t"
+    inputs = ["--policy", small_run.policy(1), "--rollouts", first / "rollout", "--weights", first / "weights"]
+    small_run.command("train-step", *inputs, "--out", out)
+    on_policy, behind = metrics(first / "train"), metrics(out)
+    assert set(on_policy.policy_lag) == {0} and set(behind.policy_lag) == {1}
+    assert behind.ratio_max[0] == pytest.approx(1, abs=1e-6)  # old is the policy at the start of this step
+    assert behind.engine_kl[0] > 100 * on_policy.engine_kl[0] and behind.is_weight_mean[0] != 1
+
+
 def test_the_ratio_is_one_at_the_first_mini_batch_and_engine_and_trainer_agree(small_run: Run) -> None:
     found = metrics(small_run.at(1) / "train")
     assert found.ratio_max[0] == pytest.approx(1, abs=1e-6) and found.ratio_mean[0] == pytest.approx(1, abs=1e-6)
     assert found.engine_diff_max[0] < 1e-4  # sampling log-probs against the trainer's, temperature 1.2
     assert found.ratio_max[1] != 1  # the second mini-batch is off-policy
+
+
+def test_engine_and_trainer_are_compared_on_what_this_policy_sampled(small_run: Run, tmp_path: Path) -> None:
+    """Log-probs of completions of an older policy differ by what was learnt since, whatever the engine."""
+    found = metrics(small_run.at(1) / "train")
+    assert (found.engine_tokens == found.tokens).all()
+    mean = (found.engine_diff_mean * found.engine_tokens).sum() / found.engine_tokens.sum()
+    assert Source(small_run.at(1) / "train").manifest.counts["engine_diff"] == pytest.approx(mean, rel=1e-6)
+    inputs = ["--policy", small_run.policy(1), *small_run.train_inputs(1)[2:]]
+    result = small_run.command("train-step", *inputs, "--out", tmp_path / "lagged", engines__diff_warn=1e-9)
+    lagged = metrics(tmp_path / "lagged")
+    assert (lagged.engine_tokens == 0).all() and lagged.engine_diff_mean.isna().all()
+    assert lagged.engine_kl.max() > 100 * found.engine_kl.max()  # it is seen there, and corrected for
+    assert "differ by" not in result.stderr
+
+
+def test_a_rollout_whose_logprobs_are_of_another_distribution_is_warned_of(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = TransformersEngine.generate
+
+    def less_likely(self: TransformersEngine, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        sampled = generate(self, prompts, seed)
+        return [[replace(one, logprobs=[v - 0.125 for v in one.logprobs]) for one in group] for group in sampled]
+
+    monkeypatch.setattr(TransformersEngine, "generate", less_likely)
+    rollouts, attention, weights = (tmp_path / name for name in ("rollout", "attention", "weights"))
+    policy = small_run.policy(0)
+    small_run.command("rollout", *small_run.rollout_inputs(1), "--out", rollouts)
+    small_run.command("score-attention", "--policy", policy, "--rollouts", rollouts, "--out", attention)
+    inputs = ["--rollouts", rollouts, "--attention", attention, "--iteration", 1]
+    small_run.command("weight-tokens", *inputs, "--out", weights)
+    inputs = ["--policy", policy, "--rollouts", rollouts, "--weights", weights]
+    result = small_run.command("train-step", *inputs, "--out", tmp_path / "train")
+    assert (
+        "train-step: log-probs of engine and trainer differ by 0.125 on average, more than engines.diff_warn=0.05. "
+        "The importance weight corrects for it up to train.engine_is_cap;"
+    ) in result.stderr
+    assert metrics(tmp_path / "train").engine_diff_mean.sub(0.125).abs().max() < 1e-4
+    again = small_run.command("train-step", *inputs, "--out", tmp_path / "train", engines__diff_warn=0.2)
+    assert "train-step: unchanged" in again.stderr  # the limit changes no result
+    other = small_run.command("train-step", *inputs, "--out", tmp_path / "other", engines__diff_warn=0.2)
+    assert "differ by" not in other.stderr
 
 
 def test_old_logprobs_are_those_before_the_first_update(policy: Policy) -> None:
@@ -211,10 +271,15 @@ def test_the_same_step_gives_the_same_hash(small_run: Run, tmp_path: Path) -> No
 
 
 def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Path) -> None:
-    lora = {"train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}"}
+    lora = {"train__lora": "{rank: 4, alpha: 8, target_modules: [v_proj, q_proj]}"}
     one = train(small_run, tmp_path / "one", **lora)
     names = {path.name for path in (one / "policy").iterdir()}
-    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+    assert names == {
+        "adapter_model.safetensors", "adapter_config.json", "manifest.json", "chat_template.jinja", "tokenizer.json",
+        "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
+    }  # fmt: skip
+    adapter = json.loads((one / "policy/adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] is None and adapter["target_modules"] == ["q_proj", "v_proj"]
     small_run.command(
         "rollout", "--policy", one / "policy", "--data", small_run.folder / "data", "--iteration", 2,
         "--out", tmp_path / "rollout", rollout__dynamic_sampling="false",

@@ -1,0 +1,283 @@
+"""A server with OpenAI's chat completions that gives token ids: `vllm serve`, SGLang.
+
+It is checked before it is used: that it serves this policy, gives token ids, and log-probs of the distribution
+sampled from. Failures that may pass are tried again; what can never be right is an error at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from dapo_stages.config import Config
+from dapo_stages.console import say
+from dapo_stages.engines import Completion
+from dapo_stages.engines.foreign import check_prompt, completion, sampling, seeds_of
+from dapo_stages.errors import EngineError
+from dapo_stages.models.families import FAMILIES, Family
+from dapo_stages.models.tokens import Tokens
+from dapo_stages.shards import Row
+
+NAME = "server"
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+
+_PASSING = frozenset({408, 425, 429, *range(500, 600)})  # what a server answers while it starts, is busy or restarts
+_LONGEST_WAIT = 60.0  # seconds between two tries
+_CERTAIN = 0.01  # a token lifted by 100 has log-prob 0, up to this; unprocessed it would be far below
+
+
+class _Model(BaseModel):
+    id: str
+    root: str | None = None  # the folder or hub model it was loaded from
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class _Logprob(BaseModel):
+    logprob: float
+
+
+class _Logprobs(BaseModel):
+    content: list[_Logprob] | None = None
+
+
+class _Choice(BaseModel):
+    index: int = 0
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None  # SGLang says it here, vLLM once for all
+    logprobs: _Logprobs | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """Log-probs of the tokens; empty if there are none."""
+        return [one.logprob for one in (self.logprobs and self.logprobs.content) or ()]
+
+
+class _Answer(BaseModel):
+    choices: list[_Choice]
+    prompt_token_ids: list[int] | None = None
+
+    @property
+    def prompt(self) -> list[int] | None:
+        """The prompt's token ids as the server read them."""
+        return self.prompt_token_ids or next((choice.prompt_token_ids for choice in self.choices), None)
+
+
+_Form = TypeVar("_Form", bound=BaseModel)
+
+
+class ServerEngine:
+    """Asks a server for completions, a request per prompt, several at the same time."""
+
+    batches_itself = True
+
+    def __init__(self, checkpoint: str | Path | None, tokens: Tokens, config: Config) -> None:
+        self.tokens, self._settings, self._server = tokens, config.rollout, config.engines.server
+        url = httpx.URL(self._server.url)
+        self._where = f"{NAME} {url.scheme}://{url.netloc.decode()}"  # without a user's name and password
+        self._check_family()
+        self._model = asyncio.run(self._ready(checkpoint))
+
+    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        """`rollout.num_generations` completions of each prompt; the first lasting failure ends all requests."""
+        return asyncio.run(self._all(prompts, seeds_of(seed, len(prompts))))
+
+    async def _all(self, prompts: Sequence[Row], seeds: Sequence[int]) -> list[list[Completion]]:
+        turns = asyncio.Semaphore(self._server.concurrency)
+
+        async def one(client: httpx.AsyncClient, row: Row, seed: int) -> list[Completion]:
+            async with turns:
+                return self._completions(row, await self._ask(client, _Answer, CHAT, self._request(row, seed)))
+
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(one(client, row, seed)) for row, seed in zip(prompts, seeds, strict=True)]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in asked]
+
+    def _request(self, row: Row, seed: int) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "messages": messages_of(row, FAMILIES[self.tokens.architecture]),
+            **sampling(self._settings, self.tokens),
+            "max_completion_tokens": self._settings.max_completion_length,
+            "seed": seed,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+
+    def _completions(self, row: Row, answer: _Answer) -> list[Completion]:
+        if len(answer.choices) != self._settings.num_generations:
+            raise EngineError(
+                self._where,
+                f"{len(answer.choices)} completions of prompt {row['prompt_id']}",
+                f"rollout.num_generations={self._settings.num_generations}",
+                "Use a server that honours n.",
+            )
+        check_prompt(self._where, row, answer.prompt)
+        return [
+            completion(self._where, row, one.token_ids, one.values, one.finish_reason, self._settings, self.tokens)
+            for one in sorted(answer.choices, key=lambda choice: choice.index)
+        ]
+
+    # ---- before the first prompt
+
+    def _check_family(self) -> None:
+        if self.tokens.architecture not in FAMILIES:
+            raise EngineError(
+                "rollout.engine",
+                f"server for a policy of architecture {self.tokens.architecture}",
+                f"one whose conversations can be sent again: {', '.join(FAMILIES)}",
+                "Set rollout.engine to transformers or vllm.",
+            )
+
+    async def _ready(self, checkpoint: str | Path | None) -> str:
+        """The name of the model, after looking at what is served and how."""
+        async with self._client() as client:
+            served = (await self._ask(client, _Models, MODELS)).data
+            wanted = self._server.model
+            found = next((model for model in served if wanted in (None, model.id)), None)
+            if found is None:
+                names = ", ".join(model.id for model in served) or "no model"
+                raise EngineError(self._where, names, f"the model {wanted or 'of this policy'}", "Set engines.server.")
+            self._check_policy(checkpoint, found.root)
+            await self._check_logprobs(client, found.id)
+        return found.id
+
+    def _check_policy(self, checkpoint: str | Path | None, root: str | None) -> None:
+        """The server says which folder or hub model it loaded; on another machine a folder has another name."""
+        if checkpoint is None:
+            say(f"rollout: {self._where} serves {root}; it must be this adapter, merged into its base")
+            return
+        here = Path(checkpoint).is_dir()
+        if root is None or root == str(checkpoint) or (here and Path(root).resolve() == Path(checkpoint).resolve()):
+            return
+        if here and not Path(root).exists():
+            say(f"rollout: {self._where} serves {root}, which is not on this machine; it must be {checkpoint}")
+            return
+        raise EngineError(
+            self._where,
+            f"the policy {root}",
+            f"{checkpoint}",
+            f"Start it again (vllm serve {checkpoint} --logprobs-mode processed_logprobs) and run rollout again.",
+        )
+
+    async def _check_logprobs(self, client: httpx.AsyncClient, model: str) -> None:
+        """Make one token certain: its log-prob is then 0, if it is of the distribution sampled from."""
+        token = min(set(range(self.tokens.vocabulary)) - self.tokens.special_ids)
+        request = {
+            "model": model,
+            "messages": [{"role": "user", "content": "."}],
+            "max_completion_tokens": 1,
+            "logit_bias": {token: 100.0},
+            "temperature": 1.0,
+            "repetition_penalty": 1.0,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+        answer = await self._ask(client, _Answer, CHAT, request)
+        do = "Use vllm serve --logprobs-mode processed_logprobs, or another engine."
+        if not answer.choices or answer.choices[0].token_ids is None or answer.prompt is None:
+            raise EngineError(self._where, "answers without token ids", "them (return_token_ids)", do)
+        ids, values = answer.choices[0].token_ids, answer.choices[0].values
+        if not values:
+            raise EngineError(self._where, "answers without log-probs", "them (logprobs)", do)
+        if ids != [token]:
+            raise EngineError(self._where, f"tokens {ids} where {token} was certain", "a server with logit_bias", do)
+        if values[0] < -_CERTAIN:
+            found, needed = f"log-prob {values[0]:.3f} of a token that was certain", "0, as it was sampled from"
+            raise EngineError(self._where, found, needed, do)
+
+    # ---- one request
+
+    def _client(self) -> httpx.AsyncClient:
+        key = os.environ.get("DAPO_STAGES_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        return httpx.AsyncClient(
+            base_url=self._server.url.rstrip("/"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(self._server.timeout, pool=None),
+            limits=httpx.Limits(max_connections=self._server.concurrency),
+        )
+
+    async def _ask(
+        self, client: httpx.AsyncClient, form: type[_Form], path: str, content: dict[str, Any] | None = None
+    ) -> _Form:
+        """What a request is answered with, after as many tries as it takes and are allowed."""
+        for attempt in range(self._server.retries + 1):
+            wait = self._server.backoff * 2**attempt
+            try:
+                response = await client.request("POST" if content else "GET", path, json=content)
+                if response.is_success:
+                    return form.model_validate_json(response.content)
+                if response.status_code not in _PASSING:
+                    raise self._refused(response)
+                found = f"status {response.status_code} ({_excerpt(response)})"
+                wait = max(wait, _asked_for(response))
+            except ValidationError as error:  # it was cut, or comes from something in between
+                found = f"an answer of another form ({error.errors()[0]['msg']})"
+            except httpx.TransportError as error:
+                found = " ".join(f"{type(error).__name__} {error}".split())
+            if attempt < self._server.retries:
+                wait = min(wait, _LONGEST_WAIT)
+                say(f"rollout: {self._where}: {found}; trying again in {wait:.0f} s")
+                await asyncio.sleep(wait)
+        raise EngineError(
+            self._where,
+            f"{found} at the last of {self._server.retries + 1} tries",
+            f"an answer within engines.server.timeout={self._server.timeout:g} s",
+            "Look into the server's log, start it again, and run rollout again: finished shards are kept.",
+        )
+
+    def _refused(self, response: httpx.Response) -> EngineError:
+        needed = "an answer"
+        if response.status_code in (401, 403):
+            needed = "a key it takes, in DAPO_STAGES_API_KEY or OPENAI_API_KEY"
+        found = f"status {response.status_code} ({_excerpt(response)})"
+        return EngineError(self._where, found, needed, "Mend the server's options or engines.server, and run it again.")
+
+
+def messages_of(row: Row, family: Family) -> list[dict[str, Any]]:
+    """The conversation of a prompt as a server takes it, read from its text after the chat template.
+
+    What the server makes of it is compared with the prompt's token ids.
+    """
+    start, end = family.turn
+    pictures = iter(row["images"] or ())
+    messages = []
+    for piece in row["prompt_text"].split(start)[1:]:
+        said, finished, _ = piece.partition(end)
+        if not finished:  # the turn that the model is to write
+            break
+        role, _, text = said.partition("\n")
+        messages.append({"role": role, "content": list(_content(text, pictures, family.picture))})
+    return messages
+
+
+def _content(text: str, pictures: Iterator[Row], mark: str) -> Iterator[dict[str, Any]]:
+    for number, piece in enumerate(text.split(mark)):
+        if number:
+            encoded = base64.b64encode(next(pictures)["bytes"]).decode()
+            yield {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+        if piece:
+            yield {"type": "text", "text": piece}
+
+
+def _excerpt(response: httpx.Response) -> str:
+    return " ".join(response.text.split())[:300] or "nothing said"
+
+
+def _asked_for(response: httpx.Response) -> float:
+    """Seconds that a busy server asks to be left alone."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else 0.0

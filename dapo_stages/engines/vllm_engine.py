@@ -1,0 +1,134 @@
+"""vLLM in this process. It has an environment of its own (`make venv-vllm`), as it pins torch and transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dapo_stages.config import Config
+from dapo_stages.data.images import decode
+from dapo_stages.engines import Completion
+from dapo_stages.engines.foreign import check_prompt, completion, sampling, seeds_of
+from dapo_stages.errors import EngineError
+from dapo_stages.models.tokens import Tokens
+from dapo_stages.shards import Row
+
+if TYPE_CHECKING:
+    import vllm
+
+NAME = "vllm"
+
+# What holds unless the environment says otherwise.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would schedule differently from run to run
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for results
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, read where there is no GPU only
+}
+
+
+class VllmEngine:
+    """A checkpoint (folder or hub id) in vLLM."""
+
+    batches_itself = True
+
+    def __init__(self, checkpoint: str | Path, tokens: Tokens, config: Config) -> None:
+        self.tokens, self._settings = tokens, config.rollout
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise EngineError(
+                "rollout.engine",
+                f"vllm, and no package of that name that can be imported ({error})",
+                "a Python environment with vLLM",
+                "Run make venv-vllm, and rollout with ROLLOUT_PYTHON=.venv-vllm/bin/python.",
+            ) from None
+        self._vllm, settings = vllm, config.engines.vllm
+        longest = config.data.max_prompt_length + config.rollout.max_completion_length
+        cpu = current_platform.is_cpu()
+        with _explained(checkpoint):
+            self._model = vllm.LLM(
+                str(checkpoint),
+                dtype=config.model.dtype,
+                max_model_len=settings.max_model_len or longest,
+                logprobs_mode="processed_logprobs",  # of the distribution sampled from
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                tensor_parallel_size=settings.tensor_parallel_size,
+                enforce_eager=settings.enforce_eager or cpu,
+                # A prompt cut in two needs its generator turned back, which those of CPUs cannot.
+                enable_chunked_prefill=False if cpu else None,
+                limit_mm_per_prompt={"video": 0},
+                use_tqdm_on_load=False,
+                seed=config.seed,
+            )
+
+    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        """`rollout.num_generations` completions of each prompt, batched as vLLM sees fit."""
+        with _explained(NAME):
+            answers = self._model.generate(
+                [self._prompt(row) for row in prompts],
+                [self._sampling(one) for one in seeds_of(seed, len(prompts))],
+                use_tqdm=False,
+            )
+        return [self._completions(row, answer) for row, answer in zip(prompts, answers, strict=True)]
+
+    def _prompt(self, row: Row) -> vllm.TokensPrompt:
+        pictures = [decode(image) for image in row["images"] or ()]
+        ids = collapsed(row["prompt_ids"], self.tokens.image_token_id) if pictures else list(row["prompt_ids"])
+        prompt = self._vllm.TokensPrompt(prompt_token_ids=ids)
+        if pictures:
+            prompt["multi_modal_data"] = {"image": pictures}
+        return prompt
+
+    def _sampling(self, seed: int) -> vllm.SamplingParams:
+        return self._vllm.SamplingParams(
+            **sampling(self._settings, self.tokens),
+            max_tokens=self._settings.max_completion_length,
+            logprobs=0,  # of the sampled token and no other
+            seed=seed,
+            detokenize=False,
+        )
+
+    def _completions(self, row: Row, answer: Any) -> list[Completion]:
+        check_prompt(NAME, row, answer.prompt_token_ids)
+        return [
+            completion(
+                NAME,
+                row,
+                one.token_ids,
+                [values[token].logprob for token, values in zip(one.token_ids, one.logprobs, strict=True)],
+                one.finish_reason,
+                self._settings,
+                self.tokens,
+            )
+            for one in answer.outputs
+        ]
+
+
+def collapsed(ids: Sequence[int], image_token_id: int | None) -> list[int]:
+    """Prompt ids with one placeholder per picture instead of one per patch; vLLM expands them again."""
+    return [
+        token for place, token in enumerate(ids) if token != image_token_id or place == 0 or ids[place - 1] != token
+    ]
+
+
+@contextmanager
+def _explained(where: object) -> Iterator[None]:
+    """What vLLM raises, for a checkpoint it cannot take or memory it has not got, as an error of ours."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise EngineError(
+            where,
+            f"what vLLM refuses ({reason})",
+            "a model and prompts it takes",
+            "See engines.vllm, or its log (VLLM_LOGGING_LEVEL=INFO).",
+        ) from error

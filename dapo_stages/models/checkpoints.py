@@ -1,0 +1,165 @@
+"""Checkpoints as files: tensors read one at a time, with or without an adapter's share added to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from dapo_stages.errors import DataError, ModelError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."  # what peft puts before the name of a module
+
+# Settings of an adapter that change what it adds to the weights, with the value under which that is scale · B A.
+_PLAIN = {
+    "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "use_rslora": False,
+    "lora_bias": False, "modules_to_save": None, "layer_replication": None, "target_parameters": None,
+    "trainable_token_indices": None, "rank_pattern": {}, "alpha_pattern": {},
+}  # fmt: skip
+
+
+class Tensors(Protocol):
+    """Named tensors that are read when they are asked for."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+class Checkpoint:
+    """The safetensors of a checkpoint folder: one file, or several with an index."""
+
+    def __init__(self, folder: Path, single: str = SINGLE) -> None:
+        self.folder, self._single = folder, single
+        self._files: dict[str, Any] = {}
+
+    @cached_property
+    def layout(self) -> dict[str, list[str]]:
+        """File -> names of its tensors, as the checkpoint is cut."""
+        if not (self.folder / INDEX).is_file():
+            return {self._single: list(self._open(self._single).keys())}
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        layout: dict[str, list[str]] = {}
+        for name, file in index["weight_map"].items():
+            layout.setdefault(file, []).append(name)
+        return layout
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape, from the headers alone."""
+        return {
+            name: tuple(self._open(file).get_slice(name).get_shape())
+            for file, names in self.layout.items()
+            for name in names
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the type it is stored in."""
+        tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
+        return tensor
+
+    @cached_property
+    def _file_of(self) -> dict[str, str]:
+        return {name: file for file, names in self.layout.items() for name in names}
+
+    def _open(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if file not in self._files:
+            try:
+                self._files[file] = safe_open(self.folder / file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise DataError(
+                    self.folder / file, f"no usable safetensors ({error})", "the weights of a checkpoint",
+                    "Name a folder with safetensors.",
+                ) from None  # fmt: skip
+        return self._files[file]
+
+
+class Adapted:
+    """A checkpoint with a LoRA adapter merged in: W + alpha / rank · B A, computed in float32 and rounded once."""
+
+    def __init__(self, base: Checkpoint, adapter: Path) -> None:
+        self._base, self._adapter = base, Checkpoint(adapter, ADAPTER)
+        self._scale = _scale(adapter)
+        self._modules = self._located()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._base.shapes
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, in the type that the base has it in."""
+        weight = self._base.read(name)
+        if name not in self._modules:
+            return weight
+        down, up = (self._adapter.read(f"{self._modules[name]}.lora_{part}.weight").float() for part in "AB")
+        exact = weight if weight.dtype == torch.float64 else weight.float()
+        return (exact + self._scale * (up @ down).to(exact.dtype)).to(weight.dtype)
+
+    def _located(self) -> dict[str, str]:
+        """Name of a tensor in the base -> module of the adapter that changes it."""
+        wanted = {key.rpartition(".lora_A.")[0] for key in self._adapter.shapes if ".lora_A." in key}
+        names = names_in_memory(self._base)
+        found = {
+            stored: module
+            for stored, name in names.items()
+            if name.endswith(".weight") and (module := _PREFIX + name.removesuffix(".weight")) in wanted
+        }
+        missing = sorted(wanted - set(found.values()))
+        for stored, module in found.items():
+            rank_in, rank_out = (self._adapter.shapes[f"{module}.lora_{part}.weight"] for part in "AB")
+            if (rank_out[0], rank_in[1]) != self._base.shapes[stored]:
+                missing.append(module)
+        if missing:
+            raise DataError(
+                self._adapter.folder,
+                f"an adapter of {missing[0].removeprefix(_PREFIX)}",
+                f"layers that {self._base.folder} has, in its shapes",
+                "Name the policy this adapter was trained on.",
+            )
+        return found
+
+
+def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name of each tensor in the files -> its name in the model: transformers renames some when it loads them."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint.folder))
+    mapping = get_model_conversion_mapping(model)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    others = [one for one in mapping if not isinstance(one, WeightRenaming)]
+    weights = model.state_dict()
+    return {
+        name: rename_source_key(name, renamings, others, model.base_model_prefix, weights)[0]
+        for name in checkpoint.shapes
+    }
+
+
+def _scale(adapter: Path) -> float:
+    """alpha / rank. Raises ModelError if the adapter adds anything but scale · B A."""
+    try:
+        settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        scale = float(settings["lora_alpha"]) / int(settings["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            adapter / ADAPTER_CONFIG, f"no settings of an adapter ({error})", "those of a LoRA adapter",
+            "Name a policy written by train-step.",
+        ) from None  # fmt: skip
+    for key, plain in _PLAIN.items():
+        if settings.get(key, plain) != plain:
+            raise ModelError(
+                f"{adapter}: found an adapter with {key} {settings[key]!r}; needed plain LoRA ({key} {plain!r}). "
+                "Merge it with peft's merge_and_unload."
+            )
+    return scale

@@ -1,0 +1,75 @@
+"""The best policy of a run so far, by held-out accuracy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import Manifest
+from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of
+from dapo_stages.reporting.text import percent
+from dapo_stages.shards import write_text
+
+POINTER = "best.json"
+METRICS = ("greedy_accuracy", "sampled_accuracy")
+
+
+@dataclass(frozen=True)
+class Best:
+    """An evaluated policy; its folder is relative to the run, so that the pointer survives a move."""
+
+    iteration: int
+    policy: str
+    metric: str
+    value: float
+    policy_hash: str
+
+    def __str__(self) -> str:
+        return f"iteration {self.iteration}, held-out {self.metric.removesuffix('_accuracy')} {percent(self.value)}"
+
+
+def find_best(run: Path) -> Best | None:
+    """The policy with the best greedy accuracy, or, where nothing was answered greedily, the best sampled accuracy.
+
+    Ties: the better sampled accuracy, then the earlier policy, which moved less from where it started. The starting
+    policy takes part. Policies that were pruned, or changed since they were evaluated, do not. Only manifests are read.
+    """
+    found = [one for number in iterations(run) if (one := _evaluated(run, number))]
+    metric = next((name for name in METRICS if any(name in evaluation.counts for _, evaluation, _ in found)), None)
+    ranked = [one for one in found if metric in one[1].counts]
+    if metric is None or not ranked:
+        return None
+    number, evaluation, policy = max(
+        ranked, key=lambda one: (one[1].counts[metric], one[1].counts.get("sampled_accuracy", 0.0), -one[0])
+    )
+    return Best(number, policy_of(number), metric, evaluation.counts[metric], policy.content_hash)
+
+
+def write_best(run: Path) -> Best | None:
+    """Point to the best policy in best.json; no evaluation, no pointer."""
+    best = find_best(run)
+    if best is None:
+        (run / POINTER).unlink(missing_ok=True)
+    else:
+        write_text(run / POINTER, json.dumps(asdict(best), indent=1, allow_nan=False) + "\n")
+    return best
+
+
+def policy_of(iteration: int) -> str:
+    """Folder of the policy that an iteration ends with, relative to the run."""
+    return f"{iteration_folder(Path(), iteration)}/train/policy" if iteration else "policy"
+
+
+def _evaluated(run: Path, number: int) -> tuple[int, Manifest, Manifest] | None:
+    """(iteration, evaluation, policy) where the policy is there and is the one that was evaluated."""
+    try:
+        evaluation = manifest_of(iteration_folder(run, number) / "eval", "evaluate")
+        policy = manifest_of(run / policy_of(number))
+    except DataError:  # damaged; status says so
+        return None
+    if evaluation is None or policy is None or policy.pruned:
+        return None
+    judged = evaluation.inputs.get("policy")
+    return (number, evaluation, policy) if judged and judged.content_hash == policy.content_hash else None

@@ -1,0 +1,66 @@
+"""Opening the engine that rollout is configured with, on a policy folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from dapo_stages import ranks
+from dapo_stages.config import Config
+from dapo_stages.console import say
+from dapo_stages.errors import ConfigError
+from dapo_stages.manifests import Source
+from dapo_stages.stages.policies import base_of, is_adapter, open_policy, verify
+
+if TYPE_CHECKING:
+    from dapo_stages.engines import Engine
+
+
+def open_engine(source: Source, config: Config) -> Engine:
+    """Verify a policy folder and put it, or what it refers to, into `rollout.engine`."""
+    if config.rollout.engine == "transformers":
+        return _transformers(source, config)
+    from dapo_stages.models.tokens import load_tokens
+
+    verify(source)
+    tokens = load_tokens(base_of(source))
+    if config.rollout.engine == "server":
+        from dapo_stages.engines.server_engine import ServerEngine
+
+        return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config)
+    if ranks.count() > 1:
+        raise ConfigError(
+            f"rollout.engine: found vllm in {ranks.count()} processes; needed one, as vLLM spreads a model over GPUs "
+            "by itself. Start rollout without a launcher and set engines.vllm.tensor_parallel_size."
+        )
+    from dapo_stages.engines.vllm_engine import VllmEngine
+
+    with _merged(source, config) as checkpoint:
+        return VllmEngine(checkpoint, tokens, config)
+
+
+def _transformers(source: Source, config: Config) -> Engine:
+    from dapo_stages.engines.transformers_engine import TransformersEngine
+
+    policy = open_policy(source, config.model)
+    if not policy.shares_prefixes:
+        say("rollout: this model cannot share a prompt among its completions; prompts are answered one by one")
+    return TransformersEngine(policy, config.rollout)
+
+
+@contextmanager
+def _merged(source: Source, config: Config) -> Iterator[str | Path]:
+    """The checkpoint; of an adapter, a copy of its base with the adapter in it, for as long as it is being read."""
+    if not is_adapter(source):
+        yield base_of(source)
+        return
+    from dapo_stages.models.policy import save_policy
+
+    with TemporaryDirectory(prefix="dapo-stages-merged-") as folder:
+        merged = open_policy(source, config.model.model_copy(update={"device": "cpu", "quantization": None}))
+        save_policy(merged, Path(folder))
+        del merged
+        yield Path(folder)

@@ -1,0 +1,265 @@
+"""rollout by a server: what it is asked, what is taken from it, and what becomes of failures."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.commands import Result, fresh
+from support.pipeline import Run, table
+from support.server import FakeServer, Fault, cut, fails, gone, half_json, slow
+
+from dapo_stages.data.images import encode
+from dapo_stages.engines.server_engine import messages_of
+from dapo_stages.manifests import Source
+from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.tokens import load_tokens
+
+QUICK = {"rollout__engine": "server", "engines__server__backoff": 0, "rollout__dynamic_sampling": "false"}
+
+
+def attempt(run: Run, server: FakeServer, out: Path, **settings: Any) -> Result:
+    settings = {**QUICK, "engines__server__url": server.url, **settings}
+    return run.attempt("rollout", *run.rollout_inputs(1), "--out", out, **settings)
+
+
+@pytest.fixture(scope="module")
+def well(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeServer]:
+    """A rollout without any failure, and the server that wrote it."""
+    out = tmp_path_factory.mktemp("well") / "rollout"
+    with FakeServer(small_run.policy(0)) as server:
+        result = attempt(small_run, server, out)
+    assert result.code == 0, result.stderr
+    return out, server
+
+
+def test_what_is_asked(small_run: Run, well: tuple[Path, FakeServer]) -> None:
+    out, server = well
+    prompts = table(out, "prompts")
+    assert len(server.requests) == len(prompts) == 8
+    tokens = load_tokens(small_run.policy(0))
+    sent = {request["messages"][-1]["content"][0]["image_url"]["url"] for request in server.requests}
+    pictures = {base64.b64encode(images[0]["bytes"]).decode() for images in prompts.images}
+    assert sent == {f"data:image/png;base64,{picture}" for picture in pictures}
+    for request in server.requests:
+        assert (request["n"], request["temperature"], request["max_completion_tokens"]) == (4, 1.2, 32)
+        assert (request["top_p"], request["top_k"], request["min_p"], request["repetition_penalty"]) == (1, -1, 0, 1)
+        assert request["logprobs"] and request["return_token_ids"]
+        assert {int(token) for token in request["logit_bias"]} == tokens.special_ids - set(tokens.end_ids)
+    assert len({request["seed"] for request in server.requests}) == 8
+
+
+def test_what_it_writes_is_kept_as_it_is(well: tuple[Path, FakeServer]) -> None:
+    out, server = well
+    completions = table(out, "completions")
+    assert set(completions.engine) == {"server"} and len(completions) == 32
+    assert completions.completion_ids.map(len).equals(completions.sampling_logprobs.map(len))
+    written = {}
+    for request in server.requests:
+        for one in server._completions(request)["choices"]:
+            written[tuple(one["token_ids"]), tuple(round(c["logprob"], 5) for c in one["logprobs"]["content"])] = 1
+    for row in completions.itertuples():
+        key = tuple(row.completion_ids), tuple(round(float(value), 5) for value in row.sampling_logprobs)
+        near = [np.allclose(key[1], values, atol=2e-5) for ids, values in written if ids == key[0]]
+        assert any(near)
+        assert row.text.startswith("<think>") and row.text.endswith("</answer>")
+    assert (completions["sample"].to_numpy().reshape(-1, 4) == np.arange(4)).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (fails(500), "status 500"),
+        (fails(503), "status 503"),
+        (fails(429, Retry_After="1"), "trying again in 1 s"),
+        (cut, "RemoteProtocolError"),
+        (half_json, "an answer of another form"),
+        (slow, "ReadTimeout"),
+        (gone, "RemoteProtocolError"),
+    ],
+)
+def test_failures_that_pass_are_tried_again(
+    small_run: Run, well: tuple[Path, FakeServer], tmp_path: Path, fault: Fault, said: str
+) -> None:
+    with FakeServer(small_run.policy(0), faults=[None, fault, None, fault]) as server:
+        result = attempt(small_run, server, tmp_path / "r", engines__server__timeout=0.75)
+    assert result.code == 0, result.stderr
+    assert result.stderr.count("trying again in") == 2 and said in result.stderr
+    assert Source(tmp_path / "r").manifest.content_hash == Source(well[0]).manifest.content_hash
+
+
+def test_a_server_that_dies_leaves_whole_shards_and_another_carries_on(
+    small_run: Run, well: tuple[Path, FakeServer], tmp_path: Path
+) -> None:
+    out = tmp_path / "r"
+    dying: list[Fault | None] = [None] * 4 + [gone] * 100
+    with FakeServer(small_run.policy(0), faults=dying) as server:
+        result = attempt(small_run, server, out, engines__server__retries=2)
+        where = server.url
+    assert result.code == 3
+    assert (
+        f"server {where}: found RemoteProtocolError Server disconnected without sending a response. at the last of 3 "
+        "tries; needed an answer within engines.server.timeout=600 s. Look into the server's log, start it again, and "
+        "run rollout again: finished shards are kept."
+    ) in result.stderr
+    assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
+    assert not (out / "manifest.json").exists()
+    with FakeServer(small_run.policy(0)) as server:  # at another address, with other patience
+        result = attempt(small_run, server, out, engines__server__retries=7, engines__server__concurrency=1)
+    assert result.code == 0, result.stderr
+    assert len(server.requests) == 4 and server.most == 1
+    assert Source(out).manifest.content_hash == Source(well[0]).manifest.content_hash
+
+
+def test_nobody_there(small_run: Run, tmp_path: Path) -> None:
+    with FakeServer(small_run.policy(0)) as server:
+        pass
+    result = attempt(small_run, server, tmp_path / "r", engines__server__retries=1)
+    assert result.code == 3 and "ConnectError" in result.stderr and "at the last of 2 tries" in result.stderr
+
+
+def changed(**values: Any) -> Fault:
+    """Other values in the first completion; `top` for the answer itself."""
+
+    def fault(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+        content.update(values.get("top", {}))
+        content["choices"][0].update({name: value for name, value in values.items() if name != "top"})
+
+    return fault
+
+
+def raw(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+    for one in content["choices"][0]["logprobs"]["content"]:
+        one["logprob"] = -3.25
+
+
+def longer(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+    content["choices"][0]["logprobs"]["content"].append({"logprob": -1.0})
+
+
+def fewer(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+    content["choices"].pop()
+
+
+def special(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+    content["choices"][0]["token_ids"][0] = 575  # of the rows of logits that stand for no token
+
+
+@pytest.mark.parametrize(
+    ("always", "fault", "message"),
+    [
+        (changed(token_ids=None), None, "found answers without token ids; needed them (return_token_ids)"),
+        (changed(top={"prompt_token_ids": None}), None, "found answers without token ids"),
+        (changed(logprobs=None), None, "found answers without log-probs; needed them (logprobs)"),
+        (changed(token_ids=[7]), None, "needed a server with logit_bias"),
+        (raw, None, "found log-prob -3.250 of a token that was certain; needed 0, as it was sampled from"),
+        (None, changed(top={"prompt_token_ids": [1, 2]}), "found a prompt of 2 tokens that differs from token 0 on"),
+        (None, changed(token_ids=[]), "found no token ids of a completion"),
+        (None, longer, "one per token"),
+        (None, fewer, "found 3 completions of prompt"),
+        (None, special, "found token 575, which is never sampled"),
+        (None, changed(finish_reason="length"), "with an end token that finished by 'length'"),
+        (None, fails(400), "found status 400"),
+        (None, fails(401), "needed a key it takes, in DAPO_STAGES_API_KEY or OPENAI_API_KEY"),
+    ],
+)
+def test_what_can_never_be_right_is_an_error_at_once(
+    small_run: Run, tmp_path: Path, always: Fault | None, fault: Fault | None, message: str
+) -> None:
+    with FakeServer(small_run.policy(0), always=always, faults=[fault]) as server:
+        result = attempt(small_run, server, tmp_path / "r")
+    assert result.code == 3 and message in result.stderr and "trying again" not in result.stderr
+    assert not list((tmp_path / "r").glob("*.parquet"))
+
+
+def test_a_server_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -> None:
+    other = small_run.policy(1)
+    with FakeServer(small_run.policy(0), root=str(other)) as server:
+        result = attempt(small_run, server, tmp_path / "r")
+    assert result.code == 3
+    assert f"found the policy {other}; needed {small_run.policy(0)}. Start it again (vllm serve" in result.stderr
+
+
+def test_a_server_on_another_machine_is_taken_at_its_word(small_run: Run, tmp_path: Path) -> None:
+    with FakeServer(small_run.policy(0), root="/of/another/machine") as server:
+        result = attempt(small_run, server, tmp_path / "r", rollout__prompts_per_iteration=1)
+    assert result.code == 0 and "serves /of/another/machine, which is not on this machine" in result.stderr
+
+
+def test_the_key_is_sent_and_never_shown(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    monkeypatch.setenv("DAPO_STAGES_API_KEY", "secret-key")
+    with FakeServer(small_run.policy(0), faults=[fails(500), fails(401)]) as server:
+        result = attempt(small_run, server, tmp_path / "r", rollout__prompts_per_iteration=1)
+    assert result.code == 3
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret-key"}
+    assert "secret-key" not in result.stderr + result.stdout
+
+
+def test_requests_run_side_by_side(small_run: Run, tmp_path: Path) -> None:
+    with FakeServer(small_run.policy(0), seconds=0.1) as server:
+        result = attempt(small_run, server, tmp_path / "r", engines__server__concurrency=3)
+    assert result.code == 0 and server.most == 3
+
+
+def test_ctrl_c_does_not_wait_for_answers(small_run: Run, tmp_path: Path) -> None:
+    def interrupt(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with FakeServer(small_run.policy(0), faults=[interrupt, slow, slow, slow]) as server:
+        began = time.monotonic()
+        result = attempt(small_run, server, tmp_path / "r")
+        assert time.monotonic() - began < 4
+    assert result.code == 130 and "carry on" in result.stderr
+    assert not list((tmp_path / "r").glob("*.parquet"))
+
+
+def test_the_model_stays_out_of_memory(small_run: Run, tmp_path: Path) -> None:
+    code = (
+        "import sys; from dapo_stages import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print([name for name in sys.modules if 'modeling_qwen' in name or name == 'dapo_stages.models.policy'])\n"
+    )
+    with FakeServer(small_run.policy(0)) as server:
+        result = fresh(
+            "rollout", "--config", "pipelines/smoke.yaml", *small_run.rollout_inputs(1), "--out", tmp_path / "r",
+            "--set", "rollout.engine=server", "--set", f"engines.server.url={server.url}", code=code,
+        )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_conversations_are_read_from_the_text_of_the_prompt() -> None:
+    from support.prompts import picture
+
+    mark = "<|vision_start|><|image_pad|><|vision_end|>"
+    text = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        f"<|im_start|>user\nIs {mark} larger\nthan {mark}?<|im_end|>\n"
+        "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    images = [{"bytes": encode(picture(9, 9, seed)), "path": None} for seed in (1, 2)]
+    urls = [f"data:image/png;base64,{base64.b64encode(image['bytes']).decode()}" for image in images]
+    assert messages_of({"prompt_text": text, "images": images}, FAMILIES["qwen2_5_vl"]) == [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Is "},
+                {"type": "image_url", "image_url": {"url": urls[0]}},
+                {"type": "text", "text": " larger\nthan "},
+                {"type": "image_url", "image_url": {"url": urls[1]}},
+                {"type": "text", "text": "?"},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
+    ]

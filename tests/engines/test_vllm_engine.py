@@ -1,0 +1,32 @@
+"""What can be said of the vLLM engine without vLLM; tests/vllm generates with it (make test-vllm)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.pipeline import Run
+
+from dapo_stages.engines.vllm_engine import collapsed
+
+
+def test_a_picture_has_one_placeholder_before_vllm_expands_it() -> None:
+    image = 9
+    assert collapsed([1, 2, 9, 9, 9, 3, 2, 9, 3, 4, 4], image) == [1, 2, 9, 3, 2, 9, 3, 4, 4]
+    assert collapsed([9, 9, 5], image) == [9, 5]
+    assert collapsed([1, 1], None) == [1, 1]
+
+
+def test_without_vllm_the_error_says_which_environment_has_it(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # importing it fails, installed or not
+    result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r", rollout__engine="vllm")
+    assert result.code == 3
+    assert result.stderr.splitlines()[-1] == (
+        "rollout.engine: found vllm, and no package of that name that can be imported (import of vllm halted; None in "
+        "sys.modules); needed a Python environment with vLLM. Run make venv-vllm, and rollout with "
+        "ROLLOUT_PYTHON=.venv-vllm/bin/python."
+    )
+    assert not list((tmp_path / "r").glob("*.parquet"))

@@ -1,0 +1,88 @@
+"""prune: how many iterations' files stay, and which stay longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reporting import tiny_run
+from support.commands import run as command
+
+from dapo_stages.manifests import Source, read_manifest
+from dapo_stages.outputs import Output, Plan
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Path:
+    """Four reported iterations whose held-out accuracy is best after the second."""
+    folder = tiny_run.build(tmp_path / "run")
+    for number, greedy in ((1, 0.5), (2, 0.75), (3, 0.5), (4, 0.25)):
+        checkpoint(folder, number)
+        tiny_run.evaluation(folder, number, greedy)
+        tiny_run.publish(Plan("report", folder / f"iter-{number:04d}/report", {}, 1), lambda output: None)
+    return folder
+
+
+def checkpoint(run: Path, number: int, **about: Any) -> None:
+    """A train-step's policy and state, each with a file."""
+    tiny_run.publish(Plan("train-step", run / f"iter-{number:04d}/train", {}, number), lambda output: None)
+    for part in ("policy", "state"):
+
+        def fill(output: Output, part: str = part) -> None:
+            (output.folder / f"{part}.bin").write_bytes(b"weights")
+            output.add_files(f"{part}.bin")
+            output.policy = {"version": number, **about}
+
+        tiny_run.publish(Plan(part, run / f"iter-{number:04d}/train/{part}", about, number), fill)
+
+
+def prune(run: Path, *arguments: str) -> str:
+    result = command("prune", "--config", run / "config.yaml", "--run", run, *arguments)
+    assert result.code == 0, result.stderr
+    return result.stderr
+
+
+def left(run: Path, part: str) -> list[int]:
+    return [int(path.parts[-4][5:]) for path in sorted(run.glob(f"iter-*/train/{part}/{part}.bin"))]
+
+
+def test_the_best_policy_stays_beside_the_newest(run: Path) -> None:
+    said = prune(run, "--set", "keep.policies=1", "--set", "keep.states=1")
+    assert left(run, "policy") == [2, 4]
+    assert left(run, "state") == [4]
+    assert f"prune: removing the files of {run}/iter-0003/train/policy" in said
+    assert read_manifest(run / "iter-0003/train/policy").pruned
+    Source(run / "iter-0002/train/policy").verify_all()
+
+
+def test_the_best_policy_goes_where_keep_best_is_off(run: Path) -> None:
+    prune(run, "--set", "keep.policies=1", "--set", "keep.best=false")
+    assert left(run, "policy") == [4]
+
+
+def test_a_better_policy_takes_its_place(run: Path) -> None:
+    prune(run, "--set", "keep.policies=1")
+    checkpoint(run, 5)
+    tiny_run.evaluation(run, 5, greedy=1.0)
+    prune(run, "--set", "keep.policies=1")
+    assert left(run, "policy") == [5]
+
+
+def test_a_dry_run_names_what_would_go_and_removes_nothing(run: Path) -> None:
+    said = prune(run, "--set", "keep.policies=1", "--dry-run")
+    policies = [line for line in said.splitlines() if line.endswith("/policy")]
+    assert policies == [f"prune: would remove the files of {run}/iter-000{n}/train/policy" for n in (1, 3)]
+    assert left(run, "policy") == [1, 2, 3, 4]
+
+
+def test_a_policy_under_an_adapter_stays_as_long_as_the_adapter(run: Path) -> None:
+    """The adapter of iteration 4 was begun on the whole policy of iteration 1; that of iteration 3 goes."""
+    checkpoint(run, 3, base="../../../iter-0002/train/policy")
+    checkpoint(run, 4, base="../../../iter-0001/train/policy")
+    keep = ("--set", "keep.policies=1", "--set", "keep.best=false")
+    prune(run, *keep)
+    assert left(run, "policy") == [1, 4]
+    checkpoint(run, 5)
+    prune(run, *keep)
+    assert left(run, "policy") == [5]

@@ -1,0 +1,101 @@
+"""Stages around a rollout by vLLM, and vLLM's own server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import torch
+
+from dapo_stages.config import ModelConfig
+from dapo_stages.manifests import Source
+from dapo_stages.models.inputs import prompt_of
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.packing import Group
+from dapo_stages.models.policy import load_policy
+from support.commands import ROOT
+from support.pipeline import Run, metrics, table
+
+PYTHON = ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
+Rollout = Callable[..., Path]
+
+
+def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: object) -> pd.DataFrame:
+    """The metrics of a train-step on a rollout, after the stages between them."""
+    attention, weights = folder / "attention", folder / "weights"
+    run.command("score-attention", "--policy", policy, "--rollouts", rollouts, "--out", attention)
+    iteration = Source(rollouts).manifest.config["iteration"]
+    inputs = ["--rollouts", rollouts, "--attention", attention, "--iteration", iteration]
+    run.command("weight-tokens", *inputs, "--out", weights, weights__replay__size=0)
+    inputs = ["--policy", policy, "--rollouts", rollouts, "--weights", weights]
+    run.command("train-step", *inputs, "--out", folder / "train", **settings)
+    return metrics(folder / "train")
+
+
+def differences(rollouts: Path, policy: Path, temperature: float) -> dict[int, torch.Tensor]:
+    """|Δ log-prob| of engine and trainer over all tokens of a prompt, by the row of its source."""
+    trainer = load_policy(policy, ModelConfig(name="embedded", dtype="float32", device="cpu"))
+    trainer.attend("grouped")
+    forward = GroupLogprobs(trainer, temperature)
+    completions = table(rollouts, "completions").groupby("group_id")
+    found = {}
+    for row in Source(rollouts).rows("prompts"):
+        members = completions.get_group(row["group_id"])
+        group = Group(prompt_of(row, trainer.processor), [list(ids) for ids in members.completion_ids])
+        with torch.no_grad():
+            own, _ = forward(trainer.batch([group]))
+        number = int(re.findall(r"these (\d+)", row["problem"])[0])
+        found[number] = (own - torch.tensor(np.concatenate(members.sampling_logprobs.to_list()))).abs()
+    return found
+
+
+@contextmanager
+def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """vLLM's server on a policy: its address and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", policy, "--host", "127.0.0.1", "--port", port,
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", 600, "--logprobs-mode", "processed_logprobs",
+    ]  # fmt: skip
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        _wait_for(url, process, log)
+        yield url, process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a server at once, and the processes it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 500
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()
+        try:
+            if httpx.get(f"{url}/v1/models", timeout=5).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(1)
+    raise TimeoutError(log.read_text())

@@ -1,0 +1,109 @@
+"""Completions of vLLM go through the rest of the pipeline, and fit the trainer's log-probs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support.pipeline import Run, table
+from support.prompts import picture
+from support.vllm import Rollout, differences, train
+
+from dapo_stages.engines import Completion
+from dapo_stages.engines.transformers_engine import TransformersEngine
+from dapo_stages.manifests import Source
+from dapo_stages.models.tokens import load_tokens
+from dapo_stages.shards import Row
+
+
+def test_completions_have_pictures_ids_and_logprobs(run: Run, sampled: Path) -> None:
+    prompts, completions = table(sampled, "prompts"), table(sampled, "completions")
+    assert len(completions) == 64 and set(completions.engine) == {"vllm"} and prompts.images.map(len).eq(1).all()
+    assert completions.completion_ids.map(len).equals(completions.sampling_logprobs.map(len))
+    tokens = load_tokens(run.policy(0))
+    used = {token for ids in completions.completion_ids for token in ids}
+    assert not used & tokens.suppressed_ids
+    assert (completions.groupby("group_id").text.nunique() > 1).any()  # the seeds of a prompt's completions differ
+    ended = completions.completion_ids.map(lambda ids: ids[-1] in tokens.end_ids)
+    assert (ended == (completions.finish_reason == "stop")).all()
+
+
+def test_the_pipeline_goes_on_and_the_trainer_agrees(run: Run, sampled: Path, tmp_path: Path) -> None:
+    found = train(run, sampled, tmp_path, run.policy(0))
+    compared = found[found.engine_tokens > 0]
+    mean = np.average(compared.engine_diff_mean, weights=compared.engine_tokens)
+    print(f"|Δ log-prob| {mean:.2e} on average, {compared.engine_diff_max.max():.2e} at most")
+    assert mean < 1e-5 and compared.engine_diff_max.max() < 1e-3
+
+
+def test_attention_is_that_of_the_same_tokens_by_another_engine(
+    run: Run, sampled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = table(sampled, "prompts").set_index("group_id").prompt_id
+    members = table(sampled, "completions").groupby("group_id", sort=False)
+    written = {prompts[group_id]: rows.sort_values("sample") for group_id, rows in members}
+
+    def same(engine: TransformersEngine, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+        return [
+            [
+                Completion(list(row.completion_ids), list(row.sampling_logprobs), row.finish_reason)
+                for row in written[prompt["prompt_id"]].itertuples()
+            ]
+            for prompt in prompts
+        ]
+
+    monkeypatch.setattr(TransformersEngine, "generate", same)
+    other = tmp_path / "rollout"
+    run.command("rollout", *run.rollout_inputs(1), "--out", other)
+    assert set(table(other, "completions").engine) == {"transformers"}
+    found = []
+    for name, rollouts in (("vllm", sampled), ("transformers", other)):
+        run.command("score-attention", "--policy", run.policy(0), "--rollouts", rollouts, "--out", tmp_path / name)
+        found.append(table(tmp_path / name, "attention"))
+    pd.testing.assert_frame_equal(*found)
+    assert set(found[0].status) == {"ok"}
+
+
+def test_the_same_seed_gives_the_same_completions(sampled: Path, rollout: Rollout) -> None:
+    assert Source(rollout()).manifest.content_hash == Source(sampled).manifest.content_hash
+
+
+def test_prompts_with_several_pictures_one_or_none(run: Run, rollout: Rollout, tmp_path: Path) -> None:
+    """Where the processor need not resize a picture, the trainer agrees; where it must, vLLM's resizes otherwise."""
+    sizes = [[(56, 56)], [(84, 56), (56, 112)], [], [(100, 70)], [(130, 40), (77, 211)]]
+    questions = []
+    for number, pictures in enumerate(sizes * 4):
+        names = [f"{number}-{place}.png" for place in range(len(pictures))]
+        for name, (width, height) in zip(names, pictures, strict=True):
+            picture(width, height, number).save(tmp_path / name)
+        questions.append({"image": names, "problem": f"Which of these {number}?\nA. red B. blue", "solution": "A"})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    data = tmp_path / "data"
+    run.command(
+        "prepare-data", "--policy", run.policy(0), "--out", data, data__source=tmp_path / "questions.jsonl",
+        data__held_out_fraction=0.1,
+    )  # fmt: skip
+    found = differences(rollout(data=data), run.policy(0), temperature=1.2)
+    resized = [any(side % 28 for size in pictures for side in size) for pictures in sizes]
+    exact, other = (torch.cat([found[n] for n in found if resized[n % 5] == which]) for which in (False, True))
+    for name, one in (("as they are", exact), ("resized", other)):
+        print(f"|Δ log-prob|, pictures {name}: {one.mean():.1e} on average, {one.max():.1e} at most")
+    assert exact.max() < 1e-4 and len(found) == 16
+    assert other.mean() < 0.02
+
+
+def test_an_adapter_is_merged(run: Run, rollout: Rollout, tmp_path: Path) -> None:
+    lora = {"train__lora": "{rank: 4, target_modules: [q_proj, v_proj]}", "train__learning_rate": 0.01}
+    plain = tmp_path / "plain"
+    run.command("rollout", *run.rollout_inputs(1), "--out", plain)
+    train(run, plain, tmp_path / "one", run.policy(0), **lora)
+    adapter = tmp_path / "one/train/policy"
+    assert (adapter / "adapter_model.safetensors").exists()
+    sampled = rollout(policy=adapter, iteration=2)
+    found = train(run, sampled, tmp_path / "two", adapter, **lora)
+    assert found.engine_diff_max.max() < 1e-3
