@@ -60,8 +60,8 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
-        bench venv-vllm test-vllm clean clean-run FORCE
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test test-ranks \
+        lint format bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -190,6 +190,9 @@ test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with 
 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest
+
+test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), about a minute
+	$(PY) -m pytest -m slow
 
 lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/ruff check .

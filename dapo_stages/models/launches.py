@@ -120,8 +120,6 @@ def _check_combination(wanted: str, model: ModelConfig) -> None:
         from importlib.util import find_spec
 
         if find_spec("deepspeed") is None:
-            raise ConfigError(
-                "DeepSpeed: found none installed; needed deepspeed. Run pip install 'dapo-stages[deepspeed]'."
-            )
+            raise ConfigError("DeepSpeed: found none installed; needed deepspeed. Run pip install deepspeed.")
         if model.dtype == "float64":
             raise ConfigError("model.dtype: found float64 under DeepSpeed; needed bfloat16 or float32. Set it.")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
-_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs")
+_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 SECTIONS = (
     "model.dtype",
     "model.quantization",
@@ -63,8 +63,9 @@ def main(
 ) -> None:
     """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
 
-    Without --state the optimiser starts afresh; with it, momentum and schedule carry on. The rollouts may be of an
-    older policy than --policy: each token then counts by a truncated importance weight (train.engine_is_cap).
+    Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
+    trains in several processes (DDP, FSDP2, DeepSpeed). The rollouts may be of an older policy than --policy: each
+    token then counts by a truncated importance weight (train.engine_is_cap).
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
