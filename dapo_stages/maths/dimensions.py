@@ -83,8 +83,8 @@ class Dimensions:
 
     @property
     def matrices(self) -> int:
-        """Weights of these layers, without biases: what quantisation stores in few bits."""
-        return sum(n * i * o for shapes in self.linears.values() for n, i, o in shapes)
+        """Weights of the text's linear layers, without biases and head: what quantisation stores in few bits."""
+        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * self.kv + 3 * self.hidden * self.mlp)
 
     def adapter(self, rank: int, target_modules: tuple[str, ...]) -> int:
         """Parameters of LoRA adapters: rank · (in + out) per layer. Raises KeyError for a name it does not know."""

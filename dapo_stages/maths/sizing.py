@@ -18,7 +18,8 @@ FLOAT = 4  # bytes of a float32, in which pictures, logits and attention scores 
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
 LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
-QUANTIZED = {"nf4": 0.5 + FLOAT / 64, "int8": 1.0}  # bytes of a weight; nf4 has a float32 scale per block of 64
+# Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantisation).
+QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Memory:
 
 
 def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
-    """Bytes of the weights, those of linear layers in few bits if they are quantised."""
+    """Bytes of the weights, those of the text's linear layers in few bits if quantised."""
     matrices = d.matrices * (QUANTIZED[quantization] if quantization else b)
     return int(matrices) + (d.parameters - d.matrices) * b
 
