@@ -32,6 +32,8 @@ def main() -> None:
     if args.config_file:
         defaults = load_config_from_file(args.config_file)
         processes, machines = processes or defaults.num_processes, machines or defaults.num_machines
+    if processes:
+        os.environ["DAPO_STAGES_PROCESSES"] = str(processes)  # accelerate may start fewer without a word
     cores = len(os.sched_getaffinity(0)) * (machines or 1) // max(processes or 1, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
     if not cuda.is_available():

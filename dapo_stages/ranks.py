@@ -200,7 +200,7 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
     agent = _has_agent()
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(
+        shared = TCPStore(
             address,
             port,
             count,
@@ -209,6 +209,8 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
             wait_for_workers=False,
             multi_tenant=not agent,  # a process group of this process may share it
         )
+        store = PrefixStore(f"dapo_stages/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+        store.add(f"beat/{rank}", 1)  # from now on it would be missed
     except KeyError as missing:
         raise RankError(
             f"rank {rank} of {count}: found no {missing.args[0]} in the environment; needed where rank 0 is. "
@@ -217,8 +219,7 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankError(_lost(_host(count), f"nothing answers at {where} ({_first_line(error)})")) from None
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"dapo_stages/{attempt}", store), rank == 0 and not agent
+    return store, rank == 0 and not agent
 
 
 def _has_agent() -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from dapo_stages import ranks
 from dapo_stages.config import ModelConfig, TrainConfig
-from dapo_stages.errors import ConfigError
+from dapo_stages.errors import ConfigError, RankError
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.parallel import Ranked, Replicated, Worker
@@ -26,6 +27,12 @@ def join(model: ModelConfig, device: torch.device) -> Any:
 
     Raises ConfigError where accelerate does something else than was configured, which it does without a word.
     """
+    asked = int(os.environ.get("DAPO_STAGES_PROCESSES", ranks.count()))
+    if asked != ranks.count():
+        raise ConfigError(
+            f"accelerate launch: found {ranks.count()} process(es); needed {asked}, as configured. For several on CPUs "
+            "write distributed_type MULTI_GPU or DEEPSPEED and use_cpu false, as in pipelines/accelerate/ddp-cpu.yaml."
+        )
     wanted = _configured()
     if wanted is None:
         return None
@@ -47,12 +54,11 @@ def join(model: ModelConfig, device: torch.device) -> Any:
             kwargs_handlers=handlers,
         )
     found = accelerator.distributed_type.value
-    ranks = int(os.environ["WORLD_SIZE"])
-    if not found.startswith(wanted) or accelerator.num_processes != ranks:
+    if not found.startswith(wanted) or accelerator.num_processes != ranks.count():
         raise ConfigError(
-            f"accelerate launch: found {accelerator.num_processes} process(es) of type {found}; needed {ranks} of type "
-            f"{wanted}, as configured. accelerate fell back without a word; look for use_cpu, ACCELERATE_USE_CPU and "
-            "what is installed, or take another file of pipelines/accelerate."
+            f"accelerate launch: found {accelerator.num_processes} process(es) of type {found}; needed {ranks.count()} "
+            f"of type {wanted}, as configured. accelerate fell back without a word; look for use_cpu, "
+            "ACCELERATE_USE_CPU and what is installed, or take another file of pipelines/accelerate."
         )
     plugin = accelerator.state.fsdp_plugin if wanted == "FSDP" else None
     if plugin and (plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading):
@@ -61,6 +67,21 @@ def join(model: ModelConfig, device: torch.device) -> Any:
             f"{plugin.cpu_ram_efficient_loading}; needed 2 and false. Take pipelines/accelerate/fsdp2.yaml."
         )
     return accelerator
+
+
+@contextmanager
+def among_ranks() -> Iterator[None]:
+    """Around work that the ranks do together: a broken connection is called by its name. Raises RankError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if ranks.count() == 1 or not any(word in reason for word in ("gloo", "NCCL", "onnection")):
+            raise
+        raise RankError(
+            f"rank {ranks.rank()} of {ranks.count()}: found no connection to another process ({reason[:160]}); needed "
+            "all of them. See why it ended, and run the same command again."
+        ) from None
 
 
 def splits_weights(accelerator: Any) -> bool:

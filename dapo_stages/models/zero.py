@@ -90,8 +90,8 @@ class Zero(Ranked):
     @property
     def _flat(self) -> list[torch.Tensor]:
         """This rank's parts of the weights, flattened, as the optimiser knows them."""
-        parts = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else None
-        found: list[torch.Tensor] = parts or self._zero.single_partition_of_fp32_groups
+        name = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
+        found: list[torch.Tensor] = getattr(self._zero, name)
         return found
 
     def _begin(self, step: float) -> None:

@@ -64,7 +64,7 @@ def main(
     )
 
 
-class Shard(NamedTuple):
+class RoundShard(NamedTuple):
     """A part of a round: what one pair of Parquet files holds."""
 
     number: int
@@ -89,7 +89,7 @@ class Rollout:
         """Sample rounds of prompts until there are enough groups, or the rounds are used up."""
         target = self._config.rollout.prompts_per_iteration
         rounds = self._config.rollout.max_resample_rounds if self._config.rollout.dynamic_sampling else 1
-        done: list[Shard] = []
+        done: list[RoundShard] = []
         with (
             self._output.plan.inputs["data"].index("train") as table,
             progress("rollout: informative groups" if rounds > 1 else "rollout: groups", target) as advance,
@@ -113,7 +113,7 @@ class Rollout:
         if ranks.rank() == 0:
             self._output.counts |= self._figures(done)
 
-    def _shards(self, num_prompts: int, rounds: int) -> Iterator[Shard]:
+    def _shards(self, num_prompts: int, rounds: int) -> Iterator[RoundShard]:
         from dapo_stages.maths.schedule import prompts_of
 
         count, size = self._config.rollout.prompts_per_iteration, self._config.rollout.groups_per_shard
@@ -121,7 +121,7 @@ class Rollout:
         for round_ in range(rounds if num_prompts else 0):
             indices = prompts_of(num_prompts, self._config.seed, self._iteration, round_, count).tolist()
             for start in range(0, len(indices), size):
-                yield Shard(next(numbers), round_, before + start, indices[start : start + size])
+                yield RoundShard(next(numbers), round_, before + start, indices[start : start + size])
             before += len(indices)
 
     def _wave(self) -> int:
@@ -130,7 +130,7 @@ class Rollout:
         needed = math.ceil((settings.prompts_per_iteration - self._kept) / settings.groups_per_shard)
         return math.ceil(needed / ranks.count()) * ranks.count()
 
-    def _sample(self, wave: list[Shard], table: RowIndex, advance: Advance) -> None:
+    def _sample(self, wave: list[RoundShard], table: RowIndex, advance: Advance) -> None:
         """Write the completions of some shards."""
         shards = {shard.number: shard for shard in wave}
         for number in self._output.fill("completions", shards, lambda n: self._completions(shards[n], table)):
@@ -138,13 +138,13 @@ class Rollout:
             accuracy = sum(correct) / (len(correct) * self._config.rollout.num_generations)
             advance(sum(map(self._is_wanted, correct)), f"accuracy {accuracy:.3f}")
 
-    def _completions(self, shard: Shard, table: RowIndex) -> Iterator[Row]:
+    def _completions(self, shard: RoundShard, table: RowIndex) -> Iterator[Row]:
         prompts = [table[index] for index in shard.prompts]
         sampled = self._generate(shard.number, prompts)
         for group_id, prompt, completions in zip(self._group_ids(shard), prompts, sampled, strict=True):
             yield from (self._completion(group_id, i, prompt, one) for i, one in enumerate(completions))
 
-    def _close(self, shard: Shard, table: RowIndex) -> None:
+    def _close(self, shard: RoundShard, table: RowIndex) -> None:
         """Decide what is kept of a shard, and write its prompts. All processes decide, one writes."""
         groups: list[Row] = []
         correct = self._correct(shard.number)
@@ -158,7 +158,7 @@ class Rollout:
             rows = (table[index] | group for index, group in zip(shard.prompts, groups, strict=True))
             self._output.write("prompts", shard.number, rows)
 
-    def _group_ids(self, shard: Shard) -> list[str]:
+    def _group_ids(self, shard: RoundShard) -> list[str]:
         return [f"i{self._iteration:04d}-g{shard.first + offset:06d}" for offset in range(len(shard.prompts))]
 
     def _correct(self, number: int) -> list[int]:
@@ -205,7 +205,7 @@ class Rollout:
             **{f"reward_{name}": value for name, value in scored.plugins.items()},
         }
 
-    def _figures(self, shards: list[Shard]) -> dict[str, Any]:
+    def _figures(self, shards: list[RoundShard]) -> dict[str, Any]:
         totals = {"completions": 0, "correct": 0.0, "format": 0.0, "tokens": 0, "cut": 0}
         columns = ["reward_accuracy", "reward_format", "completion_ids", "finish_reason"]
         for shard in shards:

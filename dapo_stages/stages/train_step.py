@@ -120,18 +120,21 @@ class TrainStep:
         import numpy as np
         import torch
 
+        from dapo_stages.models.launches import among_ranks
+
         self._output.restart()
         seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1 + ranks.rank())
         torch.manual_seed(int(seed[0]))  # what is drawn for the weights is the same everywhere
-        with ExitStack() as stack:
+        with among_ranks(), ExitStack() as stack:
             policy, trainer = self._prepare()
-            torch.manual_seed(int(seed[-1]))
+            if ranks.rank() > 0:
+                torch.manual_seed(int(seed[-1]))  # what is dropped out is not
             groups = self._groups(stack, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(trainer, groups)
-        self._compare_engine(metrics)
-        self._save(policy, trainer.worker)
+            self._compare_engine(metrics)
+            self._save(policy, trainer.worker)
         if ranks.rank() == 0:
             self._output.write("metrics", None, metrics)
         self._output.counts |= {

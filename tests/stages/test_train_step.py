@@ -203,6 +203,14 @@ def test_a_state_of_another_optimiser_is_refused(small_run: Run, tmp_path: Path)
     assert result.code == 3 and "Leave --state out" in result.stderr
 
 
+def test_a_state_of_other_weights_is_refused(small_run: Run, tmp_path: Path) -> None:
+    result = small_run.attempt(
+        "train-step", *small_run.train_inputs(2), "--state", small_run.at(1) / "train/state", "--out", tmp_path / "t",
+        train__freeze_vision="true",
+    )  # fmt: skip
+    assert result.code == 3 and "that of other weights, such as model.visual." in result.stderr
+
+
 def test_muon_trains_the_matrices(small_run: Run, tmp_path: Path) -> None:
     after = weights_of(train(small_run, tmp_path / "t", train__optimizer="muon") / "policy")
     before = weights_of(small_run.policy(0))

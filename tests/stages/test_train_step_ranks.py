@@ -34,7 +34,7 @@ ALL = ["updates", "chain", "carried", "lora"]
 # Name -> configuration of accelerate, and what is done inside.
 PARTS = {
     "zero2": ("zero2-cpu", ALL),
-    "ddp": ("ddp-cpu", ["updates", "chain", "carried", "again"]),
+    "ddp": ("ddp-cpu", [*ALL, "again"]),
     "zero3": ("zero3-cpu", ALL),
     "fsdp2": ("ddp-cpu", ["sharded", *ALL]),
 }
@@ -168,7 +168,7 @@ def test_moments_gathered_from_ranks_are_those_of_one_process(
             assert (found[key] - wanted[key]).norm() <= 1e-4 * wanted[key].norm(), (name, key)
 
 
-@pytest.mark.parametrize("launch", ["zero2", *SLOW])
+@pytest.mark.parametrize("launch", LAUNCHES)
 def test_adapters_and_the_kl_term_in_two_processes(
     outputs: Callable[[str], Path], small_run: Run, launch: str, tmp_path: Path
 ) -> None:
@@ -226,6 +226,6 @@ def test_a_killed_rank_ends_the_step_and_the_same_command_mends_it(outputs: Call
     folder = outputs("ddp")
     killed = json.loads((folder / "killed.json").read_text())
     assert killed["code"] not in (0, None) and killed["seconds"] < 60 and not killed["published"]
-    assert "rank 1 was ended by SIGKILL" in killed["stderr"]
+    assert "rank 1 was ended by SIGKILL" in killed["stderr"] and "Traceback" not in killed["stderr"]
     mended, undisturbed = (Source(folder / name, "train-step").manifest for name in ("killed", "undisturbed"))
     assert mended.content_hash == undisturbed.content_hash
