@@ -20,6 +20,11 @@ CONFIG := $(R)/config.yaml
 endif
 endif
 ITERS ?= $(or $(patsubst planned_iterations=%,%,$(filter planned_iterations=%,$(SET))),$(shell sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' $(CONFIG)),1)
+# Rollouts sampled by a policy LAG train-steps old need not wait for the newest: `make -j2 iterate LAG=1` samples
+# iteration k + 1 while k trains. A run keeps its lag.
+ifeq ($(origin LAG),undefined)
+LAG := $(or $(patsubst lag=%,%,$(filter lag=%,$(SET))),$(shell sed -n 's/^lag: *\([0-9]*\).*/\1/p' $(CONFIG)),0)
+endif
 ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 
 # Several processes: LAUNCH=zero2 launches train-step with pipelines/accelerate/zero2.yaml and the other stages that need
@@ -55,13 +60,13 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test lint format \
-        bench venv-vllm test-vllm clean clean-run FORCE
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test test-ranks \
+        lint format bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) SET='--set key=value' LAUNCH=$(LAUNCH)"
+	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(LAG) SET='--set key=value' LAUNCH=$(LAUNCH)"
 
 setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
 
@@ -78,7 +83,7 @@ config  = --config $(R)/config.yaml
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
 $(R)/config.yaml: FORCE | $(VENV)/ready
-	@$(PY) $(DAPO) config --config $(CONFIG) $(SET) --out $@
+	@$(PY) $(DAPO) config --config $(CONFIG) $(SET) --set lag=$(LAG) --out $@
 
 $(R)/policy/manifest.json: | $(R)/config.yaml
 	$(PY) $(DAPO) init-policy $(config) --out $(@D) $(replace)
@@ -92,16 +97,16 @@ $(R)/iter-0000/eval/manifest.json: $(R)/policy/manifest.json $(R)/data/manifest.
 $(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/config.yaml
 	$(PY) $(DAPO) report $(config) --run $(R) --iteration 0 $(replace)
 
-# $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it samples with,
-# $(5) that policy, $(6) what it carries on from
+# $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it trains,
+# $(5) that policy, $(6) what it carries on from, $(7) manifest of the policy it samples with, $(8) that policy
 define iteration
 .PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
 
-$(2)/rollout/manifest.json: $(4) $(R)/data/manifest.json | $(R)/config.yaml
-	$$(ROLLOUT_PYTHON) $$(call start,$$(ROLLOUT_LAUNCH)) rollout $$(config) --policy $(5) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
+$(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json | $(R)/config.yaml
+	$$(ROLLOUT_PYTHON) $$(call start,$$(ROLLOUT_LAUNCH)) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
 
-$(2)/attention/manifest.json: $(4) $(2)/rollout/manifest.json | $(R)/config.yaml
-	$$(SCORE_PYTHON) $$(call start,$$(SCORE_LAUNCH)) score-attention $$(config) --policy $(5) --rollouts $(2)/rollout --out $$(@D) $$(replace)
+$(2)/attention/manifest.json: $(7) $(2)/rollout/manifest.json | $(R)/config.yaml
+	$$(SCORE_PYTHON) $$(call start,$$(SCORE_LAUNCH)) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
 
 $(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.json $(if $(6),$(3)/weights/manifest.json) | $(R)/config.yaml
 	$$(PY) $$(DAPO) weight-tokens $$(config) --rollouts $(2)/rollout --attention $(2)/attention --iteration $(1) \
@@ -122,11 +127,15 @@ endef
 due       = $(filter 0,$(shell expr $(1) % $(EVAL_EVERY)))$(filter $(1),$(ITERS))
 evaluated = $(or $(call due,$(1)),$(wildcard $(call folder,$(1))/eval/manifest.json))
 previous  = $(shell expr $(1) - 1 || true)
-first     = $(eval $(call iteration,1,$(call folder,1),$(call folder,0),$(R)/policy/manifest.json,$(R)/policy,))
-later     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(2),$(2)/train/manifest.json,$(2)/train/policy,yes))
+sampler   = $(shell n=$$(($(1) - 1 - $(LAG))); echo $$((n > 0 ? n : 0)))
+# The policy after iteration $(1), 0 for the starting one, and the manifest that says it is there.
+policy    = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train/policy)
+made      = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train)/manifest.json
+# $(1) iteration, $(2) the one before, $(3) the one whose policy samples
+rules     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(call folder,$(2)),$(call made,$(2)),$(call policy,$(2)),$(filter-out 0,$(2)),$(call made,$(3)),$(call policy,$(3))))
 
 NUMBERS := $(shell seq 1 $(if $(filter $(ITER),$(shell seq 1 $(ITERS))),$(ITERS),$(ITER)))
-$(foreach n,$(NUMBERS),$(if $(filter 1,$(n)),$(call first),$(call later,$(n),$(call folder,$(call previous,$(n))))))
+$(foreach n,$(NUMBERS),$(call rules,$(n),$(call previous,$(n)),$(call sampler,$(n))))
 
 # ---- One stage of one iteration --------------------------------------------------------------------------------------
 
@@ -181,6 +190,9 @@ test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with 
 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest
+
+test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), about a minute
+	$(PY) -m pytest -m slow
 
 lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/ruff check .

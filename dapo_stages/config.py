@@ -231,7 +231,9 @@ class LoraSettings(Section):
 class TrainConfig(Section):
     """The DAPO update."""
 
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = Field("dapo", description="How tokens are averaged.")
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = Field(
+        "dapo", description="How tokens are averaged; whatever the number of processes."
+    )
     importance_sampling_level: Literal["token", "sequence"] = Field("token", description="Level of the policy ratio.")
     epsilon_low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Lower clip of the ratio.")
     epsilon_high: Annotated[float, Field(gt=0)] = Field(0.28, description="Upper clip of the ratio (clip-higher).")
@@ -245,9 +247,13 @@ class TrainConfig(Section):
     )
     updates_per_iteration: Count = Field(4, description="Mini-batches (optimiser steps) per iteration.")
     batch_completions: Count = Field(
-        4, description="Completions per forward and backward; gradients accumulate over a mini-batch."
+        4,
+        description="Completions per forward and backward of a process; gradients accumulate over a mini-batch, whose "
+        "micro-batches the processes share.",
     )
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: matrices by Muon, the rest by AdamW; alone or under DDP."
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate.")
     muon_learning_rate: Annotated[float, Field(gt=0)] = Field(
         1e-3, description="Peak learning rate of Muon's matrices (scaled to match AdamW's update size)."
@@ -340,6 +346,11 @@ class Config(Section):
     seed: int = Field(42, ge=0, description="Seed of everything that is drawn.")
     planned_iterations: Count = Field(
         100, description="Length of the run behind learning-rate schedule and reward phases; ITERS never changes it."
+    )
+    lag: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Train-steps by which the policy that samples is older than it could be, so that both run at "
+        "the same time; make sets it by LAG.",
     )
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()

@@ -19,6 +19,7 @@ def main() -> None:
     """Run the launcher on `sys.argv`."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch import cuda
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -33,6 +34,8 @@ def main() -> None:
         processes, machines = processes or defaults.num_processes, machines or defaults.num_machines
     cores = len(os.sched_getaffinity(0)) * (machines or 1) // max(processes or 1, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
+    if not cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         launch_command(args)
     except ChildFailedError as error:

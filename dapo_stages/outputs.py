@@ -123,6 +123,15 @@ class Output:
             self._shards |= {shard["name"]: Shard(**shard) for shard in shards}
         self._unshared.clear()
 
+    def restart(self) -> None:
+        """Forget and remove what an interrupted run left, in all processes: the work is of one piece."""
+        ranks.barrier()  # nobody is writing a note
+        if ranks.rank() == 0:
+            _clear(self.folder, keep=set())
+        ranks.barrier()
+        self._shards.clear()
+        self._note()
+
     def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
         """Write one shard: `completions`, 3 -> completions-00003.parquet."""
         from dapo_stages.schemas import schema_of

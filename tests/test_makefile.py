@@ -118,6 +118,29 @@ def test_one_stage_of_one_iteration(project: Path) -> None:
     assert make(project, "rollout", "ITER=2") == ["rollout iter-0002/rollout"]
 
 
+def test_rollouts_sample_with_a_policy_as_old_as_lag_says(project: Path) -> None:
+    def policies(stage: str, *arguments: str) -> list[str]:
+        command = ["make", "-n", "iterate", "ITERS=4", "RUN=t", *arguments]
+        done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+        lines = [line.split() for line in done.stdout.splitlines() if f" {stage} " in line]
+        found = [words[words.index("--policy") + 1] for words in lines]
+        return [policy.removeprefix("training_logs/t/").removesuffix("/train/policy") for policy in found]
+
+    newest = ["policy", "iter-0001", "iter-0002", "iter-0003"]
+    behind = ["policy", "policy", "iter-0001", "iter-0002"]
+    for arguments, want in (((), newest), (("LAG=1",), behind), (("SET=--set lag=1",), behind)):
+        assert policies("rollout", *arguments) == want
+        assert policies("score-attention", *arguments) == want
+        assert policies("train-step", *arguments) == newest
+
+
+def test_with_a_lag_the_next_rollouts_do_not_wait_for_training(project: Path) -> None:
+    ahead = [f"{stage} iter-000{n}" for n in (1, 2) for stage in ("rollout", "score-attention", "weight-tokens")]
+    calls = make(project, "weight-tokens", "ITER=2", "LAG=1")
+    assert sorted(call.rsplit("/", 1)[0] for call in calls if "iter-" in call) == sorted(ahead)
+    assert "train-step iter-0001/train" in make(project, "rollout", "ITER=3", "LAG=1")
+
+
 def test_parallel_make_gives_the_same_stages(project: Path) -> None:
     assert sorted(make(project, "-j2", "iterate")) == sorted(
         [

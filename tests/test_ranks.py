@@ -84,7 +84,7 @@ def waited(ready: float = 0.0) -> tuple[str, str, int, float]:
 @pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
 def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT", 0.2)
-    monkeypatch.setattr(ranks, "_SILENT", 1.0)
+    monkeypatch.setattr(ranks, "_SILENT", 4.0)
     monkeypatch.setattr(ranks, "_LEAVE", 1.0)
 
     def talk() -> Any:
@@ -98,7 +98,7 @@ def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pyte
     for name, text, code, seconds in (first, second):
         assert (name, code) == ("RankError", 1) and seconds < 20
         assert text == (
-            "rank 2 of 3 is missing: it gave no sign of life for 1 s. What is finished stays. See why it ended, and "
+            "rank 2 of 3 is missing: it gave no sign of life for 4 s. What is finished stays. See why it ended, and "
             "run the same command again to carry on."
         )
 

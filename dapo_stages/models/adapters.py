@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from dapo_stages.config import LoraSettings
 from dapo_stages.models.policy import Policy
 
@@ -27,13 +29,13 @@ def add_adapter(policy: Policy, settings: LoraSettings) -> None:
     policy.model = get_peft_model(policy.model, config)
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
+def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write the adapter as peft does, without its template of a card, and with the same settings every time.
 
     peft would note where the base lies on this machine (the manifest names it, relative to here) and write the target
     modules in an order of chance; either would change the hash of the same work.
     """
-    policy.model.save_pretrained(folder, safe_serialization=True)
+    policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

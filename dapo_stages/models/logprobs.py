@@ -27,29 +27,41 @@ class GroupLogprobs(torch.nn.Module):
         if policy.compiled:  # scaling, mask, softmax, gather and entropy in one kernel over the vocabulary
             self._pick = torch.compile(self._pick, dynamic=True)  # type: ignore[method-assign]
 
-    def forward(self, batch: Packed | SeparateRows) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better."""
+    @property
+    def rounds(self) -> bool:
+        """Whether what is computed and saved is less exact than the weights under training."""
+        return self._policy.dtype == torch.bfloat16
+
+    def forward(self, batch: Packed | SeparateRows, chunks: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better.
+
+        The head is called for `chunks` chunks at least, some empty: with split weights all ranks must call it as often.
+        """
         with autocast(self._policy):
-            return self._packed(batch) if isinstance(batch, Packed) else self._separate(batch)
+            return self._packed(batch, chunks) if isinstance(batch, Packed) else self._separate(batch)
 
     def _separate(self, batch: SeparateRows) -> tuple[torch.Tensor, torch.Tensor]:
         found = [self._pick(logits, targets) for logits, targets in logits_of(self._policy, batch)]
         logprobs, entropies = zip(*found, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def _packed(self, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+    def _packed(self, batch: Packed, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = self._policy.base.model(**batch.model_inputs).last_hidden_state[0]
         rows = hidden.index_select(0, batch.predicting)
         logprobs, entropies = [], []
-        chunks = (torch.split(whole, self._chunk) for whole in (rows, batch.targets))
-        for part, targets in zip(*chunks, strict=True):
-            if len(rows) > self._chunk and torch.is_grad_enabled():
+        parts = list(zip(self._cut(rows, chunks), self._cut(batch.targets, chunks), strict=True))
+        for part, targets in parts:
+            if len(parts) > 1 and torch.is_grad_enabled():
                 picked, entropy = checkpoint(self._chunk_logprobs, part, targets, use_reentrant=False)
             else:
                 picked, entropy = self._chunk_logprobs(part, targets)
             logprobs.append(picked)
             entropies.append(entropy)
         return torch.cat(logprobs), torch.cat(entropies)
+
+    def _cut(self, whole: torch.Tensor, chunks: int) -> list[torch.Tensor]:
+        parts = list(torch.split(whole, self._chunk))
+        return parts + [whole[:0]] * (chunks - len(parts))
 
     def _chunk_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         head = self._policy.base.get_output_embeddings()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dapo_stages.config import TrainConfig
+from dapo_stages.errors import ConfigError
 
 
 class Optimizers:
@@ -19,11 +20,13 @@ class Optimizers:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 (matrices if config.optimizer == "muon" and _is_matrix(name, parameter) else rest).append(parameter)
+        self.kind = config.optimizer
         self._optimizers: list[torch.optim.Optimizer] = []
         self._peaks: list[float] = []
+        self._of: dict[torch.nn.Parameter, torch.optim.Optimizer] = {}
         if rest:
             adamw = torch.optim.AdamW(rest, config.learning_rate, config.betas, weight_decay=config.weight_decay)
-            self._add(adamw, config.learning_rate)
+            self._add(adamw, config.learning_rate, rest)
         if matrices:
             muon = torch.optim.Muon(
                 matrices,
@@ -32,8 +35,17 @@ class Optimizers:
                 momentum=0.95,
                 adjust_lr_fn="match_rms_adamw",
             )
-            self._add(muon, config.muon_learning_rate)
+            self._add(muon, config.muon_learning_rate, matrices)
         self.parameters = [*rest, *matrices]
+
+    def only(self) -> torch.optim.Optimizer:
+        """The one optimiser, for frameworks that flatten the weights. Raises ConfigError if matrices have their own."""
+        if self.kind != "adamw":
+            raise ConfigError(
+                f"train.optimizer: found {self.kind} where weights are flattened and split over the ranks; needed "
+                "adamw. Set it, or launch with ddp."
+            )
+        return self._optimizers[0]
 
     def step(self, factor: float) -> None:
         """One update at `factor` times the peak learning rates; gradients are cleared."""
@@ -43,22 +55,25 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
+    def set_rates(self, groups: Iterable[dict[str, Any]], factor: float) -> None:
+        """The same learning rate for the groups of an optimiser that was made from the only one."""
+        for group in groups:
+            group["lr"] = self._peaks[0] * factor
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state is of other optimisers or other parameters."""
-        if len(state["optimizers"]) != len(self._optimizers):
-            raise ValueError(f"a state of {len(state['optimizers'])} optimisers, needed {len(self._optimizers)}")
-        for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
-            settings = [{key: g[key] for key in g if key != "params"} for g in optimizer.param_groups]
-            optimizer.load_state_dict(values)
-            for group, configured in zip(optimizer.param_groups, settings, strict=True):
-                group.update(configured)  # the moments carry on, the settings are those of now
+    def state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """What is known of a weight from earlier steps: moments and their number. Empty before the first."""
+        return dict(self._of[parameter].state.get(parameter, {}))
 
-    def _add(self, optimizer: torch.optim.Optimizer, peak: float) -> None:
+    def set_state(self, parameter: torch.nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        """Carry on from state_of. Learning rate, decay and moments' rates are those of now, not of then."""
+        here = {name: value.to(parameter.device, parameter.dtype) for name, value in state.items() if name != "step"}
+        counted = {"step": state["step"].cpu()} if "step" in state else {}
+        self._of[parameter].state[parameter] = counted | here
+
+    def _add(self, optimizer: torch.optim.Optimizer, peak: float, parameters: list[torch.nn.Parameter]) -> None:
         self._optimizers.append(optimizer)
         self._peaks.append(peak)
+        self._of |= dict.fromkeys(parameters, optimizer)
 
 
 def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:

@@ -180,6 +180,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
         )
+        _keep_used_renamings(model)
         if config.quantization is None:
             model = model.to(device)
         elif device.type == "cpu":
@@ -193,6 +194,14 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
             f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
         )
     return policy
+
+
+def _keep_used_renamings(model: Any) -> None:
+    """Under ZeRO-3 transformers remembers all renamings that the architecture knows, also those that this checkpoint
+    did not need, and would undo them all when it saves."""
+    remembered = getattr(model, "_weight_conversions", None)
+    if remembered:
+        model._weight_conversions = [renaming for renaming in remembered if renaming.was_used()]
 
 
 def check_family(path: str | Path, *, attention: bool = False) -> str:
@@ -242,8 +251,11 @@ def device_of(config: ModelConfig) -> torch.device:
     return torch.device("cuda", index)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open, or a peft adapter."""
+def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open, or a peft adapter.
+
+    `weights` stand in for those in memory, where they are split over several processes.
+    """
     from dapo_stages.models.processor import save_processor
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,10 +263,11 @@ def save_policy(policy: Policy, folder: Path) -> None:
     if policy.is_adapter:
         from dapo_stages.models.adapters import save_adapter
 
-        save_adapter(policy, folder)
+        save_adapter(policy, folder, weights)
     else:
-        weights = {name: value.to(policy.dtype) for name, value in policy.model.state_dict().items()}
-        policy.model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        weights = policy.model.state_dict() if weights is None else weights
+        rounded = {name: value.to(policy.dtype) for name, value in weights.items()}
+        policy.model.save_pretrained(folder, state_dict=rounded, safe_serialization=True)
         policy.model.config.dtype = policy.dtype  # save_pretrained noted that of the weights under training
         policy.model.config.save_pretrained(folder)
     save_processor(policy.processor, folder)

@@ -3,70 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dapo_stages.config import TrainConfig
 from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
+from dapo_stages.models.batches import MicroBatch, MiniBatch
+from dapo_stages.models.launches import worker
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.packing import Group, Packed, Prompt
+from dapo_stages.models.packing import Group, Packed
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.separate import SeparateRows
 
 
-@dataclass
-class Sample:
-    """One completion in training. Sequences are [C]."""
-
-    ids: Sequence[int]
-    sampling: Sequence[float]
-    weights: Sequence[float]
-    advantage: float
-    current: bool = True  # sampled by the policy that is trained, not by one before it (replay, lag)
-
-
-@dataclass
-class TrainGroup:
-    """Completions of one prompt that are in the loss; the prompt is read when it is needed."""
-
-    group_id: str
-    prompt: Callable[[], Prompt]
-    samples: list[Sample]
-
-
-@dataclass
-class MicroBatch:
-    """What goes through the model at the same time."""
-
-    groups: list[TrainGroup]
-    old: torch.Tensor | None = None  # [sum C] log-probs before this train-step
-    reference: torch.Tensor | None = None  # [sum C]
-
-    @property
-    def samples(self) -> list[Sample]:
-        return [sample for group in self.groups for sample in group.samples]
-
-
-def micro_batches(groups: Sequence[TrainGroup], most: int) -> list[MicroBatch]:
-    """Groups in forward passes of at most `most` completions; larger groups are cut, their prompt computed again."""
-    batches: list[MicroBatch] = []
-    size = most
-    for group in groups:
-        for start in range(0, len(group.samples), most):
-            part = TrainGroup(group.group_id, group.prompt, group.samples[start : start + most])
-            if size + len(part.samples) > most:
-                batches.append(MicroBatch([]))
-                size = 0
-            batches[-1].groups.append(part)
-            size += len(part.samples)
-    return batches
-
-
 class Trainer:
-    """A policy under training."""
+    """A policy under training, by one process or together with the other ranks of a launch."""
 
     def __init__(
         self,
@@ -75,51 +28,53 @@ class Trainer:
         temperature: float,
         max_completion_length: int,
         optimizers: Optimizers,
+        accelerator: Any = None,
     ) -> None:
-        self._policy, self._config, self._optimizers = policy, config, optimizers
+        self._policy, self._config = policy, config
         self._max_length = max_completion_length
-        self._forward = GroupLogprobs(policy, temperature, config.logprob_chunk)
+        self.worker = worker(accelerator, GroupLogprobs(policy, temperature, config.logprob_chunk), optimizers, config)
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
         """Log-probs of a micro-batch as the policy is now, [sum C], without gradient and in the layout of training."""
         with torch.no_grad():
-            found: torch.Tensor = self._forward(self._rows(batch))[0]
-        return found
+            return self.worker.forward(self._rows(batch), batch.chunks)[0]
 
-    def update(self, batches: Sequence[MicroBatch], factor: float) -> dict[str, float]:
+    def update(self, mini_batch: MiniBatch, factor: float) -> dict[str, float]:
         """One optimiser step on a mini-batch; a step whose loss or gradient is not finite is skipped.
 
         Where `old` is None the policy has not changed since the rollout's train-step began, so the new log-probs
         are the old ones and the ratio is exactly 1.
         """
-        tokens = sum(len(s.ids) for b in batches for s in b.samples)
-        completions = sum(len(b.samples) for b in batches)
         totals: dict[str, torch.Tensor] = {}
-        loss_total = 0.0
-        least_entropy = self._least_entropy(batches)
-        for batch in batches:
-            new, entropy = self._forward(self._rows(batch))
-            loss, sums = self._loss(batch, new, entropy, tokens, completions, len(batches), least_entropy)
-            torch.autograd.backward(loss)
-            loss_total += float(loss.detach())
-            totals = merge_metrics(totals, sums)
-        norm = torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, self._config.max_grad_norm)
-        healthy = bool(torch.isfinite(norm)) and loss_total == loss_total
-        if healthy:
-            self._optimizers.step(factor)
-        else:
-            for parameter in self._optimizers.parameters:
-                parameter.grad = None
-        return self._metrics(totals, loss_total, float(norm), factor, completions) | {"skipped": float(not healthy)}
+        least_entropy = self._least_entropy(mini_batch)
+        for number, batch in enumerate(mini_batch.batches, start=1):
+            with self.worker.pass_(last=number == len(mini_batch.batches)):
+                new, entropy = self.worker.forward(self._rows(batch), batch.chunks)
+                loss, sums = self._loss(batch, new, entropy, mini_batch, least_entropy)
+                self.worker.backward(loss)
+            totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
+        sums_over_ranks = self.worker.total(totals)
+        loss_total = sums_over_ranks.pop("loss")
+        step = self.worker.step(factor, healthy=loss_total == loss_total)
+        metrics = self._metrics(sums_over_ranks, loss_total, step.norm, factor, mini_batch.completions)
+        return metrics | {"skipped": float(not step.applied)}
 
-    def _least_entropy(self, batches: Sequence[MicroBatch]) -> float | None:
+    def _least_entropy(self, mini_batch: MiniBatch) -> float | None:
         """The entropy above which tokens are in the policy term: one threshold for the whole mini-batch."""
         quantile = self._config.top_entropy_quantile
         if quantile == 1:
             return None
         with torch.no_grad():
-            entropies = torch.cat([self._forward(self._rows(batch))[1] for batch in batches])
-        return entropy_threshold(entropies, quantile)
+            entropies = [
+                self.worker.forward(self._rows(batch), batch.chunks)[1][self._mask(batch)]
+                for batch in mini_batch.batches
+            ]
+        return entropy_threshold(self.worker.gather(torch.cat(entropies)), quantile)
+
+    def _mask(self, batch: MicroBatch) -> torch.Tensor:
+        """[sum C] True for tokens in the loss: all but those that a rank computes for company."""
+        counts = [count for sample, count in zip(batch.samples, batch.counts, strict=True) for _ in sample.ids]
+        return torch.tensor(counts, dtype=torch.bool, device=self._policy.device)
 
     def _rows(self, batch: MicroBatch) -> Packed | SeparateRows:
         return self._policy.batch([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
@@ -129,19 +84,18 @@ class Trainer:
         batch: MicroBatch,
         new: torch.Tensor,
         entropy: torch.Tensor,
-        tokens: int,
-        completions: int,
-        num_batches: int,
+        mini_batch: MiniBatch,
         least_entropy: float | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config, samples, device = self._config, batch.samples, new.device
         lengths = torch.tensor([len(s.ids) for s in samples], device=device)
         per_token = torch.tensor([s.advantage for s in samples], device=device, dtype=new.dtype)
         sampling = torch.tensor([v for s in samples for v in s.sampling], device=device, dtype=new.dtype)
-        mask = torch.ones_like(new, dtype=torch.bool)
+        mask = self._mask(batch)
         old = new.detach() if batch.old is None else batch.old
+        tokens = mini_batch.tokens
         if config.loss_type == "bnpo":
-            tokens = len(new) * num_batches
+            tokens = (batch.whole_tokens or batch.tokens) * mini_batch.parts
         loss, sums = policy_loss(
             new,
             old,
@@ -149,7 +103,7 @@ class Trainer:
             per_token.repeat_interleave(lengths),
             mask,
             torch.tensor([w for s in samples for w in s.weights], device=device, dtype=new.dtype),
-            normalizer=normalizer_of(config.loss_type, tokens, completions, self._max_length),
+            normalizer=normalizer_of(config.loss_type, tokens, mini_batch.completions, self._max_length),
             sequence_ids_T=torch.arange(len(samples), device=device).repeat_interleave(lengths),
             epsilon_low=config.epsilon_low,
             epsilon_high=config.epsilon_high,
@@ -161,11 +115,12 @@ class Trainer:
             reference_T=batch.reference,
             entropy_mask_T=None if least_entropy is None else entropy >= least_entropy,
         )
+        nothing = torch.zeros_like(new.detach())
         # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
-        current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths)
-        difference = torch.where(current, (old - sampling).abs(), 0.0)
+        current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask
+        difference = torch.where(current, (old - sampling).abs(), nothing)
         sums |= {
-            "entropy_sum": entropy.sum(),
+            "entropy_sum": torch.where(mask, entropy, nothing).sum(),
             "engine_tokens": current.sum(),
             "engine_diff_sum": difference.sum(),
             "engine_diff_max": difference.max(),
@@ -173,9 +128,8 @@ class Trainer:
         return loss, sums
 
     def _metrics(
-        self, totals: dict[str, torch.Tensor], loss: float, norm: float, factor: float, completions: int
+        self, sums: dict[str, float], loss: float, norm: float, factor: float, completions: int
     ) -> dict[str, float]:
-        sums = {name: float(value) for name, value in totals.items()}
         tokens, compared = sums["tokens"], sums["engine_tokens"]
         return {
             "loss": loss,

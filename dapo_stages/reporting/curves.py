@@ -81,6 +81,7 @@ def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, fl
                 {"below 1 − ε_low": ("train", "clip_low"), "above 1 + ε_high": ("train", "clip_high")},
                 "percent",
             ),
+            chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
             _seconds(seconds),
         ]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dapo_stages.config import load_config
+from dapo_stages.errors import ConfigError
 from dapo_stages.reporting.runs import FOLDERS, Found, iteration_folder, iterations, look
 
 SETUP = {"data": "prepare-data", "policy": "init-policy"}
 IN_ORDER = ("rollout", "attention", "weights", "train", "eval", "report")
+NEEDED = IN_ORDER[:4]  # by the next iteration
 
 
 @dataclass(frozen=True)
@@ -54,29 +58,42 @@ def next_move(progress: Progress) -> Move:
     last = max(progress.iterations, default=None)
     if last is None:
         return Move(command(run, 0, "eval"), "the starting point is not evaluated yet")
-    missing = _missing_at_the_end(last, progress.iterations[last])
-    if missing:
-        return Move(command(run, last, missing), f"iteration {last}, {missing}: missing")
+    for number, outputs in progress.iterations.items():  # rollouts may be ahead of training
+        missing = _missing_at_the_end(number, outputs)
+        if missing and (number == last or missing in NEEDED):
+            return Move(command(run, number, missing), f"iteration {number}, {missing}: missing")
     return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
 
 
 def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
     """The command that makes an output of an iteration, as a line for a shell."""
     folder, before = iteration_folder(run, number), iteration_folder(run, number - 1)
-    policy = before / "train" / "policy" if number > 1 else run / "policy"
-    judged = folder / "train" / "policy" if number else policy
+    policy = _policy_after(run, number - 1)
+    sampler = _policy_after(run, number - 1 - _lag(run))
     arguments: dict[str, list[str | Path]] = {
-        "rollout": ["--policy", policy, "--data", run / "data", "--iteration", str(number)],
-        "attention": ["--policy", policy, "--rollouts", folder / "rollout"],
+        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number)],
+        "attention": ["--policy", sampler, "--rollouts", folder / "rollout"],
         "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
                     *_if_there("--replay", before / "weights")],
         "train": ["--policy", policy, "--rollouts", folder / "rollout", "--weights", folder / "weights",
                   *_if_there("--state", before / "train" / "state")],
-        "eval": ["--policy", judged, "--data", run / "data"],
+        "eval": ["--policy", _policy_after(run, number), "--data", run / "data"],
         "report": ["--run", run, "--iteration", str(number)],
     }  # fmt: skip
     out: list[str | Path] = [] if name == "report" else ["--out", folder / name]
     return _line(FOLDERS[name], run, [*arguments[name], *out], again=again)
+
+
+def _policy_after(run: Path, number: int) -> Path:
+    """The policy that an iteration made; the starting one before the first."""
+    return iteration_folder(run, number) / "train" / "policy" if number > 0 else run / "policy"
+
+
+def _lag(run: Path) -> int:
+    """Train-steps by which rollouts are behind, as the run is configured; what is wrong with that, its stages say."""
+    with suppress(ConfigError):
+        return load_config(run / "config.yaml").lag
+    return 0
 
 
 def _setup_command(run: Path, name: str, found: Found) -> str:

@@ -33,8 +33,8 @@ def open_engine(source: Source, config: Config) -> Engine:
         return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config)
     if ranks.count() > 1:
         raise ConfigError(
-            f"rollout.engine: found vllm in {ranks.count()} processes; needed one, as vLLM shares a model among GPUs "
-            "itself. Start rollout without a launcher and set engines.vllm.tensor_parallel_size."
+            f"rollout.engine: found vllm in {ranks.count()} processes; needed one, as vLLM spreads a model over GPUs "
+            "by itself. Start rollout without a launcher and set engines.vllm.tensor_parallel_size."
         )
     from dapo_stages.engines.vllm_engine import VllmEngine
 

@@ -34,19 +34,21 @@ def main(
 
     Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
     """
-    keep = load_config(config, set_).keep
-    for folder in prunable(run, keep):
+    settings = load_config(config, set_)
+    for folder in prunable(run, settings.keep, settings.lag):
         say(f"prune: {'would remove' if dry_run else 'removing'} the files of {folder}")
         if not dry_run:
             _prune(folder)
 
 
-def prunable(run: Path, keep: KeepConfig) -> list[Path]:
-    """Folders that are older than what is kept and not pruned yet."""
+def prunable(run: Path, keep: KeepConfig, lag: int = 0) -> list[Path]:
+    """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old."""
     trained = sorted(path.parent.parent for path in run.glob("iter-[0-9]*/train/manifest.json"))
     found = []
     for name, parts in PARTS.items():
         newest = getattr(keep, name)
+        if newest is not None and name == "policies":
+            newest = max(newest, 1 + lag)
         for iteration in trained[:-newest] if newest is not None else []:
             reported = (iteration / "report" / MANIFEST).exists()
             if name != "states" and not reported:

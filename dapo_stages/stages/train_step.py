@@ -7,13 +7,14 @@ from array import array
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress, say
-from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.errors import ConfigError, DataError, ModelError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, RowLookup
@@ -23,15 +24,15 @@ from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import check_policy, open_policy, version_of
 
 if TYPE_CHECKING:
-    from dapo_stages.models.optimizers import Optimizers
+    from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
     from dapo_stages.models.packing import Prompt
+    from dapo_stages.models.parallel import Worker
     from dapo_stages.models.policy import Policy
-    from dapo_stages.models.update import MicroBatch, Sample, Trainer, TrainGroup
+    from dapo_stages.models.update import Trainer
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
 _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
-OPTIMIZER, MASTER = "optimizer.pt", "master.safetensors"
 SECTIONS = (
     "model.dtype",
     "model.quantization",
@@ -62,7 +63,9 @@ def main(
 ) -> None:
     """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
 
-    Without --state the optimiser starts afresh; with it, momentum and schedule carry on.
+    Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
+    trains in several processes (DDP, FSDP2, DeepSpeed). The rollouts may be of an older policy than --policy: each
+    token then counts by a truncated importance weight (train.engine_is_cap).
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
@@ -110,37 +113,50 @@ class TrainStep:
     def __init__(self, output: Output, config: Config, iteration: int) -> None:
         self._output, self._config, self._iteration = output, config, iteration
         self._inputs = output.plan.inputs
+        self._accelerator: Any = None
 
     def run(self) -> None:
         """Train, then write policy, state and metrics."""
         import numpy as np
         import torch
 
-        seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1)
-        torch.manual_seed(int(seed[0]))
+        self._output.restart()
+        seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1 + ranks.rank())
+        torch.manual_seed(int(seed[0]))  # what is drawn for the weights is the same everywhere
         with ExitStack() as stack:
-            policy, optimizers = self._prepare()
+            policy, trainer = self._prepare()
+            torch.manual_seed(int(seed[-1]))
             groups = self._groups(stack, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
-            metrics = self._train(policy, optimizers, groups)
+            metrics = self._train(trainer, groups)
         self._compare_engine(metrics)
-        self._output.write("metrics", None, metrics)
-        self._save(policy, optimizers)
+        self._save(policy, trainer.worker)
+        if ranks.rank() == 0:
+            self._output.write("metrics", None, metrics)
         self._output.counts |= {
             "updates": len({row["update"] for row in metrics}),
             "groups": len(groups),
             "completions": sum(len(group.samples) for group in groups),
         }
 
-    def _prepare(self) -> tuple[Policy, Optimizers]:
+    def _prepare(self) -> tuple[Policy, Trainer]:
         from dapo_stages.models.adapters import add_adapter
+        from dapo_stages.models.launches import holds_master_weights, join, splits_weights
         from dapo_stages.models.optimizers import Optimizers, freeze
+        from dapo_stages.models.policy import device_of
         from dapo_stages.models.precision import use_master_weights
+        from dapo_stages.models.update import Trainer
 
-        settings = self._config.train
+        config, settings = self._config, self._config.train
         source = self._inputs["policy"]
-        policy = open_policy(source, self._config.model, trainable=True)
+        accelerator = self._accelerator = join(config.model, device_of(config.model))
+        policy = open_policy(source, config.model, trainable=True)
+        if not policy.shares_prefixes and splits_weights(accelerator):
+            raise ModelError(
+                f"{policy.architecture}: found a model whose completions are rows of their own, and a launch that "
+                "splits its weights; needed a launch with whole weights. Launch with zero2 or ddp."
+            )
         if not policy.shares_prefixes:
             say("train-step: this model cannot share a prompt among its completions; each is a row of its own, slower")
         if settings.lora is not None and "base" not in source.manifest.policy:
@@ -152,25 +168,28 @@ class TrainStep:
             policy.base.enable_input_require_grads()
         policy.attend("grouped")
         policy.model.train()
-        use_master_weights(policy)
-        optimizers = Optimizers(policy.model, settings)
+        if not holds_master_weights(accelerator):
+            use_master_weights(policy)
+        trainer = Trainer(
+            policy,
+            settings,
+            config.rollout.sampler.temperature,
+            config.rollout.max_completion_length,
+            Optimizers(policy.model, settings),
+            accelerator,
+        )
         if "state" in self._inputs:
-            self._load_state(policy, optimizers)
-        return policy, optimizers
+            self._load_state(trainer.worker)
+        return policy, trainer
 
-    def _load_state(self, policy: Policy, optimizers: Optimizers) -> None:
-        import torch
-
-        from dapo_stages.models.precision import load_master_weights
+    def _load_state(self, worker: Worker) -> None:
+        from dapo_stages.models.state import load_state
 
         state = self._inputs["state"]
         state.verify_all()
         try:
-            saved = torch.load(state.folder / OPTIMIZER, map_location=policy.device, weights_only=True)
-            optimizers.load_state_dict(saved)
-            if (state.folder / MASTER).exists():
-                load_master_weights(policy, state.folder / MASTER)
-        except (ValueError, KeyError) as error:
+            load_state(worker, state.folder)
+        except (ValueError, KeyError, OSError) as error:
             raise DataError(
                 state.folder,
                 f"an optimiser state that does not fit ({error})",
@@ -180,8 +199,8 @@ class TrainStep:
 
     def _groups(self, stack: ExitStack, policy: Policy) -> list[TrainGroup]:
         """The groups with completions in the loss. Token lists are in memory, pictures are read when needed."""
+        from dapo_stages.models.batches import TrainGroup
         from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.update import TrainGroup
 
         sources = {
             "fresh": (self._inputs["rollouts"], "prompts", "completions"),
@@ -196,6 +215,12 @@ class TrainStep:
             for source, (folder, _, kind) in sources.items()
         }
 
+        sizes = {
+            (source, row["group_id"]): (len(row["prompt_ids"]), policy.image_token_id in row["prompt_ids"])
+            for source, (folder, kind, _) in sources.items()
+            for row in folder.rows(kind, ("group_id", "prompt_ids"))
+        }
+
         @lru_cache(maxsize=_PROMPTS_KEPT)
         def read(source: str, group_id: str) -> Prompt:
             return prompt_of(prompts[source].one(group_id), policy.processor)
@@ -204,13 +229,15 @@ class TrainStep:
         for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
                 key = source, group_id = row["source"], row["group_id"]
-                group = groups.setdefault(key, TrainGroup(group_id, partial(read, source, group_id), []))
-                group.samples.append(self._sample(row, completions[source]))
+                if key not in groups:
+                    prompt = partial(read, source, group_id)
+                    groups[key] = TrainGroup(group_id, prompt, [], *sizes[key])
+                groups[key].samples.append(self._sample(row, completions[source]))
         return list(groups.values())
 
     def _sample(self, row: Row, completions: RowLookup) -> Sample:
         """A completion in arrays: as Python lists those of a whole iteration would take eight times the memory."""
-        from dapo_stages.models.update import Sample
+        from dapo_stages.models.batches import Sample
 
         folder = self._inputs["weights"].folder
         if row["completion_id"] not in completions:
@@ -222,28 +249,34 @@ class TrainStep:
             found = f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}"
             raise DataError(folder, found, "one per token", "Run weight-tokens again.")
         sampling = array("f", completion["sampling_logprobs"])
-        current = completion["policy_version"] == version_of(self._inputs["policy"])
-        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], current)
+        lag = version_of(self._inputs["policy"]) - completion["policy_version"]
+        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], lag)
 
-    def _train(self, policy: Policy, optimizers: Optimizers, groups: list[TrainGroup]) -> list[Row]:
+    def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
-        from dapo_stages.models.update import Trainer, micro_batches
+        from dapo_stages.models.batches import mini_batch
 
         config, settings = self._config, self._config.train
-        trainer = Trainer(
-            policy, settings, config.rollout.sampler.temperature, config.rollout.max_completion_length, optimizers
-        )
         sizes = [len(group.samples) for group in groups]
         parts = mini_batches(sizes, settings.updates_per_iteration, config.seed, self._iteration) if groups else []
-        work = [micro_batches([groups[i] for i in part], settings.batch_completions) for part in parts]
+        work = [
+            mini_batch(
+                [groups[i] for i in part],
+                settings.batch_completions,
+                ranks=trainer.worker.ranks,
+                rank=trainer.worker.rank,
+                chunk=settings.logprob_chunk,
+            )
+            for part in parts
+        ]
         total = config.planned_iterations * settings.updates_per_iteration
         first = (self._iteration - 1) * settings.updates_per_iteration
         self._recall(trainer, work)
         rows: list[Row] = []
         with progress("train-step: updates", len(work)) as advance:
-            for update, batches in enumerate(work):
+            for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
-                metrics = trainer.update(batches, factor)
+                metrics = trainer.update(batch, factor) | {"policy_lag": _mean_lag([groups[i] for i in part])}
                 if metrics["skipped"]:
                     say(f"train-step: update {update} skipped, its loss or gradient is not finite")
                 rows += [
@@ -273,13 +306,13 @@ class TrainStep:
                 "top_k, min_p and penalties, and give log-probs of what it sampled from."
             )
 
-    def _recall(self, trainer: Trainer, work: list[list[MicroBatch]]) -> None:
+    def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Log-probs of the policy as it is before the first update, for all that is trained on after it.
 
         The first mini-batch needs none: its new log-probs are the old ones.
         """
-        later = [batch for batches in work[1:] for batch in batches]
-        everything = [batch for batches in work for batch in batches]
+        later = [batch for part in work[1:] for batch in part.batches]
+        everything = [batch for part in work for batch in part.batches]
         reference = None
         if self._config.train.beta > 0:
             reference = self._reference()
@@ -292,11 +325,14 @@ class TrainStep:
                 batch.reference = reference.logprobs(batch)
 
     def _reference(self) -> Trainer:
+        """Whole on every rank: each computes its own micro-batches, without the others."""
+        from dapo_stages.models.launches import whole_models
         from dapo_stages.models.optimizers import Optimizers, freeze
         from dapo_stages.models.update import Trainer
 
         config = self._config
-        policy = open_policy(self._inputs["reference"], config.model)
+        with whole_models(self._accelerator):
+            policy = open_policy(self._inputs["reference"], config.model)
         policy.attend("grouped")
         freeze(policy.model.parameters())
         return Trainer(
@@ -307,27 +343,34 @@ class TrainStep:
             Optimizers(policy.model, config.train),
         )
 
-    def _save(self, policy: Policy, optimizers: Optimizers) -> None:
+    def _save(self, policy: Policy, worker: Worker) -> None:
+        """The ranks write the state together; the policy and all manifests are of rank 0."""
         import os
 
-        import torch
-
         from dapo_stages.models.policy import save_policy
-        from dapo_stages.models.precision import save_master_weights
+        from dapo_stages.models.state import save_state
 
         source = self._inputs["policy"]
         about = {"version": self._iteration, "model": self._config.model.name}
         folder, state = self._output.folder / "policy", self._output.folder / "state"
-        save_policy(policy, folder)
+        weights = worker.weights()
+        save_state(worker, state)
+        ranks.barrier()
+        if worker.rank != 0:
+            return
+        save_policy(policy, folder, weights)
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
         manifest = self._output.publish_part("policy", about)
-        state.mkdir(exist_ok=True)
-        torch.save(optimizers.state_dict(), state / OPTIMIZER)
-        save_master_weights(policy, state / MASTER)
         self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
+
+
+def _mean_lag(groups: list[TrainGroup]) -> float:
+    """Train-steps between sampling and training, mean over completions: 0 on-policy, more with `lag` and replay."""
+    lags = [sample.lag for group in groups for sample in group.samples]
+    return sum(lags) / len(lags)
 
 
 def _finite(value: float) -> float | None:

@@ -11,11 +11,12 @@ import torch
 
 from benchmarks import limits, models, trl_side
 from dapo_stages.config import TrainConfig
+from dapo_stages.models.batches import Sample, TrainGroup, mini_batch
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.update import Sample, Trainer, TrainGroup, micro_batches
+from dapo_stages.models.update import Trainer
 
 OURS = "forward, loss with token weights and engine correction, entropy, metrics, backward, clipping, AdamW step"
 THEIRS = "forward, loss, entropy, metrics, backward, clipping, fused AdamW step; no token weights, no engine correction"
@@ -40,7 +41,7 @@ class Update:
         self._optimizers = _Kept(policy.model, config)
         self._trainer = Trainer(policy, config, 1.0, max_length, self._optimizers)
         self._logprobs = self._our_logprobs()
-        self._work = micro_batches(self._train_groups(), batch)
+        self._work = mini_batch(self._train_groups(), batch)
 
     def check(self) -> dict[str, float]:
         """The largest difference of a log-prob, and the relative difference of the whole gradient."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,21 @@ def test_a_prepared_run_goes_on_with_the_evaluation_of_its_start(tmp_path: Path)
     assert shlex.split(str(answer(run)["next"]))[-6:] == [
         *("--policy", f"{run}/policy", "--data", f"{run}/data", "--out", f"{run}/iter-0000/eval")
     ]
+
+
+def test_with_a_lag_what_was_sampled_ahead_is_trained_on_first_and_the_next_sampled_by_an_older_policy(
+    run: Path,
+) -> None:
+    (run / "config.yaml").write_text("lag: 1\nmodel: {name: embedded}\n")
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(report.main)
+    CliRunner().invoke(app, ["--config", str(run / "config.yaml"), "--run", str(run)], catch_exceptions=False)
+    words = shlex.split(str(answer(run)["next"]))
+    assert words[words.index("--policy") + 1] == f"{run}/iter-0001/train/policy"
+    assert words[-1] == f"{run}/iter-0003/rollout"
+    for name in ("train", "eval", "report"):
+        shutil.rmtree(run / "iter-0001" / name)
+    found = answer(run)
+    assert found["why"] == "iteration 1, train: missing"
+    words = shlex.split(str(found["next"]))
+    assert words[words.index("--policy") + 1] == f"{run}/policy"

@@ -19,9 +19,10 @@ from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
 from dapo_stages.manifests import Source
 from dapo_stages.maths.schedule import learning_rate_factor
+from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup, mini_batch
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.update import Sample, Trainer, TrainGroup, micro_batches
+from dapo_stages.models.update import Trainer
 from dapo_stages.shards import Row
 
 
@@ -30,8 +31,25 @@ def train(run: Run, out: Path, number: int = 1, *args: object, **settings: objec
     return out
 
 
+def state_of(out: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a train-step's state, whatever files they are in."""
+    files = [load_file(path) for path in (out / "state").glob("*.safetensors")]
+    return {name: value for file in files for name, value in file.items()}
+
+
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def test_rollouts_of_an_older_policy_are_corrected_and_their_lag_is_a_metric(small_run: Run, tmp_path: Path) -> None:
+    """Iteration 1's rollouts, of the starting policy, train the policy after it: sampling and old log-probs differ."""
+    first, out = small_run.at(1), tmp_path / "t"
+    inputs = ["--policy", small_run.policy(1), "--rollouts", first / "rollout", "--weights", first / "weights"]
+    small_run.command("train-step", *inputs, "--out", out)
+    on_policy, behind = metrics(first / "train"), metrics(out)
+    assert set(on_policy.policy_lag) == {0} and set(behind.policy_lag) == {1}
+    assert behind.ratio_max[0] == pytest.approx(1, abs=1e-6)  # old is the policy at the start of this step
+    assert behind.engine_kl[0] > 100 * on_policy.engine_kl[0] and behind.is_weight_mean[0] != 1
 
 
 def test_the_ratio_is_one_at_the_first_mini_batch_and_engine_and_trainer_agree(small_run: Run) -> None:
@@ -86,14 +104,14 @@ def test_a_rollout_whose_logprobs_are_of_another_distribution_is_warned_of(
 
 def test_old_logprobs_are_those_before_the_first_update(policy: Policy) -> None:
     """Recalled in the layout of training, so that the ratio is 1 wherever nothing was updated yet."""
-    batches, trainer = training(policy, most=6)
-    old = [trainer.logprobs(batch) for batch in batches]
-    for batch, values in zip(batches, old, strict=True):
+    work, trainer = training(policy, most=6)
+    old = [trainer.logprobs(batch) for batch in work.batches]
+    for batch, values in zip(work.batches, old, strict=True):
         batch.old = values
-    assert trainer.update(batches, 1e-9)["ratio_max"] == pytest.approx(1, abs=1e-6)
+    assert trainer.update(work, 1e-9)["ratio_max"] == pytest.approx(1, abs=1e-6)
 
 
-def training(policy: Policy, most: int, **settings: object) -> tuple[list, Trainer]:
+def training(policy: Policy, most: int, **settings: object) -> tuple[MiniBatch, Trainer]:
     config = TrainConfig(learning_rate=1e-3, gradient_checkpointing=False, max_grad_norm=1e9, **settings)
     generator = torch.Generator().manual_seed(3)
     work = []
@@ -109,7 +127,7 @@ def training(policy: Policy, most: int, **settings: object) -> tuple[list, Train
         ]
         work.append(TrainGroup(str(number), lambda prompt=group.prompt: prompt, samples))
     policy.attend("grouped")
-    return micro_batches(work, most), Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config))
+    return mini_batch(work, most), Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config))
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
@@ -121,18 +139,18 @@ def test_micro_batches_do_not_change_the_update(checkpoint: Path, loss_type: str
     for most in (99, 4, 1):
         policy = load_policy(checkpoint, tiny)
         policy.model.double()
-        batches, trainer = training(policy, most, loss_type=loss_type)
-        assert len(batches) == {99: 1, 4: 3, 1: 9}[most]
-        found = trainer.update(batches, 1.0)
+        work, trainer = training(policy, most, loss_type=loss_type)
+        assert len(work.batches) == {99: 1, 4: 3, 1: 9}[most]
+        found = trainer.update(work, 1.0)
         results.append((found["loss"], found["grad_norm"]))
     assert np.allclose(results, results[0], rtol=1e-9)
 
 
 def test_an_update_whose_loss_is_not_finite_is_skipped(policy: Policy) -> None:
-    batches, trainer = training(policy, 99)
-    batches[0].groups[0].samples[0].advantage = float("nan")
+    work, trainer = training(policy, 99)
+    work.batches[0].groups[0].samples[0].advantage = float("nan")
     before = {name: value.clone() for name, value in policy.model.state_dict().items()}
-    assert trainer.update(batches, 1.0)["skipped"] == 1
+    assert trainer.update(work, 1.0)["skipped"] == 1
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
 
 
@@ -172,8 +190,8 @@ def test_momentum_carries_on_with_the_state_and_starts_afresh_without(small_run:
     carried = weights_of(small_run.policy(2))
     afresh = weights_of(train(small_run, tmp_path / "t", 2) / "policy")
     assert any(not torch.equal(carried[name], afresh[name]) for name in carried)
-    state = torch.load(small_run.at(2) / "train/state/optimizer.pt", weights_only=True)
-    steps = {int(value["step"]) for value in state["optimizers"][0]["state"].values()}
+    state = state_of(small_run.at(2) / "train")
+    steps = {int(value) for name, value in state.items() if name.endswith("/step")}
     assert steps == {4}  # two updates in each of two iterations
 
 
@@ -225,9 +243,12 @@ def test_a_state_of_another_policy_is_refused(small_run: Run, tmp_path: Path) ->
 
 def test_new_optimiser_settings_apply_to_a_carried_state(small_run: Run, tmp_path: Path) -> None:
     state = ("--state", small_run.at(1) / "train/state")
-    out = train(small_run, tmp_path / "t", 2, *state, train__weight_decay=0.25)
-    saved = torch.load(out / "state/optimizer.pt", weights_only=True)
-    assert saved["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.25
+    one, two = (
+        weights_of(train(small_run, tmp_path / f"{decay}", 2, *state, train__weight_decay=decay) / "policy")
+        for decay in (0, 100)
+    )
+    large = [name for name in one if name.endswith("layers.0.mlp.up_proj.weight")]
+    assert all(two[name].norm() < 0.99 * one[name].norm() for name in large)
 
 
 def test_the_same_step_gives_the_same_hash(small_run: Run, tmp_path: Path) -> None:
@@ -277,11 +298,12 @@ def test_bfloat16_keeps_exact_weights_in_the_state(small_run: Run, tmp_path: Pat
     """One small update of bfloat16 weights is mostly rounded away; the master weights remember it."""
     low = {"model__dtype": "bfloat16", "train__learning_rate": 1e-6, "train__updates_per_iteration": 1}
     out = train(small_run, tmp_path / "t", **low)
-    rounded, exact = weights_of(out / "policy"), load_file(out / "state/master.safetensors")
+    rounded, exact = weights_of(out / "policy"), state_of(out)
     start = weights_of(small_run.policy(0))
 
     def matrix(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        (found,) = (value for name, value in tensors.items() if name.endswith("layers.0.mlp.up_proj.weight"))
+        ends = ("layers.0.mlp.up_proj.weight", "layers.0.mlp.up_proj.weight/master")
+        (found,) = (value for name, value in tensors.items() if name.endswith(ends) and "visual" not in name)
         return found
 
     assert matrix(rounded).dtype == torch.bfloat16 and matrix(exact).dtype == torch.float32

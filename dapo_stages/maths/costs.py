@@ -1,0 +1,104 @@
+"""Time and bytes of an iteration: operations and traffic over the rates of a device. Formulas: docs/sizing.md.
+
+A multiply and an add are two operations. Only matrix products count, so real rates are a share of the peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapo_stages.maths.dimensions import Dimensions
+from dapo_stages.maths.sizing import Work
+
+# Bytes a completion token takes on disk, measured on shards of the embedded and a 14 M model: ids, log-probs and texts;
+# five masses and the VGR; the weight.
+COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
+SEGMENTS = 4  # of layers, for each of which attention per image token is kept in float16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations and bytes per second that one rank reaches."""
+
+    operations: float
+    memory: float
+    disk: float  # of all ranks together
+    link: float  # between ranks
+
+
+def forward(d: Dimensions, work: Work, *, logits: bool) -> float:
+    """Operations of a forward pass over one group, its prompt once.
+
+    2 · tokens · weights of the layers' matrices; 4 h for each pair of a query and a key it sees (scores, then values);
+    the head on completion rows; the same over patches, whose pairs are those of a window in all but the full layers.
+    """
+    matrices = 2 * d.hidden * d.hidden + 2 * d.hidden * d.kv + 3 * d.hidden * d.mlp
+    text = d.layers * (2 * work.tokens * matrices + 4 * d.hidden * (_pairs(work.prompt) + completion_pairs(work)))
+    head = 2 * work.count * work.completion * d.hidden * d.vocabulary if logits else 0
+    return float(text + head) + _vision(d, work.patches)
+
+
+def scoring(d: Dimensions, work: Work) -> float:
+    """A forward pass without head, and the scores of completion rows once more: SDPA does not hand its own out."""
+    return forward(d, work, logits=False) + 2 * d.layers * d.hidden * completion_pairs(work)
+
+
+def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates) -> float:
+    """Seconds in which `groups` groups are generated: a prefill, then a step per token, bound by reading weights and
+    caches from memory or by arithmetic, whichever takes longer."""
+    rows = groups * work.count
+    prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
+    cache = 2 * d.layers * d.kv * b * groups * (work.prompt + work.count * work.completion / 2)
+    text = d.parameters - d.vision
+    step = max((text * b + cache) / rates.memory, 2 * text * rows / rates.operations)
+    return prefill + work.completion * step
+
+
+def update(d: Dimensions, work: Work, *, checkpointing: bool, updates: int) -> float:
+    """Operations of training on one group: forward, a backward of twice as many, once more forward if activations are
+    recomputed, and once for the old log-probs of all mini-batches but the first."""
+    passes = (4 if checkpointing else 3) + (1 - 1 / updates)
+    return passes * forward(d, work, logits=True)
+
+
+def traffic(parallel: str, trained: int, parameters: int, micro_batches: int, ranks: int, b: int) -> float:
+    """Bytes a rank sends for one update: gradients once per update (DDP) or per micro-batch (ZeRO), weights gathered
+    once per update, or under ZeRO-3 for every forward and backward."""
+    if ranks == 1:
+        return 0.0
+    share = (ranks - 1) / ranks
+    if parallel == "ddp":
+        return 2 * share * trained * 4
+    reduced = share * trained * b * micro_batches
+    gathered = share * parameters * b * (2 * micro_batches if parallel.startswith("zero3") else 1)
+    return reduced + gathered
+
+
+def completion_pairs(work: Work) -> int:
+    """Pairs of a completion's query and a key it sees: the whole prompt, and its own tokens up to itself."""
+    return work.count * (work.completion * work.prompt + _pairs(work.completion))
+
+
+def shards(d: Dimensions, work: Work, groups: int, picture_bytes: int, patch_completions: int) -> dict[str, int]:
+    """Bytes of the Parquet files of an iteration, by stage."""
+    tokens = groups * work.count * work.completion
+    looks = patch_completions * work.completion * (work.patches // d.merge) * SEGMENTS * 2
+    return {
+        "rollout": groups * (picture_bytes + 4 * work.prompt) + tokens * COMPLETION_BYTES,
+        "score-attention": tokens * ATTENTION_BYTES + looks,
+        "weight-tokens": tokens * WEIGHT_BYTES,
+    }
+
+
+def _pairs(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def _vision(d: Dimensions, patches: int) -> float:
+    v = d.vision_hidden
+    matrices = 4 * v * v + (3 if d.gated else 2) * v * d.vision_mlp
+    windowed = d.vision_layers - d.vision_full_layers
+    pairs = d.vision_full_layers * patches**2 + windowed * patches * min(d.window, patches)
+    wide = d.merge * v
+    merger = patches // d.merge * (wide * wide + wide * d.hidden)
+    return float(2 * patches * d.patch * v + d.vision_layers * 2 * patches * matrices + 4 * v * pairs + 2 * merger)

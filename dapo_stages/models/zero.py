@@ -1,0 +1,122 @@
+"""DeepSpeed ZeRO: optimiser state (stage 1), gradients (2) and weights (3) split over the ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+
+from dapo_stages.config import TrainConfig
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.optimizers import Optimizers
+from dapo_stages.models.parallel import Ranked, State, Step, check_shapes
+
+
+class Zero(Ranked):
+    """DeepSpeed's engine, driven pass by pass; state and gradients are put together by its safe_… functions."""
+
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
+        super().__init__(accelerator, forward, optimizers, config)
+        adamw = optimizers.only()
+        _configure(accelerator.state.deepspeed_plugin, config, low=forward.rounds)
+        with redirect_stdout(sys.stderr):
+            self._engine = self._forward = accelerator.prepare(forward, adamw)[0]
+        self._zero = self._engine.optimizer
+        self._stage = int(self._engine.zero_optimization_stage())
+
+    @contextmanager
+    def pass_(self, *, last: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss * self.ranks)
+
+    def step(self, factor: float, healthy: bool) -> Step:
+        self._optimizers.set_rates(self._zero.param_groups, factor)
+        self._engine.step()
+        if self._zero.overflow:  # DeepSpeed found it by itself and left everything as it was
+            return Step(float("inf"), False)
+        return Step(float(self._engine.get_global_grad_norm()), True)
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        if self._stage < 3:
+            return None
+        from deepspeed import zero
+
+        whole: dict[int, torch.Tensor] = {}
+        named = self._model.state_dict(keep_vars=True)
+        for value in {id(value): value for value in named.values()}.values():
+            with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
+                if self.rank == 0:
+                    whole[id(value)] = value.detach().cpu().clone()
+        return {name: whole[id(value)] for name, value in named.items()} if self.rank == 0 else {}
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        from deepspeed.utils import safe_get_full_grad
+
+        found: torch.Tensor | None = safe_get_full_grad(self._trained[name])
+        return found
+
+    def state_of(self, name: str) -> State:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self._trained[name]
+        state: State = {}
+        held = self._zero.optimizer.state.get(self._flat[0], {})
+        if held:
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+            state["step"] = torch.tensor(float(held["step"]))
+        if self._exact:
+            state["master"] = safe_get_full_fp32_param(parameter)
+        return state
+
+    def set_state(self, name: str, state: State) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        parameter = self._trained[name]
+        check_shapes(name, state, getattr(parameter, "ds_shape", parameter.shape))
+        if "step" in state:
+            self._begin(float(state["step"]))
+        for key, value in state.items():
+            if key == "master":
+                safe_set_full_fp32_param(parameter, value.to(parameter.device))
+            elif key != "step":
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+    @property
+    def _flat(self) -> list[torch.Tensor]:
+        """This rank's parts of the weights, flattened, as the optimiser knows them."""
+        parts = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else None
+        found: list[torch.Tensor] = parts or self._zero.single_partition_of_fp32_groups
+        return found
+
+    def _begin(self, step: float) -> None:
+        """Give the optimiser, which makes its state in its first step, one of zeros to fill."""
+        base = self._zero.optimizer
+        for flat in self._flat:
+            state = base.state[flat]
+            if not state:
+                state |= {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
+            # One count for all: weights that never had a gradient have none of their own.
+            count = max(float(state.get("step", 0)), step)
+            state["step"] = torch.tensor(count) if isinstance(base, torch.optim.AdamW) else int(count)
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
+    """What is ours to say in DeepSpeed's configuration; accumulation and its scaling are the caller's."""
+    settings = plugin.deepspeed_config
+    settings |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+    }
+    if low:
+        settings["bf16"] |= {"check_grad_overflow": True}
+        if plugin.zero_stage > 1:  # stage 1 would become another optimiser, which cannot skip a step
+            settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})

@@ -1,0 +1,191 @@
+"""plan: a model, a configuration and some GPUs in; memory, time and bytes of every stage out, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.console import answer
+from dapo_stages.errors import ConfigError, ModelError
+from dapo_stages.maths.costs import Rates
+from dapo_stages.maths.dimensions import EMBEDDED, PUBLISHED, Dimensions, dimensions_of
+from dapo_stages.maths.sizing import Parallel
+from dapo_stages.stages.options import Json, Overrides
+from dapo_stages.stages.planning import GIB, Plan
+
+GB = 10**9
+
+
+def main(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML configuration; else the defaults.", metavar="FILE")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder, hub id or `embedded`; else model.name.", metavar="NAME")
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of a node, a rank on each.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")] = 1,
+    memory: Annotated[float, typer.Option("--memory", min=0.1, help="GiB of memory of a rank.")] = 80.0,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option("--parallel", help="How train-step is split over ranks; else zero2, or single on one GPU."),
+    ] = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option("--device", help="What a rank computes on.")] = "cuda",
+    prompt: Annotated[
+        int | None, typer.Option("--prompt", min=1, help="Prompt tokens; else data.max_prompt_length.")
+    ] = None,
+    vision: Annotated[
+        int | None,
+        typer.Option("--vision", min=0, help="Picture tokens of a prompt; else those of data.max_image_size."),
+    ] = None,
+    completion: Annotated[
+        int | None, typer.Option("--completion", min=1, help="Completion tokens; else the most allowed.")
+    ] = None,
+    tflops: Annotated[
+        float, typer.Option("--tflops", min=0.001, help="Peak of a rank; 989: bfloat16 on an H100.")
+    ] = 989.0,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", min=0.01, max=1, help="Share of it that is reached: an assumption.")
+    ] = 0.35,
+    bandwidth: Annotated[
+        float, typer.Option("--bandwidth", min=0.1, help="GB/s of memory that are reached; H100: 60 % of 3350.")
+    ] = 2000.0,
+    link: Annotated[float, typer.Option("--link", min=0.01, help="GB/s between ranks: an assumption.")] = 50.0,
+    disk: Annotated[float, typer.Option("--disk", min=0.01, help="GB/s of the file system: an assumption.")] = 2.0,
+    picture: Annotated[float, typer.Option("--picture", min=0, help="KB of a stored picture: an assumption.")] = 300.0,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.
+
+    From the model's configuration alone; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every
+    formula, and what is measured and what assumed.
+
+    Example: dapo-stages plan --config pipelines/reference-7b.yaml --gpus 4 --memory 80
+    """
+    settings = _configuration(config, set_)
+    name = model or settings.model.name
+    ranks = gpus * nodes
+    layout = parallel or ("single" if ranks == 1 else "zero2")
+    if layout == "single" and ranks > 1:
+        raise ConfigError(f"--parallel single: found {ranks} GPUs; needed one. Name ddp or zero1 … zero3.")
+    rates = Rates(tflops * 1e12 * utilisation, bandwidth * GB, disk * GB, link * GB)
+    plan = Plan(_dimensions(name), settings, ranks, layout, device, rates, prompt, vision, completion)
+    answered = plan.answer(name, memory, int(picture * 1000))
+    if as_json:
+        answer(answered)
+    else:
+        _show(answered, plan, nodes, gpus)
+
+
+def _configuration(path: Path | None, overrides: list[str] | None) -> Config:
+    if path is not None:
+        return load_config(path, overrides)
+    from os import devnull
+
+    return load_config(Path(devnull), overrides)  # nothing but defaults
+
+
+def _dimensions(name: str) -> Dimensions:
+    """Of a checkpoint folder, a model that is built in, or one on the hub."""
+    path = Path(name) / "config.json"
+    if path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        values = {**PUBLISHED, "embedded": EMBEDDED}.get(name) or _from_hub(name)
+    try:
+        return dimensions_of(values)
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"{name}: found {error} in its configuration; needed a Qwen2.5-VL or Qwen2-VL. Name one with --model."
+        ) from None
+
+
+def _from_hub(name: str) -> Any:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{name}: found no config.json, neither in a folder nor on the hub ({reason}); needed one, or a name that "
+            f"is built in: {', '.join([*PUBLISHED, 'embedded'])}. Name one with --model."
+        ) from None
+
+
+def _show(found: dict[str, Any], plan: Plan, nodes: int, gpus: int) -> None:
+    """For people: memory, time, bytes, and what limits."""
+    group, dtype = found["group"], plan.config.model.dtype
+    print(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
+    print(
+        f"{nodes} node(s) × {gpus} rank(s) on {plan.device}, train-step {found['parallel']}; a prompt of "
+        f"{group['prompt']} tokens ({group['vision']} of its picture), {group['completions']} completions of "
+        f"{group['completion']}"
+    )
+    print("\nMemory of a rank at its peak, GiB of live bytes")
+    for stage, memory in found["memory"].items():
+        print(_line(stage, memory["total"] / GIB, _parts(memory["device"], GIB, 2)))
+        if memory["host"]:
+            print(_line("  on the host", sum(memory["host"].values()) / GIB, _parts(memory["host"], GIB, 2)))
+    print("\nAn iteration, seconds at assumed rates (see --help)")
+    for stage, parts in found["seconds"].items():
+        print(_line(stage, sum(parts.values()), _parts(parts, 1, 1)))
+    print("\nAn iteration, GB on disk")
+    for name, size in found["bytes"].items():
+        print(_line(name, size / GB, ""))
+    print(_line("kept at the end", found["kept"] / GB, f"of {plan.config.planned_iterations} iterations"))
+    print("")
+    for line in _verdict(found):
+        print(line)
+
+
+def _line(name: str, total: float, parts: str) -> str:
+    return f"  {name:<18} {total:9.2f}  {parts}".rstrip()
+
+
+def _parts(parts: Mapping[str, float], unit: int, digits: int) -> str:
+    """`weights 15.45, logits 2.90`: the largest first, nothing that would show as 0."""
+    shown = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{n} {v / unit:.{digits}f}" for n, v in shown if v / unit >= 0.5 * 10**-digits)
+
+
+def _verdict(found: dict[str, Any]) -> list[str]:
+    """What limits, and what could be changed."""
+    usable = found["usable"]
+    lines = []
+    for stage, fits in found["fits"].items():
+        total = found["memory"][stage]["total"]
+        if fits:
+            lines.append(f"{stage} fits: {(usable - total) / GIB:.1f} GiB to spare of {usable / GIB:.1f} usable.")
+            continue
+        lines.append(f"{stage} does not fit: {(total - usable) / GIB:.1f} GiB more than the {usable / GIB:.1f} usable.")
+        for way, peak in found["ways"][stage].items():
+            lines.append(f"  {way}: {peak / GIB:.1f} GiB, {'fits' if peak <= usable else 'still too much'}")
+        if stage != "train-step" and found["memory"][stage]["device"]["weights"] > usable:
+            lines.append("  a rank holds the whole model here: " + _ELSEWHERE[stage])
+    slowest, part = found["slowest"], found["slowest_part"]
+    total = sum(sum(parts.values()) for parts in found["seconds"].values())
+    share = sum(found["seconds"][slowest].values()) / total
+    lines.append(f"Slowest: {slowest}, {share:.0%} of an iteration, most of it {part}. {_FASTER[part]}")
+    return lines
+
+
+_ELSEWHERE = {
+    "rollout": "an engine that splits it over GPUs, such as a vLLM server, samples from such a model.",
+    "score-attention": "score on a device with more memory, or set attention.enabled=false (all weights 1).",
+}
+_FASTER = {
+    "loading": "Fewer, larger iterations (rollout.prompts_per_iteration), or a faster --disk.",
+    "writing": "Fewer, larger iterations, a faster --disk, or train.lora, whose states are small.",
+    "generation": "Raise rollout.batch_groups while it fits, or sample with vLLM; LAG=1 hides it behind training.",
+    "forward": "Raise attention.batch_completions while it fits, or add ranks.",
+    "updates": "Add ranks; train.gradient_checkpointing=false saves a quarter where it fits.",
+    "between ranks": "Larger train.batch_completions (fewer micro-batches), zero2 for zero3, or a faster --link.",
+}

@@ -1,0 +1,226 @@
+"""A run in numbers before it starts: configuration, model and machine in; peaks, seconds and bytes of stages out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dapo_stages.config import Config
+from dapo_stages.errors import ConfigError
+from dapo_stages.maths import costs, sizing
+from dapo_stages.maths.dimensions import Dimensions
+from dapo_stages.maths.sizing import Memory, Parallel, Training, Work
+
+GIB = 2**30
+TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
+# Beside live bytes, measured on CPUs (tests/stages/test_plan_memory.py); on CUDA an assumption: context, kernels, NCCL.
+OVERHEAD = {"cpu": 80 * 2**20, "cuda": 3 * 2**29}
+# Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
+HEADROOM = {"cpu": 0.65, "cuda": 0.9}
+_TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, its configuration and the machine it is to run on."""
+
+    d: Dimensions
+    config: Config
+    ranks: int
+    parallel: Parallel
+    device: Literal["cuda", "cpu"]
+    rates: costs.Rates
+    prompt_tokens: int | None = None
+    vision_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    @property
+    def b(self) -> int:
+        """Bytes of a value."""
+        return _TYPES[self.config.model.dtype]
+
+    @property
+    def work(self) -> Work:
+        """One group, as long as the configuration allows where nothing else is said."""
+        data = self.config.data
+        longest = self.prompt_tokens or data.max_prompt_length
+        side = data.max_image_size // (28 if self.d.merge == 4 else 14)
+        vision = min(side**2, max(0, longest - TEXT_TOKENS)) if self.vision_tokens is None else self.vision_tokens
+        completion = self.completion_tokens or self.config.rollout.max_completion_length
+        return Work(longest, completion, self.config.rollout.num_generations, vision * self.d.merge)
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """Parameters that are trained, and that are frozen."""
+        train = self.config.train
+        if train.lora is not None:
+            try:
+                return self.d.adapter(train.lora.rank, train.lora.target_modules), self.d.parameters
+            except KeyError as error:
+                raise ConfigError(
+                    f"train.lora.target_modules: found {error}; needed one of {', '.join(self.d.linears)}. Set it."
+                ) from None
+        frozen = self.d.vision if train.freeze_vision else 0
+        return self.d.parameters - frozen, frozen
+
+    @property
+    def groups(self) -> int:
+        """Groups of an iteration on one rank."""
+        return -(-self.config.rollout.prompts_per_iteration // self.ranks)
+
+    @property
+    def completions(self) -> int:
+        """Of an update, on one rank."""
+        per_iteration = self.config.rollout.prompts_per_iteration * self.work.count
+        return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
+
+    @property
+    def batch(self) -> int:
+        """Completions of a micro-batch."""
+        return min(self.config.train.batch_completions, self.completions)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an update, on one rank."""
+        return -(-self.completions // self.batch)
+
+    def memory(self) -> dict[str, Memory]:
+        """Peak of each stage that holds a model."""
+        config, work, d, b = self.config, self.work, self.d, self.b
+        prompts = -(-self.batch // work.count)
+        trained, frozen = self.trained
+        training = Training(
+            self.groups,
+            self.micro_batches,
+            config.train.gradient_checkpointing,
+            config.train.logprob_chunk,
+            trained,
+            frozen,
+            self.parallel,
+            self.ranks,
+            foreach=self.device == "cuda",
+        )
+        scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
+        found = {
+            "rollout": sizing.rollout(d, work, min(self.groups, config.rollout.batch_groups), b),
+            "score-attention": sizing.score(d, work, scored, config.attention.chunk_rows, b),
+            "train-step": sizing.train(d, replace(work, count=self.batch), training, prompts, b),
+        }
+        return {stage: self._held(memory) for stage, memory in found.items()}
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Of each stage of an iteration, by what takes them."""
+        config, work, d, b, rates = self.config, self.work, self.d, self.b, self.rates
+        trained, _ = self.trained
+        batch = min(self.groups, config.rollout.batch_groups)
+        batches = -(-self.groups // batch)
+        updates = config.train.updates_per_iteration
+        operations = costs.update(d, work, checkpointing=config.train.gradient_checkpointing, updates=updates)
+        sent = costs.traffic(self.parallel, trained, d.parameters, self.micro_batches, self.ranks, b)
+        loading = d.parameters * b / rates.disk
+        files = self.files(0)
+        return {
+            "rollout": {"loading": loading, "generation": batches * costs.decoding(d, work, batch, b, rates)},
+            "score-attention": {
+                "loading": loading,
+                "forward": self.groups * costs.scoring(d, work) / rates.operations,
+            },
+            "train-step": {
+                "loading": loading + files["train-step: state"] / rates.disk,
+                "updates": self.groups * operations / rates.operations,
+                "between ranks": updates * sent / rates.link,
+                "writing": (files["train-step: policy"] + files["train-step: state"]) / rates.disk,
+            },
+        }
+
+    def files(self, picture_bytes: int) -> dict[str, int]:
+        """Bytes on disk of an iteration."""
+        config, (trained, _) = self.config, self.trained
+        groups = config.rollout.prompts_per_iteration
+        found = costs.shards(self.d, self.work, groups, picture_bytes, config.attention.patch_completions)
+        moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
+        policy = trained if config.train.lora is not None else self.d.parameters
+        master = trained * 4 if self.b == 2 else 0
+        return {**found, "train-step: policy": policy * self.b, "train-step: state": moments + master}
+
+    def answer(self, name: str, memory: float, picture_bytes: int) -> dict[str, Any]:
+        """Everything that is shown."""
+        usable = int(memory * GIB * HEADROOM[self.device])
+        peaks, seconds, files = self.memory(), self.seconds(), self.files(picture_bytes)
+        slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
+        worst = max(peaks, key=lambda stage: peaks[stage].total)
+        return {
+            "model": name,
+            "parameters": self.d.parameters,
+            "trained": self.trained[0],
+            "parallel": self.parallel,
+            "ranks": self.ranks,
+            "group": {
+                "prompt": self.work.prompt,
+                "vision": self.work.patches // self.d.merge,
+                "completion": self.work.completion,
+                "completions": self.work.count,
+            },
+            "memory": {s: {"device": m.device, "host": m.host, "total": m.total} for s, m in peaks.items()},
+            "usable": usable,
+            "fits": {stage: peak.total <= usable for stage, peak in peaks.items()},
+            "ways": {stage: self._ways(stage, usable) for stage, peak in peaks.items() if peak.total > usable},
+            "seconds": seconds,
+            "bytes": files,
+            "kept": self._kept(files),
+            "fullest": worst,
+            "slowest": slowest,
+            "slowest_part": max(seconds[slowest], key=lambda part: seconds[slowest][part]),
+        }
+
+    def _held(self, memory: Memory) -> Memory:
+        """With what a process holds beside live bytes; on a CPU, device and host are one memory."""
+        overhead = {"process": OVERHEAD[self.device]}
+        if self.device == "cpu":
+            return Memory({**memory.device, **memory.host, **overhead}, {})
+        return Memory({**memory.device, **overhead}, memory.host)
+
+    def _kept(self, files: dict[str, int]) -> int:
+        """Bytes on disk at the end of the planned run, as the keep section says."""
+        config = self.config
+        planned, keep = config.planned_iterations, config.keep
+        rollouts = sum(files[stage] for stage in ("rollout", "score-attention", "weight-tokens"))
+        counts = [min(planned, kept or planned) for kept in (keep.rollouts, keep.policies, keep.states)]
+        sizes = (rollouts, files["train-step: policy"], files["train-step: state"])
+        return sum(count * size for count, size in zip(counts, sizes, strict=True))
+
+    def _ways(self, stage: str, usable: int) -> dict[str, int]:
+        """What could be changed for a stage that does not fit -> its peak then; only what makes it fit, if anything."""
+        tried = {name: other.memory()[stage].total for name, other in self._others(stage)}
+        enough = {name: peak for name, peak in tried.items() if peak <= usable}
+        return enough or tried
+
+    def _others(self, stage: str) -> list[tuple[str, Plan]]:
+        config = self.config
+        smaller = {
+            "rollout": ["rollout.batch_groups=1"],
+            "score-attention": [f"attention.batch_completions={config.rollout.num_generations}"],
+            "train-step": ["train.gradient_checkpointing=true", "train.batch_completions=1", "train.logprob_chunk=256"],
+        }[stage]
+        found = [(" ".join(smaller), self._with(*smaller))]
+        if stage != "train-step":
+            return found
+        shared: list[Parallel] = ["zero2", "zero3", "zero3-offload"] if self.ranks > 1 else ["zero2-offload"]
+        found += [(f"--parallel {name}", replace(self, parallel=name)) for name in shared if name != self.parallel]
+        if config.train.lora is None:
+            found.append(("train.lora={rank: 16}", self._with("train.lora={rank: 16}")))
+        return found
+
+    def _with(self, *settings: str) -> Plan:
+        values = self.config.model_dump(mode="json")
+        for setting in settings:
+            section, rest = setting.split(".", 1)
+            key, value = rest.split("=", 1)
+            values[section][key] = _yaml(value)
+        return replace(self, config=Config.model_validate(values))
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)

@@ -1,0 +1,66 @@
+#!/bin/bash
+# Submits a run to Slurm: a job per stage and iteration, each waiting for those it reads from. Every job calls make, so
+# what exists is not redone and the same call again carries on after a failure.
+#
+#   pipelines/slurm/submit.sh RUN=ddm CONFIG=pipelines/reference-7b.yaml ITERS=20 LAG=1 CLUSTER=mine.env
+#
+# DRY_RUN=1 in front prints the jobs, and what each runs, without Slurm.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+RUN=first CONFIG='' SET='' ITERS=1 EVAL_EVERY=1 LAG=0 CLUSTER=pipelines/slurm/cluster.env
+for setting in "$@"; do
+  case $setting in
+    RUN=*|CONFIG=*|SET=*|ITERS=*|EVAL_EVERY=*|LAG=*|CLUSTER=*) declare "$setting" ;;
+    *) echo "$0: found $setting; needed RUN, CONFIG, SET, ITERS, EVAL_EVERY, LAG or CLUSTER=value." >&2; exit 2 ;;
+  esac
+done
+[ -r "$CLUSTER" ] || { echo "$CLUSTER: found nothing; needed a copy of pipelines/slurm/cluster.env. Make one." >&2; exit 3; }
+# shellcheck source=pipelines/slurm/cluster.env
+. "$CLUSTER"
+export CLUSTER RUN CONFIG SET LAG DRY_RUN="${DRY_RUN:-}"
+logs=training_logs/$RUN/slurm
+submitted=0
+
+# submit STAGE ITERATION NODES [JOB…]: a job that starts when these have succeeded; its number is left in $job.
+submit() {
+  local stage=$1 iteration=$2 nodes=$3 after options
+  shift 3
+  after=$(IFS=:; echo "$*")
+  options=(--parsable --job-name="$RUN-$stage-$iteration" --output="$logs/%x-%j.log" --nodes="$nodes" --time="$TIME"
+    --ntasks-per-node=1 --cpus-per-task="$CPUS_PER_NODE" --gpus-per-node="$GPUS_PER_NODE" --exclusive)
+  [ -z "$ACCOUNT" ] || options+=(--account="$ACCOUNT")
+  [ -z "$PARTITION" ] || options+=(--partition="$PARTITION")
+  [ -z "$after" ] || options+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes)
+  # shellcheck disable=SC2206  # several options in one variable
+  options+=($SBATCH_OPTIONS)
+  submitted=$((submitted + 1))
+  if [ -n "$DRY_RUN" ]; then
+    job=$submitted
+    echo "$job: sbatch ${options[*]} pipelines/slurm/stage.sh $stage $iteration"
+    SLURM_JOB_NUM_NODES=$nodes pipelines/slurm/stage.sh "$stage" "$iteration"
+  else
+    mkdir -p "$logs"
+    job=$(sbatch "${options[@]}" pipelines/slurm/stage.sh "$stage" "$iteration")
+    job=${job%%;*}  # the cluster's name may follow
+    echo "$job: $stage of iteration $iteration${after:+, after ${after//:/, }}"
+  fi
+}
+
+# What an iteration waits for: train[k] and finished[k] are the jobs that make policy k and report it.
+submit setup 0 1
+setup=$job
+declare -A train=([0]=$setup)
+finished=$setup scored=$setup
+for ((k = 1; k <= ITERS; k++)); do
+  sampler=$((k - 1 - LAG > 0 ? k - 1 - LAG : 0))
+  submit rollout "$k" "$ROLLOUT_NODES" "${train[$sampler]}"
+  submit score "$k" "$ROLLOUT_NODES" "$job" "$scored"
+  scored=$job
+  submit train "$k" "$TRAIN_NODES" "$scored" "${train[$((k - 1))]}"
+  train[$k]=$job
+  if ((k % EVAL_EVERY == 0 || k == ITERS)); then
+    submit finish "$k" "$ROLLOUT_NODES" "$job" "$finished"
+    finished=$job
+  fi
+done

@@ -1,0 +1,70 @@
+"""Operations against torch's own count, and what time follows from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dapo_stages.maths import costs
+from dapo_stages.maths.dimensions import PUBLISHED, dimensions_of
+from dapo_stages.maths.sizing import Work
+
+D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
+
+
+def test_operations_of_a_forward_pass_are_those_that_torch_counts() -> None:
+    """torch counts whole squares of attention where half is masked: a few percent more here."""
+    import torch
+    from benchmarks import models
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dapo_stages.models.logprobs import GroupLogprobs
+    from dapo_stages.models.packing import Group
+
+    policy = models.medium()
+    policy.attend("grouped")
+    batch = policy.batch([Group(models.prompt(policy, 303, (16, 16), 1), models.completions(8, 64, 2))])
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        GroupLogprobs(policy, 1.0)(batch)
+    d = dimensions_of(policy.model.config.to_dict())
+    assert costs.forward(d, Work(303, 64, 8, 1024), logits=True) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_a_decoding_step_reads_the_weights_once() -> None:
+    """One row of 7B at 1 TB/s: 7.6 G weights of the text in bfloat16 take 15 ms."""
+    rates = costs.Rates(operations=1e15, memory=1e12, disk=1, link=1)
+    one = costs.decoding(D7, Work(1, 1, 1, 0), 1, 2, rates)
+    assert one == pytest.approx(2 * (8_292_166_656 - 676_550_144) / 1e12, rel=0.01)
+
+
+def test_an_update_is_three_or_four_forward_passes_and_the_old_log_probs() -> None:
+    work = Work(1024, 384, 8, 3840)
+    once = costs.forward(D7, work, logits=True)
+    assert costs.update(D7, work, checkpointing=False, updates=1) == 3 * once
+    assert costs.update(D7, work, checkpointing=True, updates=4) == pytest.approx(4.75 * once)
+
+
+def test_one_rank_sends_nothing_and_zero_3_most() -> None:
+    def sent(parallel: str, ranks: int) -> float:
+        return costs.traffic(parallel, D7.parameters, D7.parameters, 4, ranks, 2)
+
+    assert sent("single", 1) == 0
+    assert 0 < sent("zero2", 4) < sent("zero3", 4)
+
+
+def test_files_of_an_iteration_are_sized_as_real_ones_are(small_run: Any) -> None:
+    """The attention of a real iteration, its share of pictures' patches included, within a third."""
+    from support.pipeline import table
+
+    folder = small_run.at(1) / "attention"
+    scored = table(folder, "attention")
+    scored = scored[scored.status == "ok"]
+    tokens, vision = int(scored.vgr.map(len).sum()), int(scored.num_vision_tokens.iloc[0])
+    real = sum(path.stat().st_size for path in folder.glob("attention-*.parquet"))
+    work = Work(prompt=65, completion=tokens // len(scored), count=len(scored), patches=4 * vision)
+    shards = len(list(folder.glob("attention-*.parquet")))
+    found = costs.shards(D7, work, 1, 0, 0)["score-attention"]
+    assert found < real  # footers and names of columns come on top: some 20 kB a shard
+    assert real - found < 40_000 * shards

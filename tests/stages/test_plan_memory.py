@@ -1,0 +1,81 @@
+"""plan against reality: predicted peaks of stages within 15 % of measured ones, of the embedded and a 14 M model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmarks.iteration import SIZES
+from support.commands import run
+from support.memory import peaks
+
+FOLDERS = {"rollout": "rollout", "score-attention": "attention", "train-step": "train"}
+# The sizes of the benchmarks, fewer prompts; `--prompt` and the others say what the questions come to.
+MODELS = {
+    "small": (
+        replace(SIZES["iteration-small"], prompts=64, updates=4),
+        ["--prompt=65", "--vision=4", "--completion=32"],
+    ),
+    "medium": (
+        replace(SIZES["iteration-medium"], prompts=4, updates=2),
+        ["--prompt=303", "--vision=256", "--completion=64"],
+    ),
+}
+CHECKPOINTING = ["--set=train.gradient_checkpointing=true"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, float]]]:
+    """By model: where its configuration is, and MiB of each command by the folder it made."""
+    place = tmp_path_factory.mktemp("memory")
+    commands: list[tuple[Path, list[str]]] = []
+    for name, (size, _) in MODELS.items():
+        folder = place / name
+        size.make(folder, size)
+        commands += [(folder, words) for words in iteration(name)]
+    found = iter(peaks(commands, place / "commands.json"))
+    measured = {}
+    for name in MODELS:
+        measured[name] = (place / name, {words[-1]: next(found) for words in iteration(name)})
+    return measured
+
+
+def iteration(model: str) -> list[list[str]]:
+    """The commands of an iteration, the last word of each the folder it makes."""
+    config = ["--config", "run.yaml"]
+    policy, rollouts = ["--policy", "policy"], ["--rollouts", "rollout"]
+    train = ["train-step", *config, *policy, *rollouts, "--weights", "weights"]
+    again = [[*train, *CHECKPOINTING, "--out", "checkpointing"]] if model == "medium" else []
+    return [
+        ["init-policy", *config, "--set", "warm_up.steps=1", "--out", "policy"],
+        ["prepare-data", *config, *policy, "--out", "data"],
+        ["rollout", *config, *policy, "--data", "data", "--iteration", "1", "--out", "rollout"],
+        ["score-attention", *config, *policy, *rollouts, "--out", "attention"],
+        ["weight-tokens", *config, *rollouts, "--attention", "attention", "--iteration", "1", "--out", "weights"],
+        [*train, "--out", "train"],
+        *again,
+    ]
+
+
+def predicted(folder: Path, *arguments: str) -> dict[str, float]:
+    """MiB of each stage, by `dapo-stages plan`."""
+    result = run("plan", "--config", folder / "run.yaml", "--device", "cpu", "--json", *arguments)
+    assert result.code == 0, result.stderr
+    return {stage: memory["total"] / 2**20 for stage, memory in json.loads(result.stdout)["memory"].items()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_predicted_peaks_are_within_15_percent_of_measured_ones(
+    model: str, measured: dict[str, tuple[Path, dict[str, float]]]
+) -> None:
+    folder, found = measured[model]
+    lengths = MODELS[model][1]
+    want = predicted(folder, *lengths)
+    errors = {stage: want[stage] / found[made] - 1 for stage, made in FOLDERS.items()}
+    if "checkpointing" in found:
+        want = predicted(folder, *lengths, *CHECKPOINTING)
+        errors["checkpointing"] = want["train-step"] / found["checkpointing"] - 1
+    assert all(abs(error) <= 0.15 for error in errors.values()), (found, errors)
+    print(model, {name: f"{mib:.0f} MiB" for name, mib in found.items()}, errors)

@@ -1,0 +1,231 @@
+"""train-step in two processes, really launched: the same gradients and policies as in one, states that fit anywhere.
+
+A launch takes seconds to start, so each does all it can (support/launched.py), and the tests look at what it left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.commands import ROOT
+from support.launched import KILLED
+from support.pipeline import CONFIG, Run, metrics
+from support.updates import POISONED, SETTINGS, TINY, steps
+
+from dapo_stages.manifests import Source
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.optimizers import Optimizers
+from dapo_stages.models.parallel import Worker
+from dapo_stages.models.policy import load_policy
+from dapo_stages.models.state import load_state
+
+ALL = ["updates", "chain", "carried", "lora"]
+# Name -> configuration of accelerate, and what is done inside.
+PARTS = {
+    "zero2": ("zero2-cpu", ALL),
+    "ddp": ("ddp-cpu", ["updates", "chain", "carried", "again"]),
+    "zero3": ("zero3-cpu", ALL),
+    "fsdp2": ("ddp-cpu", ["sharded", *ALL]),
+}
+SLOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero3", "fsdp2")]
+LAUNCHES = ["zero2", "ddp", *SLOW]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="session")
+def outputs(small_run: Run, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By launch: the folder that its processes filled."""
+    made: dict[str, Path] = {}
+
+    def of(launch: str) -> Path:
+        if launch not in made:
+            made[launch] = tmp_path_factory.mktemp(launch)
+            if launch == "ddp":
+                kill_a_rank(small_run, made[launch] / "killed")
+            config, parts = PARTS[launch]
+            script = [ROOT / "tests/support/launched.py", made[launch], checkpoint, small_run.folder, *parts]
+            done = subprocess.run(
+                launcher("accelerate.commands.launch", config) + [str(part) for part in script],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, **ENVIRONMENT},
+                timeout=300,
+            )
+            assert done.returncode == 0, done.stderr[-4000:]
+        return made[launch]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def third(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third train-step of the single process, on the data of the first."""
+    out = tmp_path_factory.mktemp("third") / "train"
+    data = small_run.at(1)
+    small_run.command(
+        "train-step", "--policy", small_run.policy(2), "--rollouts", data / "rollout", "--weights", data / "weights",
+        "--state", small_run.at(2) / "train/state", "--out", out,
+    )  # fmt: skip
+    return out
+
+
+def launcher(module: str, launch: str) -> list[str]:
+    return [sys.executable, "-m", module, "--config_file", f"pipelines/accelerate/{launch}.yaml"]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return float(sum((one[name].double() - other[name].double()).pow(2).sum() for name in one)) ** 0.5
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize("number", range(len(SETTINGS)))
+def test_gradients_before_clipping_are_those_of_one_process(
+    outputs: Callable[[str], Path], checkpoint: Path, launch: str, number: int
+) -> None:
+    """With completions of unequal length, a group without picture, and a masked one that one process leaves out.
+
+    A step that is not finite is skipped by all alike, and the next one goes on from before it.
+    """
+    folder = outputs(launch)
+    for step, (_, wanted, gradients) in enumerate(steps(checkpoint, number)):
+        measured = json.loads((folder / f"metrics-{number}-{step}.json").read_text())
+        assert measured["skipped"] == wanted["skipped"] == ((number, step) == POISONED)
+        if wanted["skipped"]:
+            continue
+        found = load_file(folder / f"gradients-{number}-{step}.safetensors")
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), (name, step)
+        assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_three_chained_train_steps_give_the_policy_of_one_process(
+    outputs: Callable[[str], Path], small_run: Run, third: Path, launch: str
+) -> None:
+    folder = outputs(launch)
+    start, one = weights_of(small_run.policy(0)), weights_of(third / "policy")
+    ranks = weights_of(folder / "train-3/policy")
+    assert distance(ranks, one) <= 1e-4 * distance(start, one)
+    alone, together = metrics(third), metrics(folder / "train-3")
+    assert together.grad_norm.to_numpy() == pytest.approx(alone.grad_norm.to_numpy(), rel=1e-3)
+    assert together.tokens.tolist() == alone.tokens.tolist()
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_two_ranks_carry_on_from_the_state_of_one(outputs: Callable[[str], Path], small_run: Run, launch: str) -> None:
+    one = weights_of(small_run.policy(2))
+    found = weights_of(outputs(launch) / "carried/policy")
+    assert distance(found, one) <= 1e-4 * distance(weights_of(small_run.policy(1)), one)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_one_process_carries_on_from_the_state_of_two(
+    outputs: Callable[[str], Path], small_run: Run, tmp_path: Path, launch: str
+) -> None:
+    before = outputs(launch) / "train-1"
+    small_run.command(
+        "train-step", "--policy", before / "policy", "--rollouts", small_run.at(2) / "rollout",
+        "--weights", small_run.at(2) / "weights", "--state", before / "state", "--out", tmp_path / "t",
+    )  # fmt: skip
+    one = weights_of(small_run.policy(2))
+    found = weights_of(tmp_path / "t/policy")
+    assert distance(found, one) <= 1e-4 * distance(weights_of(small_run.policy(1)), one)
+    files = {shard.name for shard in Source(before / "state", "state").manifest.shards}
+    assert {"optimizer-00000-00000.safetensors", "optimizer-00001-00000.safetensors", "state.json"} == files
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_moments_gathered_from_ranks_are_those_of_one_process(
+    outputs: Callable[[str], Path], checkpoint: Path, launch: str
+) -> None:
+    *_, (trainer, _, _) = steps(checkpoint, 0)
+    policy = load_policy(checkpoint, TINY)
+    config = trainer._config
+    loaded = Worker(GroupLogprobs(policy, 1.0), Optimizers(policy.model, config), config)
+    load_state(loaded, outputs(launch) / "state")
+    for name in loaded.trained:
+        found, wanted = loaded.state_of(name), trainer.worker.state_of(name)
+        assert found["step"] == wanted["step"] == 3
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert (found[key] - wanted[key]).norm() <= 1e-4 * wanted[key].norm(), (name, key)
+
+
+@pytest.mark.parametrize("launch", ["zero2", *SLOW])
+def test_adapters_and_the_kl_term_in_two_processes(
+    outputs: Callable[[str], Path], small_run: Run, launch: str, tmp_path: Path
+) -> None:
+    before, folder = small_run.policy(0), outputs(launch)
+    settings = {
+        "train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}",
+        "train__beta": 0.1,
+    }
+    more = ["--reference", before]
+    small_run.command("train-step", *small_run.train_inputs(1), *more, "--out", tmp_path / "one", **settings)
+    small_run.command(
+        "train-step", "--policy", tmp_path / "one/policy", "--state", tmp_path / "one/state", *more,
+        "--rollouts", small_run.at(2) / "rollout", "--weights", small_run.at(2) / "weights",
+        "--out", tmp_path / "two", **settings,
+    )  # fmt: skip
+    wanted, found = (
+        load_file(where / "policy/adapter_model.safetensors") for where in (tmp_path / "two", folder / "lora-2")
+    )
+    assert distance(found, wanted) <= 1e-3 * distance({name: 0 * v for name, v in wanted.items()}, wanted)
+    assert metrics(folder / "lora-2").kl.to_numpy() == pytest.approx(metrics(tmp_path / "two").kl.to_numpy(), rel=1e-3)
+
+
+def kill_a_rank(run: Run, out: Path) -> None:
+    """SIGKILL for rank 1 in the middle of a train-step, as a machine that runs out of memory does it."""
+    sets = [flag for setting in [*run.settings, *KILLED] for flag in ("--set", setting)]
+    command = [
+        *launcher("dapo_stages.launch", "ddp-cpu"), "train-step", "--config", CONFIG, *sets,
+        *run.train_inputs(1), "--out", out,
+    ]  # fmt: skip
+    launched = subprocess.Popen(
+        [str(part) for part in command], stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
+    )
+    said = []
+    for line in launched.stderr:
+        said.append(line)
+        if "old log-probs" in line:  # now it updates
+            break
+    (victim,) = (child for child in psutil.Process(launched.pid).children() if child.environ().get("RANK") == "1")
+    victim.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    rest = launched.communicate(timeout=120)[1]
+    (out.parent / "killed.json").write_text(
+        json.dumps(
+            {
+                "code": launched.returncode,
+                "seconds": time.monotonic() - killed,
+                "stderr": "".join(said) + rest,
+                "published": (out / "manifest.json").exists(),
+            }
+        )
+    )
+
+
+def test_a_killed_rank_ends_the_step_and_the_same_command_mends_it(outputs: Callable[[str], Path]) -> None:
+    folder = outputs("ddp")
+    killed = json.loads((folder / "killed.json").read_text())
+    assert killed["code"] not in (0, None) and killed["seconds"] < 60 and not killed["published"]
+    assert "rank 1 was ended by SIGKILL" in killed["stderr"]
+    mended, undisturbed = (Source(folder / name, "train-step").manifest for name in ("killed", "undisturbed"))
+    assert mended.content_hash == undisturbed.content_hash

@@ -1,0 +1,108 @@
+"""What the tests of several ranks do inside a launch: `accelerate launch … launched.py OUT CHECKPOINT RUN`.
+
+Starting takes most of the time, so one launch does it all. OUT gets, from rank 0, gradients and metrics of the updates
+of `support.updates`, a state to carry on from elsewhere, and the outputs of train-steps on the small run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+KILLED = ["train.batch_completions=1", "train.updates_per_iteration=4"]  # long enough to be interrupted
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
+        from dapo_stages.models import fsdp, launches
+
+        launches.Replicated = fsdp.Sharded
+        parts = tuple(part for part in parts if part != "sharded")
+    for part in parts:
+        PARTS[part](out, checkpoint, run)
+
+
+def updates(out: Path, checkpoint: Path, run: Path) -> None:
+    """Gradients of every step; the state after one of the runs."""
+    from safetensors.torch import save_file
+
+    from dapo_stages.models.state import save_state
+    from support.updates import SETTINGS, steps
+
+    for number in range(len(SETTINGS)):
+        for step, (trainer, metrics, gradients) in enumerate(steps(checkpoint, number)):
+            if trainer.worker.rank == 0:
+                out.mkdir(parents=True, exist_ok=True)
+                save_file(gradients, out / f"gradients-{number}-{step}.safetensors")
+                (out / f"metrics-{number}-{step}.json").write_text(json.dumps(metrics))
+        if number == 0:
+            save_state(trainer.worker, out / "state")
+
+
+def chain(out: Path, checkpoint: Path, run: Path) -> None:
+    """Three train-steps, each with the state of the one before."""
+    before = run / "policy"
+    for number, data in enumerate((1, 2, 1), start=1):
+        state = out / f"train-{number - 1}/state" if number > 1 else None
+        train_step(run, data, out / f"train-{number}", policy=before, state=state)
+        before = out / f"train-{number}/policy"
+
+
+def carried(out: Path, checkpoint: Path, run: Path) -> None:
+    """Carry on from a single process's state."""
+    policy = run / "iter-0001/train"
+    train_step(run, 2, out / "carried", policy=policy / "policy", state=policy / "state")
+
+
+def lora(out: Path, checkpoint: Path, run: Path) -> None:
+    """An adapter, and a second step on it."""
+    settings = ["train.lora={rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}", "train.beta=0.1"]
+    more: dict[str, Any] = {"settings": settings, "reference": run / "policy"}
+    train_step(run, 1, out / "lora-1", policy=run / "policy", **more)
+    train_step(run, 2, out / "lora-2", policy=out / "lora-1/policy", state=out / "lora-1/state", **more)
+
+
+def again(out: Path, checkpoint: Path, run: Path) -> None:
+    """The step that was killed, and the same undisturbed."""
+    for name in ("killed", "undisturbed"):
+        train_step(run, 1, out / name, policy=run / "policy", settings=KILLED)
+
+
+def train_step(
+    run: Path,
+    data: int,
+    out: Path,
+    *,
+    policy: Path,
+    state: Path | None = None,
+    reference: Path | None = None,
+    settings: list[str] | None = None,
+) -> None:
+    """The command's function: its process goes on afterwards."""
+    from dapo_stages.stages import train_step
+    from support.pipeline import CONFIG, SMALL
+
+    here = run / f"iter-{data:04d}"
+    train_step.main(
+        config=CONFIG,
+        policy=policy,
+        rollouts=here / "rollout",
+        weights=here / "weights",
+        out=out,
+        state=state,
+        reference=reference,
+        set_=[*SMALL, *(settings or [])],
+    )
+
+
+PARTS = {"updates": updates, "chain": chain, "carried": carried, "lora": lora, "again": again}
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]), *sys.argv[4:])

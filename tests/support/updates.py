@@ -1,0 +1,78 @@
+"""Optimiser steps on a few hand-made groups, by one process or by the ranks of a launch, with their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dapo_stages.config import ModelConfig, TrainConfig
+from dapo_stages.models.batches import Sample, TrainGroup, mini_batch
+from dapo_stages.models.launches import join
+from dapo_stages.models.optimizers import Optimizers
+from dapo_stages.models.parallel import Step
+from dapo_stages.models.policy import Policy, load_policy
+from dapo_stages.models.update import Trainer
+from support.prompts import groups
+
+TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
+# Each once: what the sum is divided by, a threshold over all ranks, and several chunks of logits.
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"loss_type": "dapo", "logprob_chunk": 4},
+    {"loss_type": "bnpo", "delta": 3.0},
+    {"loss_type": "grpo", "top_entropy_quantile": 0.5, "importance_sampling_level": "sequence"},
+    {"loss_type": "dr_grpo"},
+)
+POISONED = (3, 1)  # under these settings, in this step, an advantage is not a number
+
+
+def train_groups(policy: Policy) -> list[TrainGroup]:
+    """One picture, two pictures, none; completions of unequal length; the last group is masked: it is in no sum."""
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for group in groups(policy):
+        samples = [
+            Sample(
+                list(ids),
+                (-5.5 + torch.randn(len(ids), generator=generator)).tolist(),
+                (2 * torch.rand(len(ids), generator=generator)).tolist(),
+                float(torch.randn(1, generator=generator)),
+            )
+            for ids in group.completions
+        ]
+        pictures = group.prompt.pixel_values is not None
+        prompt = lambda prompt=group.prompt: prompt  # noqa: E731
+        found.append(TrainGroup(str(len(found)), prompt, samples, len(group.prompt.ids), pictures))
+    return [*found, replace(found[1], group_id="masked", counts=False)]
+
+
+def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Trainer, dict[str, float], dict[str, Any]]]:
+    """Three updates under SETTINGS[number]: the trainer, its metrics, and the gradients before clipping.
+
+    One process leaves the masked group out altogether.
+    """
+    config = TrainConfig(learning_rate=1e-3, max_grad_norm=0.5, **SETTINGS[number])
+    accelerator = join(TINY, torch.device("cpu"))
+    policy = load_policy(checkpoint, TINY)
+    policy.attend("grouped")
+    policy.model.train()
+    trainer = Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config), accelerator)
+    worker, seen = trainer.worker, {}
+    step = worker.step
+
+    def watched(factor: float, healthy: bool) -> Step:
+        for name in worker.trained:
+            gradient = worker.gradient(name)
+            seen[name] = None if gradient is None else gradient.detach().clone()
+        return step(factor, healthy)
+
+    worker.step = watched
+    work = train_groups(policy) if worker.ranks > 1 else train_groups(policy)[:-1]
+    for step_number in range(3):
+        work[0].samples[0].advantage = float("nan") if (number, step_number) == POISONED else 1.5
+        share = mini_batch(work, most, ranks=worker.ranks, rank=worker.rank, chunk=config.logprob_chunk)
+        metrics = trainer.update(share, 1.0)
+        yield trainer, metrics, {name: value for name, value in seen.items() if value is not None}

@@ -1,0 +1,153 @@
+"""pipelines/slurm: the jobs of a run, what each waits for and starts, without Slurm and with stand-ins for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "pipelines/slurm"
+
+# Answers like sbatch, and keeps what it was asked.
+SBATCH = """#!/bin/bash
+echo "$*" >> "$JOBS"
+echo "$(($(wc -l < "$JOBS") + 100));cluster"
+"""
+# Runs the command once per node, as srun does with a task on each.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do case $1 in --nodes=*) nodes=${1#*=} ;; esac; shift; done
+for ((n = 0; n < nodes; n++)); do SLURM_NODEID=$n "$@"; done
+"""
+SCONTROL = """#!/bin/bash
+[ "$*" = "show hostnames node[07-08]" ] && printf 'node07\\nnode08\\n'
+"""
+# Python that writes the manifest it was asked for, and notes how it was called.
+PYTHON = """#!/bin/bash
+[ "$1" = -m ] || exit 0
+echo "${SLURM_NODEID:--} $*" >> "$JOBS"
+while [ $# -gt 0 ]; do case $1 in --out) out=$2 ;; config) exit 0 ;; esac; shift; done
+[ -z "$out" ] || { mkdir -p "$out"; echo {} > "$out/manifest.json"; }
+"""
+
+
+def call(script: Path, *arguments: str, **environment: str) -> list[str]:
+    done = subprocess.run(
+        [str(script), *arguments],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd=script.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture()
+def programs(tmp_path: Path) -> str:
+    """A PATH that begins with the stand-ins."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck, "make test installs it"
+    done = subprocess.run([shellcheck, "-x", *SCRIPTS.glob("*.sh")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_dry_run_prints_every_command_of_a_two_node_iteration() -> None:
+    lines = call(SCRIPTS / "submit.sh", "RUN=ddm", "CONFIG=pipelines/reference-7b.yaml", DRY_RUN="1")
+    srun = "srun --nodes={} --ntasks-per-node=1 --kill-on-bad-exit=1 pipelines/slurm/node.sh .venv/bin/python"
+    meet = "--machine_rank MACHINE_RANK --main_process_ip HEAD_NODE --main_process_port 29500'"
+    one = f"'LAUNCH_ARGS=--num_machines 1 --num_processes 8 {meet}"
+    two = f"'LAUNCH_ARGS=--num_machines 2 --num_processes 16 {meet}"
+    assert [line.strip() for line in lines[1::2]] == [
+        "make 'training_logs/ddm/iter-0000/report/manifest.json' 'RUN=ddm' 'LAG=0' "
+        f"'CONFIG=pipelines/reference-7b.yaml' 'EVALUATE_PYTHON={srun.format(1)}' 'EVALUATE_LAUNCH=processes' {one}",
+        f"make 'rollout' 'RUN=ddm' 'ITER=1' 'ROLLOUT_PYTHON={srun.format(1)}' 'ROLLOUT_LAUNCH=processes' {one}",
+        "make 'score-attention' 'weight-tokens' 'RUN=ddm' 'ITER=1' "
+        f"'SCORE_PYTHON={srun.format(1)}' 'SCORE_LAUNCH=processes' {one}",
+        f"make 'train-step' 'RUN=ddm' 'ITER=1' 'TRAIN_PYTHON={srun.format(2)}' 'TRAIN_LAUNCH=multi-node' {two}",
+        f"make 'iterate' 'RUN=ddm' 'ITERS=1' 'EVALUATE_PYTHON={srun.format(1)}' 'EVALUATE_LAUNCH=processes' {one}",
+    ]
+    jobs = [line.split(" --output=")[0] for line in lines[::2]]
+    stages = ("setup-0", "rollout-1", "score-1", "train-1", "finish-1")
+    assert jobs == [f"{n}: sbatch --parsable --job-name=ddm-{stage}" for n, stage in enumerate(stages, 1)]
+    assert "--nodes=2" in lines[6] and all("--nodes=1" in lines[n] for n in (0, 2, 4, 8))
+    assert not (ROOT / "training_logs/ddm").exists()
+
+
+@pytest.mark.parametrize(("lag", "rollouts"), [("0", ["101", "104", "108"]), ("1", ["101", "101", "104"])])
+def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, rollouts: list[str]) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(SCRIPTS, project / "pipelines/slurm")
+    cluster = project / "mine.env"
+    cluster.write_text((SCRIPTS / "cluster.env").read_text() + "ACCOUNT=vision\nSBATCH_OPTIONS='--qos=high'\n")
+    jobs = tmp_path / "jobs"
+    arguments = ("RUN=t", "ITERS=3", f"LAG={lag}", "CLUSTER=./mine.env")
+    call(project / "pipelines/slurm/submit.sh", *arguments, PATH=programs, JOBS=str(jobs))
+    waits: dict[str, list[str]] = {}
+    for number, line in enumerate(jobs.read_text().splitlines(), 101):
+        assert "--account=vision" in line and "--qos=high" in line and "--partition" not in line
+        words = line.split()
+        after = [word for word in words if word.startswith("--dependency=afterok:")]
+        waits[f"{number} {' '.join(words[-2:])}"] = sorted(set(":".join(after).split(":")[1:]) - {""})
+    assert waits == {
+        "101 setup 0": [],
+        "102 rollout 1": [rollouts[0]],
+        "103 score 1": ["101", "102"],
+        "104 train 1": ["101", "103"],
+        "105 finish 1": ["101", "104"],
+        "106 rollout 2": [rollouts[1]],
+        "107 score 2": ["103", "106"],
+        "108 train 2": ["104", "107"],
+        "109 finish 2": ["105", "108"],
+        "110 rollout 3": [rollouts[2]],
+        "111 score 3": ["107", "110"],
+        "112 train 3": ["108", "111"],
+        "113 finish 3": ["109", "112"],
+    }
+
+
+def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Path, programs: str) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    shutil.copy(ROOT / "Makefile", project)
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/python").write_text(PYTHON)
+    (project / ".venv/bin/python").chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/ready"):
+        (project / name).touch()
+    run = project / "training_logs/t"
+    for part in ("policy", "data", "iter-0001/rollout", "iter-0001/attention", "iter-0001/weights"):
+        (run / part).mkdir(parents=True)
+        (run / part / "manifest.json").write_text("{}")
+    (run / "config.yaml").write_text("planned_iterations: 1\n")
+    jobs = tmp_path / "jobs"
+    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_SUBMIT_DIR": str(project)}
+    ours = {"CLUSTER": "pipelines/slurm/cluster.env", "RUN": "t", "DRY_RUN": "", "JOBS": str(jobs), "PATH": programs}
+    call(project / "pipelines/slurm/stage.sh", "train", "1", **slurm, **ours)
+    started = [line.split() for line in jobs.read_text().splitlines() if "train-step" in line]
+    assert [words[0] for words in started] == ["0", "1"]
+    assert all(words[1] == "-m" and "MACHINE_RANK" not in words for words in started)
+    assert (run / "iter-0001/train/manifest.json").exists()
+
+
+def test_the_node_number_replaces_its_placeholder() -> None:
+    words = ["printf", "%s\n", "--machine_rank", "MACHINE_RANK"]
+    assert call(SCRIPTS / "node.sh", *words, SLURM_NODEID="3") == ["--machine_rank", "3"]
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    done = subprocess.run([SCRIPTS / "submit.sh", "ITER=3"], capture_output=True, text=True)
+    assert done.returncode == 2 and "found ITER=3; needed RUN" in done.stderr
