@@ -179,5 +179,11 @@ def _silent(group: TrainGroup) -> TrainGroup:
 
 
 def _accompanied(piece: MicroBatch, company: TrainGroup) -> MicroBatch:
+    """A piece as all ranks need it: with pictures if any has some, and first those.
+
+    DeepSpeed exchanges gradients in the order in which they are complete, and that is the order of the first group in
+    the piece where groups go through the model one after the other; it must be the same on all ranks.
+    """
     blind = company.has_pictures and not any(group.has_pictures for group in piece.groups)
-    return replace(piece, groups=[*piece.groups, company]) if blind or not piece.groups else piece
+    groups = [*piece.groups, company] if blind or not piece.groups else piece.groups
+    return replace(piece, groups=sorted(groups, key=lambda group: not group.has_pictures))

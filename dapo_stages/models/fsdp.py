@@ -27,13 +27,7 @@ class Sharded(Ranked):
         return _whole(super()._clip())
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        whole: dict[int, torch.Tensor] = {}
-        named = self._model.state_dict(keep_vars=True)
-        for value in {id(value): value for value in named.values()}.values():
-            full = _whole(value.detach())
-            if self.rank == 0:
-                whole[id(value)] = full.cpu()
-        return {name: whole[id(value)] for name, value in named.items()} if self.rank == 0 else {}
+        return self._collect(_whole)
 
     def gradient(self, name: str) -> torch.Tensor | None:
         gradient = self._trained[name].grad

@@ -66,6 +66,11 @@ def join(model: ModelConfig, device: torch.device) -> Any:
             f"fsdp_config: found fsdp_version {plugin.fsdp_version}, fsdp_cpu_ram_efficient_loading "
             f"{plugin.cpu_ram_efficient_loading}; needed 2 and false. Take pipelines/accelerate/fsdp2.yaml."
         )
+    if model.quantization is not None and splits_weights(accelerator):
+        raise ConfigError(
+            f"model.quantization: found {model.quantization} in a launch that splits weights; needed one with whole "
+            "weights. Launch with ddp or zero2, or set it to null."
+        )
     return accelerator
 
 

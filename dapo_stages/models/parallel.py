@@ -6,7 +6,7 @@ all ranks; the frameworks average gradients over ranks, hence the factors of `ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -137,6 +137,16 @@ class Ranked(Worker):
         padded = self._accelerator.pad_across_processes(values, pad_index=-1)
         everything: torch.Tensor = self._accelerator.gather(padded)
         return everything[everything > -0.5]
+
+    def _collect(self, whole: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All weights and buffers in the memory of rank 0, one by one; `whole` puts one together in all ranks."""
+        named = self._model.state_dict(keep_vars=True)
+        found: dict[int, torch.Tensor] = {}  # tied weights have several names
+        for value in {id(value): value for value in named.values()}.values():
+            full = whole(value)
+            if self.rank == 0:
+                found[id(value)] = full.detach().cpu()
+        return {name: found[id(value)] for name, value in named.items()} if self.rank == 0 else {}
 
 
 class Replicated(Ranked):

@@ -47,13 +47,11 @@ class Zero(Ranked):
             return None
         from deepspeed import zero
 
-        whole: dict[int, torch.Tensor] = {}
-        named = self._model.state_dict(keep_vars=True)
-        for value in {id(value): value for value in named.values()}.values():
+        def whole(value: torch.Tensor) -> torch.Tensor:
             with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
-                if self.rank == 0:
-                    whole[id(value)] = value.detach().cpu().clone()
-        return {name: whole[id(value)] for name, value in named.items()} if self.rank == 0 else {}
+                return value.detach().cpu().clone()  # gone when the context ends
+
+        return self._collect(whole)
 
     def gradient(self, name: str) -> torch.Tensor | None:
         from deepspeed.utils import safe_get_full_grad

@@ -79,6 +79,7 @@ def test_pieces_without_pictures_get_company_where_others_see() -> None:
     work = groups([4, 4]) + groups([6, 6], pictures=False)
     for hand in deal(micro_batches(work, 2), 2):
         assert all(any(group.has_pictures for group in piece.groups) for piece in hand)
+        assert all(piece.groups[0].has_pictures for piece in hand)  # gradients are complete in the order of the first
     blind = groups([4, 4], [6, 6], pictures=False)
     assert all(piece.counts == [True, True] for hand in deal(micro_batches(blind, 2), 2) for piece in hand)
 

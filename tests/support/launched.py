@@ -26,7 +26,8 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
         launches.Replicated = fsdp.Sharded
         parts = tuple(part for part in parts if part != "sharded")
     for part in parts:
-        PARTS[part](out, checkpoint, run)
+        name, _, other = part.partition(":")  # a part may have a checkpoint of its own
+        PARTS[name](out, Path(other) if other else checkpoint, run)
 
 
 def updates(out: Path, checkpoint: Path, run: Path) -> None:
@@ -44,6 +45,17 @@ def updates(out: Path, checkpoint: Path, run: Path) -> None:
                 (out / f"metrics-{number}-{step}.json").write_text(json.dumps(metrics))
         if number == 0:
             save_state(trainer.worker, out / "state")
+
+
+def separate(out: Path, checkpoint: Path, run: Path) -> None:
+    """Gradients of a model whose completions are rows of their own, group after group."""
+    from safetensors.torch import save_file
+
+    from support.updates import steps
+
+    for step, (trainer, _, gradients) in enumerate(steps(checkpoint, 0)):
+        if trainer.worker.rank == 0:
+            save_file(gradients, out / f"separate-{step}.safetensors")
 
 
 def chain(out: Path, checkpoint: Path, run: Path) -> None:
@@ -102,7 +114,7 @@ def train_step(
     )
 
 
-PARTS = {"updates": updates, "chain": chain, "carried": carried, "lora": lora, "again": again}
+PARTS = {"updates": updates, "separate": separate, "chain": chain, "carried": carried, "lora": lora, "again": again}
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:4]), *sys.argv[4:])
