@@ -186,7 +186,7 @@ endif
 	@touch $@
 
 test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with vLLM, in process and as a server (minutes)
-	VLLM_PYTHON=$(VLLM_VENV)/bin/python $(PY) -m pytest tests/vllm
+	VLLM_PYTHON=$(VLLM_VENV)/bin/python $(PY) -m pytest tests/with_vllm
 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest

@@ -388,6 +388,11 @@ class Config(Section):
                 "rollout.engine: found paged, the continuous batching of transformers (generate_batch), which takes "
                 "token ids and no pictures; needed transformers, vllm or server"
             )
+        if rollout.engine != "transformers" and self.model.quantization is not None:
+            raise ValueError(
+                f"rollout.engine: found {rollout.engine} with model.quantization {self.model.quantization}; needed "
+                "transformers, which samples from the quantised base that is trained"
+            )
         if rollout.engine != "transformers" and temperature > 2:
             raise ValueError(
                 f"rollout.sampler.temperature: found {temperature}; needed at most 2 with engine {rollout.engine}, "

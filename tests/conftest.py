@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dapo_stages.models.policy import Policy
 
-collect_ignore = ["vllm"]  # it has an environment of its own: make test-vllm
+collect_ignore = ["with_vllm"]  # it has an environment of its own: make test-vllm
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
 

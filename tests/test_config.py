@@ -313,6 +313,11 @@ def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_pat
     assert load(tmp_path, text.replace("2.5", "2")).rollout.engine == "vllm"
 
 
+def test_a_quantised_policy_is_sampled_from_as_it_is_trained(tmp_path: Path) -> None:
+    text = "{model: {quantization: nf4}, train: {lora: {rank: 4}}, rollout: {engine: server}}"
+    assert "rollout.engine: found server with model.quantization nf4; needed transformers" in refused(tmp_path, text)
+
+
 def test_a_server_has_an_address(tmp_path: Path) -> None:
     assert "`engines.server.url`: found 'localhost:8000'" in refused(
         tmp_path, "engines: {server: {url: localhost:8000}}"

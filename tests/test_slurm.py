@@ -139,7 +139,12 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
     call(project / "pipelines/slurm/stage.sh", "train", "1", **slurm, **ours)
     started = [line.split() for line in jobs.read_text().splitlines() if "train-step" in line]
     assert [words[0] for words in started] == ["0", "1"]
-    assert all(words[1] == "-m" and "MACHINE_RANK" not in words for words in started)
+    for node, words in enumerate(started):
+        launch = " ".join(words[1 : words.index("train-step")])
+        assert launch == (
+            "-m dapo_stages.launch --config_file pipelines/accelerate/multi-node.yaml --num_machines 2 "
+            f"--num_processes 16 --machine_rank {node} --main_process_ip node07 --main_process_port 29500"
+        )
     assert (run / "iter-0001/train/manifest.json").exists()
 
 

@@ -163,8 +163,10 @@ class ServerEngine:
         here = Path(checkpoint).is_dir()
         if root is None or root == str(checkpoint) or (here and Path(root).resolve() == Path(checkpoint).resolve()):
             return
-        if here and not Path(root).exists():
-            say(f"rollout: {self._where} serves {root}, which is not on this machine; it must be {checkpoint}")
+        exists = Path(root).exists()
+        comparable = exists if here else not (exists or Path(root).is_absolute())  # folders here, or two hub ids
+        if not comparable:
+            say(f"rollout: {self._where} serves {root}, which cannot be compared from here; it must be {checkpoint}")
             return
         raise EngineError(
             self._where,

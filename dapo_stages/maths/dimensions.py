@@ -81,6 +81,11 @@ class Dimensions:
             found |= {"fc1": [(tower, v, vm)], "fc2": [(tower, vm, v)]}
         return found
 
+    @property
+    def matrices(self) -> int:
+        """Weights of the text's linear layers, without biases and head: what quantisation stores in few bits."""
+        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * self.kv + 3 * self.hidden * self.mlp)
+
     def adapter(self, rank: int, target_modules: tuple[str, ...]) -> int:
         """Parameters of LoRA adapters: rank · (in + out) per layer. Raises KeyError for a name it does not know."""
         return sum(n * rank * (i + o) for name in target_modules for n, i, o in self.linears[name])

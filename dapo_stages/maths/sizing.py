@@ -18,6 +18,8 @@ FLOAT = 4  # bytes of a float32, in which pictures, logits and attention scores 
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
 LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
+# Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantisation).
+QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,13 @@ class Memory:
         return sum(self.device.values())
 
 
-def rollout(d: Dimensions, work: Work, groups: int, b: int) -> Memory:
+def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
+    """Bytes of the weights, those of the text's linear layers in few bits if quantised."""
+    matrices = d.matrices * (QUANTIZED[quantization] if quantization else b)
+    return int(matrices) + (d.parameters - d.matrices) * b
+
+
+def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Memory:
     """Generation of `groups` prompts at a time: the fullest of prefill, sharing out their cache, and decoding."""
     rows, prompts = groups * work.count, groups * work.prompt
     prefix = _cache(d, prompts, b)
@@ -63,10 +71,10 @@ def rollout(d: Dimensions, work: Work, groups: int, b: int) -> Memory:
         "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b)),
     }
     peak = max(prefill, share, decode, key=_sum)
-    return Memory({**_weights(d, b), **_pictures(d, groups * work.patches), **peak}, {})
+    return Memory({"weights": weights, **_pictures(d, groups * work.patches), **peak}, {})
 
 
-def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int) -> Memory:
+def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int) -> Memory:
     """Scoring `groups` in one row: layers without gradient, attention group by group, `chunk_rows` rows of scores."""
     tokens, patches = groups * work.tokens, groups * work.patches
     own = work.count * work.completion * d.hidden
@@ -80,7 +88,7 @@ def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int) -> Me
     }
     if attention > peak["one layer"]:
         peak = {"one layer": states, "attention of a group": attention - states}
-    return Memory({**_weights(d, b), **_pictures(d, patches), **peak}, {})
+    return Memory({"weights": weights, **_pictures(d, patches), **peak}, {})
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Training:
     checkpointing: bool
     logprob_chunk: int
     trained: int  # parameters that get gradients
-    frozen: int  # the others
+    frozen: int  # bytes of the others
     parallel: Parallel
     ranks: int
     foreach: bool  # the optimiser's step works on all weights at once, as torch's does on CUDA
@@ -126,9 +134,12 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     return Memory({**states, **_pictures(d, patches), **peak}, host)
 
 
-def vllm(d: Dimensions, b: int, memory: int, share: float = 0.9) -> int:
-    """Tokens of cache that vLLM has room for: its share of the memory without the weights. Negative: too small."""
-    return (int(share * memory) - d.parameters * b) // _cache(d, 1, b)
+def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
+    """Tokens of cache that vLLM has room for: its share of the memory of `gpus` that split the model, without weights.
+
+    Negative where the model is too large.
+    """
+    return (share * gpus - weights) // _cache(d, 1, b)
 
 
 def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
@@ -139,7 +150,7 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     """
     n, frozen, ranks = t.trained, t.frozen, t.ranks
     if t.parallel in ("single", "ddp"):
-        weights = frozen * b + n * FLOAT
+        weights = frozen + n * FLOAT
         gradients = n * FLOAT * (2 if t.parallel == "ddp" else 1)  # DDP keeps a copy in its buckets
         states = {"weights": weights, "gradients": gradients if t.micro_batches > 1 else 0, "moments": 2 * n * FLOAT}
         step = {"gradients in the step": 0 if t.micro_batches > 1 else gradients, "step": n * FLOAT if t.foreach else 0}
@@ -149,9 +160,9 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     host: dict[str, int] = {}
     if t.parallel.startswith("zero3"):
         live = min(LIVE, d.parameters) * b
-        states = {"weights": (frozen + n) * b // ranks, "gathered weights": live}
+        states = {"weights": (frozen + n * b) // ranks, "gathered weights": live}
     else:
-        states = {"weights": (frozen + n) * b}
+        states = {"weights": frozen + n * b}
     gradients = n * b if t.parallel == "zero1" else shard * b
     exact = {"gradients": gradients + shard * FLOAT, "float32 weights and moments": 3 * shard * FLOAT}
     if t.parallel.endswith("offload"):
@@ -159,10 +170,6 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     else:
         states |= exact
     return {**states, "buckets": buckets}, {}, host
-
-
-def _weights(d: Dimensions, b: int) -> dict[str, int]:
-    return {"weights": d.parameters * b}
 
 
 def _pictures(d: Dimensions, patches: int) -> dict[str, int]:

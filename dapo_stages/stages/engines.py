@@ -60,7 +60,7 @@ def _merged(source: Source, config: Config) -> Iterator[str | Path]:
     from dapo_stages.models.policy import save_policy
 
     with TemporaryDirectory(prefix="dapo-stages-merged-") as folder:
-        merged = open_policy(source, config.model.model_copy(update={"device": "cpu", "quantization": None}))
+        merged = open_policy(source, config.model.model_copy(update={"device": "cpu"}))
         save_policy(merged, Path(folder))
         del merged
         yield Path(folder)

@@ -160,6 +160,8 @@ def _verdict(found: dict[str, Any]) -> list[str]:
     """What limits, and what could be changed."""
     usable = found["usable"]
     lines = []
+    if found["room"] is not None:
+        lines.append(f"vLLM has room for {found['room']} completions of full length at the same time.")
     for stage, fits in found["fits"].items():
         total = found["memory"][stage]["total"]
         if fits:
@@ -168,7 +170,7 @@ def _verdict(found: dict[str, Any]) -> list[str]:
         lines.append(f"{stage} does not fit: {(total - usable) / GIB:.1f} GiB more than the {usable / GIB:.1f} usable.")
         for way, peak in found["ways"][stage].items():
             lines.append(f"  {way}: {peak / GIB:.1f} GiB, {'fits' if peak <= usable else 'still too much'}")
-        if stage != "train-step" and found["memory"][stage]["device"]["weights"] > usable:
+        if stage != "train-step" and found["memory"][stage]["device"].get("weights", 0) > usable:
             lines.append("  a rank holds the whole model here: " + _ELSEWHERE[stage])
     slowest, part = found["slowest"], found["slowest_part"]
     total = sum(sum(parts.values()) for parts in found["seconds"].values())
@@ -178,7 +180,7 @@ def _verdict(found: dict[str, Any]) -> list[str]:
 
 
 _ELSEWHERE = {
-    "rollout": "an engine that splits it over GPUs, such as a vLLM server, samples from such a model.",
+    "rollout": "vLLM (engines.vllm.tensor_parallel_size) or a server splits it over GPUs.",
     "score-attention": "score on a device with more memory, or set attention.enabled=false (all weights 1).",
 }
 _FASTER = {

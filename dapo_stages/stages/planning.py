@@ -64,6 +64,11 @@ class Plan:
         return self.d.parameters - frozen, frozen
 
     @property
+    def weights(self) -> int:
+        """Bytes of the model as it is sampled from."""
+        return sizing.weights_of(self.d, self.b, self.config.model.quantization)
+
+    @property
     def groups(self) -> int:
         """Groups of an iteration on one rank."""
         return -(-self.config.rollout.prompts_per_iteration // self.ranks)
@@ -95,18 +100,39 @@ class Plan:
             config.train.gradient_checkpointing,
             config.train.logprob_chunk,
             trained,
-            frozen,
+            self.weights if frozen == self.d.parameters else frozen * self.b,
             self.parallel,
             self.ranks,
             foreach=self.device == "cuda",
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         found = {
-            "rollout": sizing.rollout(d, work, min(self.groups, config.rollout.batch_groups), b),
-            "score-attention": sizing.score(d, work, scored, config.attention.chunk_rows, b),
+            "rollout": self._sampling(),
+            "score-attention": sizing.score(d, work, scored, config.attention.chunk_rows, b, self.weights),
             "train-step": sizing.train(d, replace(work, count=self.batch), training, prompts, b),
         }
         return {stage: self._held(memory) for stage, memory in found.items()}
+
+    def _sampling(self) -> Memory:
+        """Of the engine that generates: ours by its parts, vLLM's least (it takes its share whatever it needs), none of
+        a server's."""
+        config, work = self.config, self.work
+        if config.rollout.engine == "server":
+            return Memory({}, {})
+        if config.rollout.engine == "vllm":
+            gpus = config.engines.vllm.tensor_parallel_size
+            row = sizing.rollout(self.d, replace(work, count=1), 1, self.b, 0)
+            return Memory({"weights": self.weights // gpus, "a single completion": row.total // gpus}, {})
+        return sizing.rollout(self.d, work, min(self.groups, config.rollout.batch_groups), self.b, self.weights)
+
+    def room(self, memory: float) -> int | None:
+        """Completions of full length that vLLM has cache for at the same time; None for other engines."""
+        settings = self.config.engines.vllm
+        if self.config.rollout.engine != "vllm":
+            return None
+        share = int(memory * GIB * settings.gpu_memory_utilization)
+        tokens = sizing.vllm(self.d, self.weights, self.b, share, settings.tensor_parallel_size)
+        return tokens // (self.work.prompt + self.work.completion)
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """Of each stage of an iteration, by what takes them."""
@@ -117,7 +143,7 @@ class Plan:
         updates = config.train.updates_per_iteration
         operations = costs.update(d, work, checkpointing=config.train.gradient_checkpointing, updates=updates)
         sent = costs.traffic(self.parallel, trained, d.parameters, self.micro_batches, self.ranks, b)
-        loading = d.parameters * b / rates.disk
+        loading = d.parameters * b / rates.disk  # quantised when read
         files = self.files(0)
         return {
             "rollout": {"loading": loading, "generation": batches * costs.decoding(d, work, batch, b, rates)},
@@ -168,6 +194,7 @@ class Plan:
             "seconds": seconds,
             "bytes": files,
             "kept": self._kept(files),
+            "room": self.room(memory),
             "fullest": worst,
             "slowest": slowest,
             "slowest_part": max(seconds[slowest], key=lambda part: seconds[slowest][part]),

@@ -20,8 +20,9 @@ case $stage in
   finish) goals=(iterate) prefix=EVALUATE arguments=("RUN=$RUN" "ITERS=$iteration") ;;
   *) echo "$0: found $stage; needed setup, rollout, score, train or finish." >&2; exit 2 ;;
 esac
-head=HEAD_NODE
-[ -n "$DRY_RUN" ] || head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=HEAD_NODE
+[ -n "$DRY_RUN" ] || hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}
 arguments+=(
   "${prefix}_PYTHON=srun --nodes=$nodes --ntasks-per-node=1 --kill-on-bad-exit=1${SRUN_OPTIONS:+ $SRUN_OPTIONS} pipelines/slurm/node.sh $python"
   "${prefix}_LAUNCH=$launch"

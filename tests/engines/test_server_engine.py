@@ -6,6 +6,7 @@ import base64
 import os
 import signal
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from support.pipeline import Run, table
 from support.server import FakeServer, Fault, cut, fails, gone, half_json, slow
 
 from dapo_stages.data.images import encode
-from dapo_stages.engines.server_engine import messages_of
+from dapo_stages.engines.server_engine import ServerEngine, messages_of
+from dapo_stages.errors import EngineError
 from dapo_stages.manifests import Source
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.tokens import load_tokens
@@ -190,7 +192,22 @@ def test_a_server_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -
 def test_a_server_on_another_machine_is_taken_at_its_word(small_run: Run, tmp_path: Path) -> None:
     with FakeServer(small_run.policy(0), root="/of/another/machine") as server:
         result = attempt(small_run, server, tmp_path / "r", rollout__prompts_per_iteration=1)
-    assert result.code == 0 and "serves /of/another/machine, which is not on this machine" in result.stderr
+    assert result.code == 0 and "serves /of/another/machine, which cannot be compared from here" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "root", "refused"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", False),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", True),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "/models/qwen", False),  # may be a download of it
+    ],
+)
+def test_a_model_of_the_hub_is_known_by_its_name(checkpoint: str, root: str, refused: bool) -> None:
+    engine = object.__new__(ServerEngine)
+    engine._where = "server"
+    with pytest.raises(EngineError) if refused else nullcontext():
+        engine._check_policy(checkpoint, root)
 
 
 def test_the_key_is_sent_and_never_shown(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What can be said of the vLLM engine without vLLM; tests/vllm generates with it (make test-vllm)."""
+"""What can be said of the vLLM engine without vLLM; tests/with_vllm generates with it (make test-vllm)."""
 
 from __future__ import annotations
 

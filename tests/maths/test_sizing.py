@@ -9,7 +9,7 @@ import pytest
 
 from dapo_stages.maths import sizing
 from dapo_stages.maths.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.maths.sizing import Training, Work, rollout, score, train, vllm
+from dapo_stages.maths.sizing import Training, Work, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
@@ -45,15 +45,15 @@ def test_more_ranks_and_more_splitting_need_less() -> None:
 
 def test_a_cache_has_two_vectors_per_layer_and_token() -> None:
     """7B: 28 layers, 4 heads of 128 for keys and values: 57 344 bytes a token in bfloat16."""
-    held = rollout(D7, WORK, 8, 2).device
+    held = rollout(D7, WORK, 8, 2, 0).device
     assert held["cache of the completions"] == 64 * 384 * 57_344
     assert held["cache of the prompts"] == 8 * 1024 * 57_344
-    assert vllm(D7, 2, 80 * 2**30) == (int(0.9 * 80 * 2**30) - 2 * 8_292_166_656) // 57_344
+    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2) == (144 * 2**30 - 2 * 8_292_166_656) // 57_344
 
 
 def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
     long = Work(prompt=4096, completion=1024, count=8, patches=0)
-    assert score(D7, long, 1, 64, 2).total <= score(D7, long, 1, 4096, 2).total
+    assert score(D7, long, 1, 64, 2, 0).total <= score(D7, long, 1, 4096, 2, 0).total
 
 
 @pytest.mark.parametrize("b", [4, 2])
@@ -99,3 +99,12 @@ def _saved(policy: Any, b: int) -> int:
         kept = GroupLogprobs(policy, 1.0)(batch)
     del kept
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def test_quantisation_stores_the_texts_linear_layers_in_few_bits() -> None:
+    """7B: 6.53 G weights; the vision tower, embedding and head stay as they are. nf4: 4.127 bits (QLoRA, section 3)."""
+    linear = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    rest = 2 * (8_292_166_656 - linear)
+    assert weights_of(D7, 2, "nf4") == pytest.approx(linear * 4.127 / 8 + rest, rel=1e-4)
+    assert weights_of(D7, 2, "int8") == linear + rest
+    assert weights_of(D7, 2) == 2 * 8_292_166_656

@@ -42,7 +42,15 @@ def test_72b_trains_on_nodes_and_is_too_large_for_a_rank_to_hold_whole() -> None
     found = plan(*REFERENCE, "--model", model, "--gpus", 8, "--nodes", 4, "--parallel", "zero3")
     assert found["fits"] == {"rollout": False, "score-attention": False, "train-step": True}
     shown = run("plan", *REFERENCE, "--model", model, "--gpus", 8, "--nodes", 4).stdout
-    assert "a rank holds the whole model here: an engine that splits it over GPUs" in shown
+    assert "a rank holds the whole model here: vLLM (engines.vllm.tensor_parallel_size) or a server" in shown
+
+
+def test_engines_of_rollout_are_sized_by_what_they_hold() -> None:
+    large = (*REFERENCE, "--model", "Qwen/Qwen2.5-VL-72B-Instruct", "--gpus", 8, "--parallel", "zero3")
+    split = plan(*large, "--set", "rollout.engine=vllm", "--set", "engines.vllm.tensor_parallel_size=4")
+    assert split["fits"]["rollout"] and split["room"] > 64
+    assert plan(*large, "--set", "rollout.engine=vllm")["room"] < 0
+    assert plan(*large, "--set", "rollout.engine=server")["fits"]["rollout"]
 
 
 def test_longer_prompts_need_more_and_checkpointing_less() -> None:

@@ -19,8 +19,8 @@ MODELS = {
         ["--prompt=65", "--vision=4", "--completion=32"],
     ),
     "medium": (
-        replace(SIZES["iteration-medium"], prompts=4, updates=2),
-        ["--prompt=303", "--vision=256", "--completion=64"],
+        replace(SIZES["iteration-medium"], prompts=4, updates=2, longest=32),
+        ["--prompt=303", "--vision=256", "--completion=32"],
     ),
 }
 CHECKPOINTING = ["--set=train.gradient_checkpointing=true"]

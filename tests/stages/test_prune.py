@@ -61,6 +61,11 @@ def test_the_best_policy_goes_where_keep_best_is_off(run: Path) -> None:
     assert left(run, "policy") == [4]
 
 
+def test_a_policy_that_lagging_rollouts_still_need_stays(run: Path) -> None:
+    prune(run, "--set", "keep.policies=1", "--set", "keep.best=false", "--set", "lag=1")
+    assert left(run, "policy") == [3, 4]
+
+
 def test_a_better_policy_takes_its_place(run: Path) -> None:
     prune(run, "--set", "keep.policies=1")
     checkpoint(run, 5)

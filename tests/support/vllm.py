@@ -69,6 +69,7 @@ def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byt
     command = [
         PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", policy, "--host", "127.0.0.1", "--port", port,
         "--dtype", "float32", "--enforce-eager", "--max-model-len", 600, "--logprobs-mode", "processed_logprobs",
+        "--no-enable-chunked-prefill",
     ]  # fmt: skip
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with open(log, "wb") as output:
