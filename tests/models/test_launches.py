@@ -23,7 +23,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    for name, value in {**names, "LOCAL_WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
+    # Without OMP_NUM_THREADS accelerate changes the number of threads, for all tests that follow.
+    for name, value in {**names, "LOCAL_WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     yield
     from accelerate.state import AcceleratorState

@@ -9,6 +9,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from support.commands import Result, run
 
 
@@ -43,6 +45,7 @@ def forked(count: int, function: Callable[[], Any]) -> list[Any]:
 
 def _child(results: Connection, variables: dict[str, str], function: Callable[[], Any]) -> None:
     os.environ.update(variables)
+    torch.set_num_threads(1)  # threads that the parent may have started are not there after a fork
     results.send(function())
 
 
