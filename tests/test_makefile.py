@@ -113,6 +113,30 @@ def test_eval_every_leaves_iterations_out_but_not_the_last(project: Path) -> Non
     ]
 
 
+def test_the_length_of_a_run_may_stand_in_what_its_configuration_extends(project: Path) -> None:
+    (project / "mine.yaml").write_text("extends: pipelines/middle.yaml  # and more\nseed: 7\n")
+    (project / "pipelines/middle.yaml").write_text("extends: embedded.yaml\nlag: 1\n")
+    calls = make(project, "iterate", "CONFIG=mine.yaml")
+    assert [call for call in calls if call.startswith("train-step")] == [
+        "train-step iter-0001/train",
+        "train-step iter-0002/train",
+    ]
+    command = ["make", "-n", "iterate", "CONFIG=mine.yaml", "RUN=new"]
+    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert "--set lag=1" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", "one two"])
+def test_clean_run_removes_one_run_or_nothing(project: Path, name: str) -> None:
+    make(project, "iterate", "ITERS=1")
+    command = ["make", "clean-run", f"RUN={name}"]
+    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode != 0 and f"RUN: found '{name}'; needed the name of one run" in done.stderr
+    assert (project / "training_logs/t/policy/manifest.json").exists()
+    make(project, "clean-run")
+    assert not (project / "training_logs/t").exists()
+
+
 def test_one_stage_of_one_iteration(project: Path) -> None:
     make(project, "iterate", "ITERS=1")
     assert make(project, "rollout", "ITER=2") == ["rollout iter-0002/rollout"]

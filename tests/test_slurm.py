@@ -66,7 +66,7 @@ def test_the_scripts_pass_shellcheck() -> None:
 
 
 def test_a_dry_run_prints_every_command_of_a_two_node_iteration() -> None:
-    lines = call(SCRIPTS / "submit.sh", "RUN=ddm", "CONFIG=pipelines/reference-7b.yaml", DRY_RUN="1")
+    lines = call(SCRIPTS / "submit.sh", "RUN=ddm", "CONFIG=pipelines/reference-7b.yaml", "ITERS=1", DRY_RUN="1")
     srun = "srun --nodes={} --ntasks-per-node=1 --kill-on-bad-exit=1 pipelines/slurm/node.sh .venv/bin/python"
     meet = "--machine_rank MACHINE_RANK --main_process_ip HEAD_NODE --main_process_port 29500'"
     one = f"'LAUNCH_ARGS=--num_machines 1 --num_processes 8 {meet}"
@@ -78,7 +78,8 @@ def test_a_dry_run_prints_every_command_of_a_two_node_iteration() -> None:
         "make 'score-attention' 'weight-tokens' 'RUN=ddm' 'ITER=1' "
         f"'SCORE_PYTHON={srun.format(1)}' 'SCORE_LAUNCH=processes' {one}",
         f"make 'train-step' 'RUN=ddm' 'ITER=1' 'TRAIN_PYTHON={srun.format(2)}' 'TRAIN_LAUNCH=multi-node' {two}",
-        f"make 'iterate' 'RUN=ddm' 'ITERS=1' 'EVALUATE_PYTHON={srun.format(1)}' 'EVALUATE_LAUNCH=processes' {one}",
+        f"make 'iterate' 'RUN=ddm' 'ITERS=1' 'EVAL_EVERY=1' 'EVALUATE_PYTHON={srun.format(1)}' "
+        f"'EVALUATE_LAUNCH=processes' {one}",
     ]
     jobs = [line.split(" --output=")[0] for line in lines[::2]]
     stages = ("setup-0", "rollout-1", "score-1", "train-1", "finish-1")
@@ -126,7 +127,7 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
     (project / ".venv/bin").mkdir(parents=True)
     (project / ".venv/bin/python").write_text(PYTHON)
     (project / ".venv/bin/python").chmod(0o755)
-    for name in ("pyproject.toml", "constraints.txt", ".venv/ready"):
+    for name in ("pyproject.toml", "constraints.txt", ".venv/ready", ".venv/ready-deepspeed"):
         (project / name).touch()
     run = project / "training_logs/t"
     for part in ("policy", "data", "iter-0001/rollout", "iter-0001/attention", "iter-0001/weights"):
@@ -146,6 +147,16 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
             f"--num_processes 16 --machine_rank {node} --main_process_ip node07 --main_process_port 29500"
         )
     assert (run / "iter-0001/train/manifest.json").exists()
+
+
+def test_iterations_and_lag_are_those_of_the_run(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    (project / "training_logs/t").mkdir(parents=True)
+    (project / "training_logs/t/config.yaml").write_text("planned_iterations: 2\nlag: 1\n")
+    lines = call(project / "pipelines/slurm/submit.sh", "RUN=t", DRY_RUN="1", CONFIG="not-this-one.yaml")
+    assert sum(" 'rollout' " in line for line in lines) == 2
+    assert "'LAG=1'" in lines[1] and "CONFIG" not in lines[1]
 
 
 def test_the_node_number_replaces_its_placeholder() -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 def linear_shares(weights: Sequence[float]) -> list[float]:
     """Weights divided by their sum. Raises ValueError unless all are finite, none is negative and one is positive."""
-    if any(not math.isfinite(weight) or weight < 0 for weight in weights) or not sum(weights) > 0:
+    total = sum(weights)
+    if any(not weight >= 0 for weight in weights) or not 0 < total < math.inf:
         raise ValueError(f"found weights {list(weights)}; needed finite ones, none negative and not all 0")
-    return [weight / sum(weights) for weight in weights]
+    return [weight / total for weight in weights]
 
 
 def ema_shares(count: int, decay: float) -> list[float]:

@@ -104,6 +104,7 @@ class Training:
     parallel: Parallel
     ranks: int
     foreach: bool  # the optimiser's step works on all weights at once, as torch's does on CUDA
+    reference: int  # bytes of the policy that a KL term needs, held whole while log-probs are recalled; 0 without one
 
 
 def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memory:
@@ -129,7 +130,8 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
         "gradients of a layer": gradients,
     }
     backward |= {} if t.checkpointing else cast
-    peak = max(head, backward, step, key=_sum)
+    recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
+    peak = max(head, backward, step, recall, key=_sum)
     host["prepared prompts"] = min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
     return Memory({**states, **_pictures(d, patches), **peak}, host)
 

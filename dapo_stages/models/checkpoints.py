@@ -45,11 +45,23 @@ class Checkpoint:
         """File -> names of its tensors, as the checkpoint is cut."""
         if not (self.folder / INDEX).is_file():
             return {self._single: list(self._open(self._single).keys())}
-        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         layout: dict[str, list[str]] = {}
-        for name, file in index["weight_map"].items():
+        for name, file in self._index().items():
+            if Path(file).name != file or not file.endswith(".safetensors"):  # merge writes files of the same names
+                raise self._unusable(f"the file {file!r}")
             layout.setdefault(file, []).append(name)
         return layout
+
+    def _index(self) -> dict[str, str]:
+        try:
+            return dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._unusable(f"no list of files ({' '.join(str(error).split())[:160]})") from None
+
+    def _unusable(self, found: str) -> DataError:
+        return DataError(
+            self.folder / INDEX, found, "a weight_map of safetensors beside it", "Fetch the checkpoint again."
+        )
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dapo_stages.errors import ModelError
-from dapo_stages.manifests import MANIFEST
 from dapo_stages.models.checkpoints import INDEX, Checkpoint, Tensors
 
 # What a checkpoint consists of beside its weights: settings, chat template, tokenizer. Never code, never pickles.
-_BESIDE = (".json", ".jinja", ".txt", ".model")
+# Known names only: what else lies in a folder of one's own is nobody's business, and `push` sends what is copied.
+_BESIDE = (
+    INDEX, "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "vocab.json", "vocab.txt",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "*processor_config.json", "chat_template.*",
+)  # fmt: skip
 _BOOKKEEPING = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache"}
 
 
@@ -44,8 +48,8 @@ def merge(sources: Sequence[Tensors], shares: Sequence[float], names: Sequence[s
 
 def copy_beside(source: Path, target: Path, but: Collection[str] = ()) -> list[str]:
     """Copy what is beside the weights of a checkpoint, their index included; the names of the files."""
-    names = [path.name for path in sorted(source.iterdir()) if path.suffix in _BESIDE and path.name not in but]
-    names = [name for name in names if name == INDEX or not name.endswith((".index.json", MANIFEST, ".partial.json"))]
+    names = [path.name for path in sorted(source.iterdir()) if path.name not in but]
+    names = [name for name in names if any(fnmatch(name, pattern) for pattern in _BESIDE)]
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names

@@ -30,7 +30,7 @@ def quantized(kind: Literal["nf4", "int8"], dtype: torch.dtype, device: torch.de
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             f"model.quantization: found {kind} without bitsandbytes; needed that package. Install it "
-            "(pip install 'dapo-stages[quantization]'), or set model.quantization to null."
+            "(.venv/bin/pip install bitsandbytes), or set model.quantization to null."
         )
     if kind == "nf4":
         settings = BitsAndBytesConfig(

@@ -31,7 +31,7 @@ def track(run: Path, trackers: Sequence[str], project: str, all_figures: Sequenc
         except ModuleNotFoundError as error:
             say(
                 f"report.trackers: {name} gets nothing, it is not installed (no module {error.name}). "
-                "Run pip install 'dapo-stages[trackers]', then report again; nothing is lost."
+                "Run .venv/bin/pip install wandb tensorboard, then report again; nothing is lost."
             )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dapo_stages.config import dump_config, load_config
 from dapo_stages.console import say
+from dapo_stages.errors import ConfigError
+from dapo_stages.manifests import MANIFEST
 from dapo_stages.shards import write_text
 from dapo_stages.stages.options import ConfigFile, Overrides
 
@@ -24,11 +26,32 @@ def main(
 
     Example: dapo-stages config --config pipelines/embedded.yaml --out training_logs/first/config.yaml
     """
+    import yaml
+
     text = dump_config(load_config(config, set_))
     if out is None:
         print(text, end="")
         return
+    _check_run(out, yaml.safe_load(text))
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.is_file() or out.read_text(encoding="utf-8") != text:
         write_text(out, text)
         say(f"config: wrote {out}")
+
+
+def _check_run(out: Path, values: dict[str, Any]) -> None:
+    """Refuse another model or other data in a run whose policy or data are there: it would go on with the old ones."""
+    import yaml
+
+    if not out.is_file():
+        return
+    before = yaml.safe_load(out.read_text(encoding="utf-8"))
+    for part, section, key in (("policy", "model", "name"), ("data", "data", "source")):
+        if not (out.parent / part / MANIFEST).exists():
+            continue
+        had, has = (config.get(section, {}).get(key) for config in (before, values))
+        if had != has:
+            raise ConfigError(
+                f"{out}: found {section}.{key} {has!r}; needed {had!r}, which {out.parent / part} was made from. "
+                "Name another run (RUN=…), or remove that folder to start this one anew."
+            )

@@ -140,7 +140,7 @@ def _show(found: dict[str, Any], plan: Plan, nodes: int, gpus: int) -> None:
     print("\nAn iteration, GB on disk")
     for name, size in found["bytes"].items():
         print(_line(name, size / GB, ""))
-    print(_line("kept at the end", found["kept"] / GB, f"of {plan.config.planned_iterations} iterations"))
+    print(_line("on disk at most", found["kept"] / GB, f"of {plan.config.planned_iterations} iterations"))
     print("")
     for line in _verdict(found):
         print(line)

@@ -44,7 +44,7 @@ class Plan:
         """One group, as long as the configuration allows where nothing else is said."""
         data = self.config.data
         longest = self.prompt_tokens or data.max_prompt_length
-        side = data.max_image_size // (28 if self.d.merge == 4 else 14)
+        side = round(data.max_image_size / (28 if self.d.merge == 4 else 14))
         vision = min(side**2, max(0, longest - TEXT_TOKENS)) if self.vision_tokens is None else self.vision_tokens
         completion = self.completion_tokens or self.config.rollout.max_completion_length
         return Work(longest, completion, self.config.rollout.num_generations, vision * self.d.merge)
@@ -104,6 +104,7 @@ class Plan:
             self.parallel,
             self.ranks,
             foreach=self.device == "cuda",
+            reference=self.weights if config.train.beta > 0 else 0,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         found = {
@@ -208,11 +209,14 @@ class Plan:
         return Memory({**memory.device, **overhead}, memory.host)
 
     def _kept(self, files: dict[str, int]) -> int:
-        """Bytes on disk at the end of the planned run, as the keep section says."""
+        """Bytes on disk at the fullest: what the keep section keeps, the best policy, those that rollouts of a lagging
+        run still need, and the newest policy and state, which are there before the oldest are pruned."""
         config = self.config
         planned, keep = config.planned_iterations, config.keep
         rollouts = sum(files[stage] for stage in ("rollout", "score-attention", "weight-tokens"))
-        counts = [min(planned, kept or planned) for kept in (keep.rollouts, keep.policies, keep.states)]
+        more = (0, 1 + keep.best + config.lag, 1)
+        least = (keep.rollouts, keep.policies, keep.states)
+        counts = [min(planned, kept + extra if kept else planned) for kept, extra in zip(least, more, strict=True)]
         sizes = (rollouts, files["train-step: policy"], files["train-step: state"])
         return sum(count * size for count, size in zip(counts, sizes, strict=True))
 

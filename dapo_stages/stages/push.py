@@ -169,7 +169,7 @@ def _send(source: Source, subject: Subject, files: list[str], card: str, private
     from tempfile import TemporaryDirectory
 
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     token = os.environ.get(TOKEN)
     if not token:
@@ -186,7 +186,7 @@ def _send(source: Source, subject: Subject, files: list[str], card: str, private
                 repo_type="model",
                 commit_message=f"Policy of iteration {subject.policy.policy.get('version', 0)}",
             )
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, HTTPError, OSError) as error:
             raise HubError(
                 f"{subject.repo}: found the hub refusing or out of reach ({' '.join(str(error).split())[:300]}); "
                 f"needed a connection and a token that may write there. Check {TOKEN} and run it again."

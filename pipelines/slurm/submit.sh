@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-RUN=first CONFIG='' SET='' ITERS=1 EVAL_EVERY=1 LAG=0 CLUSTER=pipelines/slurm/cluster.env
+RUN=first CONFIG='' SET='' ITERS='' EVAL_EVERY=1 LAG='' CLUSTER=pipelines/slurm/cluster.env
 for setting in "$@"; do
   case $setting in
     RUN=*|CONFIG=*|SET=*|ITERS=*|EVAL_EVERY=*|LAG=*|CLUSTER=*) declare "$setting" ;;
@@ -18,7 +18,14 @@ done
 [ -r "$CLUSTER" ] || { echo "$CLUSTER: found nothing; needed a copy of pipelines/slurm/cluster.env. Make one." >&2; exit 3; }
 # shellcheck source=pipelines/slurm/cluster.env
 . "$CLUSTER"
-export CLUSTER RUN CONFIG SET LAG DRY_RUN="${DRY_RUN:-}"
+# What the run says, or else its configuration; what that extends is not looked into here.
+for file in "training_logs/$RUN/config.yaml" "${CONFIG:-pipelines/embedded.yaml}"; do
+  [ -r "$file" ] || continue
+  ITERS=${ITERS:-$(sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' "$file")}
+  LAG=${LAG:-$(sed -n 's/^lag: *\([0-9]*\).*/\1/p' "$file")}
+done
+: "${ITERS:=1}" "${LAG:=0}"
+export CLUSTER RUN SET LAG EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
 logs=training_logs/$RUN/slurm
 submitted=0
 

@@ -15,7 +15,9 @@ from support.pipeline import Run
 from support.prompts import prompt
 
 from dapo_stages.config import ModelConfig
+from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
+from dapo_stages.models.checkpoints import Checkpoint
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.packing import Group
 from dapo_stages.stages.policies import open_policy
@@ -161,6 +163,24 @@ def test_a_checkpoint_in_several_files_stays_cut_as_it_is(small_run: Run, adapte
     assert {file: sorted(load_file(merged / file)) for file in parts} == {f: sorted(part) for f, part in parts.items()}
     assert not (merged / "pytorch_model.bin").exists()
     assert np.abs(logprobs(merged) - logprobs(tmp_path / "train/policy", trainable=True)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("index", "found"),
+    [
+        ('{"weight_map": {"lm_head.weight": "/etc/model.safetensors"}}', "the file '/etc/model.safetensors'"),
+        ('{"weight_map": {"lm_head.weight": "../model.safetensors"}}', "the file '../model.safetensors'"),
+        ('{"weight_map": {"lm_head.weight": "model.bin"}}', "the file 'model.bin'"),
+        ("{", "no list of files"),
+        ("{}", "no list of files"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, found: str) -> None:
+    """A downloaded one says what is read, and what a merge writes."""
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(DataError, match="needed a weight_map of safetensors beside it") as error:
+        _ = Checkpoint(tmp_path).layout
+    assert found in str(error.value)
 
 
 def test_an_adapter_over_another_family_merges(small_run: Run, tmp_path: Path) -> None:
