@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -259,6 +260,8 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
     from dapo_stages.models.processor import save_processor
 
     folder.mkdir(parents=True, exist_ok=True)
+    if policy.device.type == "cpu":  # save_pretrained imports deepspeed where it is installed, which would warn
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     policy.attend("separate")
     if policy.is_adapter:
         from dapo_stages.models.adapters import save_adapter

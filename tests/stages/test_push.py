@@ -256,6 +256,13 @@ def test_a_hub_that_refuses_is_named(trained: Path, hub: Hub) -> None:
     )
 
 
+def test_a_hub_out_of_reach_is_named(trained: Path, hub: Hub) -> None:
+    from huggingface_hub.errors import HTTPError
+
+    hub.api.create_repo.side_effect = HTTPError("[Errno 111] Connection refused")  # as its client raises it
+    refused(push(trained / "iter-0002/train/policy"), "me/looker: found the hub refusing or out of reach ([Errno 111]")
+
+
 class Server(BaseHTTPRequestHandler):
     """The hub's interface as far as an upload of small files needs it; keeps every request."""
 
