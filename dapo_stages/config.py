@@ -6,11 +6,14 @@ A stage stores the sections it used in its manifest, so keys that change no resu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dapo_stages.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -439,7 +442,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _strict_loader()) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml."
@@ -454,6 +457,21 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself, by way of {base}. Mend the files.")
     return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _strict_loader() -> type[yaml.SafeLoader]:
+    """YAML's safe loader, which by itself keeps the last of two sections of the same name without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(problem=f"`{twice}` stands there twice", problem_mark=node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

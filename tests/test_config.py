@@ -31,6 +31,11 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
+def test_a_section_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    text = "train:\n  beta: 0.1\nseed: 1\ntrain:\n  delta: 3\n"
+    assert "run.yaml: not valid YAML (`train` stands there twice" in refused(tmp_path, text)
+
+
 def fields(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, Any]]:
     """Every field of every section, by its dotted key."""
     for name, field in model.model_fields.items():
