@@ -92,7 +92,10 @@ def _settings(method: str, count: int, weights: str | None, decay: float | None,
 def _numbers(text: str | None, count: int) -> list[float]:
     if text is None:
         return [1.0] * count
-    numbers = [float(part) for part in text.split(",")]
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"found {text!r}; needed a number for each policy, such as 1,3") from None
     if len(numbers) != count:
         raise ValueError(f"found {len(numbers)} weights for {count} policies; needed one each, such as 1,3")
     return numbers

@@ -236,7 +236,7 @@ def test_other_architectures_and_shapes_are_refused(small_run: Run, tmp_path: Pa
         ([], "found one policy, no adapter; needed several. Repeat --policy."),
         (["--weights", "1,2"], "--weights: found 2 weights for 1 policies; needed one each, such as 1,3. Mend it."),
         (["--weights", "-1"], "--weights: found weights [-1.0]; needed finite ones"),
-        (["--weights", "x"], "--weights: could not convert string to float: 'x'. Mend it."),
+        (["--weights", "x"], "--weights: found 'x'; needed a number for each policy, such as 1,3. Mend it."),
         (["--decay", "0.5"], "--decay: found it with --method linear; needed --weights only. Leave it out."),
         (["--method", "ema"], "--method ema: found no --decay; needed one, such as 0.9. Pass it."),
         (["--method", "ema", "--decay", "1"], "--decay: found decay 1.0; needed 0 <= decay < 1. Mend it."),
