@@ -73,17 +73,29 @@ class Zero(Ranked):
         return state
 
     def set_state(self, name: str, state: State) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         parameter = self._trained[name]
         check_shapes(name, state, getattr(parameter, "ds_shape", parameter.shape))
         if "step" in state:
             self._begin(float(state["step"]))
         for key, value in state.items():
-            if key == "master":
-                safe_set_full_fp32_param(parameter, value.to(parameter.device))
-            elif key != "step":
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+            if key != "step":
+                self._set(parameter, value.to(parameter.device), key)
+
+    def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
+        """Put a whole tensor where DeepSpeed holds this rank's part of it."""
+        from deepspeed import utils
+
+        set_parameter, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        if self._stage == 3:
+            set_parameter, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+            # Parts are equally large, the last filled up; what sets whole tensors forgets that, and runs past the end.
+            size = parameter.ds_tensor.ds_numel
+            flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
+            value = flat.narrow(0, size * self.rank, size)
+        if key == "master":
+            set_parameter(parameter, value)
+        else:
+            set_moment(parameter, value, key)
 
     @property
     def _flat(self) -> list[torch.Tensor]:
