@@ -357,11 +357,12 @@ class TrainStep:
         about = {"version": self._iteration, "model": self._config.model.name}
         folder, state = self._output.folder / "policy", self._output.folder / "state"
         weights = worker.weights()
-        save_state(worker, state)
-        ranks.barrier()
+        self._output.add_files(*(f"state/{name}" for name in save_state(worker, state)))
+        self._output.share()
         if worker.rank != 0:
             return
         save_policy(policy, folder, weights)
+        self._output.add_files("policy")
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
