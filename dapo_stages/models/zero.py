@@ -38,7 +38,7 @@ class Zero(Ranked):
     def step(self, factor: float, healthy: bool) -> Step:
         self._optimizers.set_rates(self._zero.param_groups, factor)
         self._engine.step()
-        if self._zero.overflow:  # DeepSpeed found it by itself and left everything as it was
+        if self._zero.overflow:  # found by DeepSpeed, which left all as it was; a bad loss has a bad gradient
             return Step(float("inf"), False)
         return Step(float(self._engine.get_global_grad_norm()), True)
 

@@ -156,6 +156,16 @@ def test_an_update_whose_loss_is_not_finite_is_skipped(policy: Policy) -> None:
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
 
 
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(policy: Policy) -> None:
+    """DeepSpeed looks at the gradient alone, and the clamps of the ratio would hide the loss from it."""
+    work, trainer = training(policy, 99)
+    (batch,) = work.batches
+    batch.old = torch.full((batch.rows,), float("nan"))
+    new, entropy = torch.zeros(2, batch.rows, requires_grad=True)
+    loss, _ = trainer._loss(batch, new, entropy, work, None)
+    assert not torch.autograd.grad(loss, new)[0].isfinite().any()
+
+
 def test_the_loss_is_the_weighted_token_mean(small_run: Run) -> None:
     """At ratio 1 and an engine factor of 1 the loss is minus the mean over tokens of weight times advantage."""
     weights = table(small_run.at(1) / "weights", "weights")
