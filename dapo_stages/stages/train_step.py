@@ -21,7 +21,7 @@ from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy, version_of
+from dapo_stages.stages.policies import check_policy, is_adapter, open_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
@@ -144,7 +144,7 @@ class TrainStep:
         }
 
     def _prepare(self) -> tuple[Policy, Trainer]:
-        from dapo_stages.models.adapters import add_adapter
+        from dapo_stages.models.adapters import add_adapter, check_adapter
         from dapo_stages.models.launches import holds_master_weights, join, splits_weights
         from dapo_stages.models.optimizers import Optimizers, freeze
         from dapo_stages.models.policy import device_of
@@ -162,7 +162,9 @@ class TrainStep:
             )
         if not policy.shares_prefixes:
             say("train-step: this model cannot share a prompt among its completions; each is a row of its own, slower")
-        if settings.lora is not None and "base" not in source.manifest.policy:
+        if is_adapter(source):
+            check_adapter(policy, settings.lora)
+        elif settings.lora is not None:
             add_adapter(policy, settings.lora)
         if settings.freeze_vision:
             freeze(policy.vision.parameters())

@@ -328,6 +328,15 @@ def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Pa
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert metrics(tmp_path / "two").ratio_max[0] == pytest.approx(1, abs=1e-6)
     assert metrics(tmp_path / "two").engine_diff_max[0] < 1e-3  # merged in rollout, kept apart in training
+    for other, found in (
+        ("null", "found null over an adapter"),
+        ("{rank: 8}", "found rank 8 over an adapter of rank 4"),
+    ):
+        result = small_run.attempt(
+            "train-step", "--policy", one / "policy", "--rollouts", tmp_path / "rollout", "--weights", tmp_path / "w",
+            "--out", tmp_path / "three", train__lora=other,
+        )  # fmt: skip
+        assert result.code == 3 and found in result.stderr and "merge the adapter first" in result.stderr
 
 
 def test_bfloat16_keeps_exact_weights_in_the_state(small_run: Run, tmp_path: Path) -> None:
