@@ -219,9 +219,9 @@ class TrainStep:
             source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
             for source, (folder, _, kind) in sources.items()
         }
-
+        image = policy.tokens.image_token_id
         sizes = {
-            (source, row["group_id"]): (len(row["prompt_ids"]), policy.image_token_id in row["prompt_ids"])
+            (source, row["group_id"]): (len(row["prompt_ids"]), image is not None and image in row["prompt_ids"])
             for source, (folder, kind, _) in sources.items()
             for row in folder.rows(kind, ("group_id", "prompt_ids"))
         }
@@ -234,6 +234,10 @@ class TrainStep:
         for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
                 key = source, group_id = row["source"], row["group_id"]
+                if key not in sizes:
+                    found = f"weights of group {group_id} ({source}), whose prompt is not there"
+                    where = self._inputs["weights"].folder
+                    raise DataError(where, found, "weights of these rollouts", "Run weight-tokens again.")
                 if key not in groups:
                     prompt = partial(read, source, group_id)
                     groups[key] = TrainGroup(group_id, prompt, [], *sizes[key])

@@ -363,3 +363,14 @@ def test_weights_of_other_rollouts_are_refused(small_run: Run, tmp_path: Path) -
         "--weights", small_run.at(1) / "weights", "--out", tmp_path / "t",
     )  # fmt: skip
     assert result.code == 3 and "made from other rollouts" in result.stderr
+
+
+def test_weights_of_a_group_without_a_prompt_are_refused(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Source.rows
+    monkeypatch.setattr(
+        Source, "rows", lambda self, kind, columns: iter(()) if kind == "prompts" else rows(self, kind, columns)
+    )
+    result = small_run.attempt("train-step", *small_run.train_inputs(1), "--out", tmp_path / "t")
+    assert result.code == 3 and "whose prompt is not there" in result.stderr
