@@ -49,7 +49,7 @@ class Zero(Ranked):
 
         def whole(value: torch.Tensor) -> torch.Tensor:
             with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
-                return value.detach().cpu().clone()  # gone when the context ends
+                return value.detach().to("cpu", copy=True) if self.rank == 0 else value  # gone when the context ends
 
         return self._collect(whole)
 
