@@ -191,7 +191,9 @@ class TrainStep:
         from dapo_stages.models.state import load_state
 
         state = self._inputs["state"]
-        state.verify_all()
+        if ranks.local_rank() == 0:  # once on every machine
+            state.verify_all()
+        ranks.barrier()
         try:
             load_state(worker, state.folder)
         except (ValueError, KeyError, OSError) as error:
