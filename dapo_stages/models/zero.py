@@ -128,5 +128,6 @@ def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
     }
     if low:
         settings["bf16"] |= {"check_grad_overflow": True}
+        settings.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
         if plugin.zero_stage > 1:  # stage 1 would become another optimiser, which cannot skip a step
             settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
