@@ -240,7 +240,9 @@ class TrainConfig(Section):
     importance_sampling_level: Literal["token", "sequence"] = Field("token", description="Level of the policy ratio.")
     epsilon_low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Lower clip of the ratio.")
     epsilon_high: Annotated[float, Field(gt=0)] = Field(0.28, description="Upper clip of the ratio (clip-higher).")
-    delta: Annotated[float, Field(gt=1)] | None = Field(None, description="Dual clip of large ratios; null is off.")
+    delta: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="Dual clip of large ratios, above 1 + epsilon_high; null is off."
+    )
     engine_is_cap: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Cap of the importance weight between trainer and engine."
     )
@@ -270,6 +272,14 @@ class TrainConfig(Section):
     freeze_vision: bool = Field(False, description="Keep the vision tower as it is.")
     lora: LoraSettings | None = Field(None, description="Adapters; null trains every weight.")
     logprob_chunk: Count = Field(1024, description="Rows of logits held in memory at the same time.")
+
+    @model_validator(mode="after")
+    def _delta_is_above_the_clip(self) -> Self:
+        if self.delta is not None and self.delta <= 1 + self.epsilon_high:
+            raise ValueError(
+                f"delta must exceed 1 + epsilon_high, {1 + self.epsilon_high:g}, or be null, found {self.delta:g}"
+            )
+        return self
 
 
 class EvaluateConfig(Section):

@@ -161,8 +161,10 @@ class Output:
         self._note()
 
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
-        """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself."""
-        self.add_files(name)
+        """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself.
+
+        It lists the files that were added, and shared by other processes: on a network's folder not all may be seen.
+        """
         shards = [
             replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")
         ]

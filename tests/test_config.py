@@ -204,6 +204,8 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
          "unable to parse string as an integer."),
         ("weights.clip=[1.5, 3]", "`weights`: found {'clip': [1.5, 3]}; needed: Value error, clip must satisfy "
          "0 <= lo < 1 < hi, found [1.5, 3.0]."),
+        ("train.delta=1.2", "`train`: found {'delta': 1.2}; needed: Value error, delta must exceed 1 + epsilon_high, "
+         "1.28, or be null, found 1.2."),
         ("weights.replay.min_reward=.nan", "`weights.replay.min_reward`: found nan; needed: Input should be a finite "
          "number."),
         ("train.learning_rate=.inf", "`train.learning_rate`: found inf; needed: Input should be a finite number."),

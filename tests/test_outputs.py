@@ -43,6 +43,7 @@ def fill(output: Output, config: int, stop_after: int = SHARDS) -> list[int]:
             written.append(number)
     (output.folder / "policy").mkdir(exist_ok=True)
     (output.folder / "policy" / "weights.bin").write_bytes(bytes([config]) * 100)
+    output.add_files("policy")
     output.publish_part("policy", {"version": config})
     output.counts = {"shards": SHARDS}
     return written

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dapo_stages.config import LoraSettings
+from dapo_stages.errors import ConfigError
 from dapo_stages.models.policy import Policy
 
 
@@ -27,6 +28,31 @@ def add_adapter(policy: Policy, settings: LoraSettings) -> None:
         bias="none",
     )
     policy.model = get_peft_model(policy.model, config)
+
+
+def check_adapter(policy: Policy, settings: LoraSettings | None) -> None:
+    """Refuse settings that an adapter under training does not have. Raises ConfigError."""
+    if settings is None:
+        raise ConfigError(
+            "train.lora: found null over an adapter; needed its settings. Set it, or merge the adapter first."
+        )
+    adapter = policy.model.peft_config["default"]
+    modules = adapter.target_modules
+    compared = {
+        "rank": (settings.rank, adapter.r),
+        "alpha": (settings.alpha, adapter.lora_alpha),
+        "dropout": (settings.dropout, adapter.lora_dropout),
+        "target_modules": (
+            sorted(set(settings.target_modules)),
+            modules if isinstance(modules, str) else sorted(set(modules)),
+        ),
+    }
+    for name, (wanted, found) in compared.items():
+        if wanted != found:
+            raise ConfigError(
+                f"train.lora: found {name} {wanted} over an adapter of {name} {found}; needed the same. Set it, or "
+                "merge the adapter first."
+            )
 
 
 def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:

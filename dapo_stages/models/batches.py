@@ -128,8 +128,9 @@ def deal(parts: Sequence[MicroBatch], ranks: int, chunk: int = 0) -> list[list[M
 
     In the k-th place all ranks have pieces of about the same cost, because they wait for each other there; the
     costliest goes to the rank that has had least. Where there are too few pieces, the costliest are cut in two, and if
-    nothing can be cut, a rank repeats the cheapest group without counting it. Such a group also goes with pieces
-    without pictures where others have some, so that all ranks call the vision tower as often.
+    nothing can be cut, a rank repeats the cheapest group (of those with pictures, if any has some) with its shortest
+    completion, without counting it. If any group has pictures, this one also goes with each piece that has none, so
+    that all ranks call the vision tower in every pass.
     """
     pieces = _enough(list(parts), math.ceil(len(parts) / ranks) * ranks)
     everything = [group for part in parts for group in part.groups]

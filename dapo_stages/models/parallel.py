@@ -139,8 +139,13 @@ class Ranked(Worker):
         return everything[everything > -0.5]
 
     def _collect(self, whole: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All weights and buffers in the memory of rank 0, one by one; `whole` puts one together in all ranks."""
+        """All weights and buffers in the memory of rank 0, one by one; `whole` puts one together in all ranks.
+
+        Of an adapter those that are trained: no others are saved.
+        """
         named = self._model.state_dict(keep_vars=True)
+        if hasattr(self._model, "get_base_model"):
+            named = {name: named[name] for name in self._trained}
         found: dict[int, torch.Tensor] = {}  # tied weights have several names
         for value in {id(value): value for value in named.values()}.values():
             full = whole(value)

@@ -55,7 +55,7 @@ class Trainer:
             totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
         sums_over_ranks = self.worker.total(totals)
         loss_total = sums_over_ranks.pop("loss")
-        step = self.worker.step(factor, healthy=loss_total == loss_total)
+        step = self.worker.step(factor, healthy=math.isfinite(loss_total))
         metrics = self._metrics(sums_over_ranks, loss_total, step.norm, factor, mini_batch.completions)
         return metrics | {"skipped": float(not step.applied)}
 
@@ -115,6 +115,8 @@ class Trainer:
             reference_T=batch.reference,
             entropy_mask_T=None if least_entropy is None else entropy >= least_entropy,
         )
+        # A bad loss may have a good gradient, as clamps have; DeepSpeed looks at the gradient alone.
+        loss = torch.where(torch.isfinite(loss), loss, loss.detach() * new.sum())
         nothing = torch.zeros_like(new.detach())
         # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
         current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask

@@ -38,7 +38,7 @@ class Zero(Ranked):
     def step(self, factor: float, healthy: bool) -> Step:
         self._optimizers.set_rates(self._zero.param_groups, factor)
         self._engine.step()
-        if self._zero.overflow:  # DeepSpeed found it by itself and left everything as it was
+        if self._zero.overflow:  # found by DeepSpeed, which left all as it was; a bad loss has a bad gradient
             return Step(float("inf"), False)
         return Step(float(self._engine.get_global_grad_norm()), True)
 
@@ -49,7 +49,7 @@ class Zero(Ranked):
 
         def whole(value: torch.Tensor) -> torch.Tensor:
             with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
-                return value.detach().cpu().clone()  # gone when the context ends
+                return value.detach().to("cpu", copy=True) if self.rank == 0 else value  # gone when the context ends
 
         return self._collect(whole)
 
@@ -73,17 +73,29 @@ class Zero(Ranked):
         return state
 
     def set_state(self, name: str, state: State) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         parameter = self._trained[name]
         check_shapes(name, state, getattr(parameter, "ds_shape", parameter.shape))
         if "step" in state:
             self._begin(float(state["step"]))
         for key, value in state.items():
-            if key == "master":
-                safe_set_full_fp32_param(parameter, value.to(parameter.device))
-            elif key != "step":
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+            if key != "step":
+                self._set(parameter, value.to(parameter.device), key)
+
+    def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
+        """Put a whole tensor where DeepSpeed holds this rank's part of it."""
+        from deepspeed import utils
+
+        set_parameter, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        if self._stage == 3:
+            set_parameter, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+            # Parts are equally large, the last filled up; what sets whole tensors forgets that, and runs past the end.
+            size = parameter.ds_tensor.ds_numel
+            flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
+            value = flat.narrow(0, size * self.rank, size)
+        if key == "master":
+            set_parameter(parameter, value)
+        else:
+            set_moment(parameter, value, key)
 
     @property
     def _flat(self) -> list[torch.Tensor]:
@@ -116,5 +128,6 @@ def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
     }
     if low:
         settings["bf16"] |= {"check_grad_overflow": True}
+        settings.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
         if plugin.zero_stage > 1:  # stage 1 would become another optimiser, which cannot skip a step
             settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})

@@ -21,7 +21,7 @@ from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy, version_of
+from dapo_stages.stages.policies import check_policy, is_adapter, open_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
@@ -144,7 +144,7 @@ class TrainStep:
         }
 
     def _prepare(self) -> tuple[Policy, Trainer]:
-        from dapo_stages.models.adapters import add_adapter
+        from dapo_stages.models.adapters import add_adapter, check_adapter
         from dapo_stages.models.launches import holds_master_weights, join, splits_weights
         from dapo_stages.models.optimizers import Optimizers, freeze
         from dapo_stages.models.policy import device_of
@@ -162,7 +162,9 @@ class TrainStep:
             )
         if not policy.shares_prefixes:
             say("train-step: this model cannot share a prompt among its completions; each is a row of its own, slower")
-        if settings.lora is not None and "base" not in source.manifest.policy:
+        if is_adapter(source):
+            check_adapter(policy, settings.lora)
+        elif settings.lora is not None:
             add_adapter(policy, settings.lora)
         if settings.freeze_vision:
             freeze(policy.vision.parameters())
@@ -189,7 +191,9 @@ class TrainStep:
         from dapo_stages.models.state import load_state
 
         state = self._inputs["state"]
-        state.verify_all()
+        if ranks.local_rank() == 0:  # once on every machine
+            state.verify_all()
+        ranks.barrier()
         try:
             load_state(worker, state.folder)
         except (ValueError, KeyError, OSError) as error:
@@ -217,9 +221,9 @@ class TrainStep:
             source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
             for source, (folder, _, kind) in sources.items()
         }
-
+        image = policy.tokens.image_token_id
         sizes = {
-            (source, row["group_id"]): (len(row["prompt_ids"]), policy.image_token_id in row["prompt_ids"])
+            (source, row["group_id"]): (len(row["prompt_ids"]), image is not None and image in row["prompt_ids"])
             for source, (folder, kind, _) in sources.items()
             for row in folder.rows(kind, ("group_id", "prompt_ids"))
         }
@@ -232,6 +236,10 @@ class TrainStep:
         for row in self._inputs["weights"].rows("weights", _WEIGHTS):
             if row["in_loss"]:
                 key = source, group_id = row["source"], row["group_id"]
+                if key not in sizes:
+                    found = f"weights of group {group_id} ({source}), whose prompt is not there"
+                    where = self._inputs["weights"].folder
+                    raise DataError(where, found, "weights of these rollouts", "Run weight-tokens again.")
                 if key not in groups:
                     prompt = partial(read, source, group_id)
                     groups[key] = TrainGroup(group_id, prompt, [], *sizes[key])
@@ -357,11 +365,12 @@ class TrainStep:
         about = {"version": self._iteration, "model": self._config.model.name}
         folder, state = self._output.folder / "policy", self._output.folder / "state"
         weights = worker.weights()
-        save_state(worker, state)
-        ranks.barrier()
+        self._output.add_files(*(f"state/{name}" for name in save_state(worker, state)))
+        self._output.share()
         if worker.rank != 0:
             return
         save_policy(policy, folder, weights)
+        self._output.add_files("policy")
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())

@@ -193,6 +193,18 @@ def test_the_top_share_by_entropy_stays():
     assert (entropy[mask] >= entropy_threshold(entropy[mask], 1.0)).all()
 
 
+@pytest.mark.parametrize("quantile", [1.0, 0.8, 0.5, 0.2, 0.01])
+def test_the_threshold_is_the_quantile_of_torch(quantile: float) -> None:
+    entropy = torch.rand(1001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.quantile(entropy, 1 - quantile).item()
+    assert entropy_threshold(entropy, quantile) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_threshold_is_found_among_more_values_than_torch_takes() -> None:
+    entropy = torch.arange(2**24 + 1, dtype=torch.float32).flip(0)
+    assert entropy_threshold(entropy, 0.5) == 2**23
+
+
 @pytest.mark.parametrize("argument", [{"loss_type": "ppo"}, {"level": "word"}])
 def test_unknown_kinds_are_refused(argument):
     with pytest.raises(ValueError, match="unknown"):

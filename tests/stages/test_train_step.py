@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.pipeline import Run, metrics, table
 from support.prompts import groups
+from support.updates import TINY
 
-from dapo_stages.config import ModelConfig, TrainConfig
+from dapo_stages.config import TrainConfig
 from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
 from dapo_stages.manifests import Source
 from dapo_stages.maths.schedule import learning_rate_factor
 from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup, mini_batch
+from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.policy import Policy
+from dapo_stages.models.parallel import Worker
+from dapo_stages.models.policy import Policy, load_policy
+from dapo_stages.models.state import load_state
 from dapo_stages.models.update import Trainer
 from dapo_stages.shards import Row
 
@@ -132,12 +137,9 @@ def training(policy: Policy, most: int, **settings: object) -> tuple[MiniBatch, 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
 def test_micro_batches_do_not_change_the_update(checkpoint: Path, loss_type: str) -> None:
-    from dapo_stages.models.policy import load_policy
-
-    tiny = ModelConfig(name="embedded", dtype="float32", device="cpu")
     results = []
     for most in (99, 4, 1):
-        policy = load_policy(checkpoint, tiny)
+        policy = load_policy(checkpoint, TINY)
         policy.model.double()
         work, trainer = training(policy, most, loss_type=loss_type)
         assert len(work.batches) == {99: 1, 4: 3, 1: 9}[most]
@@ -152,6 +154,16 @@ def test_an_update_whose_loss_is_not_finite_is_skipped(policy: Policy) -> None:
     before = {name: value.clone() for name, value in policy.model.state_dict().items()}
     assert trainer.update(work, 1.0)["skipped"] == 1
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(policy: Policy) -> None:
+    """DeepSpeed looks at the gradient alone, and the clamps of the ratio would hide the loss from it."""
+    work, trainer = training(policy, 99)
+    (batch,) = work.batches
+    batch.old = torch.full((batch.rows,), float("nan"))
+    new, entropy = torch.zeros(2, batch.rows, requires_grad=True)
+    loss, _ = trainer._loss(batch, new, entropy, work, None)
+    assert not torch.autograd.grad(loss, new)[0].isfinite().any()
 
 
 def test_the_loss_is_the_weighted_token_mean(small_run: Run) -> None:
@@ -201,6 +213,22 @@ def test_a_state_of_another_optimiser_is_refused(small_run: Run, tmp_path: Path)
         train__optimizer="muon",
     )  # fmt: skip
     assert result.code == 3 and "Leave --state out" in result.stderr
+
+
+def test_a_state_that_lacks_a_tensor_is_refused(small_run: Run, tmp_path: Path) -> None:
+    state = small_run.at(1) / "train/state"
+    (file,) = state.glob("*.safetensors")
+    tensors = load_file(file)
+    lost = max(tensors)
+    save_file({name: value for name, value in tensors.items() if name != lost}, tmp_path / file.name)
+    (tmp_path / "state.json").write_text((state / "state.json").read_text())
+    policy, config = load_policy(small_run.policy(1), TINY), TrainConfig()
+    worker = Worker(GroupLogprobs(policy, 1.0), Optimizers(policy.model, config), config)
+    load_state(worker, state)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{file.name} differs from what state.json lists, such as in {lost}")
+    ):
+        load_state(worker, tmp_path)
 
 
 def test_a_state_of_other_weights_is_refused(small_run: Run, tmp_path: Path) -> None:
@@ -300,6 +328,15 @@ def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Pa
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert metrics(tmp_path / "two").ratio_max[0] == pytest.approx(1, abs=1e-6)
     assert metrics(tmp_path / "two").engine_diff_max[0] < 1e-3  # merged in rollout, kept apart in training
+    for other, found in (
+        ("null", "found null over an adapter"),
+        ("{rank: 8}", "found rank 8 over an adapter of rank 4"),
+    ):
+        result = small_run.attempt(
+            "train-step", "--policy", one / "policy", "--rollouts", tmp_path / "rollout", "--weights", tmp_path / "w",
+            "--out", tmp_path / "three", train__lora=other,
+        )  # fmt: skip
+        assert result.code == 3 and found in result.stderr and "merge the adapter first" in result.stderr
 
 
 def test_bfloat16_keeps_exact_weights_in_the_state(small_run: Run, tmp_path: Path) -> None:
@@ -326,3 +363,14 @@ def test_weights_of_other_rollouts_are_refused(small_run: Run, tmp_path: Path) -
         "--weights", small_run.at(1) / "weights", "--out", tmp_path / "t",
     )  # fmt: skip
     assert result.code == 3 and "made from other rollouts" in result.stderr
+
+
+def test_weights_of_a_group_without_a_prompt_are_refused(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Source.rows
+    monkeypatch.setattr(
+        Source, "rows", lambda self, kind, columns: iter(()) if kind == "prompts" else rows(self, kind, columns)
+    )
+    result = small_run.attempt("train-step", *small_run.train_inputs(1), "--out", tmp_path / "t")
+    assert result.code == 3 and "whose prompt is not there" in result.stderr

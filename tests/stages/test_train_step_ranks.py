@@ -31,15 +31,17 @@ from dapo_stages.models.policy import load_policy
 from dapo_stages.models.state import load_state
 
 ALL = ["updates", "chain", "carried", "lora"]
-# Name -> configuration of accelerate, and what is done inside.
+# Name -> configuration of accelerate, processes, and what is done inside.
 PARTS = {
-    "zero2": ("zero2-cpu", [*ALL, "separate"]),
-    "ddp": ("ddp-cpu", [*ALL, "again"]),
-    "zero3": ("zero3-cpu", ALL),
-    "fsdp2": ("ddp-cpu", ["sharded", *ALL]),
+    "zero2": ("zero2-cpu", 2, [*ALL, "separate", "bfloat16"]),
+    "ddp": ("ddp-cpu", 2, [*ALL, "again"]),
+    "zero3": ("zero3-cpu", 2, ALL),
+    "zero3-of-3": ("zero3-cpu", 3, ["carried", "bfloat16"]),  # 3 divides no size of most weights
+    "fsdp2": ("ddp-cpu", 2, ["sharded", *ALL]),
 }
 SLOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero3", "fsdp2")]
 LAUNCHES = ["zero2", "ddp", *SLOW]
+OF_3 = pytest.param("zero3-of-3", marks=pytest.mark.slow)
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -55,7 +57,7 @@ def outputs(
             made[launch] = tmp_path_factory.mktemp(launch)
             if launch == "ddp":
                 kill_a_rank(small_run, made[launch] / "killed")
-            config, parts = PARTS[launch]
+            config, processes, parts = PARTS[launch]
             parts = [f"separate:{checkpoints('llava')}" if part == "separate" else part for part in parts]
             script = [
                 ROOT / "tests/support/launched.py",
@@ -65,7 +67,11 @@ def outputs(
                 *parts,
             ]
             done = subprocess.run(
-                launcher("accelerate.commands.launch", config) + [str(part) for part in script],
+                [
+                    *launcher("accelerate.commands.launch", config),
+                    f"--num_processes={processes}",
+                    *(str(part) for part in script),
+                ],
                 capture_output=True,
                 text=True,
                 cwd=ROOT,
@@ -96,6 +102,11 @@ def launcher(module: str, launch: str) -> list[str]:
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+def tensors_of(state: Path) -> dict[str, torch.Tensor]:
+    files = [load_file(path) for path in state.glob("*.safetensors")]
+    return {name: value for file in files for name, value in file.items()}
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -149,8 +160,8 @@ def test_three_chained_train_steps_give_the_policy_of_one_process(
     assert together.tokens.tolist() == alone.tokens.tolist()
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_two_ranks_carry_on_from_the_state_of_one(outputs: Callable[[str], Path], small_run: Run, launch: str) -> None:
+@pytest.mark.parametrize("launch", [*LAUNCHES, OF_3])
+def test_ranks_carry_on_from_the_state_of_one(outputs: Callable[[str], Path], small_run: Run, launch: str) -> None:
     one = weights_of(small_run.policy(2))
     found = weights_of(outputs(launch) / "carried/policy")
     assert distance(found, one) <= 1e-4 * distance(weights_of(small_run.policy(1)), one)
@@ -170,6 +181,26 @@ def test_one_process_carries_on_from_the_state_of_two(
     assert distance(found, one) <= 1e-4 * distance(weights_of(small_run.policy(1)), one)
     files = {shard.name for shard in Source(before / "state", "state").manifest.shards}
     assert {"optimizer-00000-00000.safetensors", "optimizer-00001-00000.safetensors", "state.json"} == files
+
+
+@pytest.mark.parametrize("launch", ["zero2", OF_3])
+def test_bfloat16_keeps_exact_weights_in_the_state_and_a_skipped_step_changes_nothing(
+    outputs: Callable[[str], Path], launch: str
+) -> None:
+    """The log-probs of one rank are not numbers, which clamps keep out of its gradient; all ranks skip the step."""
+    folder = outputs(launch)
+    first, second, kept = (tensors_of(folder / name) for name in ("low-1/state", "low-2/state", "low-skipped"))
+    assert json.loads((folder / "low-skipped.json").read_text())["skipped"] == 1
+    assert kept.keys() == second.keys()
+    assert [name for name in kept if not torch.equal(kept[name], second[name])] == []
+    for state, steps_done in ((first, 2), (second, 4)):
+        assert {float(value) for name, value in state.items() if name.endswith("/step")} == {steps_done}
+    masters = {name.removesuffix("/master"): value for name, value in second.items() if name.endswith("/master")}
+    policy = weights_of(folder / "low-2/policy")
+    assert policy.keys() <= masters.keys() and {value.dtype for value in masters.values()} == {torch.float32}
+    for name, value in policy.items():
+        assert torch.equal(value, masters[name].bfloat16()), name
+    assert any(not torch.equal(value.float(), masters[name]) for name, value in policy.items())
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

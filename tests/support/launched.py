@@ -7,7 +7,9 @@ of `support.updates`, a state to carry on from elsewhere, and the outputs of tra
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    list_no_files_of_others()
     if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
         from dapo_stages.models import fsdp, launches
 
@@ -28,6 +31,20 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
     for part in parts:
         name, _, other = part.partition(":")  # a part may have a checkpoint of its own
         PARTS[name](out, Path(other) if other else checkpoint, run)
+
+
+def list_no_files_of_others() -> None:
+    """As on a network's folder, whose listing may be old: what other ranks wrote can be opened, but is not listed."""
+    mine = f"optimizer-{int(os.environ['RANK']):05d}-"
+    for how in ("glob", "rglob", "iterdir"):
+        everything = getattr(Path, how)
+
+        def listed(self: Path, *args: Any, everything: Any = everything, **options: Any) -> Iterator[Path]:
+            for path in everything(self, *args, **options):
+                if not path.name.startswith("optimizer-") or path.name.startswith(mine):
+                    yield path
+
+        setattr(Path, how, listed)
 
 
 def updates(out: Path, checkpoint: Path, run: Path) -> None:
@@ -73,6 +90,33 @@ def carried(out: Path, checkpoint: Path, run: Path) -> None:
     train_step(run, 2, out / "carried", policy=policy / "policy", state=policy / "state")
 
 
+def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
+    """Two train-steps, and an update that is skipped: log-probs of one rank are not numbers. The state after it."""
+    import math
+
+    import torch
+
+    from dapo_stages.config import TrainConfig
+    from dapo_stages.models.batches import mini_batch
+    from dapo_stages.models.state import load_state, save_state
+    from support.updates import TINY, train_groups, trainer_of
+
+    low = {"settings": ["model.dtype=bfloat16"]}
+    train_step(run, 1, out / "low-1", policy=run / "policy", **low)
+    train_step(run, 2, out / "low-2", policy=out / "low-1/policy", state=out / "low-1/state", **low)
+    model = TINY.model_copy(update={"dtype": "bfloat16"})
+    trainer, policy = trainer_of(out / "low-2/policy", TrainConfig(), model)
+    worker = trainer.worker
+    load_state(worker, out / "low-2/state")
+    share = mini_batch(train_groups(policy), 4, ranks=worker.ranks, rank=worker.rank)
+    if worker.rank == 0:
+        share.batches[0].old = torch.full((share.batches[0].rows,), math.nan)
+    metrics = trainer.update(share, 1.0)
+    save_state(worker, out / "low-skipped")
+    if worker.rank == 0:
+        (out / "low-skipped.json").write_text(json.dumps(metrics))
+
+
 def lora(out: Path, checkpoint: Path, run: Path) -> None:
     """An adapter, and a second step on it."""
     settings = ["train.lora={rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}", "train.beta=0.1"]
@@ -114,7 +158,7 @@ def train_step(
     )
 
 
-PARTS = {"updates": updates, "separate": separate, "chain": chain, "carried": carried, "lora": lora, "again": again}
+PARTS = {part.__name__: part for part in (updates, separate, chain, carried, bfloat16, lora, again)}
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:4]), *sys.argv[4:])

@@ -49,6 +49,15 @@ def train_groups(policy: Policy) -> list[TrainGroup]:
     return [*found, replace(found[1], group_id="masked", counts=False)]
 
 
+def trainer_of(checkpoint: Path, config: TrainConfig, model: ModelConfig = TINY) -> tuple[Trainer, Policy]:
+    """A policy under training, by this process or by the ranks of this launch."""
+    accelerator = join(model, torch.device("cpu"))
+    policy = load_policy(checkpoint, model)
+    policy.attend("grouped")
+    policy.model.train()
+    return Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config), accelerator), policy
+
+
 def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Trainer, dict[str, float], dict[str, Any]]]:
     """Three updates under SETTINGS[number]: the trainer, its metrics, and the gradients before clipping.
 
@@ -56,11 +65,7 @@ def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Traine
     """
     # AdamW turns the rounding of gradients near zero into whole steps; small ones keep later gradients comparable.
     config = TrainConfig(learning_rate=1e-5, max_grad_norm=0.5, **SETTINGS[number])
-    accelerator = join(TINY, torch.device("cpu"))
-    policy = load_policy(checkpoint, TINY)
-    policy.attend("grouped")
-    policy.model.train()
-    trainer = Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config), accelerator)
+    trainer, policy = trainer_of(checkpoint, config)
     worker, seen = trainer.worker, {}
     step = worker.step
 
