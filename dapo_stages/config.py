@@ -478,7 +478,9 @@ def _strict_loader() -> type[yaml.SafeLoader]:
             keys = [key.value for key, _ in node.value]
             twice = next((key for key in keys if keys.count(key) > 1), None)
             if twice is not None:
-                raise yaml.constructor.ConstructorError(problem=f"`{twice}` stands there twice", problem_mark=node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    problem=f"`{twice}` stands there twice", problem_mark=node.start_mark
+                )
             return super().construct_mapping(node, deep)
 
     return Loader

@@ -41,8 +41,8 @@ def markdown(machine: dict[str, str], lines: Sequence[dict[str, Any]]) -> str:
         "# Benchmarks",
         "Made by `make bench`; `make bench ONLY=update` measures the lines whose name contains `update` again. Each "
         "ratio comes from one run: both sides by turns (of at least a second) "
-        "in one process, median over median; whole iterations and stages, the lines on memory and growth, are processes of "
-        "their own. 8 completions per prompt, "
+        "in one process, median over median; whole iterations and stages (memory, growth) are "
+        "processes of their own. 8 completions per prompt, "
         "float32. *Small* is the embedded model, *medium* a Qwen2.5-VL of about 14 M parameters. MiB is the peak above "
         "the loaded model, each side in a process of its own.",
         _table(("", ""), machine.items()),

@@ -13,7 +13,7 @@ from dapo_stages.maths.sizing import Training, Work, rollout, score, train, vllm
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
-FULL = Training(160, 4, True, 1024, D7.parameters, 0, "zero2", 4, True)
+FULL = Training(160, 4, True, 1024, D7.parameters, 0, "zero2", 4, True, 0)
 
 
 def test_zero_2_states_are_what_deepspeed_estimates() -> None:
