@@ -247,6 +247,7 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
     The caller publishes. Raises LockedError while another run writes there, DataError if it would replace or delete.
     Of several processes, the first decides, and each gets an Output on the same folder.
     """
+    ranks.join()  # the first may verify for long what is there
     if ranks.rank() > 0:
         yield _join(plan)
         return
@@ -260,7 +261,14 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
 def _join(plan: Plan) -> Output | None:
     """What the first process has opened."""
     told = ranks.broadcast(None)
-    return told and Output(plan, Path(told["folder"]), [Shard(**shard) for shard in told["shards"]])
+    if told is None:
+        return None
+    try:
+        return Output(plan, Path(told["folder"]), [Shard(**shard) for shard in told["shards"]])
+    except FileNotFoundError:
+        found = f"no such folder on the machine of rank {ranks.rank()}"
+        needed, do = "a file system that all machines share", "Name an --out on one."
+        raise DataError(told["folder"], found, needed, do) from None
 
 
 @contextmanager
