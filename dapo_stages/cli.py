@@ -111,8 +111,9 @@ _MENDABLE = {
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    carry_on = f"stopped by {name}; what is finished stays. Run the same command again to carry on."
-    raise ranks.trouble() or InterruptedStage(carry_on)
+    if trouble := ranks.trouble():
+        raise InterruptedStage(str(trouble), trouble.exit_code)
+    raise InterruptedStage(f"stopped by {name}; what is finished stays. Run the same command again to carry on.")
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

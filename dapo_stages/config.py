@@ -328,8 +328,8 @@ class VllmConfig(Section):
 
 
 class ServerConfig(Section):
-    """A server with OpenAI's chat completions that gives token ids. Its key is DAPO_STAGES_API_KEY or OPENAI_API_KEY
-    of the environment. None of it changes what is sampled from."""
+    """A server with OpenAI's chat completions that gives token ids. Its key is DAPO_STAGES_API_KEY of the environment,
+    or OPENAI_API_KEY over https or on this machine. None of it changes what is sampled from."""
 
     url: str = Field(
         "http://localhost:8000", pattern=r"^https?://[^\s/]+", description="Where it answers, without /v1."

@@ -63,6 +63,11 @@ class PeerError(DapoStagesError):
 
 
 class InterruptedStage(BaseException):
-    """SIGTERM or Ctrl-C; what is finished stays, and the same command carries on from there."""
+    """SIGTERM, Ctrl-C or the end of another process, at any line: nothing that handles errors may hold it up.
 
-    exit_code = EXIT_INTERRUPTED
+    What is finished stays, and the same command carries on from there.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

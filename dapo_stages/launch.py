@@ -12,11 +12,26 @@ import signal
 import sys
 from subprocess import CalledProcessError
 
-from dapo_stages.errors import EXIT_INTERRUPTED
+from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 
 def main() -> None:
-    """Run the launcher on `sys.argv`."""
+    """Run the launcher on `sys.argv`; what it cannot launch is bad input."""
+    from yaml import YAMLError
+
+    try:
+        _launch()
+    except (ImportError, ValueError, OSError, YAMLError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        print(
+            f"accelerate launch: found that it cannot start ({reason}); needed accelerate, and a configuration that it "
+            "takes. Install it, or name a file of pipelines/accelerate.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _launch() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch import cuda

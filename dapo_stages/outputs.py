@@ -26,6 +26,7 @@ from dapo_stages.manifests import (
     Source,
     content_hash,
     fingerprint,
+    kind_of,
     read_manifest,
     write_manifest,
 )
@@ -45,6 +46,9 @@ _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shar
 _NEXT = ".next"
 _LOCK = ".lock"
 _SWAPPING = ".swapping"
+_OLD = ".old.json"  # the manifest of what is being replaced
+_WRITING = ".writing"  # files that are not finished yet
+_PARTS = frozenset({"policy", "state", _WRITING})  # folders that stages write into before their files are noted
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Output:
         """Forget and remove what an interrupted run left, in all processes: the work is of one piece."""
         ranks.barrier()  # nobody is writing a note
         if ranks.rank() == 0:
-            _clear(self.folder, keep=set())
+            _clear(self.folder, keep=set(), noted=set(self._shards))
         ranks.barrier()
         self._shards.clear()
         self._note()
@@ -159,6 +163,25 @@ class Output:
                     self._add(describe_file(self.folder, file))
         fsync_folder(self.folder)
         self._note()
+
+    @contextmanager
+    def files(self) -> Iterator[Path]:
+        """A folder to write other files than shards into. They are noted and moved into the output at the end.
+
+        So nothing is ever in the output that is not known to be of the stage.
+        """
+        writing = self.folder / _WRITING
+        writing.mkdir(exist_ok=True)
+        yield writing
+        finished = sorted(path for path in writing.iterdir() if path.is_file())
+        for path in finished:
+            fsync_file(path)
+            self._add(describe_file(writing, path))
+        self._note()
+        for path in finished:
+            os.replace(path, self.folder / path.name)
+        fsync_folder(self.folder)
+        shutil.rmtree(writing)
 
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
         """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself.
@@ -226,6 +249,7 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
     The caller publishes. Raises LockedError while another run writes there, DataError if it would replace or delete.
     Of several processes, the first decides, and each gets an Output on the same folder.
     """
+    ranks.join()  # the first may verify for long what is there
     if ranks.rank() > 0:
         yield _join(plan)
         return
@@ -239,7 +263,14 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
 def _join(plan: Plan) -> Output | None:
     """What the first process has opened."""
     told = ranks.broadcast(None)
-    return told and Output(plan, Path(told["folder"]), [Shard(**shard) for shard in told["shards"]])
+    if told is None:
+        return None
+    try:
+        return Output(plan, Path(told["folder"]), [Shard(**shard) for shard in told["shards"]])
+    except FileNotFoundError:
+        found = f"no such folder on the machine of rank {ranks.rank()}"
+        needed, do = "a file system that all machines share", "Name an --out on one."
+        raise DataError(told["folder"], found, needed, do) from None
 
 
 @contextmanager
@@ -296,8 +327,7 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
     if not (out / MANIFEST).exists():
         strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
         if strangers:
-            found = f"files of no stage ({', '.join(strangers[:3])}{', …' if len(strangers) > 3 else ''})"
-            raise DataError(out, found, needed, "Name another --out, or empty this folder yourself.")
+            raise _strange(out, strangers, needed, "Name another --out, or empty this folder yourself.")
         return
     try:
         made = read_manifest(out)
@@ -314,8 +344,12 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
         raise DataError(out, f"an output of {made.stage} {why}", needed, do)
 
 
+def _strange(out: Path, names: Sequence[str], needed: str, do: str) -> DataError:
+    return DataError(out, f"files of no stage ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})", needed, do)
+
+
 def _is_ours(name: str) -> bool:
-    return name in {_LOCK, _NEXT} or _is_note(name) or (name.startswith(".") and name.endswith(".tmp"))
+    return name in {_LOCK, _NEXT, _SWAPPING, _OLD} or _is_note(name) or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _note_name(rank: int) -> str:
@@ -337,10 +371,12 @@ def _forget(folder: Path, but: str = "") -> None:
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
-    """The shards of an interrupted run that are still right; anything else in the folder is removed."""
+    """The shards of an interrupted run that are still right; anything else that it wrote is removed."""
     shards: dict[str, Shard] = {}
+    noted: set[str] = set()
     for note in _notes(folder):
         made_from, listed = _read_note(note)
+        noted |= {shard.name for shard in listed}
         if made_from == plan.fingerprint:
             shards |= {s.name: s for s in listed if s.name not in shards and _intact(folder, s)}
         elif listed and not overwrite and folder == plan.out:
@@ -350,7 +386,7 @@ def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
                 "the same command that was interrupted",
                 "Run that one again, pass --overwrite to start afresh, or name another --out.",
             )
-    _clear(folder, keep=set(shards))
+    _clear(folder, set(shards), noted)
     return list(shards.values())
 
 
@@ -368,7 +404,11 @@ def _intact(folder: Path, shard: Shard) -> bool:
     return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
 
 
-def _clear(folder: Path, keep: set[str]) -> None:
+def _clear(folder: Path, keep: set[str], noted: set[str]) -> None:
+    """Remove what the stage wrote but for some shards. Raises DataError, and removes nothing, if there is more."""
+    strangers = sorted({path.name for path in folder.iterdir() if not _is_written(path.name, noted)})
+    if strangers:
+        raise _strange(folder, strangers, "only those of the stage", "Move them elsewhere, or name another --out.")
     for path in sorted(folder.rglob("*"), reverse=True):
         name = path.relative_to(folder).as_posix()
         if name in keep or name == _LOCK or _is_note(name) or name.split("/")[0] == _NEXT:
@@ -380,10 +420,19 @@ def _clear(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
+def _is_written(name: str, noted: set[str]) -> bool:
+    """Whether a name at the top of an unfinished output is one that its stage wrote, or was about to note."""
+    from dapo_stages.schemas import SCHEMAS
+
+    shard = name.endswith(".parquet") and kind_of(name) in SCHEMAS
+    return shard or name in noted or name in _PARTS or _is_ours(name)
+
+
 def _finish_replacement(out: Path) -> None:
     """Swap a finished replacement in (its manifest in .next says so), also one that was cut off half-way.
 
-    The old manifest goes first and the new one comes last, so that no reader ever sees a mixture.
+    The old manifest goes first and the new one comes last, so that no reader ever sees a mixture. Files that no stage
+    wrote stay where they are.
     """
     waiting = out / _NEXT
     swapping = waiting / _SWAPPING
@@ -393,16 +442,50 @@ def _finish_replacement(out: Path) -> None:
         return
     read_manifest(waiting)
     if not swapping.exists():
-        (out / MANIFEST).unlink(missing_ok=True)
-        fsync_folder(out)
-        for path in out.iterdir():
-            if path.name not in {_NEXT, _LOCK}:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if (out / MANIFEST).exists():
+            os.replace(out / MANIFEST, waiting / _OLD)
+            fsync_folder(out)
+        _remove(out, _listed(waiting / _OLD))
         write_text(swapping, "")
-    for path in sorted(waiting.iterdir()):
-        if path.name not in {MANIFEST, _LOCK, _SWAPPING} and not _is_note(path.name):
-            os.replace(path, out / path.name)
+    for path in sorted(waiting.rglob("*"), key=_manifests_last):
+        target = out / path.relative_to(waiting)
+        if path.is_file() and not _is_ours(path.name) and target != out / MANIFEST:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+            fsync_folder(target.parent)
     fsync_folder(out)
     os.replace(waiting / MANIFEST, out / MANIFEST)
     fsync_folder(out)
     shutil.rmtree(waiting)
+
+
+def _manifests_last(path: Path) -> tuple[bool, Path]:
+    return path.name == MANIFEST, path
+
+
+def _listed(manifest: Path) -> set[str] | None:
+    """Names of the files of an output that is being replaced; None if its manifest is damaged."""
+    try:
+        return {str(shard["name"]) for shard in json.loads(manifest.read_text(encoding="utf-8"))["shards"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove(out: Path, listed: set[str] | None) -> None:
+    """Remove the files of an old output, the manifests of its parts, and what interruptions left.
+
+    Without a list, those whose names only a stage gives.
+    """
+    parts = _PARTS | {name.split("/")[0] for name in listed or () if "/" in name}
+    for path in sorted(out.rglob("*"), key=_manifests_last, reverse=True):
+        name = path.relative_to(out).as_posix()
+        top = name.split("/")[0]
+        if top == _NEXT or name == _LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if top in parts and not any(path.iterdir()):
+                path.rmdir()
+        else:
+            written = _is_written(name, set()) if listed is None else name in listed
+            if written or _is_ours(name) or (top in parts and path.name == MANIFEST):
+                path.unlink()

@@ -119,9 +119,11 @@ class _Parent:
             child: _Child | None = event.data
             if child is None:
                 self._accept()
+            elif child not in self.children:  # it ended in this very turn
+                continue
             elif event.fileobj == child.process.sentinel:
                 self._ended(child)
-            elif child in self.children:
+            else:
                 self._told(child)
 
     def _accept(self) -> None:

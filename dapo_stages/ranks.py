@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ from dapo_stages.errors import DapoStagesError, PeerError, RankError
 Item = TypeVar("Item")
 
 _BEAT = 2.0  # seconds between signs of life
-_SILENT = 45.0  # seconds without one after which a process counts as gone
+_SILENT = 22  # looks without one after which a process counts as gone; looks, because all may have been stopped
 _START = 300.0  # seconds that processes may start after each other: nodes differ in how fast they load torch
+_STUCK = 20.0  # seconds that a process has to end once it was interrupted: one that waits in NCCL hears nothing
 _LEAVE = 10.0  # seconds that the one that hosts the store waits for the others to read its last word
 _POLL = (0.002, 0.1)  # seconds between looks: the first, and the longest
 
@@ -49,6 +51,15 @@ def count() -> int:
 def part(items: Sequence[Item]) -> Sequence[Item]:
     """This process's part of some work: every count-th item."""
     return items[rank() :: count()]
+
+
+def join() -> None:
+    """Give signs of life from here on: what comes may take longer than the others wait for a process that starts.
+
+    Raises RankError if the others cannot be reached.
+    """
+    if count() > 1:
+        _channel()
 
 
 def gather(value: Any) -> list[Any]:
@@ -88,18 +99,35 @@ def fail(message: str, code: int) -> bool:
 
 def trouble() -> DapoStagesError | None:
     """Why this process was interrupted, if it was because of another one. That is done by SIGTERM."""
-    return _channel().trouble if _channel.cache_info().currsize else None
+    joined = _joined()
+    return joined.trouble if joined else None
 
 
 def leave() -> None:
     """End the conversation: this process has heard all that it needs."""
-    if _channel.cache_info().currsize:
-        _channel().leave()
+    if joined := _joined():
+        joined.leave()
+
+
+def _channel() -> _Channel:
+    """Raises RankError if the others cannot be reached, or could not be before: nobody waits for them twice."""
+    found = _connection()
+    if isinstance(found, RankError):
+        raise found
+    return found
+
+
+def _joined() -> _Channel | None:
+    found = _connection() if _connection.cache_info().currsize else None
+    return None if isinstance(found, RankError) else found
 
 
 @cache
-def _channel() -> _Channel:
-    return _Channel(rank(), count())
+def _connection() -> _Channel | RankError:
+    try:
+        return _Channel(rank(), count())
+    except RankError as error:
+        return error
 
 
 class _Channel:
@@ -109,7 +137,7 @@ class _Channel:
         self._rank, self._count, self._said = rank, count, 0
         self._store, self._hosts = _connect(rank, count)
         self.trouble: DapoStagesError | None = None
-        self._waiting, self._over = False, threading.Event()
+        self._waiting, self._turn, self._over = False, threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
         self._thread.start()
 
@@ -123,7 +151,9 @@ class _Channel:
             self._wait(keys)
             return [json.loads(self._store.get(key)) for key in keys]
         except RuntimeError as error:  # of torch.distributed
-            raise self._silent_store(error) from None
+            with self._turn:
+                self.trouble = self.trouble or self._silent_store(error)
+            raise self.trouble from None
 
     def fail(self, message: str, code: int) -> bool:
         """Leave a note of an error; whether it is the first."""
@@ -148,45 +178,53 @@ class _Channel:
 
     def _wait(self, keys: list[str]) -> None:
         pause, longest = _POLL
-        self._waiting = True
+        with self._turn:
+            self._waiting = True
         try:
-            while not self._store.check(keys):
-                if self.trouble:
-                    raise self.trouble
+            while not self.trouble and not self._store.check(keys):
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
         finally:
-            self._waiting = False
+            with self._turn:
+                self._waiting, trouble = False, self.trouble
+        if trouble:
+            raise trouble
 
     def _live(self) -> None:
         """In the thread: trouble interrupts what the process does, unless it waits and looks for itself."""
-        started = time.monotonic()
-        beats = dict.fromkeys(range(self._count), (0, started))  # by rank: how many there were, and since when
-        while self.trouble is None:
-            try:
-                self._store.add(f"beat/{self._rank}", 1)
-                self.trouble = self._look(beats, started)
-            except RuntimeError as error:
-                self.trouble = self._silent_store(error)
-            if self.trouble is None and self._over.wait(_BEAT):
+        beats = dict.fromkeys(range(self._count), (0, 0))  # by rank: how many there were, and looks since the last
+        while (trouble := self._beat(beats)) is None:
+            if self._over.wait(_BEAT):
                 return
-        if not self._waiting and not self._over.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
+        with self._turn:  # either it is raised where the process waits, or it interrupts; never both
+            raised, self.trouble = self._waiting or self.trouble is not None, trouble
+            if not raised and not self._over.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+        if not self._over.wait(_STUCK):
+            if self.fail(str(trouble), trouble.exit_code):
+                print(trouble, file=sys.stderr, flush=True)
+            os._exit(trouble.exit_code)
 
-    def _look(self, beats: dict[int, tuple[int, float]], started: float) -> DapoStagesError | None:
+    def _beat(self, beats: dict[int, tuple[int, int]]) -> DapoStagesError | None:
+        try:
+            self._store.add(f"beat/{self._rank}", 1)
+            return self._look(beats)
+        except RuntimeError as error:
+            return self._silent_store(error)
+
+    def _look(self, beats: dict[int, tuple[int, int]]) -> DapoStagesError | None:
         """What another process said of its failure, or that one is missing."""
         if self._store.check(["failure"]):
             note = json.loads(self._store.get("failure"))
             return PeerError(f"rank {note['rank']} failed: {note['message']}", note["code"])
-        now = time.monotonic()
-        for rank, (before, since) in beats.items():
+        for rank, (before, looks) in beats.items():
             beat = self._store.add(f"beat/{rank}", 0)
-            if beat != before:
-                beats[rank] = (beat, now)
-            elif not beat and now - started > _START:
+            beats[rank] = (beat, 0 if beat != before else looks + 1)
+            if not beat and looks * _BEAT > _START:
                 return RankError(_lost(f"rank {rank} of {self._count}", f"it did not start within {_START:.0f} s"))
-            elif beat and now - since > _SILENT:
-                return RankError(_lost(f"rank {rank} of {self._count}", f"it gave no sign of life for {_SILENT:.0f} s"))
+            if beat == before and beat and looks >= _SILENT:
+                silent = f"it gave no sign of life for {_SILENT * _BEAT:.0f} s"
+                return RankError(_lost(f"rank {rank} of {self._count}", silent))
         return None
 
     def _silent_store(self, error: Exception) -> RankError:

@@ -190,6 +190,7 @@ class RowIndex:
         self._open, self._most = [opener for _, opener in shards], opened
         self._starts = list(accumulate((rows for rows, _ in shards), initial=0))
         self._readers: OrderedDict[int, tuple[ShardReader, list[int]]] = OrderedDict()
+        self._last: tuple[tuple[int, int], list[Row]] = (-1, -1), []  # the row group read last, and where it is
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -201,7 +202,9 @@ class RowIndex:
         reader, starts = self._reader(shard)
         offset = index - self._starts[shard]
         group = bisect_right(starts, offset) - 1
-        return reader.row_group(group)[offset - starts[group]]
+        if self._last[0] != (shard, group):
+            self._last = (shard, group), reader.row_group(group)
+        return self._last[1][offset - starts[group]]
 
     def close(self) -> None:
         """Close what is open."""

@@ -138,6 +138,45 @@ def test_what_an_interruption_left_behind_is_removed(tmp_path: Path, undisturbed
     assert content(out) == content(undisturbed) and not (out / "state").exists()
 
 
+def test_a_strangers_file_in_an_interrupted_run_is_never_removed(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(PowerCutError):
+        make(out, stop_after=2)
+    (out / "notes.ipynb").write_text("what I saw so far")
+    before = content(out)
+    with pytest.raises(DataError) as caught:
+        make(out)
+    assert str(caught.value) == (
+        f"{out}: found files of no stage (notes.ipynb); needed only those of the stage. Move them elsewhere, or name "
+        "another --out."
+    )
+    assert content(out) == before
+    (out / "notes.ipynb").unlink()
+    assert make(out) == [2, 3]
+    assert content(out) == content(undisturbed)
+
+
+def test_other_files_are_known_before_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint or a report that is cut off while it is written stands in nobody's way."""
+
+    def save(out: Path) -> None:
+        with open_output(plan(out)) as output:
+            assert output is not None
+            with output.files() as folder:
+                (folder / "config.json").write_text("{}")
+                (folder / "model.safetensors").write_bytes(b"weights")
+            output.publish()
+
+    for step, name in enumerate(("config.json", "model.safetensors")):
+        out = tmp_path / f"out-{step}"
+        monkeypatch.setattr(os, "replace", cut_at(1, os.replace, of=name))
+        with pytest.raises(PowerCutError):
+            save(out)
+        monkeypatch.undo()
+        save(out)
+        assert content(out).keys() == {"config.json", "model.safetensors"}
+
+
 def test_work_survives_a_cut_between_the_last_shard_and_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +296,18 @@ def test_the_old_output_is_whole_until_the_new_one_is(undisturbed: Path) -> None
         output.publish()
     assert readable(undisturbed).config == {"rollout": {"n": 2}}
     assert not (undisturbed / ".next").exists()
+
+
+def test_a_replacement_leaves_strangers_files_alone(undisturbed: Path) -> None:
+    for name in ("notes.ipynb", "policy/notes.txt", "photos/one.png"):
+        (undisturbed / name).parent.mkdir(exist_ok=True)
+        (undisturbed / name).write_text("ten years of work")
+    make(undisturbed, config=2, overwrite=True)
+    files = content(undisturbed)
+    kept = {"notes.ipynb", "policy/notes.txt", "photos/one.png"}
+    assert files.keys() == kept | {shard.name for shard in read_manifest(undisturbed).shards}
+    assert {files[name] for name in kept} == {b"ten years of work"}
+    Source(undisturbed / "policy", "policy").verify_all()
 
 
 def test_an_interrupted_replacement_goes_on_where_it_stopped(undisturbed: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from selectors import EVENT_READ
 
 import pytest
 from reporting import tiny_run
@@ -19,7 +23,7 @@ from support.commands import ROOT, Result
 
 from dapo_stages import preload
 from dapo_stages.manifests import read_manifest
-from dapo_stages.preloaded import IDLE
+from dapo_stages.preloaded import IDLE, _Child, _Parent
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")
 
@@ -275,6 +279,22 @@ def test_the_key_changes_with_files_packages_and_environment(tmp_path: Path, mon
     assert len(set(keys)) == 5
     monkeypatch.setenv("MAKELEVEL", "12")
     assert preload.key() == keys[-1]
+
+
+def test_a_command_and_its_child_may_end_in_the_same_moment() -> None:
+    with socket.socketpair()[0] as listener:
+        parent = _Parent(listener)
+        here, there = socket.socketpair()
+        process = get_context("fork").Process(target=int)
+        process.start()
+        child = _Child(process, here)
+        parent.children.append(child)
+        for ended in (process.sentinel, here):
+            parent._selector.register(ended, EVENT_READ, child)
+        there.close()
+        select.select([process.sentinel], [], [], 30)
+        parent.turn()
+        assert parent.children == [] and here.fileno() == -1
 
 
 def test_sockets_are_only_in_a_folder_of_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +15,8 @@ import torch
 from support.commands import fresh
 from support.processes import forked
 
-from dapo_stages import cli, ranks
-from dapo_stages.errors import DapoStagesError, InterruptedStage
+from dapo_stages import cli, outputs, ranks
+from dapo_stages.errors import DapoStagesError, DataError, InterruptedStage
 
 
 def test_a_process_that_is_alone_imports_no_torch() -> None:
@@ -72,7 +75,8 @@ def waited(ready: float = 0.0) -> tuple[str, str, int, float]:
     try:
         if ready:
             ranks.barrier()
-            time.sleep(ready)
+            with suppress(Exception):  # as around a user's reward function
+                time.sleep(ready)
         ranks.barrier()
     except (DapoStagesError, InterruptedStage) as error:
         return type(error).__name__, str(error), error.exit_code, time.monotonic() - started
@@ -84,7 +88,7 @@ def waited(ready: float = 0.0) -> tuple[str, str, int, float]:
 @pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
 def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT", 0.2)
-    monkeypatch.setattr(ranks, "_SILENT", 4.0)
+    monkeypatch.setattr(ranks, "_SILENT", 20)
     monkeypatch.setattr(ranks, "_LEAVE", 1.0)
 
     def talk() -> Any:
@@ -96,7 +100,7 @@ def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pyte
     first, second, third = forked(3, talk)
     assert third is None
     for name, text, code, seconds in (first, second):
-        assert (name, code) == ("RankError", 1) and seconds < 20
+        assert (name, code) == ("InterruptedStage" if at_work else "RankError", 1) and seconds < 20
         assert text == (
             "rank 2 of 3 is missing: it gave no sign of life for 4 s. What is finished stays. See why it ended, and "
             "run the same command again to carry on."
@@ -113,7 +117,15 @@ def test_a_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyP
 
 def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_START", 1.0)
-    found = forked(2, lambda: waited() if ranks.rank() == 1 else None)[1]
+
+    def talk() -> Any:
+        if ranks.rank() == 0:
+            return None
+        found, began = waited(), time.monotonic()
+        assert ranks.fail("nobody there", 1) and time.monotonic() - began < 0.5  # it does not look for it again
+        return found
+
+    found = forked(2, talk)[1]
     assert found[0] == "RankError" and found[1].startswith("rank 0 of 2 is missing: nothing answers at 127.0.0.1:")
 
 
@@ -131,7 +143,82 @@ def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatc
 
     (name, text, code, seconds), first = forked(2, talk)
     assert first is True
-    assert (name, text, code) == ("PeerError", "rank 1 failed: a file is gone", 3) and seconds < 20
+    assert (text, code) == ("rank 1 failed: a file is gone", 3) and seconds < 20
+    assert name == ("InterruptedStage" if at_work else "PeerError")
+
+
+def test_a_process_that_hears_no_signal_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that waits in NCCL for a process that has failed."""
+    monkeypatch.setattr(ranks, "_BEAT", 0.2)
+    monkeypatch.setattr(ranks, "_STUCK", 0.5)
+
+    def talk() -> Any:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ranks.barrier()
+        if ranks.rank() == 1:
+            ranks.fail("a file is gone", 3)
+            ranks.leave()
+            return "left"
+        time.sleep(30)
+        return "still here"
+
+    assert forked(2, talk) == [None, "left"]
+
+
+def test_processes_that_were_stopped_together_carry_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z and fg."""
+    monkeypatch.setattr(ranks, "_BEAT", 0.2)
+    monkeypatch.setattr(ranks, "_SILENT", 5)
+
+    def talk() -> Any:
+        pids = " ".join(map(str, ranks.gather(os.getpid())))
+        if ranks.rank() == 0:
+            subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -STOP {pids}; sleep 2; kill -CONT {pids}"])
+        time.sleep(3)
+        found = ranks.gather("here")
+        ranks.leave()
+        return found
+
+    assert forked(2, talk) == [["here", "here"]] * 2
+
+
+def test_who_has_joined_is_not_missed_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process may verify an output for longer than the others wait for one that starts."""
+    monkeypatch.setattr(ranks, "_START", 2.0)
+    really = outputs._open
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(4)
+        return really(*args)
+
+    monkeypatch.setattr(outputs, "_open", slowly)
+
+    def write() -> str:
+        with outputs.open_output(outputs.Plan("rollout", tmp_path / "out", {}, 7)) as output:
+            assert output is not None
+            ranks.leave()
+            return output.folder.name
+
+    assert forked(2, write) == ["out", "out"]
+
+
+def test_a_machine_without_the_folder_is_named(tmp_path: Path) -> None:
+    def write() -> str:
+        (tmp_path / str(ranks.rank())).mkdir()
+        os.chdir(tmp_path / str(ranks.rank()))
+        try:
+            with outputs.open_output(outputs.Plan("rollout", Path("out"), {}, 7)):
+                return "opened"
+        except DataError as error:
+            return str(error)
+        finally:
+            ranks.leave()
+
+    assert forked(2, write) == [
+        "opened",
+        "out: found no such folder on the machine of rank 1; needed a file system that all machines share. Name an "
+        "--out on one.",
+    ]
 
 
 def test_of_several_failures_one_is_said() -> None:

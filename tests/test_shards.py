@@ -326,6 +326,15 @@ def test_rows_are_found_by_number_in_any_order(readers: list[ShardReader]) -> No
             table[outside]
 
 
+def test_rows_in_order_decode_each_row_group_once(readers: list[ShardReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ShardReader.row_group
+    groups = []
+    monkeypatch.setattr(ShardReader, "row_group", lambda self, index: groups.append(index) or read(self, index))
+    table = RowIndex([(sum(reader.row_group_sizes), lambda reader=reader: reader) for reader in readers])
+    assert [row["problem"] for row in (table[i] for i in range(25))] == [str(i) for i in range(25)]
+    assert groups == [0, 1, 2, 0]  # 20 and 5 rows, of which a group holds 8
+
+
 def test_rows_are_found_by_key_in_any_order(readers: list[ShardReader]) -> None:
     table, order = RowLookup(readers, "prompt_id", cached=2), list(range(13))
     random.Random(3).shuffle(order)

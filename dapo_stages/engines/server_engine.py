@@ -1,7 +1,9 @@
 """A server with OpenAI's chat completions that gives token ids: `vllm serve`, SGLang.
 
 It is checked before it is used: that it serves this policy, gives token ids, and log-probs of the distribution
-sampled from. Failures that may pass are tried again; what can never be right is an error at once.
+sampled from; and after each batch, that it still serves what it did. Whether a server leaves the temperature out of
+its log-probs cannot be seen so: a token made certain has log-prob 0 at any temperature. train-step's measure of the
+mismatch shows it. Failures that may pass are tried again; what can never be right is an error at once.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import base64
 import os
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,15 +103,18 @@ class ServerEngine:
                 return self._completions(row, await self._ask(client, _Answer, CHAT, self._request(row, seed)))
 
         try:
-            async with self._client() as client, asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(one(client, row, seed)) for row, seed in zip(prompts, seeds, strict=True)]
+            async with self._client() as client:
+                async with asyncio.TaskGroup() as tasks:
+                    pairs = zip(prompts, seeds, strict=True)
+                    asked = [tasks.create_task(one(client, row, seed)) for row, seed in pairs]
+                await self._check_unchanged(client)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in asked]
 
     def _request(self, row: Row, seed: int) -> dict[str, Any]:
         return {
-            "model": self._model,
+            "model": self._model.id,
             "messages": messages_of(row, FAMILIES[self.tokens.architecture]),
             **sampling(self._settings, self.tokens),
             "max_completion_tokens": self._settings.max_completion_length,
@@ -142,18 +148,33 @@ class ServerEngine:
                 "Set rollout.engine to transformers or vllm.",
             )
 
-    async def _ready(self, checkpoint: str | Path | None) -> str:
-        """The name of the model, after looking at what is served and how."""
+    async def _ready(self, checkpoint: str | Path | None) -> _Model:
+        """The model, after looking at what is served and how."""
         async with self._client() as client:
-            served = (await self._ask(client, _Models, MODELS)).data
-            wanted = self._server.model
-            found = next((model for model in served if wanted in (None, model.id)), None)
-            if found is None:
-                names = ", ".join(model.id for model in served) or "no model"
-                raise EngineError(self._where, names, f"the model {wanted or 'of this policy'}", "Set engines.server.")
+            found = await self._served(client)
             self._check_policy(checkpoint, found.root)
             await self._check_logprobs(client, found.id)
-        return found.id
+        return found
+
+    async def _served(self, client: httpx.AsyncClient) -> _Model:
+        served = (await self._ask(client, _Models, MODELS)).data
+        wanted = self._server.model
+        found = next((model for model in served if wanted in (None, model.id)), None)
+        if found is None:
+            names = ", ".join(model.id for model in served) or "no model"
+            raise EngineError(self._where, names, f"the model {wanted or 'of this policy'}", "Set engines.server.")
+        return found
+
+    async def _check_unchanged(self, client: httpx.AsyncClient) -> None:
+        """A server that was started again meanwhile may have answered with another policy."""
+        found = await self._served(client)
+        if found != self._model:
+            raise EngineError(
+                self._where,
+                f"the policy {found.root} ({found.id}) after a batch of answers",
+                f"{self._model.root} ({self._model.id}), as before it",
+                "Start the server on that one and run rollout again: finished shards are kept.",
+            )
 
     def _check_policy(self, checkpoint: str | Path | None, root: str | None) -> None:
         """The server says which folder or hub model it loaded; on another machine a folder has another name."""
@@ -197,15 +218,20 @@ class ServerEngine:
             raise EngineError(self._where, "answers without log-probs", "them (logprobs)", do)
         if ids != [token]:
             raise EngineError(self._where, f"tokens {ids} where {token} was certain", "a server with logit_bias", do)
-        if values[0] < -_CERTAIN:
+        if not abs(values[0]) <= _CERTAIN:  # raw logits may be far above
             found, needed = f"log-prob {values[0]:.3f} of a token that was certain", "0, as it was sampled from"
             raise EngineError(self._where, found, needed, do)
 
     # ---- one request
 
     def _client(self) -> httpx.AsyncClient:
-        key = os.environ.get("DAPO_STAGES_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        url = httpx.URL(self._server.url)
+        near = _is_loopback(url.host)
+        key = os.environ.get("DAPO_STAGES_API_KEY")
+        if not key and (near or url.scheme == "https"):  # it is for others, and not to be read on the way
+            key = os.environ.get("OPENAI_API_KEY")
         return httpx.AsyncClient(
+            trust_env=not near,  # no proxy knows this machine's own address
             base_url=self._server.url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self._server.timeout, pool=None),
@@ -244,7 +270,7 @@ class ServerEngine:
     def _refused(self, response: httpx.Response) -> EngineError:
         needed = "an answer"
         if response.status_code in (401, 403):
-            needed = "a key it takes, in DAPO_STAGES_API_KEY or OPENAI_API_KEY"
+            needed = "a key it takes, in DAPO_STAGES_API_KEY, or (over https or on this machine) OPENAI_API_KEY"
         found = f"status {response.status_code} ({_excerpt(response)})"
         return EngineError(self._where, found, needed, "Mend the server's options or engines.server, and run it again.")
 
@@ -273,6 +299,13 @@ def _content(text: str, pictures: Iterator[Row], mark: str) -> Iterator[dict[str
             yield {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
         if piece:
             yield {"type": "text", "text": piece}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _excerpt(response: httpx.Response) -> str:

@@ -18,8 +18,6 @@ from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
 from dapo_stages.shards import Row
 
-NAME = "transformers"
-
 # Rows leave the batch when this share of them is finished: arranging the others anew costs a part of a step.
 _LEAVE_AT = 0.25
 _BACKEND = "inductor"

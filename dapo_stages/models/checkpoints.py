@@ -147,7 +147,8 @@ def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint.folder))
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     mapping = get_model_conversion_mapping(model)
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     others = [one for one in mapping if not isinstance(one, WeightRenaming)]

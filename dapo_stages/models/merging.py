@@ -27,9 +27,9 @@ def require_same(checkpoints: Sequence[Checkpoint]) -> None:
     from transformers import AutoConfig
 
     first, *others = checkpoints
-    needed = AutoConfig.from_pretrained(first.folder).to_dict()
+    needed = AutoConfig.from_pretrained(first.folder, trust_remote_code=False).to_dict()
     for other in others:
-        settings = AutoConfig.from_pretrained(other.folder).to_dict()
+        settings = AutoConfig.from_pretrained(other.folder, trust_remote_code=False).to_dict()
         where = next(_differences(needed, settings), None)
         if where is not None:
             raise _unlike(other, first, "{} {!r}".format(*where[:2]), "{2!r}".format(*where))

@@ -179,7 +179,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
         how |= quantized(config.quantization, getattr(torch, config.dtype), device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), use_safetensors=True, **how
+            path, dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False, **how
         )
         _keep_used_renamings(model)
         if config.quantization is None:
@@ -214,7 +214,7 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise unusable(path, error) from None
     family = str(config.model_type)

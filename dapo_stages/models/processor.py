@@ -19,14 +19,14 @@ def load_processor(path: str | Path) -> Any:
     from transformers import AutoConfig, AutoProcessor
 
     if has_torchvision():
-        return AutoProcessor.from_pretrained(path)
-    family = AutoConfig.from_pretrained(path).model_type
+        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    family = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
     if family not in FAMILIES:
-        return AutoProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     from transformers import AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     return picture_processor(
         Qwen2VLImageProcessorPil.from_pretrained(path), tokenizer, _chat_template(path, tokenizer), family
     )

@@ -28,7 +28,7 @@ class Tokens:
         special = set(self.tokenizer.all_special_ids)
         special |= {self.image_token_id} - {None}
         special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(special | set(range(len(self.tokenizer), self.vocabulary)))
+        return frozenset(special | (set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())))
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
@@ -58,8 +58,8 @@ def load_tokens(path: str | Path) -> Tokens:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise unusable(path, error) from None
     try:

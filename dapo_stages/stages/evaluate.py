@@ -96,8 +96,8 @@ class Evaluation:
             for row in self._output.reopen("completions", number, Tallies.COLUMNS):
                 tallies.add(row)
         metrics = tallies.metrics()
-        write_text(self._output.folder / METRICS, json_module.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        self._output.add_files(METRICS)
+        with self._output.files() as folder:
+            write_text(folder / METRICS, json_module.dumps(metrics, indent=1, allow_nan=False) + "\n")
         self._output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     def _answers(self, number: int, questions: list[Row]) -> Iterator[Row]:

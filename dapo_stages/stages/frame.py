@@ -5,6 +5,7 @@ Where several processes run a stage, each fills its part of the output, and the 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +29,9 @@ def run(
     """Carry out a plan: `work` fills the output, which is then published.
 
     An output that is already there is left alone; an interrupted one goes on where it stopped. `alone` is for work
-    that several processes cannot share. Raises ConfigError if they were started for it.
+    that several processes cannot share. Raises ConfigError if they were started for it, or fewer than asked for.
     """
+    _check_launch()
     if alone and ranks.count() > 1:
         raise ConfigError(
             f"{plan.stage}: found {ranks.count()} processes; needed one, it shares nothing out. Start it without a "
@@ -52,6 +54,17 @@ def run(
     else:
         what = ", ".join(f"{key} {_short(value)}" for key, value in manifest.counts.items() if _is_scalar(value))
         say(f"{plan.stage}: {status} in {seconds:.1f} s -> {plan.out}" + (f" ({what})" if what else ""))
+
+
+def _check_launch() -> None:
+    """Refuse a launch of fewer processes than asked for: accelerate falls back without a word."""
+    found = ranks.count()
+    asked = int(os.environ.get("DAPO_STAGES_PROCESSES", found))
+    if asked != found:
+        raise ConfigError(
+            f"accelerate launch: found {found} process(es); needed {asked}, as configured. For several on CPUs write "
+            "distributed_type MULTI_GPU or DEEPSPEED and use_cpu false, as in pipelines/accelerate/ddp-cpu.yaml."
+        )
 
 
 def _publish(output: Output) -> None:

@@ -61,8 +61,8 @@ def _embedded(output: Output, config: Config) -> None:
             system_prompt=SYSTEM_PROMPT if prompt is None else prompt,
             progress=lambda step, steps, loss: advance(1, f"loss {loss:.3f}"),
         )
-    save_policy(Policy(model, processor, torch.device("cpu"), torch.float32), output.folder)
-    output.add_files(*(path.name for path in output.folder.iterdir() if not path.name.startswith(".")))
+    with output.files() as folder:
+        save_policy(Policy(model, processor, torch.device("cpu"), torch.float32), folder)
     output.counts |= {"parameters": sum(p.numel() for p in model.parameters()), **figures}
     output.policy = {"version": 0, "model": "embedded"}
 

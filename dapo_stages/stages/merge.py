@@ -64,6 +64,7 @@ def main(
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
+        alone=True,
     )
 
 
@@ -139,39 +140,39 @@ class Merge:
             Adapted(base, source.folder) if is_adapter(source) else base
             for base, source in zip(bases, self._sources, strict=True)
         ]
-        layout, folder = bases[0].layout, self._output.folder
+        layout = bases[0].layout
         with progress("merge: files", len(layout)) as advance:
             for file, names in layout.items():
                 if not self._output.has(file):
-                    merge(tensors, self._settings["shares"], names, folder / file)
-                    self._output.add_files(file)
+                    with self._output.files() as folder:
+                        merge(tensors, self._settings["shares"], names, folder / file)
                 advance(1, file)
-        self._output.add_files(*copy_beside(bases[0].folder, folder))
+        with self._output.files() as folder:
+            copy_beside(bases[0].folder, folder)
         self._output.counts["tensors"] = len(bases[0].shapes)
 
     def _by_mergekit(self) -> None:
-        """Let mergekit write into a folder beside, then take from it what belongs to a checkpoint."""
-        import shutil
+        """Let mergekit write into a folder of its own, then take from it what belongs to a checkpoint."""
         import subprocess
 
         from dapo_stages.models.checkpoints import INDEX, Checkpoint
         from dapo_stages.models.merging import copy_beside, require_same
 
         program = _mergekit()
-        folder, made = self._output.folder, self._output.folder / "mergekit"
-        recipe = folder / "recipe.yaml"
-        recipe.write_text(self._settings["recipe"], encoding="utf-8")
-        done = subprocess.run([program, str(recipe), str(made)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if done.returncode != 0:
-            said = " ".join(done.stdout.decode(errors="replace").split())[-400:]
-            raise ConfigError(f"--recipe: found mergekit failing (… {said}); needed a recipe it carries out. Mend it.")
-        base = folder_of(self._sources[0])
-        require_same([Checkpoint(base), Checkpoint(made)])
-        names = copy_beside(made, folder)
-        names += copy_beside(base, folder, but={INDEX, *names})
-        names += [path.rename(folder / path.name).name for path in made.glob("*.safetensors")]
-        shutil.rmtree(made)
-        self._output.add_files(*names, recipe.name)
+        with self._output.files() as folder:
+            made, recipe = folder / "mergekit", folder / "recipe.yaml"
+            recipe.write_text(self._settings["recipe"], encoding="utf-8")
+            done = subprocess.run([program, str(recipe), str(made)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            if done.returncode != 0:
+                said = " ".join(done.stdout.decode(errors="replace").split())[-400:]
+                found = f"found mergekit failing (… {said}); needed a recipe it carries out. Mend it."
+                raise ConfigError(f"--recipe: {found}")
+            base = folder_of(self._sources[0])
+            require_same([Checkpoint(base), Checkpoint(made)])
+            names = copy_beside(made, folder)
+            copy_beside(base, folder, but={INDEX, *names})
+            for path in made.glob("*.safetensors"):
+                path.rename(folder / path.name)
 
 
 def _mergekit() -> str:

@@ -107,9 +107,9 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
 
     def work(output: Output) -> None:
         figures, files = fragments(iteration, plan.inputs, plan.config["report.samples"])
-        for name, text in files.items():
-            write_text(output.folder / name, text)
-        output.add_files(*files)
+        with output.files() as folder:
+            for name, text in files.items():
+                write_text(folder / name, text)
         output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs)}
 
     frame.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False, alone=True)

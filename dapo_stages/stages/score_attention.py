@@ -82,13 +82,15 @@ class Scoring:
     def _rows(self, number: int, pictured: frozenset[str]) -> Iterator[Row]:
         """The attention rows of one shard, in the order of its completions."""
         prompts, members = self._shard(number)
-        for batch in _batches(prompts, members, self._settings.batch_completions):
-            wanted = [prompt for prompt in batch if self._wants(prompt)]
-            found = self._score(wanted, members, pictured) if wanted else {}
-            for prompt in batch:
-                for completion in members[prompt["group_id"]]:
-                    key = completion["completion_id"]
-                    yield found[key] if key in found else self._unscored(key)
+        wanted = [prompt for prompt in prompts if self._wants(prompt)]
+        batches = _batches(wanted, members, self._settings.batch_completions)
+        found: dict[str, Row] = {}
+        for prompt in prompts:
+            keys = [completion["completion_id"] for completion in members[prompt["group_id"]]]
+            if self._wants(prompt) and not found.keys() >= set(keys):
+                found = self._score(next(batches), members, pictured)
+            for key in keys:
+                yield found[key] if key in found else self._unscored(key)
 
     def _shard(self, number: int) -> tuple[list[Row], dict[str, list[Row]]]:
         """Prompts of a shard, and each one's completions."""

@@ -17,6 +17,7 @@ from support.commands import Result, fresh
 from support.pipeline import Run, table
 from support.server import FakeServer, Fault, cut, fails, gone, half_json, slow
 
+from dapo_stages.config import ServerConfig
 from dapo_stages.data.images import encode
 from dapo_stages.engines.server_engine import ServerEngine, messages_of
 from dapo_stages.errors import EngineError
@@ -91,7 +92,8 @@ def test_failures_that_pass_are_tried_again(
     small_run: Run, well: tuple[Path, FakeServer], tmp_path: Path, fault: Fault, said: str
 ) -> None:
     with FakeServer(small_run.policy(0), faults=[None, fault, None, fault]) as server:
-        result = attempt(small_run, server, tmp_path / "r", engines__server__timeout=0.75)
+        patience = 0.75 if fault is slow else 30
+        result = attempt(small_run, server, tmp_path / "r", engines__server__timeout=patience)
     assert result.code == 0, result.stderr
     assert result.stderr.count("trying again in") == 2 and said in result.stderr
     assert Source(tmp_path / "r").manifest.content_hash == Source(well[0]).manifest.content_hash
@@ -137,9 +139,14 @@ def changed(**values: Any) -> Fault:
     return fault
 
 
-def raw(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
-    for one in content["choices"][0]["logprobs"]["content"]:
-        one["logprob"] = -3.25
+def raw(value: float) -> Fault:
+    """What a model without anything that changes its distribution says, or its logits."""
+
+    def fault(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+        for one in content["choices"][0]["logprobs"]["content"]:
+            one["logprob"] = value
+
+    return fault
 
 
 def longer(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
@@ -161,7 +168,8 @@ def special(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
         (changed(top={"prompt_token_ids": None}), None, "found answers without token ids"),
         (changed(logprobs=None), None, "found answers without log-probs; needed them (logprobs)"),
         (changed(token_ids=[7]), None, "needed a server with logit_bias"),
-        (raw, None, "found log-prob -3.250 of a token that was certain; needed 0, as it was sampled from"),
+        (raw(-3.25), None, "found log-prob -3.250 of a token that was certain; needed 0, as it was sampled from"),
+        (raw(104.5), None, "found log-prob 104.500 of a token that was certain"),
         (None, changed(top={"prompt_token_ids": [1, 2]}), "found a prompt of 2 tokens that differs from token 0 on"),
         (None, changed(token_ids=[]), "found no token ids of a completion"),
         (None, longer, "one per token"),
@@ -187,6 +195,20 @@ def test_a_server_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -
         result = attempt(small_run, server, tmp_path / "r")
     assert result.code == 3
     assert f"found the policy {other}; needed {small_run.policy(0)}. Start it again (vllm serve" in result.stderr
+
+
+def test_a_server_that_changed_its_policy_gives_no_shard(small_run: Run, tmp_path: Path) -> None:
+    """It was started again between two answers; the shard of before stays."""
+    out, other = tmp_path / "r", small_run.policy(1)
+
+    def restarted(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+        server.root = str(other)
+
+    with FakeServer(small_run.policy(0), faults=[None] * 5 + [restarted]) as server:
+        result = attempt(small_run, server, out)
+    assert result.code == 3
+    assert f"found the policy {other} (policy) after a batch of answers; needed {small_run.policy(0)}" in result.stderr
+    assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
 
 
 def test_a_server_on_another_machine_is_taken_at_its_word(small_run: Run, tmp_path: Path) -> None:
@@ -220,6 +242,37 @@ def test_the_key_is_sent_and_never_shown(small_run: Run, tmp_path: Path, monkeyp
     assert "secret-key" not in result.stderr + result.stdout
 
 
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://localhost:8000", True),
+        ("http://127.0.0.1:8000", True),
+        ("http://[::1]:8000", True),
+        ("https://models.example.org", True),
+        ("http://models.example.org", False),
+        ("http://10.0.0.7:8000", False),
+    ],
+)
+def test_a_key_for_others_is_not_sent_in_the_clear(url: str, sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = object.__new__(ServerEngine)
+    engine._server = ServerConfig(url=url)
+    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    monkeypatch.delenv("DAPO_STAGES_API_KEY", raising=False)
+    assert ("Authorization" in engine._client().headers) is sent
+    monkeypatch.setenv("DAPO_STAGES_API_KEY", "own")
+    assert engine._client().headers["Authorization"] == "Bearer own"
+
+
+def test_a_proxy_is_not_asked_for_this_machine(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    one = {"rollout__prompts_per_iteration": 1, "engines__server__retries": 0}
+    with FakeServer(small_run.policy(0)) as server:
+        result = attempt(small_run, server, tmp_path / "r", **one)
+    assert result.code == 0, result.stderr
+
+
 def test_requests_run_side_by_side(small_run: Run, tmp_path: Path) -> None:
     with FakeServer(small_run.policy(0), seconds=0.1) as server:
         result = attempt(small_run, server, tmp_path / "r", engines__server__concurrency=3)
@@ -230,10 +283,13 @@ def test_ctrl_c_does_not_wait_for_answers(small_run: Run, tmp_path: Path) -> Non
     def interrupt(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    with FakeServer(small_run.policy(0), faults=[interrupt, slow, slow, slow]) as server:
+    def forever(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
+        time.sleep(120)
+
+    with FakeServer(small_run.policy(0), faults=[interrupt, forever, forever, forever]) as server:
         began = time.monotonic()
         result = attempt(small_run, server, tmp_path / "r")
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 60
     assert result.code == 130 and "carry on" in result.stderr
     assert not list((tmp_path / "r").glob("*.parquet"))
 

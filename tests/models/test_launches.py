@@ -53,13 +53,6 @@ def test_a_process_that_is_alone_needs_no_accelerator(monkeypatch: pytest.Monkey
     assert join(config(), CPU) is None
 
 
-def test_fewer_processes_than_asked_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate starts one process for MULTI_CPU, whatever num_processes says."""
-    monkeypatch.setenv("DAPO_STAGES_PROCESSES", "2")
-    with pytest.raises(ConfigError, match=r"found 1 process\(es\); needed 2, as configured"):
-        join(config(), CPU)
-
-
 def test_float64_under_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="found float64 under DeepSpeed; needed bfloat16 or float32"):

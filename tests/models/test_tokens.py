@@ -6,14 +6,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from support.families import OTHER, SHARED
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
-from dapo_stages.models.policy import load_policy
-from dapo_stages.models.tokens import load_tokens
+from dapo_stages.models.policy import check_family, load_policy
+from dapo_stages.models.processor import load_processor
+from dapo_stages.models.tokens import Tokens, load_tokens
 
 
 @pytest.mark.parametrize("family", [*SHARED, OTHER])
@@ -42,6 +44,37 @@ def test_end_tokens_may_be_in_the_configuration_of_the_model_alone(checkpoint: P
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [*ends, 7]}))
     assert load_tokens(folder).end_ids == [*ends, 7]
+
+
+def test_ids_without_a_token_are_never_sampled(checkpoint: Path) -> None:
+    """Vocabularies may have holes, and their last ids be tokens."""
+
+    class Holed:
+        all_special_ids: ClassVar = [0]
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+
+        def __len__(self) -> int:
+            return 4
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"<end>": 0, "a": 1, "b": 3, "c": 6}
+
+    assert Tokens(Holed(), 8, [0], None, "qwen2").special_ids == {0, 2, 4, 5, 7}
+
+
+@pytest.mark.parametrize("load", [load_tokens, check_family, load_processor])
+def test_code_of_a_checkpoint_is_never_run_nor_asked_about(
+    load: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "looks_new", "auto_map": {"AutoConfig": "configuration_new.NewConfig"}})
+    )
+    (tmp_path / "configuration_new.py").write_text("raise SystemExit('it was run')")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")
+    with pytest.raises((ModelError, OSError, ValueError), match=f"{tmp_path}.*"):
+        load(tmp_path)
+    assert not asked
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:

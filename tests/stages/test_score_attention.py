@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from support.pipeline import Run, table
+
+from dapo_stages.manifests import Source
+from dapo_stages.shards import Row
+from dapo_stages.stages.score_attention import Scoring
 
 MASSES = ["mass_vision", "mass_text", "mass_other", "mass_first", "mass_generated"]
 
@@ -48,6 +54,29 @@ def test_batching_changes_nothing(small_run: Run, tmp_path: Path) -> None:
     for key in together.index[together.status == "ok"]:
         assert np.allclose(alone.vgr[key], together.vgr[key], rtol=1e-3)
         assert np.allclose(alone.mass_vision[key], together.mass_vision[key], atol=1e-5)
+
+
+def test_batches_are_filled_with_what_is_scored(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups that are not kept cost nothing; the rows stay in the order of the completions."""
+    prompts, score, sizes = table(small_run.at(1) / "rollout", "prompts"), Scoring._score, []
+
+    def counted(self: Scoring, batch: list[Row], *more: Any) -> dict[str, Row]:
+        sizes.append(len(batch))
+        return score(self, batch, *more)
+
+    monkeypatch.setattr(Scoring, "_score", counted)
+    small_run.command(
+        "score-attention", "--policy", small_run.policy(0), "--rollouts", small_run.at(1) / "rollout",
+        "--out", tmp_path / "a", attention__batch_completions=8,
+    )  # fmt: skip
+    shards = Source(small_run.at(1) / "rollout").shards("prompts")
+    kept = np.split(prompts.kept.to_numpy(), np.cumsum([shard.rows for shard in shards])[:-1])
+    assert any(0 < part.sum() < len(part) for part in kept)
+    assert len(sizes) == sum(-(-part.sum() // 2) for part in kept)  # groups of 4
+    made, before = table(tmp_path / "a", "attention"), table(small_run.at(1) / "attention", "attention")
+    assert list(made.completion_id) == list(before.completion_id) and list(made.status) == list(before.status)
 
 
 def test_pictures_get_attention_per_image_token(small_run: Run) -> None:

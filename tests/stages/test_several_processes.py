@@ -185,6 +185,17 @@ def test_an_output_that_another_run_writes_is_locked_for_all(small_run: Run, tmp
     assert said == f"{tmp_path}/r: another run is writing here. Wait for it, stop it, or name another --out.\n"
 
 
+def test_fewer_processes_than_asked_for_are_refused(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate starts one process for MULTI_CPU, whatever num_processes says."""
+    monkeypatch.setenv("DAPO_STAGES_PROCESSES", "2")
+    result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    assert result.code == 3
+    assert "found 1 process(es); needed 2, as configured. For several on CPUs write" in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_stage_that_shares_nothing_out_is_refused(small_run: Run, tmp_path: Path) -> None:
     inputs = ["--policy", small_run.policy(0), "--out", tmp_path / "d"]
     results = together(2, "prepare-data", *small_run.options(), *inputs)
