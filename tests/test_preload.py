@@ -282,7 +282,7 @@ def test_the_key_changes_with_files_packages_and_environment(tmp_path: Path, mon
 
 
 def test_a_command_and_its_child_may_end_in_the_same_moment() -> None:
-    with socket.socketpair()[0] as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         parent = _Parent(listener)
         here, there = socket.socketpair()
         process = get_context("fork").Process(target=int)

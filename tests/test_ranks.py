@@ -184,11 +184,11 @@ def test_processes_that_were_stopped_together_carry_on(monkeypatch: pytest.Monke
 
 def test_who_has_joined_is_not_missed_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process may verify an output for longer than the others wait for one that starts."""
-    monkeypatch.setattr(ranks, "_START", 2.0)
+    monkeypatch.setattr(ranks, "_START", 1.0)
     really = outputs._open
 
     def slowly(*args: Any) -> Any:
-        time.sleep(4)
+        time.sleep(5)
         return really(*args)
 
     monkeypatch.setattr(outputs, "_open", slowly)

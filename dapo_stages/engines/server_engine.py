@@ -270,7 +270,7 @@ class ServerEngine:
     def _refused(self, response: httpx.Response) -> EngineError:
         needed = "an answer"
         if response.status_code in (401, 403):
-            needed = "a key it takes, in DAPO_STAGES_API_KEY, or (over https or on this machine) OPENAI_API_KEY"
+            needed = "a key it takes, in DAPO_STAGES_API_KEY or OPENAI_API_KEY (this one over https or here only)"
         found = f"status {response.status_code} ({_excerpt(response)})"
         return EngineError(self._where, found, needed, "Mend the server's options or engines.server, and run it again.")
 
