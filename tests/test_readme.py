@@ -52,7 +52,7 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_make_target_and_configuration_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:^|[`$] ?)make (?:-j2 )?([a-z][a-z-]+)", README, re.M):
+    for target in re.findall(r"(?:^|[`$] ?)make (?:-j2 )?([a-z][a-z-]+)\b", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for config in re.findall(r"CONFIG=(\S+yaml)", README):
         assert (ROOT / config).exists(), config
