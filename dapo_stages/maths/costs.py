@@ -5,7 +5,9 @@ A multiply and an add are two operations. Only matrix products count, so real ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dapo_stages.maths.dimensions import Dimensions
 from dapo_stages.maths.sizing import Work
@@ -26,21 +28,39 @@ class Rates:
     link: float  # between ranks
 
 
-def forward(d: Dimensions, work: Work, *, logits: bool) -> float:
+class Lengths(Protocol):
+    """One group in numbers: tokens of its prompt and of each completion, and patches of each picture."""
+
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def completions(self) -> Sequence[int]: ...
+    @property
+    def pictures(self) -> Sequence[int]: ...
+
+
+def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
     """Operations of a forward pass over one group, its prompt once.
 
     2 · tokens · weights of the layers' matrices; 4 h for each pair of a query and a key it sees (scores, then values);
     the head on completion rows; the same over patches, whose pairs are those of a window in all but the full layers.
     """
     matrices = 2 * d.hidden * d.hidden + 2 * d.hidden * d.kv + 3 * d.hidden * d.mlp
-    text = d.layers * (2 * work.tokens * matrices + 4 * d.hidden * (_pairs(work.prompt) + completion_pairs(work)))
-    head = 2 * work.count * work.completion * d.hidden * d.vocabulary if logits else 0
-    return float(text + head) + _vision(d, work.patches)
+    pairs, answers = _pairs(group.prompt) + completion_pairs(group), sum(group.completions)
+    text = d.layers * (2 * (group.prompt + answers) * matrices + 4 * d.hidden * pairs)
+    head = 2 * answers * d.hidden * d.vocabulary if logits else 0
+    return float(text + head + sum(_picture(d, patches) for patches in group.pictures))
 
 
-def scoring(d: Dimensions, work: Work) -> float:
-    """A forward pass without head, and the scores of completion rows once more: SDPA does not hand its own out."""
-    return forward(d, work, logits=False) + 2 * d.layers * d.hidden * completion_pairs(work)
+def scoring(d: Dimensions, group: Lengths) -> float:
+    """A forward pass without head, and the scores of completion rows once more: SDPA does not hand its own out.
+
+    The last layer stops at its queries and keys: no values, attention, output projection or MLP is needed there.
+    """
+    seen, tokens = completion_pairs(group), group.prompt + sum(group.completions)
+    unneeded = 2 * tokens * (d.hidden * d.kv + d.hidden**2 + 3 * d.hidden * d.mlp)
+    unneeded += 4 * d.hidden * (_pairs(group.prompt) + seen)
+    return forward(d, group, logits=False) + 2 * d.layers * d.hidden * seen - unneeded
 
 
 def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates) -> float:
@@ -74,9 +94,9 @@ def traffic(parallel: str, trained: int, parameters: int, micro_batches: int, ra
     return reduced + gathered
 
 
-def completion_pairs(work: Work) -> int:
+def completion_pairs(group: Lengths) -> int:
     """Pairs of a completion's query and a key it sees: the whole prompt, and its own tokens up to itself."""
-    return work.count * (work.completion * work.prompt + _pairs(work.completion))
+    return sum(length * group.prompt + _pairs(length) for length in group.completions)
 
 
 def shards(d: Dimensions, work: Work, groups: int, picture_bytes: int, patch_completions: int) -> dict[str, int]:
@@ -94,7 +114,7 @@ def _pairs(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def _vision(d: Dimensions, patches: int) -> float:
+def _picture(d: Dimensions, patches: int) -> float:
     v = d.vision_hidden
     matrices = 4 * v * v + (3 if d.gated else 2) * v * d.vision_mlp
     windowed = d.vision_layers - d.vision_full_layers

@@ -32,6 +32,16 @@ class Work:
     patches: int
 
     @property
+    def completions(self) -> list[int]:
+        """Length of each completion."""
+        return [self.completion] * self.count
+
+    @property
+    def pictures(self) -> list[int]:
+        """Patches, as if of one picture."""
+        return [self.patches]
+
+    @property
     def tokens(self) -> int:
         """Of the packed row."""
         return self.prompt + self.count * self.completion

@@ -62,11 +62,16 @@ CHAT_TEMPLATE = (  # Qwen2.5-VL's own
 
 def build_tokenizer() -> Any:
     """A byte-level BPE trained on the embedded task's own text: it encodes any text, its own in few tokens."""
-    from transformers import Qwen2Tokenizer
-
     vocabulary, merges = _train_bpe()
     for token in (*SPECIAL_TOKENS, *ADDED_TOKENS):
         vocabulary[token] = len(vocabulary)
+    return tokenizer_of(vocabulary, merges, 4096)
+
+
+def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], longest: int) -> Any:
+    """Qwen's tokenizer over a BPE whose vocabulary has its special tokens, for texts of at most `longest` tokens."""
+    from transformers import Qwen2Tokenizer
+
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
@@ -76,7 +81,7 @@ def build_tokenizer() -> Any:
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
         chat_template=CHAT_TEMPLATE,
-        model_max_length=4096,
+        model_max_length=longest,
         padding_side="left",
     )
     tokenizer.add_tokens(list(ADDED_TOKENS))

@@ -27,6 +27,7 @@ import torch
 from benchmarks import limits, models, trl_side
 from dapo_stages.config import SamplerConfig, TrainConfig
 from dapo_stages.engines.transformers_engine import generate
+from dapo_stages.maths import costs
 from dapo_stages.maths.objective import normalizer_of, policy_loss
 from dapo_stages.models.logprobs import GroupLogprobs, log_distribution
 from dapo_stages.models.masses import MassRecorder, prompt_kinds
@@ -250,9 +251,9 @@ class Work:
         """Of one call; None for generation, which memory traffic bounds."""
         if kind == "generation":
             return None
-        shape, load = limits.shape_of(self._policy.base.config), limits.load_of(self._group)
+        shape, load = limits.dimensions(self._policy), limits.load_of(self._group)
         loads = [load] if shared else load.separate()
-        count = limits.training if kind == "update" else limits.scoring
+        count = limits.training if kind == "update" else costs.scoring
         return sum(count(shape, one) for one in loads)
 
     def _alone(self) -> list[Group]:

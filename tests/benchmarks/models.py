@@ -78,28 +78,13 @@ def medium(seed: int = 0) -> Policy:
 
 def medium_tokenizer() -> Any:
     """The embedded tokenizer with ordinary tokens added up to the vocabulary, so that all of it can be sampled."""
-    from transformers import Qwen2Tokenizer
-
-    from dapo_stages.models.embedded_tokenizer import ADDED_TOKENS, CHAT_TEMPLATE, SPECIAL_TOKENS, build_tokenizer
+    from dapo_stages.models.embedded_tokenizer import build_tokenizer, tokenizer_of
 
     bpe = json.loads(build_tokenizer().backend_tokenizer.to_str())["model"]
     vocabulary = dict(bpe["vocab"])
     for index in range(max(vocabulary.values()) + 1, VOCABULARY):
         vocabulary[f"Ġw{index}"] = index  # reached by no merge: it decodes, and no text encodes to it
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=[tuple(merge) for merge in bpe["merges"]],
-        unk_token=None,
-        bos_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL_TOKENS),
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=8192,
-        padding_side="left",
-    )
-    tokenizer.add_tokens(list(ADDED_TOKENS))
-    return tokenizer
+    return tokenizer_of(vocabulary, [tuple(merge) for merge in bpe["merges"]], 8192)
 
 
 def save(policy: Policy, folder: Path) -> None:

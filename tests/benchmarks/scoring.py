@@ -8,6 +8,7 @@ import torch
 from transformers.utils.logging import set_verbosity_error
 
 from benchmarks import limits, models, trl_side
+from dapo_stages.maths import costs
 from dapo_stages.models.masses import MassRecorder, prompt_kinds
 from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
@@ -55,7 +56,7 @@ class Scoring:
     @property
     def operations(self) -> float:
         """Of one scoring pass, with the prefix shared."""
-        return limits.scoring(limits.shape_of(self._policy.base.config), limits.load_of(self._group))
+        return costs.scoring(limits.dimensions(self._policy), limits.load_of(self._group))
 
     def _our_masses(self) -> torch.Tensor:
         with torch.inference_mode():

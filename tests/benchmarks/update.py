@@ -81,7 +81,7 @@ class Update:
     @property
     def operations(self) -> float:
         """Of one update, with prefixes shared."""
-        shape = limits.shape_of(self._policy.base.config)
+        shape = limits.dimensions(self._policy)
         return sum(limits.training(shape, limits.load_of(group)) for group in self._groups)
 
     def _our_logprobs(self) -> list[torch.Tensor]:

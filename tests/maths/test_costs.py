@@ -5,12 +5,68 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from benchmarks.limits import Load, training
 
 from dapo_stages.maths import costs
-from dapo_stages.maths.dimensions import PUBLISHED, dimensions_of
+from dapo_stages.maths.dimensions import PUBLISHED, Dimensions, dimensions_of
 from dapo_stages.maths.sizing import Work
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
+SMALL = Dimensions(
+    vocabulary=10,
+    hidden=8,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    mlp=16,
+    tied=True,
+    vision_layers=3,
+    vision_hidden=4,
+    vision_mlp=6,
+    vision_full_layers=1,
+    window=4,
+    patch=5,
+    merge=4,
+    gated=True,
+)
+
+
+def test_pairs_of_queries_and_keys_are_those_of_the_causal_mask() -> None:
+    # Prompt of 3; the queries of completions of 2 and 1 see 4 + 5 and 4 keys.
+    assert costs.completion_pairs(Load(3, (2, 1), ())) == 13
+
+
+def test_operations_of_text_are_those_counted_by_hand() -> None:
+    # A layer: q and o 8 × 8, k and v 8 × 4, three of 8 × 16: 576 weights. 6 tokens; 6 pairs in the prompt, 13 after.
+    layers = 2 * (2 * 6 * 576 + 4 * 8 * (6 + 13))
+    assert costs.forward(SMALL, Load(3, (2, 1), ()), logits=False) == layers
+    assert costs.forward(SMALL, Load(3, (2, 1), ()), logits=True) == layers + 2 * 3 * 8 * 10
+
+
+def test_operations_of_a_picture_are_those_counted_by_hand() -> None:
+    # 8 patches: embedding 8 × 5 × 4; a layer 4 · 16 + 3 · 24 = 136 weights; 64 pairs in the full layer, 32 in the two
+    # others; 2 merged tokens through 16 × 16 and 16 × 8.
+    picture = 2 * 8 * 5 * 4 + 3 * 2 * 8 * 136 + 4 * 4 * (64 + 2 * 32) + 2 * 2 * (16 * 16 + 16 * 8)
+    text = costs.forward(SMALL, Load(3, (1,), ()), logits=False)
+    assert costs.forward(SMALL, Load(3, (1,), (8,)), logits=False) == text + picture
+
+
+def test_training_is_three_forwards() -> None:
+    load = Load(3, (2, 1), (8,))
+    assert training(SMALL, load) == 3 * costs.forward(SMALL, load, logits=True)
+
+
+def test_scoring_scores_completions_once_more_and_ends_at_the_keys_of_the_last_layer() -> None:
+    # Once more: 2 layers, 8 wide, 13 pairs. Unneeded in the last layer: v 8 × 4, o 8 × 8, three of 8 × 16, 19 pairs.
+    load = Load(3, (2, 1), (8,))
+    again, unneeded = 2 * 2 * 8 * 13, 2 * 6 * (32 + 64 + 384) + 4 * 8 * 19
+    assert costs.scoring(SMALL, load) == costs.forward(SMALL, load, logits=False) + again - unneeded
+
+
+def test_separate_rows_compute_the_prompt_as_often_as_there_are_completions() -> None:
+    load = Load(100, (4, 4, 4, 4), (8,))
+    separate = sum(costs.forward(SMALL, one, logits=False) for one in load.separate())
+    assert 3 < separate / costs.forward(SMALL, load, logits=False) < 4
 
 
 def test_operations_of_a_forward_pass_are_those_that_torch_counts() -> None:
