@@ -1,0 +1,47 @@
+"""One YAML file configures a run; frozen models, a module for each group of sections, say which keys exist, their
+ranges and their meaning.
+
+A stage stores the sections it used in its manifest, so keys that change no result (engines, report, keep) live apart.
+"""
+
+from dapo_stages.config.attention import AttentionConfig
+from dapo_stages.config.base import Section
+from dapo_stages.config.data import ColumnsConfig, DataConfig, SyntheticConfig
+from dapo_stages.config.engines import EnginesConfig, ServerConfig, VllmConfig
+from dapo_stages.config.evaluate import EvaluateConfig
+from dapo_stages.config.loading import dump_config, load_config
+from dapo_stages.config.model import ModelConfig, WarmUpConfig
+from dapo_stages.config.report import KeepConfig, ReportConfig
+from dapo_stages.config.rewards import RewardsConfig
+from dapo_stages.config.rollout import RolloutConfig, SamplerConfig
+from dapo_stages.config.run import Config
+from dapo_stages.config.train import LoraSettings, TrainConfig
+from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, WeightsConfig
+
+__all__ = [
+    "AttentionConfig",
+    "ColumnsConfig",
+    "Config",
+    "DataConfig",
+    "EarlyRewardWeights",
+    "EnginesConfig",
+    "EvaluateConfig",
+    "KeepConfig",
+    "LoraSettings",
+    "ModelConfig",
+    "ReplayConfig",
+    "ReportConfig",
+    "RewardWeights",
+    "RewardsConfig",
+    "RolloutConfig",
+    "SamplerConfig",
+    "Section",
+    "ServerConfig",
+    "SyntheticConfig",
+    "TrainConfig",
+    "VllmConfig",
+    "WarmUpConfig",
+    "WeightsConfig",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,56 @@
+"""Questions and pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dapo_stages.config.base import Count, Section
+
+
+class ColumnsConfig(Section):
+    """Names of the data set's columns."""
+
+    image: str = Field("image", description="Picture(s): an image, or a list of images.")
+    problem: str = Field("problem", description="The question, with its options; `<image>` marks where pictures go.")
+    solution: str = Field("solution", description="The right answer: a bare letter, or inside <answer>…</answer>.")
+    messages: str | None = Field(
+        None, description="Conversation column (`prompt`/`messages`), used where `problem` is missing."
+    )
+    slice: str | None = Field(None, description="Column whose values the evaluation reports separately.")
+
+
+class SyntheticConfig(Section):
+    """Sizes of the embedded synthetic task."""
+
+    train: Count = Field(4096, description="Training questions.")
+    held_out: Count = Field(512, description="Held-out questions.")
+
+
+class DataConfig(Section):
+    """Where the questions come from and how they become prompts."""
+
+    source: str = Field(
+        "lujunxi57/DDM",
+        description="Hub id, Parquet/JSONL file or folder, image folder, save_to_disk folder, or `embedded`.",
+    )
+    split: str = Field("train", description="Split of a hub data set.")
+    columns: ColumnsConfig = ColumnsConfig()
+    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="Share held out for evaluation.")
+    split_seed: int = Field(42, description="Seed of the train/held-out split.")
+    max_rows: Count | None = Field(None, description="Use only the first rows of the source.")
+    max_image_size: Annotated[int, Field(ge=28)] = Field(
+        1024, description="Pictures are fitted into a square of this many pixels a side, keeping their shape."
+    )
+    max_image_pixels: Count = Field(
+        50_000_000, description="A picture with more pixels is bad: it is refused before it is decoded."
+    )
+    max_prompt_length: Count = Field(
+        1024, description="Longest prompt in tokens, image tokens included; longer ones are dropped and counted."
+    )
+    on_bad_image: Literal["skip", "error"] = Field("skip", description="Drop and count an unreadable row, or stop.")
+    system_prompt: str | None = Field(
+        None, description="System message; null takes the built-in one, '' leaves it out."
+    )
+    synthetic: SyntheticConfig = SyntheticConfig()

@@ -1,0 +1,131 @@
+"""From YAML to a Config, with errors that say which key, what was found and what is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from dapo_stages.config.run import Config
+from dapo_stages.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides (values are YAML too).
+
+    A file may begin with `extends: other.yaml`, relative to itself, and then names only what differs.
+
+    Raises ConfigError naming the file, the key, what was found and what is allowed.
+    """
+    values = _read(path)
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML, every key spelled out."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _strict_loader()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found a {type(values).__name__}; needed keys and values, such as `seed: 42`.")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends itself, by way of {base}. Mend the files.")
+    return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _strict_loader() -> type[yaml.SafeLoader]:
+    """YAML's safe loader, which by itself keeps the last of two sections of the same name without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"`{twice}` stands there twice", problem_mark=node.start_mark
+                )
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(
+            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."
+        )
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: `{parent}` is a single value and has no keys below it.")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not valid YAML. Quote it.") from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    import difflib
+
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys_beside(problem["loc"])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}."
+            lines.append(f"{path}: unknown key `{key}`; {hint}")
+        elif not key:  # sections that do not agree; the message says what was found
+            lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
+        else:
+            lines.append(f"{path}: `{key}`: found {problem['input']!r}; needed: {problem['msg']}.")
+    return "\n".join([*lines, "Mend the file, or the --set option, and run the command again."])
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,42 @@
+"""Completions: what they are sampled from and how many."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dapo_stages.config.base import Count, Fraction, Section
+
+
+class SamplerConfig(Section):
+    """The distribution that completions are drawn from. Special tokens but the end token are never sampled."""
+
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="Softmax temperature.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 is off.")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep the k most likely tokens; 0 is off.")
+    min_p: Fraction = Field(0.0, description="Drop tokens below this share of the likeliest one; 0 is off.")
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="1 is off.")
+
+
+class RolloutConfig(Section):
+    """Completions of an iteration and DAPO's dynamic sampling."""
+
+    engine: Literal["transformers", "vllm", "server", "paged"] = Field(
+        "transformers",
+        description="What generates the completions: transformers; vLLM in this process; a server (engines.server).",
+    )
+    prompts_per_iteration: Count = Field(128, description="Groups an iteration asks for.")
+    num_generations: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt (the group size).")
+    max_completion_length: Count = Field(384, description="Most tokens of a completion, end token included.")
+    sampler: SamplerConfig = SamplerConfig()
+    dynamic_sampling: bool = Field(True, description="Ask for informative groups: some but not all correct.")
+    max_resample_rounds: Count = Field(
+        4, description="Rounds of new prompts at most, the first included; then go on with what there is."
+    )
+    groups_per_shard: Count = Field(
+        32, description="Groups per Parquet shard, and per piece of work that is resumed, or shared by processes."
+    )
+    batch_groups: Count = Field(
+        8, description="Groups that transformers generates at the same time; the others are given a shard's at once."
+    )

@@ -1,0 +1,91 @@
+"""A whole run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from dapo_stages.config.attention import AttentionConfig
+from dapo_stages.config.base import Count, Section
+from dapo_stages.config.data import DataConfig
+from dapo_stages.config.engines import EnginesConfig
+from dapo_stages.config.evaluate import EvaluateConfig
+from dapo_stages.config.model import ModelConfig, WarmUpConfig
+from dapo_stages.config.report import KeepConfig, ReportConfig
+from dapo_stages.config.rewards import RewardsConfig
+from dapo_stages.config.rollout import RolloutConfig
+from dapo_stages.config.train import TrainConfig
+from dapo_stages.config.weights import WeightsConfig
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = Field(42, ge=0, description="Seed of everything that is drawn.")
+    planned_iterations: Count = Field(
+        100, description="Length of the run behind learning-rate schedule and reward phases; ITERS never changes it."
+    )
+    lag: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Train-steps by which the policy that samples is older than it could be, so that both run at "
+        "the same time; make sets it by LAG.",
+    )
+    model: ModelConfig = ModelConfig()
+    warm_up: WarmUpConfig = WarmUpConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engines: EnginesConfig = EnginesConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    attention: AttentionConfig = AttentionConfig()
+    weights: WeightsConfig = WeightsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    keep: KeepConfig = KeepConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        longest = self.rewards.overlong_max_length or self.rollout.max_completion_length
+        if self.rewards.overlong_cache > longest:
+            raise ValueError(
+                f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
+                f"found {self.rewards.overlong_cache}"
+            )
+        if self.model.quantization is not None and self.train.lora is None:
+            raise ValueError(
+                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}); "
+                "found train.lora null, which trains every weight"
+            )
+        for phase in ("reward_weights", "early_reward_weights"):
+            unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())
+            if unknown:
+                raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
+        rollout, temperature = self.rollout, self.rollout.sampler.temperature
+        if rollout.engine == "paged":
+            raise ValueError(
+                "rollout.engine: found paged, the continuous batching of transformers (generate_batch), which takes "
+                "token ids and no pictures; needed transformers, vllm or server"
+            )
+        if rollout.engine != "transformers" and self.model.quantization is not None:
+            raise ValueError(
+                f"rollout.engine: found {rollout.engine} with model.quantization {self.model.quantization}; needed "
+                "transformers, which samples from the quantised base that is trained"
+            )
+        if rollout.engine != "transformers" and temperature > 2:
+            raise ValueError(
+                f"rollout.sampler.temperature: found {temperature}; needed at most 2 with engine {rollout.engine}, "
+                "because it divides what keeps special tokens from being sampled"
+            )
+        return self
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The named sections (dotted names reach inside one) as plain values, for a manifest."""
+        everything = self.model_dump(mode="json")
+        found: dict[str, Any] = {}
+        for name in names:
+            value: Any = everything
+            for key in name.split("."):
+                value = value[key]
+            found[name] = value
+        return found

@@ -1,0 +1,60 @@
+"""Advantages, token weights, replay."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dapo_stages.config.base import Count, Fraction, Section
+
+
+class RewardWeights(Section):
+    """Weight of each reward in the total."""
+
+    accuracy: float = Field(2.5, description="Weight of reward_accuracy.")
+    vgr: float = Field(0.0, description="Weight of reward_vgr.")
+    format: float = Field(0.5, description="Weight of reward_format.")
+    overlong: float = Field(1.0, description="Weight of reward_overlong.")
+    plugins: dict[str, float] = Field({}, description="Weights of plug-in rewards; 1 where not named.")
+
+
+class EarlyRewardWeights(RewardWeights):
+    """The same for the first phase: the format first."""
+
+    accuracy: float = Field(1.0, description="Weight of reward_accuracy.")
+    format: float = Field(2.0, description="Weight of reward_format.")
+
+
+class ReplayConfig(Section):
+    """Buffer of informative groups that stand in for groups without signal."""
+
+    size: Annotated[int, Field(ge=0)] = Field(64, description="Groups kept; 0 switches replay off.")
+    var_epsilon: Annotated[float, Field(ge=0)] = Field(1e-6, description="A group enters above this reward deviation.")
+    min_reward: float = Field(1.5, description="A group enters above this mean reward.")
+    max_staleness: Count = Field(10, description="Iterations after which a group leaves.")
+
+
+class WeightsConfig(Section):
+    """From attention and rewards to advantages and token weights."""
+
+    scheme: Literal["vgr", "uniform"] = Field("vgr", description="Token weights: 1/VGR, or all 1.")
+    clip: tuple[float, float] = Field((0.2, 3.0), description="Bounds of a token weight; they enclose 1.")
+    smooth_sigma: Annotated[float, Field(ge=0)] = Field(0.0, description="Gaussian smoothing over tokens; 0 is off.")
+    mean_preserving: bool = Field(True, description="Keep the mean of a completion's weights at 1 inside the bounds.")
+    reward_weights: RewardWeights = RewardWeights()
+    early_reward_weights: EarlyRewardWeights = EarlyRewardWeights()
+    early_fraction: Fraction = Field(0.1, description="Share of planned_iterations under early_reward_weights.")
+    vgr_mapping: Literal["quantile", "mad"] = Field("quantile", description="From a group's VGR to rewards.")
+    vgr_min_range: Annotated[float, Field(ge=0)] = Field(5.0, description="Least quantile range that counts.")
+    vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
+    hard_negative: bool = Field(False, description="VGR reward for correct completions only, centred on zero.")
+    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="What divides the advantage.")
+    mask_truncated_completions: bool = Field(True, description="Truncated completions stay out of the loss.")
+    replay: ReplayConfig = ReplayConfig()
+
+    @model_validator(mode="after")
+    def _clip_encloses_one(self) -> Self:
+        if not 0 <= self.clip[0] < 1 < self.clip[1]:
+            raise ValueError(f"clip must satisfy 0 <= lo < 1 < hi, found {list(self.clip)}")
+        return self
