@@ -24,7 +24,7 @@ class TrainConfig(Section):
     """The DAPO update."""
 
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo"] = Field(
-        "dapo", description="The loss, and how tokens are averaged; whatever the number of processes. docs/objective.md"
+        "dapo", description="The loss, and how tokens are averaged; whatever the number of processes."
     )
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
         None, description="Level of the policy ratio; null is token, and sequence under gspo."

@@ -100,9 +100,7 @@ def trl_loss(
     return loss.item(), new.grad, entropies.grad, stub._metrics["train"]
 
 
-def our_loss(
-    batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, cap=None, cap_level="token", bonus=0.0
-):
+def our_loss(batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, cap=None, cap_level="token", bonus=0.0):
     """The same from policy_loss: tokens packed in one row, all weights 1.
 
     The masked completion keeps a token in the row, so that packing and mask are not the same.
@@ -159,11 +157,17 @@ def our_loss(
     ids=lambda options: "-".join(options) or "plain",
 )
 def test_loss_and_gradient_equal_trl(trainer, batch, loss_type, options):
+    """Where tokens of a completion count differently, TRL's ratio of the sequence spreads the gradient over all of
+    them; ours leaves it with the token that counts (GSPO's token form), so that sums over a completion are the same.
+    """
     if loss_type == "cispo":  # it has no dual clip
         options = {name: value for name, value in options.items() if name != "delta"}
     theirs, their_gradient, their_entropy_gradient, _ = trl_loss(trainer, batch, loss_type, **options)
     ours, our_gradient, our_entropy_gradient, _ = our_loss(batch, loss_type, **options)
     assert ours == pytest.approx(theirs, abs=1e-10)
+    sequence = loss_type == "gspo" or (options.get("level") == "sequence" and loss_type != "cispo")
+    if sequence and ("entropy" in options or (options.get("cap") and "cap_level" not in options)):
+        our_gradient, their_gradient = our_gradient.sum(-1), their_gradient.sum(-1)
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-10, rtol=0)
     assert their_gradient.abs().sum() > 0
     if options.get("bonus"):
