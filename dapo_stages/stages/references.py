@@ -1,6 +1,6 @@
 """The reference policy of the KL term: opened to be asked, and moved towards the policy now and then.
 
-TR-DPO (arXiv 2404.09656, equation 2, soft update): reference <- alpha · policy + (1 - alpha) · reference.
+TR-DPO (arXiv 2404.09656), its soft update: reference <- alpha · policy + (1 - alpha) · reference.
 """
 
 from __future__ import annotations
