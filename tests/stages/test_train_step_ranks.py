@@ -135,7 +135,7 @@ def test_gradients_before_clipping_are_those_of_one_process(
         assert found.keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), (name, step)
-        assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+        assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5, nan_ok=True)
 
 
 def test_gradients_of_separate_rows_are_exchanged_in_the_same_order_by_all(
