@@ -119,7 +119,7 @@ $(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.j
 
 $(2)/train/manifest.json: $(4) $(2)/weights/manifest.json | $(R)/config.yaml
 	$$(TRAIN_PYTHON) $$(call start,$$(TRAIN_LAUNCH)) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
-	  $(if $(6),--state $(3)/train/state) --reference $(R)/policy --out $$(@D) $$(replace)
+	  $(if $(6),--state $(3)/train/state) --reference $$(call reference,$(2)) --out $$(@D) $$(replace)
 
 $(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
 	$$(EVALUATE_PYTHON) $$(call start,$$(EVALUATE_LAUNCH)) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
@@ -136,6 +136,10 @@ sampler   = $(shell n=$$(($(1) - 1 - $(LAG))); echo $$((n > 0 ? n : 0)))
 # The policy after iteration $(1), 0 for the starting one, and the manifest that says it is there.
 policy    = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train/policy)
 made      = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train)/manifest.json
+# The reference of a KL term, looked for when it is needed: the newest that a train-step before that of $(1) has left
+# (train.reference_update_every), or the starting policy.
+reference = $(or $(shell ls $(R)/iter-[0-9]*/train/reference/manifest.json 2>/dev/null | \
+  awk -v here='$(1)' '$$0 < here {sub("/manifest.json", ""); last = $$0} END {print last}'),$(R)/policy)
 # $(1) iteration, $(2) the one before, $(3) the one whose policy samples
 rules     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(call folder,$(2)),$(call made,$(2)),$(call policy,$(2)),$(filter-out 0,$(2)),$(call made,$(3)),$(call policy,$(3))))
 

@@ -48,7 +48,7 @@ _LOCK = ".lock"
 _SWAPPING = ".swapping"
 _OLD = ".old.json"  # the manifest of what is being replaced
 _WRITING = ".writing"  # files that are not finished yet
-_PARTS = frozenset({"policy", "state", _WRITING})  # folders that stages write into before their files are noted
+_PARTS = frozenset({"policy", "reference", "state", _WRITING})  # folders written into before their files are noted
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ REFERENCE = {
     "weights.replay.var_epsilon": 1e-6,
     "weights.replay.min_reward": 1.5,
     "train.loss_type": "dapo",
-    "train.importance_sampling_level": "token",
+    "train.importance_sampling_level": None,
     "train.epsilon_low": 0.2,
     "train.epsilon_high": 0.28,
     "train.engine_is_cap": 2.0,
@@ -197,8 +197,8 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("evaluate.num_generations=-1", "`evaluate.num_generations`: found -1; needed: Input should be greater than or "
          "equal to 0."),
         ("data.held_out_fraction=1", "`data.held_out_fraction`: found 1; needed: Input should be less than 1."),
-        ("train.loss_type=ppo", "`train.loss_type`: found 'ppo'; needed: Input should be 'dapo', 'grpo', 'bnpo' or "
-         "'dr_grpo'."),
+        ("train.loss_type=ppo", "`train.loss_type`: found 'ppo'; needed: Input should be 'dapo', 'grpo', 'bnpo', "
+         "'dr_grpo', 'gspo' or 'cispo'."),
         ("seed=-1", "`seed`: found -1; needed: Input should be greater than or equal to 0."),
         ("planned_iterations=ten", "`planned_iterations`: found 'ten'; needed: Input should be a valid integer, "
          "unable to parse string as an integer."),
@@ -206,6 +206,12 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
          "0 <= lo < 1 < hi, found [1.5, 3.0]."),
         ("train.delta=1.2", "`train`: found {'delta': 1.2}; needed: Value error, delta must exceed 1 + epsilon_high, "
          "1.28, or be null, found 1.2."),
+        ("train={loss_type: gspo, importance_sampling_level: token}", "`train`: found {'loss_type': 'gspo', "
+         "'importance_sampling_level': 'token'}; needed: Value error, importance_sampling_level must be sequence or "
+         "null under loss_type gspo, found token; the ratio of the token with gspo's normaliser is loss_type grpo."),
+        ("train={loss_type: cispo, delta: 3}", "`train`: found {'loss_type': 'cispo', 'delta': 3}; needed: Value "
+         "error, delta must be null under loss_type cispo, found 3; epsilon_high caps its ratio for advantages of "
+         "either sign."),
         ("weights.replay.min_reward=.nan", "`weights.replay.min_reward`: found nan; needed: Input should be a finite "
          "number."),
         ("train.learning_rate=.inf", "`train.learning_rate`: found inf; needed: Input should be a finite number."),

@@ -23,19 +23,39 @@ class LoraSettings(Section):
 class TrainConfig(Section):
     """The DAPO update."""
 
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = Field(
-        "dapo", description="How tokens are averaged; whatever the number of processes."
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo"] = Field(
+        "dapo", description="The loss, and how tokens are averaged; whatever the number of processes."
     )
-    importance_sampling_level: Literal["token", "sequence"] = Field("token", description="Level of the policy ratio.")
-    epsilon_low: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="Lower clip of the ratio.")
-    epsilon_high: Annotated[float, Field(gt=0)] = Field(0.28, description="Upper clip of the ratio (clip-higher).")
+    importance_sampling_level: Literal["token", "sequence"] | None = Field(
+        None, description="Level of the policy ratio; null is token, and sequence under gspo."
+    )
+    epsilon_low: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Lower clip of the ratio, 1 - epsilon_low; cispo has none."
+    )
+    epsilon_high: Annotated[float, Field(gt=0)] = Field(
+        0.28, description="Upper clip of the ratio, 1 + epsilon_high (clip-higher), of whatever loss."
+    )
     delta: Annotated[float, Field(gt=1)] | None = Field(
         None, description="Dual clip of large ratios, above 1 + epsilon_high; null is off."
     )
     engine_is_cap: Annotated[float, Field(gt=0)] = Field(
         2.0, description="Cap of the importance weight between trainer and engine."
     )
+    engine_is_level: Literal["token", "sequence"] = Field(
+        "token", description="Whether that weight is of each token or the product over its completion."
+    )
     beta: Annotated[float, Field(ge=0)] = Field(0.0, description="Weight of the KL to the policy given as --reference.")
+    reference_update_every: Count | None = Field(
+        None,
+        description="Train-steps after which the reference moves towards the policy (TR-DPO); null keeps it. The new "
+        "one is in the train-step's folder. Read if beta > 0.",
+    )
+    reference_mixup_alpha: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.6, description="Share of the policy in the new reference, the rest is of the old one; 1 replaces it."
+    )
+    entropy_coefficient: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Bonus for the mean entropy of the tokens in the policy term, in nats; 0 is off."
+    )
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of tokens, by entropy, that the loss keeps; 1 keeps all."
     )
@@ -67,5 +87,19 @@ class TrainConfig(Section):
         if self.delta is not None and self.delta <= 1 + self.epsilon_high:
             raise ValueError(
                 f"delta must exceed 1 + epsilon_high, {1 + self.epsilon_high:g}, or be null, found {self.delta:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_type_has_what_is_set(self) -> Self:
+        if self.loss_type == "gspo" and self.importance_sampling_level == "token":
+            raise ValueError(
+                "importance_sampling_level must be sequence or null under loss_type gspo, found token; the ratio of "
+                "the token with gspo's normaliser is loss_type grpo"
+            )
+        if self.loss_type == "cispo" and self.delta is not None:
+            raise ValueError(
+                f"delta must be null under loss_type cispo, found {self.delta:g}; epsilon_high caps its ratio for "
+                "advantages of either sign"
             )
         return self

@@ -41,6 +41,7 @@ class TrainGroup:
     prompt_tokens: int = 0
     has_pictures: bool = True
     counts: bool = True  # False: it goes through the model for company and is in no sum
+    replayed: bool = False  # from the replay buffer
 
     @property
     def cost(self) -> int:

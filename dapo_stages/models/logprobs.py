@@ -16,14 +16,16 @@ class GroupLogprobs(torch.nn.Module):
 
     The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits exist only
     for completion rows. Where there are more than `chunk` of them in a packed batch, they are computed `chunk` rows at
-    a time, and again in the backward pass.
+    a time, and again in the backward pass. The entropy, in nats, has a gradient only with `entropy_gradient`.
     """
 
-    def __init__(self, policy: Policy, temperature: float, chunk: int = 1024) -> None:
+    def __init__(
+        self, policy: Policy, temperature: float, chunk: int = 1024, *, entropy_gradient: bool = False
+    ) -> None:
         super().__init__()
         self.model = policy.model
         self._policy, self._suppressed = policy, policy.suppressed
-        self._temperature, self._chunk = temperature, chunk
+        self._temperature, self._chunk, self._entropy_gradient = temperature, chunk, entropy_gradient
         if policy.compiled:  # scaling, mask, softmax, gather and entropy in one kernel over the vocabulary
             self._pick = torch.compile(self._pick, dynamic=True)  # type: ignore[method-assign]
 
@@ -33,7 +35,7 @@ class GroupLogprobs(torch.nn.Module):
         return self._policy.dtype == torch.bfloat16
 
     def forward(self, batch: Packed | SeparateRows, chunks: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> log-probs [sum C] and entropies [sum C] (without gradient), float32 or better.
+        """-> log-probs [sum C] and entropies [sum C], float32 or better.
 
         The head is called for `chunks` chunks at least, some empty: with split weights all ranks must call it as often.
         """
@@ -69,7 +71,7 @@ class GroupLogprobs(torch.nn.Module):
 
     def _pick(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         distribution = log_distribution(logits, self._suppressed, self._temperature)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self._entropy_gradient and torch.is_grad_enabled()):
             entropy = -(distribution.exp() * distribution.masked_fill(self._suppressed, 0)).sum(-1)
         return distribution.gather(-1, targets[:, None])[:, 0], entropy
 

@@ -67,7 +67,7 @@ class Worker:
         return torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, self._max_norm)
 
     def total(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Sums over all ranks; of names in `_max` the largest."""
+        """Sums over all ranks; of names in `_min` and `_max` the extremes."""
         return {name: float(value) for name, value in sums.items()}
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
@@ -125,8 +125,9 @@ class Ranked(Worker):
         from torch.distributed import ReduceOp, all_reduce
 
         found: dict[str, float] = {}
-        for largest, how in ((False, ReduceOp.SUM), (True, ReduceOp.MAX)):
-            names = [name for name in sums if name.endswith("_max") == largest]
+        extremes = {"_min": ReduceOp.MIN, "_max": ReduceOp.MAX}
+        for how in (ReduceOp.SUM, *extremes.values()):
+            names = [name for name in sums if extremes.get(name[-4:], ReduceOp.SUM) == how]
             if names:
                 values = torch.stack([sums[name].detach().double() for name in names]).to(self._accelerator.device)
                 all_reduce(values, how)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,13 @@ from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.packing import Group, Packed
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.separate import SeparateRows
+
+
+class Chosen(NamedTuple):
+    """The tokens of a mini-batch that are in the policy term."""
+
+    least_entropy: float | None  # those of this entropy and above; None: all
+    tokens: float  # their number, over all ranks
 
 
 class Trainer:
@@ -32,7 +39,10 @@ class Trainer:
     ) -> None:
         self._policy, self._config = policy, config
         self._max_length = max_completion_length
-        self.worker = worker(accelerator, GroupLogprobs(policy, temperature, config.logprob_chunk), optimizers, config)
+        forward = GroupLogprobs(
+            policy, temperature, config.logprob_chunk, entropy_gradient=config.entropy_coefficient > 0
+        )
+        self.worker = worker(accelerator, forward, optimizers, config)
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
         """Log-probs of a micro-batch as the policy is now, [sum C], without gradient and in the layout of training."""
@@ -46,11 +56,11 @@ class Trainer:
         are the old ones and the ratio is exactly 1.
         """
         totals: dict[str, torch.Tensor] = {}
-        least_entropy = self._least_entropy(mini_batch)
+        chosen = self._chosen(mini_batch)
         for number, batch in enumerate(mini_batch.batches, start=1):
             with self.worker.pass_(last=number == len(mini_batch.batches)):
                 new, entropy = self.worker.forward(self._rows(batch), batch.chunks)
-                loss, sums = self._loss(batch, new, entropy, mini_batch, least_entropy)
+                loss, sums = self._loss(batch, new, entropy, mini_batch, chosen)
                 self.worker.backward(loss)
             totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
         sums_over_ranks = self.worker.total(totals)
@@ -59,17 +69,19 @@ class Trainer:
         metrics = self._metrics(sums_over_ranks, loss_total, step.norm, factor, mini_batch.completions)
         return metrics | {"skipped": float(not step.applied)}
 
-    def _least_entropy(self, mini_batch: MiniBatch) -> float | None:
-        """The entropy above which tokens are in the policy term: one threshold for the whole mini-batch."""
+    def _chosen(self, mini_batch: MiniBatch) -> Chosen:
+        """The tokens with the most entropy, by one threshold for the whole mini-batch."""
         quantile = self._config.top_entropy_quantile
         if quantile == 1:
-            return None
+            return Chosen(None, mini_batch.tokens)
         with torch.no_grad():
             entropies = [
                 self.worker.forward(self._rows(batch), batch.chunks)[1][self._mask(batch)]
                 for batch in mini_batch.batches
             ]
-        return entropy_threshold(self.worker.gather(torch.cat(entropies)), quantile)
+        everything = self.worker.gather(torch.cat(entropies))
+        least = entropy_threshold(everything, quantile)
+        return Chosen(least, float((everything >= least).sum()))
 
     def _mask(self, batch: MicroBatch) -> torch.Tensor:
         """[sum C] True for tokens in the loss: all but those that a rank computes for company."""
@@ -85,7 +97,7 @@ class Trainer:
         new: torch.Tensor,
         entropy: torch.Tensor,
         mini_batch: MiniBatch,
-        least_entropy: float | None,
+        chosen: Chosen,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config, samples, device = self._config, batch.samples, new.device
         lengths = torch.tensor([len(s.ids) for s in samples], device=device)
@@ -109,20 +121,22 @@ class Trainer:
             epsilon_high=config.epsilon_high,
             delta=config.delta,
             engine_is_cap=config.engine_is_cap,
+            engine_is_level=config.engine_is_level,
             level=config.importance_sampling_level,
             loss_type=config.loss_type,
             beta=config.beta,
             reference_T=batch.reference,
-            entropy_mask_T=None if least_entropy is None else entropy >= least_entropy,
+            entropy_T=entropy,
+            entropy_mask_T=None if chosen.least_entropy is None else entropy >= chosen.least_entropy,
+            entropy_coefficient=config.entropy_coefficient,
+            entropy_normalizer=max(chosen.tokens, 1.0),
         )
         # A bad loss may have a good gradient, as clamps have; DeepSpeed looks at the gradient alone.
         loss = torch.where(torch.isfinite(loss), loss, loss.detach() * new.sum())
-        nothing = torch.zeros_like(new.detach())
         # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
         current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask
-        difference = torch.where(current, (old - sampling).abs(), nothing)
+        difference = torch.where(current, (old - sampling).abs(), torch.zeros_like(old))
         sums |= {
-            "entropy_sum": torch.where(mask, entropy, nothing).sum(),
             "engine_tokens": current.sum(),
             "engine_diff_sum": difference.sum(),
             "engine_diff_max": difference.max(),
@@ -133,21 +147,30 @@ class Trainer:
         self, sums: dict[str, float], loss: float, norm: float, factor: float, completions: int
     ) -> dict[str, float]:
         tokens, compared = sums["tokens"], sums["engine_tokens"]
+
+        def mean(name: str) -> float:
+            return sums[name] / tokens
+
         return {
             "loss": loss,
             "grad_norm": norm,
             "learning_rate": factor * self._config.learning_rate,
-            "ratio_mean": sums["ratio_sum"] / tokens,
+            "ratio_mean": mean("ratio_sum"),
+            "ratio_min": sums["ratio_min"],
             "ratio_max": sums["ratio_max"],
-            "clip_low": sums["clipped_low"] / tokens,
-            "clip_high": sums["clipped_high"] / tokens,
-            "entropy": sums["entropy_sum"] / tokens,
-            "kl": sums["kl_sum"] / tokens,
-            "update_kl": sums["update_kl_sum"] / tokens,
-            "is_weight_mean": sums["engine_is_sum"] / tokens,
+            "clip_low": mean("clipped_low"),
+            "clip_high": mean("clipped_high"),
+            "clip_dual": mean("clipped_dual"),
+            "entropy": mean("entropy_sum"),
+            "kl": mean("kl_sum") if self._config.beta > 0 else math.nan,
+            "update_kl": mean("update_kl_sum"),
+            "weight_mean": mean("weight_sum"),
+            "is_weight_mean": mean("engine_is_sum"),
+            "is_weight_max": sums["engine_is_max"],
+            "is_capped": mean("engine_capped"),
             "engine_diff_mean": sums["engine_diff_sum"] / compared if compared else math.nan,
             "engine_diff_max": sums["engine_diff_max"] if compared else math.nan,
-            "engine_kl": sums["engine_kl_sum"] / tokens,
+            "engine_kl": mean("engine_kl_sum"),
             "engine_tokens": compared,
             "tokens": tokens,
             "completions": float(completions),

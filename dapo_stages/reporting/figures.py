@@ -19,11 +19,15 @@ Figures = dict[str, Any]
 
 # How the updates of an iteration become one number; the mean where nothing is said.
 _OVER_UPDATES: dict[str, Callable[[list[float]], float]] = {
+    "ratio_min": min,
     "ratio_max": max,
+    "is_weight_max": max,
     "engine_diff_max": max,
     "learning_rate": lambda values: values[-1],
     "tokens": sum,
     "completions": sum,
+    "groups": sum,
+    "replayed_groups": sum,
     "engine_tokens": sum,
     "seconds": sum,
 }

@@ -76,7 +76,7 @@ def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
         "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
                     *_if_there("--replay", before / "weights")],
         "train": ["--policy", policy, "--rollouts", folder / "rollout", "--weights", folder / "weights",
-                  *_if_there("--state", before / "train" / "state")],
+                  *_if_there("--state", before / "train" / "state"), *_reference(run, number)],
         "eval": ["--policy", _policy_after(run, number), "--data", run / "data"],
         "report": ["--run", run, "--iteration", str(number)],
     }  # fmt: skip
@@ -94,6 +94,16 @@ def _lag(run: Path) -> int:
     with suppress(ConfigError):
         return load_config(run / "config.yaml").lag
     return 0
+
+
+def _reference(run: Path, number: int) -> list[str | Path]:
+    """The reference of an iteration's KL term, if it has one: the newest that a train-step before has left."""
+    with suppress(ConfigError):
+        if load_config(run / "config.yaml").train.beta > 0:
+            before = (iteration_folder(run, n) / "train" / "reference" for n in range(number - 1, 0, -1))
+            left = (folder for folder in before if (folder / "manifest.json").exists())
+            return ["--reference", next(left, run / "policy")]
+    return []
 
 
 def _setup_command(run: Path, name: str, found: Found) -> str:

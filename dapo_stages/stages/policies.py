@@ -12,7 +12,7 @@ from dapo_stages.manifests import Source
 if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
 
-STAGES = ("init-policy", "policy", "merge")
+STAGES = ("init-policy", "policy", "reference", "merge")
 
 
 def check_policy(source: Source) -> Source:

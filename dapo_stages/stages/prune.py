@@ -17,7 +17,7 @@ from dapo_stages.stages.options import ConfigFile, DryRun, Overrides
 PARTS = {
     "rollouts": ("rollout", "attention", "weights"),
     "states": ("train/state",),
-    "policies": ("train/policy",),
+    "policies": ("train/policy", "train/reference"),
 }
 
 
@@ -60,11 +60,14 @@ def prunable(run: Path, keep: KeepConfig, lag: int = 0) -> list[Path]:
 
 
 def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
-    """Policies that stay however old they are: the best one, and those under the adapters that stay."""
+    """Policies that stay however old they are: the best one, the reference, and those under adapters that stay."""
     from dapo_stages.reporting.best import find_best
 
     best = find_best(run) if keep.best else None
     needed = {(run / best.policy).resolve()} if best else set()
+    references = [folder for folder in going if folder.name == "reference"]
+    if references:  # the newest of them is that of the first train-step after the policies that stay
+        needed.add(references[-1].resolve())
     gone = {folder.resolve() for folder in going} - needed
     for path in run.glob("iter-[0-9]*/train/policy/" + MANIFEST):
         adapter = read_manifest(path.parent)

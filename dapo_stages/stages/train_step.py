@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from array import array
 from contextlib import ExitStack
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,25 +12,30 @@ import typer
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress, say
-from dapo_stages.errors import ConfigError, DataError, ModelError
+from dapo_stages.errors import DataError, ModelError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row, RowLookup
+from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, is_adapter, open_policy, version_of
+from dapo_stages.stages.policies import check_policy, is_adapter, open_policy
+from dapo_stages.stages.references import (
+    NAME,
+    check_reference,
+    is_due,
+    open_reference,
+    require_alike,
+    write_reference,
+)
+from dapo_stages.stages.train_groups import data_metrics, group_metrics, read_groups
 
 if TYPE_CHECKING:
-    from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
-    from dapo_stages.models.packing import Prompt
+    from dapo_stages.models.batches import MiniBatch, TrainGroup
     from dapo_stages.models.parallel import Worker
     from dapo_stages.models.policy import Policy
     from dapo_stages.models.update import Trainer
 
-_PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
-_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
-_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 SECTIONS = (
     "model.dtype",
     "model.quantization",
@@ -65,7 +68,8 @@ def main(
 
     Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
     trains in several processes (DDP, FSDP2, DeepSpeed). The rollouts may be of an older policy than --policy: each
-    token then counts by a truncated importance weight (train.engine_is_cap).
+    token then counts by a truncated importance weight (train.engine_is_cap). With train.beta and
+    train.reference_update_every the folder `reference` in some outputs is the --reference from then on.
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
@@ -80,10 +84,7 @@ def main(
     if state is not None:
         inputs["state"] = Source(state, "state")
         _check_state(inputs["state"], inputs["policy"])
-    if settings.train.beta > 0:
-        if reference is None:
-            raise ConfigError("train.beta is above 0: found no --reference; needed the policy to stay near. Pass one.")
-        inputs["reference"] = check_policy(Source(reference))
+    inputs |= check_reference(reference, settings)
     iteration = int(inputs["weights"].manifest.config["iteration"])
     section = settings.sections(*SECTIONS) | {"iteration": iteration}
     plan = Plan("train-step", out, section, settings.seed, inputs)
@@ -129,7 +130,7 @@ class TrainStep:
             policy, trainer = self._prepare()
             if ranks.rank() > 0:
                 torch.manual_seed(int(seed[-1]))  # what is dropped out is not
-            groups = self._groups(stack, policy)
+            groups = read_groups(stack, self._inputs, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(trainer, groups)
@@ -153,6 +154,8 @@ class TrainStep:
 
         config, settings = self._config, self._config.train
         source = self._inputs["policy"]
+        if is_due(settings, self._iteration):
+            require_alike(source, self._inputs[NAME])
         accelerator = self._accelerator = join(config.model, device_of(config.model))
         policy = open_policy(source, config.model, trainable=True)
         if not policy.shares_prefixes and splits_weights(accelerator):
@@ -204,65 +207,6 @@ class TrainStep:
                 "Leave --state out to start the optimiser afresh.",
             ) from None
 
-    def _groups(self, stack: ExitStack, policy: Policy) -> list[TrainGroup]:
-        """The groups with completions in the loss. Token lists are in memory, pictures are read when needed."""
-        from dapo_stages.models.batches import TrainGroup
-        from dapo_stages.models.inputs import prompt_of
-
-        sources = {
-            "fresh": (self._inputs["rollouts"], "prompts", "completions"),
-            "replay": (self._inputs["weights"], "replayed-prompts", "replayed-completions"),
-        }
-        prompts = {
-            source: stack.enter_context(folder.lookup(kind, "group_id"))
-            for source, (folder, kind, _) in sources.items()
-        }
-        completions = {
-            source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
-            for source, (folder, _, kind) in sources.items()
-        }
-        image = policy.tokens.image_token_id
-        sizes = {
-            (source, row["group_id"]): (len(row["prompt_ids"]), image is not None and image in row["prompt_ids"])
-            for source, (folder, kind, _) in sources.items()
-            for row in folder.rows(kind, ("group_id", "prompt_ids"))
-        }
-
-        @lru_cache(maxsize=_PROMPTS_KEPT)
-        def read(source: str, group_id: str) -> Prompt:
-            return prompt_of(prompts[source].one(group_id), policy.processor)
-
-        groups: dict[tuple[str, str], TrainGroup] = {}
-        for row in self._inputs["weights"].rows("weights", _WEIGHTS):
-            if row["in_loss"]:
-                key = source, group_id = row["source"], row["group_id"]
-                if key not in sizes:
-                    found = f"weights of group {group_id} ({source}), whose prompt is not there"
-                    where = self._inputs["weights"].folder
-                    raise DataError(where, found, "weights of these rollouts", "Run weight-tokens again.")
-                if key not in groups:
-                    prompt = partial(read, source, group_id)
-                    groups[key] = TrainGroup(group_id, prompt, [], *sizes[key])
-                groups[key].samples.append(self._sample(row, completions[source]))
-        return list(groups.values())
-
-    def _sample(self, row: Row, completions: RowLookup) -> Sample:
-        """A completion in arrays: as Python lists those of a whole iteration would take eight times the memory."""
-        from dapo_stages.models.batches import Sample
-
-        folder = self._inputs["weights"].folder
-        if row["completion_id"] not in completions:
-            found = f"weights of completion {row['completion_id']}, which is not in the rollouts"
-            raise DataError(folder, found, "weights of these rollouts", "Run weight-tokens again.")
-        completion = completions.one(row["completion_id"])
-        ids, weights = completion["completion_ids"], row["token_weights"]
-        if len(ids) != len(weights):
-            found = f"{len(weights)} weights for the {len(ids)} tokens of {row['completion_id']}"
-            raise DataError(folder, found, "one per token", "Run weight-tokens again.")
-        sampling = array("f", completion["sampling_logprobs"])
-        lag = version_of(self._inputs["policy"]) - completion["policy_version"]
-        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], lag)
-
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
         from dapo_stages.models.batches import mini_batch
@@ -284,10 +228,11 @@ class TrainStep:
         first = (self._iteration - 1) * settings.updates_per_iteration
         self._recall(trainer, work)
         rows: list[Row] = []
+        of_iteration = data_metrics(self._inputs)
         with progress("train-step: updates", len(work)) as advance:
             for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
-                metrics = trainer.update(batch, factor) | {"policy_lag": _mean_lag([groups[i] for i in part])}
+                metrics = trainer.update(batch, factor) | group_metrics([groups[i] for i in part]) | of_iteration
                 if metrics["skipped"]:
                     say(f"train-step: update {update} skipped, its loss or gradient is not finite")
                 rows += [
@@ -325,8 +270,8 @@ class TrainStep:
         later = [batch for part in work[1:] for batch in part.batches]
         everything = [batch for part in work for batch in part.batches]
         reference = None
-        if self._config.train.beta > 0:
-            reference = self._reference()
+        if NAME in self._inputs:
+            reference = open_reference(self._inputs[NAME], self._config, self._accelerator)
         with progress("train-step: old log-probs", len(later)) as advance:
             for batch in later:
                 batch.old = trainer.logprobs(batch)
@@ -334,25 +279,6 @@ class TrainStep:
         if reference is not None:
             for batch in everything:
                 batch.reference = reference.logprobs(batch)
-
-    def _reference(self) -> Trainer:
-        """Whole on every rank: each computes its own micro-batches, without the others."""
-        from dapo_stages.models.launches import whole_models
-        from dapo_stages.models.optimizers import Optimizers, freeze
-        from dapo_stages.models.update import Trainer
-
-        config = self._config
-        with whole_models(self._accelerator):
-            policy = open_policy(self._inputs["reference"], config.model)
-        policy.attend("grouped")
-        freeze(policy.model.parameters())
-        return Trainer(
-            policy,
-            config.train,
-            config.rollout.sampler.temperature,
-            config.rollout.max_completion_length,
-            Optimizers(policy.model, config.train),
-        )
 
     def _save(self, policy: Policy, worker: Worker) -> None:
         """The ranks write the state together; the policy and all manifests are of rank 0."""
@@ -377,12 +303,11 @@ class TrainStep:
         manifest = self._output.publish_part("policy", about)
         self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
-
-
-def _mean_lag(groups: list[TrainGroup]) -> float:
-    """Train-steps between sampling and training, mean over completions: 0 on-policy, more with `lag` and replay."""
-    lags = [sample.lag for group in groups for sample in group.samples]
-    return sum(lags) / len(lags)
+        if is_due(self._config.train, self._iteration):
+            alpha = self._config.train.reference_mixup_alpha
+            say(f"train-step: moving the reference towards the policy, by {alpha:g}")
+            write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
+            self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
 
 
 def _finite(value: float) -> float | None:

@@ -52,17 +52,18 @@ def test_two_weighted_completions_and_a_masked_one():
     sums = {name: value.item() for name, value in metrics.items()}
     expected = {
         "tokens": 3,
-        "loss_sum": -3.77,
         "weight_sum": 3.5,
         "ratio_sum": 2.5,
+        "ratio_min": 0.5,
         "ratio_max": 1.5,
         "clipped_low": 1,
         "clipped_high": 1,
         "clipped_dual": 0,
         "kl_sum": 0,
         "update_kl_sum": 2.5 - math.log(1.5) + 2 * LN2 - 3,
+        "entropy_sum": 0,
         "engine_is_sum": 4,
-        "engine_ratio_max": 4,
+        "engine_is_max": 4,
         "engine_capped": 1,
         "engine_kl_sum": 3 - 2 * LN2,
     }
@@ -137,6 +138,64 @@ def test_the_sequence_ratio_has_the_gradient_of_weighted_tokens():
     torch.testing.assert_close(arguments["new_T"].grad, tensor(-1.5 * ratio / 2, -0.5 * ratio / 2))
 
 
+def test_cispo_caps_the_ratio_and_keeps_the_gradient_of_every_token():
+    arguments = case([math.exp(0.5), math.exp(-1.5), 2.0, 4.0], [1.0, 1.0, -1.0, 9.0], [1, 2, 1, 1], [1, 1, 1, 0])
+    loss, metrics = policy_loss(**{**arguments, "normalizer": normalizer_of("cispo", 3, 1, 9)}, loss_type="cispo")
+    loss.backward()
+    # the old log-probs are 0: e^0.5 and 2 are capped to 1.28 whatever the advantage's sign, e^-1.5 is left as it is
+    low = 2 * math.exp(-1.5)
+    assert loss.item() == pytest.approx(-(1.28 * 0.5 + low * -1.5 - 1.28 * LN2) / 3)
+    torch.testing.assert_close(arguments["new_T"].grad, tensor(-1.28 / 3, -low / 3, 1.28 / 3, 0.0))
+    assert (metrics["clipped_high"].item(), metrics["clipped_low"].item()) == (2, 0)
+
+
+def test_gspo_is_the_mean_over_completions_of_the_ratio_of_each():
+    # Ratios of the first completion: the geometric mean of 1.2, 1.2 and 1 / 1.2 ** 0.5, that is 1.2 ** 0.5.
+    arguments = case([1.2, 1.2, 1.2**-0.5, 0.5], [2.0, 2.0, 2.0, -1.0], ids=[0, 0, 0, 1])
+    loss, metrics = policy_loss(**{**arguments, "normalizer": normalizer_of("gspo", 4, 2, 9)}, loss_type="gspo")
+    loss.backward()
+    root = 1.2**0.5
+    assert loss.item() == pytest.approx((-2 * root + 0.8) / 2)  # the second is clipped from below
+    torch.testing.assert_close(arguments["new_T"].grad, tensor(*[-2 * root / 3 / 2] * 3, 0.0))
+    assert metrics["clipped_low"].item() == 1
+    assert (metrics["ratio_min"].item(), metrics["ratio_max"].item()) == pytest.approx((0.5, root))
+
+
+def test_the_engines_factor_of_a_sequence_is_the_product_of_its_tokens():
+    arguments = case([1.0] * 4, [1.0] * 4, mask=[True, True, True, False], ids=[0, 0, 1, 1])
+    arguments["sampling_T"] = tensor(-LN2, LN2 / 2, 3 * LN2, math.nan)
+    loss, metrics = policy_loss(**arguments, engine_is_level="sequence", engine_is_cap=1.25)
+    # 2 · 2^-½ = 1.414, capped to 1.25, for both tokens of the first; 1/8 for the second
+    assert loss.item() == pytest.approx(-(1.25 * 2 + 0.125))
+    assert metrics["engine_is_max"].item() == pytest.approx(2**0.5)
+    assert metrics["engine_capped"].item() == 2
+
+
+def test_the_bonus_is_the_mean_entropy_of_the_tokens_in_the_policy_term():
+    arguments = case([1.0] * 4, [0.0] * 4, weights=[9.0, 1.0, 1.0, 1.0], mask=[True, True, True, False])
+    entropy = tensor(1.0, 0.5, 2.0, math.nan).requires_grad_()
+    options = {"entropy_T": entropy, "entropy_mask_T": torch.tensor([True, False, True, True])}
+    loss, metrics = policy_loss(**arguments, **options, entropy_coefficient=0.1, entropy_normalizer=2)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.1 * 1.5)  # whatever the tokens weigh
+    torch.testing.assert_close(entropy.grad, tensor(-0.05, 0.0, -0.05, 0.0))
+    assert metrics["entropy_sum"].item() == pytest.approx(3.5)
+    with pytest.raises(ValueError, match="entropies"):
+        policy_loss(**arguments, entropy_coefficient=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"loss_type": "gspo", "level": "token"}, "gspo is the ratio of the sequence"),
+        ({"loss_type": "cispo", "delta": 3.0}, "cispo has none"),
+    ],
+)
+def test_kinds_that_contradict_each_other_are_refused(options, why):
+    with pytest.raises(ValueError, match=why):
+        policy_loss(**case([1.0], [1.0]), **options)
+
+
 def test_micro_batches_add_up_to_the_mini_batch():
     arguments = case([1.2, 0.7, 1.4], [1.0, -1.0, 0.5], weights=[0.5, 1.5, 1.0], ids=[0, 0, 1])
     arguments["normalizer"] = 3.0
@@ -176,6 +235,7 @@ def test_an_enormous_ratio_stays_finite():
     assert loss.isfinite()
     assert arguments["new_T"].grad.isfinite().all()
     assert all(value.isfinite() for value in metrics.values())
+    assert metrics["ratio_min"].item() == pytest.approx(math.exp(20))
 
 
 def test_entropy_takes_tokens_out_of_the_policy_term_only():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dapo_stages.maths.objective import entropy_threshold, normalizer_of, policy_loss
+from dapo_stages.maths.objective import LOSS_TYPES, entropy_threshold, normalizer_of, policy_loss
 
 pytest.importorskip("trl", reason="the comparison with TRL needs TRL")
 
@@ -41,15 +41,24 @@ def batch():
     )
 
 
-def trl_loss(trainer, batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0, cap=None):
-    """What GRPOTrainer._compute_loss gives for the batch, and its gradient with respect to the log-probs."""
-    new = batch.new.clone().requires_grad_()
+def trl_loss(
+    trainer, batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, cap=None, cap_level="token", bonus=0.0
+):
+    """What GRPOTrainer._compute_loss gives for the batch, and its gradients with respect to log-probs and entropies.
+
+    gspo is TRL's grpo with a ratio of the sequence, as its documentation says; TRL's epsilon_high of cispo is the cap
+    itself, ours that of the others, one less.
+    """
+    new, entropies = batch.new.clone().requires_grad_(), batch.entropy.clone().requires_grad_()
     stub = SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *_, **__: (new, batch.entropy, None),
-        _entropy_bonus_enabled=False,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (new, entropies, None),
+        _entropy_bonus_enabled=bonus != 0,
+        entropy_coef=bonus,
+        use_adaptive_entropy=False,
         _metrics=defaultdict(lambda: defaultdict(list)),
         accelerator=SimpleNamespace(
             num_processes=1,
+            sync_gradients=True,
             gather=lambda x: x,
             reduce=lambda x, reduction: x,
             pad_across_processes=lambda x, **_: x,
@@ -58,10 +67,10 @@ def trl_loss(trainer, batch, loss_type, level="token", delta=None, beta=0.0, ent
         aux_loss_enabled=False,
         beta=beta,
         current_gradient_accumulation_steps=1,
-        epsilon_high=0.28,
+        epsilon_high=1.28 if loss_type == "cispo" else 0.28,
         epsilon_low=0.2,
-        importance_sampling_level=level,
-        loss_type=loss_type,
+        importance_sampling_level="sequence" if loss_type == "gspo" else level or "token",
+        loss_type="grpo" if loss_type == "gspo" else loss_type,
         max_completion_length=LONGEST,
         model=SimpleNamespace(training=True),
         off_policy_mask_threshold=None,
@@ -81,23 +90,27 @@ def trl_loss(trainer, batch, loss_type, level="token", delta=None, beta=0.0, ent
         "ref_per_token_logps": batch.reference,
         "num_items_in_batch": batch.mask.sum(),
     }
-    if cap is not None:  # as _generate_and_score_completions prepares it, mode token_truncate
-        inputs["importance_sampling_ratio"] = torch.exp(batch.engine).clamp(max=cap)
+    if cap is not None:  # as _generate_and_score_completions prepares it, modes token_truncate and sequence_truncate
+        difference = batch.engine * batch.mask
+        if cap_level == "sequence":
+            difference = difference.sum(-1, keepdim=True)
+        inputs["importance_sampling_ratio"] = torch.exp(difference).clamp(max=cap)
     loss = trainer._compute_loss(stub, None, inputs)
     loss.backward()
-    return loss.item(), new.grad, stub._metrics["train"]
+    return loss.item(), new.grad, entropies.grad, stub._metrics["train"]
 
 
-def our_loss(batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0, cap=None):
+def our_loss(batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, cap=None, cap_level="token", bonus=0.0):
     """The same from policy_loss: tokens packed in one row, all weights 1.
 
     The masked completion keeps a token in the row, so that packing and mask are not the same.
     """
-    new = batch.new.clone().requires_grad_()
+    new, entropies = batch.new.clone().requires_grad_(), batch.entropy.clone().requires_grad_()
     real = batch.mask.bool()
     real[-1, 0] = True
     rows = torch.arange(len(LENGTHS))[:, None].expand(real.shape)[real]
     mask = batch.mask[real].bool()
+    chosen = batch.entropy[real] >= entropy_threshold(batch.entropy[real][mask], entropy)
     loss, metrics = policy_loss(
         new[real],
         batch.old[real],
@@ -111,17 +124,21 @@ def our_loss(batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0,
         epsilon_high=0.28,
         delta=delta,
         engine_is_cap=cap or 2.0,
+        engine_is_level=cap_level,
         level=level,
         loss_type=loss_type,
         beta=beta,
         reference_T=batch.reference[real] if beta else None,
-        entropy_mask_T=batch.entropy[real] >= entropy_threshold(batch.entropy[real][mask], entropy),
+        entropy_T=entropies[real],
+        entropy_mask_T=chosen,
+        entropy_coefficient=bonus,
+        entropy_normalizer=float((chosen & mask).sum()),
     )
     loss.backward()
-    return loss.item(), new.grad, {name: value.item() for name, value in metrics.items()}
+    return loss.item(), new.grad, entropies.grad, {name: value.item() for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,22 +150,39 @@ def our_loss(batch, loss_type, level="token", delta=None, beta=0.0, entropy=1.0,
         {"level": "sequence"},
         {"level": "sequence", "delta": 1.4, "beta": 0.1},
         {"cap": 1.2, "delta": 1.5, "beta": 0.1, "entropy": 0.5},
+        {"cap": 1.5, "cap_level": "sequence"},
+        {"bonus": 0.3},
+        {"bonus": 0.3, "entropy": 0.4, "beta": 0.1, "level": "sequence"},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
 def test_loss_and_gradient_equal_trl(trainer, batch, loss_type, options):
-    theirs, their_gradient, _ = trl_loss(trainer, batch, loss_type, **options)
-    ours, our_gradient, _ = our_loss(batch, loss_type, **options)
+    """Where tokens of a completion count differently, TRL's ratio of the sequence spreads the gradient over all of
+    them; ours leaves it with the token that counts (GSPO's token form), so that sums over a completion are the same.
+    """
+    if loss_type == "cispo":  # it has no dual clip
+        options = {name: value for name, value in options.items() if name != "delta"}
+    theirs, their_gradient, their_entropy_gradient, _ = trl_loss(trainer, batch, loss_type, **options)
+    ours, our_gradient, our_entropy_gradient, _ = our_loss(batch, loss_type, **options)
     assert ours == pytest.approx(theirs, abs=1e-10)
+    sequence = loss_type == "gspo" or (options.get("level") == "sequence" and loss_type != "cispo")
+    if sequence and ("entropy" in options or (options.get("cap") and "cap_level" not in options)):
+        our_gradient, their_gradient = our_gradient.sum(-1), their_gradient.sum(-1)
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-10, rtol=0)
     assert their_gradient.abs().sum() > 0
+    if options.get("bonus"):
+        torch.testing.assert_close(our_entropy_gradient, their_entropy_gradient, atol=1e-10, rtol=0)
+        assert their_entropy_gradient.abs().sum() > 0
+    else:
+        assert our_entropy_gradient is None or not our_entropy_gradient.any()
 
 
 def test_clip_shares_and_kl_equal_trl(trainer, batch):
-    _, _, theirs = trl_loss(trainer, batch, "dapo", beta=0.1)
-    _, _, ours = our_loss(batch, "dapo", beta=0.1)
+    *_, theirs = trl_loss(trainer, batch, "dapo", beta=0.1)
+    *_, ours = our_loss(batch, "dapo", beta=0.1)
     assert ours["clipped_low"] / ours["tokens"] == pytest.approx(theirs["clip_ratio/low_mean"][0])
     assert ours["clipped_high"] / ours["tokens"] == pytest.approx(theirs["clip_ratio/high_mean"][0])
     assert ours["kl_sum"] / ours["tokens"] == pytest.approx(theirs["kl"][0])
+    assert ours["entropy_sum"] / ours["tokens"] == pytest.approx(theirs["entropy"][0])
     assert ours["clipped_low"] > 0
     assert ours["clipped_high"] > 0

@@ -120,6 +120,7 @@ def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
 def lora(out: Path, checkpoint: Path, run: Path) -> None:
     """An adapter, and a second step on it."""
     settings = ["train.lora={rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}", "train.beta=0.1"]
+    settings += ["train.reference_update_every=2"]
     more: dict[str, Any] = {"settings": settings, "reference": run / "policy"}
     train_step(run, 1, out / "lora-1", policy=run / "policy", **more)
     train_step(run, 2, out / "lora-2", policy=out / "lora-1/policy", state=out / "lora-1/state", **more)

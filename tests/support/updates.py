@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dapo_stages.config import ModelConfig, TrainConfig
-from dapo_stages.models.batches import Sample, TrainGroup, mini_batch
+from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup, mini_batch
 from dapo_stages.models.launches import join
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.parallel import Step
@@ -19,12 +19,13 @@ from dapo_stages.models.update import Trainer
 from support.prompts import groups
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
-# Each once: what the sum is divided by, a threshold over all ranks, and several chunks of logits.
+# Each once: what the sum is divided by, a threshold over all ranks, entropy with a gradient, several chunks of logits.
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"loss_type": "dapo", "logprob_chunk": 4},
     {"loss_type": "bnpo", "delta": 3.0},
-    {"loss_type": "grpo", "top_entropy_quantile": 0.5, "importance_sampling_level": "sequence"},
+    {"loss_type": "gspo", "top_entropy_quantile": 0.5, "entropy_coefficient": 0.1},
     {"loss_type": "dr_grpo"},
+    {"loss_type": "cispo", "engine_is_level": "sequence", "entropy_coefficient": 0.1, "logprob_chunk": 4},
 )
 POISONED = (3, 1)  # under these settings, in this step, an advantage is not a number
 
@@ -58,6 +59,24 @@ def trainer_of(checkpoint: Path, config: TrainConfig, model: ModelConfig = TINY)
     return Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config), accelerator), policy
 
 
+def gradients_of(trainer: Trainer, share: MiniBatch) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """The metrics of an update, and the gradients before clipping."""
+    worker, seen = trainer.worker, {}
+    step = worker.step
+
+    def watched(factor: float, healthy: bool) -> Step:
+        seen.update({name: worker.gradient(name) for name in worker.trained})
+        seen.update({name: value.detach().clone() for name, value in seen.items() if value is not None})
+        return step(factor, healthy)
+
+    worker.step = watched
+    try:
+        metrics = trainer.update(share, 1.0)
+    finally:
+        worker.step = step
+    return metrics, {name: value for name, value in seen.items() if value is not None}
+
+
 def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Trainer, dict[str, float], dict[str, Any]]]:
     """Three updates under SETTINGS[number]: the trainer, its metrics, and the gradients before clipping.
 
@@ -66,19 +85,9 @@ def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Traine
     # AdamW turns the rounding of gradients near zero into whole steps; small ones keep later gradients comparable.
     config = TrainConfig(learning_rate=1e-5, max_grad_norm=0.5, **SETTINGS[number])
     trainer, policy = trainer_of(checkpoint, config)
-    worker, seen = trainer.worker, {}
-    step = worker.step
-
-    def watched(factor: float, healthy: bool) -> Step:
-        for name in worker.trained:
-            gradient = worker.gradient(name)
-            seen[name] = None if gradient is None else gradient.detach().clone()
-        return step(factor, healthy)
-
-    worker.step = watched
+    worker = trainer.worker
     work = train_groups(policy) if worker.ranks > 1 else train_groups(policy)[:-1]
     for step_number in range(3):
         work[0].samples[0].advantage = float("nan") if (number, step_number) == POISONED else 1.5
         share = mini_batch(work, most, ranks=worker.ranks, rank=worker.rank, chunk=config.logprob_chunk)
-        metrics = trainer.update(share, 1.0)
-        yield trainer, metrics, {name: value for name, value in seen.items() if value is not None}
+        yield trainer, *gradients_of(trainer, share)

@@ -1,0 +1,108 @@
+"""What train-step trains on: the completions in the loss by group, and figures of where they come from."""
+
+from __future__ import annotations
+
+from array import array
+from contextlib import ExitStack
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import Source
+from dapo_stages.shards import Row, RowLookup
+from dapo_stages.stages.policies import version_of
+
+if TYPE_CHECKING:
+    from dapo_stages.models.batches import Sample, TrainGroup
+    from dapo_stages.models.packing import Prompt
+    from dapo_stages.models.policy import Policy
+
+_PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
+_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
+_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
+
+
+def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> list[TrainGroup]:
+    """The groups with completions in the loss. Token lists are in memory, pictures are read when needed.
+
+    Files stay open until `stack` is closed. Raises DataError where weights and completions do not go together.
+    """
+    from dapo_stages.models.batches import TrainGroup
+    from dapo_stages.models.inputs import prompt_of
+
+    weights, version = inputs["weights"], version_of(inputs["policy"])
+    sources = {
+        "fresh": (inputs["rollouts"], "prompts", "completions"),
+        "replay": (weights, "replayed-prompts", "replayed-completions"),
+    }
+    prompts = {
+        source: stack.enter_context(folder.lookup(kind, "group_id")) for source, (folder, kind, _) in sources.items()
+    }
+    completions = {
+        source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
+        for source, (folder, _, kind) in sources.items()
+    }
+    image = policy.tokens.image_token_id
+    sizes = {
+        (source, row["group_id"]): (len(row["prompt_ids"]), image is not None and image in row["prompt_ids"])
+        for source, (folder, kind, _) in sources.items()
+        for row in folder.rows(kind, ("group_id", "prompt_ids"))
+    }
+
+    @lru_cache(maxsize=_PROMPTS_KEPT)
+    def read(source: str, group_id: str) -> Prompt:
+        return prompt_of(prompts[source].one(group_id), policy.processor)
+
+    groups: dict[tuple[str, str], TrainGroup] = {}
+    for row in weights.rows("weights", _WEIGHTS):
+        if row["in_loss"]:
+            key = source, group_id = row["source"], row["group_id"]
+            if key not in sizes:
+                raise _not_of_these(weights, f"weights of group {group_id} ({source}), whose prompt is not there")
+            if key not in groups:
+                prompt = partial(read, source, group_id)
+                groups[key] = TrainGroup(group_id, prompt, [], *sizes[key], replayed=source == "replay")
+            groups[key].samples.append(_sample(row, completions[source], weights, version))
+    return list(groups.values())
+
+
+def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> Sample:
+    """A completion in arrays: as Python lists those of a whole iteration would take eight times the memory."""
+    from dapo_stages.models.batches import Sample
+
+    if row["completion_id"] not in completions:
+        raise _not_of_these(weights, f"weights of completion {row['completion_id']}, which is not in the rollouts")
+    completion = completions.one(row["completion_id"])
+    ids, per_token = completion["completion_ids"], row["token_weights"]
+    if len(ids) != len(per_token):
+        found = f"{len(per_token)} weights for the {len(ids)} tokens of {row['completion_id']}"
+        raise DataError(weights.folder, found, "one per token", "Run weight-tokens again.")
+    sampling = array("f", completion["sampling_logprobs"])
+    lag = version - completion["policy_version"]
+    return Sample(array("i", ids), sampling, array("f", per_token), row["advantage"], lag)
+
+
+def _not_of_these(weights: Source, found: str) -> DataError:
+    return DataError(weights.folder, found, "weights of these rollouts", "Run weight-tokens again.")
+
+
+def data_metrics(inputs: dict[str, Source]) -> dict[str, float]:
+    """Shares of the whole iteration, as far as its manifests have counted them; the same for each of its updates."""
+    sampled, weighted = inputs["rollouts"].manifest.counts, inputs["weights"].manifest.counts
+    found = {}
+    if "truncated" in sampled:
+        found["truncated_share"] = float(sampled["truncated"])
+    if weighted.get("groups") and "without_signal" in weighted:
+        found["informative_share"] = 1 - weighted["without_signal"] / weighted["groups"]
+    return found
+
+
+def group_metrics(groups: list[TrainGroup]) -> dict[str, float]:
+    """Of the groups of one update: `policy_lag` is the train-steps between sampling and training, mean over
+    completions; 0 on-policy, more with `lag` and replay."""
+    lags = [sample.lag for group in groups for sample in group.samples]
+    return {
+        "policy_lag": sum(lags) / len(lags),
+        "groups": float(len(groups)),
+        "replayed_groups": float(sum(group.replayed for group in groups)),
+    }
