@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -52,5 +52,5 @@ def norm(gradient: torch.Tensor) -> float:
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    blocks: Sequence[tuple[torch.Tensor, torch.Tensor]] = list(zip(a.split(_BLOCK), b.split(_BLOCK), strict=True))
-    return sum(float(one.double() @ other.double()) for one, other in blocks)
+    blocks = (slice(start, start + _BLOCK) for start in range(0, len(a), _BLOCK))
+    return sum(float(a[block].double() @ b[block].double()) for block in blocks)

@@ -38,9 +38,10 @@ def token_scores(
     """
     parts: list[Scores] = []
     with torch.inference_mode(), autocast(policy):
-        blanks = [None] * len(hidden.split(chunk)) if blank is None else blank.split(chunk)
-        for rows, own, without in zip(hidden.split(chunk), targets.split(chunk), blanks, strict=True):
-            parts.append(_score(policy, rows, own, temperature, without))
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            without = None if blank is None else blank[part]
+            parts.append(_score(policy, hidden[part], targets[part], temperature, without))
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
