@@ -35,10 +35,18 @@ def mean_difference(a_T: ArrayLike, b_T: ArrayLike) -> float:
     return float(np.abs(np.asarray(a_T, dtype=np.float64) - np.asarray(b_T, dtype=np.float64)).mean())
 
 
-def furthest_apart(a_T: ArrayLike, b_T: ArrayLike, count: int) -> list[int]:
-    """The tokens with the largest |a - b|, largest first; of equal ones the earlier first."""
+def furthest_apart(a_T: ArrayLike, b_T: ArrayLike, kinds_T: ArrayLike, count: int) -> list[int]:
+    """The tokens with the largest |a - b|, largest first, of each kind one at most; of equal ones the earlier first."""
     apart = np.abs(np.asarray(a_T, dtype=np.float64) - np.asarray(b_T, dtype=np.float64))
-    return [int(index) for index in np.argsort(-apart, kind="stable")[:count] if apart[index] > 0]
+    order = np.argsort(-apart, kind="stable")
+    _, first = np.unique(np.asarray(kinds_T)[order], return_index=True)
+    return [int(index) for index in order[np.sort(first)[:count]] if apart[index] > 0]
+
+
+def mean_by_kind(weights_T: ArrayLike, kinds_T: ArrayLike) -> FloatArray:
+    """Mean weight of the tokens of each kind (0, 1, …, each occurring): [T], [T] -> [kinds]."""
+    kinds = np.asarray(kinds_T)
+    return np.bincount(kinds, np.asarray(weights_T, dtype=np.float64)) / np.bincount(kinds)
 
 
 def spread(weights_T: ArrayLike, clip: tuple[float, float]) -> dict[str, float]:

@@ -66,11 +66,17 @@ def comparison_document(found: dict[str, Any]) -> str:
         f"![Share of tokens that weigh at most so much]({PLOT})\n",
         markdown_table(pairs.headers, pairs.rows),
         "Correlations of a constant are not defined (–). Below, the tokens that each pair weighs most differently, "
-        "each ⟦marked⟧ in its context.\n",
+        "each text once, ⟦marked⟧ in its context; times and means are of all its occurrences.\n",
     ]
     for pair in found["pairs"]:
         rows = [
-            [_in_context(token), number(token["a"], 2), number(token["b"], 2), token["completion_id"]]
+            [
+                _in_context(token),
+                *(number(token[name], 2) for name in ("a", "b")),
+                token["completion_id"],
+                str(token["times"]),
+                *(number(token[name], 2) for name in ("mean_a", "mean_b")),
+            ]
             for token in pair["tokens"]
         ]
         parts.append(f"## {markdown_inline(_name(pair))}\n")

@@ -6,40 +6,26 @@ import json as json_module
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
-from dapo_stages.console import answer, progress
+from dapo_stages.console import answer
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, write_text
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import DryRun, Json, Out, Overwrite
-from dapo_stages.stages.policies import check_policy, is_adapter, open_policy
-
-if TYPE_CHECKING:
-    import torch
-
-    from dapo_stages.models.packing import Group
-    from dapo_stages.models.policy import Policy
+from dapo_stages.stages.policies import check_policy
+from dapo_stages.stages.weight_gradients import Weighted, gradient_cosines
 
 RESULT, TEXT = "comparison.json", "comparison.md"
 _TOKENS = 8  # shown of those that a pair weighs most differently
 _CONTEXT = 5  # tokens before and after such a one
 _QUANTILES = 101  # of each scheme's weights, for the plot
-
-
-class Weighted(NamedTuple):
-    """What one folder says about a completion in the loss."""
-
-    group_id: str
-    advantage: float
-    weights: array[float]
 
 
 def main(
@@ -156,25 +142,27 @@ class Comparison:
     def _compare(self) -> dict[str, Any]:
         import numpy as np
 
-        from dapo_stages.maths.comparison import furthest_apart, mean_difference, pearson, spearman
+        from dapo_stages.maths.comparison import mean_difference, pearson, spearman
 
         tokens = [np.concatenate([one[key].weights for key in self._shared]) for one in self._weighted]
-        cosines, gradients = self._gradients() if "policy" in self._inputs else ({}, None)
-        pairs = []
-        for a, b in combinations(range(len(tokens)), 2):
-            pair: dict[str, Any] = {
+        cosines: dict[tuple[int, int], float | None] = {}
+        gradients = None
+        if "policy" in self._inputs:
+            groups = self._output.plan.config["groups"]
+            cosines, gradients = gradient_cosines(self._inputs, self._weighted, self._shared, groups)
+        kinds = self._kinds()
+        pairs = [
+            {
                 "a": self._names[a],
                 "b": self._names[b],
                 "pearson": pearson(tokens[a], tokens[b]),
                 "spearman": spearman(tokens[a], tokens[b]),
                 "mean_difference": mean_difference(tokens[a], tokens[b]),
                 "gradient_cosine": cosines.get((a, b)),
+                "tokens": self._furthest(tokens[a], tokens[b], kinds),
             }
-            pair["tokens"] = [
-                {"place": place, "a": float(tokens[a][place]), "b": float(tokens[b][place])}
-                for place in furthest_apart(tokens[a], tokens[b], self._output.plan.config["tokens"])
-            ]
-            pairs.append(pair)
+            for a, b in combinations(range(len(tokens)), 2)
+        ]
         self._name_tokens([token for pair in pairs for token in pair["tokens"]])
         return {
             "completions": len(self._shared),
@@ -183,6 +171,40 @@ class Comparison:
             "pairs": pairs,
             "gradients": gradients,
         }
+
+    def _kinds(self) -> Any:
+        """A number for each token that is the same for tokens of the same text."""
+        import numpy as np
+
+        numbers: dict[str, int] = {}
+        found = {}
+        for row in self._inputs["rollouts"].rows("completions", ["completion_id", "token_texts"]):
+            if row["completion_id"] in self._weighted[0]:
+                found[row["completion_id"]] = array(
+                    "i", (numbers.setdefault(text, len(numbers)) for text in row["token_texts"])
+                )
+        kinds = np.concatenate([found[key] for key in self._shared])
+        return np.unique(kinds, return_inverse=True)[1]
+
+    def _furthest(self, a: Any, b: Any, kinds: Any) -> list[dict[str, Any]]:
+        """The tokens that two weigh most differently, each text once, with its means over all its occurrences."""
+        import numpy as np
+
+        from dapo_stages.maths.comparison import furthest_apart, mean_by_kind
+
+        places = furthest_apart(a, b, kinds, self._output.plan.config["tokens"])
+        mean_a, mean_b, times = mean_by_kind(a, kinds), mean_by_kind(b, kinds), np.bincount(kinds)
+        return [
+            {
+                "place": place,
+                "a": float(a[place]),
+                "b": float(b[place]),
+                "times": int(times[kinds[place]]),
+                "mean_a": float(mean_a[kinds[place]]),
+                "mean_b": float(mean_b[kinds[place]]),
+            }
+            for place in places
+        ]
 
     def _about(self, number: int, weights: Any) -> dict[str, Any]:
         import numpy as np
@@ -216,62 +238,6 @@ class Comparison:
                 before, after = texts[max(0, index - _CONTEXT) : index], texts[index + 1 : index + 1 + _CONTEXT]
                 token |= {"completion_id": key, "index": index, "text": texts[index]}
                 token |= {"before": "".join(before), "after": "".join(after)}
-
-    def _gradients(self) -> tuple[dict[tuple[int, int], float | None], dict[str, Any]]:
-        """Cosines between the gradients of all pairs, and what they were computed on."""
-        from dapo_stages.config import ModelConfig
-        from dapo_stages.models.gradients import cosine, norm, policy_gradients
-
-        made = self._inputs["rollouts"].manifest.config
-        source = self._inputs["policy"]
-        # In float32, also where training is not: what differs is then the weights' doing.
-        config = ModelConfig(dtype="float32", quantization=made.get("model.quantization"))
-        policy = open_policy(source, config, trainable=is_adapter(source))
-        policy.attend("grouped")
-        chosen = self._chosen_groups()
-        temperature = float(made["rollout"]["sampler"]["temperature"])
-        found = policy_gradients(policy, self._batches(policy, chosen), temperature, len(self._sources))
-        about = {
-            "policy": str(source.folder),
-            "groups": len(chosen),
-            "completions": sum(map(len, chosen.values())),
-            "norms": [norm(gradient) for gradient in found],
-        }
-        pairs = combinations(range(len(found)), 2)
-        return {(a, b): cosine(found[a], found[b]) for a, b in pairs}, about
-
-    def _chosen_groups(self) -> dict[str, list[str]]:
-        """Groups evenly spaced over the rollouts, each with its completions."""
-        members: dict[str, list[str]] = {}
-        for key in self._shared:
-            members.setdefault(self._weighted[0][key].group_id, []).append(key)
-        count = min(self._output.plan.config["groups"], len(members))
-        names = list(members)
-        return {name: members[name] for name in (names[number * len(names) // count] for number in range(count))}
-
-    def _batches(self, policy: Policy, chosen: dict[str, list[str]]) -> Iterator[tuple[Group, torch.Tensor]]:
-        """Each group with w_t times advantage of its tokens, a row for each folder."""
-        import torch
-
-        from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.packing import Group
-
-        rollouts = self._inputs["rollouts"]
-        with ExitStack() as stack, progress("compare-weights: gradients of groups", len(chosen)) as advance:
-            prompts = stack.enter_context(rollouts.lookup("prompts", "group_id"))
-            columns = ["completion_id", "completion_ids"]
-            completions = stack.enter_context(rollouts.lookup("completions", "completion_id", columns))
-            for name, keys in chosen.items():
-                group = Group(
-                    prompt_of(prompts.one(name), policy.processor),
-                    [completions.one(key)["completion_ids"] for key in keys],
-                )
-                coefficients = [
-                    [weight * one[key].advantage for key in keys for weight in one[key].weights]
-                    for one in self._weighted
-                ]
-                yield group, torch.tensor(coefficients, dtype=torch.float32)
-                advance(1, "")
 
 
 def _weighted(source: Source) -> Iterator[tuple[str, Weighted]]:

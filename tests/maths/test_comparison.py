@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dapo_stages.maths.comparison import furthest_apart, mean_difference, pearson, ranks, spearman, spread
+from dapo_stages.maths.comparison import furthest_apart, mean_by_kind, mean_difference, pearson, ranks, spearman, spread
 
 
 def test_correlations_of_a_case_worked_by_hand():
@@ -34,7 +34,17 @@ def test_a_constant_correlates_with_nothing():
 
 
 def test_the_tokens_furthest_apart_come_in_order_and_equal_ones_not_at_all():
-    assert furthest_apart([1.0, 1.0, 1.0, 1.0], [1.5, 0.2, 1.0, 1.5], 9) == [1, 0, 3]
+    a, b = [1.0, 1.0, 1.0, 1.0], [1.5, 0.2, 1.0, 1.5]
+    assert furthest_apart(a, b, [0, 1, 2, 3], 9) == [1, 0, 3]
+    assert furthest_apart(a, b, [0, 1, 2, 3], 2) == [1, 0]
+
+
+def test_of_tokens_of_the_same_kind_only_the_one_furthest_apart_is_named():
+    assert furthest_apart([1.0, 1.0, 1.0, 1.0], [1.5, 0.2, 1.0, 1.6], [7, 3, 3, 7], 9) == [1, 3]
+
+
+def test_the_mean_of_each_kind():
+    np.testing.assert_allclose(mean_by_kind([1.0, 2.0, 6.0], [1, 0, 1]), [2.0, 3.5])
 
 
 def test_spread_of_a_case_worked_by_hand():

@@ -145,11 +145,17 @@ def test_the_tokens_named_are_those_furthest_apart(small_run: Run, schemes: Path
     weights = {name: table(schemes / name, "weights").set_index("completion_id") for name in ("vgr", "visual_kl")}
     pair = pair_of(compared, "vgr", "visual_kl")
     tokens = tokens_in_the_loss(schemes)
-    largest = (tokens.vgr - tokens.visual_kl).abs().nlargest(8)
-    assert [abs(token["a"] - token["b"]) for token in pair["tokens"]] == pytest.approx(list(largest))
+    in_loss = table(schemes / "vgr", "weights").query("in_loss").completion_id
+    tokens["text"] = np.concatenate([completions.token_texts[key] for key in in_loss])
+    tokens["apart"] = (tokens.vgr - tokens.visual_kl).abs()
+    by_text = tokens.groupby("text")
+    assert [abs(one["a"] - one["b"]) for one in pair["tokens"]] == pytest.approx(list(by_text.apart.max().nlargest(8)))
     for token in pair["tokens"]:
         texts, index = completions.token_texts[token["completion_id"]], token["index"]
         assert token["text"] == texts[index]
+        assert token["times"] == by_text.size()[token["text"]]
+        assert token["mean_a"] == pytest.approx(by_text.vgr.mean()[token["text"]])
+        assert token["mean_b"] == pytest.approx(by_text.visual_kl.mean()[token["text"]])
         assert "".join(texts).find(token["before"] + token["text"] + token["after"]) >= 0
         for name, side in (("vgr", "a"), ("visual_kl", "b")):
             assert token[side] == weights[name].token_weights[token["completion_id"]][index]
@@ -238,6 +244,7 @@ def test_a_single_folder_is_a_usage_error(schemes: Path, tmp_path: Path) -> None
 
 def test_text_of_tokens_is_data() -> None:
     token = {"text": HOSTILE, "before": "| <b>", "after": "`", "a": 2.0, "b": 0.5, "completion_id": HOSTILE, "index": 0}
+    token |= {"times": 3, "mean_a": 1.5, "mean_b": 1.0}
     spread = dict.fromkeys(("mean", "std", "min", "max", "at_low", "at_high"), 1.0)
     found = {
         "completions": 1,
@@ -251,7 +258,7 @@ def test_text_of_tokens_is_data() -> None:
     }  # fmt: skip
     page = comparison_document(found)
     assert "<script>" not in page.replace("\\<script", "") and "\x1b" not in page and "\n# 标题" not in page
-    assert all(line.count("|") - line.count("\\|") == 5 for line in page.splitlines() if "标题" in line and "⟦" in line)
+    assert all(line.count("|") - line.count("\\|") == 8 for line in page.splitlines() if "标题" in line and "⟦" in line)
     ElementTree.fromstring(comparison_plot(found))
 
 
