@@ -80,9 +80,8 @@ def comparison_document(found: dict[str, Any]) -> str:
             for token in pair["tokens"]
         ]
         parts.append(f"## {markdown_inline(_name(pair))}\n")
-        parts.append(
-            markdown_table(["token", pair["a"], pair["b"], "completion"], rows) if rows else "No difference.\n"
-        )
+        headers = ["token", pair["a"], pair["b"], "completion", "times", f"mean {pair['a']}", f"mean {pair['b']}"]
+        parts.append(markdown_table(headers, rows) if rows else "No difference.\n")
     return "\n".join(parts)
 
 

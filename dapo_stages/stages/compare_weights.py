@@ -14,7 +14,7 @@ import typer
 
 from dapo_stages.console import answer
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
+from dapo_stages.manifests import MANIFEST, Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, write_text
 from dapo_stages.stages import frame
@@ -88,8 +88,13 @@ def main(
 
 def _rollouts(sources: list[Source], named: Path | None) -> Source:
     """The rollouts that all were made from, found by the path in the first one's manifest."""
-    recorded = sources[0].manifest.inputs.get("rollouts")
-    rollouts = Source(named or Path(recorded.path if recorded else ""), "rollout")
+    if named is None:
+        recorded = sources[0].manifest.inputs.get("rollouts")
+        named = Path(recorded.path) if recorded else sources[0].folder / "rollout"
+        if not (named / MANIFEST).exists():
+            needed = f"the rollouts that {sources[0].folder} was made from"
+            raise DataError(named, "no output of rollout", needed, "Say where they are: --rollouts DIR.")
+    rollouts = Source(named, "rollout")
     for source in sources:
         source.require_input("rollouts", rollouts)
     return rollouts

@@ -224,10 +224,23 @@ def test_a_page_a_plot_and_a_table_say_the_same(schemes: Path, compared: dict[st
 
 
 def test_rollouts_that_moved_are_found_where_they_are_named(small_run: Run, schemes: Path, tmp_path: Path) -> None:
-    shutil.copytree(small_run.at(1) / "rollout", tmp_path / "rollout")
-    arguments = (schemes / "vgr", schemes / "aei", "--rollouts")
-    assert compare(tmp_path / "c", *arguments, tmp_path / "rollout")["tokens"] > 0
-    result = command("compare-weights", *arguments, small_run.at(2) / "rollout", "--out", tmp_path / "d")
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(small_run.at(1) / "rollout", before)
+    for name in ("a", "b"):
+        small_run.command(
+            "weight-tokens", "--rollouts", before, "--attention", schemes / "attention", "--iteration", 1,
+            "--out", tmp_path / name,
+        )  # fmt: skip
+    before.rename(after)
+    result = command("compare-weights", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert result.code == 3 and not (tmp_path / "c").exists()
+    assert result.stderr == (
+        f"{before}: found no output of rollout; needed the rollouts that {tmp_path}/a was made from. "
+        "Say where they are: --rollouts DIR.\n"
+    )
+    assert compare(tmp_path / "c", tmp_path / "a", tmp_path / "b", "--rollouts", after)["tokens"] > 0
+    other = small_run.at(2) / "rollout"
+    result = command("compare-weights", tmp_path / "a", tmp_path / "b", "--rollouts", other, "--out", tmp_path / "d")
     assert result.code == 3 and "made from other rollouts" in result.stderr
 
 
@@ -259,6 +272,9 @@ def test_text_of_tokens_is_data() -> None:
     page = comparison_document(found)
     assert "<script>" not in page.replace("\\<script", "") and "\x1b" not in page and "\n# 标题" not in page
     assert all(line.count("|") - line.count("\\|") == 8 for line in page.splitlines() if "标题" in line and "⟦" in line)
+    for part in page.split("\n\n"):  # tables whose lines have as many cells each
+        widths = {line.count("|") - line.count("\\|") for line in part.splitlines() if line.startswith("|")}
+        assert len(widths) <= 1
     ElementTree.fromstring(comparison_plot(found))
 
 
