@@ -10,6 +10,7 @@ SCHEMA_VERSION = 1
 
 SEGMENTS = ("early", "middle", "late", "all")
 MASSES = ("vision", "text", "other", "first", "generated")
+TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # of score-attention's further passes
 
 # Mirrors datasets.Image(): the order of children and their nullability must match for pictures to decode.
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -75,6 +76,7 @@ _ATTENTION = [
     _required("num_text_tokens", pa.int32()),
     _required("num_vision_tokens", pa.int32()),
     *(pa.field(f"patch_attention_{segment}", _list(_list(pa.float16()))) for segment in SEGMENTS),
+    *(pa.field(name, FLOATS) for name in TOKEN_SCORES),
 ]
 
 _WEIGHT = [

@@ -38,7 +38,11 @@ class ReplayConfig(Section):
 class WeightsConfig(Section):
     """From attention and rewards to advantages and token weights."""
 
-    scheme: Literal["vgr", "uniform"] = Field("vgr", description="Token weights: 1/VGR, or all 1.")
+    scheme: Literal["uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl"] = Field(
+        "vgr",
+        description="What a token counts: all the same, 1/VGR, AEI of the picture, attention on it, entropy, or the KL "
+        "between next-token distributions with the picture and without (docs/weighting.md).",
+    )
     clip: tuple[float, float] = Field((0.2, 3.0), description="Bounds of a token weight; they enclose 1.")
     smooth_sigma: Annotated[float, Field(ge=0)] = Field(0.0, description="Gaussian smoothing over tokens; 0 is off.")
     mean_preserving: bool = Field(True, description="Keep the mean of a completion's weights at 1 inside the bounds.")

@@ -1,4 +1,4 @@
-"""Token weights: tokens that were written while looking at the picture count more in the loss."""
+"""Token weights: from what a token counts to its weight in the loss, inside bounds and with mean 1."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
-VGR_CAP = 1e6
-VGR_OFFSET = 1e-6
-
 
 def token_weights(
-    vgr_T: ArrayLike, clip: tuple[float, float], smooth_sigma: float = 0.0, mean_preserving: bool = True
+    raw_T: ArrayLike, clip: tuple[float, float], smooth_sigma: float = 0.0, mean_preserving: bool = True
 ) -> tuple[FloatArray, bool]:
     """Weight of each token of a completion, [T] -> [T], and whether the mean 1 was reached.
 
-    w = 1 / (VGR + 1e-6), smoothed along the tokens, divided by its mean and brought into `clip` (lo < 1 < hi).
-    Invariants: lo <= w <= hi; with `mean_preserving` the mean is 1, so that weighting moves the loss between tokens
-    and does not scale it. Without, the mean after clipping is what it is.
+    What a token counts under a scheme (maths/schemes.py, not negative) is smoothed along the tokens, divided by its
+    mean and brought into `clip` (lo < 1 < hi). Invariants: lo <= w <= hi; with `mean_preserving` the mean is 1, so that
+    weighting moves the loss between tokens and does not scale it. Without, the mean after clipping is what it is.
 
-    VGR is a ratio of attention densities, never negative; above 1e6 it counts as 1e6. A token whose VGR is not finite
-    (it saw nothing of the picture, or there is none) gets weight exactly 1 and takes no part in smoothing and scaling,
-    where its neighbours close up. No token, or none with a finite VGR: all 1.
+    A token whose value is not finite (it saw nothing of the picture, or there is none) gets weight exactly 1 and takes
+    no part in smoothing and scaling, where its neighbours close up. No token, none with a finite value, or nothing but
+    zeros: all 1.
     """
-    vgr = np.asarray(vgr_T, dtype=np.float64)
-    known = np.isfinite(vgr)
-    weights = np.ones(len(vgr))
-    if not known.any():
+    values = np.asarray(raw_T, dtype=np.float64)
+    known = np.isfinite(values)
+    weights = np.ones(len(values))
+    if not values[known].any():
         return weights, True
-    raw = 1.0 / (np.clip(vgr[known], 0.0, VGR_CAP) + VGR_OFFSET)
+    raw = values[known]
     if smooth_sigma > 0:
         raw = smooth(raw, smooth_sigma)
     raw = raw / raw.mean()

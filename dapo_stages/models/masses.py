@@ -53,12 +53,20 @@ class MassRecorder:
         self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
+        self._to_the_end = False
 
     def collect(self, model: Any, packed: Packed) -> list[list[Scored]]:
         """Run a packed batch through the model (without its head) as far as needed; per group, per completion."""
         with torch.inference_mode(), suppress(_Recorded):
             model(**packed.model_inputs, recorder=self)
         return self._results()
+
+    def collect_all(self, model: Any, packed: Packed) -> tuple[list[list[Scored]], torch.Tensor]:
+        """The same, going on to the end: also the hidden states that predict the completion tokens, [sum C, D]."""
+        self._to_the_end = True
+        with torch.inference_mode():
+            hidden = model(**packed.model_inputs, recorder=self).last_hidden_state[0]
+            return self._results(), hidden.index_select(0, packed.predicting)
 
     def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]."""
@@ -67,7 +75,7 @@ class MassRecorder:
                 masses, looks = self._score(group, span, query, key, scaling)
                 self._masses[group][layer] = masses
                 self._looks[group][layer] = looks
-        if all(masses is not None for layers in self._masses for masses in layers):
+        if not self._to_the_end and all(masses is not None for layers in self._masses for masses in layers):
             raise _Recorded
 
     def _results(self) -> list[list[Scored]]:

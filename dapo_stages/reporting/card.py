@@ -235,7 +235,7 @@ def _limitations(subject: Subject) -> str:
     blank = figure(subject.own, "blank_accuracy")
     if blank is not None:
         lines.append(f"Without seeing the picture it still answers, and is right in {percent(blank)} of the cases.")
-    if subject.config is not None and subject.config.weights.scheme == "vgr":
+    if subject.config is not None and subject.config.weights.scheme in ("vgr", "aei", "vision_mass"):
         lines.append("Token weights follow attention to the picture, which is a sign of looking and no proof of it.")
     return "".join(f"- {line}\n" for line in lines)
 

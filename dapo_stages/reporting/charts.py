@@ -29,12 +29,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over iterations that share an axis."""
+    """Curves over iterations, or something else, that share an axis."""
 
     title: str
     y_label: str
     series: list[Series]
     unit: Unit = "number"
+    x_label: str = "iteration"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def draw(chart: Chart) -> str:
         [
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">',
             *_y_axis(frame, ticks, chart),
-            *_x_axis(frame),
-            *(_curve(frame, series, index, chart.unit) for index, series in enumerate(chart.series)),
+            *_x_axis(frame, chart.x_label),
+            *(_curve(frame, series, index, chart) for index, series in enumerate(chart.series)),
             "</svg>",
         ]
     )
@@ -95,7 +96,7 @@ def _y_axis(frame: _Frame, ticks: list[float], chart: Chart) -> list[str]:
     return parts
 
 
-def _x_axis(frame: _Frame) -> list[str]:
+def _x_axis(frame: _Frame, label: str) -> list[str]:
     bottom = _HEIGHT - _BOTTOM
     step = max(1, math.ceil(max((tick for tick in _steps(frame)), default=1)))
     first = math.ceil(frame.x_low / step) * step
@@ -104,7 +105,7 @@ def _x_axis(frame: _Frame) -> list[str]:
     while value <= frame.x_high + 1e-9:
         parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 17}">{value:g}</text>')
         value += step
-    parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 6}">iteration</text>')
+    parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 6}">{escape(label)}</text>')
     return parts
 
 
@@ -113,7 +114,7 @@ def _steps(frame: _Frame) -> list[float]:
     return [after - before for before, after in pairwise(ticks)]
 
 
-def _curve(frame: _Frame, series: Series, index: int, unit: Unit) -> str:
+def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
     """A line with a dot per point. Every second line is dashed, so that colour is not the only difference."""
     colour = f"var(--c{index % COLOURS})"
     places = [(frame.x(x), frame.y(y)) for x, y in series.points]
@@ -121,9 +122,9 @@ def _curve(frame: _Frame, series: Series, index: int, unit: Unit) -> str:
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
     parts = [f'<g style="--c:{colour}"><polyline class="line" points="{line}"{dash}/>']
     radius = 2.8 if len(places) <= 40 else 1.6
-    for (x, y), (iteration, value) in zip(places, series.points, strict=True):
-        said = percent(value) if unit == "percent" else number(value)
-        title = escape(f"iteration {iteration:g}: {series.name} {said}")
+    for (x, y), (place, value) in zip(places, series.points, strict=True):
+        said = percent(value) if chart.unit == "percent" else number(value)
+        title = escape(f"{chart.x_label} {place:g}: {series.name} {said}")
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>')
     return "".join([*parts, "</g>"])
 
@@ -145,7 +146,7 @@ def has_points(chart: Chart) -> bool:
 def drop_empty(charts: Sequence[Chart]) -> list[Chart]:
     """Charts with something to draw, without the curves that have no point."""
     kept = [
-        Chart(c.title, c.y_label, [series for series in c.series if series.points], c.unit)
+        Chart(c.title, c.y_label, [series for series in c.series if series.points], c.unit, c.x_label)
         for c in charts
         if has_points(c)
     ]

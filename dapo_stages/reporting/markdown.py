@@ -99,7 +99,8 @@ def weights_document(run: str, fragments: Iterable[str]) -> str:
     """token_weights.md."""
     legend = (
         "Each token is followed by its weight in the loss. Weights of a completion have mean 1: above 1 the token "
-        "was chosen with more attention to the picture than the completion's average, below 1 with less.\n\n"
+        "counts more than the completion's average under weights.scheme (vgr: it looked at the picture more), below 1 "
+        "less.\n\n"
         "`⏎` is a line break, `␣` a blank.\n"
     )
     return _document(f"Token weights of {run}", [legend], fragments)

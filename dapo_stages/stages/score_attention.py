@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress
@@ -19,11 +21,15 @@ from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import base_of, check_policy, open_policy
 
 if TYPE_CHECKING:
+    import torch
+
     from dapo_stages.models.masses import Scored
-    from dapo_stages.models.packing import Group
+    from dapo_stages.models.packing import Group, Packed
     from dapo_stages.models.policy import Policy
+    from dapo_stages.models.token_scores import Scores
 
 SECTIONS = ("model.dtype", "model.quantization", "attention")
+TEMPERATURE = "rollout.sampler.temperature"
 
 
 def main(
@@ -31,6 +37,12 @@ def main(
     policy: PolicyFolder,
     rollouts: Rollouts,
     out: Out,
+    blank_image: Annotated[
+        bool,
+        typer.Option(
+            "--blank-image", help="Also score with the picture blanked (attention.blank_image), for visual_kl."
+        ),
+    ] = False,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -39,13 +51,15 @@ def main(
     """Measure where each completion token looked: masses on picture, question and the rest, VGR and AEI by layers.
 
     One forward pass per group, over completion rows only. Needs no more than token ids, so rollouts of any engine do.
+    A second one with the picture blanked tells how much each token's distribution depends on it.
 
     Example: dapo-stages score-attention --config run.yaml --policy policy --rollouts iter-0001/rollout
     --out iter-0001/attention
     """
-    settings = load_config(config, set_)
+    settings = load_config(config, [*(set_ or []), "attention.blank_image=true"] if blank_image else set_)
     inputs = {"policy": check_policy(Source(policy)), "rollouts": Source(rollouts, "rollout")}
-    plan = Plan("score-attention", out, settings.sections(*SECTIONS), settings.seed, inputs)
+    sampled_from = [TEMPERATURE] if _scores_tokens(settings) else []
+    plan = Plan("score-attention", out, settings.sections(*SECTIONS, *sampled_from), settings.seed, inputs)
     frame.run(plan, lambda output: Scoring(output, settings).run(), overwrite=overwrite, dry_run=dry_run, as_json=json)
 
 
@@ -130,13 +144,35 @@ class Scoring:
                 for prompt in prompts
             ],
         )
-        results = recorder.collect(policy.base.model, packed)
+        scores: Scores = {}
+        if _scores_tokens(self._config):
+            results, hidden = recorder.collect_all(policy.base.model, packed)
+            scores = self._token_scores(prompts, groups, packed, hidden)
+        else:
+            results = recorder.collect(policy.base.model, packed)
         found: dict[str, Row] = {}
+        start = 0
         for prompt, kind, scored in zip(prompts, kinds, results, strict=True):
             for completion, one in zip(members[prompt["group_id"]], scored, strict=True):
-                row = _row(completion["completion_id"], one, kind.tolist())
+                tokens = slice(start, start + len(completion["completion_ids"]))
+                row = _row(completion["completion_id"], one, kind.tolist(), scores, tokens)
                 found[completion["completion_id"]] = row
+                start = tokens.stop
         return found
+
+    def _token_scores(self, prompts: list[Row], groups: list[Group], packed: Packed, hidden: torch.Tensor) -> Scores:
+        """Log-probs and entropies of a batch, and if asked for, those with its pictures blanked."""
+        from dapo_stages.models.inputs import prompt_of
+        from dapo_stages.models.packing import Group
+        from dapo_stages.models.token_scores import hidden_states, token_scores
+
+        blank, policy, config = None, self._policy, self._config
+        if self._settings.blank_image:
+            blanks = [prompt_of(prompt, policy.processor, blank=True) for prompt in prompts]
+            same = [Group(prompt, group.completions) for prompt, group in zip(blanks, groups, strict=True)]
+            blank = hidden_states(policy, policy.pack(same))
+        temperature, chunk = config.rollout.sampler.temperature, self._settings.chunk_rows
+        return token_scores(policy, hidden, packed.targets, temperature, chunk, blank)
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
@@ -157,6 +193,11 @@ class Scoring:
         return policy
 
 
+def _scores_tokens(config: Config) -> bool:
+    """Whether log-probs are asked for; then they are of the distribution sampled from."""
+    return config.attention.enabled and (config.attention.logprobs or config.attention.blank_image)
+
+
 def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> Iterator[list[Row]]:
     """Groups for one forward pass: at most `most` completions, but always a whole group."""
     batch: list[Row] = []
@@ -172,10 +213,11 @@ def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> It
         yield batch
 
 
-def _row(completion_id: str, scored: Scored, kinds: list[int]) -> Row:
+def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice) -> Row:
+    """One attention row; `tokens` are the completion's among those of the scores."""
     from dapo_stages.maths.attention import segments, summarise
     from dapo_stages.models.masses import TEXT, VISION
-    from dapo_stages.schemas import MASSES, SEGMENTS
+    from dapo_stages.schemas import MASSES, SEGMENTS, TOKEN_SCORES
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
     summary = summarise(scored.masses.numpy(), num_text, num_vision)
@@ -188,6 +230,7 @@ def _row(completion_id: str, scored: Scored, kinds: list[int]) -> Row:
         "num_text_tokens": num_text,
         "num_vision_tokens": num_vision,
         **{f"patch_attention_{segment}": None for segment in SEGMENTS},
+        **{name: scores[name][tokens].tolist() if name in scores else None for name in TOKEN_SCORES},
     }
     if scored.patches is not None and num_vision:
         for segment, layers in segments(scored.patches.shape[0]).items():

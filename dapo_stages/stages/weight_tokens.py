@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,10 @@ from dapo_stages.stages.options import ConfigFile, DryRun, Iteration, Json, Out,
 from dapo_stages.stages.replay_buffer import ReplayBuffer
 
 SECTIONS = ("weights", "planned_iterations")
+_LOGPROBS = ("--set attention.logprobs=true", "attention.logprobs: true")
+_BLANK = ("--blank-image", "attention.blank_image: true")
+# What makes the columns that score-attention leaves empty otherwise: the option, and the key of a configuration.
+_SCORED_BY = {"logprobs": _LOGPROBS, "entropy": _LOGPROBS, "blank_logprobs": _BLANK, "visual_kl": _BLANK}
 
 
 def main(
@@ -48,6 +51,7 @@ def main(
     settings = load_config(config, set_)
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
+    _check_columns(inputs["attention"], settings.weights.scheme)
     sampled = inputs["rollouts"].manifest.config["iteration"]
     if sampled != iteration:
         raise DataError(
@@ -69,6 +73,27 @@ def main(
         as_json=json,
         alone=True,
     )
+
+
+def _check_columns(attention: Source, scheme: str) -> None:
+    """Refuse attention that was scored without what the scheme needs; what was not scored at all weighs 1."""
+    from dapo_stages.maths.schemes import columns
+
+    needed = [name for name in columns(scheme) if name in _SCORED_BY]
+    rows = attention.rows("attention", ["status", *needed]) if needed else iter(())
+    scored: Row = next((row for row in rows if row["status"] == "ok"), {})
+    missing = [name for name in needed if scored and scored[name] is None]
+    if missing:
+        made_from = {name: given.path for name, given in attention.manifest.inputs.items()}
+        option, key = _SCORED_BY[missing[0]]
+        raise DataError(
+            attention.folder,
+            f"no {', '.join(missing)} of the tokens",
+            f"what the scheme {scheme} is made of",
+            f"Run dapo-stages score-attention {option} --config FILE --policy {made_from.get('policy', 'DIR')} "
+            f"--rollouts {made_from.get('rollouts', 'DIR')} --out {attention.folder} --overwrite ({key} in a run's "
+            "configuration), or choose another scheme.",
+        )
 
 
 class Weighting:
@@ -167,7 +192,10 @@ class Weighting:
             advance(len(groups), "")
 
     def _weight_rows(self, shard: int, groups: list[GroupScores], replaced: set[str]) -> Iterator[Row]:
-        looks = {row["completion_id"]: row["vgr"] for row in self._attention_rows(shard, "vgr")}
+        from dapo_stages.maths.schemes import columns
+
+        needed = dict.fromkeys(("status", *columns(self._settings.scheme)))
+        looks = {row["completion_id"]: row for row in self._attention_rows(shard, *needed)}
         with self._rollouts.reader("completions", self._rollouts.shards("completions")[shard]) as reader:
             lengths = {
                 row["completion_id"]: len(row["completion_ids"])
@@ -175,22 +203,12 @@ class Weighting:
             }
         for group in groups:
             for index, completion_id in enumerate(group.completion_ids):
-                vgr, length = looks[completion_id], lengths[completion_id]
-                if vgr is not None and len(vgr) != length:
-                    raise self._other_attention(
-                        f"{len(vgr)} values for the {length} tokens of {completion_id}", "one per token"
-                    )
+                weights, unweighted = self._token_weights(looks[completion_id], lengths[completion_id])
                 why = (
                     "replaced by a group from the buffer"
                     if group.group_id in replaced
                     else self._left_out(group, index)
                 )
-                unweighted = ""
-                if vgr is None:
-                    unweighted = "no attention: every token weighs 1"
-                elif not any(map(isfinite, vgr)):
-                    unweighted = "no picture: every token weighs 1"
-                weights = self._token_weights(vgr, length)
                 yield self._row(group, index, weights, "fresh", not why, why or unweighted)
 
     def _left_out(self, group: GroupScores, index: int) -> str:
@@ -201,16 +219,27 @@ class Weighting:
             return "truncated"
         return ""
 
-    def _token_weights(self, vgr: list[float] | None, length: int) -> list[float]:
+    def _token_weights(self, look: Row, length: int) -> tuple[list[float], str]:
+        """Weights of one completion's tokens, and why they are all 1 where nothing could tell them apart."""
+        import numpy as np
+
+        from dapo_stages.maths.schemes import raw_weights
         from dapo_stages.maths.weights import token_weights
 
         settings = self._settings
-        if vgr is None or settings.scheme == "uniform":
-            return [1.0] * length
-        weights, reached = token_weights(vgr, settings.clip, settings.smooth_sigma, settings.mean_preserving)
+        if look["status"] == "no_image":
+            return [1.0] * length, "no picture: every token weighs 1"
+        if look["status"] != "ok":
+            return [1.0] * length, "no attention: every token weighs 1"
+        try:
+            raw = raw_weights(settings.scheme, look, length)
+        except ValueError as error:
+            found = f"{error} ({look['completion_id']})"
+            raise self._other_attention(found, "one per token") from None
+        weights, reached = token_weights(raw, settings.clip, settings.smooth_sigma, settings.mean_preserving)
         self._off_mean += not reached
-        found: list[float] = weights.tolist()
-        return found
+        values: list[float] = weights.tolist()
+        return values, "" if np.isfinite(raw).any() else f"no {settings.scheme}: every token weighs 1"
 
     def _write_replayed(self, buffer: ReplayBuffer, replayed: list[GroupScores]) -> None:
         stored = buffer.copy_replayed(self._output, replayed)
@@ -237,9 +266,9 @@ class Weighting:
             "why": why,
         }
 
-    def _attention_rows(self, shard: int, column: str) -> Iterator[Row]:
+    def _attention_rows(self, shard: int, *columns: str) -> Iterator[Row]:
         with self._attention.reader("attention", self._attention.shards("attention")[shard]) as reader:
-            yield from reader.rows(["completion_id", column])
+            yield from reader.rows(["completion_id", *columns])
 
     def _other_attention(self, found: str, needed: str) -> DataError:
         return DataError(self._attention.folder, found, needed, "Run score-attention on this rollout folder again.")

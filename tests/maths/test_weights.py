@@ -5,13 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapo_stages.maths.weights import clip_to_mean_one, smooth, token_weights
+from dapo_stages.maths import weights as maths
+from dapo_stages.maths.schemes import raw_weights
+from dapo_stages.maths.weights import clip_to_mean_one, smooth
 
 CLIP = (0.2, 3.0)
 NAN, INF = float("nan"), float("inf")
 
 ratios = st.lists(st.one_of(st.floats(0, 1e9), st.just(NAN), st.just(INF)), max_size=40)
 bounds = st.tuples(st.floats(0, 0.99), st.floats(1.01, 50))
+
+
+def token_weights(vgr, *more, **options):
+    """The weights of the scheme vgr."""
+    return maths.token_weights(raw_weights("vgr", {"vgr": vgr}, len(vgr)), *more, **options)
 
 
 def test_weights_are_inverse_vgr_over_its_mean():
@@ -134,3 +141,10 @@ def test_only_zeros_keep_the_mean_from_one(raw, clip):
     assert ((weights >= clip[0]) & (weights <= clip[1])).all()
     if abs(most - 1.0) > 1e-9:
         assert reached == (most > 1.0)
+
+
+@pytest.mark.parametrize("raw", [[0.0, 0.0, 0.0], [0.0, NAN], [4.0, 4.0]])
+def test_tokens_that_all_count_the_same_weigh_one_even_if_that_is_nothing(raw):
+    weights, reached = maths.token_weights(raw, CLIP, smooth_sigma=1.0)
+    np.testing.assert_allclose(weights, np.ones(len(raw)), rtol=1e-12)
+    assert reached

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan, open_output
-from dapo_stages.schemas import MASSES, SCHEMAS, SEGMENTS
+from dapo_stages.schemas import MASSES, SCHEMAS, SEGMENTS, TOKEN_SCORES
 from dapo_stages.shards import Row, write_text
 
 HOSTILE = "<script>alert(1)</script> [/box] | `x` ```\n# 标题 \x1b[31m红色\n</td><answer>B</answer>"
@@ -132,7 +132,7 @@ def scores(run: Path, number: int, *, enabled: bool = True) -> None:
             found |= {f"{kind}_{segment}": 0.5 for kind in ("aei_text", "aei_vision", "attn_text", "attn_vision")}
             pictured = segment == "all" and sample < 2
             found[f"patch_attention_{segment}"] = [[0.1, 0.2, 0.6, 0.1]] * length if pictured else None
-        return {**found, "num_text_tokens": 12, "num_vision_tokens": 4}
+        return {**found, "num_text_tokens": 12, "num_vision_tokens": 4, **dict.fromkeys(TOKEN_SCORES)}
 
     folder = run / f"iter-{number:04d}"
     inputs = {"rollouts": Source(folder / "rollout")}

@@ -87,3 +87,47 @@ def test_pictures_get_attention_per_image_token(small_run: Run) -> None:
     looks = np.stack(row.patch_attention_all).astype(float)
     assert looks.shape == (len(row.vgr), row.num_vision_tokens)
     assert np.allclose(looks.sum(1), row.mass_vision, atol=2e-3)  # float16
+
+
+SCORES = ["logprobs", "entropy", "blank_logprobs", "visual_kl"]
+
+
+def scored_again(run: Run, out: Path, *args: object, **settings: Any) -> Path:
+    run.command(
+        "score-attention", "--policy", run.policy(0), "--rollouts", run.at(1) / "rollout", "--out", out, *args,
+        **settings,
+    )  # fmt: skip
+    return out
+
+
+def test_log_probs_are_those_the_engine_sampled_with(small_run: Run, tmp_path: Path) -> None:
+    """Of the same policy, at the rollout's temperature of 1.2; the rest of the row does not change."""
+    folder = scored_again(small_run, tmp_path / "a", "--blank-image", attention__batch_completions=8)
+    attention = table(folder, "attention").set_index("completion_id")
+    before = table(small_run.at(1) / "attention", "attention").set_index("completion_id")
+    sampled = table(small_run.at(1) / "rollout", "completions").set_index("completion_id").sampling_logprobs
+    assert before[SCORES].isna().all(axis=None)
+    assert list(attention.status) == list(before.status)
+    assert attention[attention.status != "ok"][SCORES].isna().all(axis=None)
+    for row in attention[attention.status == "ok"].itertuples():
+        assert np.allclose(row.logprobs, sampled[row.Index], atol=1e-4)
+        assert {len(getattr(row, name)) for name in SCORES} == {len(row.vgr)}
+        assert (row.entropy >= 0).all() and (row.visual_kl >= 0).all()
+        assert np.allclose(row.vgr, before.vgr[row.Index], rtol=1e-3)
+    changed = np.concatenate((attention.logprobs - attention.blank_logprobs).dropna().to_list())
+    assert np.abs(changed).max() > 1e-3
+
+
+def test_log_probs_alone_need_no_blanked_picture(small_run: Run, tmp_path: Path) -> None:
+    folder = scored_again(small_run, tmp_path / "a", attention__logprobs="true")
+    attention = table(folder, "attention")
+    scored = attention[attention.status == "ok"]
+    assert scored[["logprobs", "entropy"]].notna().all(axis=None)
+    assert scored[["blank_logprobs", "visual_kl"]].isna().all(axis=None)
+
+
+def test_the_temperature_counts_only_where_it_is_used(small_run: Run, tmp_path: Path) -> None:
+    key = "rollout.sampler.temperature"
+    assert key not in Source(small_run.at(1) / "attention").manifest.config
+    made = Source(scored_again(small_run, tmp_path / "a", "--blank-image")).manifest.config
+    assert made[key] == 1.2 and made["attention"]["blank_image"]

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reporting import tiny_run
+from support.commands import run as command
 from support.pipeline import Run, table
 
 from dapo_stages.manifests import Source
+from dapo_stages.maths.schemes import SCHEMES
+from dapo_stages.outputs import Plan
+from dapo_stages.schemas import TOKEN_SCORES
 
 
 def again(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
@@ -144,3 +149,24 @@ def test_attention_of_other_rollouts_is_refused(small_run: Run, tmp_path: Path) 
     assert result.code == 3
     assert "made from other rollouts" in result.stderr and "Run score-attention on" in result.stderr
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_without_a_picture_every_token_weighs_one_and_it_is_said(tmp_path: Path, scheme: str) -> None:
+    run = tiny_run.build(tmp_path / "run", last="attention")
+    rollout, scored = (Source(run / "iter-0001" / name) for name in ("rollout", "attention"))
+    blind = {"status": "no_image", "num_vision_tokens": 0}
+    rows = [
+        {**row, **blind, **{name: [0.5] * len(row["vgr"]) for name in TOKEN_SCORES}} for row in scored.rows("attention")
+    ]
+    attention = tmp_path / "attention"
+    plan = Plan("score-attention", attention, {}, 1, {"rollouts": rollout})
+    tiny_run.publish(plan, lambda output: output.write("attention", 0, rows))
+    result = command(
+        "weight-tokens", "--config", run / "config.yaml", "--set", f"weights.scheme={scheme}", "--rollouts",
+        rollout.folder, "--attention", attention, "--iteration", 1, "--out", tmp_path / "w",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    weights = table(tmp_path / "w", "weights")
+    assert all((values == 1).all() for values in weights.token_weights)
+    assert (weights.why[weights.in_loss] == "no picture: every token weighs 1").all() and weights.in_loss.any()

@@ -1,0 +1,125 @@
+"""Log-probs, entropy and the KL to the blanked picture equal those of full logits, a row per completion."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from support.families import SHARED
+from support.prompts import groups, own_row, picture, prompt
+from torch.distributions import Categorical, kl_divergence
+
+from dapo_stages.models.inputs import prompt_of
+from dapo_stages.models.masses import MassRecorder, prompt_kinds
+from dapo_stages.models.packing import Group
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.token_scores import hidden_states, token_scores
+
+SIZES = [[(84, 56)], [(56, 112), (140, 84)], []]  # of the pictures in support.prompts.groups
+TEMPERATURE = 0.7
+
+
+def blanked(policy: Policy, group: Group, sizes: list[tuple[int, int]]) -> Group:
+    if not sizes:
+        return group
+    grey = [Image.new("RGB", size, (127, 127, 127)) for size in sizes]
+    pixels = policy.processor.image_processor(images=grey, return_tensors="pt")["pixel_values"]
+    return replace(group, prompt=replace(group.prompt, pixel_values=pixels))
+
+
+def own_distribution(policy: Policy, group: Group, completion: list[int]) -> Categorical:
+    """Through transformers' own forward, in a row of its own, over the tokens that can be sampled."""
+    logits = policy.model(**own_row(policy, group.prompt, completion), use_cache=False).logits[0]
+    return Categorical(logits=logits[len(group.prompt.ids) - 1 : -1, ~policy.suppressed] / TEMPERATURE)
+
+
+def own_scores(policy: Policy, cases: list[Group], blanks: list[Group]) -> dict[str, torch.Tensor]:
+    policy.attend("separate")
+    found: dict[str, list[torch.Tensor]] = {}
+    kept = (~policy.suppressed).nonzero()[:, 0].tolist()
+    with torch.no_grad():
+        for case, blank in zip(cases, blanks, strict=True):
+            for completion in map(list, case.completions):
+                seen, unseen = (own_distribution(policy, one, completion) for one in (case, blank))
+                places = torch.tensor([kept.index(token) for token in completion])
+                found.setdefault("logprobs", []).append(seen.log_prob(places))
+                found.setdefault("entropy", []).append(seen.entropy())
+                found.setdefault("blank_logprobs", []).append(unseen.log_prob(places))
+                found.setdefault("visual_kl", []).append(kl_divergence(seen, unseen))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None:
+    policy.model.double()
+    cases = groups(policy)
+    blanks = [blanked(policy, case, sizes) for case, sizes in zip(cases, SIZES, strict=True)]
+    want = own_scores(policy, cases, blanks)
+    policy.attend("grouped")
+    packed = policy.pack(cases)
+    blank = hidden_states(policy, policy.pack(blanks))
+    got = token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, chunk, blank)
+    assert set(got) == set(want)
+    for name, values in want.items():
+        assert torch.allclose(got[name], values, rtol=0, atol=1e-9), name
+    with_picture = sum(len(completion) for case in cases[:2] for completion in case.completions)
+    assert (got["visual_kl"][:with_picture] > 1e-6).all()
+    assert (got["visual_kl"][with_picture:] == 0).all()  # nothing to blank
+
+
+def test_scores_in_float32_are_as_close_as_that_is(policy: Policy) -> None:
+    cases = groups(policy)
+    blanks = [blanked(policy, case, sizes) for case, sizes in zip(cases, SIZES, strict=True)]
+    want = own_scores(policy, cases, blanks)
+    policy.attend("grouped")
+    packed = policy.pack(cases)
+    blank = hidden_states(policy, policy.pack(blanks))
+    got = token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, 5, blank)
+    for name, values in want.items():
+        assert torch.allclose(got[name], values, rtol=0, atol=1e-5), name
+
+
+def test_without_a_blank_pass_there_is_only_what_needs_none(policy: Policy) -> None:
+    policy.attend("grouped")
+    packed = policy.pack(groups(policy))
+    got = token_scores(policy, hidden_states(policy, packed), packed.targets, 1.0, 1024)
+    assert set(got) == {"logprobs", "entropy"}
+
+
+def test_masses_and_hidden_states_come_of_one_pass(policy: Policy) -> None:
+    policy.attend("grouped")
+    (case, *_) = groups(policy)
+    packed = policy.pack([case])
+    ids = case.prompt.ids.tolist()
+    kinds = prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)
+    [alone] = MassRecorder(packed.spans, [kinds], policy.num_layers).collect(policy.base.model, packed)
+    [both], hidden = MassRecorder(packed.spans, [kinds], policy.num_layers).collect_all(policy.base.model, packed)
+    assert all(torch.equal(a.masses, b.masses) for a, b in zip(alone, both, strict=True))
+    assert torch.equal(hidden, hidden_states(policy, packed))
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_blanking_a_blank_picture_changes_nothing(policy: Policy, grey: bool) -> None:
+    image = Image.new("RGB", (84, 56), (127, 127, 127)) if grey else picture(84, 56, 1)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    made = prompt(policy, "What colour?", [(84, 56)])
+    assert made.image_grid_thw is not None
+    row = {
+        "prompt_id": "p",
+        "prompt_ids": made.ids.tolist(),
+        "images": [{"bytes": buffer.getvalue(), "path": None}],
+        "image_grid_thw": made.image_grid_thw.tolist(),
+    }
+    policy.attend("grouped")
+    packs = [
+        policy.pack([Group(prompt_of(row, policy.processor, blank=blank), [[5, 6, 7]])]) for blank in (False, True)
+    ]
+    seen, unseen = (hidden_states(policy, packed) for packed in packs)
+    scores = token_scores(policy, seen, packs[0].targets, 1.0, 2, unseen)
+    assert torch.equal(scores["logprobs"], scores["blank_logprobs"]) == grey
+    assert bool((scores["visual_kl"] == 0).all()) == grey

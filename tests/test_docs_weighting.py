@@ -1,0 +1,55 @@
+"""The commands and the code of docs/weighting.md run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.commands import ROOT, run
+from support.pipeline import Run
+
+from dapo_stages.maths import schemes
+
+PAGE = (ROOT / "docs/weighting.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    return str(found)
+
+
+def test_the_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "training_logs/first").mkdir(parents=True)
+    for number in (1, 2):
+        (tmp_path / f"training_logs/first/iter-000{number}").symlink_to(small_run.at(number))
+    small_run.command("config", "--out", tmp_path / "training_logs/first/config.yaml")
+    monkeypatch.chdir(tmp_path)
+    for command in block("bash").replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(command)
+        assert program == ".venv/bin/dapo-stages"
+        result = run(*arguments)
+        assert result.code == 0, result.stderr
+    assert "visual\\_kl" in (tmp_path / "training_logs/compared/comparison/comparison.md").read_text(encoding="utf-8")
+
+
+def test_the_scheme_that_is_added_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {"np": np, "FloatArray": schemes.FloatArray}
+    exec(block("python"), made)
+    monkeypatch.setitem(schemes.SCHEMES, "visual_ratio", made["visual_ratio"])
+    assert schemes.columns("visual_ratio") == ("logprobs", "blank_logprobs")
+    row = {"logprobs": [-0.5, -2.0], "blank_logprobs": [-1.5, -0.5]}
+    np.testing.assert_allclose(schemes.raw_weights("visual_ratio", row, 2), [1.0, 1.5])
+
+
+def test_the_table_names_every_scheme() -> None:
+    named = re.findall(r"^\| `(\w+)`", PAGE, re.M)
+    assert named == list(schemes.SCHEMES)
+
+
+def test_every_link_leads_somewhere() -> None:
+    for link in re.findall(r"\]\(([^):]+)\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
