@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import comb, gcd
+from math import gcd
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,8 +47,11 @@ def mcnemar(won: int, lost: int) -> float:
     form in Agresti, Categorical Data Analysis, section 10.1). 1 where the two never differ.
     """
     number = won + lost
-    tail = sum(comb(number, i) for i in range(min(won, lost) + 1))
-    return min(1.0, 2 * tail / 2**number)
+    tail = term = 1  # C(number, 0), then one after the other
+    for i in range(min(won, lost)):
+        term = term * (number - i) // (i + 1)
+        tail += term
+    return min(1.0, float(2 * tail / 2**number))
 
 
 def sign_flip(differences_Q: ArrayLike) -> float:
