@@ -73,7 +73,7 @@ def _ratios(questions: list[Question]) -> dict[Path, Ratio]:
         ("mean_tokens",): ratio("sample" if sampled else "greedy", "tokens"),
         ("greedy_strict_accuracy",): ratio("greedy", "strict"),
         ("sampled_strict_accuracy",): ratio("sample", "strict"),
-        ("chance_accuracy",): (chance, np.ones(len(questions))),
+        ("chance_accuracy",): (chance, chance * 0 + 1),  # not a number where the options are not known
         ("prior_share",): (np.where(asked, blank, 0.0), np.where(asked, greedy, 0.0)),
         ("prior_share_above_chance",): (
             np.where(asked, blank - chance, 0.0),
