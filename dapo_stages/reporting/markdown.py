@@ -173,7 +173,7 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
         if any(places.values()):
             shares = ", ".join(f"{_PLACES.get(place, place)} {percent(share)}" for place, share in places.items())
             strict = _with_interval(found, f"{mode}_strict_accuracy")
-            said.append(f"- {mode} answers read: {shares}; accuracy of well-formed completions only: {strict}")
+            said.append(f"- {mode} answers read: {shares}; right and well-formed: {strict}")
     if said and (interval := found.get("interval")):
         said.append(f"\nIn brackets: {100 * interval['confidence']:g} % bootstrap intervals over questions.")
     return ["\n".join(said) + "\n"] if said else []

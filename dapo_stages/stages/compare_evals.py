@@ -111,7 +111,7 @@ def compare(
         # In whole numbers, so that the permutation test is exact, whatever the numbers of samples.
         whole = int(np.lcm.reduce(np.unique(np.concatenate(answers))))
         of_a, of_b = (correct * (whole // each) for correct, each in zip(right, answers, strict=True))
-        rows = []
+        rows: list[dict[str, Any]] = []
         for column, value, chosen in groups:
             difference = (of_b - of_a)[chosen]
             won, lost = int((difference > 0).sum()), int((difference < 0).sum())
