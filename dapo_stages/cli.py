@@ -29,6 +29,7 @@ COMMANDS = {
     "init-policy": "Make the starting policy.",
     "prepare-data": "Make training and held-out prompts from a data set.",
     "evaluate": "Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.",
+    "compare-evals": "Compare two policies on the same held-out questions: differences, intervals, paired tests.",
     "plan": "Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.",
     "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
     "inspect": "Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.",

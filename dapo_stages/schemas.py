@@ -38,6 +38,9 @@ _PROMPT = [
     _required("slice", pa.string()),
 ]
 
+# Values of further columns of the source by name, as JSON: what evaluate reports apart.
+_LABELS = pa.field("labels", pa.string())
+
 _GROUP = [
     _required("group_id", pa.string()),
     _required("iteration", pa.int32()),
@@ -133,6 +136,10 @@ _EVALUATION = [
     _required("reward_accuracy", pa.float32()),
     _required("reward_format", pa.float32()),
     _required("reward_overlong", pa.float32()),
+    pa.field("answer", pa.string()),  # as the accuracy reward reads it
+    _required("read_from", pa.string()),
+    pa.field("num_options", pa.int32()),
+    _LABELS,
 ]
 
 
@@ -158,7 +165,7 @@ def _feature(kind: pa.DataType) -> dict[str, object]:
 # Name of a shard's kind (the part of its file name before the number) -> its schema.
 SCHEMAS: dict[str, pa.Schema] = {
     "train": _schema(_PROMPT),
-    "held_out": _schema(_PROMPT),
+    "held_out": _schema([*_PROMPT, _LABELS]),
     "prompts": _schema(_GROUP),
     "completions": _schema(_COMPLETION),
     "attention": _schema(_ATTENTION),

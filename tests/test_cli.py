@@ -19,7 +19,7 @@ from support.commands import ROOT, fresh, run, start
 from dapo_stages.cli import COMMANDS
 from dapo_stages.manifests import Source, read_manifest
 
-WITHOUT_MODEL = ("weight-tokens", "report", "status", "inspect", "plan", "compare-weights")
+WITHOUT_MODEL = ("weight-tokens", "report", "status", "inspect", "plan", "compare-weights", "compare-evals")
 
 
 def main_of(command: str) -> Any:
@@ -118,6 +118,7 @@ def test_stages_without_a_model_work_without_torch(tiny: Path, tmp_path: Path) -
         "inspect": ["--run", tiny, "it1-p0-s0"],
         "plan": ["--config", tiny / "config.yaml"],
         "compare-weights": [*[tiny / "iter-0001/weights"] * 2, "--out", tmp_path / "comparison"],
+        "compare-evals": [tiny / "iter-0000/eval", tiny / "iter-0001/eval"],
     }
     assert set(calls) == set(WITHOUT_MODEL)
     hidden = "import sys; sys.modules |= {'torch': None, 'transformers': None}; from dapo_stages import cli; cli.main()"

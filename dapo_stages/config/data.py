@@ -19,6 +19,7 @@ class ColumnsConfig(Section):
         None, description="Conversation column (`prompt`/`messages`), used where `problem` is missing."
     )
     slice: str | None = Field(None, description="Column whose values the evaluation reports separately.")
+    slices: tuple[str, ...] = Field((), description="Further columns whose values the evaluation reports separately.")
 
 
 class SyntheticConfig(Section):

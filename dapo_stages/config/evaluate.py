@@ -20,3 +20,7 @@ class EvaluateConfig(Section):
         32, description="Questions per Parquet shard, and per piece of work that is resumed, or shared by processes."
     )
     batch_groups: Count = Field(16, description="Questions generated at the same time.")
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        2000, description="Resamples of the questions behind each interval."
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Share of the resamples in an interval.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dapo_stages.config import ColumnsConfig
@@ -23,6 +23,7 @@ class Question:
     system: str | None  # the row's own system message
     solution: str
     slice: str
+    labels: dict[str, str] = field(default_factory=dict)  # further slices: column -> value
 
     @property
     def problem(self) -> str:
@@ -36,7 +37,7 @@ class UnusableRow(Exception):
 
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
     """Every column that may be needed."""
-    optional = {name for name in (names.messages, names.slice) if name}
+    optional = {name for name in (names.messages, names.slice, *names.slices) if name}
     return frozenset({names.image, names.problem, names.solution, *CONVERSATIONS, *optional})
 
 
@@ -49,6 +50,7 @@ def check_columns(source: str, found: Sequence[str], names: ColumnsConfig) -> No
         needed.insert(1, ("problem", names.problem, "the question (or a conversation in `prompt` or `messages`)"))
     if names.slice:
         needed.append(("slice", names.slice, "the slice"))
+    needed += [("slices", name, "a further slice") for name in names.slices]
     for key, name, meaning in needed:
         if name not in found:
             close = next(iter(difflib.get_close_matches(name, found, n=1)), None)
@@ -84,9 +86,11 @@ def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
         system=system,
         solution=str(solution),
         slice="" if label is None else str(label),
+        labels={name: str(value) for name in names.slices if (value := values.get(name)) is not None},
     )
+    texts = [question.solution, question.slice, *question.labels.values(), system or "", *(text for _, text in turns)]
     try:
-        "".join([question.solution, question.slice, system or "", *(text for _, text in turns)]).encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         raise UnusableRow("text with half a character (a lone surrogate)") from None
     return question

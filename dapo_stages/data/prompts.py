@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -40,7 +41,7 @@ class PromptMaker:
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse to be called twice at a time
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
-        """The prompt of a row, in the columns of `train` and `held_out`, or why there is none.
+        """The prompt of a row, in the columns of `held_out`, or why there is none.
 
         A prompt longer than `max_prompt_length` is dropped, never cut. Raises BadImage for an unreadable picture.
         """
@@ -71,6 +72,7 @@ class PromptMaker:
             "image_grid_thw": grids,
             "source": self.source.name,
             "slice": raw.slice or question.slice,
+            "labels": json.dumps(question.labels, ensure_ascii=False) if question.labels else None,
         }
 
     def _image(self, raw: RawRow, cell: Any) -> Image.Image:

@@ -169,6 +169,7 @@ def _embedded(config: Config) -> RawSource:
         for index in range(totals[part]):
             drawn = question(2 * config.seed + PARTS.index(part), index)
             values = {names.image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
+            values |= {"shape": drawn.shape, "colour": drawn.colour}
             yield RawRow(index, values, f"embedded row {index}", slice=drawn.slice)
 
     return RawSource("embedded", [names.image, names.problem, names.solution], rows, totals)

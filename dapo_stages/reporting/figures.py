@@ -188,6 +188,7 @@ def _eval(source: Source) -> Figures:
         ) from None
     if not isinstance(metrics, dict):
         raise DataError(path, f"a {type(metrics).__name__}", "an object with figures", "Run evaluate again.")
+    metrics.pop("by", None)  # slices by further columns stay in the file: they would flood the trackers
     return metrics
 
 

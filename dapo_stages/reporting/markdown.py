@@ -32,6 +32,8 @@ _EVAL_COLUMNS = (
     ("picture blanked", "blank_accuracy"),
 )
 
+_PLACES = {"tags": "in <answer>", "stated": "stated outside", "lone": "last lone letter or line", "none": "not at all"}
+
 
 def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
     """One iteration of rollout_results.md: its figures in a line, then the sampled groups in full."""
@@ -86,7 +88,7 @@ def eval_fragment(figures: Figures, source: Source | None, count: int) -> str:
     for name, part in (found.get("by_slice") or {}).items():
         rows.append([name, _count(sizes.get(name)), *_eval_cells(part)])
     table = markdown_table(["slice", "questions", *(title for title, _ in _EVAL_COLUMNS)], rows)
-    return "\n".join([_heading(figures), table, *_eval_samples(source, count)])
+    return "\n".join([_heading(figures), table, *_of_samples(found), *_eval_samples(source, count)])
 
 
 def rollout_document(run: str, table: Table, fragments: Iterable[str]) -> str:
@@ -145,7 +147,37 @@ def _completion(one: Sample) -> str:
 
 
 def _eval_cells(found: dict[str, Any]) -> list[str]:
-    return [percent(figure(found, key)) for _, key in _EVAL_COLUMNS]
+    return [_with_interval(found, key) for _, key in _EVAL_COLUMNS]
+
+
+def _with_interval(found: dict[str, Any], *path: str) -> str:
+    """`63.2% (59.1–67.0)`, or the figure alone where it has no interval."""
+    ends: Any = found.get("intervals") or {}
+    for key in path:
+        ends = ends.get(key) if isinstance(ends, dict) else None
+    said = percent(figure(found, *path))
+    return f"{said} ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if isinstance(ends, list) else said
+
+
+def _of_samples(found: dict[str, Any]) -> list[str]:
+    """What several samples are worth, the language prior, how answers were read; with intervals in brackets."""
+    said = [
+        f"- {title}: " + ", ".join(f"k = {k} {_with_interval(found, key, k)}" for k in found[key])
+        for title, key in (("pass@k", "pass_at_k"), ("majority@k", "majority_at_k"))
+        if found.get(key)
+    ]
+    if figure(found, "prior_share") is not None:
+        said.append(
+            f"- share of the greedy accuracy left with the picture blanked: {_with_interval(found, 'prior_share')}"
+        )
+    for mode, places in (found.get("read_from") or {}).items():
+        if any(places.values()):
+            shares = ", ".join(f"{_PLACES.get(place, place)} {percent(share)}" for place, share in places.items())
+            strict = _with_interval(found, f"{mode}_strict_accuracy")
+            said.append(f"- {mode} answers read: {shares}; right and well-formed: {strict}")
+    if said and (interval := found.get("interval")):
+        said.append(f"\nIn brackets: {100 * interval['confidence']:g} % bootstrap intervals over questions.")
+    return ["\n".join(said) + "\n"] if said else []
 
 
 def _eval_samples(source: Source, count: int) -> list[str]:

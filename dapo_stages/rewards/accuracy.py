@@ -6,7 +6,14 @@ import re
 import unicodedata
 
 from dapo_stages.rewards import symbolic as _symbolic
-from dapo_stages.rewards.answers import extract_answer, extract_choice, parse_solution
+from dapo_stages.rewards.answers import (
+    Reading,
+    extract_answer,
+    extract_choice,
+    parse_solution,
+    read_answer,
+    read_choice,
+)
 from dapo_stages.rewards.tags import open_text_commands, unboxed
 
 _CHOICE = re.compile(r"[A-J]")
@@ -46,6 +53,18 @@ def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float 
     if _plain(wanted) == _plain(answer) != "":
         return 1.0
     return 1.0 if symbolic and _same_expression(wanted, answer, timeout) else 0.0
+
+
+def reading(text: str, solution: str) -> Reading:
+    """The answer that `accuracy` compares with this solution, in the form that makes equal answers equal text.
+
+    A letter, or text without case, articles, quotes and final punctuation. Answers that only math-verify finds equal
+    ("1/2" and "0.5") stay apart.
+    """
+    if _CHOICE.fullmatch(parse_solution(solution)):
+        return read_choice(text)
+    found = read_answer(text)
+    return found if found.answer is None else found._replace(answer=_plain(found.answer))
 
 
 def _same_expression(wanted: str, answer: str, timeout: float) -> bool:

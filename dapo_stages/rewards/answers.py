@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Literal, NamedTuple
 
 from dapo_stages.rewards.letters import leading, lone, names_several, stated
 from dapo_stages.rewards.tags import answer_blocks, outside_think, unboxed, without_answer_tags, without_markup
@@ -31,33 +32,55 @@ _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[;；。！？]|,\s+(?=[a-z]{2})|[,�
 _LONGEST_LINE = 200  # characters of a one-line completion that may be an answer as a whole
 
 
+Place = Literal["tags", "stated", "lone", "none"]
+
+
+class Reading(NamedTuple):
+    """An answer and where it was read: inside `<answer>`, stated outside, standing alone (a last letter, or a whole
+    one-line completion), or nowhere. Where an `<answer>` block says that there is no answer, that is `none` too.
+    """
+
+    answer: str | None
+    place: Place
+
+
 def extract_answer(text: str) -> str | None:
-    """The answer as it stands, for answers that are not letters; None where there is none.
+    """The answer as it stands, for answers that are not letters; None where there is none. See `read_answer`."""
+    return read_answer(text).answer
+
+
+def extract_choice(text: str) -> str | None:
+    """The letter A to J that a completion chose, in upper case; None where it chose none. See the module."""
+    return read_choice(text).answer
+
+
+def read_answer(text: str) -> Reading:
+    """The answer as it stands, for answers that are not letters, and its place.
 
     The last complete `<answer>` outside `<think>`, else the last `\\boxed{…}`, else what follows the last "answer is"
     (or "答案是") in its sentence, else the whole text outside `<think>` where that is one short line.
     """
     outside = outside_think(text)
     if tagged := answer_blocks(outside):
-        return tagged[-1].strip() or None
+        return _reading(tagged[-1].strip(), "tags")
     outside = without_answer_tags(outside).strip()
     if boxed := unboxed(outside):
-        return boxed[-1][1].strip() or None
+        return _reading(boxed[-1][1].strip(), "stated")
     if stated_texts := _STATED_TEXT.findall(without_markup(outside)):
-        return _SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0].strip() or None
-    return outside if outside and "\n" not in outside and len(outside) <= _LONGEST_LINE else None
+        return _reading(_SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0].strip(), "stated")
+    return _reading(outside if "\n" not in outside and len(outside) <= _LONGEST_LINE else None, "lone")
 
 
-def extract_choice(text: str) -> str | None:
-    """The letter A to J that a completion chose, in upper case; None where it chose none. See the module."""
+def read_choice(text: str) -> Reading:
+    """The letter A to J that a completion chose, in upper case, and its place. See the module for the order."""
     outside = unicodedata.normalize("NFKC", outside_think(text))
     for content in answer_blocks(outside)[-1:]:
         if names_several(content):
-            return None
-        chosen = leading(content) or _stated_or_lone(content)
+            return Reading(None, "none")
+        chosen = leading(content) or _stated_or_lone(content)[0]
         if chosen is not None:
-            return chosen or None
-    return _stated_or_lone(without_answer_tags(outside)) or None
+            return _reading(chosen, "tags")
+    return _reading(*_stated_or_lone(without_answer_tags(outside)))
 
 
 def parse_solution(solution: str) -> str:
@@ -75,6 +98,11 @@ def parse_solution(solution: str) -> str:
     return letter or text
 
 
-def _stated_or_lone(text: str) -> str | None:
+def _stated_or_lone(text: str) -> tuple[str | None, Place]:
+    """A stated answer, "" where it names several letters; else the last lone letter, None where there is none."""
     statement = stated(text)
-    return statement if statement is not None else lone(text)
+    return (lone(text), "lone") if statement is None else (statement, "stated")
+
+
+def _reading(answer: str | None, place: Place) -> Reading:
+    return Reading(answer, place) if answer else Reading(None, "none")

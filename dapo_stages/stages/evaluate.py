@@ -6,7 +6,9 @@ import json as json_module
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
@@ -15,6 +17,7 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, write_text
 from dapo_stages.stages import frame
+from dapo_stages.stages.eval_tallies import COLUMNS, Tallies
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import check_policy, open_policy, version_of
@@ -33,6 +36,17 @@ SECTIONS = (
     "rewards",
 )
 METRICS = "metrics.json"
+SAID = (  # figures for the manifest, and for the line at the end
+    "questions", "greedy_accuracy", "greedy_format", "sampled_accuracy", "sampled_format",
+    "sampled_accuracy_well_formed", "blank_accuracy", "mean_tokens",
+)  # fmt: skip
+
+BlankImage = Annotated[
+    bool | None,
+    typer.Option(
+        "--blank-image/--no-blank-image", help="Also answer with the picture blanked; else evaluate.blank_image."
+    ),
+]
 
 
 def main(
@@ -40,6 +54,7 @@ def main(
     policy: PolicyFolder,
     data: Data,
     out: Out,
+    blank_image: BlankImage = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -47,11 +62,15 @@ def main(
 ) -> None:
     """Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.
 
+    metrics.json then has greedy accuracy, mean@k, pass@k, majority@k and the language-prior share, for all questions
+    and by slice, each with its interval (docs/evaluation.md).
+
     Example: dapo-stages evaluate --config run.yaml --policy iter-0003/train/policy --data data --out iter-0003/eval
     """
     from dapo_stages.rewards.registry import Rewards
 
-    settings = load_config(config, set_)
+    flag = [] if blank_image is None else [f"evaluate.blank_image={str(blank_image).lower()}"]
+    settings = load_config(config, [*(set_ or []), *flag])
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
     section = settings.sections(*SECTIONS) | {"plugins": rewards.hashes}
@@ -91,14 +110,22 @@ class Evaluation:
             self._conclude(range(len(parts)))
 
     def _conclude(self, shards: range) -> None:
-        tallies = Tallies()
+        from dapo_stages.stages.eval_figures import metrics
+
+        tallies, settings = Tallies(), self._settings
         for number in shards:
-            for row in self._output.reopen("completions", number, Tallies.COLUMNS):
+            for row in self._output.reopen("completions", number, COLUMNS):
                 tallies.add(row)
-        metrics = tallies.metrics()
+            tallies.settle()
+        found = metrics(
+            tallies.questions,
+            resamples=settings.bootstrap,
+            confidence=settings.confidence,
+            seed=self._config.seed,
+        )
         with self._output.files() as folder:
-            write_text(folder / METRICS, json_module.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        self._output.counts |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            write_text(folder / METRICS, json_module.dumps(found, indent=1, allow_nan=False) + "\n")
+        self._output.counts |= {name: found[name] for name in SAID if found[name] is not None}
 
     def _answers(self, number: int, questions: list[Row]) -> Iterator[Row]:
         import numpy as np
@@ -127,8 +154,12 @@ class Evaluation:
                     yield from (self._row(row, mode, sample, one) for sample, one in enumerate(group))
 
     def _row(self, question: Row, mode: str, sample: int, completion: Completion) -> Row:
+        from dapo_stages.rewards.accuracy import reading
+        from dapo_stages.rewards.options import num_options
+
         text = self._policy.text(completion.ids)
         scored = self._rewards.score(text, len(completion.ids), question)
+        read = reading(text, question["solution"])
         return {
             "completion_id": f"{question['prompt_id']}-{mode}-{sample:03d}",
             "prompt_id": question["prompt_id"],
@@ -147,57 +178,12 @@ class Evaluation:
             "reward_format": scored.format,
             "reward_overlong": scored.overlong,
             **{f"reward_{name}": value for name, value in scored.plugins.items()},
+            "answer": read.answer,
+            "read_from": read.place,
+            "num_options": num_options(question["problem"]),
+            "labels": question["labels"],
         }
 
     @cached_property
     def _policy(self) -> Policy:
         return open_policy(self._output.plan.inputs["policy"], self._config.model)
-
-
-class Tallies:
-    """Sums per slice and mode, so that rows need not stay in memory."""
-
-    COLUMNS = ("prompt_id", "slice", "mode", "num_tokens", "reward_accuracy", "reward_format")
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, str], dict[str, float]] = {}
-        self._questions: dict[str, set[str]] = {}
-
-    def add(self, row: Row) -> None:
-        """Count one answer, for all questions and for its slice."""
-        for name in {"", row["slice"]}:
-            self._questions.setdefault(name, set()).add(row["prompt_id"])
-            sums = self._sums.setdefault((name, row["mode"]), dict.fromkeys(_SUMS, 0.0))
-            sums["answers"] += 1
-            sums["correct"] += row["reward_accuracy"]
-            sums["formed"] += row["reward_format"]
-            sums["formed_correct"] += row["reward_format"] * row["reward_accuracy"]
-            sums["tokens"] += row["num_tokens"]
-
-    def metrics(self) -> dict[str, Any]:
-        """Accuracy by mode, for all questions and by slice; None where a mode was off."""
-        slices = sorted(name for name in self._questions if name)
-        return {
-            "questions": len(self._questions.get("", ())),
-            "slices": {name: len(self._questions[name]) for name in slices},
-            **self._of(""),
-            "by_slice": {name: self._of(name) for name in slices},
-        }
-
-    def _of(self, name: str) -> dict[str, float | None]:
-        def share(mode: str, part: str, whole: str) -> float | None:
-            sums = self._sums.get((name, mode))
-            return sums[part] / sums[whole] if sums and sums[whole] else None
-
-        return {
-            "greedy_accuracy": share("greedy", "correct", "answers"),
-            "greedy_format": share("greedy", "formed", "answers"),
-            "sampled_accuracy": share("sample", "correct", "answers"),
-            "sampled_format": share("sample", "formed", "answers"),
-            "sampled_accuracy_well_formed": share("sample", "formed_correct", "formed"),
-            "blank_accuracy": share("blank", "correct", "answers"),
-            "mean_tokens": share("sample", "tokens", "answers") or share("greedy", "tokens", "answers"),
-        }
-
-
-_SUMS = ("answers", "correct", "formed", "formed_correct", "tokens")

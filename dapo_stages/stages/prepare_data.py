@@ -138,6 +138,8 @@ def _prompts(
             raise DataError(raw.where, found, "an unchanged data set", "Pass --overwrite to start afresh.")
         else:
             counts[part] += 1
+            if part == "train":
+                del row["labels"]  # for evaluate alone
             yield row
 
 

@@ -226,6 +226,10 @@ def evaluation(run: Path, number: int, greedy: float) -> None:
             "finish_reason": "stop",
             "reward_accuracy": 0.0 if index == 3 else 1.0,
             "reward_format": 1.0,
+            "answer": None if index == 3 else "A",
+            "read_from": "none" if index == 3 else "tags",
+            "num_options": None,
+            "labels": None,
         }
         for index in range(4)
     ]

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.pipeline import Run, table
+
+from dapo_stages.errors import InterruptedStage
+from dapo_stages.manifests import read_manifest
+from dapo_stages.models.policy import Policy
+from dapo_stages.outputs import Output
+from dapo_stages.stages.eval_figures import metrics
+from dapo_stages.stages.eval_tallies import OTHER, Tallies, by_slices
 
 
 def test_metrics_are_means_of_the_rows(small_run: Run) -> None:
@@ -43,3 +55,233 @@ def test_a_part_of_the_questions_without_samples(small_run: Run, tmp_path: Path)
     found = json.loads((tmp_path / "e/metrics.json").read_text())
     assert found["questions"] == 5 and found["sampled_accuracy"] is None and found["blank_accuracy"] is None
     assert set(table(tmp_path / "e", "completions")["mode"]) == {"greedy"}
+
+
+# Figures of several samples, against subsets of the rows
+
+
+def test_pass_and_majority_are_those_of_the_rows(evaluated: Path) -> None:
+    rows, found = table(evaluated, "completions"), metrics_of(evaluated)
+    sampled = [part for _, part in rows[rows["mode"] == "sample"].groupby("prompt_id")]
+    assert {len(part) for part in sampled} == {4}
+    for k in (1, 2, 4):
+        passed, won = [], []
+        for part in sampled:
+            answers = list(zip(part.answer, part.reward_accuracy, strict=True))
+            subsets = list(combinations(answers, k))
+            passed.append(sum(any(right for _, right in subset) for subset in subsets) / len(subsets))
+            won.append(sum(map(share_of_the_right, subsets)) / len(subsets))
+        assert found["pass_at_k"][str(k)] == pytest.approx(sum(passed) / len(passed))
+        assert found["majority_at_k"][str(k)] == pytest.approx(sum(won) / len(won))
+    assert found["pass_at_k"]["1"] == found["majority_at_k"]["1"] == pytest.approx(found["sampled_accuracy"])
+    assert list(found["pass_at_k"]) == list(found["majority_at_k"]) == ["1", "2", "4"]
+
+    assert 0 < found["majority_at_k"]["4"] < found["pass_at_k"]["4"] < 1
+
+
+def share_of_the_right(answers: tuple[tuple[str | None, float], ...]) -> float:
+    """Of the answers that most samples give: 1, a share of a tie, or 0."""
+    votes = Counter(answer for answer, _ in answers if isinstance(answer, str))
+    leaders = [answer for answer, count in votes.items() if count == max(votes.values())]
+    right = {answer for answer, correct in answers if correct}
+    return len(right & set(leaders)) / len(leaders) if leaders else 0.0
+
+
+def test_strict_answers_and_where_they_were_read(evaluated: Path) -> None:
+    rows, found = table(evaluated, "completions"), metrics_of(evaluated)
+    for mode, name in (("greedy", "greedy"), ("sample", "sampled")):
+        part = rows[rows["mode"] == mode]
+        strict = part.text.str.fullmatch(r"(?s)\s*<think>.*</think>\s*<answer>.*\S.*</answer>\s*") & (
+            part.reward_accuracy == 1
+        )
+        assert found[f"{name}_strict_accuracy"] == pytest.approx(strict.mean())
+        shares = part.read_from.value_counts(normalize=True)
+        assert found["read_from"][name] == pytest.approx({place: shares.get(place, 0.0) for place in PLACES})
+        tagged = part.text.str.contains(r"<answer>\s*[A-D]\s*</answer>", regex=True)
+        assert tagged.any() and (part[tagged].read_from == "tags").all()
+        assert (part[part.read_from == "none"].answer.isna()).all()
+    assert 0 < found["sampled_strict_accuracy"] < found["sampled_accuracy"]
+    assert min(found["read_from"]["sampled"].values()) > 0
+
+
+def test_the_prior_share_is_what_survives_without_the_picture(evaluated: Path) -> None:
+    found = metrics_of(evaluated)
+    greedy, blank = found["greedy_accuracy"], found["blank_accuracy"]
+    assert found["chance_accuracy"] == 0.25  # four options, embedded task
+    assert found["prior_share"] == (pytest.approx(blank / greedy) if greedy else None)
+    above = found["prior_share_above_chance"]
+    assert above == (pytest.approx((blank - 0.25) / (greedy - 0.25)) if greedy > 0.25 else None)
+
+
+def counted(*questions: dict[str, float | None], options: int | None = 4) -> dict[str, Any]:
+    """The figures of questions that say which mode was right."""
+    tallies = Tallies()
+    for number, question in enumerate(questions):
+        for mode, right in question.items():
+            tallies.add(
+                {
+                    "prompt_id": str(number), "slice": "", "labels": None, "num_options": options, "solution": "A",
+                    "mode": mode, "num_tokens": 3, "reward_accuracy": right, "reward_format": 1.0, "answer": None,
+                    "read_from": "none",
+                }
+            )  # fmt: skip
+    tallies.settle()
+    return metrics(tallies.questions, resamples=500, confidence=0.9, seed=0)
+
+
+def test_the_prior_share_worked_by_hand() -> None:
+    """Greedily 4 of 5 right, 2 of 5 without the picture: a half; above chance (.4 - .25) / (.8 - .25)."""
+    greedy, blank = [1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0]
+    found = counted(*({"greedy": g, "blank": b} for g, b in zip(greedy, blank, strict=True)))
+    assert found["prior_share"] == 0.5
+    assert found["prior_share_above_chance"] == pytest.approx(0.15 / 0.55)
+    assert found["sampled_accuracy"] is None and found["sampled_strict_accuracy"] is None
+
+
+def test_there_is_no_prior_share_without_right_answers_or_options() -> None:
+    found = counted({"greedy": 0.0, "blank": 1.0}, {"greedy": 0.0, "blank": 1.0})
+    assert found["prior_share"] is None and found["prior_share_above_chance"] is None
+    found = counted({"greedy": 1.0, "blank": 1.0}, {"greedy": 1.0, "blank": 0.0}, options=None)
+    assert found["prior_share"] == 0.5 and found["chance_accuracy"] is None
+    assert found["prior_share_above_chance"] is None
+    assert counted({"greedy": 1.0}, {"greedy": 1.0})["prior_share"] is None
+
+
+def test_the_prior_share_is_paired() -> None:
+    """Blank answers are right exactly where greedy ones are: the share is 1 in every resample."""
+    found = counted(*({"greedy": float(n % 2), "blank": float(n % 2)} for n in range(40)))
+    assert found["intervals"]["prior_share"] == [1.0, 1.0]
+
+
+def test_an_evaluation_of_nothing_has_no_figures() -> None:
+    found = counted()
+    assert found["questions"] == 0 and found["greedy_accuracy"] is None and found["by"] == {}
+
+
+def test_rare_values_of_a_slice_come_together() -> None:
+    tallies = Tallies()
+    for number in range(100):
+        tallies.add(
+            {
+                "prompt_id": str(number), "slice": f"s{max(number, 30):03d}", "labels": None, "num_options": None,
+                "solution": "x", "mode": "greedy", "num_tokens": 3, "reward_accuracy": 1.0, "reward_format": 1.0,
+                "answer": "x", "read_from": "tags",
+            }
+        )  # fmt: skip
+    found = by_slices(tallies.questions)["slice"]
+    assert len(found) == 65 and len(found["s030"]) == 31 and len(found[OTHER]) == 6
+    assert sorted(number for numbers in found.values() for number in numbers) == list(range(100))
+
+
+# Slices and intervals
+
+
+def test_other_columns_are_slices_too(evaluated: Path) -> None:
+    rows, found = table(evaluated, "completions"), metrics_of(evaluated)
+    greedy = rows[rows["mode"] == "greedy"]
+    shapes = greedy.labels.map(lambda text: json.loads(text)["shape"])
+    assert set(found["by"]) == {"num_options", "shape", "solution_letter"}
+    assert set(found["by"]["shape"]) == set(shapes) <= {"circle", "square", "triangle", "diamond"}
+    for shape, part in greedy.groupby(shapes):
+        assert found["by"]["shape"][shape]["questions"] == len(part)
+        assert found["by"]["shape"][shape]["greedy_accuracy"] == pytest.approx(part.reward_accuracy.mean())
+    for letter, part in greedy.groupby("solution"):
+        assert found["by"]["solution_letter"][letter]["greedy_accuracy"] == pytest.approx(part.reward_accuracy.mean())
+    assert found["by"]["num_options"]["4"]["questions"] == 12
+
+
+def test_every_figure_lies_in_its_interval(evaluated: Path) -> None:
+    found = metrics_of(evaluated)
+    assert found["interval"] == {"confidence": 0.95, "resamples": 2000, "over": "questions"}
+    seen = 0
+    for part in (found, *found["by_slice"].values(), *found["by"]["shape"].values()):
+        for value, interval in pairs(part, part["intervals"]):
+            seen += interval is not None
+            assert interval is None or interval[0] - 1e-6 <= value <= interval[1] + 1e-6
+            assert value is not None or interval is None
+    assert seen > 30
+
+
+def pairs(figures: dict[str, Any], intervals: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Each figure with its interval, which stands at the same place."""
+    for name, interval in intervals.items():
+        if isinstance(interval, dict):
+            yield from pairs(figures[name], interval)
+        else:
+            yield figures[name], interval
+
+
+# Commands
+
+
+def test_the_flag_answers_without_the_picture_whatever_is_configured(small_run: Run, tmp_path: Path) -> None:
+    inputs = ["--policy", small_run.policy(1), "--data", small_run.folder / "data"]
+    few = {"evaluate__max_questions": 3, "evaluate__num_generations": 0}
+    for flag, configured, expected in (("--blank-image", "false", 2), ("--no-blank-image", "true", 1)):
+        out = tmp_path / flag
+        small_run.command("evaluate", *inputs, "--out", out, flag, evaluate__blank_image=configured, **few)
+        assert table(out, "completions")["mode"].nunique() == expected
+        assert (metrics_of(out)["blank_accuracy"] is None) == (expected == 1)
+
+
+def test_a_killed_evaluation_carries_on_to_the_same_figures(
+    evaluated: Path, sliced: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Output.write
+
+    def once(output: Output, kind: str, index: int | None, rows: Any) -> None:
+        if index == 2:
+            raise InterruptedStage("here")
+        write(output, kind, index, rows)
+
+    monkeypatch.setattr(Policy, "text", text_for)
+    monkeypatch.setattr(Output, "write", once)
+    command = ["evaluate", *EVALUATED, "--out", tmp_path / "e"]
+    inputs = ["--policy", sliced.policy(0), "--data", sliced.folder / "data"]
+    assert sliced.attempt(*command, *inputs).code == 130
+    assert (tmp_path / "e/completions-00001.parquet").exists() and not (tmp_path / "e/metrics.json").exists()
+    monkeypatch.setattr(Output, "write", write)
+    sliced.command(*command, *inputs)
+    assert (tmp_path / "e/metrics.json").read_bytes() == (evaluated / "metrics.json").read_bytes()
+    assert read_manifest(tmp_path / "e").content_hash == read_manifest(evaluated).content_hash
+    assert '"unchanged"' in sliced.command(*command, *inputs, "--json").stdout
+
+
+EVALUATED = ("--set", "evaluate.num_generations=4", "--set", "evaluate.questions_per_shard=5")
+PLACES = ("tags", "stated", "lone", "none")
+
+
+@pytest.fixture(scope="module")
+def sliced(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The policy of a run, and its questions with a further column."""
+    folder = tmp_path_factory.mktemp("sliced")
+    (folder / "policy").symlink_to(small_run.folder / "policy")
+    run = Run(folder, (*small_run.settings, "data.columns.slices=[shape]"))
+    run.command("prepare-data", "--policy", folder / "policy", "--out", folder / "data")
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluated(sliced: Run) -> Path:
+    """Its evaluation, four samples a question, as if it wrote what TEXTS has."""
+    inputs = ["--policy", sliced.policy(0), "--data", sliced.folder / "data"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Policy, "text", text_for)
+        sliced.command("evaluate", *EVALUATED, *inputs, "--out", sliced.folder / "eval")
+    return sliced.folder / "eval"
+
+
+# The policy of these tests has learnt nothing yet: what it samples chooses one of these texts instead.
+TEXTS = (
+    *(f"<think>x</think><answer>{letter}</answer>" for letter in "ABCDABCD"),
+    "<answer>A</answer>", "So the answer is B.", "<answer>C", "A or B?", "<answer>A or B</answer>", "", "It is (d)",
+)  # fmt: skip
+
+
+def text_for(policy: Policy, ids: list[int]) -> str:
+    return TEXTS[zlib.crc32(repr(list(ids)).encode()) % len(TEXTS)]
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return found
