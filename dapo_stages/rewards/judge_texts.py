@@ -1,7 +1,7 @@
 """What a judge is sent, and what is read from its answer.
 
 A completion is text by a model under training, which may well learn to write to its judge. It stands between two marks
-that it cannot know (a hash of what stands there), the instructions stand in another message, and of the answer nothing
+that it cannot know (a hash of the whole message), the instructions stand in another message, and of the answer nothing
 counts but a score in range, or a choice out of three.
 """
 
@@ -98,7 +98,7 @@ def _request(
     config: JudgeConfig, row: Row, pictures: Pictures, system: str, answers: Mapping[str, str]
 ) -> dict[str, Any]:
     parts = {"QUESTION": str(row["problem"]), "REFERENCE SOLUTION": str(row["solution"]), **answers}
-    text = "\n\n".join(_marked(name, content) for name, content in parts.items())
+    text = _marked({name: _plain(content) for name, content in parts.items()})
     request = {
         "model": config.model,
         "messages": [
@@ -114,8 +114,12 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _marked(name: str, content: str) -> str:
-    """Content between marks that are a hash of it; control tokens of chat templates (`<|…|>`) are taken apart."""
-    plain = content.encode("utf-8", "replace").decode().replace("<|", "< |").replace("|>", "| >")
-    mark = hashlib.sha256(plain.encode()).hexdigest()[:16]
-    return f"BEGIN {name} {mark}\n{plain}\nEND {name} {mark}"
+def _plain(text: str) -> str:
+    """Without control tokens of chat templates (`<|…|>`), which some servers read in texts, too."""
+    return text.encode("utf-8", "replace").decode().replace("<|", "< |").replace("|>", "| >")
+
+
+def _marked(parts: Mapping[str, str]) -> str:
+    """The parts between marks; no part can hold the mark, which is a hash of them all."""
+    mark = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return "\n\n".join(f"BEGIN {name} {mark}\n{content}\nEND {name} {mark}" for name, content in parts.items())

@@ -117,9 +117,9 @@ class Plugins:
                 f"{names}: {files}: found that importing it {lost}; needed a file that Python can import. {do} and run "
                 "the command again."
             ) from None
-        name = reply.get("name")
-        if reply.get("ready") is True or name not in functions:
+        if reply.get("ready") is True:
             return
+        name = str(reply["name"])
         self._child.close()
         path, function = functions[name]
         if reply.get("missing"):

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TextIO
 
 MEMORY = 2 * 1024**3  # bytes for comparing expressions; a tower of powers would take all there is
@@ -150,8 +151,11 @@ def _value(value: object, index: int) -> float | None:
         return None
     if hasattr(value, "item"):  # of an array without dimensions
         value = value.item()
-    if isinstance(value, Real) and abs(value) <= LARGEST:  # neither NaN nor infinity is
-        return float(value)
+    if isinstance(value, Real):
+        with suppress(OverflowError):  # of a huge integer
+            number = float(value)
+            if abs(number) <= LARGEST:  # neither NaN nor infinity is
+                return number
     raise Failure({"found": f"the value {_described(value)}", "index": index})
 
 
