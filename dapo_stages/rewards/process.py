@@ -49,6 +49,7 @@ class Child:
         self._environment = environment
         self._errors = None if speaks else subprocess.DEVNULL
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
         self._end: weakref.finalize[..., Any] | None = None
 
     @property
@@ -64,6 +65,7 @@ class Child:
     def start(self, timeout: float) -> dict[str, Any]:
         """Start it, in place of one that ended, and give its first line. Raises Lost, and OSError."""
         self.kill()
+        self._owner = os.getpid()
         self._process = subprocess.Popen(
             self._command,
             bufsize=0,
@@ -73,7 +75,7 @@ class Child:
             env=self._environment,
             start_new_session=True,
         )
-        self._end = weakref.finalize(self, _close, self._process, os.getpid())
+        self._end = weakref.finalize(self, _close, self._process, self._owner)
         return self._exchange(self._process, b"", timeout)
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -89,7 +91,7 @@ class Child:
         """End it, and what it has started, at once."""
         process, self._process = self._process, None
         if process is not None:
-            _kill(process, os.getpid())
+            _kill(process, self._owner)
         if self._end is not None:
             self._end.detach()
 

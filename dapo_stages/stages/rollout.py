@@ -212,8 +212,10 @@ class Rollout:
     def _figures(self, shards: list[RoundShard]) -> dict[str, Any]:
         totals = {"completions": 0, "correct": 0.0, "format": 0.0, "tokens": 0, "cut": 0}
         columns = ["reward_accuracy", "reward_format", "completion_ids", "finish_reason"]
+        silent = {f"reward_{name}": 0 for name in self._output.plan.rewards}
         for shard in shards:
-            for row in self._output.reopen("completions", shard.number, columns):
+            for row in self._output.reopen("completions", shard.number, [*columns, *silent]):
+                silent = {name: count + (row[name] is None) for name, count in silent.items()}
                 totals["completions"] += 1
                 totals["correct"] += row["reward_accuracy"]
                 totals["format"] += row["reward_format"]
@@ -229,6 +231,7 @@ class Rollout:
             "format": totals["format"] / completions,
             "mean_tokens": totals["tokens"] / completions,
             "truncated": totals["cut"] / completions,
+            **{f"no_{name}": count for name, count in silent.items() if count},
         }
 
     @cached_property

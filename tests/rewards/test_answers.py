@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from dapo_stages.rewards import symbolic
 from dapo_stages.rewards.accuracy import accuracy
 from dapo_stages.rewards.answers import extract_answer, extract_choice, parse_solution
 from dapo_stages.rewards.format import format_reward
@@ -345,7 +346,7 @@ def test_10_megabytes_are_read_in_linear_time(piece: str) -> None:
         assert accuracy(text, "B") in (0.0, 1.0) and format_reward(text) == 0.0
         seconds.append(time.process_time() - start)
     print(f"{piece!r}: {seconds[1]:.2f} s for 10 MB")
-    assert seconds[1] < 40 * max(seconds[0], 0.01)
+    assert seconds[1] < 30 * max(seconds[0], 0.01)
 
 
 FUZZ = [
@@ -424,8 +425,12 @@ FUZZ = [
 ]
 
 
-def test_nothing_makes_the_parser_fail() -> None:
-    """10 000 strings, half of marks and words that mean something here, half of any characters; the seed is fixed."""
+def test_nothing_makes_the_parser_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 000 strings, half of marks and words that mean something here, half of any characters; the seed is fixed.
+
+    Expressions are read up to the point where math-verify would compare them.
+    """
+    monkeypatch.setattr(symbolic, "equal", lambda *_: False)
     drawn = random.Random(0)
     start = time.process_time()
     for number in range(10_000):
@@ -438,7 +443,7 @@ def test_nothing_makes_the_parser_fail() -> None:
         assert answer is None or (answer and answer == answer.strip())
         assert parse_solution(text) is not None and format_reward(text) in (0.0, 1.0)
         assert accuracy(text, "B") == float(choice == "B")
-        assert accuracy(text, "12 cm", symbolic=False) in (0.0, 1.0)
-        assert accuracy("<answer>B</answer>", text, symbolic=False) in (0.0, 1.0)
+        assert accuracy(text, "12 cm") in (0.0, 1.0)
+        assert accuracy("<answer>12 cm</answer>", text) in (0.0, 1.0)
     print(f"{time.process_time() - start:.1f} s")
     assert time.process_time() - start < 20

@@ -78,6 +78,7 @@ def test_no_opinion_is_null_and_adds_nothing(small_run: Run, folder: Path) -> No
     small_run.command("rollout", *small_run.rollout_inputs(1), "--out", "r", **SHARDS)
     completions = table(folder / "r", "completions")
     assert completions.reward_mine.isna().equals(completions["sample"] == 0)
+    assert Source(folder / "r").manifest.counts["no_reward_mine"] == 12
     policy = ["--policy", small_run.policy(0)]
     small_run.command("score-attention", *policy, "--rollouts", "r", "--out", "a")
     weights = "{accuracy: 2, format: 0, vgr: 0, overlong: 0, plugins: {mine: 0.5}}"
