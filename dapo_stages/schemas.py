@@ -182,11 +182,12 @@ _WITH_REWARDS = {"completions", "weights", "replayed-completions", "buffer-compl
 
 
 def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.Schema:
-    """The schema of a kind of shard; those that hold rewards have a column for each plug-in reward as well.
+    """The schema of a kind of shard; those that hold rewards have a column for each plug-in's and the judge's
+    reward as well, null where they have no opinion.
 
     `completions` of the stage evaluate answer held-out questions and have columns of their own.
     """
     schema = SCHEMAS["evaluation" if (stage, kind) == ("evaluate", "completions") else kind]
     for name in rewards if kind in _WITH_REWARDS else ():
-        schema = schema.append(_required(f"reward_{name}", pa.float32()))
+        schema = schema.append(pa.field(f"reward_{name}", pa.float32()))
     return schema

@@ -62,8 +62,8 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    resolved = load(tmp_path, "train: {lora: {}}").model_dump(mode="json")
-    assert set(keys(resolved)) | {"train.lora"} == {key for key, _ in LEAVES}
+    resolved = load(tmp_path, "train: {lora: {}}\nrewards: {judge: {model: m}}").model_dump(mode="json")
+    assert set(keys(resolved)) | {"train.lora", "rewards.judge"} == {key for key, _ in LEAVES}
 
 
 @pytest.mark.parametrize(("key", "field"), LEAVES, ids=[key for key, _ in LEAVES])

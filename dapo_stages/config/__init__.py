@@ -7,12 +7,12 @@ A stage stores the sections it used in its manifest, so keys that change no resu
 from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.config.base import Section
 from dapo_stages.config.data import ColumnsConfig, DataConfig, SyntheticConfig
-from dapo_stages.config.engines import EnginesConfig, ServerConfig, VllmConfig
+from dapo_stages.config.engines import Endpoint, EnginesConfig, ServerConfig, VllmConfig
 from dapo_stages.config.evaluate import EvaluateConfig
 from dapo_stages.config.loading import dump_config, load_config
 from dapo_stages.config.model import ModelConfig, WarmUpConfig
 from dapo_stages.config.report import KeepConfig, ReportConfig
-from dapo_stages.config.rewards import RewardsConfig
+from dapo_stages.config.rewards import JudgeConfig, RewardsConfig
 from dapo_stages.config.rollout import RolloutConfig, SamplerConfig
 from dapo_stages.config.run import Config
 from dapo_stages.config.train import LoraSettings, TrainConfig
@@ -24,8 +24,10 @@ __all__ = [
     "Config",
     "DataConfig",
     "EarlyRewardWeights",
+    "Endpoint",
     "EnginesConfig",
     "EvaluateConfig",
+    "JudgeConfig",
     "KeepConfig",
     "LoraSettings",
     "ModelConfig",

@@ -22,20 +22,26 @@ class VllmConfig(Section):
     )
 
 
-class ServerConfig(Section):
-    """A server with OpenAI's chat completions that gives token ids. Its key is DAPO_STAGES_API_KEY of the environment,
-    or OPENAI_API_KEY over https or on this machine. None of it changes what is sampled from."""
+class Endpoint(Section):
+    """Where a server with OpenAI's chat completions answers, and how patiently it is asked. None of it changes what
+    is answered."""
 
     url: str = Field(
         "http://localhost:8000", pattern=r"^https?://[^\s/]+", description="Where it answers, without /v1."
     )
-    model: str | None = Field(None, description="Name of the model there; null takes the first it lists.")
-    concurrency: Count = Field(32, description="Requests under way at the same time, one per prompt.")
+    concurrency: Count = Field(32, description="Requests under way at the same time.")
     timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds to wait for an answer.")
     retries: Annotated[int, Field(ge=0)] = Field(5, description="Further tries after a failure that may pass.")
     backoff: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Seconds before the first further try; twice as long before each one after it, at most 60."
     )
+
+
+class ServerConfig(Endpoint):
+    """A server with OpenAI's chat completions that gives token ids. Its key is DAPO_STAGES_API_KEY of the environment,
+    or OPENAI_API_KEY over https or on this machine. None of it changes what is sampled from."""
+
+    model: str | None = Field(None, description="Name of the model there; null takes the first it lists.")
 
 
 class EnginesConfig(Section):

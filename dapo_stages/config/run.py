@@ -58,7 +58,8 @@ class Config(Section):
                 "found train.lora null, which trains every weight"
             )
         for phase in ("reward_weights", "early_reward_weights"):
-            unknown = sorted(getattr(self.weights, phase).plugins.keys() - self.rewards.plugins.keys())
+            known = self.rewards.plugins.keys() | ({"judge"} if self.rewards.judge else set())
+            unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)
             if unknown:
                 raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
         rollout, temperature = self.rollout, self.rollout.sampler.temperature

@@ -16,7 +16,7 @@ class RewardWeights(Section):
     vgr: float = Field(0.0, description="Weight of reward_vgr.")
     format: float = Field(0.5, description="Weight of reward_format.")
     overlong: float = Field(1.0, description="Weight of reward_overlong.")
-    plugins: dict[str, float] = Field({}, description="Weights of plug-in rewards; 1 where not named.")
+    plugins: dict[str, float] = Field({}, description="Weights of plug-ins and judge; 1 where not named.")
 
 
 class EarlyRewardWeights(RewardWeights):

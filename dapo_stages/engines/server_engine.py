@@ -3,21 +3,18 @@
 It is checked before it is used: that it serves this policy, gives token ids, and log-probs of the distribution
 sampled from; and after each batch, that it still serves what it did. Whether a server leaves the temperature out of
 its log-probs cannot be seen so: a token made certain has log-prob 0 at any temperature. train-step's measure of the
-mismatch shows it. Failures that may pass are tried again; what can never be right is an error at once.
+mismatch shows it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import os
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from dapo_stages.config import Config
 from dapo_stages.console import say
@@ -26,13 +23,10 @@ from dapo_stages.engines.foreign import check_prompt, completion, sampling, seed
 from dapo_stages.errors import EngineError
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.tokens import Tokens
+from dapo_stages.servers import CHAT, MODELS, Server, picture
 from dapo_stages.shards import Row
 
-NAME = "server"
-CHAT, MODELS = "/v1/chat/completions", "/v1/models"
-
-_PASSING = frozenset({408, 425, 429, *range(500, 600)})  # what a server answers while it starts, is busy or restarts
-_LONGEST_WAIT = 60.0  # seconds between two tries
+NAME, KEY = "server", "DAPO_STAGES_API_KEY"
 _CERTAIN = 0.01  # a token lifted by 100 has log-prob 0, up to this; unprocessed it would be far below
 
 
@@ -76,18 +70,15 @@ class _Answer(BaseModel):
         return self.prompt_token_ids or next((choice.prompt_token_ids for choice in self.choices), None)
 
 
-_Form = TypeVar("_Form", bound=BaseModel)
-
-
 class ServerEngine:
     """Asks a server for completions, a request per prompt, several at the same time."""
 
     batches_itself = True
 
     def __init__(self, checkpoint: str | Path | None, tokens: Tokens, config: Config) -> None:
-        self.tokens, self._settings, self._server = tokens, config.rollout, config.engines.server
-        url = httpx.URL(self._server.url)
-        self._where = f"{NAME} {url.scheme}://{url.netloc.decode()}"  # without a user's name and password
+        self.tokens, self._settings, self._wanted = tokens, config.rollout, config.engines.server
+        self._server = Server(NAME, "engines.server", KEY, self._wanted)
+        self._where = self._server.where
         self._check_family()
         self._model = asyncio.run(self._ready(checkpoint))
 
@@ -96,14 +87,14 @@ class ServerEngine:
         return asyncio.run(self._all(prompts, seeds_of(seed, len(prompts))))
 
     async def _all(self, prompts: Sequence[Row], seeds: Sequence[int]) -> list[list[Completion]]:
-        turns = asyncio.Semaphore(self._server.concurrency)
+        turns = asyncio.Semaphore(self._wanted.concurrency)
 
         async def one(client: httpx.AsyncClient, row: Row, seed: int) -> list[Completion]:
             async with turns:
-                return self._completions(row, await self._ask(client, _Answer, CHAT, self._request(row, seed)))
+                return self._completions(row, await self._server.ask(client, _Answer, CHAT, self._request(row, seed)))
 
         try:
-            async with self._client() as client:
+            async with self._server.client() as client:
                 async with asyncio.TaskGroup() as tasks:
                     pairs = zip(prompts, seeds, strict=True)
                     asked = [tasks.create_task(one(client, row, seed)) for row, seed in pairs]
@@ -150,15 +141,15 @@ class ServerEngine:
 
     async def _ready(self, checkpoint: str | Path | None) -> _Model:
         """The model, after looking at what is served and how."""
-        async with self._client() as client:
+        async with self._server.client() as client:
             found = await self._served(client)
             self._check_policy(checkpoint, found.root)
             await self._check_logprobs(client, found.id)
         return found
 
     async def _served(self, client: httpx.AsyncClient) -> _Model:
-        served = (await self._ask(client, _Models, MODELS)).data
-        wanted = self._server.model
+        served = (await self._server.ask(client, _Models, MODELS)).data
+        wanted = self._wanted.model
         found = next((model for model in served if wanted in (None, model.id)), None)
         if found is None:
             names = ", ".join(model.id for model in served) or "no model"
@@ -209,7 +200,7 @@ class ServerEngine:
             "logprobs": True,
             "return_token_ids": True,
         }
-        answer = await self._ask(client, _Answer, CHAT, request)
+        answer = await self._server.ask(client, _Answer, CHAT, request)
         do = "Use vllm serve --logprobs-mode processed_logprobs, or another engine."
         if not answer.choices or answer.choices[0].token_ids is None or answer.prompt is None:
             raise EngineError(self._where, "answers without token ids", "them (return_token_ids)", do)
@@ -221,58 +212,6 @@ class ServerEngine:
         if not abs(values[0]) <= _CERTAIN:  # raw logits may be far above
             found, needed = f"log-prob {values[0]:.3f} of a token that was certain", "0, as it was sampled from"
             raise EngineError(self._where, found, needed, do)
-
-    # ---- one request
-
-    def _client(self) -> httpx.AsyncClient:
-        url = httpx.URL(self._server.url)
-        near = _is_loopback(url.host)
-        key = os.environ.get("DAPO_STAGES_API_KEY")
-        if not key and (near or url.scheme == "https"):  # it is for others, and not to be read on the way
-            key = os.environ.get("OPENAI_API_KEY")
-        return httpx.AsyncClient(
-            trust_env=not near,  # no proxy knows this machine's own address
-            base_url=self._server.url.rstrip("/"),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(self._server.timeout, pool=None),
-            limits=httpx.Limits(max_connections=self._server.concurrency),
-        )
-
-    async def _ask(
-        self, client: httpx.AsyncClient, form: type[_Form], path: str, content: dict[str, Any] | None = None
-    ) -> _Form:
-        """What a request is answered with, after as many tries as it takes and are allowed."""
-        for attempt in range(self._server.retries + 1):
-            wait = self._server.backoff * 2**attempt
-            try:
-                response = await client.request("POST" if content else "GET", path, json=content)
-                if response.is_success:
-                    return form.model_validate_json(response.content)
-                if response.status_code not in _PASSING:
-                    raise self._refused(response)
-                found = f"status {response.status_code} ({_excerpt(response)})"
-                wait = max(wait, _asked_for(response))
-            except ValidationError as error:  # it was cut, or comes from something in between
-                found = f"an answer of another form ({error.errors()[0]['msg']})"
-            except httpx.TransportError as error:
-                found = " ".join(f"{type(error).__name__} {error}".split())
-            if attempt < self._server.retries:
-                wait = min(wait, _LONGEST_WAIT)
-                say(f"rollout: {self._where}: {found}; trying again in {wait:.0f} s")
-                await asyncio.sleep(wait)
-        raise EngineError(
-            self._where,
-            f"{found} at the last of {self._server.retries + 1} tries",
-            f"an answer within engines.server.timeout={self._server.timeout:g} s",
-            "Look into the server's log, start it again, and run rollout again: finished shards are kept.",
-        )
-
-    def _refused(self, response: httpx.Response) -> EngineError:
-        needed = "an answer"
-        if response.status_code in (401, 403):
-            needed = "a key it takes, in DAPO_STAGES_API_KEY or OPENAI_API_KEY (this one over https or here only)"
-        found = f"status {response.status_code} ({_excerpt(response)})"
-        return EngineError(self._where, found, needed, "Mend the server's options or engines.server, and run it again.")
 
 
 def messages_of(row: Row, family: Family) -> list[dict[str, Any]]:
@@ -295,24 +234,6 @@ def messages_of(row: Row, family: Family) -> list[dict[str, Any]]:
 def _content(text: str, pictures: Iterator[Row], mark: str) -> Iterator[dict[str, Any]]:
     for number, piece in enumerate(text.split(mark)):
         if number:
-            encoded = base64.b64encode(next(pictures)["bytes"]).decode()
-            yield {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+            yield picture(next(pictures))
         if piece:
             yield {"type": "text", "text": piece}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _excerpt(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:300] or "nothing said"
-
-
-def _asked_for(response: httpx.Response) -> float:
-    """Seconds that a busy server asks to be left alone."""
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isdigit() else 0.0

@@ -98,8 +98,8 @@ def overlong(length: int, max_length: int, cache: int) -> float:
 def total(components: dict[str, FloatArray], weights: dict[str, float]) -> FloatArray:
     """Weighted sum of the reward components, each [N] -> [N].
 
-    A component of weight 0 is not looked at (it may hold NaN). Every component needs a weight, and every weight that
-    is not 0 its component: a silently missing reward would train something else.
+    NaN is no opinion and adds nothing, as in TRL (`nansum` over the weighted rewards). Every component needs a weight,
+    and every weight that is not 0 its component: a silently missing reward would train something else.
     """
     unweighted = sorted(components.keys() - weights.keys())
     missing = sorted(name for name, weight in weights.items() if weight != 0 and name not in components)
@@ -110,7 +110,8 @@ def total(components: dict[str, FloatArray], weights: dict[str, float]) -> Float
     result = np.zeros(len(next(iter(components.values()))))
     for name, values in components.items():
         if weights[name] != 0:
-            result = result + weights[name] * np.asarray(values, dtype=np.float64)
+            numbers = np.asarray(values, dtype=np.float64)
+            result = result + weights[name] * np.where(np.isnan(numbers), 0.0, numbers)
     return result
 
 

@@ -152,7 +152,7 @@ def lone(text: str) -> str | None:
 
 def _is_word(text: str, at: int) -> bool:
     """Whether the capital A or I at `at` is the article or the pronoun, and no option's name."""
-    letter, before, after = text[at], text[max(0, at - 24) : at], text[at + 1 :][:24]
+    letter, before, after = text[at], text[max(0, at - 24) : at], text[at + 1 : at + 25]
     if letter not in "AI" or _NAMED_BEFORE.search(before) or re.match(r"[)\]}\"”]", after):
         return False
     word = _WORD_AFTER.match(after)

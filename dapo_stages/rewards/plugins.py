@@ -1,97 +1,150 @@
-"""Rewards from the user's own files: `path/to/file.py:function`, called once per completion."""
+"""Rewards from the user's own files: `path/to/file.py:function`, called once per group, in a process of their own.
+
+    def brevity(completions: list[str], rows: list[dict]) -> list[float | None]:
+        return [-float(row["num_tokens"]) for row in rows]
+
+`rows[i]` is the prompt's row (`problem`, `solution`, `prompt_id`, `slice`, `images`, …) with `sample` and `num_tokens`
+of `completions[i]`. None is no opinion: the column is null, and adds nothing to the completion's total.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from numbers import Real
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import ModuleType
+from typing import Any
 
+from dapo_stages.config import RewardsConfig
 from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.shards import sha256_of
+from dapo_stages.rewards.process import Child, Lost
+from dapo_stages.shards import Row, sha256_of
 
-RESERVED = frozenset({"accuracy", "format", "overlong", "vgr"})
-LARGEST = 3.4028234e38  # of float32, the type of the column
+RESERVED = frozenset({"accuracy", "format", "judge", "overlong", "vgr"})
+START_LIMIT = 60.0  # seconds to import a file, where rewards.plugin_timeout is not longer
 
-RewardFunction = Callable[[str, dict[str, object]], float | None]
+_SECRET = re.compile(
+    r"(?:^|_)(?:API)?(?:KEYS?|AUTH|PASS|PAT|DSN|COOKIE|SALT)(?:_|$)|TOKENS?(?:_|$)|API_?KEY|SECRET|PASSW|CREDENTIAL|._PWD$",
+    re.IGNORECASE,
+)
+_WITH_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """A user's reward function and where it came from."""
+class Plugins:
+    """The configured functions, in one process that is started with them and kept."""
 
-    name: str
-    where: str  # path/to/file.py:function, as configured
-    sha256: str  # of the file
-    function: RewardFunction
+    def __init__(self, config: RewardsConfig, root: Path) -> None:
+        """Find the files and run each once, so that mistakes show before anything is sampled.
 
-    def score(self, completion: str, row: Mapping[str, object]) -> float:
-        """The function's reward of a completion; None ("does not apply") counts as the neutral 0.0.
-
-        The function gets a copy of the row. Raises DataError, naming the completion, where the function raises, or
-        returns anything but a finite number that fits the column's float32.
+        Raises ConfigError where a name cannot be a column, a path leaves `root`, or a file or function is missing.
         """
+        self._where = dict(sorted(config.plugins.items()))  # by name: path/to/file.py:function
+        self._timeout = config.plugin_timeout
+        self.hashes: dict[str, str] = {}
+        functions: dict[str, tuple[str, str]] = {}
+        for name, where in self._where.items():
+            if not name.isidentifier() or name in RESERVED:
+                raise ConfigError(
+                    f"rewards.plugins.{name}: found the name {name!r}; needed letters, digits and _, and none of "
+                    f"{', '.join(sorted(RESERVED))}. Rename the plug-in in the configuration."
+                )
+            path, function = _locate(f"rewards.plugins.{name}", where, root)
+            functions[name], self.hashes[name] = (str(path), function), sha256_of(path)
+        environment = without_secrets(os.environ, config.plugin_environment)
+        self._child = Child("plugins", json.dumps(functions), environment=environment, speaks=True)
+        if functions:
+            self._start(functions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the functions, sorted; each gives a column `reward_<name>`."""
+        return tuple(self._where)
+
+    def score(self, completions: Sequence[str], lengths: Sequence[int], row: Row) -> dict[str, list[float | None]]:
+        """Rewards of a group by name, one per completion; `lengths` are in tokens, `row` is the prompt's.
+
+        Raises DataError naming file, function and completion where the function raises, is late, ends the process, or
+        gives anything but finite numbers (of float32, the column's type) and None, one per completion.
+        """
+        return {name: self._ask(name, completions, lengths, row) for name in self._where}
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.close()
+
+    def _ask(self, name: str, completions: Sequence[str], lengths: Sequence[int], row: Row) -> list[float | None]:
+        count = len(completions)
+        request = {
+            "name": name,
+            "completions": list(completions),
+            "row": row,
+            "columns": [{"sample": sample, "num_tokens": length} for sample, length in enumerate(lengths)],
+            "limit": self._timeout,
+        }
+        among = f"the {count} completions of prompt {row.get('prompt_id', '?')}"
+        where, needed = (
+            self._where[name],
+            f"a finite number, or None, for each of {count} completions from reward {name}",
+        )
+        do = "Mend the function and run the command again."
         try:
-            value = self.function(completion, dict(row))
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-        else:
-            if value is None:
-                return 0.0
-            if isinstance(value, Real) and abs(value) <= LARGEST:  # neither NaN nor infinity is
-                return float(value)
-            found = _describe(value)
-        raise DataError(
-            self.where,
-            f"{found} for completion {completion!r:.120}",
-            f"a finite number, or None, from reward {self.name}",
-            "Mend the function and run the command again.",
+            reply = self._child.ask(request, self._timeout)
+        except Lost as lost:
+            if not lost.late:
+                raise DataError(where, f"that it {lost} over {among}", needed, do) from None
+            needed = f"their rewards within rewards.plugin_timeout={self._timeout:g} s"
+            do = "Raise rewards.plugin_timeout, or mend the function, and run the command again: finished shards stay."
+            raise DataError(where, f"no result for {among}; it was ended", needed, do) from None
+        values = reply.get("values")
+        if isinstance(values, list) and len(values) == count and all(map(_is_reward, values)):
+            return values
+        index, found = reply.get("index"), str(reply.get("found", "no values"))
+        if isinstance(index, int) and 0 <= index < count:
+            among = f"completion {index} of prompt {row.get('prompt_id', '?')}, {completions[index]!r:.120}"
+        raise DataError(where, f"{found} for {among}" if "completions" not in found else found, needed, do)
+
+    def _start(self, functions: Mapping[str, tuple[str, str]]) -> None:
+        timeout = max(START_LIMIT, self._timeout)
+        try:
+            reply = self._child.start(timeout)
+        except Lost as lost:
+            names = ", ".join(f"rewards.plugins.{name}" for name in functions)
+            files = ", ".join(sorted({path for path, _ in functions.values()}))
+            do = "Raise rewards.plugin_timeout" if lost.late else "Mend the file"
+            raise ConfigError(
+                f"{names}: {files}: found that importing it {lost}; needed a file that Python can import. {do} and run "
+                "the command again."
+            ) from None
+        if reply.get("ready") is True:
+            return
+        name = str(reply["name"])
+        self._child.close()
+        path, function = functions[name]
+        if reply.get("missing"):
+            raise ConfigError(
+                f"rewards.plugins.{name}: {path}: found no function {function}; needed `def {function}(completions, "
+                "rows)`. Write it, or correct the name in the configuration."
+            )
+        raise ConfigError(
+            f"rewards.plugins.{name}: {path}: found {reply.get('error')}; needed a file that Python can import. "
+            "Mend the file and run the command again."
         )
 
 
-def _describe(value: object) -> str:
-    try:
-        return f"the result {value!r:.60}"
-    except Exception:  # the repr of a huge integer, or of a user's own class
-        return f"a result of type {type(value).__name__}"
+def without_secrets(environment: Mapping[str, str], wanted: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that a plug-in may see: none whose name speaks of a key, token, password or the like, and none
+    that holds a URL with a password; `wanted` ones come along in any case."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in wanted or not (_SECRET.search(name) or _WITH_PASSWORD.search(value))
+    }
 
 
-def load_plugins(plugins: Mapping[str, str], root: Path) -> tuple[Plugin, ...]:
-    """The configured functions, sorted by name; each file is run once.
-
-    Raises ConfigError where a name cannot be a column, a path leaves `root`, or a file or function is missing.
-    """
-    modules: dict[Path, ModuleType] = {}
-    loaded = []
-    for name, where in sorted(plugins.items()):
-        key = f"rewards.plugins.{name}"
-        if not name.isidentifier() or name in RESERVED:
-            raise ConfigError(
-                f"{key}: found the name {name!r}; needed letters, digits and _, and none of "
-                f"{', '.join(sorted(RESERVED))}. Rename the plug-in in the configuration."
-            )
-        path, function_name = _locate(key, where, root)
-        if path not in modules:
-            modules[path] = _run_file(key, path)
-        function = getattr(modules[path], function_name, None)
-        if not callable(function):
-            raise ConfigError(
-                f"{key}: {path}: found no function {function_name}; needed `def {function_name}(completion, row)`. "
-                "Write it, or correct the name in the configuration."
-            )
-        loaded.append(Plugin(name, where, sha256_of(path), function))
-    return tuple(loaded)
-
-
-def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
-    """(existing file inside root, function name); symbolic links are followed before the check."""
-    relative, separator, function_name = where.rpartition(":")
-    if not separator or not relative or not function_name.isidentifier():
-        raise ConfigError(f"{key}: found {where!r}; needed path/to/file.py:function. Correct it in the configuration.")
+def inside(key: str, relative: str, root: Path) -> Path:
+    """`root / relative`; ConfigError naming `key` where that lies outside `root`, symbolic links followed."""
     absolute = PurePosixPath(relative).is_absolute() or PureWindowsPath(relative).anchor != ""
     folder = root.resolve()
     path = folder / relative
@@ -100,28 +153,23 @@ def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
             f"{key}: found {relative!r}, which leads out of {folder}; needed a path inside the working "
             "folder. Copy the file there and name it by a relative path without `..`."
         )
+    return path
+
+
+def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
+    """(existing file inside root, function name)."""
+    relative, separator, function = where.rpartition(":")
+    if not separator or not relative or not function.isidentifier():
+        raise ConfigError(f"{key}: found {where!r}; needed path/to/file.py:function. Correct it in the configuration.")
+    path = inside(key, relative, root)
     if path.suffix != ".py" or not path.is_file():
         found = "no such file" if not path.exists() else "no Python file"
         raise ConfigError(
-            f"{key}: {path}: found {found}; needed a Python file with the function {function_name}. "
+            f"{key}: {path}: found {found}; needed a Python file with the function {function}. "
             "Write it, or correct the path in the configuration (it is relative to the working folder)."
         )
-    return path.resolve(), function_name
+    return path.resolve(), function
 
 
-def _run_file(key: str, path: Path) -> ModuleType:
-    name = f"dapo_stages_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{key}: {path}: found no Python source; needed a .py file. Correct the path.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise ConfigError(
-            f"{key}: {path}: found {type(error).__name__}: {error}; needed a file that Python can import. "
-            "Mend the file and run the command again."
-        ) from error
-    return module
+def _is_reward(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and isfinite(value))

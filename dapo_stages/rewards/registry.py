@@ -1,15 +1,31 @@
-"""All rewards of one completion, the user's own functions included."""
+"""All rewards of the completions of a prompt: built-in ones, the user's own, a judge's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dapo_stages.config import RewardsConfig
 from dapo_stages.maths.rewards import overlong
 from dapo_stages.rewards.accuracy import accuracy
 from dapo_stages.rewards.format import format_reward
-from dapo_stages.rewards.plugins import Plugin, load_plugins
+from dapo_stages.rewards.plugins import Plugins
+from dapo_stages.shards import Row
+
+if TYPE_CHECKING:
+    from dapo_stages.rewards.judge import Judge
+
+JUDGE = "judge"
+
+
+class Group(NamedTuple):
+    """A prompt's row and its completions."""
+
+    row: Row
+    texts: Sequence[str]
+    lengths: Sequence[int]  # tokens of each completion, end token included
 
 
 @dataclass(frozen=True)
@@ -19,40 +35,64 @@ class Scored:
     accuracy: float  # 1 or 0
     format: float  # 1 or 0
     overlong: float  # -1 … 0
-    plugins: dict[str, float]  # in the order of Rewards.names
+    others: dict[str, float | None]  # in the order of Rewards.names; None: no opinion
+
+    @property
+    def columns(self) -> dict[str, float | None]:
+        """By the names of the columns."""
+        built_in = {"accuracy": self.accuracy, "format": self.format, "overlong": self.overlong}
+        return {f"reward_{name}": value for name, value in (built_in | self.others).items()}
 
 
 class Rewards:
     """The rewards that a configuration asks for; plug-ins are loaded at once, so that mistakes show before sampling.
 
-    `root` is the working folder, which paths of plug-ins are relative to and must stay inside.
+    `root` is the working folder, which paths of plug-ins are relative to and must stay inside. `judge` says whether
+    the stage asks the configured judge.
     """
 
-    def __init__(self, config: RewardsConfig, max_completion_length: int, root: Path) -> None:
-        self._config = config
+    def __init__(self, config: RewardsConfig, max_completion_length: int, root: Path, *, judge: bool = True) -> None:
+        self._config = config if judge else config.model_copy(update={"judge": None})
         self._max_length = config.overlong_max_length or max_completion_length
-        self._plugins: tuple[Plugin, ...] = load_plugins(config.plugins, root)
+        self._plugins = Plugins(config, root)
+        self._judge = self._open_judge(root)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the plug-ins, sorted; each gives a column `reward_<name>`."""
-        return tuple(plugin.name for plugin in self._plugins)
+        """Names of the plug-ins, sorted, and of the judge; each gives a column `reward_<name>`."""
+        return (*self._plugins.names, *((JUDGE,) if self._judge else ()))
 
     @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of each plug-in's file, by name: an edited reward is another reward."""
-        return {plugin.name: plugin.sha256 for plugin in self._plugins}
+    def section(self) -> dict[str, Any]:
+        """What changes a result, for the manifest: without time limits, and with the hash of each plug-in's file."""
+        return self._config.results() | {"files": self._plugins.hashes}
 
-    def score(self, text: str, num_tokens: int, row: dict[str, object]) -> Scored:
-        """Rewards of a completion of `num_tokens` tokens (end token included) to the prompt `row`.
+    def score(self, groups: Sequence[Group]) -> list[list[Scored]]:
+        """Rewards of each completion of some groups.
 
-        Read from `row`: `solution`. The whole row is handed to the plug-ins.
+        Read from a row: `solution`; by a judge also `problem` and `images`; plug-ins get the whole row.
         """
-        config = self._config
-        solution = str(row["solution"])
-        return Scored(
-            accuracy=accuracy(text, solution, symbolic=config.symbolic, timeout=config.symbolic_timeout),
-            format=format_reward(text),
-            overlong=float(overlong(num_tokens, self._max_length, config.overlong_cache)),
-            plugins={plugin.name: plugin.score(text, row) for plugin in self._plugins},
-        )
+        judged = self._judge.score(groups) if self._judge else [[] for _ in groups]
+        return [
+            self._group(group, {JUDGE: values} if values else {}) for group, values in zip(groups, judged, strict=True)
+        ]
+
+    def _group(self, group: Group, judged: dict[str, list[float | None]]) -> list[Scored]:
+        config, solution = self._config, str(group.row["solution"])
+        others = self._plugins.score(group.texts, group.lengths, group.row) | judged
+        return [
+            Scored(
+                accuracy=accuracy(text, solution, symbolic=config.symbolic, timeout=config.symbolic_timeout),
+                format=format_reward(text),
+                overlong=float(overlong(length, self._max_length, config.overlong_cache)),
+                others={name: values[sample] for name, values in others.items()},
+            )
+            for sample, (text, length) in enumerate(zip(group.texts, group.lengths, strict=True))
+        ]
+
+    def _open_judge(self, root: Path) -> Judge | None:
+        if self._config.judge is None:
+            return None
+        from dapo_stages.rewards.judge import Judge
+
+        return Judge(self._config.judge, root)

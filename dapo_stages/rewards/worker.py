@@ -1,7 +1,7 @@
-"""The process that compares expressions: JSON lines in on stdin, JSON lines out on stdout.
+"""The process that compares expressions, or runs plug-ins: JSON lines in on stdin, JSON lines out on stdout.
 
-Run by its path, it imports nothing of this package: it starts fast and can be killed at any moment. The kernel's alarm
-ends it too, so that a comparison that never returns does not outlive a killed parent.
+Run by its path, it imports nothing of this package: it starts fast and can be killed at any moment. The kernel ends it
+when its parent dies, and its alarm ends a request that never returns where the kernel cannot.
 """
 
 from __future__ import annotations
@@ -11,34 +11,64 @@ import logging
 import os
 import signal
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TextIO
 
-MEMORY = 2 * 1024**3  # bytes; a tower of powers would take all there is
+MEMORY = 2 * 1024**3  # bytes for comparing expressions; a tower of powers would take all there is
 GRACE = 2.0  # seconds that the parent has to notice a time-out before the alarm rings
+LARGEST = 3.4028234e38  # of float32, the type of a reward's column
+LONGEST = 300  # characters of what is said of a failure
+_PR_SET_PDEATHSIG = 1
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def main() -> None:
-    """Say `ready`, then answer each request {solution, answer, limit} with {equal}."""
+    """Say `ready`, then answer each request by what `sys.argv[1]` names; its `limit` is the seconds it may take."""
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it then closes our stdin
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)  # nothing that a library prints may reach the replies
+    try:
+        answer = {"symbolic": symbolic, "plugins": plugins}[sys.argv[1] if len(sys.argv) > 1 else "symbolic"]()
+    except Failure as failure:
+        _reply(replies, {"ready": False, **failure.args[0]})
+        return
+    _reply(replies, {"ready": True})
+    for line in requests:
+        request = json.loads(line, object_hook=_bytes)
+        _alarm(request["limit"] + GRACE)
+        reply = answer(request)
+        _alarm(0)
+        _reply(replies, reply)
+
+
+class Failure(Exception):
+    """Why there is no answer: its one argument goes into the reply."""
+
+
+# ---- symbolic answers
+
+
+def symbolic() -> Answer:
+    """Answers {solution, answer} by {equal}."""
     logging.disable(logging.CRITICAL)
     try:
         import math_verify  # noqa: F401
     except ImportError as error:
-        _reply(replies, {"ready": False, "error": str(error)})
-        return
+        raise Failure({"error": str(error)}) from None
     _limit_memory()
-    _reply(replies, {"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
-        _alarm(request["limit"] + GRACE)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
-            equal = compare(request["solution"], request["answer"])
+            return {"equal": compare(request["solution"], request["answer"])}
         except Exception:  # RecursionError, MemoryError and whatever hostile LaTeX finds: it is not equal
-            equal = False
-        _alarm(0)
-        _reply(replies, {"equal": equal})
+            return {"equal": False}
+
+    return answer
 
 
 def compare(solution: str, answer: str) -> bool:
@@ -55,9 +85,144 @@ def compare(solution: str, answer: str) -> bool:
     return bool(gold and given and verify(gold, given, timeout_seconds=None))
 
 
+# ---- plug-ins
+
+
+def plugins() -> Answer:
+    """Answers {name, completions, row, columns} by {values}, or {found, index}: what is wrong, and with which value.
+
+    `sys.argv[2]` says where the functions are, {name: [file, function]}; each file is run once. A failure to load one
+    has its `name`, and `missing` where the file has no such function.
+    """
+    modules: dict[str, object] = {}
+    functions: dict[str, Callable[..., object]] = {}
+    for name, (path, function) in json.loads(sys.argv[2]).items():
+        try:
+            modules[path] = modules.get(path) or _module(path)
+        except BaseException as error:
+            raise Failure({"name": name, "error": _said(error)}) from None
+        functions[name] = getattr(modules[path], function, None)  # type: ignore[assignment]
+        if not callable(functions[name]):
+            raise Failure({"name": name, "missing": True})
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        completions = request["completions"]
+        rows = [request["row"] | extra for extra in request["columns"]]
+        try:
+            result = functions[request["name"]](completions, rows)
+        except BaseException as error:  # sys.exit() included
+            return {"found": _said(error), "index": _culprit(error, completions)}
+        try:
+            return {"values": _values(result, len(completions))}
+        except Failure as failure:
+            return dict(failure.args[0])
+
+    return answer
+
+
+def _module(path: str) -> object:
+    import hashlib
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    name = f"dapo_stages_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the parent has seen that it ends in .py
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _values(result: object, count: int) -> list[float | None]:
+    """The rewards as JSON has them; arrays and tuples are fine, strings and mappings are not."""
+    if hasattr(result, "tolist"):  # numpy, torch, pandas
+        result = result.tolist()
+    if not isinstance(result, list | tuple):
+        raise Failure({"found": f"the result {_described(result)}, no list", "index": None})
+    if len(result) != count:
+        raise Failure({"found": f"{len(result)} values for {count} completions", "index": None})
+    return [_value(value, index) for index, value in enumerate(result)]
+
+
+def _value(value: object, index: int) -> float | None:
+    from numbers import Real
+
+    if value is None:
+        return None
+    if hasattr(value, "item"):  # of an array without dimensions
+        value = value.item()
+    if isinstance(value, Real):
+        with suppress(OverflowError):  # of a huge integer
+            number = float(value)
+            if abs(number) <= LARGEST:  # neither NaN nor infinity is
+                return number
+    raise Failure({"found": f"the value {_described(value)}", "index": index})
+
+
+def _described(value: object) -> str:
+    try:
+        return f"{value!r:.60}"
+    except Exception:  # the repr of a huge integer, or of a user's own class
+        return f"of type {type(value).__name__}"
+
+
+def _said(error: BaseException) -> str:
+    """The exception and the last line of a user's file that it came through."""
+    try:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
+    except Exception:
+        said = type(error).__name__
+    lines = [
+        line for frame, line in _frames(error) if frame.f_globals.get("__name__", "").startswith("dapo_stages_plugin")
+    ]
+    return f"{said} (line {lines[-1]})" if lines else said
+
+
+def _culprit(error: BaseException, completions: list[str]) -> int | None:
+    """Which completion the function had in a variable, innermost call first; None if that cannot be told."""
+    index = {id(text): place for place, text in enumerate(completions)}
+    for frame, _ in reversed(_frames(error)):
+        held = {index[id(value)] for value in frame.f_locals.values() if id(value) in index}
+        if len(held) == 1:
+            return held.pop()
+    return None
+
+
+def _frames(error: BaseException) -> list[tuple[Any, int]]:
+    found, trace = [], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename != __file__:
+            found.append((trace.tb_frame, trace.tb_lineno))
+        trace = trace.tb_next
+    return found
+
+
+# ---- the process
+
+
 def _reply(replies: TextIO, values: dict[str, object]) -> None:
     replies.write(json.dumps(values) + "\n")
     replies.flush()
+
+
+def _bytes(value: dict[str, Any]) -> object:
+    if value.keys() != {"__bytes__"}:
+        return value
+    import base64
+
+    return base64.b64decode(value["__bytes__"])
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for it (Linux). The end of stdin says so, too, but nobody reads that during a request."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
 
 
 def _limit_memory() -> None:

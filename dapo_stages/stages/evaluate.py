@@ -25,7 +25,7 @@ from dapo_stages.stages.policies import check_policy, open_policy, version_of
 if TYPE_CHECKING:
     from dapo_stages.engines import Completion
     from dapo_stages.models.policy import Policy
-    from dapo_stages.rewards.registry import Rewards
+    from dapo_stages.rewards.registry import Rewards, Scored
 
 SECTIONS = (
     "model.dtype",
@@ -33,7 +33,6 @@ SECTIONS = (
     "evaluate",
     "rollout.sampler",
     "rollout.max_completion_length",
-    "rewards",
 )
 METRICS = "metrics.json"
 SAID = (  # figures for the manifest, and for the line at the end
@@ -72,8 +71,8 @@ def main(
     flag = [] if blank_image is None else [f"evaluate.blank_image={str(blank_image).lower()}"]
     settings = load_config(config, [*(set_ or []), *flag])
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
-    rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
-    section = settings.sections(*SECTIONS) | {"plugins": rewards.hashes}
+    rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, Path.cwd(), judge=False)
+    section = settings.sections(*SECTIONS) | {"rewards": rewards.section}
     plan = Plan("evaluate", out, section, settings.seed, inputs, rewards.names)
     frame.run(
         plan,
@@ -132,6 +131,7 @@ class Evaluation:
 
         from dapo_stages.engines.transformers_engine import generate
         from dapo_stages.models.inputs import prompt_of
+        from dapo_stages.rewards.registry import Group
 
         config, policy = self._config, self._policy
         answer = partial(
@@ -150,15 +150,17 @@ class Evaluation:
                 blanks = [prompt_of(row, policy.processor, blank=True) for row in batch]
                 found["blank"] = answer(blanks, 1, seed=seed, greedy=True)
             for mode, completions in found.items():
-                for row, group in zip(batch, completions, strict=True):
-                    yield from (self._row(row, mode, sample, one) for sample, one in enumerate(group))
+                texts = [[self._policy.text(one.ids) for one in group] for group in completions]
+                lengths = [[len(one.ids) for one in group] for group in completions]
+                scored = self._rewards.score(list(map(Group, batch, texts, lengths)))
+                for row, group, said, rewards in zip(batch, completions, texts, scored, strict=True):
+                    for sample, one in enumerate(group):
+                        yield self._row(row, mode, sample, one, said[sample], rewards[sample])
 
-    def _row(self, question: Row, mode: str, sample: int, completion: Completion) -> Row:
+    def _row(self, question: Row, mode: str, sample: int, completion: Completion, text: str, scored: Scored) -> Row:
         from dapo_stages.rewards.accuracy import reading
         from dapo_stages.rewards.options import num_options
 
-        text = self._policy.text(completion.ids)
-        scored = self._rewards.score(text, len(completion.ids), question)
         read = reading(text, question["solution"])
         return {
             "completion_id": f"{question['prompt_id']}-{mode}-{sample:03d}",
@@ -174,10 +176,7 @@ class Evaluation:
             "num_tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
             "policy_version": version_of(self._output.plan.inputs["policy"]),
-            "reward_accuracy": scored.accuracy,
-            "reward_format": scored.format,
-            "reward_overlong": scored.overlong,
-            **{f"reward_{name}": value for name, value in scored.plugins.items()},
+            **scored.columns,
             "answer": read.answer,
             "read_from": read.place,
             "num_options": num_options(question["problem"]),

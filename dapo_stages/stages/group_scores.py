@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from dapo_stages.config import RewardWeights
@@ -23,7 +24,7 @@ class GroupScores:
     iteration: int  # that sampled it
     completion_ids: list[str]
     truncated: np.ndarray
-    components: dict[str, np.ndarray]  # reward by name
+    components: dict[str, np.ndarray]  # reward by name; NaN: no opinion
     rewards: np.ndarray  # their weighted total
     shard: int | None = None  # of the rollouts; None: from the buffer
     advantages: np.ndarray | None = None
@@ -37,6 +38,11 @@ class GroupScores:
         from dapo_stages.maths.advantages import std
 
         return std(self.rewards)
+
+    def reward_columns(self, index: int) -> dict[str, float | None]:
+        """The components of one completion by column, None for no opinion."""
+        found = {f"reward_{name}": float(values[index]) for name, values in self.components.items()}
+        return {name: value if isfinite(value) else None for name, value in found.items()}
 
 
 def score_group(
@@ -66,6 +72,6 @@ def reward_columns(plugins: tuple[str, ...]) -> list[str]:
 
 
 def reward_weights(weights: RewardWeights, plugins: tuple[str, ...]) -> dict[str, float]:
-    """Weight of every reward, by name; a plug-in that is not named weighs 1."""
+    """Weight of every reward, by name; a plug-in or judge that is not named weighs 1."""
     built_in = {name: float(getattr(weights, name)) for name in (*SINGLE, "vgr")}
     return built_in | {name: weights.plugins.get(name, 1.0) for name in plugins}

@@ -25,9 +25,9 @@ from dapo_stages.stages.policies import check_policy, version_of
 
 if TYPE_CHECKING:
     from dapo_stages.engines import Completion, Engine
-    from dapo_stages.rewards.registry import Rewards
+    from dapo_stages.rewards.registry import Rewards, Scored
 
-SECTIONS = ("model.dtype", "model.quantization", "rollout", "rewards")
+SECTIONS = ("model.dtype", "model.quantization", "rollout")
 
 
 def main(
@@ -53,7 +53,7 @@ def main(
     settings = load_config(config, set_)
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
-    section = settings.sections(*SECTIONS) | {"iteration": iteration, "plugins": rewards.hashes}
+    section = settings.sections(*SECTIONS) | {"rewards": rewards.section, "iteration": iteration}
     plan = Plan("rollout", out, section, settings.seed, inputs, rewards.names)
     frame.run(
         plan,
@@ -139,10 +139,19 @@ class Rollout:
             advance(sum(map(self._is_wanted, correct)), f"accuracy {accuracy:.3f}")
 
     def _completions(self, shard: RoundShard, table: RowIndex) -> Iterator[Row]:
+        from dapo_stages.rewards.registry import Group
+
         prompts = [table[index] for index in shard.prompts]
         sampled = self._generate(shard.number, prompts)
-        for group_id, prompt, completions in zip(self._group_ids(shard), prompts, sampled, strict=True):
-            yield from (self._completion(group_id, i, prompt, one) for i, one in enumerate(completions))
+        rows = [
+            prompt | {"group_id": group_id} for group_id, prompt in zip(self._group_ids(shard), prompts, strict=True)
+        ]
+        texts = [[self._engine.tokens.text(one.ids) for one in completions] for completions in sampled]
+        lengths = [[len(one.ids) for one in completions] for completions in sampled]
+        scored = self._rewards.score(list(map(Group, rows, texts, lengths)))
+        for row, completions, said, rewards in zip(rows, sampled, texts, scored, strict=True):
+            for sample, one in enumerate(completions):
+                yield self._completion(row["group_id"], sample, one, said[sample], rewards[sample])
 
     def _close(self, shard: RoundShard, table: RowIndex) -> None:
         """Decide what is kept of a shard, and write its prompts. All processes decide, one writes."""
@@ -185,9 +194,7 @@ class Rollout:
             found.update(zip(places, sampled, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def _completion(self, group_id: str, sample: int, prompt: Row, completion: Completion) -> Row:
-        text = self._engine.tokens.text(completion.ids)
-        scored = self._rewards.score(text, len(completion.ids), {**prompt, "group_id": group_id})
+    def _completion(self, group_id: str, sample: int, completion: Completion, text: str, scored: Scored) -> Row:
         return {
             "completion_id": f"{group_id}-c{sample:03d}",
             "group_id": group_id,
@@ -199,17 +206,16 @@ class Rollout:
             "finish_reason": completion.finish_reason,
             "engine": self._config.rollout.engine,
             "policy_version": version_of(self._source),
-            "reward_accuracy": scored.accuracy,
-            "reward_format": scored.format,
-            "reward_overlong": scored.overlong,
-            **{f"reward_{name}": value for name, value in scored.plugins.items()},
+            **scored.columns,
         }
 
     def _figures(self, shards: list[RoundShard]) -> dict[str, Any]:
         totals = {"completions": 0, "correct": 0.0, "format": 0.0, "tokens": 0, "cut": 0}
         columns = ["reward_accuracy", "reward_format", "completion_ids", "finish_reason"]
+        silent = {f"reward_{name}": 0 for name in self._output.plan.rewards}
         for shard in shards:
-            for row in self._output.reopen("completions", shard.number, columns):
+            for row in self._output.reopen("completions", shard.number, [*columns, *silent]):
+                silent = {name: count + (row[name] is None) for name, count in silent.items()}
                 totals["completions"] += 1
                 totals["correct"] += row["reward_accuracy"]
                 totals["format"] += row["reward_format"]
@@ -225,6 +231,7 @@ class Rollout:
             "format": totals["format"] / completions,
             "mean_tokens": totals["tokens"] / completions,
             "truncated": totals["cut"] / completions,
+            **{f"no_{name}": count for name, count in silent.items() if count},
         }
 
     @cached_property

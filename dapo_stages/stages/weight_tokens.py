@@ -258,7 +258,7 @@ class Weighting:
             "source": source,
             "source_iteration": group.iteration,
             "reward": float(group.rewards[index]),
-            **{f"reward_{name}": float(values[index]) for name, values in group.components.items()},
+            **group.reward_columns(index),
             "reward_phase": self._phase,
             "advantage": 0.0 if group.advantages is None else float(group.advantages[index]),
             "token_weights": weights,

@@ -24,6 +24,7 @@ from dapo_stages.errors import EngineError
 from dapo_stages.manifests import Source
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.tokens import load_tokens
+from dapo_stages.servers import Server
 
 QUICK = {"rollout__engine": "server", "engines__server__backoff": 0, "rollout__dynamic_sampling": "false"}
 
@@ -254,13 +255,12 @@ def test_the_key_is_sent_and_never_shown(small_run: Run, tmp_path: Path, monkeyp
     ],
 )
 def test_a_key_for_others_is_not_sent_in_the_clear(url: str, sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = object.__new__(ServerEngine)
-    engine._server = ServerConfig(url=url)
+    server = Server("server", "engines.server", "DAPO_STAGES_API_KEY", ServerConfig(url=url))
     monkeypatch.setenv("OPENAI_API_KEY", "other")
     monkeypatch.delenv("DAPO_STAGES_API_KEY", raising=False)
-    assert ("Authorization" in engine._client().headers) is sent
+    assert ("Authorization" in server.client().headers) is sent
     monkeypatch.setenv("DAPO_STAGES_API_KEY", "own")
-    assert engine._client().headers["Authorization"] == "Bearer own"
+    assert server.client().headers["Authorization"] == "Bearer own"
 
 
 def test_a_proxy_is_not_asked_for_this_machine(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

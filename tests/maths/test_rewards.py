@@ -109,6 +109,12 @@ def test_total_is_the_weighted_sum():
     np.testing.assert_allclose(total(components, {"accuracy": 2.5, "format": 0.5, "vgr": 0.0}), [3.0, 0.5])
 
 
+def test_no_opinion_adds_nothing_to_a_total():
+    """TRL 1.16 sums with nansum: 1·2 + nothing, 0·2 + 0.5·4, nothing at all."""
+    components = {"accuracy": np.array([1.0, 0.0, NAN]), "judge": np.array([NAN, 0.5, NAN])}
+    np.testing.assert_allclose(total(components, {"accuracy": 2.0, "judge": 4.0}), [2.0, 2.0, 0.0])
+
+
 def test_total_refuses_a_reward_without_weight_and_a_weight_without_reward():
     with pytest.raises(ValueError, match=r"without a weight: \['accuracy'\]; weights without a reward: \['vgr'\]"):
         total({"accuracy": np.ones(2)}, {"vgr": 1.0, "length": 0.0})

@@ -111,7 +111,7 @@ def test_an_interrupted_rollout_goes_on_where_it_stopped(
 
 def test_a_plugin_reward_becomes_a_column(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("def brevity(completion, row):\n    return -float(len(completion))\n")
+    Path("mine.py").write_text("def brevity(completions, rows):\n    return [-len(text) for text in completions]\n")
     plugin = "{brevity: mine.py:brevity}"
     small_run.command("rollout", *small_run.rollout_inputs(1), "--out", "r", rewards__plugins=plugin)
     completions = table(tmp_path / "r", "completions")

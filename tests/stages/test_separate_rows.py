@@ -31,7 +31,8 @@ def other(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         "evaluate.num_generations=1",
         "report.trackers=[]",
     )
-    (folder / "plugin.py").write_text("def length(completion, row):\n    return len(completion) / 100\n")
+    plugin = "def length(completions, rows):\n    return [len(text) / 100 for text in completions]\n"
+    (folder / "plugin.py").write_text(plugin)
     run = Run(folder, settings)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)

@@ -18,21 +18,22 @@ from dapo_stages.errors import InterruptedStage
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output
 
-# A reward that does to rank 1 what the files beside it say, at the first completion of its second shard.
+# A reward that does to rank 1 what the files beside it say, at the first group of its second shard.
 PLUGIN = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 
 if os.environ.get("RANK") == "1" and Path("broken").exists():
     raise RuntimeError("not on this machine")
 
-def length(completion, row):
-    if os.environ.get("RANK") == "1" and row["group_id"] == "i0001-g000012":
+def length(completions, rows):
+    if os.environ.get("RANK") == "1" and rows[0]["group_id"] == "i0001-g000012":
         if Path("kill").exists():
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         if Path("fail").exists():
             raise ValueError("no length today")
-    return float(len(completion))
+    return [float(len(text)) for text in completions]
 """
 FOUR_SHARDS = {
     "rewards__plugins": "{length: length.py:length}",

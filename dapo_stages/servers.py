@@ -1,0 +1,123 @@
+"""Asking a server with OpenAI's chat completions: failures that may pass are tried again, a refusal is an error.
+
+Keys come from the environment only, and are not sent where somebody else could read them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from dapo_stages.config import Endpoint
+from dapo_stages.console import say
+from dapo_stages.errors import EngineError
+
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+
+_PASSING = frozenset({408, 425, 429, *range(500, 600)})  # what a server answers while it starts, is busy or restarts
+_LONGEST_WAIT = 60.0  # seconds between two tries
+
+_Form = TypeVar("_Form", bound=BaseModel)
+
+
+class RefusedError(EngineError):
+    """The server has answered that it will not do this, whenever it is asked."""
+
+    status: int = 0
+
+
+class Server:
+    """One server as a section of the configuration describes it."""
+
+    def __init__(self, name: str, section: str, key: str, settings: Endpoint) -> None:
+        """`name` is what messages call it, `key` the variable of its own key."""
+        url = httpx.URL(settings.url)
+        self.where = f"{name} {url.scheme}://{url.netloc.decode()}"  # without a user's name and password
+        self._section, self._key, self._settings, self._url = section, key, settings, url
+
+    def client(self) -> httpx.AsyncClient:
+        """Connections to it, to be closed by whoever asked for them."""
+        settings, near = self._settings, _is_loopback(self._url.host)
+        key = os.environ.get(self._key)
+        if not key and (near or self._url.scheme == "https"):  # it is for others, and not to be read on the way
+            key = os.environ.get("OPENAI_API_KEY")
+        return httpx.AsyncClient(
+            trust_env=not near,  # no proxy knows this machine's own address
+            base_url=settings.url.rstrip("/"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(settings.timeout, pool=None),
+            limits=httpx.Limits(max_connections=settings.concurrency),
+        )
+
+    async def ask(
+        self, client: httpx.AsyncClient, form: type[_Form], path: str, content: Mapping[str, Any] | None = None
+    ) -> _Form:
+        """What a request is answered with, after as many tries as it takes and are allowed.
+
+        Raises RefusedError for a status that further tries would not change, EngineError after the last try.
+        """
+        settings = self._settings
+        for attempt in range(settings.retries + 1):
+            wait = settings.backoff * 2**attempt
+            try:
+                response = await client.request("POST" if content else "GET", path, json=content)
+                if response.is_success:
+                    return form.model_validate_json(response.content)
+                if response.status_code not in _PASSING:
+                    raise self._refused(response)
+                found = f"status {response.status_code} ({_excerpt(response)})"
+                wait = max(wait, _asked_for(response))
+            except ValidationError as error:  # it was cut, or comes from something in between
+                found = f"an answer of another form ({error.errors()[0]['msg']})"
+            except httpx.TransportError as error:
+                found = " ".join(f"{type(error).__name__} {error}".split())
+            if attempt < settings.retries:
+                wait = min(wait, _LONGEST_WAIT)
+                say(f"rollout: {self.where}: {found}; trying again in {wait:.0f} s")
+                await asyncio.sleep(wait)
+        raise EngineError(
+            self.where,
+            f"{found} at the last of {settings.retries + 1} tries",
+            f"an answer within {self._section}.timeout={settings.timeout:g} s",
+            "Look into the server's log, start it again, and run rollout again: finished shards are kept.",
+        )
+
+    def _refused(self, response: httpx.Response) -> RefusedError:
+        needed = "an answer"
+        if response.status_code in (401, 403):
+            needed = f"a key it takes, in {self._key} or OPENAI_API_KEY (this one over https or here only)"
+        found = f"status {response.status_code} ({_excerpt(response)})"
+        do = f"Mend the server's options or {self._section}, and run it again."
+        refused = RefusedError(self.where, found, needed, do)
+        refused.status = response.status_code
+        return refused
+
+
+def picture(image: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture of one of our shards (PNG) as a part of a message."""
+    encoded = base64.b64encode(image["bytes"]).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _excerpt(response: httpx.Response) -> str:
+    return " ".join(response.text.split())[:300] or "nothing said"
+
+
+def _asked_for(response: httpx.Response) -> float:
+    """Seconds that a busy server asks to be left alone."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else 0.0

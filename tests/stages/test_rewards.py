@@ -1,0 +1,126 @@
+"""Rewards on their way through the stages: plug-ins that fail or have no opinion, and a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.judge import JudgeServer
+from support.pipeline import Run, table
+
+from dapo_stages.engines import transformers_engine
+from dapo_stages.manifests import Source
+
+# Three shards of four groups; `mood` says what happens at the second one.
+SHARDS = {
+    "rollout__prompts_per_iteration": 12,
+    "rollout__groups_per_shard": 4,
+    "rollout__dynamic_sampling": "false",
+    "rewards__plugins": "{mine: mine.py:f}",
+}
+MINE = """
+import time
+from pathlib import Path
+
+def f(completions, rows):
+    mood = Path("mood").read_text() if rows[0]["group_id"] == "i0001-g000005" else ""
+    if mood == "hang":
+        time.sleep(60)
+    if mood == "raise":
+        raise RuntimeError("not today")
+    return {"nan": [float("nan")] * 4, "short": [1.0]}.get(mood, [None, *(len(text) for text in completions[1:])])
+"""
+
+
+@pytest.fixture()
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(MINE)
+    Path("mood").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("mood", "said"),
+    [
+        ("raise", "mine.py:f: found RuntimeError: not today (line 10) for the 4 completions of prompt "),
+        ("nan", "mine.py:f: found the value nan for completion 0 of prompt "),
+        ("short", "mine.py:f: found 1 values for 4 completions; needed a finite number, or None, for each of 4 "),
+        ("hang", "Raise rewards.plugin_timeout, or mend the function, and run the command again"),
+    ],
+)
+def test_a_failure_is_an_error_and_the_same_command_carries_on(
+    small_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, mood: str, said: str
+) -> None:
+    generate, calls = transformers_engine.generate, []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        return generate(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transformers_engine, "generate", counted)
+    rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
+    small_run.command(*rollout, "undisturbed", **SHARDS)  # type: ignore[arg-type]
+    batches = len(calls)
+    Path("mood").write_text(mood)
+    result = small_run.attempt(*rollout, "r", **SHARDS, rewards__plugin_timeout=1.5)  # type: ignore[arg-type]
+    assert result.code == 3 and said in result.stderr and "Traceback" not in result.stderr
+    assert Path("r/completions-00000.parquet").exists() and not Path("r/manifest.json").exists()
+    Path("mood").write_text("")
+    before = len(calls)
+    small_run.command(*rollout, "r", **SHARDS, rewards__plugin_timeout=30)  # type: ignore[arg-type]
+    assert len(calls) - before == batches * 2 // 3  # the first of three shards stayed
+    assert Source(Path("r")).manifest.content_hash == Source(Path("undisturbed")).manifest.content_hash
+
+
+def test_no_opinion_is_null_and_adds_nothing(small_run: Run, folder: Path) -> None:
+    small_run.command("rollout", *small_run.rollout_inputs(1), "--out", "r", **SHARDS)
+    completions = table(folder / "r", "completions")
+    assert completions.reward_mine.isna().equals(completions["sample"] == 0)
+    assert Source(folder / "r").manifest.counts["no_reward_mine"] == 12
+    policy = ["--policy", small_run.policy(0)]
+    small_run.command("score-attention", *policy, "--rollouts", "r", "--out", "a")
+    weights = "{accuracy: 2, format: 0, vgr: 0, overlong: 0, plugins: {mine: 0.5}}"
+    settings = {"rewards__plugins": "{mine: mine.py:f}", "weights__replay": "{size: 8, min_reward: -1}"}
+    settings |= {"weights__reward_weights": weights}
+    inputs = ["--rollouts", "r", "--attention", "a", "--iteration", 1]
+    small_run.command("weight-tokens", *inputs, "--out", "w", **settings)
+    weighed = table(folder / "w", "weights").merge(completions[["completion_id", "sample", "text"]])
+    assert weighed.reward_mine.isna().equals(weighed["sample"] == 0)
+    by_hand = 2 * weighed.reward_accuracy + 0.5 * weighed.text.map(len).where(weighed["sample"] > 0, 0)
+    assert (weighed.reward - by_hand).abs().max() < 1e-4
+    assert weighed.advantage.notna().all() and weighed.groupby("group_id").advantage.sum().abs().max() < 1e-4
+    stored = table(folder / "w", "buffer-completions")
+    assert len(stored) and stored.reward_mine.isna().equals(stored["sample"] == 0)
+    small_run.command("train-step", *policy, "--rollouts", "r", "--weights", "w", "--out", "t")
+
+
+def test_a_judge_is_asked_once_and_weighed_like_a_plugin(small_run: Run, folder: Path) -> None:
+    with JudgeServer(lambda text: f'{{"score": {len(text) % 11}}}') as server:
+        judge = f"{{url: '{server.url}', model: m, backoff: 0}}"
+        rollout = ["rollout", *small_run.rollout_inputs(1), "--out", "r"]
+        small_run.command(*rollout, rewards__judge=judge)  # type: ignore[arg-type]
+        completions = table(folder / "r", "completions")
+        asked = len(server.requests)
+        pairs = completions.merge(table(folder / "r", "prompts")[["group_id", "prompt_id"]])
+        assert 0 < asked == len(pairs[["prompt_id", "text"]].drop_duplicates())
+        made = Source(folder / "r").manifest.content_hash
+        small_run.command(*rollout, "--overwrite", rewards__judge=judge, rewards__symbolic="false")  # type: ignore[arg-type]
+        assert len(server.requests) == asked
+        evaluate = ["--policy", small_run.policy(0), "--data", small_run.folder / "data", "--out", "e"]
+        small_run.command("evaluate", *evaluate, rewards__judge=judge)
+        assert len(server.requests) == asked and "reward_judge" not in table(folder / "e", "completions")
+    sent = completions.text.str.replace("<|", "< |", regex=False).str.replace("|>", "| >", regex=False)
+    assert (completions.reward_judge - sent.map(len) % 11 / 10).abs().max() < 1e-6
+    again = table(folder / "r", "completions")
+    pd.testing.assert_frame_equal(again, completions)
+    assert Source(folder / "r").manifest.content_hash != made  # symbolic is part of it
+    small_run.command("score-attention", "--policy", small_run.policy(0), "--rollouts", "r", "--out", "a")
+    small_run.command(
+        "weight-tokens", "--rollouts", "r", "--attention", "a", "--iteration", 1, "--out", "w",
+        rewards__judge=judge,
+        weights__reward_weights="{accuracy: 0, format: 0, vgr: 0, overlong: 0, plugins: {judge: 3}}",
+    )  # fmt: skip
+    weighed = table(folder / "w", "weights")
+    assert (weighed.reward - 3 * weighed.reward_judge).abs().max() < 1e-5
