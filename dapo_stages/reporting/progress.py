@@ -71,7 +71,7 @@ def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
     policy = _policy_after(run, number - 1)
     sampler = _policy_after(run, number - 1 - _lag(run))
     arguments: dict[str, list[str | Path]] = {
-        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number)],
+        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number), *_history(run)],
         "attention": ["--policy", sampler, "--rollouts", folder / "rollout"],
         "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
                     *_if_there("--replay", before / "weights")],
@@ -94,6 +94,13 @@ def _lag(run: Path) -> int:
     with suppress(ConfigError):
         return load_config(run / "config.yaml").lag
     return 0
+
+
+def _history(run: Path) -> list[str | Path]:
+    with suppress(ConfigError):
+        if load_config(run / "config.yaml").rollout.curriculum is not None:
+            return ["--history", run]
+    return []
 
 
 def _setup_command(run: Path, name: str, found: Found) -> str:

@@ -22,6 +22,7 @@ from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import check_policy, is_adapter, open_policy, version_of
+from dapo_stages.stages.sampled import as_sampled
 
 if TYPE_CHECKING:
     from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from dapo_stages.models.update import Trainer
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
-_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
+# Columns that are read.
+_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "importance", "token_weights")
 _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 SECTIONS = (
     "model.dtype",
@@ -77,6 +79,7 @@ def main(
         "weights": Source(weights, "weight-tokens"),
     }
     inputs["weights"].require_input("rollouts", inputs["rollouts"])
+    settings = as_sampled(settings, inputs["rollouts"])
     if state is not None:
         inputs["state"] = Source(state, "state")
         _check_state(inputs["state"], inputs["policy"])
@@ -261,7 +264,8 @@ class TrainStep:
             raise DataError(folder, found, "one per token", "Run weight-tokens again.")
         sampling = array("f", completion["sampling_logprobs"])
         lag = version_of(self._inputs["policy"]) - completion["policy_version"]
-        return Sample(array("i", ids), sampling, array("f", weights), row["advantage"], lag)
+        advantage = row["advantage"] * (1.0 if row["importance"] is None else row["importance"])
+        return Sample(array("i", ids), sampling, array("f", weights), advantage, lag)
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
