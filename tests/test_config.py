@@ -62,8 +62,11 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    resolved = load(tmp_path, "train: {lora: {}}").model_dump(mode="json")
-    assert set(keys(resolved)) | {"train.lora"} == {key for key, _ in LEAVES}
+    text = "train: {lora: {}}\nrollout: {curriculum: {}}\nschedules: {train.beta: {start: 0, end: 1}}\n"
+    resolved = load(tmp_path, text).model_dump(mode="json")
+    resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
+    groups = {"train.lora", "rollout.curriculum", "schedules"}
+    assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
 
 
 @pytest.mark.parametrize(("key", "field"), LEAVES, ids=[key for key, _ in LEAVES])

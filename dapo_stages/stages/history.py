@@ -34,7 +34,7 @@ def earlier_rollouts(folders: list[Path], iteration: int, data: Source) -> dict[
                 source.folder, f"rollouts of iteration {number}", f"those before iteration {iteration}", "Leave it out."
             )
         source.require_input("data", data)
-        name = f"{_PREFIX}{number:04d}"
+        name = f"{_PREFIX}{number:06d}"
         if name in found and found[name].folder.resolve() != source.folder.resolve():
             raise DataError(
                 source.folder,
