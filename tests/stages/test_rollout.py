@@ -143,17 +143,18 @@ def test_questions_of_middling_success_take_the_turns_of_others(small_run: Run, 
 
 
 def test_the_history_is_an_input_whatever_its_order(small_run: Run, tmp_path: Path) -> None:
+    """In the second pass over the 64 questions, so that some were asked before."""
     one, two = small_run.at(1) / "rollout", small_run.at(2) / "rollout"
-    first = history(small_run, tmp_path / "a", 3, one, two)
+    first = history(small_run, tmp_path / "a", 11, one, two)
     inputs = Source(first).manifest.inputs
     assert [name for name in inputs if name.startswith("history")] == ["history-000001", "history-000002"]
     assert inputs["history-000002"].content_hash == Source(two).manifest.content_hash
     found = Source(first).manifest.content_hash
-    assert Source(history(small_run, tmp_path / "b", 3, two, one)).manifest.content_hash == found
-    assert Source(history(small_run, tmp_path / "c", 3, small_run.folder)).manifest.content_hash == found
-    assert Source(history(small_run, tmp_path / "d", 3)).manifest.content_hash != found
+    assert Source(history(small_run, tmp_path / "b", 11, two, one)).manifest.content_hash == found
+    assert Source(history(small_run, tmp_path / "c", 11, small_run.folder)).manifest.content_hash == found
+    assert Source(history(small_run, tmp_path / "d", 11)).manifest.content_hash != found
     result = small_run.attempt(
-        "rollout", "--policy", small_run.policy(0), "--data", small_run.folder / "data", "--iteration", 3,
+        "rollout", "--policy", small_run.policy(0), "--data", small_run.folder / "data", "--iteration", 11,
         "--history", one, "--out", first, **CURRICULUM,
     )  # fmt: skip
     assert result.code == 3 and "made from other inputs or configuration" in result.stderr

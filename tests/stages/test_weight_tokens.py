@@ -174,18 +174,26 @@ def test_importance_takes_back_the_preference_of_the_draw(small_run: Run, tmp_pa
     assert found[1.0][order.index].is_monotonic_decreasing  # the likelier it was, the less it counts
 
 
+def unfiltered(run: Run, folder: Path, **settings: object) -> list[object]:
+    """Rollouts without dynamic sampling, 16 groups of iteration 2, scored: what weight-tokens is told of them."""
+    settings |= {"rollout__dynamic_sampling": "false", "rollout__oversample": 2.0}
+    rollouts, attention = folder / "r", folder / "a"
+    run.command("rollout", *run.rollout_inputs(2), "--out", rollouts, **settings)
+    run.command("score-attention", "--policy", run.policy(0), "--rollouts", rollouts, "--out", attention, **settings)
+    return ["--rollouts", rollouts, "--attention", attention, "--iteration", 2]
+
+
 def test_groups_whose_rewards_are_equal_are_left_out_or_not(small_run: Run, tmp_path: Path) -> None:
-    only_format = {
-        "weights__reward_weights": "{accuracy: 0, vgr: 0, format: 1, overlong: 0}",
-        "weights__mask_truncated_completions": "false",
-        "weights__replay__size": 0,
-    }
-    filtered = table(again(small_run, tmp_path / "f", **only_format), "weights")
-    equal = filtered.groupby("group_id").reward_format.transform("nunique") == 1
+    inputs = unfiltered(small_run, tmp_path, rollout__surplus="keep")
+    open_ = {"weights__mask_truncated_completions": "false", "weights__replay__size": 0}
+    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "f", **open_)
+    filtered = table(tmp_path / "f", "weights")
+    equal = filtered.groupby("group_id").reward.transform("nunique") == 1
     assert equal.any() and not equal.all()
     assert (filtered.in_loss == ~equal).all()
     assert (filtered.why[equal] == "all completions of the group have the same reward").all()
-    whole = table(again(small_run, tmp_path / "n", **only_format, weights__filter="none"), "weights")
+    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "n", **open_, weights__filter="none")
+    whole = table(tmp_path / "n", "weights")
     assert whole.in_loss.all() and (whole.advantage[equal] == 0).all() and (whole.advantage == filtered.advantage).all()
 
 
@@ -194,27 +202,10 @@ def test_a_filter_on_total_reward_takes_as_many_groups_as_were_asked_for(
     surplus: str, small_run: Run, tmp_path: Path
 ) -> None:
     """Oversampled without dynamic sampling: 16 groups for 8; iteration 1's buffer fills in where there are fewer."""
-    settings = {
-        "rollout__dynamic_sampling": "false",
-        "rollout__oversample": 2.0,
-        "rollout__surplus": surplus,
-        "weights__mask_truncated_completions": "false",
-        "weights__replay__min_reward": -99,
-    }
-    policy, rollouts, attention = small_run.policy(0), tmp_path / "r", tmp_path / "a"
-    small_run.command("rollout", *small_run.rollout_inputs(2), "--out", rollouts, **settings)
-    small_run.command("score-attention", "--policy", policy, "--rollouts", rollouts, "--out", attention, **settings)
-    inputs = [
-        "--rollouts",
-        rollouts,
-        "--attention",
-        attention,
-        "--iteration",
-        2,
-        "--replay",
-        small_run.at(1) / "weights",
-    ]
-    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "w", **settings)
+    inputs = unfiltered(small_run, tmp_path, rollout__surplus=surplus)
+    settings = {"weights__mask_truncated_completions": "false", "weights__replay__min_reward": -99}
+    replay = ["--replay", small_run.at(1) / "weights"]
+    small_run.command("weight-tokens", *inputs, *replay, "--out", tmp_path / "w", **settings)
     weights = table(tmp_path / "w", "weights")
     fresh = weights[weights.source == "fresh"]
     assert fresh.group_id.nunique() == 16
