@@ -160,7 +160,7 @@ class Weighting:
 
     def _beyond(self, room: int, groups: list[GroupScores]) -> set[str]:
         """Groups that there is no room for, where surplus is discarded; those with signal go first."""
-        if self._rollouts.manifest.config["rollout"]["surplus"] == "keep":
+        if self._rollouts.manifest.config["rollout"].get("surplus") == "keep":
             return set()
         wanted = [group for group in groups if not self._is_filtered(group)]
         wanted.sort(key=lambda group: not self._has_signal(group))

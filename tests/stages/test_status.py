@@ -152,3 +152,11 @@ def test_with_a_lag_what_was_sampled_ahead_is_trained_on_first_and_the_next_samp
     assert found["why"] == "iteration 1, train: missing"
     words = shlex.split(str(found["next"]))
     assert words[words.index("--policy") + 1] == f"{run}/policy"
+
+
+def test_a_curriculum_looks_back_on_the_run(run: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + "\nrollout: {curriculum: {}}\n")
+    line = next(line for line in status(run).splitlines() if "dapo-stages rollout" in line)
+    words = shlex.split(line)
+    assert words[words.index("--history") + 1] == str(run)
