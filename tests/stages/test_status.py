@@ -13,6 +13,7 @@ from reporting import tiny_run
 from typer.testing import CliRunner
 
 from dapo_stages.manifests import mark_pruned
+from dapo_stages.reporting.progress import command
 from dapo_stages.reporting.runs import place_of
 from dapo_stages.stages import report
 from dapo_stages.stages.status import main
@@ -155,8 +156,8 @@ def test_with_a_lag_what_was_sampled_ahead_is_trained_on_first_and_the_next_samp
 
 
 def test_a_curriculum_looks_back_on_the_run(run: Path) -> None:
+    assert "--history" not in command(run, 3, "rollout")
     config = run / "config.yaml"
     config.write_text(config.read_text() + "\nrollout: {curriculum: {}}\n")
-    line = next(line for line in status(run).splitlines() if "dapo-stages rollout" in line)
-    words = shlex.split(line)
+    words = shlex.split(command(run, 3, "rollout"))
     assert words[words.index("--history") + 1] == str(run)
