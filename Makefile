@@ -30,6 +30,8 @@ endif
 ifeq ($(origin LAG),undefined)
 LAG := $(or $(call key,lag),0)
 endif
+# Whether earlier rollouts decide what is asked next (rollout.curriculum): then each waits for the one before.
+CURRICULUM := $(findstring curriculum,$(SET))$(shell grep -hs '^[^\#]*curriculum: *[^n ]\|^[^\#]*curriculum: *$$' $(call chain,$(CONFIG)))
 ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 
 # Several processes: LAUNCH=zero2 launches train-step with pipelines/accelerate/zero2.yaml and the other stages that need
@@ -107,8 +109,9 @@ $(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/co
 define iteration
 .PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
 
-$(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json | $(R)/config.yaml
-	$$(ROLLOUT_PYTHON) $$(call start,$$(ROLLOUT_LAUNCH)) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) --out $$(@D) $$(replace)
+$(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json $(if $(6),$(if $(CURRICULUM),$(3)/rollout/manifest.json)) | $(R)/config.yaml
+	$$(ROLLOUT_PYTHON) $$(call start,$$(ROLLOUT_LAUNCH)) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) \
+	  $(if $(CURRICULUM),--history $(R)) --out $$(@D) $$(replace)
 
 $(2)/attention/manifest.json: $(7) $(2)/rollout/manifest.json | $(R)/config.yaml
 	$$(SCORE_PYTHON) $$(call start,$$(SCORE_LAUNCH)) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)

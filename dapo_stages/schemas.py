@@ -94,6 +94,7 @@ _WEIGHT = [
     _required("reward_overlong", pa.float32()),
     _required("reward_phase", pa.string()),
     _required("advantage", pa.float32()),
+    pa.field("importance", pa.float32()),  # of a replayed group, against the preference of its draw; null: 1
     _required("token_weights", FLOATS),
     _required("in_loss", pa.bool_()),
     _required("why", pa.string()),

@@ -62,8 +62,11 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    resolved = load(tmp_path, "train: {lora: {}}\nrewards: {judge: {model: m}}").model_dump(mode="json")
-    assert set(keys(resolved)) | {"train.lora", "rewards.judge"} == {key for key, _ in LEAVES}
+    text = "train: {lora: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}}\n"
+    resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
+    resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
+    groups = {"train.lora", "rewards.judge", "rollout.curriculum", "schedules"}
+    assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
 
 
 @pytest.mark.parametrize(("key", "field"), LEAVES, ids=[key for key, _ in LEAVES])

@@ -158,6 +158,30 @@ def test_rollouts_sample_with_a_policy_as_old_as_lag_says(project: Path) -> None
         assert policies("train-step", *arguments) == newest
 
 
+@pytest.mark.parametrize("text", ["rollout: {curriculum: {}}", "rollout:\n  curriculum:\n    target: 0.4", ""])
+def test_a_curriculum_passes_earlier_rollouts_and_waits_for_them(project: Path, text: str) -> None:
+    def rollouts(*arguments: str) -> list[bool]:
+        command = ["make", "-n", "iterate", "ITERS=2", "RUN=t", *arguments]
+        done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+        script = done.stdout.replace("\\\n", " ")
+        return ["--history training_logs/t " in line for line in script.splitlines() if " rollout --config" in line]
+
+    config = project / "pipelines/embedded.yaml"
+    without = ["", "rollout:\n  curriculum: null\n", "# curriculum: yes\nschedules: {rollout.curriculum.target: 3}\n"]
+    for plain in without:
+        config.write_text("planned_iterations: 2\n" + plain)
+        assert rollouts() == [False, False]
+    if text:
+        config.write_text(f"planned_iterations: 2\n{text}\n")
+        assert rollouts() == [True, True]
+    else:
+        assert rollouts("SET=--set rollout.curriculum={}") == [True, True]
+    on = ["CONFIG=pipelines/embedded.yaml"] if text else ["SET=--set rollout.curriculum={}"]
+    make(project, "iterate", "LAG=1", *on)
+    (project / "training_logs/t/iter-0001/rollout/manifest.json").unlink()
+    assert "rollout iter-0002/rollout again" in make(project, "rollout", "ITER=2", "LAG=1", *on)
+
+
 def test_with_a_lag_the_next_rollouts_do_not_wait_for_training(project: Path) -> None:
     ahead = [f"{stage} iter-000{n}" for n in (1, 2) for stage in ("rollout", "score-attention", "weight-tokens")]
     calls = make(project, "weight-tokens", "ITER=2", "LAG=1")

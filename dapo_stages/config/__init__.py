@@ -13,8 +13,9 @@ from dapo_stages.config.loading import dump_config, load_config
 from dapo_stages.config.model import ModelConfig, WarmUpConfig
 from dapo_stages.config.report import KeepConfig, ReportConfig
 from dapo_stages.config.rewards import JudgeConfig, RewardsConfig
-from dapo_stages.config.rollout import RolloutConfig, SamplerConfig
+from dapo_stages.config.rollout import CurriculumConfig, RolloutConfig, SamplerConfig
 from dapo_stages.config.run import Config
+from dapo_stages.config.schedules import Schedule
 from dapo_stages.config.train import LoraSettings, TrainConfig
 from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, WeightsConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionConfig",
     "ColumnsConfig",
     "Config",
+    "CurriculumConfig",
     "DataConfig",
     "EarlyRewardWeights",
     "Endpoint",
@@ -37,6 +39,7 @@ __all__ = [
     "RewardsConfig",
     "RolloutConfig",
     "SamplerConfig",
+    "Schedule",
     "Section",
     "ServerConfig",
     "SyntheticConfig",

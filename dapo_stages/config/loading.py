@@ -125,6 +125,8 @@ def _explain(path: Path, error: ValidationError) -> str:
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location[:-1]:
+        if str(part) not in section.model_fields:  # a name in a mapping, whose values have led to the section already
+            continue
         annotation = section.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

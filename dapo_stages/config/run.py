@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.config.base import Count, Section
@@ -15,6 +15,7 @@ from dapo_stages.config.model import ModelConfig, WarmUpConfig
 from dapo_stages.config.report import KeepConfig, ReportConfig
 from dapo_stages.config.rewards import RewardsConfig
 from dapo_stages.config.rollout import RolloutConfig
+from dapo_stages.config.schedules import SCHEDULED, Schedule, by_dotted_key, replaced
 from dapo_stages.config.train import TrainConfig
 from dapo_stages.config.weights import WeightsConfig
 
@@ -43,6 +44,14 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     keep: KeepConfig = KeepConfig()
+    schedules: dict[str, Schedule] = Field(
+        {}, description="Numbers that change over the iterations, by their dotted key (docs/sampling.md)."
+    )
+
+    @field_validator("schedules", mode="before")
+    @classmethod
+    def _by_dotted_key(cls, values: Any) -> Any:
+        return by_dotted_key(values)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -79,6 +88,36 @@ class Config(Section):
                 "because it divides what keeps special tokens from being sampled"
             )
         return self
+
+    @model_validator(mode="after")
+    def _schedules_stay_in_range(self) -> Self:
+        for name, schedule in self.schedules.items():
+            if name not in SCHEDULED:
+                raise ValueError(f"schedules: found {name!r}; needed one of {', '.join(SCHEDULED)}")
+            for end in ("start", "end"):
+                try:
+                    self._with({name: getattr(schedule, end)})
+                except KeyError:
+                    raise ValueError(
+                        f"schedules.{name}: found no {name.rpartition('.')[0]} section; needed one, such as {{}}"
+                    ) from None
+                except ValidationError as error:
+                    found, needed = getattr(schedule, end), error.errors(include_url=False)[0]["msg"]
+                    needed = needed.removeprefix("Value error, ")
+                    raise ValueError(f"schedules.{name}.{end}: found {found:g}; needed: {needed}") from None
+        return self
+
+    def at(self, iteration: int) -> Config:
+        """The configuration of an iteration (from 1): every schedule replaced by the number it gives there."""
+        values = {name: found.at(iteration, self.planned_iterations) for name, found in self.schedules.items()}
+        return self._with(values) if values else self
+
+    def _with(self, numbers: dict[str, float]) -> Config:
+        """With other numbers under dotted keys, checked, and without schedules."""
+        values = self.model_dump() | {"schedules": {}}
+        for name, number in numbers.items():
+            values = replaced(values, name, number)
+        return Config.model_validate(values)
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections (dotted names reach inside one) as plain values, for a manifest."""

@@ -33,6 +33,12 @@ class ReplayConfig(Section):
     var_epsilon: Annotated[float, Field(ge=0)] = Field(1e-6, description="A group enters above this reward deviation.")
     min_reward: float = Field(1.5, description="A group enters above this mean reward.")
     max_staleness: Count = Field(10, description="Iterations after which a group leaves.")
+    priority_alpha: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Stored groups are drawn in proportion to their score to this power; 0 draws all alike."
+    )
+    priority_beta: Fraction = Field(
+        0.0, description="How much of that preference `importance` takes back in the loss; 0 nothing, 1 all of it."
+    )
 
 
 class WeightsConfig(Section):
@@ -54,6 +60,9 @@ class WeightsConfig(Section):
     vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
     hard_negative: bool = Field(False, description="VGR reward for correct completions only, centred on zero.")
     scale_rewards: Literal["group", "batch", "none"] = Field("group", description="What divides the advantage.")
+    filter: Literal["reward", "none"] = Field(
+        "reward", description="Leave groups out of the loss whose total rewards are all equal, or none."
+    )
     mask_truncated_completions: bool = Field(True, description="Truncated completions stay out of the loss.")
     replay: ReplayConfig = ReplayConfig()
 

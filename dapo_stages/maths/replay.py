@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,47 @@ def update(buffer: list[Entry], fresh: list[Entry], size: int, max_staleness: in
     return sorted(alive, key=lambda entry: (-entry.score, -entry.iteration, entry.group_id))[:size]
 
 
-def draw(buffer: list[Entry], n: int, rng: np.random.Generator) -> list[Entry]:
-    """n different entries (all, if there are fewer), one after the other with probability proportional to score.
+def draw(buffer: list[Entry], n: int, rng: np.random.Generator, alpha: float = 1.0) -> tuple[list[Entry], FloatArray]:
+    """n different entries (all, if there are fewer), and for each how likely it was to be among them, [n].
 
-    Entries of score 0 come last, all alike. An exponential waiting time of rate `score` per entry, shortest first,
-    is this draw without replacement (Efraimidis and Spirakis 2006) and needs no probabilities that sum to 1.
-    The result depends on the random state and the set of entries, not on their order.
+    One after the other with probability proportional to score^alpha (Schaul et al. 2015, arXiv 1511.05952, eq. 1): 0 is
+    uniform. Under an alpha above 0, entries of score 0 come last, all alike. The result depends on the random state and
+    the set of entries, not on their order.
+
+    The likelihood is that of being drawn given how the others fell, 1 - exp(-score^alpha · wait of the first that was
+    not drawn): the mean of 1 / likelihood over draws, 0 where an entry is not drawn, is exactly 1 (rank conditioning,
+    Cohen and Kaplan 2008, arXiv 0802.3448). For few of many it is about n times the probability of a single draw; it is
+    1 where all are drawn.
     """
     entries = sorted(buffer, key=lambda entry: entry.group_id)
-    unit_waits = rng.exponential(size=len(entries))
-    scores = np.array([entry.score for entry in entries], dtype=np.float64)
-    waits = np.divide(unit_waits, scores, out=np.full(len(entries), np.inf), where=scores > 0)
-    order = np.lexsort((unit_waits, waits))  # the last key sorts first; unit waits part those of score 0
-    return [entries[i] for i in order[:n]]
+    rates = np.array([entry.score for entry in entries], dtype=np.float64) ** alpha
+    order, likelihood = waiting_times(rates, rng, n)
+    return [entries[i] for i in order[:n]], likelihood[:n]
+
+
+def importance(likelihood: ArrayLike, beta: float) -> FloatArray:
+    """Weight of each drawn entry against the preference of the draw, [n] -> [n] in 0 … 1, the largest 1.
+
+    (1 / likelihood)^beta over the largest of these (Schaul et al. 2015, section 3.4): 0 corrects nothing, 1 all of it.
+    """
+    found = np.asarray(likelihood, dtype=np.float64)
+    return (found.min() / found) ** beta if found.size else found
+
+
+def waiting_times(rates: ArrayLike, rng: np.random.Generator, n: int = 0) -> tuple[IntArray, FloatArray]:
+    """An order drawn one by one with probability proportional to rate, [P]; and likelihoods in it for the first n.
+
+    An exponential waiting time of each rate, shortest first, is the draw without replacement (Efraimidis and Spirakis
+    2006) and needs no probabilities that sum to 1. Rates of 0 wait for ever: they come last, all alike.
+    """
+    rates = np.asarray(rates, dtype=np.float64)
+    unit_waits = rng.exponential(size=len(rates))
+    waits = np.divide(unit_waits, rates, out=np.full(len(rates), np.inf), where=rates > 0)
+    order = np.lexsort((unit_waits, waits))  # the last key sorts first; unit waits part those of rate 0
+    if n >= len(rates):
+        return order, np.ones(len(rates))
+    next_ = order[n]
+    drawn = order[:n]
+    for_ever = rates[drawn] == 0  # then the next one waits for ever as well, and unit waits decided
+    limit = np.where(for_ever, unit_waits[next_], rates[drawn] * waits[next_] if rates[next_] > 0 else np.inf)
+    return order, -np.expm1(-limit)

@@ -195,6 +195,10 @@ def _training(subject: Subject) -> str:
             "adapter": f"LoRA, rank {adapted.rank}, alpha {adapted.alpha:g}, {', '.join(adapted.target_modules)}"
             if adapted
             else "none, all weights trained",
+            **{
+                f"schedule of {name}": f"{found.start:g} to {found.end:g}, {found.shape}, over {found.over:g}"
+                for name, found in config.schedules.items()
+            },
             "seed": str(config.seed),
         }
     return markdown_table(["", "value"], [[name, value] for name, value in facts.items()])

@@ -71,7 +71,7 @@ def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
     policy = _policy_after(run, number - 1)
     sampler = _policy_after(run, number - 1 - _lag(run))
     arguments: dict[str, list[str | Path]] = {
-        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number)],
+        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number), *_history(run)],
         "attention": ["--policy", sampler, "--rollouts", folder / "rollout"],
         "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
                     *_if_there("--replay", before / "weights")],
@@ -99,10 +99,18 @@ def _lag(run: Path) -> int:
 def _reference(run: Path, number: int) -> list[str | Path]:
     """The reference of an iteration's KL term, if it has one: the newest that a train-step before has left."""
     with suppress(ConfigError):
-        if load_config(run / "config.yaml").train.beta > 0:
+        if load_config(run / "config.yaml").at(number).train.beta > 0:
             before = (iteration_folder(run, n) / "train" / "reference" for n in range(number - 1, 0, -1))
             left = (folder for folder in before if (folder / "manifest.json").exists())
             return ["--reference", next(left, run / "policy")]
+    return []
+
+
+def _history(run: Path) -> list[str | Path]:
+    """The earlier rollouts of the run, if they decide what is asked next."""
+    with suppress(ConfigError):
+        if load_config(run / "config.yaml").rollout.curriculum is not None:
+            return ["--history", run]
     return []
 
 

@@ -28,6 +28,7 @@ class GroupScores:
     rewards: np.ndarray  # their weighted total
     shard: int | None = None  # of the rollouts; None: from the buffer
     advantages: np.ndarray | None = None
+    importance: float | None = None  # of a replayed group, against the preference of its draw
 
     @property
     def mean(self) -> float:

@@ -104,7 +104,7 @@ class Plan:
             self.parallel,
             self.ranks,
             foreach=self.device == "cuda",
-            reference=self.weights if config.train.beta > 0 else 0,
+            reference=self.weights if config.train.beta > 0 or "train.beta" in config.schedules else 0,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         found = {

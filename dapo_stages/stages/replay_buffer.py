@@ -35,14 +35,19 @@ class ReplayBuffer:
         """Stored groups to train on in place of groups without signal, without replacement."""
         import numpy as np
 
-        from dapo_stages.maths.replay import draw
+        from dapo_stages.maths.replay import draw, importance
 
-        drawn = draw(self.entries, count, np.random.default_rng([seed, self._iteration]))
-        return [self.groups[entry.group_id] for entry in drawn]
+        settings = self._settings
+        rng = np.random.default_rng([seed, self._iteration])
+        drawn, likelihood = draw(self.entries, count, rng, settings.priority_alpha)
+        groups = [self.groups[entry.group_id] for entry in drawn]
+        for group, value in zip(groups, importance(likelihood, settings.priority_beta), strict=True):
+            group.importance = float(value)
+        return groups
 
-    def copy_replayed(self, output: Output, replayed: list[GroupScores]) -> dict[str, list[list[float]]]:
-        """Write the data of replayed groups beside the weights; gives back their stored token weights by group."""
-        weights: dict[str, list[list[float]]] = {}
+    def copy_replayed(self, output: Output, replayed: list[GroupScores]) -> dict[str, list[float]]:
+        """Write the data of replayed groups beside the weights; gives back their stored token weights by completion."""
+        weights: dict[str, list[float]] = {}
         if not replayed or self._source is None:
             return weights
         prompts, completions = [], []
@@ -52,7 +57,7 @@ class ReplayBuffer:
         ):
             for group in replayed:
                 rows = members.all(group.group_id)
-                weights[group.group_id] = [row["token_weights"] for row in rows]
+                weights |= {row["completion_id"]: row["token_weights"] for row in rows}
                 prompts.append(_without(stored.one(group.group_id), _GROUP_EXTRA))
                 completions += [_without(row, _COMPLETION_EXTRA) for row in rows]
         output.write("replayed-prompts", 0, prompts)
@@ -84,7 +89,9 @@ class ReplayBuffer:
         from dapo_stages.maths.replay import Entry
 
         rows = self._rows("buffer", ["group_id", "iteration", "score", "mean_reward", "std_reward"])
-        return [Entry(**row) for row in rows if self._iteration - row["iteration"] <= self._settings.max_staleness]
+        # A buffer of this iteration or a later one would bring a group's completions in twice.
+        oldest, newest = self._iteration - self._settings.max_staleness, self._iteration - 1
+        return [Entry(**row) for row in rows if oldest <= row["iteration"] <= newest]
 
     def _read_groups(self, weights: Mapping[str, float]) -> dict[str, GroupScores]:
         import numpy as np

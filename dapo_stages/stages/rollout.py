@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
@@ -19,11 +21,14 @@ from dapo_stages.outputs import Output, Plan, shard_name
 from dapo_stages.shards import Row, RowIndex
 from dapo_stages.stages import frame
 from dapo_stages.stages.engines import open_engine
+from dapo_stages.stages.history import chances_of_rows, earlier_rollouts
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import check_policy, version_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dapo_stages.engines import Completion, Engine
     from dapo_stages.rewards.registry import Rewards, Scored
 
@@ -36,6 +41,15 @@ def main(
     data: Data,
     iteration: Iteration,
     out: Out,
+    history: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--history",
+            help="Rollouts of an earlier iteration, or a run's folder for all of them; read if rollout.curriculum is "
+            "set. May be repeated.",
+            metavar="DIR",
+        ),
+    ] = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -50,8 +64,10 @@ def main(
     """
     from dapo_stages.rewards.registry import Rewards
 
-    settings = load_config(config, set_)
+    settings = load_config(config, set_).at(iteration)
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
+    if settings.rollout.curriculum is not None:
+        inputs |= earlier_rollouts(history or [], iteration, inputs["data"])
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
     section = settings.sections(*SECTIONS) | {"rewards": rewards.section, "iteration": iteration}
     plan = Plan("rollout", out, section, settings.seed, inputs, rewards.names)
@@ -86,21 +102,30 @@ class Rollout:
         self._kept = 0
 
     def run(self) -> None:
-        """Sample rounds of prompts until there are enough groups, or the rounds are used up."""
+        """Sample prompts until there are enough groups, or the rounds are used up.
+
+        They are asked for in portions of whole shards: `oversample` times what is missing. A portion is written whole.
+        """
         target = self._config.rollout.prompts_per_iteration
         rounds = self._config.rollout.max_resample_rounds if self._config.rollout.dynamic_sampling else 1
         done: list[RoundShard] = []
+        sampled: list[RoundShard] = []  # and not decided on yet
         with (
             self._output.plan.inputs["data"].index("train") as table,
             progress("rollout: informative groups" if rounds > 1 else "rollout: groups", target) as advance,
         ):
             shards = self._shards(len(table), rounds)
-            while self._kept < target and (wave := list(islice(shards, self._wave()))):
+            while self._kept < target:
+                portion = self._portion()
+                wave = list(islice(shards, _for_all_processes(portion - len(sampled))))
                 self._sample(wave, table, advance)
-                for shard in wave:
-                    if self._kept < target:
-                        self._close(shard, table)
-                        done.append(shard)
+                sampled += wave
+                if not sampled:
+                    break
+                for shard in sampled[:portion]:
+                    self._close(shard, table)
+                    done.append(shard)
+                del sampled[:portion]
         if not done:
             raise DataError(self._output.plan.inputs["data"].folder, "no training prompts", "some", "Run prepare-data.")
         if self._kept < target:
@@ -114,21 +139,41 @@ class Rollout:
             self._output.counts |= self._figures(done)
 
     def _shards(self, num_prompts: int, rounds: int) -> Iterator[RoundShard]:
-        from dapo_stages.maths.schedule import prompts_of
-
-        count, size = self._config.rollout.prompts_per_iteration, self._config.rollout.groups_per_shard
-        numbers, before = itertools.count(), 0
+        settings = self._config.rollout
+        count, size = _times(settings.oversample, settings.prompts_per_iteration), settings.groups_per_shard
+        numbers, before, given = itertools.count(), 0, set[int]()
+        chances = None
+        if settings.curriculum is not None:
+            chances = chances_of_rows(self._output.plan.inputs, settings.curriculum)
         for round_ in range(rounds if num_prompts else 0):
-            indices = prompts_of(num_prompts, self._config.seed, self._iteration, round_, count).tolist()
+            indices = self._prompts_of(round_, num_prompts, count, given, chances)
+            given.update(indices)
             for start in range(0, len(indices), size):
                 yield RoundShard(next(numbers), round_, before + start, indices[start : start + size])
             before += len(indices)
 
-    def _wave(self) -> int:
-        """How many shards to sample next: as many as are needed in any case, and one more for each idle process."""
+    def _prompts_of(
+        self, round_: int, num_prompts: int, count: int, given: set[int], chances: np.ndarray | None
+    ) -> list[int]:
+        """Rows of the training table for a round; with a curriculum, some of them swapped for others."""
+        import numpy as np
+
+        from dapo_stages.maths.curriculum import swap
+        from dapo_stages.maths.schedule import prompts_of
+
+        seed, iteration = self._config.seed, self._iteration
+        rows = prompts_of(num_prompts, seed, iteration, round_, count)
+        if chances is not None:
+            # The leading 2 keeps this stream apart from those of maths/schedule.py.
+            rows = swap(rows, chances, given, np.random.default_rng([2, seed, iteration, round_]))
+        found: list[int] = rows.tolist()
+        return found
+
+    def _portion(self) -> int:
+        """How many shards to ask for next, whatever the number of processes."""
         settings = self._config.rollout
-        needed = math.ceil((settings.prompts_per_iteration - self._kept) / settings.groups_per_shard)
-        return math.ceil(needed / ranks.count()) * ranks.count()
+        missing = settings.prompts_per_iteration - self._kept
+        return math.ceil(_times(settings.oversample, missing) / settings.groups_per_shard)
 
     def _sample(self, wave: list[RoundShard], table: RowIndex, advance: Advance) -> None:
         """Write the completions of some shards."""
@@ -158,7 +203,7 @@ class Rollout:
         groups: list[Row] = []
         correct = self._correct(shard.number)
         for group_id, number in zip(self._group_ids(shard), correct, strict=True):
-            kept = self._is_wanted(number) and self._kept < self._config.rollout.prompts_per_iteration
+            kept = self._is_wanted(number) and not self._is_surplus()
             self._kept += kept
             group = {"group_id": group_id, "iteration": self._iteration}
             groups.append(group | {"round": shard.round, "num_correct": number, "kept": kept})
@@ -179,6 +224,12 @@ class Rollout:
     def _is_wanted(self, correct: int) -> bool:
         settings = self._config.rollout
         return 0 < correct < settings.num_generations or not settings.dynamic_sampling
+
+    def _is_surplus(self) -> bool:
+        """Whether there are enough groups. Without dynamic sampling weight-tokens decides, which knows all rewards."""
+        settings = self._config.rollout
+        discards = settings.dynamic_sampling and settings.surplus == "discard"
+        return discards and self._kept >= settings.prompts_per_iteration
 
     def _generate(self, number: int, prompts: list[Row]) -> list[list[Completion]]:
         """Completions in the order of the prompts; batches are of similar length, so that little is padded."""
@@ -237,3 +288,13 @@ class Rollout:
     @cached_property
     def _engine(self) -> Engine:
         return open_engine(self._source, self._config)
+
+
+def _times(factor: float, count: int) -> int:
+    """A multiple of a count, rounded up; 1.1 · 10 = 11.000…02 is 11."""
+    return math.ceil(factor * count - 1e-9)
+
+
+def _for_all_processes(shards: int) -> int:
+    """At least so many shards, and as many for each process: one that has nothing to do may sample ahead."""
+    return math.ceil(max(shards, 0) / ranks.count()) * ranks.count()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
 
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
-_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "token_weights")  # columns that are read
+# Columns that are read.
+_WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "importance", "token_weights")
 _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 
 
@@ -79,7 +80,8 @@ def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> 
         raise DataError(weights.folder, found, "one per token", "Run weight-tokens again.")
     sampling = array("f", completion["sampling_logprobs"])
     lag = version - completion["policy_version"]
-    return Sample(array("i", ids), sampling, array("f", per_token), row["advantage"], lag)
+    advantage = row["advantage"] * (1.0 if row["importance"] is None else row["importance"])
+    return Sample(array("i", ids), sampling, array("f", per_token), advantage, lag)
 
 
 def _not_of_these(weights: Source, found: str) -> DataError:

@@ -28,6 +28,7 @@ from dapo_stages.stages.references import (
     require_alike,
     write_reference,
 )
+from dapo_stages.stages.sampled import as_sampled
 from dapo_stages.stages.train_groups import data_metrics, group_metrics, read_groups
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def main(
         "weights": Source(weights, "weight-tokens"),
     }
     inputs["weights"].require_input("rollouts", inputs["rollouts"])
+    settings = as_sampled(settings, inputs["rollouts"])
     if state is not None:
         inputs["state"] = Source(state, "state")
         _check_state(inputs["state"], inputs["policy"])

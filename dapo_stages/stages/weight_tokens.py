@@ -48,7 +48,7 @@ def main(
     Example: dapo-stages weight-tokens --config run.yaml --rollouts iter-0001/rollout --attention iter-0001/attention
     --iteration 1 --set weights.smooth_sigma=1.0 --out /tmp/smoothed
     """
-    settings = load_config(config, set_)
+    settings = load_config(config, set_).at(iteration)
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
     _check_columns(inputs["attention"], settings.weights.scheme)
@@ -109,6 +109,7 @@ class Weighting:
         weights = self._settings.early_reward_weights if self._phase == "early" else self._settings.reward_weights
         self._reward_weights = reward_weights(weights, output.plan.rewards)
         self._off_mean = 0
+        self._surplus: set[str] = set()
 
     def run(self) -> None:
         """Reward the groups, replace those without signal from the buffer, write weights and the next buffer."""
@@ -118,9 +119,11 @@ class Weighting:
         replay = self._output.plan.inputs.get("replay")
         buffer = ReplayBuffer(replay, self._settings.replay, self._iteration, self._reward_weights)
         without_signal = [group.group_id for group in fresh if not self._has_signal(group)]
-        replayed = buffer.draw(len(without_signal) + self._missing(len(fresh)), self._config.seed)
+        replayed = buffer.draw(max(0, self._target - (len(fresh) - len(without_signal))), self._config.seed)
         replaced = set(without_signal[: len(replayed)])
-        batch = [group for group in fresh if group.group_id not in replaced] + replayed
+        staying = [group for group in fresh if group.group_id not in replaced]
+        self._surplus = self._beyond(self._target - len(replayed), staying)
+        batch = [group for group in staying if group.group_id not in self._surplus] + replayed
         scaled = advantages([group.rewards for group in batch], self._settings.scale_rewards)
         for group, values in zip(batch, scaled, strict=True):
             group.advantages = values
@@ -138,6 +141,8 @@ class Weighting:
             "reward_phase": self._phase,
             "weights_off_mean": self._off_mean,
         }
+        if self._surplus:
+            self._output.counts["surplus"] = len(self._surplus)
 
     def _fresh_groups(self) -> Iterator[GroupScores]:
         """The kept groups of this iteration."""
@@ -173,9 +178,21 @@ class Weighting:
         )
         return score_group(group_id, self._iteration, rows, rewards, self._reward_weights, shard)
 
-    def _missing(self, groups: int) -> int:
-        """Groups that dynamic sampling looked for and did not find; the buffer fills in for them as well."""
-        return max(0, int(self._rollouts.manifest.config["rollout"]["prompts_per_iteration"]) - groups)
+    @property
+    def _target(self) -> int:
+        """Groups that the rollouts were to give; the buffer fills in for those without signal and those not found."""
+        return int(self._rollouts.manifest.config["rollout"]["prompts_per_iteration"])
+
+    def _beyond(self, room: int, groups: list[GroupScores]) -> set[str]:
+        """Groups that there is no room for, where surplus is discarded; those with signal go first."""
+        if self._rollouts.manifest.config["rollout"].get("surplus") == "keep":
+            return set()
+        wanted = [group for group in groups if not self._is_filtered(group)]
+        wanted.sort(key=lambda group: not self._has_signal(group))
+        return {group.group_id for group in wanted[room:]}
+
+    def _is_filtered(self, group: GroupScores) -> bool:
+        return self._settings.filter == "reward" and group.std <= self._settings.replay.var_epsilon
 
     def _has_signal(self, group: GroupScores) -> bool:
         """Whether the group may enter the buffer, and need not be replaced from it."""
@@ -213,7 +230,9 @@ class Weighting:
 
     def _left_out(self, group: GroupScores, index: int) -> str:
         """Why a completion stays out of the loss; empty if it does not."""
-        if group.std <= self._settings.replay.var_epsilon:
+        if group.group_id in self._surplus:
+            return "more groups than asked for"
+        if self._is_filtered(group):
             return "all completions of the group have the same reward"
         if group.truncated[index] and self._settings.mask_truncated_completions:
             return "truncated"
@@ -245,9 +264,9 @@ class Weighting:
         stored = buffer.copy_replayed(self._output, replayed)
         rows = []
         for group in replayed:
-            for index, weights in enumerate(stored[group.group_id]):
+            for index, completion_id in enumerate(group.completion_ids):
                 why = self._left_out(group, index)
-                rows.append(self._row(group, index, weights, "replay", not why, why))
+                rows.append(self._row(group, index, stored[completion_id], "replay", not why, why))
         if rows:
             self._output.write("weights", len(self._rollouts.shards("completions")), rows)
 
@@ -260,6 +279,7 @@ class Weighting:
             "reward": float(group.rewards[index]),
             **group.reward_columns(index),
             "reward_phase": self._phase,
+            "importance": group.importance,
             "advantage": 0.0 if group.advantages is None else float(group.advantages[index]),
             "token_weights": weights,
             "in_loss": in_loss,

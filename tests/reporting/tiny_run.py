@@ -158,6 +158,7 @@ def weights(run: Path, number: int, attention: bool = True) -> None:
             "reward_overlong": -0.5 if sample == 3 else 0.0,
             "reward_phase": "regular",
             "advantage": (0.9, 0.9, -0.6, -1.2)[sample],
+            "importance": None,
             "token_weights": spread if attention else [1.0] * length,
             "in_loss": sample != 3,
             "why": "truncated" if sample == 3 else "",

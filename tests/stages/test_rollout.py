@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from support.pipeline import Run, metrics, table
 
 from dapo_stages.engines import transformers_engine
-from dapo_stages.manifests import Source
+from dapo_stages.manifests import Source, mark_pruned
 
 WELL_FORMED = r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>\s*([A-D])\s*</answer>\s*"
 
@@ -70,6 +72,144 @@ def test_without_dynamic_sampling_one_round_is_kept_whole(small_run: Run, tmp_pa
     )
     prompts = table(tmp_path / "r", "prompts")
     assert len(prompts) == 8 and prompts.kept.all() and (prompts["round"] == 0).all()
+
+
+OVERSAMPLED = {"rollout__oversample": 2.0, "rollout__max_resample_rounds": 2}
+
+
+def test_oversampling_asks_for_more_at_a_time_and_writes_what_it_asked_for(small_run: Run, tmp_path: Path) -> None:
+    """8 groups are wanted: 16 are asked for first, then twice what is missing, in shards of 4, at most 2 × 16."""
+    folder = tmp_path / "r"
+    small_run.command("rollout", *small_run.rollout_inputs(1), "--out", folder, **OVERSAMPLED)
+    prompts = table(folder, "prompts")
+    informative = prompts.num_correct.between(1, 3)
+    asked = 0
+    while asked < 32 and (found := informative[:asked].sum()) < 8:
+        asked += -(-2 * (8 - found) // 4) * 4
+    assert len(prompts) == min(asked, 32)
+    assert list(prompts.index[prompts.kept]) == list(prompts.index[informative])[:8]  # surplus is discarded
+    assert (prompts["round"] == [number // 16 for number in range(len(prompts))]).all()
+
+
+def test_surplus_is_kept_where_it_is_wanted(small_run: Run, tmp_path: Path) -> None:
+    for surplus in ("keep", "discard"):
+        settings = {**OVERSAMPLED, "rollout__surplus": surplus, "rollout__prompts_per_iteration": 2}
+        settings |= {"rollout__oversample": 8.0}
+        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / surplus, **settings)
+    kept, discarded = (table(tmp_path / surplus, "prompts") for surplus in ("keep", "discard"))
+    informative = kept.num_correct.between(1, 3)
+    assert informative.sum() > 2  # or the next lines say nothing
+    assert (kept.kept == informative).all()
+    assert discarded.kept.sum() == 2 and (discarded.num_correct == kept.num_correct).all()
+    assert Source(tmp_path / "keep").manifest.counts["kept"] == informative.sum()
+
+
+def test_without_dynamic_sampling_all_that_is_asked_for_is_kept(small_run: Run, tmp_path: Path) -> None:
+    settings = {"rollout__dynamic_sampling": "false", "rollout__oversample": 1.4}
+    small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r", **settings)
+    prompts = table(tmp_path / "r", "prompts")
+    assert len(prompts) == 12 and prompts.kept.all()  # 11.2, rounded up
+
+
+# The curriculum
+
+
+CURRICULUM = {"rollout__curriculum": "{target: 0.5, visits: 1, floor: 0.001}", "rollout__dynamic_sampling": "false"}
+
+
+def history(run: Run, folder: Path, number: int, *names: Path, **settings: object) -> Path:
+    options = [option for name in names for option in ("--history", name)]
+    inputs = ["--policy", run.policy(0), "--data", run.folder / "data", "--iteration", number]
+    run.command("rollout", *inputs, *options, "--out", folder, **{**CURRICULUM, **settings})
+    return folder
+
+
+def test_questions_of_middling_success_take_the_turns_of_others(small_run: Run, tmp_path: Path) -> None:
+    """64 training questions in iterations of 16; floor 0.001: whoever was always or never right gives way."""
+    asked, known = {"rollout__prompts_per_iteration": 16}, {}
+    folders = []
+    for number in range(1, 7):
+        folders.append(history(small_run, tmp_path / f"r{number}", number, *folders, **asked))
+        prompts = table(folders[-1], "prompts")
+        assert len(prompts) == 16 and prompts.prompt_id.is_unique
+        if number <= 4:  # the first pass: all are new, and come as they come
+            assert not set(prompts.prompt_id) & known.keys()
+        else:
+            middling = {name for name, right in known.items() if 0 < right < 4}
+            assert len(middling) >= 16  # so that there are enough to choose from
+            assert set(prompts.prompt_id) <= middling
+        known |= dict(zip(prompts.prompt_id, prompts.num_correct, strict=True))
+    assert len(known) == 64
+
+
+def test_the_history_is_an_input_whatever_its_order(small_run: Run, tmp_path: Path) -> None:
+    """In the second pass over the 64 questions, so that some were asked before."""
+    one, two = small_run.at(1) / "rollout", small_run.at(2) / "rollout"
+    first = history(small_run, tmp_path / "a", 11, one, two)
+    inputs = Source(first).manifest.inputs
+    assert [name for name in inputs if name.startswith("history")] == ["history-000001", "history-000002"]
+    assert inputs["history-000002"].content_hash == Source(two).manifest.content_hash
+    found = Source(first).manifest.content_hash
+    assert Source(history(small_run, tmp_path / "b", 11, two, one)).manifest.content_hash == found
+    assert Source(history(small_run, tmp_path / "c", 11, small_run.folder)).manifest.content_hash == found
+    assert Source(history(small_run, tmp_path / "d", 11)).manifest.content_hash != found
+    result = small_run.attempt(
+        "rollout", "--policy", small_run.policy(0), "--data", small_run.folder / "data", "--iteration", 11,
+        "--history", one, "--out", first, **CURRICULUM,
+    )  # fmt: skip
+    assert result.code == 3 and "made from other inputs or configuration" in result.stderr
+
+
+def test_a_run_gives_the_history_before_an_iteration(small_run: Run, tmp_path: Path) -> None:
+    folder = history(small_run, tmp_path / "r", 2, small_run.folder)
+    assert [name for name in Source(folder).manifest.inputs if "history" in name] == ["history-000001"]
+
+
+def test_without_a_curriculum_no_history_is_read(small_run: Run, tmp_path: Path) -> None:
+    args = [*small_run.rollout_inputs(2), "--history", small_run.at(1) / "rollout", "--out", tmp_path / "r"]
+    small_run.command("rollout", *args)
+    assert Source(tmp_path / "r").manifest.content_hash == Source(small_run.at(2) / "rollout").manifest.content_hash
+
+
+def test_pruned_rollouts_are_left_out_of_the_history_and_said(small_run: Run, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    shutil.copytree(small_run.at(1) / "rollout", gone)
+    mark_pruned(gone)
+    for path in gone.glob("*.parquet"):
+        path.unlink()
+    args = [*small_run.rollout_inputs(3), "--history", gone, "--history", small_run.at(2) / "rollout"]
+    result = small_run.command("rollout", *args, "--out", tmp_path / "r", **CURRICULUM)
+    said = "rollout: rollouts of iteration(s) 1 are pruned; the curriculum goes by the 1 left\n"
+    assert said in result.stderr
+    assert [name for name in Source(tmp_path / "r").manifest.inputs if "history" in name] == ["history-000002"]
+
+
+def test_a_history_that_does_not_fit_is_refused(small_run: Run, tmp_path: Path) -> None:
+    one = small_run.at(1) / "rollout"
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(one, tmp_path / "copy")
+    small_run.command("prepare-data", "--policy", small_run.folder / "policy", "--out", tmp_path / "data", seed=7)
+    data = ["--policy", small_run.policy(0), "--data", small_run.folder / "data"]
+    cases = [
+        (data, 1, [one], f"{one}: found rollouts of iteration 1; needed those before iteration 1. Leave it out.\n"),
+        (data, 3, [one, tmp_path / "copy"], f"found a second rollout of iteration 1, beside {one}; needed one. Name"),
+        (data, 3, [tmp_path / "empty"], "found no rollouts; needed a rollout's folder, or a run's. Name the right"),
+        ([*data[:3], tmp_path / "data"], 3, [one], "found an output made from other data"),
+    ]
+    for inputs, number, names, message in cases:
+        options = [option for name in names for option in ("--history", name)]
+        args = [*inputs, "--iteration", number, *options, "--out", tmp_path / "r"]
+        result = small_run.attempt("rollout", *args, **CURRICULUM)
+        assert result.code == 3 and message in result.stderr, result.stderr
+        assert not (tmp_path / "r").exists()
+
+
+def test_a_scheduled_temperature_is_that_of_the_iteration(small_run: Run, tmp_path: Path) -> None:
+    schedule = {"schedules__rollout__sampler__temperature": "{start: 1.0, end: 2.0}"}  # planned_iterations: 2
+    args = [*small_run.rollout_inputs(2), "--out", tmp_path / "r", "--dry-run", "--json"]
+    planned = json.loads(small_run.command("rollout", *args, **schedule).stdout)
+    assert planned["config"]["rollout"]["sampler"]["temperature"] == 1.5
+    assert "schedules" not in planned["config"]
 
 
 def test_completions_stay_with_their_prompts(small_run: Run) -> None:

@@ -82,6 +82,18 @@ def test_rollout_keeps_the_same_groups(count: int, small_run: Run, tmp_path: Pat
     assert hash_of(tmp_path / "r") == hash_of(small_run.at(1) / "rollout")
 
 
+@pytest.mark.parametrize("surplus", ["keep", "discard"])
+def test_oversampling_and_a_curriculum_keep_the_same_groups(surplus: str, small_run: Run, tmp_path: Path) -> None:
+    """Three processes sample in threes what is asked for in other portions."""
+    settings = {"rollout__oversample": 1.3, "rollout__surplus": surplus, "rollout__groups_per_shard": 2}
+    settings |= {"rollout__curriculum": "{floor: 0.3}"}
+    inputs = [*small_run.rollout_inputs(2), "--history", small_run.folder]
+    small_run.command("rollout", *inputs, "--out", tmp_path / "alone", **settings)
+    for count in (2, 3):
+        succeed(count, "rollout", *small_run.options(**settings), *inputs, "--out", tmp_path / f"r{count}")
+        assert hash_of(tmp_path / f"r{count}") == hash_of(tmp_path / "alone")
+
+
 def test_score_attention_gives_the_same_rows(small_run: Run, tmp_path: Path) -> None:
     rollout = small_run.at(1) / "rollout"
     inputs = ["--policy", small_run.policy(0), "--rollouts", rollout, "--out", tmp_path / "a"]

@@ -13,6 +13,7 @@ from reporting import tiny_run
 from typer.testing import CliRunner
 
 from dapo_stages.manifests import mark_pruned
+from dapo_stages.reporting.progress import command
 from dapo_stages.reporting.runs import place_of
 from dapo_stages.stages import report
 from dapo_stages.stages.status import main
@@ -152,3 +153,11 @@ def test_with_a_lag_what_was_sampled_ahead_is_trained_on_first_and_the_next_samp
     assert found["why"] == "iteration 1, train: missing"
     words = shlex.split(str(found["next"]))
     assert words[words.index("--policy") + 1] == f"{run}/policy"
+
+
+def test_a_curriculum_looks_back_on_the_run(run: Path) -> None:
+    assert "--history" not in command(run, 3, "rollout")
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + "\nrollout: {curriculum: {}}\n")
+    words = shlex.split(command(run, 3, "rollout"))
+    assert words[words.index("--history") + 1] == str(run)

@@ -29,6 +29,7 @@ from dapo_stages.models.policy import Policy, load_policy
 from dapo_stages.models.state import load_state
 from dapo_stages.models.update import Trainer
 from dapo_stages.shards import Row
+from dapo_stages.stages.train_step import TrainStep
 
 
 def train(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
@@ -62,6 +63,63 @@ def test_the_ratio_is_one_at_the_first_mini_batch_and_engine_and_trainer_agree(s
     assert found.ratio_max[0] == pytest.approx(1, abs=1e-6) and found.ratio_mean[0] == pytest.approx(1, abs=1e-6)
     assert found.engine_diff_max[0] < 1e-4  # sampling log-probs against the trainer's, temperature 1.2
     assert found.ratio_max[1] != 1  # the second mini-batch is off-policy
+
+
+def test_the_temperature_is_that_of_the_rollouts(small_run: Run, tmp_path: Path) -> None:
+    """Sampled at 1.2: neither another constant nor a schedule changes what log-probs are of."""
+    args = [*small_run.train_inputs(1), "--out", tmp_path / "t", "--dry-run", "--json"]
+    for settings in (
+        {"rollout__sampler__temperature": 0.7},
+        {"schedules__rollout__sampler__temperature": "{start: 0.5, end: 0.9}"},
+    ):
+        result = small_run.command("train-step", *args, **settings)
+        assert json.loads(result.stdout)["config"]["rollout.sampler.temperature"] == 1.2
+        said = "the rollouts were sampled at temperature 1.2, which counts, not rollout.sampler.temperature\n"
+        assert result.stderr == said
+    assert small_run.command("train-step", *args).stderr == ""
+
+
+def test_schedules_are_those_of_the_iteration_of_the_rollouts(small_run: Run, tmp_path: Path) -> None:
+    """planned_iterations: 2, so iteration 2 is half-way; beta 0 in iteration 1 needs no reference."""
+    settings = {
+        "schedules__train__epsilon_high": "{start: 0.2, end: 0.4}",
+        "schedules__train__beta": "{start: 0, end: 1}",
+    }
+    for number, epsilon, beta in ((1, 0.2, 0.0), (2, 0.3, 0.5)):
+        reference = ["--reference", small_run.policy(0)] if number == 2 else []
+        args = [*small_run.train_inputs(number), *reference, "--out", tmp_path / "t", "--dry-run", "--json"]
+        config = json.loads(small_run.command("train-step", *args, **settings).stdout)["config"]
+        assert config["train"]["epsilon_high"] == pytest.approx(epsilon) and config["train"]["beta"] == beta
+    result = small_run.attempt("train-step", *small_run.train_inputs(2), "--out", tmp_path / "t", **settings)
+    assert result.code == 3 and "train.beta is above 0: found no --reference" in result.stderr
+
+
+def test_importance_multiplies_the_advantage_of_replayed_completions(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first mini-batch the ratio is 1 for all, so the loss is -Σ w·is·importance·A / tokens: linear in it."""
+    seen: dict[str, list[float]] = {}
+
+    def note(self: TrainStep, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
+        seen[self._output.plan.out.name] = [sample.advantage for group in groups for sample in group.samples]
+        return []
+
+    monkeypatch.setattr(TrainStep, "_train", note)
+    monkeypatch.setattr(TrainStep, "_save", lambda *_: None)
+    for name, beta in (("plain", 0.0), ("corrected", 1.0)):
+        settings = {"weights__replay__min_reward": 99, "weights__replay__priority_beta": beta}
+        settings |= {"weights__replay__priority_alpha": 2.0, "weights__mask_truncated_completions": "false"}
+        replay = ["--replay", small_run.at(1) / "weights"]
+        small_run.command(
+            "weight-tokens", *small_run.weights_inputs(2), *replay, "--out", tmp_path / f"w-{name}", **settings
+        )
+        inputs = ["--policy", small_run.policy(1), "--rollouts", small_run.at(2) / "rollout"]
+        small_run.command("train-step", *inputs, "--weights", tmp_path / f"w-{name}", "--out", tmp_path / name)
+    weights = table(tmp_path / "w-corrected", "weights")
+    weights = weights[weights.in_loss]
+    want = (weights.advantage * weights.importance.fillna(1)).tolist()
+    assert sorted(seen["corrected"]) == pytest.approx(sorted(want), abs=1e-6)
+    assert sorted(seen["plain"]) == pytest.approx(sorted(weights.advantage.tolist()), abs=1e-6)
 
 
 def test_engine_and_trainer_are_compared_on_what_this_policy_sampled(small_run: Run, tmp_path: Path) -> None:

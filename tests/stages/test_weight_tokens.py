@@ -141,6 +141,106 @@ def test_replay_draws_the_same_groups_when_done_again(small_run: Run, tmp_path: 
     assert Source(one).manifest.content_hash == Source(two).manifest.content_hash
 
 
+def test_the_order_of_options_changes_nothing(small_run: Run, tmp_path: Path) -> None:
+    """Redone in place, with --overwrite from another state, and with the options the other way round."""
+    settings = {"weights__replay__min_reward": 99, "weights__replay__priority_beta": 1.0}
+    folder = again(small_run, tmp_path / "w", 2, "--replay", small_run.at(1) / "weights", **settings)
+    found = Source(folder).manifest.content_hash
+    again(small_run, folder, 2, "--overwrite", weights__smooth_sigma=1.0)
+    assert Source(folder).manifest.content_hash != found
+    rollouts, attention, iteration = (small_run.weights_inputs(2)[i : i + 2] for i in (0, 2, 4))
+    args = ["--replay", small_run.at(1) / "weights", *iteration, *attention, *rollouts]
+    small_run.command("weight-tokens", *args, "--out", folder, "--overwrite", **settings)
+    assert Source(folder).manifest.content_hash == found
+
+
+def test_importance_takes_back_the_preference_of_the_draw(small_run: Run, tmp_path: Path) -> None:
+    """Two of the stored groups are drawn: one of them has importance 1, the other less, and all are 1 without beta."""
+    kept = int(table(small_run.at(2) / "rollout", "prompts").kept.sum())
+    scores = table(small_run.at(1) / "weights", "buffer").set_index("group_id").score
+    assert kept > 2 and len(scores) > 2
+    # A mean reward that all but two groups of iteration 2 pass.
+    means = table(again(small_run, tmp_path / "plain", 2), "weights").groupby("group_id").reward.mean()
+    least = float(means.sort_values().iloc[1])
+    short = 2 + 8 - kept + int((means.sort_values().iloc[2:] <= least).sum())
+    found = {}
+    for beta in (0.0, 1.0):
+        settings = {"weights__replay__min_reward": least, "weights__replay__priority_beta": beta}
+        folder = again(small_run, tmp_path / f"{beta}", 2, "--replay", small_run.at(1) / "weights", **settings)
+        weights = table(folder, "weights")
+        assert weights.importance[weights.source == "fresh"].isna().all()
+        replayed = weights[weights.source == "replay"]
+        assert (replayed.groupby("group_id").importance.nunique() == 1).all()
+        found[beta] = replayed.groupby("group_id").importance.first()
+        assert len(found[beta]) == min(short, len(scores))
+    assert (found[0.0] == 1).all() and list(found[0.0].index) == list(found[1.0].index)
+    order = scores[found[1.0].index].sort_values()
+    assert found[1.0].max() == 1 and found[1.0].min() < 1
+    assert found[1.0][order.index].is_monotonic_decreasing  # the likelier it was, the less it counts
+
+
+def unfiltered(run: Run, folder: Path, **settings: object) -> list[object]:
+    """Rollouts without dynamic sampling, 16 groups of iteration 2, scored: what weight-tokens is told of them."""
+    settings |= {"rollout__dynamic_sampling": "false", "rollout__oversample": 2.0}
+    rollouts, attention = folder / "r", folder / "a"
+    run.command("rollout", *run.rollout_inputs(2), "--out", rollouts, **settings)
+    run.command("score-attention", "--policy", run.policy(0), "--rollouts", rollouts, "--out", attention, **settings)
+    return ["--rollouts", rollouts, "--attention", attention, "--iteration", 2]
+
+
+def test_groups_whose_rewards_are_equal_are_left_out_or_not(small_run: Run, tmp_path: Path) -> None:
+    inputs = unfiltered(small_run, tmp_path, rollout__surplus="keep")
+    open_ = {"weights__mask_truncated_completions": "false", "weights__replay__size": 0}
+    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "f", **open_)
+    filtered = table(tmp_path / "f", "weights")
+    equal = filtered.groupby("group_id").reward.transform("nunique") == 1
+    assert equal.any() and not equal.all()
+    assert (filtered.in_loss == ~equal).all()
+    assert (filtered.why[equal] == "all completions of the group have the same reward").all()
+    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "n", **open_, weights__filter="none")
+    whole = table(tmp_path / "n", "weights")
+    assert whole.in_loss.all() and (whole.advantage[equal] == 0).all() and (whole.advantage == filtered.advantage).all()
+
+
+@pytest.mark.parametrize("surplus", ["keep", "discard"])
+def test_a_filter_on_total_reward_takes_as_many_groups_as_were_asked_for(
+    surplus: str, small_run: Run, tmp_path: Path
+) -> None:
+    """Oversampled without dynamic sampling: 16 groups for 8; iteration 1's buffer fills in where there are fewer."""
+    inputs = unfiltered(small_run, tmp_path, rollout__surplus=surplus)
+    settings = {"weights__mask_truncated_completions": "false", "weights__replay__min_reward": -99}
+    replay = ["--replay", small_run.at(1) / "weights"]
+    small_run.command("weight-tokens", *inputs, *replay, "--out", tmp_path / "w", **settings)
+    weights = table(tmp_path / "w", "weights")
+    fresh = weights[weights.source == "fresh"]
+    assert fresh.group_id.nunique() == 16
+    groups = fresh.groupby("group_id", sort=False)
+    varied = list(groups.reward.nunique().index[groups.reward.nunique() > 1])
+    in_loss = list(groups.in_loss.all().index[groups.in_loss.all()])
+    assert in_loss == (varied if surplus == "keep" else varied[:8])
+    assert weights[weights.source == "replay"].group_id.nunique() == max(0, 8 - len(varied))
+    beyond = fresh[fresh.group_id.isin(varied[8:] if surplus == "discard" else [])]
+    assert (beyond.why == "more groups than asked for").all() and (beyond.advantage == 0).all()
+
+
+def test_a_scheduled_reward_weight_is_that_of_the_iteration(small_run: Run, tmp_path: Path) -> None:
+    schedule = {"schedules__weights__reward_weights__accuracy": "{start: 1.0, end: 5.0}"}  # planned_iterations: 2
+    folder = again(small_run, tmp_path / "w", 2, **schedule)
+    weights = table(folder, "weights")
+    assert (weights.reward - (3 * weights.reward_accuracy + 0.5 * weights.reward_format)).abs().max() < 1e-6
+    assert Source(folder).manifest.config["weights"]["reward_weights"]["accuracy"] == 3
+    plain = Source(again(small_run, tmp_path / "one", 1, **schedule)).manifest.content_hash
+    assert plain == Source(small_run.at(1) / "weights").manifest.content_hash  # it starts where the constant is
+
+
+def test_a_buffer_of_the_same_iteration_brings_nothing_in_twice(small_run: Run, tmp_path: Path) -> None:
+    folder = again(
+        small_run, tmp_path / "w", 1, "--replay", small_run.at(1) / "weights", weights__replay__min_reward=99
+    )
+    weights = table(folder, "weights")
+    assert (weights.source == "fresh").all() and weights.completion_id.is_unique
+
+
 def test_attention_of_other_rollouts_is_refused(small_run: Run, tmp_path: Path) -> None:
     result = small_run.attempt(
         "weight-tokens", "--rollouts", small_run.at(2) / "rollout", "--attention", small_run.at(1) / "attention",
