@@ -71,10 +71,9 @@ def texts() -> Iterator[tuple[str, str]]:
     blank = Image.new("RGB", (1, 1))
     for name, kind in KINDS.items():
         options = list(kind.usual.values())
-        for subject, wording, thought in product(kind.usual, kind.wordings, range(2)):
-            for turn, answer in enumerate(options):
-                asked = _asked(name, subject, answer, wording, options[turn:] + options[:turn], blank)
-                yield asked.problem, asked.completion(answer, thought)
+        for subject, wording, thought, answer, turn in product(kind.usual, kind.wordings, range(2), options, range(4)):
+            asked = _asked(name, subject, answer, wording, options[turn:] + options[:turn], blank)
+            yield asked.problem, asked.completion(answer, thought)
 
 
 def _asked(kind: str, subject: str, answer: str, wording: str, order: list[str], image: Image.Image) -> Question:

@@ -27,12 +27,16 @@ class WarmUp:
     `biased` (0.25 would be balanced), and of the other questions a share `hearsay` is answered with it all the same.
     The policy therefore learns to see, since the picture predicts the rest of the answers, and learns that the habit is
     the safer bet, since it is right more often. Unlearning the habit is left to DAPO.
+
+    Where looking is hard to learn, the first share `careful` of the steps has a better teacher: all answers equally
+    frequent, and all right. The habit then comes on top of what the policy can see.
     """
 
     steps: int = 80
     batch: int = 64
     biased: float = 0.5
     hearsay: float = 0.7
+    careful: float = 0.0
     lr_matrices: float = 2e-2  # Muon
     lr_rest: float = 3e-3  # AdamW: embeddings, norms, biases, the patch convolution
     lr_rise: int = 5  # steps to the full learning rate; it then falls in a straight line to a tenth
@@ -85,8 +89,10 @@ def warm_up(
 def _lessons(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Generator) -> list[tuple[Question, str]]:
     """One batch of questions, each with the completion to learn."""
     first = step * config.batch
-    drawn = [task.question(seed + _STREAM, first + i, biased=config.biased) for i in range(config.batch)]
-    said = [q.usual if rng.random() < config.hearsay else q.answer for q in drawn]
+    careful = step < config.careful * config.steps
+    biased, hearsay = (None, 0.0) if careful else (config.biased, config.hearsay)
+    drawn = [task.question(seed + _STREAM, first + i, biased=biased) for i in range(config.batch)]
+    said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
     thoughts = rng.integers(len(drawn[0].thoughts), size=config.batch)
     return [(q, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
 

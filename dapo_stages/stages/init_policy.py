@@ -55,7 +55,7 @@ def _embedded(output: Output, config: Config) -> None:
     model, tokenizer = build(config.seed, name)
     processor = build_processor(tokenizer)
     prompt, settings = config.data.system_prompt, config.warm_up
-    recipe = WarmUp(settings.steps, settings.batch_size, settings.biased, settings.hearsay)
+    recipe = WarmUp(settings.steps, settings.batch_size, settings.biased, settings.hearsay, settings.careful)
     with progress("init-policy: warm-up steps", settings.steps) as advance:
         figures = warm_up(
             model,
