@@ -17,7 +17,7 @@ from dapo_stages.data.drawing import COLOURS, SHAPES, Box, ground, paint, with_n
 from dapo_stages.data.questions import Question, draw_answer
 
 CELL = 28  # pixels: a vision token after merging
-CELLS = 3  # a side
+CELLS = 2  # a side
 SIZE = CELL * CELLS
 SIDES = {"left": (-1, 0), "right": (1, 0), "upper": (0, -1), "lower": (0, 1)}  # x to the right, y down
 
