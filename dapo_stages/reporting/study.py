@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import MANIFEST, Source
+from dapo_stages.manifests import MANIFEST, Source, read_manifest
 from dapo_stages.reporting.runs import iteration_folder
 
 Curve = dict[int, float]  # iteration -> value; 0 is the starting policy
@@ -61,6 +61,13 @@ def read_study(folder: Path, experiments: Sequence[str], seeds: Sequence[int]) -
             else:
                 runs.append(run)
     return runs, missing
+
+
+def stage_seconds(folder: Path) -> float:
+    """Seconds that the stages of all runs in a study's folder took, shared ones counted once."""
+    patterns = ("*/policy", "*/data", "*/iter-*/*")
+    found = {path.resolve() for pattern in patterns for path in folder.glob(f"{pattern}/{MANIFEST}")}
+    return sum(read_manifest(path.parent).seconds for path in sorted(found))
 
 
 def of_seeds(runs: Sequence[StudyRun], experiment: str, value: Callable[[StudyRun], float | None]) -> dict[int, float]:

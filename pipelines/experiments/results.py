@@ -13,7 +13,7 @@ import typer
 
 from dapo_stages.maths.intervals import Estimate, estimate, paired
 from dapo_stages.reporting.charts import COLOURS, Chart, Series, draw
-from dapo_stages.reporting.study import StudyRun, of_seeds, read_study
+from dapo_stages.reporting.study import StudyRun, of_seeds, read_study, stage_seconds
 from dapo_stages.reporting.text import NOTHING, markdown_table
 from dapo_stages.shards import write_text
 
@@ -53,7 +53,7 @@ class Study(NamedTuple):
     experiments: list[str]
     runs: list[StudyRun]
     missing: dict[str, str]
-    seeds: int
+    seconds: float
 
 
 def main(
@@ -67,7 +67,9 @@ def main(
     found = []
     for name in studies.split():
         experiments = experiments_of(name)
-        found.append(Study(name, experiments, *read_study(runs / name, experiments, numbers), len(numbers)))
+        found.append(
+            Study(name, experiments, *read_study(runs / name, experiments, numbers), stage_seconds(runs / name))
+        )
     (out.parent / "docs").mkdir(parents=True, exist_ok=True)
     for study in found:
         for chart, path in charts(study):
@@ -95,6 +97,7 @@ def _sections(study: Study) -> list[str]:
         return parts
     return [
         *parts,
+        f"{len(study.runs)} runs; all stages together took {study.seconds / 3600:.2f} hours, one thread each.\n",
         "### Token weights\n",
         *(headline(study, other, measure) for other in (BASELINE, TWIN) for measure in ("end", "run")),
         f"\n### Start and end\n\nMean ± standard deviation over seeds. {_VGR_NOTE}\n",
@@ -246,8 +249,8 @@ def _with_interval(found: Estimate | None) -> str:
 
 
 _VGR_NOTE = (
-    "VGR is of completions sampled from training questions whose answers were not all alike, at the start and by the "
-    "policy before the last update; tokens are those of greedy answers to held-out questions."
+    "VGR is of completions sampled from training questions, by the starting policy and by the one before the last "
+    "iteration; tokens are those of greedy answers to held-out questions."
 )
 _HEAD = """# Results of the debias study
 
@@ -265,8 +268,8 @@ _FOOT = """## What cannot be concluded
   not corrected for the number of comparisons: only experiment5 on prior-violating questions was asked beforehand, all
   others are exploratory, and about one in twenty of such intervals leaves out 0 by chance.
 - "No difference shown" is not "no difference": the interval says how large one may still be.
-- Hyper-parameters were chosen once for all experiments, with the baseline in mind; an experiment might do better with
-  others.
+- Hyper-parameters were chosen once for all experiments, on the baseline with seed 1; an experiment might do better
+  with others.
 """
 _STYLE = (
     "<style>svg{--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#b6589a;--c4:#8a6d00;--c5:#3a9bd6;--c6:#444b57;--c7:#e69f00;"
