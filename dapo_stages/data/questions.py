@@ -17,8 +17,7 @@ class Question:
     letters: dict[str, str]  # each option in words -> its letter
     answer: str  # the true answer in words
     usual: str  # the answer that the words of the question suggest
-    subject: str  # what the question is about
-    thoughts: tuple[str, ...]  # ways to say an answer, with {subject} and {answer}
+    thoughts: dict[str, tuple[str, ...]]  # each option -> ways of reasoning that lead to it, as many for each
     kind: str = ""  # of several kinds of questions, the one that this is
 
     @property
@@ -34,8 +33,7 @@ class Question:
 
     def completion(self, answer: str, thought: int) -> str:
         """A well-formed completion that answers `answer`, in the words of that thought."""
-        said = self.thoughts[thought].format(subject=self.subject, answer=answer)
-        return f"<think>\n{said}\n</think>\n<answer>{self.letters[answer]}</answer>"
+        return f"<think>\n{self.thoughts[answer][thought]}\n</think>\n<answer>{self.letters[answer]}</answer>"
 
 
 def draw_answer(rng: np.random.Generator, options: list[str], usual: str, biased: float | None) -> str:

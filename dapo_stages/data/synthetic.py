@@ -16,7 +16,7 @@ SIZE = 56  # pixels a side: 4 × 4 patches of 14, 2 × 2 vision tokens after mer
 LETTERS = dict(zip(COLOURS, "ABCD", strict=True))
 PRIOR = {"circle": "red", "square": "green", "triangle": "blue", "diamond": "yellow"}  # what most of them look like
 WORDINGS = ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}.")
-THOUGHTS = ("The {subject} is {answer}.", "I see a {answer} {subject}.", "This {subject} looks {answer}.")
+THOUGHTS = ("The {shape} is {colour}.", "I see a {colour} {shape}.", "This {shape} looks {colour}.")
 OPTIONS = "\n".join(f"{letter}. {colour}" for colour, letter in LETTERS.items())
 
 
@@ -46,7 +46,8 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def _asked(shape: str, colour: str, wording: str, image: Image.Image) -> Question:
     problem = f"{wording.format(shape)}\n{OPTIONS}"
-    return Question(image, problem, LETTERS, colour, PRIOR[shape], shape, THOUGHTS)
+    thoughts = {option: tuple(said.format(shape=shape, colour=option) for said in THOUGHTS) for option in COLOURS}
+    return Question(image, problem, LETTERS, colour, PRIOR[shape], thoughts)
 
 
 def _draw(rng: np.random.Generator, shape: str, colour: str) -> Image.Image:

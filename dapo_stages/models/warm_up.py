@@ -93,7 +93,7 @@ def _lessons(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Ge
     biased, hearsay = (None, 0.0) if careful else (config.biased, config.hearsay)
     drawn = [task.question(seed + _STREAM, first + i, biased=biased) for i in range(config.batch)]
     said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
-    thoughts = rng.integers(len(drawn[0].thoughts), size=config.batch)
+    thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=config.batch)
     return [(q, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
 
 
