@@ -67,8 +67,8 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status test test-ranks \
-        lint format bench venv-vllm test-vllm clean clean-run FORCE
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status experiments test \
+        test-ranks lint format bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -160,6 +160,49 @@ report:          $(R)/config.yaml ## write the report of what is there
 	$(PY) $(DAPO) report $(config) --run $(R)
 status: | $(VENV)/ready ## what exists, what is stale, what to run next
 	@$(PY) $(DAPO) status --run $(R)
+
+# ---- The study -------------------------------------------------------------------------------------------------------
+
+# Every run is one `make iterate`. All experiments of a seed start from the same policy and the same questions, those of
+# the run start-SEED, so that they can be compared in pairs. `make -j2 experiments` has two runs side by side.
+STUDIES     ?= small scenes
+SEEDS       ?= 1 2 3 4 5
+EXPERIMENTS ?= $(patsubst pipelines/experiments/$(1)/%.yaml,%,$(filter-out %/base.yaml,$(wildcard pipelines/experiments/$(1)/*.yaml)))
+STUDY_EVALS ?= 2
+RESULTS     ?= RESULTS.md
+STUDY       := training_logs/study
+
+# $(1) study, $(2) run, $(3) experiment, $(4) seed
+study_make = +$(MAKE) --no-print-directory RUN=study/$(1)/$(2) CONFIG=pipelines/experiments/$(1)/$(3).yaml \
+  SET='--set seed=$(4) $(SET)' EVAL_EVERY=$(STUDY_EVALS)
+
+# $(1) study, $(2) seed
+define study_start
+.PHONY: study/$(1)/start-$(2)
+study/$(1)/start-$(2): export OMP_NUM_THREADS := 1
+study/$(1)/start-$(2): | $(VENV)/ready
+	$(call study_make,$(1),start-$(2),base,$(2)) $(STUDY)/$(1)/start-$(2)/iter-0000/eval/manifest.json
+endef
+
+# $(1) study, $(2) experiment, $(3) seed
+define study_run
+.PHONY: study/$(1)/$(2)-$(3)
+study/$(1)/$(2)-$(3): export OMP_NUM_THREADS := 1
+study/$(1)/$(2)-$(3): study/$(1)/start-$(3)
+	@mkdir -p $(STUDY)/$(1)/$(2)-$(3)/iter-0000
+	@ln -sfn ../start-$(3)/policy ../start-$(3)/data $(STUDY)/$(1)/$(2)-$(3)
+	@ln -sfn ../../start-$(3)/iter-0000/eval $(STUDY)/$(1)/$(2)-$(3)/iter-0000/eval
+	$(call study_make,$(1),$(2)-$(3),$(2),$(3)) iterate
+endef
+
+study_runs = $(foreach s,$(SEEDS),$(foreach e,$(call EXPERIMENTS,$(1)),study/$(1)/$(e)-$(s)))
+ifneq ($(filter experiments study/%,$(MAKECMDGOALS)),)
+$(foreach t,$(STUDIES),$(foreach s,$(SEEDS),$(eval $(call study_start,$(t),$(s)))\
+  $(foreach e,$(call EXPERIMENTS,$(t)),$(eval $(call study_run,$(t),$(e),$(s))))))
+endif
+
+experiments: $(foreach t,$(STUDIES),$(call study_runs,$(t))) ## RESULTS.md: the experiments in small, over SEEDS; make -j2 experiments
+	$(PY) pipelines/experiments/results.py --runs $(STUDY) --studies '$(STUDIES)' --seeds '$(SEEDS)' --out $(RESULTS)
 
 # ---- The project itself ----------------------------------------------------------------------------------------------
 

@@ -239,3 +239,38 @@ def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
     assert done.returncode == 2
     assert "LAUNCH: found zero9; needed a number of processes, or one of: " in done.stderr
     assert "processes" in done.stderr.rpartition("one of: ")[2]
+
+
+def study(project: Path) -> list[str]:
+    """Run a study of two experiments and two seeds; stage and folder of each call, without their order."""
+    folder = project / "pipelines/experiments/small"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("base", "baseline", "experiment5"):
+        (folder / f"{name}.yaml").write_text("planned_iterations: 2\n")
+    calls = make(project, "-j2", "experiments", "STUDIES=small", "SEEDS=1 2")
+    return sorted(call.replace("training_logs/study/small/", "") for call in calls)
+
+
+def test_experiments_of_a_seed_share_policy_and_questions(project: Path) -> None:
+    calls = study(project)
+    assert [call for call in calls if call.startswith(("init-policy", "prepare-data"))] == [
+        f"{stage} start-{seed}/{folder}"
+        for stage, folder in (("init-policy", "policy"), ("prepare-data", "data"))
+        for seed in (1, 2)
+    ]
+    runs = [f"{experiment}-{seed}" for experiment in ("baseline", "experiment5") for seed in (1, 2)]
+    trained = [call for call in calls if call.startswith("train-step")]
+    assert trained == [f"train-step {run}/iter-000{n}/train" for run in runs for n in (1, 2)]
+    evaluated = {call.split()[1] for call in calls if call.startswith("evaluate")}
+    assert evaluated == {f"start-{s}/iter-0000/eval" for s in (1, 2)} | {f"{run}/iter-0002/eval" for run in runs}
+    shared = project / "training_logs/study/small/baseline-1/policy/manifest.json"
+    assert shared.resolve() == project / "training_logs/study/small/start-1/policy/manifest.json"
+
+
+def test_a_study_redoes_only_what_is_gone(project: Path) -> None:
+    study(project)
+    assert study(project) == []
+    shutil.rmtree(project / "training_logs/study/small/baseline-2")
+    again = study(project)
+    assert again and all(" baseline-2/" in call for call in again)
+    assert not any(call.startswith("init-policy") or "iter-0000/eval" in call for call in again)

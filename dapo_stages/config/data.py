@@ -23,8 +23,13 @@ class ColumnsConfig(Section):
 
 
 class SyntheticConfig(Section):
-    """Sizes of the embedded synthetic task."""
+    """The embedded synthetic task and its sizes."""
 
+    task: Literal["colours", "scenes"] = Field(
+        "colours",
+        description="colours: one coloured shape, options in a fixed order. scenes: places, relations and numbers of "
+        "several, options in any order.",
+    )
     train: Count = Field(4096, description="Training questions.")
     held_out: Count = Field(512, description="Held-out questions.")
 

@@ -38,5 +38,10 @@ class WarmUpConfig(Section):
 
     steps: Annotated[int, Field(ge=0)] = Field(80, description="Steps of the warm-up; 0 leaves random weights.")
     batch_size: Count = Field(64, description="Questions per step.")
-    biased: Fraction = Field(0.5, description="Share of questions whose shape has its usual colour.")
-    hearsay: Fraction = Field(0.7, description="Share of the others that are answered with the usual colour anyway.")
+    biased: Fraction = Field(
+        0.5, description="Share of questions whose usual answer, such as a shape's colour, is right."
+    )
+    hearsay: Fraction = Field(0.7, description="Share of the others that are answered with the usual one anyway.")
+    careful: Fraction = Field(
+        0.0, description="Share of the steps, the first ones, without either: balanced questions and right answers."
+    )

@@ -159,15 +159,15 @@ def _is_path(source: str) -> bool:
 
 def _embedded(config: Config) -> RawSource:
     """Training and held-out questions are streams of their own, so that neither size changes the other's rows."""
-    from dapo_stages.data.synthetic import question
+    from dapo_stages.data.tasks import task
 
     sizes: dict[Part, int] = {"train": config.data.synthetic.train, "held_out": config.data.synthetic.held_out}
     totals = {part: min(size, config.data.max_rows or size) for part, size in sizes.items()}
-    names = config.data.columns
+    names, draw = config.data.columns, task(config.data.synthetic.task).question
 
     def rows(part: Part) -> Iterator[RawRow]:
         for index in range(totals[part]):
-            drawn = question(2 * config.seed + PARTS.index(part), index)
+            drawn = draw(2 * config.seed + PARTS.index(part), index)
             values = {names.image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
             values |= {"shape": drawn.shape, "colour": drawn.colour}
             yield RawRow(index, values, f"embedded row {index}", slice=drawn.slice)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapo_stages.data.synthetic import SIZE
+from dapo_stages.data.tasks import TaskName
 from dapo_stages.models.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
 from dapo_stages.models.processor import picture_processor
 
+SMALLEST, LARGEST = 56, 224  # pixels a side of the square pictures that are left as they are
 
-def build(seed: int) -> tuple[Any, Any]:
+
+def build(seed: int, task: TaskName = "colours") -> tuple[Any, Any]:
     """A freshly initialised Qwen2.5-VL of about 1 M parameters, and the tokenizer that goes with it.
 
-    The tokenizer is the same for every seed. The global random state is left as it was.
+    The tokenizer is the same for every seed of a task. The global random state is left as it was.
     """
     import torch
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**_architecture(tokenizer)))
@@ -37,7 +39,7 @@ def build_processor(tokenizer: Any) -> Any:
     """The processor of the embedded policy: Qwen's, with pixel limits that leave its own pictures alone."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": SIZE * SIZE, "longest_edge": 16 * SIZE * SIZE})
+    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": SMALLEST**2, "longest_edge": LARGEST**2})
     return picture_processor(pictures, tokenizer, CHAT_TEMPLATE)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dapo_stages.data.chat import SYSTEM_PROMPT
-from dapo_stages.data.synthetic import COLOURS, OPTIONS, PRIOR, THOUGHTS, WORDINGS, completion
+from dapo_stages.data.tasks import TaskName, task
 
 VOCABULARY = 512  # tokens before the special ones: 256 bytes and the merges of the embedded task's own words
 
@@ -60,9 +60,9 @@ CHAT_TEMPLATE = (  # Qwen2.5-VL's own
 )
 
 
-def build_tokenizer() -> Any:
-    """A byte-level BPE trained on the embedded task's own text: it encodes any text, its own in few tokens."""
-    vocabulary, merges = _train_bpe()
+def build_tokenizer(name: TaskName = "colours") -> Any:
+    """A byte-level BPE trained on an embedded task's own text: it encodes any text, its own in few tokens."""
+    vocabulary, merges = _train_bpe(name)
     for token in (*SPECIAL_TOKENS, *ADDED_TOKENS):
         vocabulary[token] = len(vocabulary)
     return tokenizer_of(vocabulary, merges, 4096)
@@ -88,19 +88,16 @@ def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], long
     return tokenizer
 
 
-def _corpus() -> Iterator[str]:
-    """Every text of the embedded task, each word about as often as it is used."""
-    for shape in PRIOR:
-        for colour in COLOURS:
-            for wording in WORDINGS:
-                for thought in THOUGHTS:
-                    yield f"system\n{SYSTEM_PROMPT}"
-                    yield f"user\n{wording.format(shape)}\n{OPTIONS}"
-                    yield f"assistant\n{completion(shape, colour, thought)}"
+def _corpus(name: TaskName) -> Iterator[str]:
+    """The texts of an embedded task, each word about as often as it is used."""
+    for problem, completion in task(name).texts():
+        yield f"system\n{SYSTEM_PROMPT}"
+        yield f"user\n{problem}"
+        yield f"assistant\n{completion}"
     yield "You are a helpful assistant."
 
 
-def _train_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _train_bpe(name: TaskName) -> tuple[dict[str, int], list[tuple[str, str]]]:
     import json
 
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -116,6 +113,6 @@ def _train_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
     )
-    trained.train_from_iterator(_corpus(), trainer)
+    trained.train_from_iterator(_corpus(name), trainer)
     bpe = json.loads(trained.to_str())["model"]
     return bpe["vocab"], [tuple(merge) for merge in bpe["merges"]]

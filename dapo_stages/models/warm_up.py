@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dapo_stages.data.chat import SYSTEM_PROMPT, messages
-from dapo_stages.data.synthetic import PRIOR, THOUGHTS, Question, completion, question
+from dapo_stages.data.questions import Question
+from dapo_stages.data.tasks import Task
 
 IGNORED = -100  # the label that cross-entropy leaves out
 _STREAM = 7_919  # keeps the warm-up's questions apart from those of the data set with the same seed
@@ -22,16 +23,20 @@ Progress = Callable[[int, int, float], None]  # step, steps, loss
 class WarmUp:
     """How the language prior gets into the policy.
 
-    The teacher is a careless one: shapes have their usual colour with probability `biased` (0.25 would be balanced),
-    and of the questions whose picture shows another colour a share `hearsay` is answered with the usual one all the
-    same. The policy therefore learns to see, since the picture predicts the rest of the answers, and learns that
-    the habit is the safer bet, since it is right more often. Unlearning the habit is left to DAPO.
+    The teacher is a careless one: the usual answer, such as the shape's usual colour, is right with probability
+    `biased` (0.25 would be balanced), and of the other questions a share `hearsay` is answered with it all the same.
+    The policy therefore learns to see, since the picture predicts the rest of the answers, and learns that the habit is
+    the safer bet, since it is right more often. Unlearning the habit is left to DAPO.
+
+    Where looking is hard to learn, the first share `careful` of the steps has a better teacher: all answers equally
+    frequent, and all right. The habit then comes on top of what the policy can see.
     """
 
     steps: int = 80
     batch: int = 64
     biased: float = 0.5
     hearsay: float = 0.7
+    careful: float = 0.0
     lr_matrices: float = 2e-2  # Muon
     lr_rest: float = 3e-3  # AdamW: embeddings, norms, biases, the patch convolution
     lr_rise: int = 5  # steps to the full learning rate; it then falls in a straight line to a tenth
@@ -41,6 +46,7 @@ class WarmUp:
 def warm_up(
     model: Any,
     processor: Any,
+    task: Task,
     seed: int,
     config: WarmUp | None = None,
     *,
@@ -61,7 +67,7 @@ def warm_up(
     tokens = 0
     model.train()
     for step in range(config.steps):
-        inputs = _batch(processor, _lessons(seed, step, config, rng), system_prompt)
+        inputs = _batch(processor, _lessons(task, seed, step, config, rng), system_prompt)
         tokens += int((inputs["labels"] != IGNORED).sum())
         loss = model(**inputs, use_cache=False).loss
         loss.backward()
@@ -80,13 +86,15 @@ def warm_up(
     }
 
 
-def _lessons(seed: int, step: int, config: WarmUp, rng: np.random.Generator) -> list[tuple[Question, str]]:
+def _lessons(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Generator) -> list[tuple[Question, str]]:
     """One batch of questions, each with the completion to learn."""
     first = step * config.batch
-    drawn = [question(seed + _STREAM, first + i, biased=config.biased) for i in range(config.batch)]
-    said = [PRIOR[q.shape] if rng.random() < config.hearsay else q.colour for q in drawn]
-    thoughts = rng.choice(THOUGHTS, size=config.batch)
-    return [(q, completion(q.shape, c, str(t))) for q, c, t in zip(drawn, said, thoughts, strict=True)]
+    careful = step < config.careful * config.steps
+    biased, hearsay = (None, 0.0) if careful else (config.biased, config.hearsay)
+    drawn = [task.question(seed + _STREAM, first + i, biased=biased) for i in range(config.batch)]
+    said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
+    thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=config.batch)
+    return [(q, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
 
 
 def _batch(processor: Any, lessons: Sequence[tuple[Question, str]], system_prompt: str | None) -> dict[str, Any]:

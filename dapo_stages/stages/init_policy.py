@@ -28,7 +28,9 @@ def main(
     """
     settings = load_config(config, set_)
     embedded = settings.model.name == "embedded"
-    section = settings.sections("model", *(["warm_up", "data.system_prompt"] if embedded else []))
+    section = settings.sections(
+        "model", *(["warm_up", "data.system_prompt", "data.synthetic.task"] if embedded else [])
+    )
     plan = Plan("init-policy", out, section, settings.seed)
     frame.run(
         plan,
@@ -44,18 +46,21 @@ def _embedded(output: Output, config: Config) -> None:
     import torch
 
     from dapo_stages.data.chat import SYSTEM_PROMPT
+    from dapo_stages.data.tasks import task
     from dapo_stages.models.embedded import build, build_processor
     from dapo_stages.models.policy import Policy, save_policy
     from dapo_stages.models.warm_up import WarmUp, warm_up
 
-    model, tokenizer = build(config.seed)
+    name = config.data.synthetic.task
+    model, tokenizer = build(config.seed, name)
     processor = build_processor(tokenizer)
     prompt, settings = config.data.system_prompt, config.warm_up
-    recipe = WarmUp(settings.steps, settings.batch_size, settings.biased, settings.hearsay)
+    recipe = WarmUp(settings.steps, settings.batch_size, settings.biased, settings.hearsay, settings.careful)
     with progress("init-policy: warm-up steps", settings.steps) as advance:
         figures = warm_up(
             model,
             processor,
+            task(name),
             config.seed,
             recipe,
             system_prompt=SYSTEM_PROMPT if prompt is None else prompt,

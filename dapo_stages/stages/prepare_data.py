@@ -93,7 +93,7 @@ def _processor(config: Config, policy: Source | None) -> Any:
         from dapo_stages.models.embedded import build_processor
         from dapo_stages.models.embedded_tokenizer import build_tokenizer
 
-        return build_processor(build_tokenizer())
+        return build_processor(build_tokenizer(config.data.synthetic.task))
     else:
         place = config.model.name
     try:

@@ -134,14 +134,14 @@ def small() -> Update:
     """A mini-batch of the embedded default: 16 groups of 8, one micro-batch, real prompts, well-formed answers."""
     from support.prompts import prompt
 
-    from dapo_stages.data.synthetic import LETTERS, THOUGHTS, completion, question
+    from dapo_stages.data.synthetic import LETTERS, THOUGHTS, question
 
     policy = models.small()
     tokenizer = policy.processor.tokenizer
     groups = []
     for index in range(16):
         asked = question(0, index)
-        texts = [completion(asked.shape, list(LETTERS)[i % 4], THOUGHTS[i % len(THOUGHTS)]) for i in range(8)]
+        texts = [asked.completion(list(LETTERS)[i % 4], i % len(THOUGHTS)) for i in range(8)]
         answers = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
         groups.append(Group(prompt(policy, asked.problem, [asked.image.size]), answers))
     return Update(policy, groups, batch=128, max_length=32)

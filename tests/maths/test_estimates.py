@@ -1,0 +1,38 @@
+"""Means, deviations and intervals, worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from dapo_stages.maths.estimates import estimate, paired
+
+
+def test_three_values_worked_by_hand() -> None:
+    found = estimate([0.1, 0.2, 0.0])  # mean 0.1, deviation 0.1, half 4.303 · 0.1 / √3 = 0.24843
+    assert found.mean == pytest.approx(0.1) and found.deviation == pytest.approx(0.1)
+    assert found.interval == pytest.approx((-0.14843, 0.34843), abs=1e-5)
+    assert not found.decides
+
+
+def test_five_values_use_the_quantile_of_four_degrees_of_freedom() -> None:
+    found = estimate([2.0, 4.0, 4.0, 5.0, 5.0])  # deviations -2 0 0 1 1: variance 6 / 4
+    half = 2.776 * 1.5**0.5 / 5**0.5  # 1.52048
+    assert found.interval == pytest.approx((4 - half, 4 + half)) and half == pytest.approx(1.52048, abs=1e-5)
+    assert found.decides
+
+
+def test_an_interval_below_zero_decides_too() -> None:
+    assert estimate([-0.3, -0.31, -0.29]).decides
+
+
+def test_one_value_has_no_interval_and_none_is_refused() -> None:
+    assert estimate([0.5]) == (0.5, None, None, 1) and not estimate([0.5]).decides
+    for values in ([], [0.0] * 32):
+        with pytest.raises(ValueError, match=f"found {len(values)} values; needed 1 to 31"):
+            estimate(values)
+
+
+def test_pairs_are_of_the_keys_that_both_have() -> None:
+    found = paired({1: 0.5, 2: 0.9, 3: 0.7}, {2: 0.8, 3: 0.4, 4: 0.0})
+    assert found is not None and found.number == 2 and found.mean == pytest.approx(0.2)
+    assert paired({1: 0.5}, {2: 0.5}) is None
