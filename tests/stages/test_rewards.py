@@ -106,7 +106,7 @@ def test_a_judge_is_asked_once_and_weighed_like_a_plugin(small_run: Run, folder:
         pairs = completions.merge(table(folder / "r", "prompts")[["group_id", "prompt_id"]])
         assert 0 < asked == len(pairs[["prompt_id", "text"]].drop_duplicates())
         made = Source(folder / "r").manifest.content_hash
-        small_run.command(*rollout, "--overwrite", rewards__judge=judge, rewards__symbolic="false")  # type: ignore[arg-type]
+        small_run.command(*rollout, "--overwrite", rewards__judge=judge, rewards__symbolic_timeout=7)  # type: ignore[arg-type]
         assert len(server.requests) == asked
         evaluate = ["--policy", small_run.policy(0), "--data", small_run.folder / "data", "--out", "e"]
         small_run.command("evaluate", *evaluate, rewards__judge=judge)
@@ -115,7 +115,7 @@ def test_a_judge_is_asked_once_and_weighed_like_a_plugin(small_run: Run, folder:
     assert (completions.reward_judge - sent.map(len) % 11 / 10).abs().max() < 1e-6
     again = table(folder / "r", "completions")
     pd.testing.assert_frame_equal(again, completions)
-    assert Source(folder / "r").manifest.content_hash != made  # symbolic is part of it
+    assert Source(folder / "r").manifest.content_hash != made  # the time for an expression is part of it
     small_run.command("score-attention", "--policy", small_run.policy(0), "--rollouts", "r", "--out", "a")
     small_run.command(
         "weight-tokens", "--rollouts", "r", "--attention", "a", "--iteration", 1, "--out", "w",
