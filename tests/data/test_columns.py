@@ -13,7 +13,7 @@ from dapo_stages.errors import DataError
 NAMES = ColumnsConfig.model_validate({})
 
 
-def columns(**names: str) -> ColumnsConfig:
+def columns(**names: Any) -> ColumnsConfig:
     return ColumnsConfig.model_validate(names)
 
 
@@ -104,6 +104,13 @@ def test_renamed_columns_are_found() -> None:
     assert {"pic", "q", "a", "kind"} <= wanted_columns(names)
 
 
+def test_further_slices_are_kept_by_column() -> None:
+    names = columns(slices=["level", "year", "gone"])
+    values = {"problem": "Q?", "solution": "A", "level": "hard", "year": 2024, "gone": None}
+    assert question_of(values, names).labels == {"level": "hard", "year": "2024"}
+    assert {"level", "year", "gone"} <= wanted_columns(names)
+
+
 def test_a_missing_column_is_named_with_the_key_to_set() -> None:
     with pytest.raises(DataError) as caught:
         check_columns("cats.parquet", ["images", "problem", "solution"], NAMES)
@@ -120,6 +127,7 @@ def test_a_missing_column_is_named_with_the_key_to_set() -> None:
         (["image", "question", "solution"], NAMES, "data.columns.problem="),
         (["image", "problem", "solution"], columns(messages="chat"), "data.columns.messages=…"),
         (["image", "problem", "solution"], columns(slice="level"), "data.columns.slice=…"),
+        (["image", "problem", "solution"], columns(slices=("level",)), "data.columns.slices=…"),
     ],
 )
 def test_each_column_has_its_key(found: list[str], names: ColumnsConfig, key: str) -> None:
