@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -17,8 +18,9 @@ class Question:
     letters: dict[str, str]  # each option in words -> its letter
     answer: str  # the true answer in words
     usual: str  # the answer that the words of the question suggest
-    thoughts: dict[str, tuple[str, ...]]  # each option -> ways of reasoning that lead to it, as many for each
+    thoughts: Mapping[str, tuple[str, ...]]  # each option -> ways of reasoning that lead to it, as many for each
     kind: str = ""  # of several kinds of questions, the one that this is
+    columns: Mapping[str, str] = field(default_factory=dict)  # what else there is to slice by
 
     @property
     def solution(self) -> str:

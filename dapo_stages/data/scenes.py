@@ -71,7 +71,7 @@ def _asked(
     letters = dict(zip(order, "ABCD", strict=True))
     problem = "\n".join([wording.format(subject), *(f"{letter}. {option}" for option, letter in letters.items())])
     thoughts = {option: (f"{_seen(kind, subject, option, other)} So {option} {letters[option]}.",) for option in order}
-    return Question(image, problem, letters, answer, USUAL[kind][subject], thoughts, kind)
+    return Question(image, problem, letters, answer, USUAL[kind][subject], thoughts, kind, {"kind": kind})
 
 
 def _seen(kind: str, subject: str, answer: str, other: str) -> str:

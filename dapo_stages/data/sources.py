@@ -168,9 +168,8 @@ def _embedded(config: Config) -> RawSource:
     def rows(part: Part) -> Iterator[RawRow]:
         for index in range(totals[part]):
             drawn = draw(2 * config.seed + PARTS.index(part), index)
-            values = {names.image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
-            values |= {"shape": drawn.shape, "colour": drawn.colour}
-            yield RawRow(index, values, f"embedded row {index}", slice=drawn.slice)
+            asked = {names.image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
+            yield RawRow(index, {**drawn.columns, **asked}, f"embedded row {index}", slice=drawn.slice)
 
     return RawSource("embedded", [names.image, names.problem, names.solution], rows, totals)
 

@@ -47,7 +47,7 @@ def texts() -> Iterator[tuple[str, str]]:
 def _asked(shape: str, colour: str, wording: str, image: Image.Image) -> Question:
     problem = f"{wording.format(shape)}\n{OPTIONS}"
     thoughts = {option: tuple(said.format(shape=shape, colour=option) for said in THOUGHTS) for option in COLOURS}
-    return Question(image, problem, LETTERS, colour, PRIOR[shape], thoughts)
+    return Question(image, problem, LETTERS, colour, PRIOR[shape], thoughts, columns={"shape": shape, "colour": colour})
 
 
 def _draw(rng: np.random.Generator, shape: str, colour: str) -> Image.Image:
