@@ -22,7 +22,9 @@ class KeepConfig(Section):
 
     rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
     states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
-    policies: Count | None = Field(None, description="Policies; one that a kept adapter belongs to stays as well.")
+    policies: Count | None = Field(
+        None, description="Policies, and references; what a kept adapter belongs to and the reference in use stay too."
+    )
     best: bool = Field(
         True, description="Keep the policy with the best held-out accuracy too, however old (best.json names it)."
     )

@@ -156,9 +156,9 @@ class TrainStep:
 
         config, settings = self._config, self._config.train
         source = self._inputs["policy"]
+        accelerator = self._accelerator = join(config.model, device_of(config.model))
         if is_due(settings, self._iteration):
             require_alike(source, self._inputs[NAME])
-        accelerator = self._accelerator = join(config.model, device_of(config.model))
         policy = open_policy(source, config.model, trainable=True)
         if not policy.shares_prefixes and splits_weights(accelerator):
             raise ModelError(
@@ -286,6 +286,7 @@ class TrainStep:
         """The ranks write the state together; the policy and all manifests are of rank 0."""
         import os
 
+        from dapo_stages.models.launches import whole_models
         from dapo_stages.models.policy import save_policy
         from dapo_stages.models.state import save_state
 
@@ -308,7 +309,8 @@ class TrainStep:
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
             say(f"train-step: moving the reference towards the policy, by {alpha:g}")
-            write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
+            with whole_models(self._accelerator):  # an adapter's layers are looked up in a model made for it
+                write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
             self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
 
 

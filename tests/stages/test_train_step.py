@@ -27,7 +27,7 @@ from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.parallel import Worker
 from dapo_stages.models.policy import Policy, load_policy
 from dapo_stages.models.state import load_state
-from dapo_stages.models.update import Trainer
+from dapo_stages.models.update import Chosen, Trainer
 from dapo_stages.shards import Row
 from dapo_stages.stages.train_step import TrainStep
 
@@ -193,19 +193,6 @@ def training(policy: Policy, most: int, **settings: object) -> tuple[MiniBatch, 
     return mini_batch(work, most), Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config))
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
-def test_micro_batches_do_not_change_the_update(checkpoint: Path, loss_type: str) -> None:
-    results = []
-    for most in (99, 4, 1):
-        policy = load_policy(checkpoint, TINY)
-        policy.model.double()
-        work, trainer = training(policy, most, loss_type=loss_type)
-        assert len(work.batches) == {99: 1, 4: 3, 1: 9}[most]
-        found = trainer.update(work, 1.0)
-        results.append((found["loss"], found["grad_norm"]))
-    assert np.allclose(results, results[0], rtol=1e-9)
-
-
 def test_an_update_whose_loss_is_not_finite_is_skipped(policy: Policy) -> None:
     work, trainer = training(policy, 99)
     work.batches[0].groups[0].samples[0].advantage = float("nan")
@@ -220,7 +207,7 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(policy: Policy) ->
     (batch,) = work.batches
     batch.old = torch.full((batch.rows,), float("nan"))
     new, entropy = torch.zeros(2, batch.rows, requires_grad=True)
-    loss, _ = trainer._loss(batch, new, entropy, work, None)
+    loss, _ = trainer._loss(batch, new, entropy, work, Chosen(None, work.tokens))
     assert not torch.autograd.grad(loss, new)[0].isfinite().any()
 
 
@@ -234,6 +221,24 @@ def test_the_loss_is_the_weighted_token_mean(small_run: Run) -> None:
     found = metrics(train(small_run, out, train__updates_per_iteration=1))
     assert found.loss[0] == pytest.approx(want, abs=1e-4)
     assert found.tokens[0] == used.token_weights.map(len).sum()
+
+
+def test_gspo_and_cispo_and_the_bonus_at_ratio_one(small_run: Run, tmp_path: Path) -> None:
+    """By hand from the files: the mean of completions' weighted advantages; log-probs times them; the entropy."""
+    weights, rows = table(small_run.at(1) / "weights", "weights"), table(small_run.at(1) / "rollout", "completions")
+    used = weights[weights.in_loss].merge(rows, on="completion_id")
+    tokens = used.token_weights.map(len)
+    gspo = -(used.token_weights.map(np.mean) * used.advantage).mean()
+    pairs = zip(used.token_weights, used.sampling_logprobs, used.advantage, strict=True)
+    cispo = -sum((weight * logprobs).sum() * advantage for weight, logprobs, advantage in pairs) / tokens.sum()
+    one = {"train__updates_per_iteration": 1}
+    found = metrics(train(small_run, tmp_path / "gspo", train__loss_type="gspo", **one))
+    assert found.loss[0] == pytest.approx(gspo, abs=1e-4)
+    found = metrics(train(small_run, tmp_path / "cispo", train__loss_type="cispo", **one))
+    assert found.loss[0] == pytest.approx(cispo, abs=1e-3)
+    bonus = {"train__loss_type": "cispo", "train__entropy_coefficient": 0.5, **one}
+    found = metrics(train(small_run, tmp_path / "bonus", **bonus))
+    assert found.loss[0] == pytest.approx(cispo - 0.5 * found.entropy[0], abs=1e-3) and found.entropy[0] > 1
 
 
 def test_the_policy_moves_and_its_folder_is_a_standard_checkpoint(small_run: Run) -> None:
