@@ -39,7 +39,9 @@ class JudgeConfig(Endpoint):
         description="Requests that one run of a stage may make, shared out among its processes; what is left then has "
         "no reward. Answers that were kept cost nothing. null is no limit.",
     )
-    cache: str = Field("judge-cache.sqlite", min_length=1, description="File of answers, inside the working folder.")
+    cache: str = Field(
+        "training_logs/judge-cache.sqlite", min_length=1, description="File of answers, inside the working folder."
+    )
     concurrency: Count = Field(16, description="Requests under way at the same time.")
     timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds to wait for an answer.")
 

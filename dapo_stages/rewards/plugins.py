@@ -19,7 +19,7 @@ from typing import Any
 
 from dapo_stages.config import RewardsConfig
 from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.rewards.process import Child, Lost
+from dapo_stages.rewards.process import LONGEST_TIMEOUT, Child, Lost
 from dapo_stages.shards import Row, sha256_of
 
 RESERVED = frozenset({"accuracy", "format", "judge", "overlong", "vgr"})
@@ -81,21 +81,19 @@ class Plugins:
             "completions": list(completions),
             "row": row,
             "columns": [{"sample": sample, "num_tokens": length} for sample, length in enumerate(lengths)],
-            "limit": self._timeout,
+            "limit": min(self._timeout, LONGEST_TIMEOUT),
         }
         among = f"the {count} completions of prompt {row.get('prompt_id', '?')}"
-        where, needed = (
-            self._where[name],
-            f"a finite number, or None, for each of {count} completions from reward {name}",
-        )
-        do = "Mend the function and run the command again."
+        where = self._where[name]
+        needed = f"a finite number, or None, for each of {count} completions from reward {name}"
+        do = "Mend it and run the command again, with --overwrite if the file was edited."
         try:
             reply = self._child.ask(request, self._timeout)
         except Lost as lost:
             if not lost.late:
                 raise DataError(where, f"that it {lost} over {among}", needed, do) from None
             needed = f"their rewards within rewards.plugin_timeout={self._timeout:g} s"
-            do = "Raise rewards.plugin_timeout, or mend the function, and run the command again: finished shards stay."
+            do = "Raise rewards.plugin_timeout and run the command again (finished shards stay), or mend the function."
             raise DataError(where, f"no result for {among}; it was ended", needed, do) from None
         values = reply.get("values")
         if isinstance(values, list) and len(values) == count and all(map(_is_reward, values)):
@@ -103,7 +101,7 @@ class Plugins:
         index, found = reply.get("index"), str(reply.get("found", "no values"))
         if isinstance(index, int) and 0 <= index < count:
             among = f"completion {index} of prompt {row.get('prompt_id', '?')}, {completions[index]!r:.120}"
-        raise DataError(where, f"{found} for {among}" if "completions" not in found else found, needed, do)
+        raise DataError(where, f"{found} for {among}", needed, do)
 
     def _start(self, functions: Mapping[str, tuple[str, str]]) -> None:
         timeout = max(START_LIMIT, self._timeout)

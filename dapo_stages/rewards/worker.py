@@ -140,7 +140,7 @@ def _values(result: object, count: int) -> list[float | None]:
     if not isinstance(result, list | tuple):
         raise Failure({"found": f"the result {_described(result)}, no list", "index": None})
     if len(result) != count:
-        raise Failure({"found": f"{len(result)} values for {count} completions", "index": None})
+        raise Failure({"found": f"{len(result)} values", "index": None})
     return [_value(value, index) for index, value in enumerate(result)]
 
 

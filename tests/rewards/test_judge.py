@@ -31,7 +31,7 @@ def group(*texts: str, **row: Any) -> Group:
 
 
 def judge(root: Path, server: JudgeServer, **settings: Any) -> Judge:
-    settings = {"model": "m", "url": server.url, "backoff": 0, "timeout": 5, **settings}
+    settings = {"model": "m", "url": server.url, "backoff": 0, "timeout": 5, "cache": "kept/answers", **settings}
     return Judge(JudgeConfig(**settings), root)
 
 
@@ -228,11 +228,12 @@ def test_several_processes_share_the_cache(tmp_path: Path) -> None:
 
 
 def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "judge-cache.sqlite").write_bytes(b"no database at all, but long enough to look at" * 100)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/answers").write_bytes(b"no database at all, but long enough to look at" * 100)
     with JudgeServer(points) as server, pytest.raises(DataError) as raised:
         judge(tmp_path, server).score([group("two")])
     assert str(raised.value) == (
-        f"{tmp_path}/judge-cache.sqlite: found DatabaseError: file is not a database; needed a file of a judge's "
+        f"{tmp_path}/kept/answers: found DatabaseError: file is not a database; needed a file of a judge's "
         "answers that can be read and written. Move it away, or set rewards.judge.cache, and run the command again."
     )
 
@@ -247,7 +248,7 @@ def test_what_a_judge_says_is_kept_as_text(tmp_path: Path) -> None:
     said = '\'); DROP TABLE answers; -- {"score": 5}'
     with JudgeServer(lambda _: said) as server:
         assert judge(tmp_path, server).score([group("two")]) == [[0.5]]
-    rows = sqlite3.connect(tmp_path / "judge-cache.sqlite").execute("SELECT text, whole FROM answers").fetchall()
+    rows = sqlite3.connect(tmp_path / "kept/answers").execute("SELECT text, whole FROM answers").fetchall()
     assert rows == [(said, 1)]
 
 

@@ -19,7 +19,7 @@ from dapo_stages.rewards.plugins import Plugins, without_secrets
 TEXTS = ["<answer>B</answer>", "<answer>C</answer>", ""]
 ROW: dict[str, object] = {"solution": "B", "problem": "What colour is it?", "prompt_id": "p7"}
 NEEDED = "needed a finite number, or None, for each of 3 completions from reward mine."
-MEND = "Mend the function and run the command again."
+MEND = "Mend it and run the command again, with --overwrite if the file was edited."
 
 
 def load(root: Path, timeout: float = 30.0, environment: list[str] | None = None, **plugins: str) -> Plugins:
@@ -150,9 +150,9 @@ def test_a_bad_value_names_file_function_and_completion(tmp_path: Path, body: st
 @pytest.mark.parametrize(
     ("body", "found"),
     [
-        ("return [1.0, 2.0]", "2 values for 3 completions"),
-        ("return [1.0] * 4", "4 values for 3 completions"),
-        ("return []", "0 values for 3 completions"),
+        ("return [1.0, 2.0]", "2 values for the 3 completions of prompt p7"),
+        ("return [1.0] * 4", "4 values for the 3 completions of prompt p7"),
+        ("return []", "0 values for the 3 completions of prompt p7"),
         ("return None", "the result None, no list for the 3 completions of prompt p7"),
         ("return 1.0", "the result 1.0, no list for the 3 completions of prompt p7"),
         ("return '123'", "the result '123', no list for the 3 completions of prompt p7"),
@@ -173,8 +173,8 @@ def test_a_function_that_hangs_is_killed_and_the_key_is_named(tmp_path: Path, bo
     assert time.monotonic() - start < 10
     assert said == (
         "mine.py:f: found no result for the 3 completions of prompt p7; it was ended; needed their rewards within "
-        "rewards.plugin_timeout=0.4 s. Raise rewards.plugin_timeout, or mend the function, and run the command again: "
-        "finished shards stay."
+        "rewards.plugin_timeout=0.4 s. Raise rewards.plugin_timeout and run the command again (finished shards stay), "
+        "or mend the function."
     )
 
 

@@ -46,8 +46,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("raise", "mine.py:f: found RuntimeError: not today (line 10) for the 4 completions of prompt "),
         ("nan", "mine.py:f: found the value nan for completion 0 of prompt "),
-        ("short", "mine.py:f: found 1 values for 4 completions; needed a finite number, or None, for each of 4 "),
-        ("hang", "Raise rewards.plugin_timeout, or mend the function, and run the command again"),
+        ("short", "mine.py:f: found 1 values for the 4 completions of prompt "),
+        ("hang", "Raise rewards.plugin_timeout and run the command again (finished shards stay)"),
     ],
 )
 def test_a_failure_is_an_error_and_the_same_command_carries_on(
