@@ -14,9 +14,11 @@ import pytest
 from support.pipeline import Run, table
 
 from dapo_stages.errors import InterruptedStage
-from dapo_stages.manifests import read_manifest
+from dapo_stages.manifests import Source, read_manifest
 from dapo_stages.models.policy import Policy
 from dapo_stages.outputs import Output
+from dapo_stages.reporting.figures import collect
+from dapo_stages.reporting.markdown import eval_fragment
 from dapo_stages.stages.eval_figures import metrics
 from dapo_stages.stages.eval_tallies import OTHER, Tallies, by_slices
 
@@ -209,6 +211,16 @@ def pairs(figures: dict[str, Any], intervals: dict[str, Any]) -> Iterator[tuple[
             yield from pairs(figures[name], interval)
         else:
             yield figures[name], interval
+
+
+def test_the_report_shows_the_intervals(evaluated: Path) -> None:
+    source, found = Source(evaluated, "evaluate"), metrics_of(evaluated)
+    shown = eval_fragment(collect(3, {"eval": source}), source, 0)
+    low, high = (100 * end for end in found["intervals"]["sampled_accuracy"])
+    cell = f"{100 * found['sampled_accuracy']:.1f}% ({low:.1f}–{high:.1f})"
+    assert f"| {cell} |" in shown and f"- pass@k: k = 1 {cell}, k = 2 " in shown
+    assert "- sampled answers read: in <answer> " in shown
+    assert "In brackets: 95 % bootstrap intervals over questions." in shown
 
 
 # Commands
