@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dapo_stages.config.base import Count, Section
 
@@ -27,11 +27,17 @@ class SyntheticConfig(Section):
 
     task: Literal["colours", "scenes"] = Field(
         "colours",
-        description="colours: one coloured shape, options in a fixed order. scenes: places, relations and numbers of "
-        "several, options in any order.",
+        description="colours: one coloured shape. scenes: places, relations and numbers of several objects.",
     )
+    shuffled: bool = Field(False, description="Options of `scenes` in any order, which takes far longer to learn.")
     train: Count = Field(4096, description="Training questions.")
     held_out: Count = Field(512, description="Held-out questions.")
+
+    @model_validator(mode="after")
+    def _colours_have_one_order(self) -> Self:
+        if self.shuffled and self.task == "colours":
+            raise ValueError("data.synthetic.shuffled: found true with task colours, whose options have one order")
+        return self
 
 
 class DataConfig(Section):

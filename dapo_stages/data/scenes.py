@@ -1,7 +1,7 @@
-"""The embedded task `scenes`: two or more objects, places, relations and numbers, options in any order.
+"""The embedded task `scenes`: places, relations and numbers of several objects; a pure function of (seed, index).
 
-Harder than `colours`: the words of a question say where to look, and letters mean something else in every question. A
-pure function of (seed, index).
+Harder than `colours`: the words of a question say where to look. With `shuffled` options, letters mean something
+else in every question, and reading them is a skill of its own.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ USUAL: dict[str, dict[str, str]] = {  # kind -> what it is about -> the answer t
 }
 
 
-def question(seed: int, index: int, *, biased: float | None = None) -> Question:
+def question(seed: int, index: int, *, biased: float | None = None, shuffled: bool = False) -> Question:
     """Question `index` of the stream `seed`; its slice says whether the usual answer is right, and the kind.
 
     `biased` is the probability of the subject's usual answer (the others share the rest); None draws all alike.
+    `shuffled` puts the options in any order; else each kind of question has its own.
     """
     rng = np.random.default_rng([seed, index, 2 if biased is None else 3])
     kind = str(rng.choice(list(USUAL)))
@@ -44,7 +45,7 @@ def question(seed: int, index: int, *, biased: float | None = None) -> Question:
     options = list(USUAL[kind].values())
     answer = draw_answer(rng, options, USUAL[kind][subject], biased)
     wording = str(rng.choice(WORDINGS[kind]))
-    order = [str(option) for option in rng.permutation(options)]
+    order = [str(option) for option in rng.permutation(options)] if shuffled else options
     if kind == "count":
         image, other = _several(rng, subject, NUMBERS.index(answer) + 1), ""
     else:

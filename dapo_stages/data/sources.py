@@ -163,11 +163,12 @@ def _embedded(config: Config) -> RawSource:
 
     sizes: dict[Part, int] = {"train": config.data.synthetic.train, "held_out": config.data.synthetic.held_out}
     totals = {part: min(size, config.data.max_rows or size) for part, size in sizes.items()}
-    names, draw = config.data.columns, task(config.data.synthetic.task).question
+    names, synthetic = config.data.columns, config.data.synthetic
+    draw = task(synthetic.task).question
 
     def rows(part: Part) -> Iterator[RawRow]:
         for index in range(totals[part]):
-            drawn = draw(2 * config.seed + PARTS.index(part), index)
+            drawn = draw(2 * config.seed + PARTS.index(part), index, shuffled=synthetic.shuffled)
             asked = {names.image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
             yield RawRow(index, {**drawn.columns, **asked}, f"embedded row {index}", slice=drawn.slice)
 

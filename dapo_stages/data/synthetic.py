@@ -20,12 +20,15 @@ THOUGHTS = ("The {shape} is {colour}.", "I see a {colour} {shape}.", "This {shap
 OPTIONS = "\n".join(f"{letter}. {colour}" for colour, letter in LETTERS.items())
 
 
-def question(seed: int, index: int, *, biased: float | None = None) -> Question:
+def question(seed: int, index: int, *, biased: float | None = None, shuffled: bool = False) -> Question:
     """Question `index` of the stream `seed`.
 
     `biased` is the probability of the shape's usual colour (the other colours share the rest); None draws all
-    colours alike, so that wording, shape, place, size and background say nothing about the answer.
+    colours alike, so that wording, shape, place, size and background say nothing about the answer. The
+    options have one order; `shuffled` is refused.
     """
+    if shuffled:
+        raise ValueError("the options of `colours` have one order; found shuffled")
     rng = np.random.default_rng([seed, index, 0 if biased is None else 1])
     shape = str(rng.choice(list(PRIOR)))
     colour = draw_answer(rng, list(COLOURS), PRIOR[shape], biased)

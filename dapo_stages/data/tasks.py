@@ -16,7 +16,7 @@ class Task(Protocol):
 
     SIZE: int  # pixels a side
 
-    def question(self, seed: int, index: int, *, biased: float | None = None) -> Question:
+    def question(self, seed: int, index: int, *, biased: float | None = None, shuffled: bool = False) -> Question:
         """Question `index` of the stream `seed`, the same at every call."""
 
     def texts(self) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ class WarmUp:
     biased: float = 0.5
     hearsay: float = 0.7
     careful: float = 0.0
+    shuffled: bool = False  # options in any order
     lr_matrices: float = 2e-2  # Muon
     lr_rest: float = 3e-3  # AdamW: embeddings, norms, biases, the patch convolution
     lr_rise: int = 5  # steps to the full learning rate; it then falls in a straight line to a tenth
@@ -91,7 +92,9 @@ def _lessons(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Ge
     first = step * config.batch
     careful = step < config.careful * config.steps
     biased, hearsay = (None, 0.0) if careful else (config.biased, config.hearsay)
-    drawn = [task.question(seed + _STREAM, first + i, biased=biased) for i in range(config.batch)]
+    drawn = [
+        task.question(seed + _STREAM, first + i, biased=biased, shuffled=config.shuffled) for i in range(config.batch)
+    ]
     said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
     thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=config.batch)
     return [(q, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]

@@ -29,7 +29,8 @@ def main(
     settings = load_config(config, set_)
     embedded = settings.model.name == "embedded"
     section = settings.sections(
-        "model", *(["warm_up", "data.system_prompt", "data.synthetic.task"] if embedded else [])
+        "model",
+        *(["warm_up", "data.system_prompt", "data.synthetic.task", "data.synthetic.shuffled"] if embedded else []),
     )
     plan = Plan("init-policy", out, section, settings.seed)
     frame.run(
@@ -51,16 +52,18 @@ def _embedded(output: Output, config: Config) -> None:
     from dapo_stages.models.policy import Policy, save_policy
     from dapo_stages.models.warm_up import WarmUp, warm_up
 
-    name = config.data.synthetic.task
-    model, tokenizer = build(config.seed, name)
+    synthetic = config.data.synthetic
+    model, tokenizer = build(config.seed, synthetic.task)
     processor = build_processor(tokenizer)
     prompt, settings = config.data.system_prompt, config.warm_up
-    recipe = WarmUp(settings.steps, settings.batch_size, settings.biased, settings.hearsay, settings.careful)
+    recipe = WarmUp(
+        settings.steps, settings.batch_size, settings.biased, settings.hearsay, settings.careful, synthetic.shuffled
+    )
     with progress("init-policy: warm-up steps", settings.steps) as advance:
         figures = warm_up(
             model,
             processor,
-            task(name),
+            task(synthetic.task),
             config.seed,
             recipe,
             system_prompt=SYSTEM_PROMPT if prompt is None else prompt,

@@ -22,8 +22,8 @@ BASELINE, TWIN, WEIGHTED = "baseline", "experiment1", "experiment5"
 CEILING = 0.98
 
 TITLES = {
-    "small": "Colours: one object, its colour, options in a fixed order",
-    "scenes": "Scenes: places, relations and numbers, options in any order",
+    "small": "Colours: one object, its colour",
+    "scenes": "Scenes: places, relations and numbers of several objects",
 }
 MEASURES = {
     "violating": "greedy, prior-violating",

@@ -6,14 +6,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from support.commands import ROOT
 
+from dapo_stages.config import load_config
 from dapo_stages.data import scenes
 from dapo_stages.data.drawing import COLOURS
 from dapo_stages.data.questions import Question
 from dapo_stages.data.tasks import TaskName, task
+from dapo_stages.errors import ConfigError
 from dapo_stages.rewards.format import format_reward
 
-MANY = [scenes.question(5, index) for index in range(600)]
+MANY = [scenes.question(5, index, shuffled=True) for index in range(600)]
 
 
 def colour_at(pixels: np.ndarray) -> np.ndarray:
@@ -86,3 +89,19 @@ def test_a_bias_makes_the_usual_answer_as_frequent_as_it_says() -> None:
     drawn = [scenes.question(5, index, biased=0.8) for index in range(400)]
     assert abs(np.mean([asked.slice.startswith("prior-consistent") for asked in drawn]) - 0.8) < 0.07
     assert {asked.slice.partition(", ")[2] for asked in drawn} == set(scenes.USUAL)
+
+
+def test_options_have_one_order_unless_shuffled() -> None:
+    orders = {asked.problem.partition("\n")[2] for asked in (scenes.question(5, index) for index in range(60))}
+    assert len(orders) == 3  # one of each kind
+    with pytest.raises(ConfigError, match="found true with task colours, whose options have one order"):
+        load_config(ROOT / "pipelines/embedded.yaml", ["data.synthetic.shuffled=true"])
+    assert load_config(ROOT / "pipelines/scenes.yaml", ["data.synthetic.shuffled=true"]).data.synthetic.shuffled
+
+
+def test_a_study_of_scenes_is_about_the_task_of_its_configuration() -> None:
+    alone, study = (load_config(ROOT / "pipelines" / name) for name in ("scenes.yaml", "experiments/scenes/base.yaml"))
+    assert alone.warm_up == study.warm_up and alone.rewards == study.rewards
+    assert alone.data.synthetic.task == study.data.synthetic.task == "scenes"
+    assert alone.data.system_prompt == study.data.system_prompt
+    assert alone.rollout.max_completion_length == study.rollout.max_completion_length
