@@ -1,1 +1,1 @@
-"""Rewards of a single completion: accuracy, format, overlong and plug-ins."""
+"""Rewards of a single completion: accuracy, format, overlong, plug-ins and a judge."""
