@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ class Question:
     letters: dict[str, str]  # each option in words -> its letter
     answer: str  # the true answer in words
     usual: str  # the answer that the words of the question suggest
-    thoughts: dict[str, tuple[str, ...]]  # each option -> ways of reasoning that lead to it, as many for each
+    thoughts: Mapping[str, tuple[str, ...]]  # each option -> ways of reasoning that lead to it, as many for each
     kind: str = ""  # of several kinds of questions, the one that this is
 
     @property
