@@ -19,6 +19,7 @@ from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import base_of, check_policy, open_policy
+from dapo_stages.stages.sampled import as_sampled
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ def main(
     """
     settings = load_config(config, [*(set_ or []), "attention.blank_image=true"] if blank_image else set_)
     inputs = {"policy": check_policy(Source(policy)), "rollouts": Source(rollouts, "rollout")}
+    settings = as_sampled(settings, inputs["rollouts"])
     sampled_from = [TEMPERATURE] if _scores_tokens(settings) else []
     plan = Plan("score-attention", out, settings.sections(*SECTIONS, *sampled_from), settings.seed, inputs)
     frame.run(plan, lambda output: Scoring(output, settings).run(), overwrite=overwrite, dry_run=dry_run, as_json=json)
