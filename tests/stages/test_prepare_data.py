@@ -42,7 +42,7 @@ def png(colour: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
 def one_processor(monkeypatch: pytest.MonkeyPatch, embedded_processor: Any) -> None:
     """The embedded processor, built once for all tests."""
     monkeypatch.setattr("dapo_stages.models.embedded.build_processor", lambda _: embedded_processor)
-    monkeypatch.setattr("dapo_stages.models.embedded_tokenizer.build_tokenizer", lambda: None)
+    monkeypatch.setattr("dapo_stages.models.embedded_tokenizer.build_tokenizer", lambda task: None)
 
 
 @pytest.fixture(scope="session")
