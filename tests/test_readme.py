@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands and files exist."""
+"""The README's code runs; commands and files that it and the pages in docs/ name exist."""
 
 from __future__ import annotations
 
@@ -43,18 +43,26 @@ def test_the_commands_for_one_stage_run(first: Path) -> None:
     assert (first / "training_logs/smoothed/train/policy/model.safetensors").exists()
 
 
-def test_every_link_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_every_make_target_and_configuration_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:^|[`$] ?)make (?:-j2 )?([a-z][a-z-]+)\b", README, re.M):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in link or (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in README, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_and_configuration_exists(page: Path) -> None:
+    makefile, text = (ROOT / "Makefile").read_text(), page.read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^|[`$] ?)make (?:-j2 )?([a-z][a-z-]+)\b(?!/)", text, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    for config in re.findall(r"CONFIG=(\S+yaml)", README):
+    for config in re.findall(r"CONFIG=(\S+yaml)", text):
         assert (ROOT / config).exists(), config
 
 
