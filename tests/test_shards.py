@@ -81,7 +81,8 @@ def test_the_lists_that_are_split_by_byte_are_those_of_the_contract(tmp_path: Pa
     write_shard(path, schema_of("attention"), rows(schema_of("attention"), 3))
     split = {leaf for leaf, column in columns_of(path).items() if "BYTE_STREAM_SPLIT" in column.encodings}
     masses = ("mass_vision", "mass_text", "mass_other", "mass_first", "mass_generated", "vgr")
-    assert split == {f"{name}.list.element" for name in masses}
+    distributions = ("logprobs", "entropy", "blank_logprobs", "visual_kl")
+    assert split == {f"{name}.list.element" for name in (*masses, *distributions)}
     assert columns_of(path)["patch_attention_all.list.element.list.element"].encodings == ("RLE", "PLAIN")
 
 

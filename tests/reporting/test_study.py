@@ -91,6 +91,7 @@ def weight(sample: int, weighted: bool) -> Row:
         "source_iteration": 1,
         "reward_vgr": 0.5 - sample,
         "reward_phase": "early",
+        "importance": None,
         "token_weights": [0.5, 1.5] if weighted else [1.0, 1.0],
         "in_loss": True,
         "why": "",

@@ -30,7 +30,9 @@ STORE_ALL = {"weights__replay__min_reward": -1e9}
 def alike(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two iterations on one question about pictures of one size: only pixels tell the prompts apart."""
     folder = tmp_path_factory.mktemp("alike")
-    (folder / "length.py").write_text("def length(completion, row):\n    return float(len(completion))\n")
+    (folder / "length.py").write_text(
+        "def length(completions, rows):\n    return [float(len(text)) for text in completions]\n"
+    )
     problem = "Which colour is it?\nA. red\nB. blue\nC. green\nD. yellow"
     colours = [(number * 83 % 256, number * 151 % 256, number * 29 % 256) for number in range(24)]
     rows = [{"image": png(colour), "problem": problem, "solution": "A"} for colour in colours]
