@@ -95,8 +95,8 @@ def data_metrics(inputs: dict[str, Source]) -> dict[str, float]:
     found = {}
     if "truncated" in sampled:
         found["truncated_share"] = float(sampled["truncated"])
-    if weighted.get("groups") and "without_signal" in weighted:
-        found["informative_share"] = 1 - weighted["without_signal"] / weighted["groups"]
+    if weighted.get("groups") and "informative" in weighted:
+        found["informative_share"] = weighted["informative"] / weighted["groups"]
     return found
 
 
