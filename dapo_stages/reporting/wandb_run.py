@@ -48,7 +48,9 @@ def send(feed: Feed) -> list[int]:
     path = feed.run / FOLDER / STATE
     sent = _read(path)
     changed, new, media, left = news(feed, sent.logged, sent.media)
-    if mode() == "disabled" or (not new and not media and not sent.open):
+    if mode() == "disabled":
+        return []
+    if not new and not media and not sent.open:
         return left
     if changed or sent.open:
         why = "an earlier report was interrupted" if sent.open else "figures have changed"
@@ -72,8 +74,8 @@ def send(feed: Feed) -> list[int]:
                 sent.steps = _log(tracked, sent.steps, {"iteration": step, **points.get(step, {}), **shown})
     except (wandb.Error, OSError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        say(f"wandb: {reason}. The figures are in the report; set WANDB_MODE=offline or log in, and run report again.")
-        return left
+        say(f"wandb: {reason}. Nothing is lost: mend WANDB_API_KEY or set WANDB_MODE=offline, and run report again.")
+        return []
     sent.open = False
     _write(path, sent)
     return left
