@@ -73,10 +73,16 @@ def _visible(character: str) -> str:
         return "␡"
     if 0xD800 <= code <= 0xDFFF:
         return "�"
-    # Cc: C1 controls. Of Cf only what reorders text (a zero-width joiner is part of some scripts and emoji).
-    if unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _REORDERING:
+    # Cc: C1 controls; Zl, Zp: ends of lines. Of Cf only what reorders text (a zero-width joiner is part of some
+    # scripts and emoji).
+    if (
+        unicodedata.category(character) in {"Cc", "Zl", "Zp"}
+        or unicodedata.bidirectional(character) in _REORDERING
+        or character in _MARKS
+    ):
         return f"⟨U+{code:04X}⟩"
     return character
 
 
 _REORDERING = frozenset({"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"})
+_MARKS = "\u061c\u200e\u200f"  # ALM, LRM, RLM: letters without a shape, to the same end
