@@ -64,7 +64,7 @@ def slice_accuracy(figures: Figures, name: str) -> float | None:
 
 
 def print_table(table: Table, styles: Mapping[str, str] | None = None) -> None:
-    """On stdout: drawn by rich on a terminal, with `styles` for some cells by their text; aligned plain text elsewhere."""
+    """On stdout: drawn by rich on a terminal, aligned plain text elsewhere. `styles`: of cells, by their text."""
     if drawn(sys.stdout):
         _print_rich(table, styles or {})
     else:

@@ -24,5 +24,5 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Of = Annotated[
     int | None,
-    typer.Option("--of", min=1, help="Iterations that the run is to have; else planned_iterations.", metavar="N"),
+    typer.Option("--of", min=0, help="Iterations that the run is to have; else planned_iterations.", metavar="N"),
 ]
