@@ -61,7 +61,8 @@ def next_move(progress: Progress) -> Move:
         return Move(None, f"{', '.join(running)}: running")
     if not (run / CONFIG).exists():
         return Move(
-            shlex.join(["dapo-stages", "config", "--config", _DEFAULT, "--out", str(run / CONFIG)]), "no config"
+            shlex.join(["dapo-stages", "config", "--config", _DEFAULT, "--out", str(run / CONFIG)]),
+            "config.yaml: missing",
         )
     for name, found in progress.setup.items():
         if found.state not in {"done", "pruned"}:

@@ -97,8 +97,8 @@ def look(run: Path, folder: Path, stage: str) -> Found:
         started = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
         return Found("unfinished", "interrupted, or running on another machine") if started else Found("missing")
     if misses:
-        more = f" and {len(misses) - 1} more" if len(misses) > 1 else ""
-        return Found("damaged", f"{misses[0]}{more} is gone or cut", manifest.seconds, manifest.ended)
+        which = misses[0] if len(misses) == 1 else f"{misses[0]} and {len(misses) - 1} more"
+        return Found("damaged", f"gone or cut: {which}", manifest.seconds, manifest.ended)
     changed = [reason for name in manifest.inputs if (reason := _changed(run, manifest, name))]
     state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
     return Found(state, "; ".join(changed), manifest.seconds, manifest.ended)
