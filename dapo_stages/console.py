@@ -67,7 +67,8 @@ def painted(text: str, style: str) -> str:
 
 def duration(seconds: float) -> str:
     """`45 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`: two parts at most."""
-    rest, parts = round(seconds), []
+    rest = round(seconds)
+    parts: list[tuple[int, str]] = []
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         if (count := rest // size) or (unit == "s" and not parts):
             parts.append((size, f"{count} {unit}"))

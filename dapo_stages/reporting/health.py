@@ -124,7 +124,7 @@ def _python() -> Check:
     version = sys.version.split()[0]
     found, wanted = f"{version} ({sys.executable})", ""
     with suppress(importlib.metadata.PackageNotFoundError):
-        wanted = importlib.metadata.metadata(PACKAGE).get("Requires-Python") or ""
+        wanted = "".join(importlib.metadata.metadata(PACKAGE).get_all("Requires-Python") or [])
     if SpecifierSet(wanted).contains(version, prereleases=True):
         return Check("Python", "ok", found)
     return Check("Python", "problem", found, f"{wanted}: everything", "make setup PYTHON=python3.12")
