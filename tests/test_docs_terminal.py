@@ -49,7 +49,6 @@ def test_the_completion_that_is_installed_completes_in_bash(tmp_path: Path) -> N
     program.write_text(f"#!{sys.executable}\nfrom dapo_stages.cli import main\nmain()\n")
     program.chmod(0o755)
     environment = {"HOME": str(tmp_path), "PATH": f"{program.parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     script = f"""
         {command} > /dev/null
         source {tmp_path}/.bashrc
