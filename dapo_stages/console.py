@@ -132,7 +132,7 @@ def _lines(what: str, total: int | None) -> Iterator[Advance]:
         nonlocal last, done_so_far
         done_so_far += done
         now = time.monotonic()
-        if now - last < _SECONDS_BETWEEN_LINES and done_so_far != total:
+        if now - last < _SECONDS_BETWEEN_LINES and (done_so_far != total or not done):
             return
         last = now
         rate = done_so_far / max(now - started, 1e-9)

@@ -116,7 +116,7 @@ def test_lines_in_a_log_have_rate_and_time_left(
 def test_lines_without_a_total_or_a_first_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 10.0, 20.0])
+    clock = iter([0.0, 10.0, 20.0, 20.1])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     with console.progress("stage: things", None) as advance:
         advance(0, "")

@@ -66,7 +66,7 @@ def main(
     if best:
         print(f"best: {best} -> {run / best.policy}")
     print(page)
-    if speed := pace(run, of or settings.planned_iterations):
+    if plans and (speed := pace(run, of or settings.planned_iterations)):
         say(str(speed))
 
 

@@ -66,9 +66,11 @@ def test_report_says_it_once_per_iteration(run: Path) -> None:
     app.command()(report.main)
     options = ["--config", str(run / "config.yaml"), "--run", str(run), "--iteration", "2", "--of", "6"]
     result = CliRunner().invoke(app, options, catch_exceptions=False)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("iteration ")]
-    (line,) = lines
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("iteration ")]
     assert line.startswith("iteration 2 of 6: ") and " on average; about " in line and line.endswith(" left")
+    everything = CliRunner().invoke(app, options[:4], catch_exceptions=False)
+    assert everything.stderr.count(" on average") == 1  # of two iterations that had no report yet
+    assert " on average" not in CliRunner().invoke(app, options[:4], catch_exceptions=False).stderr
 
 
 @pytest.mark.parametrize(
