@@ -1,6 +1,17 @@
 # The driver. Every stage's manifest.json is a target: what exists is not redone, what was made from something
 # older is. `make help` lists what to type; the variables below can be set on the command line.
 
+## RUN: name of the run; it is written into training_logs/RUN
+## CONFIG: configuration of a new run; one that exists has its own
+## SET: overrides of it, such as SET='--set seed=7 --set train.beta=0.01'
+## ITERS: iterations the run is to have; else planned_iterations
+## ITER: iteration of a single stage; else the newest
+## EVAL_EVERY: held-out questions after every so many iterations
+## LAG: train-steps by which the policy that samples may be behind, for make -j2
+## EXTRAS: optional parts that setup installs (pyproject.toml)
+## PYTHON: the Python that setup makes the environment of
+## VENV: where that is
+## PRELOAD: 1: stages are forked from a process that has torch already; 0: each starts afresh
 RUN        ?= first
 CONFIG     ?= pipelines/embedded.yaml
 SET        ?=
@@ -37,6 +48,9 @@ ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*it
 # Several processes: LAUNCH=zero2 launches train-step with pipelines/accelerate/zero2.yaml and the other stages that need
 # the model in as many plain processes; LAUNCH=4 is four plain ones for all. Each may have its own: ROLLOUT_LAUNCH=8.
 # LAUNCH_ARGS are further options of accelerate launch, such as those that say which machine this is.
+## LAUNCH: processes of the stages with a model: a number, or a file in pipelines/accelerate without .yaml
+## LAUNCH_ARGS: further options of accelerate launch
+## TRAIN_LAUNCH ROLLOUT_LAUNCH SCORE_LAUNCH EVALUATE_LAUNCH: the same for one stage
 LAUNCH          ?=
 LAUNCH_ARGS     ?=
 ACCELERATE      := pipelines/accelerate
@@ -47,6 +61,7 @@ SCORE_LAUNCH    ?= $(processes)
 EVALUATE_LAUNCH ?= $(processes)
 
 # Each stage may have its own Python environment, such as ROLLOUT_PYTHON=.venv-vllm/bin/python.
+## ROLLOUT_PYTHON SCORE_PYTHON TRAIN_PYTHON EVALUATE_PYTHON: the Python of one stage, such as .venv-vllm/bin/python
 PY              := $(VENV)/bin/python
 ROLLOUT_PYTHON  ?= $(PY)
 SCORE_PYTHON    ?= $(PY)
@@ -67,18 +82,21 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status experiments test \
-        test-ranks lint format docs notebook bench venv-vllm test-vllm clean clean-run FORCE
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor experiments \
+        test test-ranks lint format docs notebook bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(LAG) SET='--set key=value' LAUNCH=$(LAUNCH)"
+	@awk '/^## [A-Z_ ]+: / {text = $$0; sub(/^## [A-Z_ ]+: /, "", text); sub(/^## /, ""); sub(/: .*/, ""); \
+	  printf "  %-16s %s\n", $$0 (length($$0) > 16 ? ":" : ""), text}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  now: RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(LAG) SET='--set key=value' LAUNCH=$(LAUNCH)"
 
 setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
 
 iterate: $(reports) ## train: ITERS iterations of the pipeline, with evaluations and a report
-	@$(PY) $(DAPO) report $(config) --run $(R)
+	@$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
 
@@ -128,7 +146,7 @@ $(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)
 	$$(EVALUATE_PYTHON) $$(call start,$$(EVALUATE_LAUNCH)) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
 
 $(2)/report/manifest.json: $(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json) | $(3)/report/manifest.json
-	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) $$(replace)
+	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
 	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
 endef
 
@@ -157,14 +175,17 @@ weight-tokens:   $(call folder,$(ITER))/weights/manifest.json ## turn that into 
 train-step:      $(call folder,$(ITER))/train/manifest.json ## update the policy
 evaluate:        $(call folder,$(ITER))/eval/manifest.json ## answer the held-out questions with it
 report:          $(R)/config.yaml ## write the report of what is there
-	$(PY) $(DAPO) report $(config) --run $(R)
+	$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
 status: | $(VENV)/ready ## what exists, what is stale, what to run next
-	@$(PY) $(DAPO) status --run $(R)
+	@$(PY) $(DAPO) status --run $(R) --of $(ITERS)
+doctor: | $(VENV)/ready ## what this machine has, and what is missing for which feature
+	@$(PY) $(DAPO) doctor
 
 # ---- The study -------------------------------------------------------------------------------------------------------
 
 # Every run is one `make iterate`. All experiments of a seed start from the same policy and the same questions, those of
 # the run start-SEED, so that they can be compared in pairs. `make -j2 experiments` has two runs side by side.
+## STUDIES SEEDS EXPERIMENTS STUDY_EVALS RESULTS: which experiments over which seeds, evaluated how often, into which file
 STUDIES     ?= small scenes
 SEEDS       ?= 1 2 3 4 5
 EXPERIMENTS ?= $(patsubst pipelines/experiments/$(1)/%.yaml,%,$(filter-out %/base.yaml,$(wildcard pipelines/experiments/$(1)/*.yaml)))
@@ -206,6 +227,8 @@ experiments: $(foreach t,$(STUDIES),$(call study_runs,$(t))) ## RESULTS.md: the 
 
 # ---- The project itself ----------------------------------------------------------------------------------------------
 
+## ONLY: bench: the lines whose name contains it
+ONLY ?=
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -32,7 +32,8 @@ COMMANDS = {
     "compare-evals": "Compare two policies on the same held-out questions: differences, intervals, paired tests.",
     "plan": "Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.",
     "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
-    "inspect": "Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.",
+    "inspect": "Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.",
+    "doctor": "Check this machine: Python, devices, memory, disk, versions, and what is missing for which feature.",
     "compare-weights": "Set token weights of the same rollouts side by side: correlations, spread, and the tokens they "
     "differ on most.",
     "config": "Check a configuration and write it out with every key resolved.",
@@ -95,9 +96,11 @@ def main() -> None:
 
 
 def _end(why: str, code: int) -> NoReturn:
-    """Say why, in the first of several processes to fail, and exit."""
+    """Say why, in the first of several processes to fail, and exit. Reasons quote data, which steers no terminal."""
+    from dapo_stages.reporting.text import visible
+
     if ranks.fail(why, code):
-        print(why, file=sys.stderr)
+        print(visible(why), file=sys.stderr)
     sys.exit(code)
 
 

@@ -181,11 +181,19 @@ class Source:
 
     def verify_all(self) -> None:
         """Check every file of the folder but those of pruned parts."""
+        for shard in self._unpruned():
+            self.verified(shard)
+
+    def misses(self) -> list[str]:
+        """Names of files that are gone or of another size, without reading any: a first look at an output."""
+        return [shard.name for shard in self._unpruned() if _size(self.folder / shard.name) != shard.bytes]
+
+    def _unpruned(self) -> list[Shard]:
+        if self.manifest.pruned:
+            return []
         parts = {shard.name.split("/")[0] for shard in self.manifest.shards if "/" in shard.name}
         pruned = {p for p in parts if (self.folder / p / MANIFEST).exists() and read_manifest(self.folder / p).pruned}
-        for shard in self.manifest.shards:
-            if shard.name.split("/")[0] not in pruned:
-                self.verified(shard)
+        return [shard for shard in self.manifest.shards if shard.name.split("/")[0] not in pruned]
 
     def require_input(self, name: str, other: Source) -> None:
         """Refuse to go on if this was made from another version of an input than the one given now."""
@@ -205,6 +213,10 @@ def kind_of(name: str) -> str:
     stem = name.removesuffix(".parquet")
     head, _, number = stem.rpartition("-")
     return head if number.isdigit() else stem
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _hash(value: object) -> str:

@@ -44,7 +44,7 @@ from dapo_stages.shards import (
 
 _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
 _NEXT = ".next"
-_LOCK = ".lock"
+LOCK = ".lock"
 _SWAPPING = ".swapping"
 _OLD = ".old.json"  # the manifest of what is being replaced
 _WRITING = ".writing"  # files that are not finished yet
@@ -158,7 +158,7 @@ class Output:
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                if file.is_file() and file.name not in {MANIFEST, _LOCK} and not _is_note(file.name):
+                if file.is_file() and file.name not in {MANIFEST, LOCK} and not _is_note(file.name):
                     fsync_file(file)
                     self._add(describe_file(self.folder, file))
         fsync_folder(self.folder)
@@ -281,7 +281,7 @@ def _locked(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise DataError(out, "a file in the way", "a folder", "Name another --out.") from None
-    lock = FileLock(out / _LOCK)
+    lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -349,7 +349,7 @@ def _strange(out: Path, names: Sequence[str], needed: str, do: str) -> DataError
 
 
 def _is_ours(name: str) -> bool:
-    return name in {_LOCK, _NEXT, _SWAPPING, _OLD} or _is_note(name) or (name.startswith(".") and name.endswith(".tmp"))
+    return name in {LOCK, _NEXT, _SWAPPING, _OLD} or _is_note(name) or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _note_name(rank: int) -> str:
@@ -411,7 +411,7 @@ def _clear(folder: Path, keep: set[str], noted: set[str]) -> None:
         raise _strange(folder, strangers, "only those of the stage", "Move them elsewhere, or name another --out.")
     for path in sorted(folder.rglob("*"), reverse=True):
         name = path.relative_to(folder).as_posix()
-        if name in keep or name == _LOCK or _is_note(name) or name.split("/")[0] == _NEXT:
+        if name in keep or name == LOCK or _is_note(name) or name.split("/")[0] == _NEXT:
             continue
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
@@ -480,7 +480,7 @@ def _remove(out: Path, listed: set[str] | None) -> None:
     for path in sorted(out.rglob("*"), key=_manifests_last, reverse=True):
         name = path.relative_to(out).as_posix()
         top = name.split("/")[0]
-        if top == _NEXT or name == _LOCK:
+        if top == _NEXT or name == LOCK:
             continue
         if path.is_dir() and not path.is_symlink():
             if top in parts and not any(path.iterdir()):

@@ -19,7 +19,7 @@ from support.commands import ROOT, fresh, run, start
 from dapo_stages.cli import COMMANDS
 from dapo_stages.manifests import Source, read_manifest
 
-WITHOUT_MODEL = ("weight-tokens", "report", "status", "inspect", "plan", "compare-weights", "compare-evals")
+WITHOUT_MODEL = ("weight-tokens", "report", "status", "inspect", "plan", "compare-weights", "compare-evals", "doctor")
 
 
 def main_of(command: str) -> Any:
@@ -62,6 +62,16 @@ def test_the_example_uses_options_that_exist(command: str) -> None:
     example = help_of(command).split("Example: ")[1].split("\n\n")[0].split()
     shown = run(command, "--help").stdout
     assert [word for word in example if word.startswith("--") and word not in shown] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_is_shown_by_help(command: str) -> None:
+    assert f"Example: dapo-stages {command} " in " ".join(run(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_names_every_command(command: str) -> None:
+    assert f"`{command}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -119,12 +129,48 @@ def test_stages_without_a_model_work_without_torch(tiny: Path, tmp_path: Path) -
         "plan": ["--config", tiny / "config.yaml"],
         "compare-weights": [*[tiny / "iter-0001/weights"] * 2, "--out", tmp_path / "comparison"],
         "compare-evals": [tiny / "iter-0000/eval", tiny / "iter-0001/eval"],
+        "doctor": [],
     }
     assert set(calls) == set(WITHOUT_MODEL)
     hidden = "import sys; sys.modules |= {'torch': None, 'transformers': None}; from dapo_stages import cli; cli.main()"
     for command, arguments in calls.items():
         result = fresh(command, *arguments, code=hidden)
         assert result.code == 0, result.stderr
+
+
+# Completion by Tab
+
+
+def completed(*words: str) -> tuple[list[str], float]:
+    """What bash is offered for the last of some words, and the seconds it took, of the processor."""
+    code = "import resource, sys; sys.argv = ['dapo-stages']; from dapo_stages import cli\n"
+    code += "try: cli.main()\n"
+    code += "except SystemExit: pass\n"
+    code += "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    code += "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, file=sys.stderr)"
+    asked = {"_DAPO_STAGES_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
+    result = fresh(code=code, **asked, COMP_CWORD=str(len(words) - 1))
+    assert result.code == 0, result.stderr
+    return result.stdout.split(), float(result.stderr)
+
+
+def test_tab_completes_commands_options_and_values_in_half_a_second() -> None:
+    offered = [completed("dapo-stages", "sta"), completed("dapo-stages", "inspect", "--fi")]
+    offered += [completed("dapo-stages", "inspect", "--find", "d"), completed("dapo-stages", "rollout", "--it")]
+    assert [words for words, _ in offered] == [["status"], ["--find"], ["disagree"], ["--iteration"]]
+    assert min(seconds for _, seconds in offered) < 0.5
+    commands, _ = completed("dapo-stages", "")
+    assert commands == list(COMMANDS)
+
+
+def test_the_script_for_bash_is_one_that_bash_takes() -> None:
+    program = Path(sys.executable).with_name("dapo-stages")
+    words = [str(program), "--show-completion", "bash"]
+    code = f"import sys; sys.argv = {words}; from dapo_stages import cli; cli.main()"
+    script = fresh(code=code, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1").stdout
+    assert "_DAPO_STAGES_COMPLETE=complete_bash" in script
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 # Exit codes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -59,6 +60,28 @@ def make(project: Path, *arguments: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*?)\n\n", text, re.M | re.S)
+    assert phony is not None
+    targets = set(phony[1].replace("\\\n", " ").split()) - {"FORCE"}
+    variables = set(re.findall(r"^([A-Z_]+) *\?=", text, re.M)) | {"ITERS", "LAG"}
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True).stdout
+    assert sorted(re.findall(r"^  make ([a-z-]+) +\S", shown, re.M)) == sorted(targets)
+    listed = re.findall(r"^  ([A-Z_]+(?: [A-Z_]+)*)(?:: |  +)\S", shown, re.M)
+    assert sorted(name for names in listed for name in names.split()) == sorted(variables)
+
+
+def test_the_report_is_told_how_long_the_run_is_to_be(project: Path) -> None:
+    command = ["make", "-n", "iterate", "status", "ITERS=3", "RUN=t"]
+    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    told = [line for line in lines if " report --config" in line and " --iteration 0" not in line]
+    assert len(told) == 4 and all(" --of 3" in line for line in told)
+    assert any(" status --run training_logs/t --of 3" in line for line in lines)
 
 
 ONE_ITERATION = ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]

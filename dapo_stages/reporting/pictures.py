@@ -25,6 +25,16 @@ def size_of(data: bytes | None) -> tuple[int, int] | None:
 
 def thumbnail(data: bytes | None) -> str | None:
     """A picture re-encoded at most THUMBNAIL pixels a side, as a data URI; None if it cannot be read."""
+    small = decoded(data)
+    if small is None:
+        return None
+    side = max(small.size)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _data_uri(small, "PNG" if side <= THUMBNAIL // 2 else "JPEG")
+
+
+def decoded(data: bytes | None) -> Any:
+    """A picture as RGB; None if it cannot be read, or is too large to be worth it."""
     from PIL import Image
 
     size = size_of(data)
@@ -32,11 +42,9 @@ def thumbnail(data: bytes | None) -> str | None:
         return None
     try:
         with Image.open(io.BytesIO(data or b"")) as image:
-            small = image.convert("RGB")
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         return None
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _data_uri(small, "PNG" if max(size) <= THUMBNAIL // 2 else "JPEG")
 
 
 def heat_maps(patches_V: Sequence[float] | None, grid_thw: Sequence[Sequence[int]]) -> list[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError
 from dapo_stages.reporting.runs import FOLDERS, Found, iteration_folder, iterations, look
 
-SETUP = {"data": "prepare-data", "policy": "init-policy"}
+CONFIG = "config.yaml"
+SETUP = {"policy": "init-policy", "data": "prepare-data"}
 IN_ORDER = ("rollout", "attention", "weights", "train", "eval", "report")
 NEEDED = IN_ORDER[:4]  # by the next iteration
+_DEFAULT = "pipelines/embedded.yaml"
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,20 @@ class Progress:
     setup: dict[str, Found]
     iterations: dict[int, dict[str, Found]]
 
+    def outputs(self) -> Iterator[tuple[str, str, Found]]:
+        """(where, name, what is there) of every output: `iteration 2, `, `weights`, …"""
+        for place, found in (
+            ("", self.setup),
+            *((f"iteration {n}, ", outputs) for n, outputs in self.iterations.items()),
+        ):
+            yield from ((place, name, one) for name, one in found.items())
+
 
 @dataclass(frozen=True)
 class Move:
-    """A command to run next, and why that one."""
+    """A command to run next, and why that one; none while there is nothing to do but wait."""
 
-    command: str
+    command: str | None
     why: str
 
 
@@ -45,8 +55,15 @@ def survey(run: Path) -> Progress:
 
 
 def next_move(progress: Progress) -> Move:
-    """The first output that has to be made again, else the first that is missing at the end of the run."""
+    """What is running; else the first output that has to be made again, or is missing at the end of the run."""
     run = progress.run
+    if running := [f"{place}{name}" for place, name, found in progress.outputs() if found.state == "running"]:
+        return Move(None, f"{', '.join(running)}: running")
+    if not (run / CONFIG).exists():
+        return Move(
+            shlex.join(["dapo-stages", "config", "--config", _DEFAULT, "--out", str(run / CONFIG)]),
+            "config.yaml: missing",
+        )
     for name, found in progress.setup.items():
         if found.state not in {"done", "pruned"}:
             return Move(_setup_command(run, name, found), f"{name}: {_because(found)}")
@@ -62,7 +79,9 @@ def next_move(progress: Progress) -> Move:
         missing = _missing_at_the_end(number, outputs)
         if missing and (number == last or missing in NEEDED):
             return Move(command(run, number, missing), f"iteration {number}, {missing}: missing")
-    return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
+    planned = planned_iterations(run)
+    whole = f"all {planned} planned iterations are finished; one more" if planned and last >= planned else ""
+    return Move(command(run, last + 1, "rollout"), whole or f"iteration {last} is finished")
 
 
 def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
@@ -92,14 +111,14 @@ def _policy_after(run: Path, number: int) -> Path:
 def _lag(run: Path) -> int:
     """Train-steps by which rollouts are behind, as the run is configured; what is wrong with that, its stages say."""
     with suppress(ConfigError):
-        return load_config(run / "config.yaml").lag
+        return load_config(run / CONFIG).lag
     return 0
 
 
 def _reference(run: Path, number: int) -> list[str | Path]:
     """The reference of an iteration's KL term, if it has one: the newest that a train-step before has left."""
     with suppress(ConfigError):
-        if load_config(run / "config.yaml").at(number).train.beta > 0:
+        if load_config(run / CONFIG).at(number).train.beta > 0:
             before = (iteration_folder(run, n) / "train" / "reference" for n in range(number - 1, 0, -1))
             left = (folder for folder in before if (folder / "manifest.json").exists())
             return ["--reference", next(left, run / "policy")]
@@ -109,17 +128,35 @@ def _reference(run: Path, number: int) -> list[str | Path]:
 def _history(run: Path) -> list[str | Path]:
     """The earlier rollouts of the run, if they decide what is asked next."""
     with suppress(ConfigError):
-        if load_config(run / "config.yaml").rollout.curriculum is not None:
+        if load_config(run / CONFIG).rollout.curriculum is not None:
             return ["--history", run]
     return []
 
 
+def planned_iterations(run: Path) -> int | None:
+    """Iterations that the run is configured for; None without a configuration that can be read."""
+    with suppress(ConfigError):
+        return load_config(run / CONFIG).planned_iterations
+    return None
+
+
+def trouble(run: Path) -> str | None:
+    """What is wrong with the run's configuration; None if nothing is, or if there is none yet."""
+    try:
+        if (run / CONFIG).exists():
+            load_config(run / CONFIG)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _setup_command(run: Path, name: str, found: Found) -> str:
-    return _line(SETUP[name], run, ["--out", run / name], again=found.state in {"stale", "damaged"})
+    policy: list[str | Path] = ["--policy", run / "policy"] if name == "data" else []
+    return _line(SETUP[name], run, [*policy, "--out", run / name], again=found.state in {"stale", "damaged"})
 
 
 def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool) -> str:
-    words = ["dapo-stages", stage, "--config", str(run / "config.yaml"), *(str(word) for word in arguments)]
+    words = ["dapo-stages", stage, "--config", str(run / CONFIG), *(str(word) for word in arguments)]
     return shlex.join([*words, "--overwrite"] if again else words)
 
 

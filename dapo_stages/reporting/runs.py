@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
+from dapo_stages.outputs import LOCK
 
 # Folder of an iteration -> the stage that writes it, in the order they run.
 FOLDERS = {
@@ -23,7 +25,7 @@ REPORTED = tuple(name for name in FOLDERS if name != "report")
 
 _ITERATION = re.compile(r"iter-(\d{4,})")
 
-State = Literal["done", "pruned", "stale", "unfinished", "missing", "damaged"]
+State = Literal["done", "pruned", "stale", "running", "unfinished", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,32 @@ def seconds_of(run: Path, iteration: int) -> dict[str, float]:
 
 
 def look(run: Path, folder: Path, stage: str) -> Found:
-    """The state of one output folder of a run."""
+    """The state of one output folder of a run. No file of it is read but the manifest."""
+    if locked(folder):
+        return Found("running", "a process is writing here")
     try:
         manifest = manifest_of(folder, stage)
+        misses = Source(folder).misses() if manifest is not None else []
     except DataError as error:
         return Found("damaged", f"{error.found}; needed {error.needed}")
     if manifest is None:
-        started = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
-        return Found("unfinished", "no manifest yet: running, or interrupted") if started else Found("missing")
+        started = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+        return Found("unfinished", "interrupted, or running on another machine") if started else Found("missing")
+    if misses:
+        which = misses[0] if len(misses) == 1 else f"{misses[0]} and {len(misses) - 1} more"
+        return Found("damaged", f"gone or cut: {which}", manifest.seconds, manifest.ended)
     changed = [reason for name in manifest.inputs if (reason := _changed(run, manifest, name))]
     state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
     return Found(state, "; ".join(changed), manifest.seconds, manifest.ended)
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock of an output, as far as the system tells (Linux)."""
+    with suppress(OSError):
+        number = (folder / LOCK).stat().st_ino
+        held = (line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines())
+        return any(words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(number) for words in held)
+    return False
 
 
 def place_of(run: Path, recorded: str) -> Path:

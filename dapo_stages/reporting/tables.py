@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dapo_stages.console import drawn
 from dapo_stages.reporting.figures import Figures, figure, slices
 from dapo_stages.reporting.runs import REPORTED
 from dapo_stages.reporting.text import NOTHING, number, one_line, percent
@@ -62,10 +63,10 @@ def slice_accuracy(figures: Figures, name: str) -> float | None:
     return greedy if greedy is not None else figure(figures, "eval", "by_slice", name, "sampled_accuracy")
 
 
-def print_table(table: Table) -> None:
-    """On stdout: drawn by rich on a terminal, aligned plain text elsewhere."""
-    if sys.stdout.isatty():
-        _print_rich(table)
+def print_table(table: Table, styles: Mapping[str, str] | None = None) -> None:
+    """On stdout: drawn by rich on a terminal, aligned plain text elsewhere. `styles`: of cells, by their text."""
+    if drawn(sys.stdout):
+        _print_rich(table, styles or {})
     else:
         print("\n".join(aligned(table)))
 
@@ -82,15 +83,15 @@ def aligned(table: Table) -> list[str]:
     ]
 
 
-def _print_rich(table: Table) -> None:
+def _print_rich(table: Table, styles: Mapping[str, str]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    grid = RichTable(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for header in table.headers:
-        drawn.add_column(Text(one_line(header)), justify="right", overflow="fold")
+        grid.add_column(Text(one_line(header)), justify="right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(Text(one_line(cell)) for cell in row))
-    Console().print(drawn)
+        grid.add_row(*(Text(one_line(cell), style=styles.get(cell, "")) for cell in row))
+    Console().print(grid)

@@ -1,7 +1,8 @@
-"""inspect: one completion in full, its tokens coloured by their weight."""
+"""inspect: one completion in full, with its picture and its tokens coloured by their weight."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,7 @@ from dapo_stages.stages.options import Json
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from dapo_stages.reporting.graphics import Protocol
     from dapo_stages.reporting.search import Hit
 
 _FURTHER = 5  # ids named beside the one that --find shows
@@ -28,9 +30,16 @@ def main(
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Where --find searches; else the latest with weights.")
     ] = None,
+    picture: Annotated[
+        Literal["kitty", "iterm", "sixel", "blocks", "none"] | None,
+        typer.Option("--picture", help="How to draw the picture; else by what the terminal says it can."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one completion: its tokens by weight, rewards, advantage, and where its prompt is.
+    """Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.
+
+    --find goes through the latest iteration that has weights. `disagree`: right answers by how little they looked at
+    the picture (a high VGR), wrong ones by how much they did.
 
     Example: dapo-stages inspect --run training_logs/demo --find disagree
     """
@@ -47,7 +56,7 @@ def main(
     if as_json:
         answer({**_result(hit), "further": further})
         return
-    _show(hit)
+    _show(hit, picture)
     if further:
         print(f"\nNext after it: {', '.join(further)}")
 
@@ -58,25 +67,45 @@ def _result(hit: Hit) -> dict[str, Any]:
     return {"iteration": hit.iteration, **hit.completion, "prompt": {**prompt, **place}}
 
 
-def _show(hit: Hit) -> None:
+def _show(hit: Hit, picture: Protocol | None) -> None:
+    from dapo_stages.console import painted
     from dapo_stages.reporting.text import number, one_line, signed, visible
 
     one, prompt = hit.completion, hit.prompt
     sizes = ["unreadable" if size is None else f"{size[0]}×{size[1]}" for size in hit.pictures] or ["none"]
     slice_ = f", {one_line(prompt['slice'])}" if prompt["slice"] else ""
-    print(
-        f"{one_line(one['completion_id'])}  (iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
-    )
+    about = f"(iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
+    print(f"{painted(one_line(one['completion_id']), 'bold')}  {about}")
     print(f"prompt     {hit.shard}, row {hit.row}")
-    print(f"picture    {', '.join(sizes)}")
+    names = [f" {one_line(image['path'])}" if image["path"] else "" for image in prompt["images"] or [{"path": None}]]
+    print(f"picture    {', '.join(size + name for size, name in zip(sizes, names, strict=True))}")
+    _print_pictures(hit, picture)
     print("question   " + visible(prompt["problem"]).replace("\n", "\n           "))
     print(f"answer     {one_line(prompt['solution'])}")
     parts = ", ".join(f"{one_line(name)} {number(value, 2)}" for name, value in one["rewards"].items())
     print(f"reward     {number(one['reward'])} ({parts})")
     print(f"advantage  {signed(one['advantage'])}{_loss(one)}")
     print(f"VGR        {number(one['vgr'])}")
-    print(f"finish     {one['finish_reason']}, {len(one['tokens'])} tokens\n")
+    print(f"finish     {one_line(one['finish_reason'])}, {len(one['tokens'])} tokens\n")
     _print_tokens(one)
+
+
+def _print_pictures(hit: Hit, wanted: Protocol | None) -> None:
+    """On a terminal, as it can; in half blocks only where there is colour. Elsewhere where --picture asks for it."""
+    from rich.console import Console
+
+    from dapo_stages.console import colourful, drawn
+    from dapo_stages.reporting.graphics import blocks, escaped, spoken
+
+    how = wanted or (spoken(os.environ) if drawn(sys.stdout) else "none")
+    if how == "none" or (how == "blocks" and not colourful(sys.stdout)):
+        return
+    for image in hit.prompt["images"] or []:
+        if how == "blocks":
+            if (text := blocks(image["bytes"])) is not None:
+                Console(highlight=False).print(text, end="", soft_wrap=True)
+        elif (sequence := escaped(image["bytes"], how)) is not None:
+            print(sequence)
 
 
 def _loss(one: dict[str, Any]) -> str:
@@ -89,10 +118,11 @@ def _loss(one: dict[str, Any]) -> str:
 
 def _print_tokens(one: dict[str, Any]) -> None:
     """Coloured on a terminal; elsewhere word(weight), or the plain text where there are no weights."""
+    from dapo_stages.console import colourful
     from dapo_stages.reporting.markdown import weighted_tokens
     from dapo_stages.reporting.text import visible
 
-    if sys.stdout.isatty():
+    if colourful(sys.stdout):
         from rich.console import Console
 
         Console(highlight=False).print(coloured(one["tokens"], one["token_weights"]))

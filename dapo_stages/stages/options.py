@@ -22,3 +22,7 @@ Overwrite = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Of = Annotated[
+    int | None,
+    typer.Option("--of", min=0, help="Iterations that the run is to have; else planned_iterations.", metavar="N"),
+]

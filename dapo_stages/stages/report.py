@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dapo_stages.stages.options import ConfigFile, DryRun, Json, Overrides, Overwrite
+from dapo_stages.stages.options import ConfigFile, DryRun, Json, Of, Overrides, Overwrite
 
 if TYPE_CHECKING:
     from dapo_stages.outputs import Output, Plan
@@ -19,6 +20,7 @@ def main(
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Only this iteration; else all that lack a report.")
     ] = None,
+    of: Of = None,
     backfill: Annotated[
         bool,
         typer.Option(
@@ -37,9 +39,10 @@ def main(
     from dataclasses import asdict
 
     from dapo_stages.config import load_config
-    from dapo_stages.console import answer
+    from dapo_stages.console import answer, progress, say
     from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.fragments import Reported
+    from dapo_stages.reporting.pace import pace
     from dapo_stages.reporting.tables import print_table
     from dapo_stages.reporting.trackers import feed_of, track
 
@@ -48,8 +51,14 @@ def main(
     if dry_run and as_json:
         answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
-    for number, plan in plans.items():
-        _report(number, plan, overwrite=overwrite, dry_run=dry_run)
+    with (
+        progress("report: iterations", len(plans))
+        if len(plans) > 1
+        else nullcontext(lambda done, note: None) as advance
+    ):
+        for number, plan in plans.items():
+            _report(number, plan, overwrite=overwrite, dry_run=dry_run)
+            advance(1, "")
     if dry_run:
         return
     reported = Reported(run)
@@ -65,6 +74,8 @@ def main(
     if best:
         print(f"best: {best} -> {run / best.policy}")
     print(page)
+    if plans and (speed := pace(run, of or settings.planned_iterations)):
+        say(str(speed))
 
 
 def _plans(run: Path, only: int | None, samples: int, seed: int) -> dict[int, Plan]:

@@ -7,28 +7,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dapo_stages.stages.options import Json
+from dapo_stages.stages.options import Json, Of
 
 if TYPE_CHECKING:
     from dapo_stages.reporting.progress import Progress
 
 
+_STYLES = {
+    "done": "green", "pruned": "green", "running": "cyan", "unfinished": "yellow", "stale": "yellow",
+    "missing": "dim", "damaged": "bold red",
+}  # fmt: skip
+
+
 def main(
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", file_okay=False)],
+    of: Of = None,
     as_json: Json = False,
 ) -> None:
     """Say what exists per iteration and stage, which outputs are stale and why, and the next command.
+
+    Only manifests and sizes of files are read: `report` and the stages themselves verify contents.
 
     Example: dapo-stages status --run training_logs/demo
     """
     from dataclasses import asdict
 
-    from dapo_stages.console import answer
+    from dapo_stages.console import answer, painted
     from dapo_stages.reporting.best import find_best
-    from dapo_stages.reporting.progress import next_move, survey
+    from dapo_stages.reporting.pace import pace
+    from dapo_stages.reporting.progress import next_move, planned_iterations, survey, trouble
+    from dapo_stages.reporting.settings import differences
+    from dapo_stages.reporting.text import visible
 
     progress = survey(run)
-    move, best = next_move(progress), find_best(run)
+    move, best, changed = next_move(progress), find_best(run), differences(run)
+    planned = of if of is not None else planned_iterations(run)
+    speed = pace(run, planned) if planned is not None else None
+    problem = trouble(run)
     if as_json:
         answer(
             {
@@ -40,38 +55,52 @@ def main(
                 ],
                 "figures": _latest_figures(progress),
                 "best": asdict(best) if best else None,
+                "pace": {**asdict(speed), "left": speed.left} if speed else None,
+                "configuration": [difference.as_dict() for difference in changed],
+                "trouble": problem,
                 "next": move.command,
                 "why": move.why,
             }
         )
         return
     _print_states(progress)
+    if problem:
+        print(painted(visible(problem), "bold red"))
+    if changed:
+        print("made with other settings than config.yaml has now; what is finished stays, --overwrite makes it again:")
+        print("\n".join(f"  {difference}" for difference in changed))
     _print_figures(progress)
     if best:
         print(f"Best: {best} -> {run / best.policy}")
-    print(f"\nNext ({move.why}):\n  {move.command}")
+    if speed:
+        print(f"Pace: {speed}")
+    if move.command is None:
+        print(f"\nNothing to do but wait ({move.why}).")
+        return
+    print(f"\nNext ({move.why}):\n  {painted(move.command, 'bold')}")
+    if run.parent.name == "training_logs" and Path("Makefile").exists():
+        print(f"All that is left:\n  {painted(f'make iterate RUN={run.name}', 'bold')}")
 
 
 def _print_states(progress: Progress) -> None:
     """The table of states, and a line for each that is not simply done."""
+    from dapo_stages.console import painted
     from dapo_stages.reporting.runs import FOLDERS
     from dapo_stages.reporting.tables import Table, print_table
     from dapo_stages.reporting.text import NOTHING, one_line
 
-    print(", ".join(f"{name}: {found.state}" for name, found in progress.setup.items()))
+    print(", ".join(f"{name}: {painted(found.state, _STYLES[found.state])}" for name, found in progress.setup.items()))
     if not progress.iterations:
-        print("no iteration yet")
-        return
-    rows = [
-        [str(number), *(NOTHING if found.state == "missing" else found.state for found in outputs.values())]
-        for number, outputs in progress.iterations.items()
-    ]
-    print_table(Table(["iteration", *FOLDERS], rows))
-    places = [("", progress.setup), *((f"iteration {n}, ", outputs) for n, outputs in progress.iterations.items())]
-    for place, outputs in places:
-        for name, found in outputs.items():
-            if found.why:
-                print(f"{place}{name} is {found.state}: {one_line(found.why)}")
+        print("no iteration yet" if progress.run.exists() else f"{progress.run} is not there yet")
+    else:
+        rows = [
+            [str(number), *(NOTHING if found.state == "missing" else found.state for found in outputs.values())]
+            for number, outputs in progress.iterations.items()
+        ]
+        print_table(Table(["iteration", *FOLDERS], rows), _STYLES)
+    for place, name, found in progress.outputs():
+        if found.why:
+            print(f"{place}{name} is {painted(found.state, _STYLES[found.state])}: {one_line(found.why)}")
 
 
 def _print_figures(progress: Progress) -> None:

@@ -260,8 +260,10 @@ class TrainStep:
                 batch.old = trainer.logprobs(batch)
                 advance(1, "")
         if reference is not None:
-            for batch in everything:
-                batch.reference = reference.logprobs(batch)
+            with progress("train-step: log-probs of the reference", len(everything)) as advance:
+                for batch in everything:
+                    batch.reference = reference.logprobs(batch)
+                    advance(1, "")
 
     def _save(self, policy: Policy, worker: Worker) -> None:
         """The ranks write the state together; the policy and all manifests are of rank 0."""

@@ -24,7 +24,10 @@ def build(run: Path, *, last: str = "eval") -> Path:
     """A run whose second iteration has come as far as `last`."""
     run.mkdir(parents=True, exist_ok=True)
     config = run / "config.yaml"
-    config.write_text("seed: 1\nreport: {samples: 2}\nmodel: {name: embedded}\n", encoding="utf-8")
+    config.write_text(
+        "seed: 1\nreport: {samples: 2}\nmodel: {name: embedded}\nrollout: {prompts_per_iteration: 2}\n",
+        encoding="utf-8",
+    )
     publish(Plan("prepare-data", run / "data", {}, 1), lambda output: None)
     publish(Plan("init-policy", run / "policy", {"model": {"name": "embedded"}}, 1), lambda output: None)
     evaluation(run, 0, greedy=0.25)

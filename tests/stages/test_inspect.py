@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,78 @@ def test_hostile_text_cannot_steer_the_terminal(run: Path) -> None:
     text = inspect(run, "it1-p0-s3").stdout
     assert "\x1b" not in text and "␛[31m红色" in text
     assert "advantage  -1.200 (not in the loss: truncated)\n" in text
+
+
+def test_the_picture_is_drawn_on_a_terminal_or_where_it_is_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TERM_PROGRAM", raising=False)
+    for name in ("TMUX", "STY", "KITTY_WINDOW_ID", "LC_TERMINAL", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert "▀" not in inspect(run, "it1-p0-s0").stdout
+    assert "\x1b_Ga=T,f=100" in inspect(run, "it1-p0-s0", "--picture", "kitty").stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = inspect(run, "it1-p0-s0").stdout
+    assert shown.count("▀") == 40 * 20  # 56 × 56 pixels, made 40 × 40
+    assert "\x1b[38;2;0;0;0;48;2;255;255;255m<think>\x1b[0m" in shown
+    assert "▀" not in inspect(run, "it1-p0-s0", "--picture", "none").stdout
+    monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
+    assert "\x1b]1337;File=inline=1;" in inspect(run, "it1-p0-s0").stdout
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = inspect(run, "it1-p0-s0", "--picture", "blocks").stdout
+    assert "▀" not in plain and "<think>(0.50) The(0.60)" in plain
+
+
+# Each begins or ends what a terminal obeys: ESC, CSI in seven and eight bits, OSC 8 and 52, BEL, DCS, and marks of
+# direction.
+STEERING = {
+    "clear": "\x1b[2J\x1b[H",
+    "csi of eight bits": "\x9b31m",
+    "link": "\x1b]8;;https://example.com\x1b\\text\x1b]8;;\x1b\\",
+    "clipboard": "\x1b]52;c;aGVsbG8=\x07",
+    "title of eight bits": "\x9d0;title\x9c",
+    "bell and backspace": "\x07\x08\x08\x7f",
+    "device control": "\x1bP+q544e\x1b\\",
+    "carriage return": "reward     9.999\rreward",
+    "embedding": "\u202a\u202b\u202c\u202d\u202e",
+    "isolate": "\u2066\u2067\u2068\u2069",
+    "marks": "\u200e\u200f\u061c",
+    "ends of lines": "\x0b\x0c\x85\u2028\u2029",
+}
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("payload", STEERING.values(), ids=list(STEERING))
+def test_no_text_of_models_or_data_steers_the_terminal(
+    payload: str, colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, completion = tiny_run.prompt, tiny_run.completion
+
+    def asked(number: int, group: int, correct: int) -> dict[str, object]:
+        row = prompt(number, group, correct)
+        images = [{"bytes": row["images"][0]["bytes"], "path": payload}]
+        return row | {"problem": f"<{payload}>", "solution": payload, "slice": payload, "images": images}
+
+    def answered(number: int, group: int, sample: int) -> dict[str, object]:
+        row = completion(number, group, sample)
+        tokens = [payload, *row["token_texts"][1:]]
+        return row | {"text": payload, "token_texts": tokens, "finish_reason": payload}
+
+    monkeypatch.setattr(tiny_run, "prompt", asked)
+    monkeypatch.setattr(tiny_run, "completion", answered)
+    run = tiny_run.build(tmp_path / "tiny", last="weights")
+    monkeypatch.setenv("FORCE_COLOR", "1" if colour else "")
+    for name in ("it1-p0-s0", "it1-p1-s0"):  # with token weights, and without
+        result = inspect(run, name, "--picture", "none")
+        assert result.exit_code == 0, result.exception
+        ours = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout) if colour else result.stdout
+        assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", ours) == []
+        said = inspect(run, name, "--json").stdout
+        assert re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", said) == []
+        assert json.loads(said)["text"] == payload
+        assert "\x1b[31m" not in result.stdout and "\x1b[2J" not in result.stdout
 
 
 def test_worst_and_best_go_by_reward(run: Path) -> None:

@@ -1,0 +1,102 @@
+"""Which outputs of a run were made with other settings than its configuration has now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.reporting.progress import CONFIG, SETUP
+from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, manifest_of
+from dapo_stages.reporting.text import one_line
+
+_SHOWN = 3
+_DRAWN = "rollout.sampler.temperature"
+_NOWHERE = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key, its value when some outputs were made, the value now, and these outputs (`iteration 2, weights`)."""
+
+    key: str
+    was: Any
+    now: Any
+    outputs: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.outputs) - _SHOWN} more" if len(self.outputs) > _SHOWN else ""
+        made = "; ".join(self.outputs[:_SHOWN])
+        return f"{self.key} was {_short(self.was)}, now {_short(self.now)} ({made}{more})"
+
+
+def differences(run: Path) -> list[Difference]:
+    """By key, as the manifests recorded them. None where config.yaml cannot be read; what make does is not changed:
+    finished outputs stay."""
+    try:
+        config = load_config(run / CONFIG)
+    except ConfigError:
+        return []
+    found: dict[tuple[str, str, str], Difference] = {}
+    for where, folder, stage, number in _outputs(run):
+        try:
+            manifest = manifest_of(folder, stage)
+        except DataError:  # damaged; status says so
+            continue
+        if manifest is None:
+            continue
+        recorded = {"seed": manifest.seed, **dict(_leaves(manifest.config))}
+        # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
+        if stage in {"score-attention", "train-step"}:
+            recorded.pop(_DRAWN, None)
+        for key, was in recorded.items():
+            now = [_at(values, key) for values in _current(config, number)]
+            if was not in now and _NOWHERE not in now:
+                name = (key, str(was), str(now[0]))
+                found.setdefault(name, Difference(key, was, now[0])).outputs.append(f"{where}{folder.name}")
+    return list(found.values())
+
+
+def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:
+    """(`iteration 2, `, folder, stage, 2) of every output there may be but reports, which settings do not change."""
+    yield from (("", run / name, stage, 0) for name, stage in SETUP.items())
+    for number in iterations(run):
+        for name, stage in FOLDERS.items():
+            if name != "report":
+                yield f"iteration {number}, ", iteration_folder(run, number) / name, stage, number
+
+
+def _current(config: Config, number: int) -> list[dict[str, Any]]:
+    """The configuration of an iteration, and as it is without schedules, which evaluations go by."""
+    plain = config.model_dump(mode="json")
+    return [config.at(number).model_dump(mode="json"), plain] if number and config.schedules else [plain]
+
+
+def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key; None inside of a section that is null, _NOWHERE where there is no such key."""
+    for name in key.split("."):
+        if values is None:
+            return None
+        if not isinstance(values, dict) or name not in values:
+            return _NOWHERE
+        values = values[name]
+    return values
+
+
+def _short(value: Any) -> str:
+    text = one_line(str(value))
+    return text if len(text) <= 60 else f"{text[:59]}…"
