@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.reporting import html, markdown
+from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.best import find_best, write_best
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
-from dapo_stages.reporting.samples import Sample, collect_samples
+from dapo_stages.reporting.samples import collect_samples
 from dapo_stages.reporting.tables import Table, overview
 from dapo_stages.shards import write_text
 
-LAYOUT = 2  # raised when the fragments change, so that reports of older versions are made again
-FIGURES, SAMPLES = "figures.json", "samples.json"
+LAYOUT = 3  # raised when the fragments change, so that reports of older versions are made again
+FIGURES, SAMPLES, BROWSED = "figures.json", "samples.json", "completions.json"
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
 
-def fragments(iteration: int, sources: Mapping[str, Source], count: int) -> tuple[Figures, dict[str, str]]:
-    """The figures of an iteration, and its files by name."""
+def fragments(
+    iteration: int, sources: Mapping[str, Source], count: int, completions: int
+) -> tuple[Figures, dict[str, str]]:
+    """The figures of an iteration, and its files by name: `count` groups in Markdown, `completions` in the page."""
     figures = collect(iteration, sources)
     samples = collect_samples(sources, count)
     return figures, {
         FIGURES: _json(figures),
         SAMPLES: _json(samples),
+        BROWSED: _json(browsed(iteration, sources, completions)),
         ROLLOUT: markdown.rollout_fragment(figures, samples),
         WEIGHTS: markdown.weights_fragment(figures, samples),
         EVAL: markdown.eval_fragment(figures, sources.get("eval"), count),
@@ -60,11 +64,13 @@ class Reported:
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
-        latest = list(self._sources)[-html.SHOWN :]
-        samples: dict[int, list[Sample]] = {iteration: self._load(iteration, SAMPLES) for iteration in latest}
-        page = html.render(name, table, self.figures, self.seconds, samples, self._facts())
+        page = html.render(name, table, self.figures, self.seconds, self._browsed(), self._facts())
         write_text(self.run / PAGE, page)
         return self.run / PAGE
+
+    def _browsed(self) -> Iterator[Browsed]:
+        """Completions of each iteration, newest first, read when the page asks for them."""
+        return (self._load(iteration, BROWSED) for iteration in reversed(self._sources))
 
     def _facts(self) -> dict[str, str]:
         """What a reader wants to know about the run as a whole."""

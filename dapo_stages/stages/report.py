@@ -10,6 +10,7 @@ import typer
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Overrides, Overwrite
 
 if TYPE_CHECKING:
+    from dapo_stages.config import Config
     from dapo_stages.outputs import Output, Plan
 
 
@@ -38,7 +39,7 @@ def main(
     from dapo_stages.reporting.trackers import track
 
     settings = load_config(config, set_)
-    plans = _plans(run, iteration, settings.report.samples, settings.seed)
+    plans = _plans(run, iteration, settings)
     if dry_run and as_json:
         answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
@@ -59,7 +60,7 @@ def main(
     print(page)
 
 
-def _plans(run: Path, only: int | None, samples: int, seed: int) -> dict[int, Plan]:
+def _plans(run: Path, only: int | None, settings: Config) -> dict[int, Plan]:
     """What to make for which iteration; without `only`, those whose report is missing or older than its inputs.
 
     A report whose inputs were pruned since stays as it is: it cannot be made again.
@@ -83,7 +84,8 @@ def _plans(run: Path, only: int | None, samples: int, seed: int) -> dict[int, Pl
             continue
         if not found:
             continue
-        plan = Plan("report", out, {"report.samples": samples, "layout": LAYOUT}, seed, found)
+        section = settings.sections("report.samples", "report.completions") | {"layout": LAYOUT}
+        plan = Plan("report", out, section, settings.seed, found)
         if only is not None or plan.state() != "complete" or _older(plan):
             plans[number] = plan
     if not plans and not reported:
@@ -106,7 +108,7 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
     from dapo_stages.stages import frame
 
     def work(output: Output) -> None:
-        figures, files = fragments(iteration, plan.inputs, plan.config["report.samples"])
+        figures, files = fragments(iteration, plan.inputs, plan.config["report.samples"], plan.config["report.completions"])
         with output.files() as folder:
             for name, text in files.items():
                 write_text(folder / name, text)
