@@ -40,6 +40,8 @@ def browser() -> Iterator[Chrome]:
             options.add_argument(flag)
         driver = Chrome(options=options, service=ChromeService(DRIVER))
         try:
+            driver.set_page_load_timeout(60)
+            driver.set_script_timeout(60)
             yield driver
         finally:
             driver.quit()

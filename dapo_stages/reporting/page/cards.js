@@ -26,7 +26,7 @@ function card(entry) {
     ` · iteration ${group.iteration}`, group.replayed ? `, sampled in ${group.sampled}` : "",
     group.slice ? make("bdi", {}, ` · ${group.slice}`) : "", make("br"), make("bdi", {}, group.id), " · ", make("bdi", {}, group.prompt),
   ];
-  const aside = make("aside", {}, view, make("div", { className: "question", dir: "auto" }, group.problem),
+  const aside = make("aside", {}, view, question(group.problem),
     make("div", { className: "details" }, ...details));
   if (range[1] > range[0]) aside.append(ramp(range));
   const images = group.images.map((image) => picture(image, view));
@@ -37,6 +37,11 @@ function card(entry) {
   const shown = entry.completions.map((one, index) => completion(one, entry, index));
   return make("article", { className: "card group", "aria-label": `question ${group.id}` }, aside,
     make("div", { className: "completions" }, ...shown));
+}
+
+function question(text) {
+  const properties = text.length > LONG ? { className: "question long", tabIndex: 0, role: "region", "aria-label": "question" } : { className: "question" };
+  return write(make("div", { ...properties, dir: "auto" }), text);
 }
 
 function picture(image, view) {
@@ -114,7 +119,7 @@ function fill(box, room) {
     const text = token.slice(0, room);
     const name = text.trim() ? {} : { "aria-label": text.includes("\n") ? "line break" : text ? "blank" : "nothing" };
     const properties = { className: `w${Math.round(shade * (SHADES - 1))}`, role: "option", tabIndex: spans.length ? -1 : 0 };
-    spans.push(make("span", { ...properties, ...name }, text));
+    spans.push(write(make("span", { ...properties, ...name }), text));
     room -= token.length;
   }
   if (!spans.length) spans.push(make("span", { role: "option", tabIndex: 0 }, "(empty)"));

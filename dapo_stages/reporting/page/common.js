@@ -25,3 +25,10 @@ function make(tag, properties = {}, ...children) {
   element.append(...children.filter((child) => child !== null));
   return element;
 }
+
+/** Append text; very long text in blocks that are laid out when they come into view (as one line it takes minutes). */
+function write(element, text) {
+  if (text.length <= 4000) element.append(text);
+  else element.append(...text.match(/[^]{1,2000}/gu).map((piece) => make("span", { className: "piece" }, piece)));
+  return element;
+}

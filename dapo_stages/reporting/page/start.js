@@ -1,6 +1,7 @@
 // What people do.
 
-const boxOf = (element) => (element instanceof Element && element.matches(".tokens > span") ? element.parentElement : null);
+const tokenOf = (target) => (target instanceof Element ? target.closest(".tokens > span") : null);
+const boxOf = (target) => tokenOf(target)?.parentElement;
 const place = (token) => [...token.parentElement.children].indexOf(token);
 
 function lookAt(token) {
@@ -33,7 +34,7 @@ dark.addEventListener("change", sayTheme);
 sayTheme();
 
 function start() {
-  list.addEventListener("mouseover", (event) => { if (boxOf(event.target)) lookAt(event.target); });
+  list.addEventListener("mouseover", (event) => { if (boxOf(event.target)) lookAt(tokenOf(event.target)); });
   list.addEventListener("mouseout", (event) => {
     const box = boxOf(event.target);
     if (!box || boxOf(event.relatedTarget)) return;
@@ -48,7 +49,7 @@ function start() {
     event.target.tabIndex = 0;
     lookAt(event.target);
   });
-  list.addEventListener("click", (event) => { if (boxOf(event.target)) keep(event.target); });
+  list.addEventListener("click", (event) => { if (boxOf(event.target)) keep(tokenOf(event.target)); });
   list.addEventListener("keydown", (event) => {
     const token = event.target;
     if (!boxOf(token) || event.ctrlKey || event.altKey || event.metaKey) return;
