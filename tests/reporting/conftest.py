@@ -22,7 +22,8 @@ def _chromium() -> Iterator[Chrome]:
 
 @pytest.fixture()
 def chromium(_chromium: Chrome) -> Chrome:
-    """The browser, as wide as a desk and in the light."""
+    """The browser, as wide as a desk, in the light, the pointer out of the way."""
     resize(_chromium, 1280, 900)
     prefer(_chromium, "light")
+    _chromium.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 0, "y": 0})
     return _chromium

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,17 +71,16 @@ def said(chromium: Chrome) -> str:
 
 def brightest(chromium: Chrome) -> tuple[int, int]:
     """Row and column of the image token under which the picture is brightest, as the browser drew it."""
-    picture = one(chromium, ".picture")
-    chromium.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    with Image.open(io.BytesIO(picture.screenshot_as_png)) as image:
+    with Image.open(io.BytesIO(one(chromium, ".picture").screenshot_as_png)) as image:
         shot = image.convert("RGB")
     across, down = looked_run.COLUMNS, looked_run.ROWS
     # Light yellow over grey; what is white shows through at the round corners.
     places = [divmod(i, shot.width) for i, (r, _, b) in enumerate(shot.getdata()) if r > 180 and b < 190]
-    found = {(int((y + 0.5) * down / shot.height), int((x + 0.5) * across / shot.width)) for y, x in places}
+    found = Counter((int((y + 0.5) * down / shot.height), int((x + 0.5) * across / shot.width)) for y, x in places)
+    ((place, pixels),) = found.most_common(1)
     part = shot.width * shot.height / (across * down)
-    assert len(found) == 1 and 0.8 * part < len(places) < 1.1 * part
-    return found.pop()
+    assert 0.85 * part < pixels and len(places) < 1.1 * part  # that image token and, but for the edge, no other
+    return place
 
 
 def test_the_page_opens_quietly_and_asks_for_nothing_but_itself(chromium: Chrome, tiny: Path) -> None:
@@ -104,6 +104,7 @@ def test_the_policy_of_the_page_is_in_force(chromium: Chrome, tiny: Path) -> Non
     assert blocked[1] is None
 
 
+TALL = 3200  # nothing scrolls away from under the pointer
 FRESH = [f"it{n}-p{group}-s{sample}" for n in (2, 1) for group in (0, 1) for sample in range(4)]
 
 
@@ -181,6 +182,7 @@ def test_tokens_are_darker_where_they_weigh_more(chromium: Chrome, tiny: Path) -
 def test_pointing_at_a_token_shows_where_it_looked(chromium: Chrome, looked: Path) -> None:
     from selenium.webdriver import ActionChains
 
+    resize(chromium, 1280, TALL)
     visit(chromium, looked)
     for index in (0, 4, 8):
         ActionChains(chromium).move_to_element(token(chromium, 1, index)).perform()
@@ -194,6 +196,7 @@ def test_pointing_at_a_token_shows_where_it_looked(chromium: Chrome, looked: Pat
 def test_the_slider_goes_through_the_layers(chromium: Chrome, looked: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
+    resize(chromium, 1280, TALL)
     visit(chromium, looked)
     slider = one(chromium, ".layers input")
     assert one(chromium, ".layers output").text == "all"
@@ -207,6 +210,7 @@ def test_the_slider_goes_through_the_layers(chromium: Chrome, looked: Path) -> N
 def test_everything_works_from_the_keyboard(chromium: Chrome, looked: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
+    resize(chromium, 1280, TALL)
     visit(chromium, looked)
     focused = chromium.switch_to.active_element
     for _ in range(60):
@@ -234,6 +238,7 @@ def test_everything_works_from_the_keyboard(chromium: Chrome, looked: Path) -> N
 def test_a_kept_token_comes_back_after_pointing_elsewhere(chromium: Chrome, looked: Path) -> None:
     from selenium.webdriver import ActionChains
 
+    resize(chromium, 1280, TALL)
     visit(chromium, looked)
     token(chromium, 0, 4).click()
     ActionChains(chromium).move_to_element(token(chromium, 1, 0)).perform()
@@ -245,6 +250,7 @@ def test_a_kept_token_comes_back_after_pointing_elsewhere(chromium: Chrome, look
 def test_a_completion_whose_looks_were_not_kept_says_so(chromium: Chrome, looked: Path) -> None:
     from selenium.webdriver import ActionChains
 
+    resize(chromium, 1280, TALL)
     visit(chromium, looked)
     ActionChains(chromium).move_to_element(token(chromium, 2, 1)).perform()
     assert said(chromium).endswith("where it looked was not kept")
