@@ -45,18 +45,12 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.addresses: list[str] = []
-        self.shades: list[float] = []
-        self.titles: list[str] = []
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
         self.tags.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
-        if (found.get("style") or "").startswith("--w:"):
-            self.shades.append(float((found["style"] or "")[4:]))
-            self.titles.append(found.get("title") or "")
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -114,33 +108,33 @@ def test_hostile_text_is_never_markup_in_markdown(reported: Path) -> None:
 
 
 def test_hostile_text_is_never_markup_in_the_page(reported: Path) -> None:
+    """What completions say is in a block of JSON; tests/reporting/test_hostile_page.py has the browser's view."""
     text = (reported / "report.html").read_text()
     page = Page(text)
-    assert "script" not in page.tags and "b" in page.tags
-    assert "<script>alert(1)</script> [/box] | `x` ```\n# 标题 ␛[31m红色\n</td><answer>B</answer>" in page.text
-    assert "tiny <b>run" in page.text and "A. red | B. <b>blue</b>" in page.text
-    assert "\x1b" not in text
+    assert text.count("<script") == 2 and "alert(1)" in text and "\x1b" not in text
+    assert "tiny <b>run" in page.text and "prior|violating" in page.text
 
 
 def test_the_page_needs_nothing_but_itself(reported: Path) -> None:
     text = (reported / "report.html").read_text()
-    addresses = Page(text).addresses
-    assert addresses and all(address.startswith("data:image/") for address in addresses)
+    assert Page(text).addresses == ["#browser"]
     assert "url(" not in text and "http://" not in text and "https://" not in text
-    assert "default-src 'none'" in text
 
 
-def test_heavier_tokens_are_darker_and_say_their_weight(reported: Path) -> None:
-    page = Page((reported / "report.html").read_text())
-    assert page.shades[:11] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    assert page.titles[10] == "</answer>\nweight 1.50, VGR 0.50"
-
-
-def test_the_page_has_curves_and_the_attention_to_the_picture(reported: Path) -> None:
+def test_the_page_has_curves(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     assert "<title>iteration 2: held-out greedy 75.0%</title>" in text
     assert "<title>iteration 1: all 2.500</title>" in text
-    assert text.count('alt="attention to the picture"') == 2 * 2
+    assert "Distribution of rewards" in text and "Distribution of advantages" in text
+
+
+def test_how_many_completions_are_in_the_page_can_be_set(run: Path) -> None:
+    assert report(run, "--set", "report.completions=4").exit_code == 0
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', (run / "report.html").read_text(), re.S)[0])
+    # Four of each iteration: its replayed group of one and, whole although it has four, one that was sampled.
+    assert [(group["iteration"], group["id"]) for group in data] == [(2, "it2-p0"), (2, "it1-p0"), (1, "it1-p0")]
+    assert report(run, "--set", "report.completions=0", "--overwrite").exit_code == 0
+    assert 'id="browser"' not in (run / "report.html").read_text()
 
 
 def test_the_terminal_shows_the_table_and_the_path(reported: Path) -> None:
