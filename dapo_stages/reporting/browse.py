@@ -22,7 +22,7 @@ Browsed = dict[str, Any]
 
 
 def browsed(iteration: int, sources: Mapping[str, Source], most: int) -> Browsed:
-    """Groups of an iteration, newly sampled ones before replayed ones, with at most `most` completions (but a whole group)."""
+    """Groups of an iteration with at most `most` completions (but a whole group), newly sampled ones first."""
     groups: list[dict[str, Any]] = []
     if most and "weights" in sources and sources["weights"].shards("replayed-prompts"):
         groups = _groups(sources, sources["weights"], "replayed-", most // _REPLAYED, set())
@@ -46,7 +46,9 @@ def _groups(
         attention, weights = attention_rows(sources, wanted), weight_rows(sources, wanted)
         groups = {name: _group(prompts.one(name), members[name], attention, weights) for name in chosen}
         if looked & wanted:
-            grids = {row["completion_id"]: prompts.one(name)["image_grid_thw"] for name in chosen for row in members[name]}
+            grids = {
+                row["completion_id"]: prompts.one(name)["image_grid_thw"] for name in chosen for row in members[name]
+            }
             heat = {key: maps(look, grids[key]) for key, look in patch_attention(sources["attention"], looked & wanted)}
             for rows, group in zip(members.values(), groups.values(), strict=True):
                 for row, one in zip(rows, group["completions"], strict=True):
@@ -70,7 +72,9 @@ def _choose(source: Source, prefix: str, most: int, looked: set[str]) -> list[st
     return chosen
 
 
-def _group(prompt: Row, rows: Sequence[Row], attention: Mapping[str, Row], weights: Mapping[str, Row]) -> dict[str, Any]:
+def _group(
+    prompt: Row, rows: Sequence[Row], attention: Mapping[str, Row], weights: Mapping[str, Row]
+) -> dict[str, Any]:
     correct = sum(row["reward_accuracy"] == 1 for row in rows)
     replayed = any(weights.get(row["completion_id"], {}).get("source") == "replay" for row in rows)
     return {

@@ -10,8 +10,8 @@ from typing import Any
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.reporting import html, markdown
-from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.best import find_best, write_best
+from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
 from dapo_stages.reporting.samples import collect_samples

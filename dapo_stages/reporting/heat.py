@@ -52,7 +52,9 @@ def patch_attention(source: Source, wanted: set[str]) -> Iterator[tuple[str, Pat
                 for index, key in enumerate(keys):
                     if key in wanted:
                         cells = {segment: table[name][index] for segment, name in columns.items()}
-                        found = {segment: array for segment, cell in cells.items() if (array := _array(cell)) is not None}
+                        found = {
+                            segment: array for segment, cell in cells.items() if (array := _array(cell)) is not None
+                        }
                         if found:
                             yield key, found
 
@@ -60,9 +62,9 @@ def patch_attention(source: Source, wanted: set[str]) -> Iterator[tuple[str, Pat
 def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] | None:
     """What the page needs to draw where each token looked; None if the numbers do not fit the pictures.
 
-    `data` is one byte per cell, [layers, tokens + 1, cells]: a row's brightest cell is 255, the last row is the mean over
-    tokens. `seen` [layers, tokens + 1] is the share of the attention that is on the pictures. Where `block` is more than
-    1, a cell is the mean of so many rows and columns of image tokens.
+    `data` is one byte per cell, [layers, tokens + 1, cells]: a row's brightest cell is 255, the last row is the mean
+    over tokens. `seen` [layers, tokens + 1] is the share of the attention that is on the pictures. Where `block` is
+    more than 1, a cell is the mean of so many rows and columns of image tokens.
     """
     import numpy as np
 
@@ -112,7 +114,7 @@ def _pooled(look_STV: NDArray[np.float32], shape: tuple[int, int], block: int) -
     grid = look_STV.reshape(*look_STV.shape[:2], *shape)
     sums = np.add.reduceat(np.add.reduceat(grid, rows, axis=2), columns, axis=3)
     sizes = np.outer(*(np.diff(np.append(starts, size)) for starts, size in zip((rows, columns), shape, strict=True)))
-    means: NDArray[np.float32] = (sums / sizes).reshape(*look_STV.shape[:2], -1)
+    means: NDArray[np.float32] = (sums / sizes).reshape(*look_STV.shape[:2], -1).astype(np.float32)
     return means
 
 

@@ -1,7 +1,7 @@
 """report.html: one file that needs no network and no other file.
 
-Text of models and data sets is data: the template escapes it, and what the script shows comes from a block of JSON and is
-only ever set as text. The page's policy allows its one script and its one style sheet, by hash, and nothing else.
+Text of models and data sets is data: the template escapes it, and what the script shows comes from a block of JSON and
+is only ever set as text. The page's policy allows its one script and its one style sheet, by hash, and nothing else.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
     from dapo_stages.stages import frame
 
     def work(output: Output) -> None:
-        figures, files = fragments(iteration, plan.inputs, plan.config["report.samples"], plan.config["report.completions"])
+        figures, files = fragments(
+            iteration, plan.inputs, plan.config["report.samples"], plan.config["report.completions"]
+        )
         with output.files() as folder:
             for name, text in files.items():
                 write_text(folder / name, text)

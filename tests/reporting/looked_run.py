@@ -1,4 +1,4 @@
-"""A run of one iteration whose completions looked at one image token at a time, at another one in each layer segment."""
+"""A run of one iteration whose tokens each looked at one image token, at another one in each layer segment."""
 
 from __future__ import annotations
 

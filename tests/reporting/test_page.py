@@ -1,4 +1,4 @@
-"""report.html in a real browser: looking through completions, where tokens looked, keyboard, colours, narrow screens."""
+"""report.html in a real browser: looking through completions, heat maps, keyboard, colours, narrow screens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
@@ -281,7 +281,8 @@ def test_a_phone_needs_no_sideways_scrolling(chromium: Chrome, tiny: Path) -> No
     visit(chromium, tiny)
     assert chromium.execute_script("return document.documentElement.scrollWidth") == 390
     beyond = chromium.execute_script(
-        "return [...document.querySelectorAll('#browser *')].filter(one => one.getBoundingClientRect().right > 391).length"
+        "const right = element => element.getBoundingClientRect().right;"
+        "return [...document.querySelectorAll('#browser *')].filter(one => right(one) > 391).length"
     )
     assert beyond == 0
 
@@ -299,5 +300,3 @@ def test_axe_would_find_something(chromium: Chrome, tiny: Path) -> None:
     visit(chromium, tiny)
     chromium.execute_script("document.querySelector('.picture img').removeAttribute('alt')")
     assert [found.split(":")[0] for found in violations(chromium)] == ["image-alt"]
-
-
