@@ -67,7 +67,7 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status experiments test \
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status pictures experiments test \
         test-ranks lint format bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
@@ -263,6 +263,9 @@ lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
+
+pictures: $(VENV)/ready-dev ## docs/report.png and report-phone.png from the report of RUN (Chromium and chromedriver)
+	PYTHONPATH=tests $(PY) -m support.pictures --run $(R)
 
 format: $(VENV)/ready-dev ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

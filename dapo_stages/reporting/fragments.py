@@ -69,8 +69,13 @@ class Reported:
         return self.run / PAGE
 
     def _browsed(self) -> Iterator[Browsed]:
-        """Completions of each iteration, newest first, read when the page asks for them."""
-        return (self._load(iteration, BROWSED) for iteration in reversed(self._sources))
+        """Completions of each iteration, newest first, read when the page asks for them.
+
+        Reports of older versions whose rollouts are gone have none.
+        """
+        for iteration, source in reversed(self._sources.items()):
+            if any(shard.name == BROWSED for shard in source.manifest.shards):
+                yield self._load(iteration, BROWSED)
 
     def _facts(self) -> dict[str, str]:
         """What a reader wants to know about the run as a whole."""

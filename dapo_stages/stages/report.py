@@ -120,7 +120,8 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
 
 
 def _grown(plan: Plan) -> bool:
-    """Whether the report only lacks outputs that came since; replacing it then loses nothing."""
+    """Whether the report only lacks outputs that came since, or is of an older version: replacing it loses nothing."""
+    from dapo_stages.reporting.fragments import LAYOUT
     from dapo_stages.reporting.runs import manifest_of
 
     made = manifest_of(plan.out, "report")
@@ -128,4 +129,7 @@ def _grown(plan: Plan) -> bool:
         return True
     now = {name: source.manifest.content_hash for name, source in plan.inputs.items()}
     same = all(now.get(name) == source.content_hash for name, source in made.inputs.items())
-    return same and made.config == plan.config and made.seed == plan.seed and made.inputs.keys() < now.keys()
+    older = made.config.get("layout") != LAYOUT
+    config = {**plan.config, **made.config, "layout": LAYOUT}
+    more = made.inputs.keys() < now.keys() or (older and made.inputs.keys() == now.keys())
+    return same and config == plan.config and made.seed == plan.seed and more

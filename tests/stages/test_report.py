@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 from reporting import tiny_run
+from support.commands import ROOT
+from support.commands import run as run_command
 from typer.testing import CliRunner, Result
 
 from dapo_stages.manifests import mark_pruned, read_manifest
@@ -183,6 +186,32 @@ def test_a_changed_setting_is_refused_without_overwrite(run: Path) -> None:
     )
     assert report(run, "--set", "report.samples=1", "--overwrite").exit_code == 0
     assert "it1-p1" not in (run / "rollout_results.md").read_text()
+
+
+def test_reports_of_an_older_version_are_made_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("dapo_stages.reporting.fragments.LAYOUT", 2)
+        assert report(run).exit_code == 0
+    assert json.loads(report(run, "--json").stdout)["made"] == [0, 1, 2]
+    assert json.loads(report(run, "--json").stdout)["made"] == []
+
+
+def test_reports_without_completions_for_the_page_are_shown_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("dapo_stages.reporting.fragments.BROWSED", "other.json")
+        assert report(run).exit_code == 0
+    assert report(run).exit_code == 0
+    text = (run / "report.html").read_text()
+    assert 'id="data">[]</script>' in text and "<h2>Curves</h2>" in text
+
+
+def test_the_commands_of_the_page_about_reports_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_run.build(tmp_path / "training_logs/first")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/report.md").read_text(encoding="utf-8"), re.S)
+    for line in commands.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == ".venv/bin/dapo-stages" and run_command(*arguments).code == 0
 
 
 def test_one_iteration_can_be_asked_for(run: Path) -> None:
