@@ -1,4 +1,4 @@
-"""The pictures of the README: `make pictures RUN=first` photographs the report of a run in a browser without a window."""
+"""The pictures of the docs: `make pictures RUN=first` photographs the report of a run in a browser without a window."""
 
 from __future__ import annotations
 
