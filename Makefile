@@ -68,7 +68,7 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status pictures experiments test \
-        test-ranks lint format bench venv-vllm test-vllm clean clean-run FORCE
+        test-ranks lint format docs notebook bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -260,6 +260,12 @@ lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/deptry dapo_stages
+
+docs: $(VENV)/ready ## docs/commands.md and docs/configuration.md from the code
+	$(PY) docs/generate.py
+
+notebook: $(VENV)/ready-dev ## run pipelines/notebooks/inspect.ipynb on the run RUN
+	RUN=$(RUN) $(PY) pipelines/notebooks/run.py pipelines/notebooks/inspect.ipynb
 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"

@@ -52,10 +52,17 @@ def flat(config: Config) -> dict[str, Any]:
     return walk(config.model_dump(), "")
 
 
-@pytest.mark.parametrize("folder", ["small", "scenes"])
-def test_token_weights_are_all_that_sets_experiment5_apart_from_experiment1(folder: str) -> None:
-    one, five = (flat(load_config(EXPERIMENTS / folder / f"experiment{n}.yaml")) for n in (1, 5))
-    assert {key for key in one if one[key] != five[key]} == {"weights.scheme", "weights.smooth_sigma"}
+@pytest.mark.parametrize(
+    ("folder", "name", "twin"),
+    [
+        ("small", "experiment5", "experiment1"),
+        ("scenes", "experiment5", "experiment1"),
+        ("small", "weighted-baseline", "baseline"),
+    ],
+)
+def test_token_weights_are_all_that_sets_twins_apart(folder: str, name: str, twin: str) -> None:
+    one, other = (flat(load_config(EXPERIMENTS / folder / f"{file}.yaml")) for file in (name, twin))
+    assert {key for key in one if one[key] != other[key]} == {"weights.scheme", "weights.smooth_sigma"}
 
 
 SMOKE = (

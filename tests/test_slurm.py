@@ -92,6 +92,8 @@ def test_a_dry_run_prints_every_command_of_a_two_node_iteration() -> None:
 def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, rollouts: list[str]) -> None:
     project = tmp_path / "project"
     shutil.copytree(SCRIPTS, project / "pipelines/slurm")
+    shutil.copy(ROOT / "pipelines/embedded.yaml", project / "pipelines")
+    shutil.copy(ROOT / "Makefile", project)
     cluster = project / "mine.env"
     cluster.write_text((SCRIPTS / "cluster.env").read_text() + "ACCOUNT=vision\nSBATCH_OPTIONS='--qos=high'\n")
     jobs = tmp_path / "jobs"
@@ -152,11 +154,27 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
 def test_iterations_and_lag_are_those_of_the_run(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    shutil.copy(ROOT / "Makefile", project)
     (project / "training_logs/t").mkdir(parents=True)
     (project / "training_logs/t/config.yaml").write_text("planned_iterations: 2\nlag: 1\n")
     lines = call(project / "pipelines/slurm/submit.sh", "RUN=t", DRY_RUN="1", CONFIG="not-this-one.yaml")
     assert sum(" 'rollout' " in line for line in lines) == 2
     assert "'LAG=1'" in lines[1] and "CONFIG" not in lines[1]
+
+
+@pytest.mark.parametrize("configured", ["", "extends: base.yaml\n", None])
+def test_lagging_rollouts_wait_for_those_before_under_a_curriculum(tmp_path: Path, configured: str | None) -> None:
+    """Job 2 is the first rollout; rollout 2 samples with the starting policy, as it does."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    shutil.copy(ROOT / "Makefile", project)
+    (project / "base.yaml").write_text("rollout: {curriculum: {}}\n")
+    (project / "run.yaml").write_text(configured or "")
+    more = ["SET=--set rollout.curriculum={}"] if configured is None else []
+    script = project / "pipelines/slurm/submit.sh"
+    lines = call(script, "RUN=t", "CONFIG=run.yaml", "ITERS=3", "LAG=1", *more, DRY_RUN="1")
+    waits = [line.split("--dependency=afterok:")[1].split()[0] for line in lines if "--job-name=t-rollout" in line]
+    assert waits == (["1", "1", "4"] if configured == "" else ["1", "1:2", "4:6"])
 
 
 def test_the_node_number_replaces_its_placeholder() -> None:

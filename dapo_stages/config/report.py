@@ -24,7 +24,9 @@ class ReportConfig(Section):
 class KeepConfig(Section):
     """How many iterations' worth of large files stay; null keeps all."""
 
-    rollouts: Count | None = Field(None, description="Rollout, attention and weights folders.")
+    rollouts: Count | None = Field(
+        None, description="Rollout, attention and weights folders; under rollout.curriculum rollout folders all stay."
+    )
     states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
     policies: Count | None = Field(
         None, description="Policies, and references; what a kept adapter belongs to and the reference in use stay too."

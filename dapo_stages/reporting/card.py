@@ -176,7 +176,7 @@ def _training(subject: Subject) -> str:
         if "shares" in policy.config:
             facts["shares"] = ", ".join(number(share) for share in policy.config["shares"])
     if config is not None:
-        train, rollout, rewards = config.train, config.rollout, config.weights.reward_weights
+        train, rollout = config.train, config.rollout
         adapted = train.lora
         facts |= {
             "prompts per iteration": f"{rollout.prompts_per_iteration} × {rollout.num_generations} completions",
@@ -185,11 +185,7 @@ def _training(subject: Subject) -> str:
             "loss": f"{train.loss_type}, clip {train.epsilon_low} / {train.epsilon_high}, KL weight {train.beta}",
             "optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}",
             "token weights": f"{config.weights.scheme}, between {config.weights.clip[0]} and {config.weights.clip[1]}",
-            "rewards": ", ".join(
-                f"{name} {value:g}"
-                for name, value in (rewards.model_dump(exclude={"plugins"}) | rewards.plugins).items()
-                if value
-            ),
+            "rewards": ", ".join(f"{name} {value:g}" for name, value in _reward_weights(config).items() if value),
             "type": config.model.dtype
             + (f", base in {config.model.quantization}" if config.model.quantization else ""),
             "adapter": f"LoRA, rank {adapted.rank}, alpha {adapted.alpha:g}, {', '.join(adapted.target_modules)}"
@@ -202,6 +198,17 @@ def _training(subject: Subject) -> str:
             "seed": str(config.seed),
         }
     return markdown_table(["", "value"], [[name, value] for name, value in facts.items()])
+
+
+def _reward_weights(config: Config) -> dict[str, float]:
+    """Rewards after the early phase, by name, each with its weight."""
+    return {**config.weights.reward_weights.model_dump(exclude={"plugins"}), **_further_rewards(config)}
+
+
+def _further_rewards(config: Config) -> dict[str, float]:
+    """Those of plug-ins and a judge, which weigh 1 where they are not named."""
+    names = [*config.rewards.plugins, *(["judge"] if config.rewards.judge else [])]
+    return {name: config.weights.reward_weights.plugins.get(name, 1.0) for name in names}
 
 
 def _use(subject: Subject) -> str:
@@ -226,9 +233,12 @@ def _use(subject: Subject) -> str:
 
 
 def _limitations(subject: Subject) -> str:
+    asked = [name for name, weight in (_further_rewards(subject.config) if subject.config else {}).items() if weight]
+    rewards = f", and for what {', '.join(map(markdown_inline, asked))} found" if asked else ""
+    unchecked = "need" if asked else "was not checked and need"
     lines = [
         f"Trained on one data set only ({_data_text(subject)}); nothing here says how it does on other questions.",
-        "The rewards are for the right answer and its form. The text before the answer was not checked and need not be "
+        f"The rewards are for the right answer and its form{rewards}. The text before the answer {unchecked} not be "
         "why the answer was given.",
         "Safety was not evaluated. What holds for the base model holds for this one at best.",
     ]

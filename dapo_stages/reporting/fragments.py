@@ -13,13 +13,15 @@ from dapo_stages.reporting import html, markdown
 from dapo_stages.reporting.best import find_best, write_best
 from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
+from dapo_stages.reporting.histograms import histograms
+from dapo_stages.reporting.media import HISTOGRAMS, SAMPLES
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
 from dapo_stages.reporting.samples import collect_samples
 from dapo_stages.reporting.tables import Table, overview
 from dapo_stages.shards import write_text
 
-LAYOUT = 3  # raised when the fragments change, so that reports of older versions are made again
-FIGURES, SAMPLES, BROWSED = "figures.json", "samples.json", "completions.json"
+LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
+FIGURES, BROWSED = "figures.json", "completions.json"
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
 
@@ -33,6 +35,7 @@ def fragments(
         FIGURES: _json(figures),
         SAMPLES: _json(samples),
         BROWSED: _json(browsed(iteration, sources, completions)),
+        HISTOGRAMS: _json(histograms(sources)),
         ROLLOUT: markdown.rollout_fragment(figures, samples),
         WEIGHTS: markdown.weights_fragment(figures, samples),
         EVAL: markdown.eval_fragment(figures, sources.get("eval"), count),

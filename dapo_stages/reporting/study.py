@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dapo_stages.errors import DataError
@@ -45,7 +45,8 @@ def read_study(folder: Path, experiments: Sequence[str], seeds: Sequence[int]) -
     """The finished runs of a study, and of every other one why it does not count.
 
     A run of experiment E with seed S lies in `folder`/E-S. It counts if its last planned iteration is evaluated, and if
-    it started from the policy that the seed's other runs started from.
+    it started from the policy that the seed's other runs started from. Of the curves only iterations are left that all
+    runs have: a mean over more evaluations, or other ones, would be of another stretch of learning.
     """
     runs: list[StudyRun] = []
     missing: dict[str, str] = {}
@@ -60,7 +61,7 @@ def read_study(folder: Path, experiments: Sequence[str], seeds: Sequence[int]) -
                 missing[name] = "it started from another policy than the other runs of its seed"
             else:
                 runs.append(run)
-    return runs, missing
+    return _over_the_same_iterations(runs), missing
 
 
 def stage_seconds(folder: Path) -> float:
@@ -74,6 +75,15 @@ def of_seeds(runs: Sequence[StudyRun], experiment: str, value: Callable[[StudyRu
     """One value per seed of an experiment; seeds without it are left out."""
     found = {run.seed: value(run) for run in runs if run.experiment == experiment}
     return {seed: number for seed, number in found.items() if number is not None}
+
+
+def _over_the_same_iterations(runs: list[StudyRun]) -> list[StudyRun]:
+    curves = [run.curves for run in runs]
+    shared = {name: set.intersection(*(set(each[name]) for each in curves)) for name in (curves[0] if curves else ())}
+    return [
+        replace(run, curves={name: {n: curve[n] for n in sorted(shared[name])} for name, curve in run.curves.items()})
+        for run in runs
+    ]
 
 
 def _read(run: Path, experiment: str, seed: int) -> tuple[StudyRun | None, str]:

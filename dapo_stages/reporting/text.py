@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 NOTHING = "–"
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~$&])")
+_MARKDOWN = re.compile(
+    r"([\\`*_\[\]<>|~$&#]|:(?=//)|(?<=www)\.)", re.IGNORECASE
+)  # the last two make links by themselves
 _BACKTICKS = re.compile(r"`+")
 
 
@@ -73,10 +75,14 @@ def _visible(character: str) -> str:
         return "␡"
     if 0xD800 <= code <= 0xDFFF:
         return "�"
-    # Cc: C1 controls. Of Cf only what reorders text (a zero-width joiner is part of some scripts and emoji).
-    if unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _REORDERING:
+    # Cc: C1 controls; Zl, Zp: lines that end unseen. Of Cf only what reorders text (a zero-width joiner is part of some
+    # scripts and emoji).
+    if unicodedata.category(character) in {"Cc", "Zl", "Zp"} or character in _MARKS:
+        return f"⟨U+{code:04X}⟩"
+    if unicodedata.bidirectional(character) in _REORDERING:
         return f"⟨U+{code:04X}⟩"
     return character
 
 
 _REORDERING = frozenset({"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"})
+_MARKS = frozenset("\u200e\u200f\u061c")  # left-to-right, right-to-left and Arabic letter mark

@@ -1,37 +1,79 @@
-"""The same figures for TensorBoard and Weights & Biases: each point once, however often a report is made."""
+"""The same figures for TensorBoard and Weights & Biases: each point once, however often a report is made.
+
+All comes from the files of the run's reports, so a tracker can be switched on at any time. Each knows what it was given
+before: TensorBoard's own event files, a note beside W&B's.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dapo_stages.console import say
+from dapo_stages.manifests import Source
 from dapo_stages.reporting.figures import Figures
-from dapo_stages.shards import write_text
-
-TENSORBOARD = "runs"
-WANDB_STATE = "dapo-stages.json"
+from dapo_stages.reporting.media import Media, load_media
+from dapo_stages.reporting.runs import iteration_folder, manifest_of
 
 Points = dict[tuple[str, int], float]  # (name, step) -> value
 
 PER_UPDATE = "update/"  # these count optimiser steps from the start of the run, all others iterations
 
 
-def track(run: Path, trackers: Sequence[str], project: str, all_figures: Sequence[Figures]) -> None:
-    """Send what is new to each tracker."""
-    send = {"tensorboard": _to_tensorboard, "wandb": _to_wandb}
+@dataclass(frozen=True)
+class Feed:
+    """What trackers are to know of a run."""
+
+    run: Path
+    project: str
+    points: Points
+    config: Mapping[str, Any] = field(default_factory=dict)
+    reports: Mapping[int, str] = field(default_factory=dict)  # iteration -> content hash of its report
+    made: Collection[int] = ()  # iterations whose report was made just now
+    backfill: bool = False
+    media: Callable[[int], Media] = lambda iteration: Media(iteration)
+
+
+class News(NamedTuple):
+    """What a tracker lacks."""
+
+    afresh: bool  # something that it has is no longer true: start again
+    points: Points
+    media: list[int]  # iterations whose tables, pictures and histograms to send
+    left: list[int]  # those that wait for --backfill
+
+
+def feed_of(
+    run: Path, all_figures: Sequence[Figures], project: str, config: Mapping[str, Any],
+    made: Collection[int] = (), *, backfill: bool = False,
+) -> Feed:  # fmt: skip
+    """The feed of a run's finished reports."""
+    reports = {}
+    for figures in all_figures:
+        manifest = manifest_of(iteration_folder(run, figures["iteration"]) / "report", "report")
+        if manifest is not None:
+            reports[figures["iteration"]] = manifest.content_hash
+    return Feed(run, project, points(all_figures), config, reports, made, backfill, partial(_media, run))
+
+
+def track(feed: Feed, trackers: Sequence[str]) -> None:
+    """Send each tracker what it lacks."""
     for name in trackers:
         try:
-            send[name](run, project, points(all_figures))
+            left = _SEND[name](feed)
         except ModuleNotFoundError as error:
             say(
                 f"report.trackers: {name} gets nothing, it is not installed (no module {error.name}). "
                 "Run .venv/bin/pip install wandb tensorboard, then report again; nothing is lost."
+            )
+            continue
+        if left:
+            say(
+                f"{name} has the numbers of every iteration, but not the tables and histograms of {len(left)} of them; "
+                "report --backfill sends these too"
             )
 
 
@@ -49,11 +91,27 @@ def points(all_figures: Sequence[Figures]) -> Points:
     return found
 
 
-def news(wanted: Points, logged: Points) -> tuple[bool, Points]:
-    """Whether to start afresh (a point that is out there is no longer true), and the points to send."""
+def news(feed: Feed, logged: Points, sent: Mapping[int, str]) -> News:
+    """What is new to a tracker that has these points, and the media of these iterations (with their reports' hash)."""
     near = 1e-6  # trackers keep float32
-    wrong = [key for key, old in logged.items() if key not in wanted or abs(wanted[key] - old) > near * (1 + abs(old))]
-    return (True, wanted) if wrong else (False, {key: wanted[key] for key in wanted.keys() - logged.keys()})
+    wanted = feed.points
+    changed = [
+        key for key, old in logged.items() if key not in wanted or abs(wanted[key] - old) > near * (1 + abs(old))
+    ]
+    afresh = bool(changed) or any(feed.reports.get(iteration) != key for iteration, key in sent.items())
+    due = feed.reports.keys() if feed.backfill else feed.reports.keys() & {*feed.made, *(sent if afresh else ())}
+    lacking = feed.reports.keys() if afresh else feed.reports.keys() - sent.keys()
+    new = wanted if afresh else {key: wanted[key] for key in wanted.keys() - logged.keys()}
+    return News(afresh, new, sorted(due & lacking), sorted(lacking - due))
+
+
+def by_step(wanted: Points, keep: Callable[[str], bool]) -> dict[int, dict[str, float]]:
+    """The points whose names are to be kept, those of a step together, in order."""
+    steps: dict[int, dict[str, float]] = {}
+    for (name, step), value in sorted(wanted.items(), key=lambda item: (item[0][1], item[0][0])):
+        if keep(name):
+            steps.setdefault(step, {})[name] = value
+    return steps
 
 
 def _leaves(value: object, name: str) -> Iterator[tuple[str, float]]:
@@ -64,88 +122,20 @@ def _leaves(value: object, name: str) -> Iterator[tuple[str, float]]:
         yield name, float(value)
 
 
-def _by_step(wanted: Points, keep: Callable[[str], bool]) -> list[tuple[int, dict[str, float]]]:
-    steps: dict[int, dict[str, float]] = {}
-    for (name, step), value in sorted(wanted.items()):
-        if keep(name):
-            steps.setdefault(step, {})[name] = value
-    return sorted(steps.items())
+def _media(run: Path, iteration: int) -> Media:
+    return load_media(run, Source(iteration_folder(run, iteration) / "report", "report"), iteration)
 
 
-def _to_tensorboard(run: Path, _: str, wanted: Points) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+def _to_tensorboard(feed: Feed) -> list[int]:
+    from dapo_stages.reporting import tensorboard_events
 
-    folder = run / TENSORBOARD
-    before = sorted(folder.glob("events.out.tfevents.*"))
-    afresh, new = news(wanted, _read_tensorboard(before))
-    if not new:
-        return
-    writer = EventFileWriter(str(folder))
-    for step, values in _by_step(new, lambda _: True):
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-    writer.close()
-    for path in before if afresh else ():
-        path.unlink()
+    return tensorboard_events.send(feed)
 
 
-def _read_tensorboard(paths: Sequence[Path]) -> Points:
-    """The points of event files; one cut off in the middle counts up to there."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+def _to_wandb(feed: Feed) -> list[int]:
+    from dapo_stages.reporting import wandb_run
 
-    found: Points = {}
-    for path in paths:
-        for event in LegacyEventFileLoader(str(path)).Load():
-            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-    return found
+    return wandb_run.send(feed)
 
 
-def _to_wandb(run: Path, project: str, wanted: Points) -> None:
-    """W&B only appends, so a point that changed starts a new W&B run. Trouble with the service stops nothing."""
-    path = run / "wandb" / WANDB_STATE
-    state = _read_state(path)
-    logged = {(name, step): value for name, step, value in state["logged"]}
-    afresh, new = news(wanted, logged)
-    if not new:
-        return
-    identity = uuid.uuid4().hex[:8] if afresh or not state["id"] else state["id"]
-    import wandb
-
-    path.parent.mkdir(exist_ok=True)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, disable_code=True)
-    try:
-        with wandb.init(
-            project=project, name=run.name, id=identity, dir=str(run), resume=_resume(state, afresh), settings=settings
-        ) as tracked:
-            tracked.define_metric("iteration")
-            tracked.define_metric("optimiser_step")
-            tracked.define_metric("*", step_metric="iteration")
-            tracked.define_metric(f"{PER_UPDATE}*", step_metric="optimiser_step")
-            for step, values in _by_step(new, lambda name: name.startswith(PER_UPDATE)):
-                tracked.log({"optimiser_step": step, **values})
-            for step, values in _by_step(new, lambda name: not name.startswith(PER_UPDATE)):
-                tracked.log({"iteration": step, **values})
-    except (wandb.Error, OSError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        say(f"wandb: {reason}. The figures are in the report; set WANDB_MODE=offline or log in, and run report again.")
-        return
-    sent = (wanted if afresh else {**logged, **new}).items()
-    rows = [[name, step, value] for (name, step), value in sorted(sent)]
-    write_text(path, json.dumps({"id": identity, "logged": rows}, allow_nan=False))
-
-
-def _resume(state: Mapping[str, Any], afresh: bool) -> Any:
-    """Go on with a W&B run that is there; offline there is nothing to ask, the id alone joins the parts."""
-    offline = os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}
-    return "allow" if state["id"] and not afresh and not offline else None
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return {"id": str(state["id"]), "logged": [(str(n), int(s), float(v)) for n, s, v in state["logged"]]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"id": "", "logged": []}
+_SEND = {"tensorboard": _to_tensorboard, "wandb": _to_wandb}

@@ -30,19 +30,24 @@ def main(
     """Remove large files of old iterations, as the keep section says; their manifests stay.
 
     The newest trained iterations are kept, and (keep.best) the policy with the best held-out accuracy. Rollouts and
-    policies go only once their iteration is reported; a policy that an adapter needs stays as long as the adapter.
+    policies go only once their iteration is reported; a policy that an adapter needs stays as long as the adapter, and
+    all rollouts under a curriculum (rollout.curriculum), which goes by them.
 
     Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
     """
     settings = load_config(config, set_)
-    for folder in prunable(run, settings.keep, settings.lag):
+    for folder in prunable(run, settings.keep, settings.lag, curriculum=settings.rollout.curriculum is not None):
         say(f"prune: {'would remove' if dry_run else 'removing'} the files of {folder}")
         if not dry_run:
             _prune(folder)
 
 
-def prunable(run: Path, keep: KeepConfig, lag: int = 0) -> list[Path]:
-    """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old."""
+def prunable(run: Path, keep: KeepConfig, lag: int = 0, *, curriculum: bool = False) -> list[Path]:
+    """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old.
+
+    Under a curriculum every rollout is an input of all later ones, of one that is being sampled too: would one go
+    meanwhile, an interrupted rollout could not carry on, and what is asked would depend on when it went.
+    """
     trained = sorted(path.parent.parent for path in run.glob("iter-[0-9]*/train/manifest.json"))
     found = []
     for name, parts in PARTS.items():
@@ -53,7 +58,7 @@ def prunable(run: Path, keep: KeepConfig, lag: int = 0) -> list[Path]:
             reported = (iteration / "report" / MANIFEST).exists()
             if name != "states" and not reported:
                 continue
-            folders = [iteration / part for part in parts]
+            folders = [iteration / part for part in parts if not (curriculum and part == "rollout")]
             found += [folder for folder in folders if (folder / MANIFEST).exists() and not _is_pruned(folder)]
     needed = _needed(run, keep, found)
     return [folder for folder in found if folder.resolve() not in needed]

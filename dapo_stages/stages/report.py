@@ -20,6 +20,12 @@ def main(
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Only this iteration; else all that lack a report.")
     ] = None,
+    backfill: Annotated[
+        bool,
+        typer.Option(
+            "--backfill", help="Send the trackers the tables and histograms of earlier iterations that they lack, too."
+        ),
+    ] = False,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -36,7 +42,7 @@ def main(
     from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.fragments import Reported
     from dapo_stages.reporting.tables import print_table
-    from dapo_stages.reporting.trackers import track
+    from dapo_stages.reporting.trackers import feed_of, track
 
     settings = load_config(config, set_)
     plans = _plans(run, iteration, settings)
@@ -49,7 +55,9 @@ def main(
         return
     reported = Reported(run)
     page, best = reported.write(), find_best(run)
-    track(run, settings.report.trackers, settings.report.project, reported.figures)
+    config_values = settings.model_dump(mode="json")
+    project, trackers = settings.report.project, settings.report.trackers
+    track(feed_of(run, reported.figures, project, config_values, list(plans), backfill=backfill), trackers)
     if as_json:
         found = {"report": str(page), "best": asdict(best) if best else None, "made": list(plans)}
         answer({"stage": "report", **found, "iterations": reported.figures})

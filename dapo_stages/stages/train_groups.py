@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from dapo_stages.console import say
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.shards import Row, RowLookup
@@ -94,8 +95,8 @@ def data_metrics(inputs: dict[str, Source]) -> dict[str, float]:
     found = {}
     if "truncated" in sampled:
         found["truncated_share"] = float(sampled["truncated"])
-    if weighted.get("groups") and "without_signal" in weighted:
-        found["informative_share"] = 1 - weighted["without_signal"] / weighted["groups"]
+    if weighted.get("groups") and "informative" in weighted:
+        found["informative_share"] = weighted["informative"] / weighted["groups"]
     return found
 
 
@@ -108,3 +109,26 @@ def group_metrics(groups: list[TrainGroup]) -> dict[str, float]:
         "groups": float(len(groups)),
         "replayed_groups": float(sum(group.replayed for group in groups)),
     }
+
+
+def engine_difference(metrics: list[Row], limit: float) -> float | None:
+    """Mean difference between log-probs of engine and trainer over all updates, with a warning above the limit.
+
+    None where no token is of the policy that is trained.
+    """
+    updates: dict[int, dict[str, float]] = {}
+    for row in metrics:
+        updates.setdefault(row["update"], {})[row["name"]] = row["value"]
+    compared = [found for found in updates.values() if found["engine_diff_mean"] is not None]
+    tokens = sum(found["engine_tokens"] for found in compared)
+    if not tokens:
+        return None
+    mean = sum(found["engine_diff_mean"] * found["engine_tokens"] for found in compared) / tokens
+    if not mean <= limit:
+        say(
+            f"train-step: log-probs of engine and trainer differ by {mean:.3g} on average, more than "
+            f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap; better "
+            "let the engine sample from this very policy, with the same model.dtype and pictures, without top_p, "
+            "top_k, min_p and penalties, and give log-probs of what it sampled from."
+        )
+    return mean

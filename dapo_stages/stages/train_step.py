@@ -29,7 +29,7 @@ from dapo_stages.stages.references import (
     write_reference,
 )
 from dapo_stages.stages.sampled import as_sampled
-from dapo_stages.stages.train_groups import data_metrics, group_metrics, read_groups
+from dapo_stages.stages.train_groups import data_metrics, engine_difference, group_metrics, read_groups
 
 if TYPE_CHECKING:
     from dapo_stages.models.batches import MiniBatch, TrainGroup
@@ -136,7 +136,8 @@ class TrainStep:
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             metrics = self._train(trainer, groups)
-            self._compare_engine(metrics)
+            if (difference := engine_difference(metrics, self._config.engines.diff_warn)) is not None:
+                self._output.counts["engine_diff"] = difference
             self._save(policy, trainer.worker)
         if ranks.rank() == 0:
             self._output.write("metrics", None, metrics)
@@ -243,26 +244,6 @@ class TrainStep:
                 ]
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
         return rows
-
-    def _compare_engine(self, metrics: list[Row]) -> None:
-        """Warn where the engine sampled from another distribution than the one that is trained."""
-        updates: dict[int, dict[str, float]] = {}
-        for row in metrics:
-            updates.setdefault(row["update"], {})[row["name"]] = row["value"]
-        compared = [found for found in updates.values() if found["engine_diff_mean"] is not None]
-        tokens = sum(found["engine_tokens"] for found in compared)
-        if not tokens:
-            return
-        mean = sum(found["engine_diff_mean"] * found["engine_tokens"] for found in compared) / tokens
-        self._output.counts["engine_diff"] = mean
-        limit = self._config.engines.diff_warn
-        if not mean <= limit:
-            say(
-                f"train-step: log-probs of engine and trainer differ by {mean:.3g} on average, more than "
-                f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap; better "
-                "let the engine sample from this very policy, with the same model.dtype and pictures, without top_p, "
-                "top_k, min_p and penalties, and give log-probs of what it sampled from."
-            )
 
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Log-probs of the policy as it is before the first update, for all that is trained on after it.

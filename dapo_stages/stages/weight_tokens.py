@@ -134,6 +134,7 @@ class Weighting:
         entering = [group for group in fresh if self._has_signal(group)]
         self._output.counts |= {
             "groups": len(fresh),
+            "informative": sum(group.std > self._settings.replay.var_epsilon for group in fresh),
             "without_signal": len(without_signal),
             "replayed": len(replayed),
             "buffer": buffer.write_next(self._output, self._rollouts, entering),

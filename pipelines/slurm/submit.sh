@@ -26,6 +26,13 @@ for file in "training_logs/$RUN/config.yaml" "${CONFIG:-pipelines/embedded.yaml}
 done
 : "${ITERS:=1}" "${LAG:=0}"
 export CLUSTER RUN SET LAG EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
+# Under a curriculum each rollout reads those before it. With LAG=0 it waits for them anyway, by way of training.
+in_turn=
+if ((LAG > 0)); then
+  # shellcheck disable=SC2016  # make expands it
+  in_turn=$(env -u CONFIG make --silent --eval='in-turn: ; @echo $(if $(CURRICULUM),yes)' in-turn "RUN=$RUN" \
+    ${CONFIG:+"CONFIG=$CONFIG"} ${SET:+"SET=$SET"})
+fi
 logs=training_logs/$RUN/slurm
 submitted=0
 
@@ -58,10 +65,11 @@ submit() {
 submit setup 0 1
 setup=$job
 declare -A train=([0]=$setup)
-finished=$setup scored=$setup
+finished=$setup scored=$setup rolled=()
 for ((k = 1; k <= ITERS; k++)); do
   sampler=$((k - 1 - LAG > 0 ? k - 1 - LAG : 0))
-  submit rollout "$k" "$ROLLOUT_NODES" "${train[$sampler]}"
+  submit rollout "$k" "$ROLLOUT_NODES" "${train[$sampler]}" ${rolled[@]+"${rolled[@]}"}
+  [ -z "$in_turn" ] || rolled=("$job")
   submit score "$k" "$ROLLOUT_NODES" "$job" "$scored"
   scored=$job
   submit train "$k" "$TRAIN_NODES" "$scored" "${train[$((k - 1))]}"

@@ -186,6 +186,20 @@ def test_a_run_with_another_start_is_not_compared(runs: Path) -> None:
     assert len(found) == 8
 
 
+def test_runs_are_compared_over_the_iterations_that_all_have_evaluated(runs: Path) -> None:
+    """All end at 0.9 after two iterations. Without the first, one run's mean would be 0.9 for that reason alone."""
+    for run in runs.glob("[be]*-*"):
+        (run / "config.yaml").write_text("planned_iterations: 2\n")
+        shutil.copytree(run / "iter-0001", run / "iter-0002")
+        shutil.rmtree(run / "iter-0002/eval")
+        evaluation(run / "iter-0002/eval", runs / f"start-{run.name[-1]}", 0.9)
+    assert read_study(runs, list(ENDS), SEEDS)[0][0].over_run("violating") == pytest.approx((0.5 + 0.9) / 2)
+    shutil.rmtree(runs / "baseline-2/iter-0001/eval")
+    found, missing = read_study(runs, list(ENDS), SEEDS)
+    assert not missing and [run.over_run("violating") for run in found] == pytest.approx([0.9] * 9)
+    assert found[0].at_start("violating") == pytest.approx(0.1) and set(found[0].curves["vgr"]) == {0, 1}
+
+
 def test_curves_are_pictures_of_their_own(results: ModuleType, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page(results, runs, monkeypatch)
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)

@@ -66,6 +66,17 @@ def test_a_policy_that_lagging_rollouts_still_need_stays(run: Path) -> None:
     assert left(run, "policy") == [3, 4]
 
 
+def test_rollouts_stay_where_a_curriculum_goes_by_them(run: Path) -> None:
+    """`run` has rollouts of iterations 1 and 2. One that goes while a later iteration samples could not be resumed."""
+    parts = ("rollout", "attention", "weights")
+    keep = ("--set", "keep.rollouts=2", "--set", "keep.best=false")
+    prune(run, *keep, "--set", "rollout.curriculum={}")
+    assert [read_manifest(run / "iter-0001" / part).pruned for part in parts] == [False, True, True]
+    Source(run / "iter-0001/rollout").verify_all()
+    prune(run, *keep)
+    assert read_manifest(run / "iter-0001/rollout").pruned
+
+
 def test_a_better_policy_takes_its_place(run: Path) -> None:
     prune(run, "--set", "keep.policies=1")
     checkpoint(run, 5)

@@ -117,6 +117,19 @@ def test_the_card_has_the_figures_of_the_evaluations(trained: Path) -> None:
     assert str(trained) not in card and "## Limitations" in card
 
 
+def test_the_card_names_rewards_that_weigh_1_because_nothing_else_is_said(
+    trained: Path, small_run: Run, tmp_path: Path
+) -> None:
+    run_ = tmp_path / "judged"
+    shutil.copytree(trained, run_)
+    rewards = {"rewards__judge": "{model: m}", "rewards__plugins": "{brevity: a.py:f, places: a.py:g}"}
+    weights = "{accuracy: 2, format: 0, plugins: {places: 0}}"
+    small_run.command("config", "--out", run_ / "config.yaml", **rewards, weights__reward_weights=weights)
+    card = json.loads(push(run_ / "iter-0002/train/policy", "--dry-run", "--json").stdout)["card"]
+    assert "| rewards | accuracy 2, overlong 1, brevity 1, judge 1 |" in card
+    assert "its form, and for what brevity, judge found. The text before the answer need not be why" in card
+
+
 def test_uploading_makes_the_repository_and_sends_what_is_listed(trained: Path, hub: Hub) -> None:
     policy = trained / "iter-0002/train/policy"
     result = push(policy, "--private", "--json")

@@ -14,10 +14,11 @@ function look(box, token) {
   let said = token === null ? `completion ${index}, mean over its tokens`
     : `“${one.tokens[token].slice(0, 60).replaceAll("\n", "⏎")}” in completion ${index} · weight ${number(one.weights[token])} · VGR ${number(one.vgrs[token])}`;
   if (heat) {
-    const row = token === null ? one.tokens.length : token;
+    const mean = heat.seen[layer].length - 1; // the row behind those of the tokens
+    const row = token === null ? mean : token;
     said += ` · ${(100 * heat.seen[layer][row]).toFixed(1)} % of the attention on the picture, ${heat.layers[layer]} layers`;
     if (entry.slider) [entry.slider.value, entry.named.textContent] = [layer, heat.layers[layer]];
-    paint(entry.images, heat, layer * (one.tokens.length + 1) + row);
+    paint(entry.images, heat, layer * (mean + 1) + row);
   } else {
     said += " · where it looked was not kept";
     for (const canvas of entry.images) if (canvas) canvas.hidden = true;

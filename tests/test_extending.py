@@ -1,0 +1,114 @@
+"""The examples of docs/extending.md work: an engine in a rollout, a family against rows of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import families
+from support.commands import ROOT
+from support.pipeline import Run, table
+from support.prompts import groups
+
+from dapo_stages.config import ModelConfig
+from dapo_stages.manifests import Source
+from dapo_stages.models.families import FAMILIES, Family
+from dapo_stages.models.policy import load_policy
+from dapo_stages.models.tokens import load_tokens
+from dapo_stages.stages import rollout
+
+PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+ENGINE, FAMILY = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+
+@pytest.mark.parametrize("code", [ENGINE, FAMILY], ids=["engine", "family"])
+def test_an_example_is_short(code: str) -> None:
+    assert len(code.splitlines()) < 40
+
+
+def repeat(small_run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+    """The rollout of iteration 1 again, with the engine of the page and other settings."""
+    made: dict[str, Any] = {"__name__": "example"}
+    exec(ENGINE, made)
+
+    def recorded(source: Source, config: Any) -> Any:
+        return made["RecordedEngine"](Source(small_run.at(1) / "rollout"), load_tokens(source.folder), config)
+
+    monkeypatch.setattr(rollout, "open_engine", recorded)
+    return small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", out, **settings)
+
+
+def test_the_engine_gives_what_was_recorded_and_rewards_are_new(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = repeat(small_run, tmp_path / "rollout", monkeypatch, rewards__overlong_cache=1)
+    assert result.code == 0, result.stderr
+    before, after = table(small_run.at(1) / "rollout", "completions"), table(tmp_path / "rollout", "completions")
+    for column in ("completion_id", "text", "reward_accuracy"):
+        assert list(before[column]) == list(after[column])
+    for column in ("completion_ids", "sampling_logprobs"):
+        assert all(map(lambda a, b: list(a) == list(b), before[column], after[column]))
+    assert list(before["reward_overlong"]) != list(after["reward_overlong"])
+
+
+def test_a_prompt_that_was_not_recorded_is_refused(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = repeat(small_run, tmp_path / "rollout", monkeypatch, seed=7)
+    assert result.code == 3
+    assert re.fullmatch(
+        r"recorded: prompt \S+: found \d completions; needed \d+ of the same seed and iteration\. "
+        r"Name the rollout to be repeated\.\n",
+        result.stderr.splitlines(keepends=True)[-1],
+    )
+
+
+@pytest.fixture()
+def furthest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    before = dict(FAMILIES)
+    made: dict[str, Any] = {"__name__": "example"}
+    exec(FAMILY, made)
+    yield made["furthest"]
+    FAMILIES.clear()
+    FAMILIES.update(before)
+
+
+class Flat(Family):
+    """One that gives a picture's tokens the positions of text."""
+
+    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
+        return torch.arange(len(ids)).expand(3, -1)
+
+
+def test_a_family_is_held_to_rows_of_their_own(furthest: Any, tmp_path: Path) -> None:
+    text = families._text(
+        rope_parameters={
+            "rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_theta": 10000.0,
+        },
+        head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1,
+    )  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, processor = families._qwen("Qwen3VLMoe", text, vision, patch=16)
+    policy = families.Policy(model.eval(), processor, torch.device("cpu"), torch.float32)
+    families.save_policy(policy, tmp_path)
+    policy = load_policy(tmp_path, ModelConfig(name="embedded", dtype="float32", device="cpu"))
+    assert policy.architecture == "qwen3_vl_moe" and policy.shares_prefixes
+    cases = groups(policy)
+    assert furthest(policy, cases) < 1e-5
+    FAMILIES["qwen3_vl_moe"] = Flat("Qwen3VLProcessor")
+    assert furthest(policy, cases) > 1e-3
+
+
+def test_every_link_leads_to_a_heading() -> None:
+    for page, place in re.findall(r"\]\((\w+\.md)#([\w-]+)\)", PAGE):
+        titles = re.findall(r"^#+ (.*)$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M)
+        assert place in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}

@@ -1,0 +1,101 @@
+"""pipelines/notebooks/inspect.ipynb runs on a run's files, and its heat maps are right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.commands import ROOT
+from support.pipeline import Run
+
+NOTEBOOK = ROOT / "pipelines/notebooks/inspect.ipynb"
+
+
+def kept_outputs(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    return [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+
+
+@pytest.fixture(scope="module")
+def executed(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The notebook's cells, run in a copy of the project's folders in which training_logs/first is a small run."""
+    spec = importlib.util.spec_from_file_location("run_notebook", NOTEBOOK.parent / "run.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    root = tmp_path_factory.mktemp("project")
+    (root / "training_logs").mkdir()
+    (root / "training_logs/first").symlink_to(small_run.folder)
+    (root / "pipelines/notebooks").mkdir(parents=True)
+    copy = root / "pipelines/notebooks/inspect.ipynb"
+    copy.write_bytes(NOTEBOOK.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RUN", raising=False)
+        found: tuple[dict[str, Any], dict[str, Any]] = module.run(copy)
+    return found
+
+
+def test_every_cell_runs_and_the_figures_are_drawn(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    outputs = kept_outputs(executed[0])
+    said = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    assert "2 iterations, iter-0001 to iter-0002" in said and "right minus wrong, within groups" in said
+    assert sum(output["output_type"] == "display_data" for output in outputs) == 4
+    assert [output for output in outputs if output["output_type"] == "error"] == []
+
+
+def test_its_figures_are_those_of_the_files(executed: tuple[dict[str, Any], dict[str, Any]], small_run: Run) -> None:
+    """Against the report's own streaming of the same rows."""
+    from dapo_stages.reporting.figures import collect
+    from dapo_stages.reporting.runs import sources
+
+    everything = executed[1]["everything"]
+    for number in (1, 2):
+        figures = collect(number, sources(small_run.folder, number))["attention"]
+        mine = everything[everything.iteration == number]
+        assert len(mine) == figures["status"]["ok"]
+        assert mine.vgr_all.mean() == pytest.approx(figures["vgr_all"])
+
+
+def test_the_brightest_place_is_the_patch_that_was_looked_at(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Two pictures, neither square: image token 5 of the first (row 1, column 1 of 2 × 4), 1 of the second."""
+    heat_maps = executed[1]["heat_maps"]
+    grids = np.array([[1, 4, 8], [1, 6, 2]])
+    attention = np.full(8 + 3, 0.1)
+    attention[[5, 9]] = 1.0
+    first, second = heat_maps(attention, grids)
+    assert (first.shape, second.shape) == ((2, 4), (3, 1))
+    assert np.unravel_index(first.argmax(), first.shape) == (1, 1)
+    assert np.unravel_index(second.argmax(), second.shape) == (1, 0)
+    with pytest.raises(AssertionError, match="do not belong together"):
+        heat_maps(attention[:-1], grids)
+
+
+def test_the_map_lies_over_the_picture_as_the_patches_do(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Drawn over a black picture of 120 × 60 pixels, the brightest pixels are those of row 1, column 1 of 2 × 4."""
+    from matplotlib import pyplot
+
+    figure = pyplot.figure(figsize=(1.2, 0.6), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    heat = np.zeros((2, 4))
+    heat[1, 1] = 1
+    executed[1]["show"](axes, Image.new("RGB", (120, 60)), heat, "")
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].sum(axis=-1)  # type: ignore[attr-defined]
+    pyplot.close(figure)
+    rows, columns = np.nonzero(pixels > 0.9 * pixels.max())
+    assert (rows.min(), rows.max()) == pytest.approx((30, 59), abs=1)
+    assert (columns.min(), columns.max()) == pytest.approx((30, 59), abs=1)
+
+
+def test_what_is_committed_is_small_and_names_no_machine() -> None:
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    assert notebook["nbformat"] == 4 and len(text) < 300_000
+    assert len(kept_outputs(notebook)) >= 7
+    said = json.dumps([o.get("text", "") for o in kept_outputs(notebook)])
+    assert not re.search(r"/(home|work|tmp|root|Users)/", said)
+    assert "../../training_logs" in text

@@ -1,0 +1,75 @@
+"""docs/commands.md and docs/configuration.md: what `make docs` makes of the code as it is, and complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from types import ModuleType
+
+import pytest
+import yaml
+from support.commands import ROOT, run
+
+from dapo_stages.cli import COMMANDS
+from dapo_stages.config import Config, dump_config
+
+COMMANDS_PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+KEYS_PAGE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_those_of_the_code(generate: ModuleType) -> None:
+    for name, make in generate.PAGES.items():
+        assert make() == (ROOT / "docs" / name).read_text(encoding="utf-8"), f"docs/{name} is old: run make docs"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_help_shows_is_there(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    section = COMMANDS_PAGE.split(f"\n### {command}\n")[1].split("\n### ")[0]
+    shown = set(re.findall(r"^\S?\s+\*?\s*(--[a-z-]+)", run(command, "--help").stdout, re.M)) - {"--help"}
+    assert shown
+    assert shown <= set(re.findall(r"--[a-z-]+", "\n".join(re.findall(r"^\| (`--\S+)", section, re.M))))
+    assert f"```bash\ndapo-stages {command} " in section
+    for row in re.findall(r"^\| `.*", section, re.M):
+        assert re.fullmatch(r"\| .* \| .* \| .* \| .+ \|", row)
+
+
+def test_every_key_of_a_resolved_file_is_there_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([a-zA-Z_.]+)` \|.*\| `(.*)` \| .+ \|$", KEYS_PAGE, re.M))
+
+    def walk(values: dict[str, object], place: str = "") -> None:
+        for name, value in values.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{place}{name}.")
+            else:
+                assert json.loads(rows[f"{place}{name}"]) == value, f"{place}{name}"
+
+    walk(yaml.safe_load(dump_config(Config())))
+    assert rows.keys() >= {"train.lora.rank", "rewards.judge.mode", "rollout.curriculum.floor", "schedules.KEY.over"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epsilon_low", "number, > 0, < 1"),
+        ("train.delta", "number, > 1 or null"),
+        ("rollout.num_generations", "integer, ≥ 2"),
+        ("train.betas", "[number, ≥ 0, < 1; number, ≥ 0, < 1]"),
+        ("weights.vgr_mapping", "`quantile`, `mad`"),
+        ("model.compile", "true or false"),
+        ("data.columns.slices", "list of text"),
+        ("rewards.plugins", "name: text"),
+    ],
+)
+def test_what_a_key_may_be_is_said(key: str, value: str) -> None:
+    assert f"| `{key}` | {value} |" in KEYS_PAGE
