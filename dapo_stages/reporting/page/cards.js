@@ -24,10 +24,10 @@ function card(entry) {
     make("bdi", {}, `answer ${group.solution}`), ` · ${group.correct} of ${group.completions.length} right`,
     group.informative ? " · informative" : "", group.kept ? "" : " · not kept", group.replayed ? " · replayed" : "",
     ` · iteration ${group.iteration}`, group.replayed ? `, sampled in ${group.sampled}` : "",
-    group.slice ? make("bdi", {}, ` · ${group.slice}`) : "", make("br"), make("bdi", {}, group.id), " · ", make("bdi", {}, group.prompt),
+    group.slice ? make("bdi", {}, ` · ${group.slice}`) : "", make("br"),
+    make("bdi", {}, group.id), " · ", make("bdi", {}, group.prompt),
   ];
-  const aside = make("aside", {}, view, question(group.problem),
-    make("div", { className: "details" }, ...details));
+  const aside = make("aside", {}, view, question(group.problem), make("div", { className: "details" }, ...details));
   if (range[1] > range[0]) aside.append(ramp(range));
   const images = group.images.map((image) => picture(image, view));
   const looked = make("div", { className: "looked", "aria-live": "polite" });
@@ -40,8 +40,8 @@ function card(entry) {
 }
 
 function question(text) {
-  const properties = text.length > LONG ? { className: "question long", tabIndex: 0, role: "region", "aria-label": "question" } : { className: "question" };
-  return write(make("div", { ...properties, dir: "auto" }), text);
+  const long = { className: "question long", tabIndex: 0, role: "region", "aria-label": "question" };
+  return write(make("div", { dir: "auto", ...(text.length > LONG ? long : { className: "question" }) }), text);
 }
 
 function picture(image, view) {
@@ -51,7 +51,8 @@ function picture(image, view) {
   }
   const canvas = make("canvas", { hidden: true });
   const alt = `picture of the question, ${image.width} × ${image.height} pixels`;
-  const frame = make("div", { className: image.width < 160 ? "picture small" : "picture" }, make("img", { src: image.uri, alt }), canvas);
+  const className = image.width < 160 ? "picture small" : "picture";
+  const frame = make("div", { className }, make("img", { src: image.uri, alt }), canvas);
   frame.style.maxWidth = `${Math.min(250, Math.max(140, image.width))}px`;
   view.append(frame);
   return canvas;
@@ -74,7 +75,8 @@ function setLayer(entry, layer) {
 
 function ramp([low, high]) {
   const steps = [...Array(SHADES).keys()].map((shade) => make("i", { className: `w${shade}` }));
-  return make("div", { className: "details" }, `weight ${number(low)} `, make("span", { className: "ramp" }, ...steps), ` ${number(high)}`);
+  const scale = make("span", { className: "ramp" }, ...steps);
+  return make("div", { className: "details" }, `weight ${number(low)} `, scale, ` ${number(high)}`);
 }
 
 function fact(name, value, kind = "") {
@@ -88,7 +90,9 @@ function completion(one, entry, index) {
     said.append(fact("advantage", (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
   }
   if (one.reward !== null) said.append(fact("reward", number(one.reward)));
-  for (const [name, value] of Object.entries(one.rewards)) said.append(fact(name === "vgr" ? "VGR reward" : name, number(value)));
+  for (const [name, value] of Object.entries(one.rewards)) {
+    said.append(fact(name === "vgr" ? "VGR reward" : name, number(value)));
+  }
   if (one.vgr !== null) said.append(fact("VGR", number(one.vgr)));
   said.append(fact("tokens", String(one.tokens.length)));
   if (one.finish === "length") said.append(make("li", {}, "truncated"));
@@ -104,7 +108,10 @@ function completion(one, entry, index) {
     more.addEventListener("click", () => { fill(box, Infinity); more.remove(); box.firstChild.focus(); });
     parts.push(more);
   }
-  if (one.cut) parts.push(make("p", { className: "soft" }, `${plural(one.cut, "further character")} only in the Parquet files.`));
+  if (one.cut) {
+    const rest = `${plural(one.cut, "further character")} only in the Parquet files.`;
+    parts.push(make("p", { className: "soft" }, rest));
+  }
   parts.push(make("div", { className: "details" }, make("bdi", {}, one.id)));
   return make("section", { className: "completion", "aria-label": `completion ${index + 1}` }, ...parts);
 }
@@ -118,8 +125,9 @@ function fill(box, room) {
     const shade = weight === undefined || high <= low ? 0 : Math.min(Math.max((weight - low) / (high - low), 0), 1);
     const text = token.slice(0, room);
     const name = text.trim() ? {} : { "aria-label": text.includes("\n") ? "line break" : text ? "blank" : "nothing" };
-    const properties = { className: `w${Math.round(shade * (SHADES - 1))}`, role: "option", tabIndex: spans.length ? -1 : 0 };
-    spans.push(write(make("span", { ...properties, ...name }), text));
+    const className = `w${Math.round(shade * (SHADES - 1))}`;
+    const tabIndex = spans.length ? -1 : 0; // one stop of the Tab key; arrow keys go on from there
+    spans.push(write(make("span", { className, role: "option", tabIndex, ...name }), text));
     room -= token.length;
   }
   if (!spans.length) spans.push(make("span", { role: "option", tabIndex: 0 }, "(empty)"));

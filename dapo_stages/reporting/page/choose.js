@@ -51,7 +51,9 @@ function choose() {
     const name = sort.replace("-", "");
     const sign = sort.startsWith("-") ? -1 : 1;
     const value = (one, group) => MEASURES[name](one, group) ?? sign * Infinity; // unknown ones last
-    for (const { group, completions } of found) completions.sort((a, b) => sign * compare(value(a, group), value(b, group)));
+    for (const { group, completions } of found) {
+      completions.sort((a, b) => sign * compare(value(a, group), value(b, group)));
+    }
     found.sort((a, b) => sign * compare(value(a.completions[0], a.group), value(b.completions[0], b.group)));
   }
   state.found = found;

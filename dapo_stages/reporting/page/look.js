@@ -11,12 +11,16 @@ function look(box, token) {
   const heat = one.heat;
   const layer = heat ? Math.max(0, heat.layers.indexOf(state.layer)) : 0;
   const index = [...box.parentElement.parentElement.children].indexOf(box.parentElement) + 1;
-  let said = token === null ? `completion ${index}, mean over its tokens`
-    : `“${one.tokens[token].slice(0, 60).replaceAll("\n", "⏎")}” in completion ${index} · weight ${number(one.weights[token])} · VGR ${number(one.vgrs[token])}`;
+  let said = `completion ${index}, mean over its tokens`;
+  if (token !== null) {
+    const text = one.tokens[token].slice(0, 60).replaceAll("\n", "⏎");
+    said = `“${text}” in completion ${index} · weight ${number(one.weights[token])} · VGR ${number(one.vgrs[token])}`;
+  }
   if (heat) {
     const mean = heat.seen[layer].length - 1; // the row behind those of the tokens
     const row = token === null ? mean : token;
-    said += ` · ${(100 * heat.seen[layer][row]).toFixed(1)} % of the attention on the picture, ${heat.layers[layer]} layers`;
+    const share = (100 * heat.seen[layer][row]).toFixed(1);
+    said += ` · ${share} % of the attention on the picture, ${heat.layers[layer]} layers`;
     if (entry.slider) [entry.slider.value, entry.named.textContent] = [layer, heat.layers[layer]];
     paint(entry.images, heat, layer * (mean + 1) + row);
   } else {

@@ -29,7 +29,10 @@ const theme = document.getElementById("theme");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
 const sayTheme = () => theme.setAttribute("aria-pressed", isDark());
-theme.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; sayTheme(); });
+theme.addEventListener("click", () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  sayTheme();
+});
 dark.addEventListener("change", sayTheme);
 sayTheme();
 
@@ -38,7 +41,8 @@ function start() {
   list.addEventListener("mouseout", (event) => {
     const box = boxOf(event.target);
     if (!box || boxOf(event.relatedTarget)) return;
-    const kept = [state.kept, document.activeElement].find((token) => token && boxOf(token) && boxes.get(boxOf(token)).entry === boxes.get(box).entry);
+    const entry = boxes.get(box).entry;
+    const kept = [state.kept, document.activeElement].find((token) => boxes.get(boxOf(token))?.entry === entry);
     if (kept) lookAt(kept);
     else look(box, null);
   });
