@@ -12,14 +12,14 @@ from dapo_stages.schemas import SEGMENTS
 
 # Names in a legend -> where the number is.
 Paths = Mapping[str, tuple[str, ...]]
-
+Cost = Mapping[int, Mapping[str, float]]  # iteration -> stage -> seconds, or GiB
 
 _BINS = 24
-MODES = ("greedy", "sampled")
+_MODES = ("greedy", "sampled")
 
 
-def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, float]]) -> list[Chart]:
-    """All charts that have something to show."""
+def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Chart]:
+    """All charts that have something to show; `cost` has the `seconds` and the `memory` (GiB) of stages, if known."""
     rewards = {name for f in all_figures for name in f.get("weights") or {} if name.startswith("reward_")}
     parts = sorted(rewards - {"reward_std"})
     named = slices(list(all_figures))
@@ -87,7 +87,8 @@ def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, fl
             ),
             chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
-            _seconds(seconds),
+            _per_stage("Time", "seconds per stage", cost.get("seconds", {})),
+            _per_stage("Memory", "GiB at the peak of a stage", cost.get("memory", {})),
         ]
     )
 
@@ -146,14 +147,16 @@ def _by_slice(all_figures: Sequence[Figures], names: Sequence[str]) -> Chart:
     """Greedy accuracy, or that of samples where there was no greedy evaluation."""
     series = []
     for name in names:
-        greedy, sampled = (_series(all_figures, name, ("eval", "by_slice", name, f"{mode}_accuracy")) for mode in MODES)
+        greedy, sampled = (
+            _series(all_figures, name, ("eval", "by_slice", name, f"{mode}_accuracy")) for mode in _MODES
+        )
         series.append(greedy if greedy.points else sampled)
     return Chart("Held-out accuracy by slice", "correct answers", series, "percent")
 
 
-def _seconds(seconds: Mapping[int, Mapping[str, float]]) -> Chart:
+def _per_stage(title: str, y_label: str, cost: Cost) -> Chart:
     series = [
-        Series(name, [(float(iteration), took[name]) for iteration, took in seconds.items() if name in took])
+        Series(name, [(float(iteration), took[name]) for iteration, took in cost.items() if name in took])
         for name in REPORTED
     ]
-    return Chart("Time", "seconds per stage", series)
+    return Chart(title, y_label, series)

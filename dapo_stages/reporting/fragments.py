@@ -15,7 +15,7 @@ from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.histograms import histograms
 from dapo_stages.reporting.media import HISTOGRAMS, SAMPLES
-from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
+from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, memory_of, seconds_of
 from dapo_stages.reporting.samples import collect_samples
 from dapo_stages.reporting.tables import Table, overview
 from dapo_stages.shards import write_text
@@ -54,6 +54,7 @@ class Reported:
         }
         self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
         self.seconds = {iteration: seconds_of(run, iteration) for iteration in self._sources}
+        self.memory = {iteration: memory_of(run, iteration) for iteration in self._sources}
 
     def table(self, *, stages: bool = False) -> Table:
         """One row per iteration."""
@@ -67,7 +68,8 @@ class Reported:
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
-        page = html.render(name, table, self.figures, self.seconds, self._browsed(), self._facts())
+        cost = {"seconds": self.seconds, "memory": self.memory}
+        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts())
         write_text(self.run / PAGE, page)
         return self.run / PAGE
 

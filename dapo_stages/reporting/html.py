@@ -15,7 +15,7 @@ from typing import Any
 
 from dapo_stages.reporting.browse import Browsed
 from dapo_stages.reporting.charts import COLOURS, draw
-from dapo_stages.reporting.curves import curves, histograms
+from dapo_stages.reporting.curves import Cost, curves, histograms
 from dapo_stages.reporting.figures import Figures, figure
 from dapo_stages.reporting.tables import Table
 from dapo_stages.reporting.text import number, percent
@@ -30,7 +30,7 @@ def render(
     run: str,
     table: Table,
     all_figures: Sequence[Figures],
-    seconds: Mapping[int, Mapping[str, float]],
+    cost: Mapping[str, Cost],
     browsed: Iterable[Browsed],
     facts: Mapping[str, str],
 ) -> str:
@@ -41,7 +41,7 @@ def render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_part("report.html.j2"))
     style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
-    charts = [*curves(all_figures, seconds), *histograms(all_figures)]
+    charts = [*curves(all_figures, cost), *histograms(all_figures)]
     data, shown = page_data(browsed)
     return template.render(
         run=run,

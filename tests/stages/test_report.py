@@ -128,6 +128,7 @@ def test_the_page_has_curves(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     assert "<title>iteration 2: held-out greedy 75.0%</title>" in text
     assert "<title>iteration 1: all 2.500</title>" in text
+    assert "<h3>Memory</h3>" in text and "GiB at the peak of a stage" in text
     assert "Distribution of rewards" in text and "Distribution of advantages" in text
 
 
