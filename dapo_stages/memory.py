@@ -6,7 +6,7 @@ import sys
 
 
 def peak() -> int | None:
-    """Most bytes this process has held so far: what torch allocated on its GPU, else what was resident. None on Windows.
+    """Most bytes this process has held so far: allocated by torch on its GPU, else resident. None on Windows.
 
     A process forked from one that has torch already counts the pages it shares with that.
     """
