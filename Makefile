@@ -82,8 +82,8 @@ folder  = $(R)/iter-$(shell printf '%04d' $(1))
 reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor experiments \
-        test test-ranks lint format docs notebook bench venv-vllm test-vllm clean clean-run FORCE
+.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
+        experiments test test-ranks lint format docs notebook bench venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -292,6 +292,9 @@ notebook: $(VENV)/ready-dev ## run pipelines/notebooks/inspect.ipynb on the run 
 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
+
+pictures: $(VENV)/ready-dev ## docs/report.png and report-phone.png from the report of RUN (Chromium and chromedriver)
+	PYTHONPATH=tests $(PY) -m support.pictures --run $(R)
 
 format: $(VENV)/ready-dev ## let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .

@@ -28,7 +28,7 @@ class Input(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is in a folder. Times and paths are recorded but stay out of `content_hash`."""
+    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str
@@ -44,6 +44,7 @@ class Manifest(BaseModel):
     started: str
     ended: str
     seconds: float
+    memory: int | None = None  # bytes at the peak, of the (first) process
     content_hash: str
     pruned: bool = False
 

@@ -30,6 +30,7 @@ from dapo_stages.manifests import (
     read_manifest,
     write_manifest,
 )
+from dapo_stages.memory import peak
 from dapo_stages.shards import (
     Row,
     Shard,
@@ -224,6 +225,7 @@ class Output:
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 3),
+            memory=peak(),
             content_hash=content_hash(stage, plan.config, plan.seed, shards),
         )
 

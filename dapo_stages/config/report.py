@@ -12,7 +12,11 @@ from dapo_stages.config.base import Count, Section
 class ReportConfig(Section):
     """What people look at."""
 
-    samples: Annotated[int, Field(ge=0)] = Field(4, description="Groups shown in full per iteration.")
+    samples: Annotated[int, Field(ge=0)] = Field(4, description="Groups per iteration shown in full in Markdown.")
+    completions: Annotated[int, Field(ge=0)] = Field(
+        256,
+        description="Completions per iteration to look through in report.html; it has those of the latest iterations.",
+    )
     trackers: tuple[Literal["wandb", "tensorboard"], ...] = Field((), description="Where the figures go besides files.")
     project: str = Field("dapo-stages", description="W&B project.")
 

@@ -1,12 +1,11 @@
-"""Curves as inline SVG: no script, no font, no network; colours come from CSS variables of the page."""
+"""Curves and histograms as inline SVG: no script, no font, no network; colours come from classes of the page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
-from itertools import pairwise
 from typing import Literal
 
 from dapo_stages.reporting.text import number, percent
@@ -14,28 +13,30 @@ from dapo_stages.reporting.text import number, percent
 Points = list[tuple[float, float]]
 Unit = Literal["number", "percent"]
 
-COLOURS = 8  # --c0 … --c7 in the page
+COLOURS = 8  # classes s0 … s7 in the page
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve; iterations without a value have no point."""
+    """A named curve; iterations without a value have no point. `band`: x, and the ends of an interval there."""
 
     name: str
     points: Points
+    band: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over iterations, or something else, that share an axis."""
+    """Curves over iterations, or something else, that share an axis; with `bin`, bars of that width around each x."""
 
     title: str
     y_label: str
     series: list[Series]
     unit: Unit = "number"
     x_label: str = "iteration"
+    bin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,19 @@ class _Frame:
 def draw(chart: Chart) -> str:
     """The chart as an SVG element; every foreign string in it is escaped."""
     points = [point for series in chart.series for point in series.points]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 0.5, max(xs) + 0.5)
+    bands = [end for series in chart.series for _, low, high in series.band for end in (low, high)]
+    xs, ys = [x for x, _ in points], [y for _, y in points] + bands
+    room = (chart.bin or 0.0) / 2 or (0.5 if min(xs) == max(xs) else 0.0)
     ticks = nice_ticks(0.0 if chart.unit == "percent" else min(ys), max(ys))
-    frame = _Frame(x_low, x_high, ticks[0], ticks[-1])
+    frame = _Frame(min(xs) - room, max(xs) + room, ticks[0], ticks[-1])
+    marks = _bars if chart.bin else _curve
     label = escape(f"{chart.title}: {', '.join(series.name for series in chart.series)}")
     return "".join(
         [
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">',
             *_y_axis(frame, ticks, chart),
-            *_x_axis(frame, chart.x_label),
-            *(_curve(frame, series, index, chart) for index, series in enumerate(chart.series)),
+            *_x_axis(frame, chart),
+            *(marks(frame, series, index, chart) for index, series in enumerate(chart.series)),
             "</svg>",
         ]
     )
@@ -96,37 +99,59 @@ def _y_axis(frame: _Frame, ticks: list[float], chart: Chart) -> list[str]:
     return parts
 
 
-def _x_axis(frame: _Frame, label: str) -> list[str]:
+def _x_axis(frame: _Frame, chart: Chart) -> list[str]:
     bottom = _HEIGHT - _BOTTOM
-    step = max(1, math.ceil(max((tick for tick in _steps(frame)), default=1)))
-    first = math.ceil(frame.x_low / step) * step
-    parts = [f'<line class="base" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
-    value = first
-    while value <= frame.x_high + 1e-9:
-        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 17}">{value:g}</text>')
-        value += step
-    parts.append(f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 6}">{escape(label)}</text>')
-    return parts
-
-
-def _steps(frame: _Frame) -> list[float]:
     ticks = nice_ticks(frame.x_low, frame.x_high, 8)
-    return [after - before for before, after in pairwise(ticks)]
+    step = ticks[1] - ticks[0] if chart.bin else max(1, math.ceil(ticks[1] - ticks[0]))  # no half iterations
+    parts = [f'<line class="base" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
+    value = math.ceil(frame.x_low / step) * step
+    while value <= frame.x_high + 1e-9:
+        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 17}">{round(value, 9) + 0.0:g}</text>')
+        value += step
+    place = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="axis" x="{place:.0f}" y="{_HEIGHT - 6}">{escape(chart.x_label)}</text>')
+    return parts
 
 
 def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
     """A line with a dot per point. Every second line is dashed, so that colour is not the only difference."""
-    colour = f"var(--c{index % COLOURS})"
     places = [(frame.x(x), frame.y(y)) for x, y in series.points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
-    parts = [f'<g style="--c:{colour}"><polyline class="line" points="{line}"{dash}/>']
+    ends = {x: f" ({_said(low, chart)} to {_said(high, chart)})" for x, low, high in series.band}
+    parts = [f'<g class="s{index % COLOURS}">']
+    if len(series.band) > 1:
+        edge = [(x, low) for x, low, _ in series.band] + [(x, high) for x, _, high in reversed(series.band)]
+        outline = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
+        parts.append(f'<polygon class="band" points="{outline}"/>')
+    parts.append(f'<polyline class="line" points="{line}"{dash}/>')
     radius = 2.8 if len(places) <= 40 else 1.6
     for (x, y), (place, value) in zip(places, series.points, strict=True):
-        said = percent(value) if chart.unit == "percent" else number(value)
-        title = escape(f"{chart.x_label} {place:g}: {series.name} {said}")
+        title = escape(f"{chart.x_label} {place:g}: {series.name} {_said(value, chart)}{ends.get(place, '')}")
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>')
     return "".join([*parts, "</g>"])
+
+
+def _bars(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
+    """Steps filled lightly, so that those behind show through; every second outline is dashed."""
+    half, bottom = (chart.bin or 0.0) / 2, frame.y(frame.y_low)
+    corners = [f"{frame.x(x + side * half):.1f},{frame.y(y):.1f}" for x, y in series.points for side in (-1, 1)]
+    if not corners:
+        return ""
+    first, last = (corner.split(",")[0] for corner in (corners[0], corners[-1]))
+    dash = ' stroke-dasharray="5 3"' if index % 2 else ""
+    outline = " ".join([f"{first},{bottom:.1f}", *corners, f"{last},{bottom:.1f}"])
+    parts = [f'<g class="s{index % COLOURS}"><polygon class="bars" points="{outline}"{dash}/>']
+    for x, y in series.points:
+        title = escape(f"{chart.x_label} {x - half:.3g} to {x + half:.3g}: {series.name} {_said(y, chart)}")
+        left, width, top = frame.x(x - half), frame.x(x + half) - frame.x(x - half), frame.y(y)
+        place = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{max(bottom - top, 0):.1f}"'
+        parts.append(f'<rect class="bin" {place}><title>{title}</title></rect>')
+    return "".join([*parts, "</g>"])
+
+
+def _said(value: float, chart: Chart) -> str:
+    return percent(value) if chart.unit == "percent" else number(value)
 
 
 def _tick(value: float, step: float, unit: Unit) -> str:
@@ -145,9 +170,4 @@ def has_points(chart: Chart) -> bool:
 
 def drop_empty(charts: Sequence[Chart]) -> list[Chart]:
     """Charts with something to draw, without the curves that have no point."""
-    kept = [
-        Chart(c.title, c.y_label, [series for series in c.series if series.points], c.unit, c.x_label)
-        for c in charts
-        if has_points(c)
-    ]
-    return kept
+    return [replace(c, series=[series for series in c.series if series.points]) for c in charts if has_points(c)]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dapo_stages.reporting.charts import Chart, Series, Unit, drop_empty
 from dapo_stages.reporting.figures import Figures, figure, slices
 from dapo_stages.reporting.runs import REPORTED
-from dapo_stages.reporting.tables import slice_accuracy
 from dapo_stages.schemas import SEGMENTS
 
 # Names in a legend -> where the number is.
 Paths = Mapping[str, tuple[str, ...]]
+Cost = Mapping[int, Mapping[str, float]]  # iteration -> stage -> seconds, or GiB
+
+_BINS = 24
+_MODES = ("greedy", "sampled")
 
 
-def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, float]]) -> list[Chart]:
-    """All charts that have something to show."""
+def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Chart]:
+    """All charts that have something to show; `cost` has the `seconds` and the `memory` (GiB) of stages, if known."""
     rewards = {name for f in all_figures for name in f.get("weights") or {} if name.startswith("reward_")}
     parts = sorted(rewards - {"reward_std"})
     named = slices(list(all_figures))
@@ -34,7 +38,7 @@ def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, fl
     return drop_empty(
         [
             chart("Accuracy", "correct answers", accuracy, "percent"),
-            _by(all_figures, "Held-out accuracy by slice", "correct answers", named, slice_accuracy),
+            _by_slice(all_figures, named),
             chart(
                 "Rollout accuracy by slice", "correct answers", _below("rollout", "by_slice", rollout_slices), "percent"
             ),
@@ -83,34 +87,76 @@ def curves(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, fl
             ),
             chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
-            _seconds(seconds),
+            _per_stage("Time", "seconds per stage", cost.get("seconds", {})),
+            _per_stage("Memory", "GiB at the peak of a stage", cost.get("memory", {})),
         ]
     )
 
 
+def histograms(all_figures: Sequence[Figures]) -> list[Chart]:
+    """How rewards and advantages are distributed in the first and in the latest iteration that has any."""
+    charts = []
+    for name, title in (("reward", "Distribution of rewards"), ("advantage", "Distribution of advantages")):
+        found = {f["iteration"]: pairs for f in all_figures if (pairs := _distribution(f).get(name))}
+        shown = {iteration: found[iteration] for iteration in dict.fromkeys((min(found), max(found)))} if found else {}
+        values = [value for pairs in shown.values() for value, _ in pairs]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        width = (high - low) / _BINS or 0.1
+        bins = round((high - low) / width) or 1
+        series = []
+        for iteration, pairs in shown.items():
+            counts = [0.0] * bins
+            for value, count in pairs:
+                counts[min(int((value - low) / width), bins - 1)] += count
+            shares = [count / sum(counts) for count in counts]
+            points = [(low + (index + 0.5) * width, share) for index, share in enumerate(shares)]
+            series.append(Series(f"iteration {iteration}", points))
+        charts.append(Chart(title, "completions", series, "percent", name, width))
+    return drop_empty(charts)
+
+
+def _distribution(figures: Figures) -> dict[str, list[list[float]]]:
+    """Values with their numbers, by name."""
+    return (figures.get("weights") or {}).get("distribution") or {}
+
+
 def _series(all_figures: Sequence[Figures], name: str, path: tuple[str, ...]) -> Series:
+    """A figure over iterations; those of an evaluation with their intervals."""
     values = ((f["iteration"], figure(f, *path)) for f in all_figures)
-    return Series(name, [(float(iteration), value) for iteration, value in values if value is not None])
+    ends = ((f["iteration"], _interval(f, path)) for f in all_figures)
+    return Series(
+        name,
+        [(float(iteration), value) for iteration, value in values if value is not None],
+        [(float(iteration), *pair) for iteration, pair in ends if pair is not None],
+    )
+
+
+def _interval(figures: Figures, path: tuple[str, ...]) -> tuple[float, float] | None:
+    """Ends of a held-out figure's interval: beside it under `intervals`."""
+    value: Any = figures
+    for key in (*path[:-1], "intervals", path[-1]):
+        value = value.get(key) if isinstance(value, dict) else None
+    return (value[0], value[1]) if path[0] == "eval" and isinstance(value, list) else None
 
 
 def _below(part: str, key: str, names: set[str]) -> Paths:
     return {name: (part, key, name) for name in sorted(names)}
 
 
-def _by(
-    all_figures: Sequence[Figures], title: str, y_label: str, names: Sequence[str],
-    value_of: Callable[[Figures, str], float | None],
-) -> Chart:  # fmt: skip
+def _by_slice(all_figures: Sequence[Figures], names: Sequence[str]) -> Chart:
+    """Greedy accuracy, or that of samples where there was no greedy evaluation."""
     series = []
     for name in names:
-        values = ((f["iteration"], value_of(f, name)) for f in all_figures)
-        series.append(Series(name, [(float(iteration), value) for iteration, value in values if value is not None]))
-    return Chart(title, y_label, series, "percent")
+        greedy, sampled = (
+            _series(all_figures, name, ("eval", "by_slice", name, f"{mode}_accuracy")) for mode in _MODES
+        )
+        series.append(greedy if greedy.points else sampled)
+    return Chart("Held-out accuracy by slice", "correct answers", series, "percent")
 
 
-def _seconds(seconds: Mapping[int, Mapping[str, float]]) -> Chart:
+def _per_stage(title: str, y_label: str, cost: Cost) -> Chart:
     series = [
-        Series(name, [(float(iteration), took[name]) for iteration, took in seconds.items() if name in took])
+        Series(name, [(float(iteration), took[name]) for iteration, took in cost.items() if name in took])
         for name in REPORTED
     ]
-    return Chart("Time", "seconds per stage", series)
+    return Chart(title, y_label, series)

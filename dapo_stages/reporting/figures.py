@@ -128,6 +128,7 @@ def _weights(source: Source) -> Figures:
     rewards = rewards_of(schema_of("weights", tuple(source.manifest.rewards)).names)
     tally, tokens = Tally(), Tally()
     origin, why, phase = Counter[str](), Counter[str](), Counter[str]()
+    values = {"reward": Counter[float](), "advantage": Counter[float]()}
     lightest, heaviest = math.inf, -math.inf
     columns = ["source", "reward", "reward_phase", "advantage", "token_weights", "in_loss", "why", *rewards]
     for row in source.rows("weights", columns):
@@ -141,6 +142,8 @@ def _weights(source: Source) -> Figures:
             tally.add("abs_advantage", abs(row["advantage"]))
             for name in rewards:
                 tally.add(name, row[name])
+            for name, seen in values.items():
+                seen[round(row[name], 2) + 0.0] += 1
         for weight in row["token_weights"] or ():
             tokens.add("mean", weight)
             tokens.add("squared", weight * weight)
@@ -152,6 +155,7 @@ def _weights(source: Source) -> Figures:
         **tally.means(),
         "phase": dict(sorted(phase.items())),
         "why": dict(sorted(why.items())),
+        "distribution": {name: [list(pair) for pair in sorted(seen.items())] for name, seen in values.items()},
     }
     found["reward_std"] = _deviation(found.get("reward"), found.pop("reward_squared", None))
     means = tokens.means()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,30 @@ from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.reporting import html, markdown
 from dapo_stages.reporting.best import find_best, write_best
+from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.histograms import histograms
 from dapo_stages.reporting.media import HISTOGRAMS, SAMPLES
-from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, seconds_of
-from dapo_stages.reporting.samples import Sample, collect_samples
+from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, memory_of, seconds_of
+from dapo_stages.reporting.samples import collect_samples
 from dapo_stages.reporting.tables import Table, overview
 from dapo_stages.shards import write_text
 
-LAYOUT = 3  # raised when the fragments change, so that reports of older versions are made again
-FIGURES = "figures.json"
+LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
+FIGURES, BROWSED = "figures.json", "completions.json"
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
 
-def fragments(iteration: int, sources: Mapping[str, Source], count: int) -> tuple[Figures, dict[str, str]]:
-    """The figures of an iteration, and its files by name."""
+def fragments(
+    iteration: int, sources: Mapping[str, Source], count: int, completions: int
+) -> tuple[Figures, dict[str, str]]:
+    """The figures of an iteration, and its files by name: `count` groups in Markdown, `completions` in the page."""
     figures = collect(iteration, sources)
     samples = collect_samples(sources, count)
     return figures, {
         FIGURES: _json(figures),
         SAMPLES: _json(samples),
+        BROWSED: _json(browsed(iteration, sources, completions)),
         HISTOGRAMS: _json(histograms(sources)),
         ROLLOUT: markdown.rollout_fragment(figures, samples),
         WEIGHTS: markdown.weights_fragment(figures, samples),
@@ -50,6 +54,7 @@ class Reported:
         }
         self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
         self.seconds = {iteration: seconds_of(run, iteration) for iteration in self._sources}
+        self.memory = {iteration: memory_of(run, iteration) for iteration in self._sources}
 
     def table(self, *, stages: bool = False) -> Table:
         """One row per iteration."""
@@ -63,11 +68,19 @@ class Reported:
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
-        latest = list(self._sources)[-html.SHOWN :]
-        samples: dict[int, list[Sample]] = {iteration: self._load(iteration, SAMPLES) for iteration in latest}
-        page = html.render(name, table, self.figures, self.seconds, samples, self._facts())
+        cost = {"seconds": self.seconds, "memory": self.memory}
+        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts())
         write_text(self.run / PAGE, page)
         return self.run / PAGE
+
+    def _browsed(self) -> Iterator[Browsed]:
+        """Completions of each iteration, newest first, read when the page asks for them.
+
+        Reports of older versions whose rollouts are gone have none.
+        """
+        for iteration, source in reversed(self._sources.items()):
+            if any(shard.name == BROWSED for shard in source.manifest.shards):
+                yield self._load(iteration, BROWSED)
 
     def _facts(self) -> dict[str, str]:
         """What a reader wants to know about the run as a whole."""

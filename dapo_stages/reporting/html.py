@@ -1,47 +1,75 @@
-"""report.html: one file that needs no network, no script and no other file."""
+"""report.html: one file that needs no network and no other file.
+
+Text of models and data sets is data: the template escapes it, and what the script shows comes from a block of JSON and
+is only ever set as text. The page's policy allows its one script and its one style sheet, by hash, and nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from dapo_stages.reporting.browse import Browsed
 from dapo_stages.reporting.charts import COLOURS, draw
-from dapo_stages.reporting.curves import curves
+from dapo_stages.reporting.curves import Cost, curves, histograms
 from dapo_stages.reporting.figures import Figures, figure
-from dapo_stages.reporting.samples import Sample
 from dapo_stages.reporting.tables import Table
-from dapo_stages.reporting.text import number, one_line, percent, signed, visible
+from dapo_stages.reporting.text import number, percent
 
-SHOWN = 3  # iterations whose samples are in the page, the latest ones: it has to open quickly
+MOST_COMPLETIONS = 2000  # in a page, and
+MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
+_SCRIPTS = ("common.js", "choose.js", "look.js", "cards.js", "start.js")
+_IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def render(
     run: str,
     table: Table,
     all_figures: Sequence[Figures],
-    seconds: Mapping[int, Mapping[str, float]],
-    samples: Mapping[int, Sequence[Sample]],
+    cost: Mapping[str, Cost],
+    browsed: Iterable[Browsed],
     facts: Mapping[str, str],
 ) -> str:
-    """The whole page. Autoescape is on: text of models and data sets is never markup."""
+    """The whole page; `browsed` newest first."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "signed": signed, "visible": visible}
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    shown = [iteration for iteration in sorted(samples) if samples[iteration]][-SHOWN:]
+    template = environment.from_string(_part("report.html.j2"))
+    style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
+    charts = [*curves(all_figures, cost), *histograms(all_figures)]
+    data, shown = page_data(browsed)
     return template.render(
         run=run,
         table=table,
         facts=facts,
         headlines=headlines(all_figures),
-        charts=[
-            {"chart": chart, "svg": Markup(draw(chart)), "colours": COLOURS} for chart in curves(all_figures, seconds)
-        ],
-        samples=[{"iteration": i, "groups": [_group(group) for group in samples[i]]} for i in reversed(shown)],
+        charts=[{"chart": chart, "svg": Markup(draw(chart)), "colours": COLOURS} for chart in charts],
+        data=Markup(data.translate(_IN_SCRIPT)),
+        shown=shown,
+        style=Markup(style),
+        script=Markup(script),
+        hashes={"style": _hash(style), "script": _hash(script)},
     )
+
+
+def page_data(
+    browsed: Iterable[Browsed], completions: int = MOST_COMPLETIONS, size: int = MOST_BYTES
+) -> tuple[str, int]:
+    """JSON of the first groups that fit into a page, and their number of completions."""
+    found, shown, large = [], 0, 0
+    for one in browsed:
+        for group in one["groups"]:
+            text = _json({"iteration": one["iteration"], **group})
+            shown, large = shown + len(group["completions"]), large + len(text.encode("utf-8", "replace"))
+            if found and (shown > completions or large > size):
+                return f"[{','.join(found)}]", shown - len(group["completions"])
+            found.append(text)
+    return f"[{','.join(found)}]", shown
 
 
 def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
@@ -64,31 +92,14 @@ def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
     return found
 
 
-def _group(sample: Sample) -> Sample:
-    """A sample with what the template needs to colour its tokens."""
-    weights = [weight for one in sample["completions"] for weight in one["token_weights"]]
-    low, high = _range(weights)
-    completions = [{**one, "spans": _spans(one, low, high)} for one in sample["completions"]]
-    return {**sample, "completions": completions, "lightest": low, "heaviest": high, "weighted": high > low}
+def _part(name: str) -> str:
+    return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _spans(one: Sample, low: float, high: float) -> list[dict[str, Any]]:
-    """Tokens with a shade from 0 (lightest of the group) to 1 (heaviest)."""
-    weights, vgr = one["token_weights"], one["token_vgr"]
-    spans = []
-    for index, token in enumerate(one["tokens"]):
-        weight = weights[index] if index < len(weights) else None
-        looked = vgr[index] if index < len(vgr) else None
-        shade = min(max((weight - low) / (high - low), 0.0), 1.0) if weight is not None and high > low else 0.0
-        title = f"{one_line(token)}\nweight {number(weight, 2)}, VGR {number(looked, 2)}"
-        spans.append({"text": visible(token), "shade": round(shade, 2), "title": title})
-    return spans
+def _hash(text: str) -> str:
+    """As a content security policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _range(weights: Sequence[float]) -> tuple[float, float]:
-    """The 2nd and 98th percentile, so that one extreme token does not pale all others."""
-    if not weights:
-        return 1.0, 1.0
-    ordered = sorted(weights)
-    edge = len(ordered) * 2 // 100
-    return ordered[edge], ordered[-1 - edge]
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

@@ -79,9 +79,19 @@ def pruned(run: Path, iteration: int) -> dict[str, Manifest]:
 
 def seconds_of(run: Path, iteration: int) -> dict[str, float]:
     """Seconds that each stage of an iteration took, from the manifests (they outlive pruned files)."""
+    return {name: manifest.seconds for name, manifest in _manifests(run, iteration).items()}
+
+
+def memory_of(run: Path, iteration: int) -> dict[str, float]:
+    """GiB that each stage held at its peak; manifests of older versions do not say."""
+    found = _manifests(run, iteration).items()
+    return {name: manifest.memory / 2**30 for name, manifest in found if manifest.memory is not None}
+
+
+def _manifests(run: Path, iteration: int) -> dict[str, Manifest]:
     folder = iteration_folder(run, iteration)
-    manifests = {name: manifest_of(folder / name, FOLDERS[name]) for name in REPORTED}
-    return {name: manifest.seconds for name, manifest in manifests.items() if manifest is not None}
+    found = {name: manifest_of(folder / name, FOLDERS[name]) for name in REPORTED}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
 def look(run: Path, folder: Path, stage: str) -> Found:

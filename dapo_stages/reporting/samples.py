@@ -7,14 +7,14 @@ from typing import Any
 
 from dapo_stages.manifests import Source
 from dapo_stages.reporting.figures import rewards_of
-from dapo_stages.reporting.pictures import heat_maps, size_of, thumbnail
+from dapo_stages.reporting.heat import pictured
+from dapo_stages.reporting.pictures import size_of, thumbnail
 from dapo_stages.shards import Row
 
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
 
 # Of attention rows only these: attention per image token is thousands of times larger.
 _ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
-_PATCHES = "patch_attention_all"
 
 Sample = dict[str, Any]
 
@@ -24,8 +24,8 @@ def collect_samples(sources: Mapping[str, Source], count: int) -> list[Sample]:
     if "rollout" not in sources or count == 0:
         return []
     rollout = sources["rollout"]
-    patches = patch_attention(sources["attention"]) if "attention" in sources else {}
-    chosen = _choose(rollout, patches, count)
+    looked = pictured(sources["attention"]) if "attention" in sources else set()
+    chosen = _choose(rollout, looked, count)
     with rollout.lookup("prompts", "group_id") as prompts, rollout.lookup("completions", "group_id") as completions:
         members = {name: completions.all(name) for name in chosen}
         wanted = {row["completion_id"] for rows in members.values() for row in rows}
@@ -33,7 +33,7 @@ def collect_samples(sources: Mapping[str, Source], count: int) -> list[Sample]:
         samples = []
         for name, rows in members.items():
             shown = [join(row, attention, weights) for row in rows]
-            samples.append(_group(prompts.one(name), shown, patches))
+            samples.append(_group(prompts.one(name), shown))
         return samples
 
 
@@ -50,28 +50,6 @@ def weight_rows(sources: Mapping[str, Source], wanted: Collection[str]) -> dict[
     if "weights" not in sources:
         return {}
     return {row["completion_id"]: row for row in sources["weights"].rows("weights") if row["completion_id"] in wanted}
-
-
-def patch_attention(source: Source) -> dict[str, list[float]]:
-    """Attention to each image token, mean over tokens, of the completions that have it.
-
-    Read as arrays: as Python numbers a single row group could fill the memory.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    found = {}
-    for shard in source.shards("attention"):
-        with pq.ParquetFile(source.verified(shard), page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["completion_id", _PATCHES])
-                for key, patches in zip(table["completion_id"].to_pylist(), table[_PATCHES], strict=True):
-                    if patches.is_valid and len(flat := patches.values.flatten()):
-                        # to_numpy() would import pandas
-                        numbers = np.frombuffer(flat.buffers()[1], np.float16, len(flat), 2 * flat.offset)
-                        patches_TV = numbers.reshape(len(patches), -1).astype(np.float32)
-                        found[key] = patches_TV.mean(axis=0).tolist()
-    return found
 
 
 def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> Sample:
@@ -98,20 +76,25 @@ def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> 
     }
 
 
-def _choose(rollout: Source, patches: Collection[str], count: int) -> list[str]:
+def image_of(image: Row) -> dict[str, Any]:
+    """A picture as the page shows it, with its own width and height; None where it cannot be read."""
+    width, height = size_of(image["bytes"]) or (None, None)
+    return {"uri": thumbnail(image["bytes"]), "width": width, "height": height}
+
+
+def _choose(rollout: Source, looked: Collection[str], count: int) -> list[str]:
     rows = rollout.rows("completions", ["completion_id", "group_id"])
-    first = {row["group_id"] for row in rows if row["completion_id"] in patches}
+    first = {row["group_id"] for row in rows if row["completion_id"] in looked}
     groups = list(rollout.rows("prompts", ["group_id", "kept"]))
     groups.sort(key=lambda row: (row["group_id"] not in first, not row["kept"]))
     return [row["group_id"] for row in groups[:count]]
 
 
-def _group(prompt: Row, completions: list[Sample], patches: Mapping[str, list[float]]) -> Sample:
+def _group(prompt: Row, completions: list[Sample]) -> Sample:
     shown = completions
     if len(shown) > MAX_COMPLETIONS:
         shown = sorted(shown, key=_reward, reverse=True)
         shown = shown[: MAX_COMPLETIONS // 2] + shown[-(MAX_COMPLETIONS // 2) :]
-    grid = prompt["image_grid_thw"]
     return {
         "group_id": prompt["group_id"],
         "prompt_id": prompt["prompt_id"],
@@ -122,14 +105,9 @@ def _group(prompt: Row, completions: list[Sample], patches: Mapping[str, list[fl
         "kept": prompt["kept"],
         "num_correct": prompt["num_correct"],
         "num_completions": len(completions),
-        "images": [_image(image) for image in prompt["images"] or []],
-        "completions": [{**one, "heat": heat_maps(patches.get(one["completion_id"]), grid)} for one in shown],
+        "images": [image_of(image) for image in prompt["images"] or []],
+        "completions": shown,
     }
-
-
-def _image(image: Row) -> dict[str, Any]:
-    width, height = size_of(image["bytes"]) or (None, None)
-    return {"uri": thumbnail(image["bytes"]), "width": width, "height": height}
 
 
 def _reward(sample: Sample) -> float:

@@ -35,7 +35,7 @@ def percent(value: float | None) -> str:
 
 def visible(text: str) -> str:
     """Control and direction characters as symbols, so that text can neither steer a terminal nor reorder a line."""
-    return "".join(_visible(character) for character in text)
+    return text if text.isprintable() else "".join(_visible(character) for character in text)
 
 
 def one_line(text: str) -> str:

@@ -11,6 +11,7 @@ import typer
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Of, Overrides, Overwrite
 
 if TYPE_CHECKING:
+    from dapo_stages.config import Config
     from dapo_stages.outputs import Output, Plan
 
 
@@ -47,7 +48,7 @@ def main(
     from dapo_stages.reporting.trackers import feed_of, track
 
     settings = load_config(config, set_)
-    plans = _plans(run, iteration, settings.report.samples, settings.seed)
+    plans = _plans(run, iteration, settings)
     if dry_run and as_json:
         answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
@@ -78,7 +79,7 @@ def main(
         say(str(speed))
 
 
-def _plans(run: Path, only: int | None, samples: int, seed: int) -> dict[int, Plan]:
+def _plans(run: Path, only: int | None, settings: Config) -> dict[int, Plan]:
     """What to make for which iteration; without `only`, those whose report is missing or older than its inputs.
 
     A report whose inputs were pruned since stays as it is: it cannot be made again.
@@ -102,7 +103,8 @@ def _plans(run: Path, only: int | None, samples: int, seed: int) -> dict[int, Pl
             continue
         if not found:
             continue
-        plan = Plan("report", out, {"report.samples": samples, "layout": LAYOUT}, seed, found)
+        section = settings.sections("report.samples", "report.completions") | {"layout": LAYOUT}
+        plan = Plan("report", out, section, settings.seed, found)
         if only is not None or plan.state() != "complete" or _older(plan):
             plans[number] = plan
     if not plans and not reported:
@@ -125,7 +127,9 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
     from dapo_stages.stages import frame
 
     def work(output: Output) -> None:
-        figures, files = fragments(iteration, plan.inputs, plan.config["report.samples"])
+        figures, files = fragments(
+            iteration, plan.inputs, plan.config["report.samples"], plan.config["report.completions"]
+        )
         with output.files() as folder:
             for name, text in files.items():
                 write_text(folder / name, text)
@@ -135,7 +139,8 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
 
 
 def _grown(plan: Plan) -> bool:
-    """Whether the report only lacks outputs that came since; replacing it then loses nothing."""
+    """Whether the report only lacks outputs that came since, or is of an older version: replacing it loses nothing."""
+    from dapo_stages.reporting.fragments import LAYOUT
     from dapo_stages.reporting.runs import manifest_of
 
     made = manifest_of(plan.out, "report")
@@ -143,4 +148,7 @@ def _grown(plan: Plan) -> bool:
         return True
     now = {name: source.manifest.content_hash for name, source in plan.inputs.items()}
     same = all(now.get(name) == source.content_hash for name, source in made.inputs.items())
-    return same and made.config == plan.config and made.seed == plan.seed and made.inputs.keys() < now.keys()
+    older = made.config.get("layout") != LAYOUT
+    config = {**plan.config, **made.config, "layout": LAYOUT}
+    more = made.inputs.keys() < now.keys() or (older and made.inputs.keys() == now.keys())
+    return same and config == plan.config and made.seed == plan.seed and more

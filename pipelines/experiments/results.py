@@ -227,7 +227,7 @@ def picture(chart: Chart) -> str:
         dash = ' stroke-dasharray="5 3"' if index % 2 else ""
         line = f'<line class="line" x1="{x}" x2="{x + 18}" y1="{y}" y2="{y}"{dash}/>'
         name = f'<text class="name" x="{x + 24}" y="{y + 4}">{series.name}</text>'
-        legend.append(f'<g style="--c:var(--c{index % COLOURS})">{line}{name}</g>')
+        legend.append(f'<g class="s{index % COLOURS}">{line}{name}</g>')
     size = f'viewBox="0 0 460 {250 + 18 * rows}" width="460" height="{250 + 18 * rows}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{_STYLE}{drawn}{"".join(legend)}</svg>\n'
 
@@ -275,6 +275,8 @@ _STYLE = (
     "<style>svg{--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#b6589a;--c4:#8a6d00;--c5:#3a9bd6;--c6:#444b57;--c7:#e69f00;"
     "background:#fff;font-family:system-ui,sans-serif}text{fill:#555;font-size:12.5px;text-anchor:middle}"
     "text.end{text-anchor:end}text.name{text-anchor:start}.grid{stroke:#e3e5e8}.base{stroke:#9aa0a8}"
+    ".s0{--c:var(--c0)}.s1{--c:var(--c1)}.s2{--c:var(--c2)}.s3{--c:var(--c3)}"
+    ".s4{--c:var(--c4)}.s5{--c:var(--c5)}.s6{--c:var(--c6)}.s7{--c:var(--c7)}"
     ".line{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round}.dot{fill:var(--c)}</style>"
 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import re
 
 import pytest
@@ -11,8 +13,9 @@ from PIL import Image
 from reporting.tiny_run import HOSTILE, picture
 
 from dapo_stages.reporting.charts import Chart, Series, draw, nice_ticks
+from dapo_stages.reporting.html import page_data, render
 from dapo_stages.reporting.markdown import weighted_tokens
-from dapo_stages.reporting.pictures import heat_maps, size_of, thumbnail
+from dapo_stages.reporting.pictures import size_of, thumbnail
 from dapo_stages.reporting.tables import Table, aligned
 from dapo_stages.reporting.text import markdown_block, markdown_table, number, percent, visible
 
@@ -86,12 +89,42 @@ def test_a_picture_that_cannot_be_read_is_none() -> None:
     assert thumbnail(picture(0)[:60]) is None
 
 
-def test_a_heat_map_is_brightest_where_the_attention_is() -> None:
-    (uri,) = heat_maps([0.0, 0.25, 1.0, 0.5], [[1, 4, 4]]) or []
-    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
-        assert image.size == (2, 2)
-        assert [alpha for *_, alpha in (image.getpixel((x, y)) for y in (0, 1) for x in (0, 1))] == [0, 50, 200, 100]
+def test_a_band_is_drawn_between_the_ends_of_its_intervals() -> None:
+    svg = draw(Chart("t", "y", [Series("s", [(0, 0.5), (1, 0.75)], [(0, 0.25, 0.75), (1, 0.5, 1.0)])], "percent"))
+    heights = [float(y) for y in re.findall(r'cy="([0-9.]+)"', svg)]
+    (band,) = re.findall(r'class="band" points="([^"]+)"', svg)
+    low_0, low_1, high_1, high_0 = (float(point.split(",")[1]) for point in band.split())
+    assert (low_0 + high_0) / 2 == pytest.approx(heights[0], abs=0.1) and low_1 == heights[0] and high_0 == heights[1]
+    assert "<title>iteration 1: s 75.0% (50.0% to 100.0%)</title>" in svg and high_1 < heights[1]
 
 
-def test_attention_that_does_not_fit_the_pictures_gives_no_heat_map() -> None:
-    assert heat_maps([0.1, 0.2, 0.3], [[1, 4, 4]]) is None
+def test_bars_are_as_high_as_their_share() -> None:
+    svg = draw(Chart("t", "completions", [Series("iteration 1", [(0.5, 0.25), (1.5, 0.75)])], "percent", "reward", 1.0))
+    heights = [float(height) for height in re.findall(r'class="bin"[^>]* height="([0-9.]+)"', svg)]
+    assert heights[1] == pytest.approx(3 * heights[0], abs=0.2)
+    assert "<title>reward 1 to 2: iteration 1 75.0%</title>" in svg
+
+
+def test_nothing_in_a_script_can_end_it() -> None:
+    group = {"completions": [], "problem": "</script><!-- & \u2028 \u2029"}
+    text = render("r", Table([], []), [], {}, [{"iteration": 1, "groups": [group]}], {})
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert not re.search(r"[<>&\u2028\u2029]", data)
+    assert json.loads(data) == [{"iteration": 1, **group}]
+
+
+def test_the_hashes_of_the_policy_are_those_of_the_style_and_the_script() -> None:
+    text = render("r", Table([], []), [], {}, [], {})
+    for name, code in re.findall(r"<(style|script)>(.*?)</(?:style|script)>", text, re.S):
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in text
+    assert "unsafe" not in text and "default-src 'none'" in text
+
+
+def test_a_page_holds_the_newest_groups_that_fit() -> None:
+    def browsed(iteration: int) -> dict[str, object]:
+        return {"iteration": iteration, "groups": [{"id": f"{iteration}-{n}", "completions": [{}] * 4} for n in (0, 1)]}
+
+    text, shown = page_data([browsed(3), browsed(2), browsed(1)], completions=12)
+    assert [group["id"] for group in json.loads(text)] == ["3-0", "3-1", "2-0"] and shown == 12
+    assert page_data([browsed(3)], size=10)[1] == 4  # a page is never empty because a group is large

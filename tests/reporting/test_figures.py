@@ -11,9 +11,10 @@ from reporting import tiny_run
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Plan
+from dapo_stages.reporting.curves import curves, histograms
 from dapo_stages.reporting.figures import Tally, collect, figure
 from dapo_stages.reporting.runs import sources
-from dapo_stages.reporting.samples import collect_samples, patch_attention
+from dapo_stages.reporting.samples import collect_samples
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,9 @@ def test_replayed_rows_are_counted_but_stay_out_of_the_reward(run: Path) -> None
     assert found["in_loss"] == 4 / 5
     assert (found["token_weight_min"], found["token_weight_max"]) == (0.5, 1.5)
     assert found["why"] == {"truncated": 1}
+    assert found["distribution"] == {
+        "reward": [[-0.5, 1], [0.5, 1], [3.0, 2]], "advantage": [[-1.2, 1], [-0.6, 1], [0.9, 2]],
+    }  # fmt: skip
 
 
 def test_updates_become_one_number_by_their_meaning(run: Path) -> None:
@@ -74,12 +78,6 @@ def test_an_evaluation_without_metrics_is_refused(tmp_path: Path) -> None:
         collect(1, {"eval": Source(tmp_path / "eval")})
 
 
-def test_attention_per_image_token_is_the_mean_over_tokens(run: Path) -> None:
-    found = patch_attention(sources(run, 1)["attention"])
-    assert found.keys() == {"it1-p0-s0", "it1-p0-s1"}
-    assert found["it1-p0-s0"] == pytest.approx([0.1, 0.2, 0.6, 0.1], abs=1e-3)
-
-
 def test_groups_that_train_are_shown_first(run: Path) -> None:
     without = {name: source for name, source in sources(run, 1).items() if name != "attention"}
     assert [sample["group_id"] for sample in collect_samples(without, 1)] == ["it1-p0"]
@@ -90,6 +88,22 @@ def test_of_a_large_group_the_highest_and_lowest_rewards_are_shown(run: Path, mo
     (sample,) = collect_samples(sources(run, 1), 1)
     assert [one["reward"] for one in sample["completions"]] == [3.0, -0.5]
     assert sample["num_completions"] == 4
+
+
+def test_rewards_of_the_first_and_the_latest_iteration_are_drawn_beside_each_other(run: Path) -> None:
+    rewards, advantages = histograms([collect(number, sources(run, number)) for number in (0, 1, 2)])
+    assert [series.name for series in rewards.series] == ["iteration 1", "iteration 2"]
+    # 24 bins from -0.5 to 3: -0.5 is in the first, 0.5 in the seventh, 3 in the last.
+    shares = {index: share for index, (_, share) in enumerate(rewards.series[0].points) if share}
+    assert shares == {0: 0.25, 6: 0.25, 23: 0.5} and rewards.bin == pytest.approx(3.5 / 24)
+    assert advantages.series[1].points[0] == (pytest.approx(-1.2 + 2.1 / 48), 0.25)
+
+
+def test_intervals_of_an_evaluation_are_drawn() -> None:
+    found = {"greedy_accuracy": 0.5, "intervals": {"greedy_accuracy": [0.25, 0.75], "sampled_accuracy": None}}
+    figures = [{"iteration": 4, "eval": found | {"sampled_accuracy": 0.5}, "rollout": {"accuracy": 0.5}}]
+    bands = {series.name: series.band for series in curves(figures, {})[0].series}
+    assert bands == {"rollout": [], "held-out greedy": [(4.0, 0.25, 0.75)], "held-out sampled": []}
 
 
 def test_a_tally_of_nothing_finite_has_no_mean() -> None:

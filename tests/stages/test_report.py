@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 from reporting import tiny_run
+from support.commands import ROOT
+from support.commands import run as run_command
 from typer.testing import CliRunner, Result
 
 from dapo_stages.manifests import mark_pruned, read_manifest
@@ -45,18 +48,12 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.addresses: list[str] = []
-        self.shades: list[float] = []
-        self.titles: list[str] = []
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
         self.tags.add(tag)
         self.addresses += [value or "" for name, value in attrs if name in {"src", "href"}]
-        if (found.get("style") or "").startswith("--w:"):
-            self.shades.append(float((found["style"] or "")[4:]))
-            self.titles.append(found.get("title") or "")
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -114,33 +111,34 @@ def test_hostile_text_is_never_markup_in_markdown(reported: Path) -> None:
 
 
 def test_hostile_text_is_never_markup_in_the_page(reported: Path) -> None:
+    """What completions say is in a block of JSON; tests/reporting/test_hostile_page.py has the browser's view."""
     text = (reported / "report.html").read_text()
     page = Page(text)
-    assert "script" not in page.tags and "b" in page.tags
-    assert "<script>alert(1)</script> [/box] | `x` ```\n# 标题 ␛[31m红色\n</td><answer>B</answer>" in page.text
-    assert "tiny <b>run" in page.text and "A. red | B. <b>blue</b>" in page.text
-    assert "\x1b" not in text
+    assert text.count("<script") == 2 and "alert(1)" in text and "\x1b" not in text
+    assert "tiny <b>run" in page.text and "prior|violating" in page.text
 
 
 def test_the_page_needs_nothing_but_itself(reported: Path) -> None:
     text = (reported / "report.html").read_text()
-    addresses = Page(text).addresses
-    assert addresses and all(address.startswith("data:image/") for address in addresses)
+    assert Page(text).addresses == ["#browser"]
     assert "url(" not in text and "http://" not in text and "https://" not in text
-    assert "default-src 'none'" in text
 
 
-def test_heavier_tokens_are_darker_and_say_their_weight(reported: Path) -> None:
-    page = Page((reported / "report.html").read_text())
-    assert page.shades[:11] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    assert page.titles[10] == "</answer>\nweight 1.50, VGR 0.50"
-
-
-def test_the_page_has_curves_and_the_attention_to_the_picture(reported: Path) -> None:
+def test_the_page_has_curves(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     assert "<title>iteration 2: held-out greedy 75.0%</title>" in text
     assert "<title>iteration 1: all 2.500</title>" in text
-    assert text.count('alt="attention to the picture"') == 2 * 2
+    assert "<h3>Memory</h3>" in text and "GiB at the peak of a stage" in text
+    assert "Distribution of rewards" in text and "Distribution of advantages" in text
+
+
+def test_how_many_completions_are_in_the_page_can_be_set(run: Path) -> None:
+    assert report(run, "--set", "report.completions=4").exit_code == 0
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', (run / "report.html").read_text(), re.S)[0])
+    # Four of each iteration: its replayed group of one and, whole although it has four, one that was sampled.
+    assert [(group["iteration"], group["id"]) for group in data] == [(2, "it2-p0"), (2, "it1-p0"), (1, "it1-p0")]
+    assert report(run, "--set", "report.completions=0", "--overwrite").exit_code == 0
+    assert 'id="browser"' not in (run / "report.html").read_text()
 
 
 def test_the_terminal_shows_the_table_and_the_path(reported: Path) -> None:
@@ -189,6 +187,32 @@ def test_a_changed_setting_is_refused_without_overwrite(run: Path) -> None:
     )
     assert report(run, "--set", "report.samples=1", "--overwrite").exit_code == 0
     assert "it1-p1" not in (run / "rollout_results.md").read_text()
+
+
+def test_reports_of_an_older_version_are_made_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("dapo_stages.reporting.fragments.LAYOUT", 2)
+        assert report(run).exit_code == 0
+    assert json.loads(report(run, "--json").stdout)["made"] == [0, 1, 2]
+    assert json.loads(report(run, "--json").stdout)["made"] == []
+
+
+def test_reports_without_completions_for_the_page_are_shown_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("dapo_stages.reporting.fragments.BROWSED", "other.json")
+        assert report(run).exit_code == 0
+    assert report(run).exit_code == 0
+    text = (run / "report.html").read_text()
+    assert 'id="data">[]</script>' in text and "<h2>Curves</h2>" in text
+
+
+def test_the_commands_of_the_page_about_reports_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_run.build(tmp_path / "training_logs/first")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/report.md").read_text(encoding="utf-8"), re.S)
+    for line in commands.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == ".venv/bin/dapo-stages" and run_command(*arguments).code == 0
 
 
 def test_one_iteration_can_be_asked_for(run: Path) -> None:

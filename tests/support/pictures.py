@@ -1,0 +1,78 @@
+"""The pictures of the docs: `make pictures RUN=first` photographs the report of a run in a browser without a window."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from support.browser import browser, prefer, resize, visit
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+_LOOK = """
+form.elements.signal.value = 'informative'; choose();
+const boxes = [...document.querySelectorAll('.tokens')];
+const box = boxes.find(box => box.closest('.group').querySelector('.layers')) ?? boxes[0];
+const all = [...box.children];
+(all.find(token => token.className === 'w7') ?? all[0]).click();
+return [...document.querySelectorAll('.group')].indexOf(box.closest('.group'))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    arguments = parser.parse_args()
+    with browser() as driver:
+        desk(driver, arguments.run / "report.html", arguments.out / "report.png")
+        phone(driver, arguments.run / "report.html", arguments.out / "report-phone.png")
+
+
+def desk(driver: Chrome, page: Path, out: Path) -> None:
+    """The figures, two rows of curves, and a group of completions."""
+    prefer(driver, "light")
+    resize(driver, 1280, 6000)
+    visit(driver, page)
+    driver.execute_script(_LOOK)
+    top = _bottom(driver, ".charts > :nth-child(6)")
+    browser_top = driver.execute_script("return document.getElementById('browser').getBoundingClientRect().top")
+    end = _bottom(driver, ".group:nth-child(1)")
+    shot = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    parts = [shot.crop((0, 0, 1280, int(top) + 8)), shot.crop((0, int(browser_top), 1280, int(end) + 16))]
+    whole = Image.new("RGB", (1280, sum(part.height for part in parts)))
+    start = 0
+    for part in parts:
+        whole.paste(part, (0, start))
+        start += part.height
+    save(whole, out)
+
+
+def phone(driver: Chrome, page: Path, out: Path) -> None:
+    """A group of completions in the dark, 390 pixels wide."""
+    prefer(driver, "dark")
+    resize(driver, 390, 844)
+    visit(driver, page)
+    group = driver.execute_script(_LOOK)
+    driver.execute_script("document.querySelectorAll('.group')[arguments[0]].scrollIntoView()", group)
+    save(Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB"), out)
+
+
+def save(picture: Image.Image, out: Path) -> None:
+    """256 colours are enough for a page, in a third of the bytes."""
+    picture.quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+    print(out)
+
+
+def _bottom(driver: Chrome, selector: str) -> float:
+    script = f"return document.querySelector('{selector}').getBoundingClientRect().bottom"
+    return float(driver.execute_script(script))
+
+
+if __name__ == "__main__":
+    main()
