@@ -61,7 +61,8 @@ def page_data(
     browsed: Iterable[Browsed], completions: int = MOST_COMPLETIONS, size: int = MOST_BYTES
 ) -> tuple[str, int]:
     """JSON of the first groups that fit into a page, and their number of completions."""
-    found, shown, large = [], 0, 0
+    found: list[str] = []
+    shown = large = 0
     for one in browsed:
         for group in one["groups"]:
             text = _json({"iteration": one["iteration"], **group})
