@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def peak() -> int | None:
-    """Most bytes this process has held so far: allocated by torch on its GPU, else resident. None on Windows.
+    """Most bytes this process has held so far: allocated by torch on its GPU, else resident. None if nobody tells.
 
     A process forked from one that has torch already counts the pages it shares with that.
     """
@@ -14,8 +15,12 @@ def peak() -> int | None:
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     try:
-        import resource
-    except ImportError:
+        return _resident()
+    except OSError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _resident() -> int | None:
+    """Of this program alone: getrusage would count what its parent held when it started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
