@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Literal
 
-from dapo_stages.reporting.text import number, percent
+from dapo_stages.reporting.text import number, one_line, percent
 
 Points = list[tuple[float, float]]
 Unit = Literal["number", "percent"]
@@ -16,6 +16,14 @@ Unit = Literal["number", "percent"]
 COLOURS = 8  # classes s0 … s7 in the page
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
+_ROW = 18  # of the legend
+_INKS = ("#0072b2", "#d55e00", "#009e73", "#b6589a", "#8a6d00", "#3a9bd6", "#444b57", "#e69f00")  # the page's, by day
+_STYLE = (
+    "svg{background:#fff;font:12px system-ui,sans-serif}text{fill:#5b6675;text-anchor:middle}.end{text-anchor:end}"
+    ".name{fill:#1c2430;text-anchor:start}.grid{stroke:#e9edf1}.base{stroke:#9aa6b4}.dot{fill:var(--c)}"
+    ".line{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round}"
+    + "".join(f".s{index}{{--c:{ink}}}" for index, ink in enumerate(_INKS))
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,22 @@ def draw(chart: Chart) -> str:
             "</svg>",
         ]
     )
+
+
+def picture(chart: Chart) -> str:
+    """The chart as an SVG file of its own, which has no page to take colours from, with a legend below."""
+    height = _HEIGHT + _ROW * len(chart.series) + 6
+    drawn = draw(chart).replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT}" ', 1)
+    legend = []
+    for index, series in enumerate(chart.series):
+        y = _HEIGHT + _ROW * index + 8
+        dash = ' stroke-dasharray="5 3"' if index % 2 else ""
+        line = f'<line class="line" x1="{_LEFT}" x2="{_LEFT + 30}" y1="{y}" y2="{y}"{dash}/>'
+        name = f'<text class="name" x="{_LEFT + 38}" y="{y + 4}">{escape(one_line(series.name))}</text>'
+        legend.append(f'<g class="s{index % COLOURS}">{line}{name}</g>')
+    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
+    style = f"<style>{_STYLE}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{drawn}{"".join(legend)}</svg>\n'
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
-from dapo_stages.reporting.charts import COLOURS, Chart, Series, draw
+from dapo_stages.reporting.charts import Chart, Series, picture
 from dapo_stages.reporting.tables import Table
 from dapo_stages.reporting.text import markdown_inline, markdown_table, number, one_line, percent
 
 PLOT = "comparison.svg"
-# A drawing of its own has no page to take its style from; colours as in report.html.
-_INKS = ("#0072b2", "#d55e00", "#009e73", "#b6589a", "#8a6d00", "#3a9bd6", "#444b57", "#e69f00")
-_STYLE = (
-    "svg{font:12px system-ui,sans-serif;background:#fff;"
-    + "".join(f"--c{index}:{ink};" for index, ink in enumerate(_INKS))
-    + "}.grid{stroke:#e9edf1}.base{stroke:#9aa6b4}.axis,.tick{fill:#5b6675;text-anchor:middle}.tick{font-size:11px}"
-    ".end{text-anchor:end}.line{fill:none;stroke:var(--c);stroke-width:1.9}.dot{display:none}"
-)
-_WIDTH, _HEIGHT, _ROW = 460, 240, 18
 
 
 def schemes_table(found: dict[str, Any]) -> Table:
@@ -92,18 +82,7 @@ def comparison_plot(found: dict[str, Any]) -> str:
         last = len(one["quantiles"]) - 1
         series.append(Series(one["name"], [(weight, index / last) for index, weight in enumerate(one["quantiles"])]))
     chart = Chart("Token weights", "tokens that weigh at most this", series, "percent", "token weight")
-    height = _HEIGHT + _ROW * len(series) + 6
-    body = draw(chart).removesuffix("</svg>").partition(">")[2]
-    label = escape(f"{chart.title}: {', '.join(one.name for one in series)}")
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{label}">'
-    legend = []
-    for index, one in enumerate(series):
-        y = _HEIGHT + _ROW * index + 8
-        dash = ' stroke-dasharray="5 3"' if index % 2 else ""
-        colour = f"--c:var(--c{index % COLOURS})"
-        legend.append(f'<g style="{colour}"><line class="line" x1="66" x2="96" y1="{y}" y2="{y}"{dash}/></g>')
-        legend.append(f'<text x="104" y="{y + 4}" fill="#1c2430">{escape(one_line(one.name))}</text>')
-    return f"{head}<style>{_STYLE}</style>{body}{''.join(legend)}</svg>\n"
+    return picture(chart)
 
 
 def _name(pair: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from dapo_stages.maths.estimates import Estimate, estimate, paired
-from dapo_stages.reporting.charts import COLOURS, Chart, Series, draw
+from dapo_stages.reporting.charts import Chart, Series, picture
 from dapo_stages.reporting.study import StudyRun, of_seeds, read_study, stage_seconds
 from dapo_stages.reporting.text import NOTHING, markdown_table
 from dapo_stages.shards import write_text
@@ -217,21 +217,6 @@ def charts(study: Study) -> list[tuple[Chart, str]]:
     return found
 
 
-def picture(chart: Chart) -> str:
-    """A chart as an SVG file of its own, with its colours and a legend."""
-    rows = -(-len(chart.series) // 4)
-    drawn = draw(chart).replace("<svg ", '<svg width="460" height="240" ', 1)
-    legend = []
-    for index, series in enumerate(chart.series):
-        x, y = 16 + index % 4 * 112, 252 + index // 4 * 18
-        dash = ' stroke-dasharray="5 3"' if index % 2 else ""
-        line = f'<line class="line" x1="{x}" x2="{x + 18}" y1="{y}" y2="{y}"{dash}/>'
-        name = f'<text class="name" x="{x + 24}" y="{y + 4}">{series.name}</text>'
-        legend.append(f'<g class="s{index % COLOURS}">{line}{name}</g>')
-    size = f'viewBox="0 0 460 {250 + 18 * rows}" width="460" height="{250 + 18 * rows}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{_STYLE}{drawn}{"".join(legend)}</svg>\n'
-
-
 def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
@@ -271,14 +256,6 @@ _FOOT = """## What cannot be concluded
 - Hyper-parameters were chosen once for all experiments, on the baseline with seed 1; an experiment might do better
   with others.
 """
-_STYLE = (
-    "<style>svg{--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#b6589a;--c4:#8a6d00;--c5:#3a9bd6;--c6:#444b57;--c7:#e69f00;"
-    "background:#fff;font-family:system-ui,sans-serif}text{fill:#555;font-size:12.5px;text-anchor:middle}"
-    "text.end{text-anchor:end}text.name{text-anchor:start}.grid{stroke:#e3e5e8}.base{stroke:#9aa0a8}"
-    ".s0{--c:var(--c0)}.s1{--c:var(--c1)}.s2{--c:var(--c2)}.s3{--c:var(--c3)}"
-    ".s4{--c:var(--c4)}.s5{--c:var(--c5)}.s6{--c:var(--c6)}.s7{--c:var(--c7)}"
-    ".line{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round}.dot{fill:var(--c)}</style>"
-)
 
 if __name__ == "__main__":
     typer.run(main)
