@@ -52,17 +52,21 @@ def own_scores(policy: Policy, cases: list[Group], blanks: list[Group]) -> dict[
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
+def both_scores(policy: Policy, cases: list[Group], chunk: int) -> tuple[dict[str, torch.Tensor], ...]:
+    """Those of packed groups, and those of rows of their own."""
+    blanks = [blanked(policy, case, sizes) for case, sizes in zip(cases, SIZES, strict=True)]
+    want = own_scores(policy, cases, blanks)
+    policy.attend("grouped")
+    packed, blank = policy.pack(cases), hidden_states(policy, policy.pack(blanks))
+    return token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, chunk, blank), want
+
+
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None:
     policy.model.double()
     cases = groups(policy)
-    blanks = [blanked(policy, case, sizes) for case, sizes in zip(cases, SIZES, strict=True)]
-    want = own_scores(policy, cases, blanks)
-    policy.attend("grouped")
-    packed = policy.pack(cases)
-    blank = hidden_states(policy, policy.pack(blanks))
-    got = token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, chunk, blank)
+    got, want = both_scores(policy, cases, chunk)
     assert set(got) == set(want)
     for name, values in want.items():
         assert torch.allclose(got[name], values, rtol=0, atol=1e-9), name
@@ -72,13 +76,7 @@ def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None
 
 
 def test_scores_in_float32_are_as_close_as_that_is(policy: Policy) -> None:
-    cases = groups(policy)
-    blanks = [blanked(policy, case, sizes) for case, sizes in zip(cases, SIZES, strict=True)]
-    want = own_scores(policy, cases, blanks)
-    policy.attend("grouped")
-    packed = policy.pack(cases)
-    blank = hidden_states(policy, policy.pack(blanks))
-    got = token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, 5, blank)
+    got, want = both_scores(policy, groups(policy), 5)
     for name, values in want.items():
         assert torch.allclose(got[name], values, rtol=0, atol=1e-5), name
 

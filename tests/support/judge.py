@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from support.server import Fault, Server, reply
+from support.server import Fault, Serving, reply
 
 
 @dataclass
-class JudgeServer:
+class JudgeServer(Serving):
     """Serves on a free port of this machine until the `with` block ends. `verdict` sees the answers it is to judge."""
 
     verdict: Callable[..., str]
@@ -42,17 +42,8 @@ class JudgeServer:
 
             def log_message(self, *args: object) -> None: ...
 
-        self._http = Server(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        self.serve(Handler)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}"
 
 
 def said_to(request: dict[str, Any]) -> str:

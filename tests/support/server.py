@@ -33,8 +33,24 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class Serving:
+    """Answers on a free port of this machine until the `with` block ends."""
+
+    def serve(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._http = Server(("127.0.0.1", 0), handler)
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}"
+
+
 @dataclass
-class FakeServer:
+class FakeServer(Serving):
     """Serves a policy folder on a free port of this machine, until the `with` block ends."""
 
     policy: Path
@@ -60,17 +76,8 @@ class FakeServer:
 
             def log_message(self, *args: object) -> None: ...
 
-        self._http = Server(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+        self.serve(Handler)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}"
 
     def answer(self, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         trial = request["max_completion_tokens"] == 1
