@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -46,6 +47,10 @@ def forked(count: int, function: Callable[[], Any]) -> list[Any]:
 def _child(results: Connection, variables: dict[str, str], function: Callable[[], Any]) -> None:
     os.environ.update(variables)
     torch.set_num_threads(1)  # threads that the parent may have started are not there after a fork
+    if "accelerate" in sys.modules:  # a test before this one may have made an Accelerator of one process
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
     results.send(function())
 
 
