@@ -1,8 +1,8 @@
 """The parent that faulty commands are forked from: `python -m faults.parent`, with shim.c preloaded (harness.py).
 
-It imports what stages import, once; then it reads one request a line from stdin and answers each with a line. A request
-{"arguments": […], …} starts a command in a child, and the answer is its process id; {"wait": id} is answered by its exit
-code (negative: the signal) when it has ended. Commands run by the function of the console script.
+It imports what stages import, once; then it reads a request a line from stdin and answers each with a line. A request
+{"arguments": […], …} starts a command in a child, and the answer is its process id; {"wait": id} is answered by its
+exit code (negative: the signal) when it has ended. Commands run by the function of the console script.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Lets a long sweep be interrupted: tests that have passed are noted, and left out of the next run of the same code.
 
-A pytest plugin for `make test-faults` (`-p faults.resume`). Taken are the tests marked `faults` and those that note what
-they have shown (faults/table.py). FAULTS_DONE names the file of notes; its first line is a hash of the code.
+A pytest plugin for `make test-faults` (`-p faults.resume`). Taken are the tests marked `faults` and those that note
+what they have shown (faults/table.py). FAULTS_DONE names the file of notes; its first line is a hash of the code.
 """
 
 from __future__ import annotations

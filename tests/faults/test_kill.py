@@ -1,4 +1,4 @@
-"""Rows 1 and 2: a stage that is killed leaves nothing that looks finished and is not; run again, it ends as if undisturbed."""
+"""Rows 1 and 2: a killed stage leaves nothing half-done that looks finished; run again, it ends as if undisturbed."""
 
 from __future__ import annotations
 
