@@ -65,11 +65,13 @@ def publish_file(temporary: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically and durably."""
+def write_text(path: Path, text: str, times: tuple[int, int] | None = None) -> None:
+    """Write a small text file atomically and durably; with these times of access and change (ns), if they are given."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
+        if times:
+            os.utime(temporary, ns=times)
         publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dapo_stages.outputs import LOCK
 from faults.harness import NONE, Ended, Fault, Parent, Running, check_published, contents
 
 Command = list[object]
+_TEMPORARY = re.compile(r"(shown/)?\.[^/]+\.\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ class Case:
             shutil.rmtree(self.folder.parent)
 
     def start(self, fault: Fault = NONE) -> Running:
-        return self.bench.parent.start(self.command, self.folder, fault)
+        return self.bench.parent.start(self.command, self.folder, fault, self.folder)
 
     def strike(self, fault: Fault) -> Ended:
         """Run the command under a fault. Whatever it came to, what is published is whole."""
-        ended = self.bench.parent.run(self.command, self.folder, fault)
+        ended = self.bench.parent.run(self.command, self.folder, fault, self.folder)
         self.check_published()
         return ended
 
@@ -102,19 +104,26 @@ class Case:
 
     def finish(self) -> Ended:
         """Run it as if nothing had happened."""
-        ended = self.bench.parent.run(self.command, self.folder)
+        ended = self.bench.parent.run(self.command, self.folder, NONE, self.folder)
         assert ended.code == 0, (self.job, ended.stderr)
         return ended
 
     def contents(self) -> dict[str, str]:
-        """What is compared. TensorBoard's files hold times in their names, so they are compared by what they say."""
+        """What is compared. TensorBoard's files hold times in their names, so they are compared by the points in them;
+        tables of an iteration whose report was killed before it sent them wait for `report --backfill`, as it says.
+
+        Outside of output folders (config.yaml, report.html) a killed process leaves its hidden temporary file.
+        """
         found = contents(self.folder)
+        if self.job in {"config", "report"}:
+            found = {name: value for name, value in found.items() if not _TEMPORARY.fullmatch(name)}
         events = [name for name in found if "tfevents" in name]
         if events:
             from dapo_stages.reporting.tensorboard_events import _read
 
-            said = _read(sorted(self.folder / name for name in events))
-            found = {name: value for name, value in found.items() if name not in events} | {"tensorboard": repr(said)}
+            points, _, config = _read(sorted(self.folder / name for name in events))
+            said = repr((sorted(points.items()), config))
+            found = {name: value for name, value in found.items() if name not in events} | {"tensorboard": said}
         if self.job == "prune":  # make goes by the times
             found |= {
                 f"time of {path.relative_to(self.folder)}": str(path.stat().st_mtime_ns)
@@ -198,7 +207,7 @@ def _report(bench: Bench, folder: Path) -> Command:
                 (target / part.name).symlink_to(part)
         else:
             target.symlink_to(bench.run.folder / name)
-    return ["report", *bench.run.options(report__trackers="[tensorboard]"), "--run", shown]
+    return ["report", *bench.run.options(report__trackers="[tensorboard]"), "--run", "shown"]
 
 
 def _prune(bench: Bench, folder: Path) -> Command:

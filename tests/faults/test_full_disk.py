@@ -22,7 +22,7 @@ def failed(case: Case, ended: Ended, words: str) -> None:
     """The command said what is wrong and where; the old output, if there is one, is there or already replaced."""
     assert ended.code == 3, (case.job, ended.stderr)
     last = ended.stderr.splitlines()[-1]
-    assert re.fullmatch(rf"{re.escape(str(case.folder))}/\S+: {words}", last), last
+    assert re.fullmatch(rf"({re.escape(str(case.folder))}|shown)/\S+: {words}", last), last
     assert "Traceback" not in ended.stderr
     if case.job.endswith("replaced") and not (case.folder / "out/.next/.swapping").exists():
         Source(case.folder / "out").verify_all()
