@@ -108,6 +108,7 @@ def _end(why: str, code: int) -> NoReturn:
 _MENDABLE = {
     errno.ENOSPC: "found a full disk; needed room. Make some",
     errno.EDQUOT: "found a used-up quota; needed room. Make some",
+    errno.EFBIG: "found a limit on the size of files (ulimit -f); needed a higher one. Raise it",
     errno.EACCES: "found no permission; needed leave to read and write here. Grant it",
     errno.EPERM: "found no permission; needed leave to read and write here. Grant it",
     errno.EROFS: "found a read-only file system; needed one to write to. Name another place",
