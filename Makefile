@@ -281,7 +281,8 @@ test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, 
 ## SOAK_ITERATIONS: length of the soak
 JOBS            ?= 2
 SOAK_ITERATIONS ?= 200
-FAULTS = FAULTS_DONE=$(CURDIR)/build/faults/done FAULTS_TABLE=$(CURDIR)/build/faults/table.jsonl PYTHONPATH=tests:$(CURDIR) $(PY)
+FAULTS = FAULTS_DONE=$(CURDIR)/build/faults/done FAULTS_TABLE=$(CURDIR)/build/faults/table.jsonl \
+  FAULTS_RUN=$(CURDIR)/build/faults/run PYTHONPATH=$(CURDIR)/tests:$(CURDIR) $(PY)
 
 test-faults: $(VENV)/ready-dev ## every case of docs/reliability.md but the soak; started again, it goes on
 	$(FAULTS) -m pytest -p faults.resume -m 'not slow' -n $(JOBS)

@@ -1,13 +1,15 @@
 """Lets a long sweep be interrupted: tests that have passed are noted, and left out of the next run of the same code.
 
 A pytest plugin for `make test-faults` (`-p faults.resume`). Taken are the tests marked `faults` and those that note
-what they have shown (faults/table.py). FAULTS_DONE names the file of notes; its first line is a hash of the code.
+what they have shown (faults/table.py). FAULTS_DONE names the file of notes; its first line is a hash of the code. What
+other code has shown (FAULTS_TABLE) and run (FAULTS_RUN, conftest.py) is removed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
             path.write_text(f"{now}\n", encoding="utf-8")
             lines = []
             Path(os.environ["FAULTS_TABLE"]).unlink(missing_ok=True)
+            shutil.rmtree(os.environ["FAULTS_RUN"], ignore_errors=True)
         os.environ["FAULTS_BEFORE"] = "\n".join(lines[1:])
     done = set(os.environ["FAULTS_BEFORE"].splitlines())
     config.pluginmanager.register(Resume(path, done, notes=not hasattr(config, "workerinput")))
