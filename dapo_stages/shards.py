@@ -58,7 +58,8 @@ def fsync_file(path: Path) -> None:
     """Make a file's content durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -7,6 +7,7 @@ started again, it goes on. Memory and open files are watched; what it found is n
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -87,11 +88,10 @@ def _growth(samples: list[dict[str, Any]]) -> dict[str, float]:
     """What was in use at most in the last quarter of the iterations, against the first."""
     found = {}
     for name in ("parent MiB", "parent files", "stage files"):
-        first, last = (
-            max(s[name] for s in samples if name in s and low * ITERATIONS <= s["iteration"] <= high * ITERATIONS)
-            for low, high in ((0, 0.25), (0.75, 1))
-        )
-        found[name] = last / first
+        seen = [(sample["iteration"] / ITERATIONS, sample[name]) for sample in samples if name in sample]
+        first = max((value for place, value in seen if place <= 0.25), default=0)
+        last = max((value for place, value in seen if place >= 0.75), default=0)
+        found[name] = last / first if first and last else math.nan
     return found
 
 
