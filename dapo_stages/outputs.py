@@ -48,6 +48,7 @@ _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shar
 _NEXT = ".next"
 LOCK = ".lock"
 _SWAPPING = ".swapping"
+_PREPARED = ".swapping.tmp"
 _OLD = ".old.json"  # the manifest of what is being replaced
 _WRITING = ".writing"  # files that are not finished yet
 _PARTS = frozenset({"policy", "reference", "state", _WRITING})  # folders written into before their files are noted
@@ -446,11 +447,13 @@ def _finish_replacement(out: Path) -> None:
         return
     read_manifest(waiting)
     if not swapping.exists():
+        write_text(waiting / _PREPARED, "")  # while the old output is whole: the disk may be full
         if (out / MANIFEST).exists():
             os.replace(out / MANIFEST, waiting / _OLD)
             fsync_folder(out)
         _remove(out, _listed(waiting / _OLD))
-        write_text(swapping, "")
+        os.replace(waiting / _PREPARED, swapping)
+        fsync_folder(waiting)
     for path in sorted(waiting.rglob("*"), key=_manifests_last):
         target = out / path.relative_to(waiting)
         if path.is_file() and not _is_ours(path.name) and target != out / MANIFEST:

@@ -177,9 +177,15 @@ ssize_t copy_file_range(int from, off64_t *source, int to, off64_t *target, size
     return REAL(copy_file_range)(from, source, to, target, size, flags);
 }
 
+static int is_file(int fd) {
+    struct stat about;
+    return !fstat(fd, &about) && S_ISREG(about.st_mode);
+}
+
+/* What was written may only now turn out to find no room; the names in a folder have theirs. */
 #define SYNC(name)                                                                                                     \
     int name(int fd) {                                                                                                 \
-        OPENED(fd, "fsync", 1);                                                                                        \
+        OPENED(fd, "fsync", is_file(fd));                                                                              \
         return armed ? 0 : REAL(name)(fd);                                                                             \
     }
 SYNC(fsync)

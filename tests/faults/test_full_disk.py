@@ -82,6 +82,14 @@ def test_a_full_disk(bench: Bench, job: str) -> None:
     assert full_from(bench, job, len(bench.undisturbed(job).operations) // 2)
 
 
+def test_a_disk_that_is_full_when_an_output_is_to_be_swapped_for_another(bench: Bench) -> None:
+    job = "weight-tokens, replaced"
+    operations = bench.undisturbed(job).operations
+    published = operations.index("rename out/.next/manifest.json")
+    for at in range(published + 1, operations.index("rename out/.next/.swapping")):
+        full_from(bench, job, at)
+
+
 def test_a_limit_on_the_size_of_files(bench: Bench) -> None:
     limited_to(bench, "weight-tokens", bench.undisturbed("weight-tokens").sizes[-1] - 1)
 
