@@ -87,7 +87,8 @@ def main() -> None:
         _end(str(error), error.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MENDABLE:
-            _end(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)
+            where = error.filename2 or error.filename or "writing"  # the second: what is copied or renamed to
+            _end(f"{where}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)
         if ranks.fail(repr(error), EXIT_LOST):
             raise
         sys.exit(EXIT_LOST)

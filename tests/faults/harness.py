@@ -77,8 +77,7 @@ class Running:
 
     def operations(self) -> list[str]:
         """Those so far."""
-        path = self.place / "operations"
-        return path.read_text().splitlines() if path.exists() else []
+        return self._text("operations").splitlines()
 
     def go_on(self) -> None:
         """End a pause."""
@@ -87,9 +86,12 @@ class Running:
     def wait(self) -> Ended:
         """Until it ends."""
         code = self.parent.ask({"wait": self.process})
-        rng = self.place / "rng"
-        said = [(self.place / name).read_text(errors="replace") for name in ("stdout", "stderr")]
-        return Ended(code, *said, self.operations(), rng.read_text() if rng.exists() else None)
+        return Ended(code, self._text("stdout"), self._text("stderr"), self.operations(), self._text("rng") or None)
+
+    def _text(self, name: str) -> str:
+        """Empty, if it was killed before it could open the file."""
+        path = self.place / name
+        return path.read_text(errors="replace") if path.exists() else ""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from dapo_stages.outputs import LOCK
 from faults.harness import NONE, Ended, Fault, Parent, Running, check_published, contents
 
 Command = list[object]
-_TEMPORARY = re.compile(r"(shown/)?\.[^/]+\.\d+\.tmp")
+_TEMPORARY = re.compile(r"(shown/(runs/)?)?\.([^/]+\.)?\d+\.tmp|shown/iter-\d+/report/\.partial\.json")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class Case:
         """What is compared. TensorBoard's files hold times in their names, so they are compared by the points in them;
         tables of an iteration whose report was killed before it sent them wait for `report --backfill`, as it says.
 
-        Outside of output folders (config.yaml, report.html) a killed process leaves its hidden temporary file.
+        Outside of output folders (config.yaml, report.html) a killed process leaves its hidden temporary file, and a
+        report that was just published keeps its note of progress, since it is not asked for again.
         """
         found = contents(self.folder)
         if self.job in {"config", "report"}:
