@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,7 @@ from dapo_stages.shards import (
 _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
 _NEXT = ".next"
 LOCK = ".lock"
+_HALTED = ".partial-halted.json"  # why there is no output; a note as the others, so the next run removes it
 _SWAPPING = ".swapping"
 _OLD = ".old.json"  # the manifest of what is being replaced
 _WRITING = ".writing"  # files that are not finished yet
@@ -204,6 +205,13 @@ class Output:
         _finish_replacement(self.plan.out)
         return manifest
 
+    def halt(self, why: str, kind: str, rows: Iterable[Row]) -> None:
+        """Leave the reason why there is no output, and a table to look into. Both go when the stage runs again."""
+        from dapo_stages.schemas import schema_of
+
+        write_shard(self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage), rows)
+        write_text(self.folder / _HALTED, json.dumps({"why": why}))
+
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
         from dapo_stages.schemas import SCHEMA_VERSION
 
@@ -241,6 +249,14 @@ class Output:
 def shard_name(kind: str, index: int | None) -> str:
     """`completions`, 3 -> completions-00003.parquet; without a number for a kind that has one file."""
     return f"{kind}.parquet" if index is None else f"{kind}-{index:05d}.parquet"
+
+
+def halted(out: Path) -> str:
+    """Why the last run of a stage gave up before it had an output; empty if it did not."""
+    for path in (out / _HALTED, out / _NEXT / _HALTED):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(path.read_text(encoding="utf-8"))["why"])
+    return ""
 
 
 @contextmanager

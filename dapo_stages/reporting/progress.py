@@ -69,9 +69,10 @@ def next_move(progress: Progress) -> Move:
             return Move(_setup_command(run, name, found), f"{name}: {_because(found)}")
     for number, outputs in progress.iterations.items():
         for name in IN_ORDER:
-            if outputs[name].state in {"stale", "unfinished", "damaged"}:
-                why = f"iteration {number}, {name}: {_because(outputs[name])}"
-                return Move(command(run, number, name, again=outputs[name].state != "unfinished"), why)
+            found = outputs[name]
+            if found.state in {"stale", "unfinished", "halted", "damaged"}:
+                again = found.state in {"stale", "damaged"} or found.ended is not None
+                return Move(command(run, number, name, again=again), f"iteration {number}, {name}: {_because(found)}")
     last = max(progress.iterations, default=None)
     if last is None:
         return Move(command(run, 0, "eval"), "the starting point is not evaluated yet")
