@@ -36,8 +36,8 @@ class GuardSettings(Section):
     )
     no_signal: Literal["skip", "halt", "train"] = Field(
         "skip",
-        description="An update whose advantages are all 0 (all rewards equal), without KL and entropy bonus; `train` lets "
-        "momentum move the policy.",
+        description="An update whose advantages are all 0 (all rewards equal), without KL and entropy bonus; `train` "
+        "lets momentum move the policy.",
     )
     max_skipped: Count | None = Field(
         8,

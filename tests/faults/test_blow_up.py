@@ -1,6 +1,6 @@
-"""A numerical blow-up: the update is skipped, bitwise, or the run halted with the last policy kept and the reason said.
+"""A numerical blow-up: the update is skipped, bitwise, or the run halted, the last policy kept, the reason said.
 
-Everything is provoked from outside: poisoned weights, log-probs, gradients and rewards, or a learning rate beyond reason.
+Everything is provoked from outside: poisoned weights, log-probs, gradients and rewards, learning rates beyond reason.
 Where the guard can be switched off, each case is shown to do its harm then.
 """
 
@@ -59,9 +59,8 @@ class Training:
     work: MiniBatch
 
     def parameter(self) -> torch.nn.Parameter:
-        return next(
-            p for name, p in self.policy.model.named_parameters() if name.endswith("layers.0.mlp.up_proj.weight")
-        )
+        named = self.policy.model.named_parameters()
+        return next(p for name, p in named if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
 
     def everything(self) -> dict[str, bytes]:
         """Weights, moments and their steps, byte for byte: NaN differs from NaN otherwise."""
