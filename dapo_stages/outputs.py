@@ -315,6 +315,7 @@ def _open(plan: Plan, overwrite: bool) -> Output | None:
     state = plan.state()
     if state == "complete" and _whole(plan.out, overwrite):
         _forget(plan.out)
+        (plan.out / _NEXT / _HALTED).unlink(missing_ok=True)
         os.utime(plan.out / MANIFEST)
         return None
     if state == "complete":
@@ -507,3 +508,51 @@ def _remove(out: Path, listed: set[str] | None) -> None:
             written = _is_written(name, set()) if listed is None else name in listed
             if written or _is_ours(name) or (top in parts and path.name == MANIFEST):
                 path.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is a file that a process was writing when it ended; the name has its number."""
+    number = path.name.removesuffix(".tmp").rpartition(".")[2]
+    if not (path.name.startswith(".") and path.name.endswith(".tmp") and number.isdigit()):
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # somebody else's process
+        pass
+    return False
+
+
+def is_swapping(out: Path) -> bool:
+    """Whether a finished replacement waits to be moved in, wholly or in part: the same command again does that."""
+    return (out / _NEXT / MANIFEST).exists()
+
+
+def leftovers(out: Path) -> list[Path]:
+    """What an interrupted run left in an output folder and no reader looks at: files and folders, deepest first.
+
+    Temporary files, notes, and parts that were never published; of these only what bears a name that stages give.
+    Never what a manifest lists, nor a finished replacement.
+    """
+    found = [path for path in out.rglob("*") if is_temporary(path)]
+    if is_swapping(out):
+        return found
+    if (out / MANIFEST).exists():
+        unpublished = [*_notes(out), out / _WRITING, out / _NEXT]
+    else:
+        noted = {shard.name for note in _notes(out) for shard in _read_note(note)[1]}
+        tops = {name.split("/")[0] for name in noted}
+        unpublished = [path for path in out.iterdir() if path.name in tops or _is_written(path.name, noted)]
+    found += [path for path in unpublished if path.exists() and path.name != LOCK]
+    inside = {below for path in found if path.is_dir() for below in path.rglob("*")}
+    return sorted({*found, *inside}, reverse=True)
+
+
+def remove_leftovers(out: Path) -> list[Path]:
+    """Remove them, under the lock of the folder. Raises LockedError while another run writes there."""
+    with _locked(out):
+        found = leftovers(out)
+        for path in found:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    return found

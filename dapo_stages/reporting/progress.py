@@ -66,7 +66,9 @@ def next_move(progress: Progress) -> Move:
         )
     for name, found in progress.setup.items():
         if found.state not in {"done", "pruned"}:
-            return Move(_setup_command(run, name, found), f"{name}: {_because(found)}")
+            return Move(
+                setup_command(run, name, again=found.state in {"stale", "damaged"}), f"{name}: {_because(found)}"
+            )
     for number, outputs in progress.iterations.items():
         for name in IN_ORDER:
             found = outputs[name]
@@ -151,9 +153,10 @@ def trouble(run: Path) -> str | None:
     return None
 
 
-def _setup_command(run: Path, name: str, found: Found) -> str:
+def setup_command(run: Path, name: str, *, again: bool = False) -> str:
+    """The command that makes an output of before the first iteration."""
     policy: list[str | Path] = ["--policy", run / "policy"] if name == "data" else []
-    return _line(SETUP[name], run, [*policy, "--out", run / name], again=found.state in {"stale", "damaged"})
+    return _line(SETUP[name], run, [*policy, "--out", run / name], again=again)
 
 
 def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool) -> str:
