@@ -529,6 +529,11 @@ def is_swapping(out: Path) -> bool:
     return (out / _NEXT / MANIFEST).exists()
 
 
+def is_unfinished(out: Path) -> bool:
+    """Whether a stage has begun to fill this folder and has not published it."""
+    return bool(_notes(out)) and not (out / MANIFEST).exists()
+
+
 def leftovers(out: Path) -> list[Path]:
     """What an interrupted run left in an output folder and no reader looks at: files and folders, deepest first.
 
@@ -540,6 +545,8 @@ def leftovers(out: Path) -> list[Path]:
         return found
     if (out / MANIFEST).exists():
         unpublished = [*_notes(out), out / _WRITING, out / _NEXT]
+    elif not _notes(out):  # nothing says that what is there was not published
+        unpublished = []
     else:
         noted = {shard.name for note in _notes(out) for shard in _read_note(note)[1]}
         tops = {name.split("/")[0] for name in noted}

@@ -11,7 +11,7 @@ from typing import Literal
 from dapo_stages.console import Advance
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
-from dapo_stages.outputs import LOCK, halted, is_swapping, is_temporary, leftovers
+from dapo_stages.outputs import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
 from dapo_stages.reporting.best import POINTER, find_best
 from dapo_stages.reporting.progress import CONFIG, SETUP, command, setup_command, trouble
 from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, locked, place_of
@@ -84,9 +84,12 @@ def checkup(run: Path, advance: Advance) -> Iterator[Finding]:
     if why := trouble(run):
         yield Finding("problem", CONFIG, why, "a configuration that can be read", "Mend it.")
     yield from _gaps(run)
-    for path in _loose(run):
-        yield path
-    for place in places(run):
+    yield from _loose(run)
+    outputs = places(run)
+    if not outputs:
+        do = "Name the folder of a run, such as training_logs/first."
+        yield Finding("problem", ".", "no output of any stage", "a run", do)
+    for place in outputs:
         yield from _output(run, place, advance)
     yield from _best(run)
 
@@ -145,11 +148,12 @@ def _unfinished(run: Path, place: Place) -> Iterator[Finding]:
     parts = [path for path in left if not is_temporary(path) and path.parent == place.folder]
     if why := halted(place.folder):
         yield Finding("problem", where, f"a stage that was halted: {why}", "a finished one", "Do what it says.")
-    elif not (place.folder / MANIFEST).exists() and parts:
-        found, do = f"an unfinished output ({len(parts)} files and folders)", "Run the same command to carry on"
-        yield Finding("leftover", where, found, "a finished one", f"{do}, or remove it with --repair.")
-    elif not (place.folder / MANIFEST).exists() and (place.stage is None or _strangers(place.folder)):
-        yield Finding("problem", where, "a folder of no stage", "outputs of stages", "Move it elsewhere.")
+    elif is_unfinished(place.folder):
+        do = "Run the same command to carry on, or remove it with --repair."
+        yield Finding("leftover", where, "an unfinished output", "a finished one", do)
+    elif _has_no_manifest(place.folder):
+        do = "Bring the manifest back, or move this folder elsewhere."
+        yield Finding("problem", where, "files without a manifest", "the manifest of a finished stage", do)
     else:
         for path in parts:
             found = "a part that was never published"
@@ -158,7 +162,10 @@ def _unfinished(run: Path, place: Place) -> Iterator[Finding]:
 
 def _files(run: Path, place: Place, source: Source, advance: Advance) -> Iterator[Finding]:
     whole = True
-    unpruned = {shard.name for shard in source.unpruned()}
+    try:
+        unpruned = {shard.name for shard in source.unpruned()}
+    except DataError:  # the manifest of a part, which is a finding of its own
+        return
     for shard in source.manifest.shards:
         advance(1, _relative(run, place.folder))
         try:
@@ -276,8 +283,9 @@ def _manifest(place: Place) -> Manifest | None:
         return None
 
 
-def _strangers(folder: Path) -> bool:
-    return any(path.name != LOCK and not is_temporary(path) for path in folder.iterdir())
+def _has_no_manifest(folder: Path) -> bool:
+    files = any(path.name != LOCK and not is_temporary(path) for path in folder.iterdir())
+    return files and not (folder / MANIFEST).exists() and not is_swapping(folder)
 
 
 def _orphan(run: Path, path: Path) -> Finding:
