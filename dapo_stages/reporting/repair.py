@@ -16,9 +16,8 @@ def remove(run: Path) -> list[str]:
     Outputs that are links, such as the policy that several runs start from, are left alone. Raises LockedError, and
     removes nothing, while a process writes anywhere in the run.
     """
-    outputs = [
-        place.folder for place in places(run) if place.folder.resolve() == run.resolve() / place.folder.relative_to(run)
-    ]
+    folders = [place.folder for place in places(run)]
+    outputs = [folder for folder in folders if folder.resolve() == run.resolve() / folder.relative_to(run)]
     busy = next((folder for folder in outputs if locked(folder)), None)
     if busy is not None:
         raise LockedError(

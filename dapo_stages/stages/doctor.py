@@ -66,9 +66,8 @@ def _check_run(run: Path, *, repair: bool, as_json: bool) -> None:
             print(f"removed {one_line(name)}")
         for finding in findings:
             mark, style = _MARKS["problem" if finding.state == "problem" else "optional"]
-            print(
-                f"{painted(mark, style)} {one_line(f'{finding.where}: found {finding.found}; needed {finding.needed}.')}"
-            )
+            text = f"{finding.where}: found {finding.found}; needed {finding.needed}."
+            print(f"{painted(mark, style)} {one_line(text)}")
             print(f"    {one_line(finding.do)}")
         print(painted(_verdict(len(problems), len(findings), files), "bold red" if problems else ""))
     if problems:
