@@ -303,7 +303,9 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise LockedError(f"{out}: another run is writing here. Wait for it, stop it, or name another --out.") from None
+        raise LockedError(
+            f"{out}: found another run writing here; needed none. Wait for it, stop it, or name another --out."
+        ) from None
     try:
         yield
     finally:

@@ -226,10 +226,9 @@ def was_halted(run: Path) -> tuple[str, str, str]:
 
 def bad_configuration(run: Path) -> tuple[str, str, str]:
     (run / "config.yaml").write_text("sead: 1\n")
-    why = (
-        f"{run}/config.yaml: unknown key `sead`; did you mean `seed`?\nMend the file, or the --set option, and run the"
-    )
-    return "config.yaml", f"{why} command again.", "a configuration that can be read"
+    why = f"{run}/config.yaml: found unknown key `sead`; needed another: did you mean `seed`?\n"
+    do = "Mend the file, or the --set option, and run the command again."
+    return "config.yaml", f"{why}{do}", "a configuration that can be read"
 
 
 def worse_best(run: Path) -> tuple[str, str, str]:
@@ -408,8 +407,8 @@ def test_repair_removes_nothing_while_a_process_writes_anywhere_in_the_run(run: 
         assert ("note", f"{TWO}/eval", "a process that is writing here", "nothing") in found(run)
         result = command("doctor", "--run", run, "--repair")
         assert result.code == 4 and result.stderr == (
-            f"{run}/{TWO}/eval: found a process that is writing here; needed a run at rest. Wait for it, or stop it, and "
-            "run the same command again.\n"
+            f"{run}/{TWO}/eval: found a process that is writing here; needed a run at rest. Wait for it, or stop it, "
+            "and run the same command again.\n"
         )
         assert everything(run) == before
     assert command("doctor", "--run", run, "--repair").code == 0
