@@ -198,7 +198,7 @@ def test_sections_are_named_by_their_dots() -> None:
         ),
         (
             "weights: {replay: {sise: 4}}",
-            "run.yaml: found unknown key `weights.replay.sise`; needed another: did you",
+            "run.yaml: found unknown key `weights.replay.sise`; needed another: did you mean `size`?",
         ),
     ],
 )
@@ -302,11 +302,12 @@ def test_values_of_overrides_are_yaml(override: str, key: str, value: object, tm
     [
         (
             "train.beta",
-            "--set train.beta: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. ",
+            "--set train.beta: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. "
+            "Correct the option.",
         ),
         (
             "=5",
-            "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. ",
+            "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. Correct the option.",
         ),
         ("seed.more=1", "--set seed.more=1: found a single value at `seed`; needed keys below it. Correct the option."),
         ("train.betas=[0.9", "--set train.betas=[0.9: found a value that is no valid YAML; needed one. Quote it."),
