@@ -25,7 +25,7 @@ def main(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine: Python, devices, memory, disk, versions, and what is missing for which feature.
+    """Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; or a run.
 
     Exits with 3 if something is missing that the default run needs; what only a feature needs does no harm. torch is
     asked for its devices in a process of its own, for a minute and a half at most. Works without torch.
