@@ -113,7 +113,7 @@ def _loose(run: Path) -> Iterator[Finding]:
         for path in sorted(folder.iterdir()):
             if path.is_file() and is_temporary(path):
                 yield _temporary(run, path)
-            elif path.is_file() and folder != run:
+            elif path.is_file() and folder != run and not _is_ours(path):
                 yield _orphan(run, path)
 
 
@@ -200,6 +200,8 @@ def _inputs(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
     for name, source in manifest.inputs.items():
         folder = place_of(run, source.path)
         expected = _expected(run, place, name)
+        if expected is not None and not expected.exists() and folder.name == expected.name:
+            folder = expected  # of a run that was moved
         if expected is not None and folder.resolve() != expected.resolve():
             needed = f"that of {_relative(run, expected)}"
             yield Finding("problem", where, f"the {name} of {source.path}", needed, f"{place.redo(run)}.")
@@ -252,11 +254,11 @@ def _parts(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _orphans(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
-    listed = {shard.name for shard in manifest.shards} | {MANIFEST, LOCK} | {f"{part}/{MANIFEST}" for part in PARTS}
+    listed = {shard.name for shard in manifest.shards} | {MANIFEST} | {f"{part}/{MANIFEST}" for part in PARTS}
     left = set(leftovers(place.folder))
-    for path in sorted(place.folder.rglob("*")):
-        name = path.relative_to(place.folder)
-        if path.is_file() and path not in left and name.as_posix() not in listed and not is_swapping(place.folder):
+    for path in sorted(place.folder.rglob("*")) if not is_swapping(place.folder) else ():
+        name = path.relative_to(place.folder).as_posix()
+        if path.is_file() and path not in left and name not in listed and not _is_ours(path):
             yield _orphan(run, path)
 
 
@@ -286,6 +288,11 @@ def _manifest(place: Place) -> Manifest | None:
 def _has_no_manifest(folder: Path) -> bool:
     files = any(path.name != LOCK and not is_temporary(path) for path in folder.iterdir())
     return files and not (folder / MANIFEST).exists() and not is_swapping(folder)
+
+
+def _is_ours(path: Path) -> bool:
+    """A lock, or what a process that lives is writing."""
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _orphan(run: Path, path: Path) -> Finding:
