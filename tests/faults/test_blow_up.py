@@ -72,12 +72,16 @@ class Training:
 def training(checkpoint: Path, *, guard: dict[str, Any] | None = None, **settings: Any) -> Training:
     config = TrainConfig(learning_rate=1e-4, guard=GuardSettings(**guard or {}), **settings)
     trainer, policy = trainer_of(checkpoint, config)
-    assert trainer.update(mini_batch(train_groups(policy)[:-1], 4), 1.0)["skipped"] == 0
-    work = mini_batch(train_groups(policy)[:-1], 4)
-    for batch in work.batches:
-        batch.old = trainer.logprobs(batch)
-        batch.reference = batch.old.clone()
-    return Training(trainer, policy, work)
+
+    def work() -> MiniBatch:
+        made = mini_batch(train_groups(policy)[:-1], 4)
+        for batch in made.batches:
+            batch.old = trainer.logprobs(batch)
+            batch.reference = batch.old - 0.1
+        return made
+
+    assert trainer.update(work(), 1.0)["skipped"] == 0
+    return Training(trainer, policy, work())
 
 
 def broken_weight(value: float) -> Callable[[Training], None]:
@@ -193,7 +197,7 @@ def test_the_log_ratio_is_its_mean_size_over_tokens(checkpoint: Path) -> None:
     case = training(checkpoint, guard=OFF)
     apart, tokens = 0.0, 0
     for number, batch in enumerate(case.work.batches):
-        batch.old = batch.old + (3.0 if number == 0 else -1.0)
+        batch.old += 3.0 if number == 0 else -1.0
         apart, tokens = apart + batch.rows * (3.0 if number == 0 else 1.0), tokens + batch.rows
     assert case.trainer.update(case.work, 1.0)["log_ratio_mean"] == pytest.approx(apart / tokens, rel=1e-5)
 
@@ -294,7 +298,9 @@ def test_a_policy_whose_weights_are_broken_is_named(small_run: Run, tmp_path: Pa
 
 
 def test_weights_that_the_last_update_broke_are_not_published(small_run: Run, tmp_path: Path) -> None:
-    result = train(small_run, tmp_path / "t", train__learning_rate=1e39, train__updates_per_iteration=1)
+    """A weight of 1 minus twice 3e38 is beyond float32."""
+    beyond = {"train__learning_rate": 3e38, "train__weight_decay": 1.0, "train__updates_per_iteration": 1}
+    result = train(small_run, tmp_path / "t", **beyond)
     assert_halted(result, tmp_path / "t", "weights that are NaN or infinite after 1 updates")
 
 
@@ -340,11 +346,11 @@ def test_equal_rewards_keep_the_policy(small_run: Run, tmp_path: Path, filtered:
 @pytest.mark.parametrize(
     ("name", "sampler", "before", "said"),
     [
-        # A policy at a temperature of 50 writes noise; four tokens end nothing.
-        ("format", {"rollout__sampler__temperature": 50.0}, "well-formed completions", "0.0% well-formed completions"),
+        # A policy at a temperature of 10 writes noise; four tokens end nothing.
+        ("format", {"rollout__sampler__temperature": 10.0}, "well-formed completions", "0.0% well-formed completions"),
         (
             "truncated",
-            {"rollout__max_completion_length": 4},
+            {"rollout__max_completion_length": 4, "rewards__overlong_cache": 2},
             "completions that end by themselves",
             "0.0% completions that",
         ),
