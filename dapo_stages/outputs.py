@@ -209,7 +209,8 @@ class Output:
         """Leave the reason why there is no output, and a table to look into. Both go when the stage runs again."""
         from dapo_stages.schemas import schema_of
 
-        write_shard(self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage), rows)
+        path, schema = self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage)
+        self._add(write_shard(path, schema, rows))  # and not noted: another configuration may go on
         write_text(self.folder / _HALTED, json.dumps({"why": why}))
 
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
