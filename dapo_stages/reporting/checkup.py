@@ -147,7 +147,7 @@ def _unfinished(run: Path, place: Place) -> Iterator[Finding]:
             yield _temporary(run, path)
     parts = [path for path in left if not is_temporary(path) and path.parent == place.folder]
     if why := halted(place.folder):
-        yield Finding("problem", where, f"a stage that was halted: {why}", "a finished one", "Do what it says.")
+        yield Finding("problem", where, "a halted stage", "a finished one", f"It said: {why}")
     elif is_unfinished(place.folder):
         do = "Run the same command to carry on, or remove it with --repair."
         yield Finding("leftover", where, "an unfinished output", "a finished one", do)

@@ -177,4 +177,6 @@ def _missing_at_the_end(number: int, outputs: Mapping[str, Found]) -> str | None
 
 
 def _because(found: Found) -> str:
+    if found.state == "halted":  # which says more than fits here
+        return "halted, after what its reason says to do"
     return f"{found.state} ({found.why})" if found.why else found.state

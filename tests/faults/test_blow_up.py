@@ -390,7 +390,7 @@ def test_status_and_report_say_why_a_run_was_halted(tmp_path: Path) -> None:
     )
     told = run("status", "--run", made).stdout
     assert "iteration 2, train is halted: train: found ␛[31m9; needed 5. Mend it.\n" in told
-    assert "Next (iteration 2, train: halted (train: found" in told and "--overwrite" not in told
+    assert "Next (iteration 2, train: halted, after what its reason says to do):" in told and "--overwrite" not in told
     said = json.loads(run("status", "--run", made, "--json").stdout)
     assert said["iterations"][2]["stages"]["train"]["state"] == "halted"
     reported = run("report", "--config", made / "config.yaml", "--run", made, "--set", "report.trackers=[]")

@@ -220,8 +220,8 @@ def half_a_swap(run: Path) -> tuple[str, str, str]:
 def was_halted(run: Path) -> tuple[str, str, str]:
     folder = run / "iter-0003/train"
     folder.mkdir(parents=True)
-    (folder / ".partial-halted.json").write_text(json.dumps({"why": "a reason"}))
-    return "iter-0003/train", "a stage that was halted: a reason", "a finished one"
+    (folder / ".partial-halted.json").write_text(json.dumps({"why": "a reason."}))
+    return "iter-0003/train", "a halted stage", "a finished one"
 
 
 def bad_configuration(run: Path) -> tuple[str, str, str]:
