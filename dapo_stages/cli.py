@@ -33,7 +33,8 @@ COMMANDS = {
     "plan": "Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.",
     "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
     "inspect": "Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.",
-    "doctor": "Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; or a run.",
+    "doctor": "Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; "
+    "or a run.",
     "compare-weights": "Set token weights of the same rollouts side by side: correlations, spread, and the tokens they "
     "differ on most.",
     "config": "Check a configuration and write it out with every key resolved.",
