@@ -208,7 +208,7 @@ def test_fewer_processes_than_asked_for_are_refused(
     monkeypatch.setenv("DAPO_STAGES_PROCESSES", "2")
     result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     assert result.code == 3
-    assert "found 1 process(es); needed 2, as configured. For several on CPUs write" in result.stderr
+    assert "found 1 process(es); needed 2, as configured. Write, for several on CPUs," in result.stderr
     assert not (tmp_path / "r").exists()
 
 
