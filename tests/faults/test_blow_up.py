@@ -27,8 +27,10 @@ from dapo_stages.manifests import Manifest, Source, content_hash, read_manifest,
 from dapo_stages.models.batches import MiniBatch, mini_batch
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.update import Trainer
-from dapo_stages.reporting.blow_ups import REASONS, skipped
+from dapo_stages.reporting.blow_ups import REASONS
+from dapo_stages.reporting.curves import curves
 from dapo_stages.reporting.figures import collect
+from dapo_stages.reporting.markdown import rollout_fragment
 from dapo_stages.shards import describe_file
 from faults.table import record
 
@@ -274,8 +276,13 @@ def test_the_same_may_be_skipped_instead_and_metrics_and_report_say_so(small_run
     assert found.skipped.tolist() == [0, 1] and found.skipped_ratio[1] == 1
     counts = Source(out).manifest.counts
     assert (counts["skipped"], counts["guard"]["ratio"], counts["guard"]["skipped_in_a_row"]) == (1, 1, 1)
-    said = skipped(collect(1, {"train": Source(out)}))
-    assert said == f"1 of 2 updates were skipped (1: {REASONS['ratio']})."
+    figures = collect(1, {"train": Source(out)})
+    assert f"\n1 of 2 updates were skipped (1: {REASONS['ratio']}).\n" in rollout_fragment(figures, [])
+    (chart,) = [chart for chart in curves([figures], {}) if chart.title == "Skipped updates"]
+    assert chart.series[0].points == [(1.0, 0.5)]
+    healthy = collect(1, {"train": Source(small_run.at(1) / "train")})
+    assert "skipped" not in rollout_fragment(healthy, [])
+    assert "Skipped updates" not in [chart.title for chart in curves([healthy], {})]
 
 
 def test_skipped_updates_are_counted_over_iterations_until_they_halt(small_run: Run, tmp_path: Path) -> None:
