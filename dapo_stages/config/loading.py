@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from dapo_stages.bounded import read_text
 from dapo_stages.config.run import Config
 from dapo_stages.errors import ConfigError
 
 if TYPE_CHECKING:
     import yaml
+
+
+_MOST = 1 << 20  # bytes of a configuration
+_QUOTE = Repr()  # of values that are wrong: aliases of YAML make a value of any size from a few lines
+_QUOTE.maxstring = _QUOTE.maxother = 200
+_QUOTE.maxlevel = 3
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -41,13 +49,17 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _strict_loader()) or {}
-    except (OSError, UnicodeDecodeError) as error:
+        if seen and path.exists() and not path.is_file():  # the first may be a pipe of the shell
+            raise OSError("no regular file")
+        values = yaml.load(read_text(path, _MOST), _strict_loader()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML (nested too deeply). Mend the file.") from None
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml."
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found a {type(values).__name__}; needed keys and values, such as `seed: 42`.")
     base = values.pop("extends", None)
@@ -118,7 +130,7 @@ def _explain(path: Path, error: ValidationError) -> str:
         elif not key:  # sections that do not agree; the message says what was found
             lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
         else:
-            lines.append(f"{path}: `{key}`: found {problem['input']!r}; needed: {problem['msg']}.")
+            lines.append(f"{path}: `{key}`: found {_QUOTE.repr(problem['input'])}; needed: {problem['msg']}.")
     return "\n".join([*lines, "Mend the file, or the --set option, and run the command again."])
 
 
