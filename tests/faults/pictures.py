@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import zlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ def grey(values: Pixels) -> Pixels:
     return np.repeat(values[..., None], 3, axis=2).astype(np.uint8)
 
 
+@cache
 def readable() -> dict[str, tuple[bytes, Pixels]]:
     """Name -> the file, and its pixels on white, upright, in 8 bits."""
     rgb, other = noise(), noise(1)
@@ -179,6 +181,7 @@ def ico_with(inner: bytes) -> bytes:
     return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
 
 
+@cache
 def bomb(side: int = 30_000) -> bytes:
     """A whole PNG of one bit a pixel: a hundred kilobytes that are 2.7 GB as RGB."""
     packer = zlib.compressobj(9)
@@ -201,6 +204,7 @@ def _half(kind: str, **options: Any) -> bytes:
 DAMAGED, NONE = r"a damaged picture \(.+\)", r"\d+ bytes that are no picture"
 
 
+@cache
 def unreadable() -> dict[str, tuple[bytes, str]]:
     """Name -> the file, and a pattern of the reason that is said."""
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>1</script></svg>'

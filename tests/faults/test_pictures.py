@@ -26,7 +26,7 @@ BAD_FILES = {
     "a folder": ("folder.png", "no such file"),
     "a web page named .png": ("page.png", r"\d+ bytes that are no picture"),
     "an empty file": ("empty.png", "an empty file"),
-    "no picture": (None, "NoneType None where a picture should be"),
+    "no picture": (None, "NoneType 'None' where a picture should be"),
     "a file that may not be read": ("closed.png", r".*Permission denied.*|no permission.*"),
 }
 

@@ -1,4 +1,4 @@
-"""Secrets of the environment are never written: not by a stage that succeeds, not by one that fails, not by trackers."""
+"""Secrets of the environment are never written: by no stage, whether it succeeds or fails, and by no tracker."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ COMMANDS: dict[str, list[object]] = {
     "config": ["--config", "run/config.yaml", "--out", "OUT"],
     "plan": ["--config", "run/config.yaml"],
     "status": ["--run", "run"],
-    "inspect": ["--run", "run", "it1-p0-s0"],
+    "inspect": ["--run", "run", "it1-p0-s1"],
 }  # fmt: skip
 DRY = ["init-policy", "prepare-data", "rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report",
        "merge", "prune", "push"]  # fmt: skip
@@ -96,7 +96,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def questions(output: Output) -> None:
         output.write("train", 0, rows(schema_of("train"), 2))
         output.write("held_out", 0, rows(schema_of("held_out"), 2))
+        output.counts = {"train": 2, "held_out": 2}
 
+    here = run_folder / "iter-0001"
+    forged.rewrite(here / "rollout", lambda values: values["config"]["rollout"].update(sampler={"temperature": 1.0}))
+    forged.follow(here / "attention", "rollouts", here / "rollout")
+    forged.rewrite(here / "weights", lambda values: values["config"].update(iteration=1))
+    forged.follow(here / "weights", "rollouts", here / "rollout")
+    forged.follow(here / "weights", "attention", here / "attention")
     for folder, stage in ((run_folder / "policy", "init-policy"), (run_folder / "iter-0001/train/policy", "policy")):
         (folder / "config.json").write_text("{}")
         forged.publish(folder, stage, policy={"version": 0, "model": "embedded"})
