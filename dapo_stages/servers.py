@@ -130,7 +130,7 @@ def secret(name: str) -> str | None:
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"{name}: found a key with line breaks or characters beyond ASCII in it; needed a single word. Set it again."
+            f"{name}: found a key with line breaks, or characters beyond ASCII; needed a single word. Set it again."
         )
     return key or None
 

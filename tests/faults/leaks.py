@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import sqlite3
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -77,13 +78,18 @@ def contents(path: Path) -> Iterator[bytes]:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """The records of W&B's offline file, whose blocks may cut a record in two."""
-    from wandb.sdk.internal.datastore import DataStore
-
-    store = DataStore()
-    store.open_for_scan(str(path))
-    while (record := store.scan_data()) is not None:
-        yield bytes(record)
+    """The records of W&B's offline file, LevelDB's log format: blocks of 32 KiB, which may cut a record in pieces."""
+    data, at, record = path.read_bytes(), 7, b""  # ":W&B", magic, version
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no room for a header: the block is filled with zeros
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in {1, 4}:  # whole, or the last piece
+            yield record
+            record = b""
 
 
 def _forms(value: str) -> Iterator[bytes]:

@@ -88,10 +88,11 @@ def tree(folder: Path) -> Tree:
     return found
 
 
-@pytest.fixture()
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: a finished run, a plug-in, a data set; as much as commands read before they need a model."""
-    run_folder = tiny_run.build(tmp_path / "run")
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, a plug-in, a data set; as much as commands read before they need a model."""
+    home = tmp_path_factory.mktemp("home")
+    run_folder = tiny_run.build(home / "run")
 
     def questions(output: Output) -> None:
         output.write("train", 0, rows(schema_of("train"), 2))
@@ -108,15 +109,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "config.json").write_text("{}")
         forged.publish(folder, stage, policy={"version": 0, "model": "embedded"})
     tiny_run.publish(Plan("prepare-data", run_folder / "data", {}, 2), questions)
-    (tmp_path / "mine.py").write_text("def f(completions, rows):\n    return [0.0] * len(completions)\n")
-    shutil.copytree(run_folder / "iter-0001/weights", tmp_path / "other-weights")
-    data_sets.write_rows(tmp_path / "rows.parquet", [saved(Image.fromarray(noise()))] * 2)
+    (home / "mine.py").write_text("def f(completions, rows):\n    return [0.0] * len(completions)\n")
+    shutil.copytree(run_folder / "iter-0001/weights", home / "other-weights")
+    data_sets.write_rows(home / "rows.parquet", [saved(Image.fromarray(noise()))] * 2)
     config = run_folder / "config.yaml"
-    config.write_text(config.read_text() + f"data: {{source: {tmp_path / 'rows.parquet'}}}\n"
+    config.write_text(config.read_text() + "data: {source: rows.parquet}\n"
                       "rewards: {plugins: {mine: 'mine.py:f'}}\n")  # fmt: skip
     assert run("report", "--config", config, "--run", run_folder).code == 0
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return home
+
+
+@pytest.fixture()
+def home(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the working folder."""
+    home = shutil.copytree(template, tmp_path / "home")
+    monkeypatch.chdir(home)
+    return home
 
 
 def call(command: str, out: str, *more: object) -> Result:
