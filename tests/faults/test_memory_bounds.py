@@ -173,13 +173,13 @@ def zeros(path: Path, column: str, sizes: list[int], codec: str = "zstd") -> Pat
 @pytest.mark.parametrize(
     ("column", "codec"),
     [
-        ("problem", "brotli"),
-        pytest.param("image", "zstd", marks=pytest.mark.faults),
+        ("image", "zstd"),
+        pytest.param("problem", "brotli", marks=pytest.mark.faults),
         pytest.param("image", "gzip", marks=pytest.mark.faults),
     ],
 )
 def test_a_column_that_swells_is_refused_before_it_does(column: str, codec: str, tmp_path: Path) -> None:
-    table = zeros(tmp_path / "rows.parquet", column, [1, 1, 300 * MIB], codec)
+    table = zeros(tmp_path / "rows.parquet", column, [1, 1, 260 * MIB], codec)
     refused(prepare(table, tmp_path), f"{table} column {column}: found ")
 
 

@@ -92,6 +92,7 @@ def test_a_report_and_its_trackers(trackers: str, tiny: Path) -> None:
     clean(run("report", *options))
 
 
+@pytest.mark.faults
 def test_a_tracker_that_cannot_be_reached(tiny: Path) -> None:
     """W&B with a key, and a server that refuses it."""
     from support.server import Serving, reply
@@ -147,6 +148,8 @@ def test_preparing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: data_sets.WordProcessor())
     table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE, b"no", "/proc/self/environ"])
     clean(data_sets.prepare(table, tmp_path))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     clean(data_sets.prepare("cats/colours-that-nobody-has", tmp_path / "hub"), {3})
 
 
