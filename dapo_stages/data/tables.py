@@ -117,7 +117,7 @@ class Table:
                 where, packed = f"{self.path} column {chunk.path_in_schema}", chunk.total_compressed_size
                 needed, do = f"less, or at most {shown(_BYTES_AT_ONCE)}", "Take such rows out."
                 raise DataError(where, f"{packed:,} bytes that swell to {shown(size)}", needed, do)
-        each = sum(chunk.total_uncompressed_size for chunk in chunks) // max(group.num_rows, 1)
+        each = int(sum(chunk.total_uncompressed_size for chunk in chunks)) // max(int(group.num_rows), 1)
         return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(each, 1)))
 
     def _of_lines(self) -> Iterator[dict[str, Any]]:
