@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from reprlib import Repr
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,25 @@ if TYPE_CHECKING:
 
 
 _MOST = 1 << 20  # bytes of a configuration
-_QUOTE = Repr()  # of values that are wrong: aliases of YAML make a value of any size from a few lines
-_QUOTE.maxstring = _QUOTE.maxother = 200
-_QUOTE.maxlevel = 3
+
+
+class _Quote(Repr):
+    """Values that are wrong, in so many words: aliases of YAML make a value of any size from a few lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+        self.maxlevel, self.maxdict, self.maxlist = 3, 20, 20
+
+    def repr_dict(self, values: dict[Any, Any], level: int) -> str:
+        """In the order of the file."""
+        if level <= 0:
+            return "{...}"
+        pieces = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in islice(values.items(), self.maxdict)
+        ]
+        return f"{{{', '.join([*pieces, *(['...'] if len(values) > self.maxdict else [])])}}}"
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -130,7 +147,7 @@ def _explain(path: Path, error: ValidationError) -> str:
         elif not key:  # sections that do not agree; the message says what was found
             lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
         else:
-            lines.append(f"{path}: `{key}`: found {_QUOTE.repr(problem['input'])}; needed: {problem['msg']}.")
+            lines.append(f"{path}: `{key}`: found {_Quote().repr(problem['input'])}; needed: {problem['msg']}.")
     return "\n".join([*lines, "Mend the file, or the --set option, and run the command again."])
 
 

@@ -22,7 +22,7 @@ _PLAIN = {
     "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "use_rslora": False,
     "lora_bias": False, "modules_to_save": None, "layer_replication": None, "target_parameters": None,
     "trainable_token_indices": None, "rank_pattern": {}, "alpha_pattern": {},
-    "init_lora_weights": True, "megatron_config": None, "auto_mapping": None,
+    "init_lora_weights": True, "megatron_config": None,
 }  # fmt: skip
 
 
