@@ -169,15 +169,20 @@ def zeros(path: Path, column: str, sizes: list[int], codec: str = "zstd") -> Pat
 
 
 @pytest.mark.parametrize(
-    ("column", "codec"),
+    ("column", "codec", "limit"),
     [
-        ("image", "zstd"),
-        pytest.param("problem", "brotli", marks=pytest.mark.faults),
-        pytest.param("image", "gzip", marks=pytest.mark.faults),
+        ("image", "zstd", 16),  # MiB; the bound itself takes longer to test
+        pytest.param("image", "zstd", None, marks=pytest.mark.faults),
+        pytest.param("image", "gzip", None, marks=pytest.mark.faults),
+        pytest.param("problem", "brotli", None, marks=pytest.mark.faults),
     ],
 )
-def test_a_column_that_swells_is_refused_before_it_does(column: str, codec: str, tmp_path: Path) -> None:
-    table = zeros(tmp_path / "rows.parquet", column, [1, 1, 260 * MIB], codec)
+def test_a_column_that_swells_is_refused_before_it_does(
+    column: str, codec: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit is not None:
+        monkeypatch.setattr("dapo_stages.data.tables._BYTES_AT_ONCE", limit * MIB)
+    table = zeros(tmp_path / "rows.parquet", column, [1, 1, ((limit or 256) + 4) * MIB], codec)
     refused(prepare(table, tmp_path), f"{table} column {column}: found ")
 
 
@@ -198,9 +203,9 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     record(ROW, 1)
 
 
-@pytest.mark.parametrize("ending", ["jsonl", *(pytest.param(e, marks=pytest.mark.faults) for e in ("json", "csv"))])
-def test_a_table_of_gigabytes_without_a_line_is_refused(ending: str, tmp_path: Path) -> None:
-    refused(prepare(sparse(tmp_path / f"rows.{ending}", 1 << 30), tmp_path), f"rows.{ending}: found a damaged file (")
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv"])
+def test_a_huge_table_without_a_line_is_refused(ending: str, tmp_path: Path) -> None:
+    refused(prepare(sparse(tmp_path / f"rows.{ending}", 300 * MIB), tmp_path), f"rows.{ending}: found a damaged file (")
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
@@ -228,7 +233,7 @@ def _huge(path: Path) -> None:
 
 
 def _nested(path: Path) -> None:
-    path.write_text("[" * 1_000_000)
+    path.write_text("[" * 2_000)
 
 
 def _endless(path: Path) -> None:
@@ -294,7 +299,7 @@ def test_a_billion_laughs_are_not_quoted(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("\n".join(lines) + "\n")
     result = limited(ROOM, "config", "--config", tmp_path / "run.yaml")
     refused(result, "`seed`: found [[[")
-    assert len(result.stderr) < 10_000
+    assert len(result.stderr) < 20_000  # twelve unknown keys, and what is known, are in it
 
 
 # ---- servers

@@ -67,6 +67,7 @@ def test_a_secret_is_found_wherever_it_hides(name: str, tmp_path_factory: pytest
     assert leaks(folder) == {file: {name} for file in ("a.parquet", "b.gz", "c.html", "d.log")}
 
 
+@pytest.mark.faults
 def test_a_secret_is_found_in_a_wandb_file(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("hidden")
     tiny = tiny_run.build(folder / "tiny")
