@@ -86,6 +86,9 @@ def main() -> None:
         app()
     except (DapoStagesError, InterruptedStage) as error:
         _end(str(error), error.exit_code)
+    except MemoryError as error:
+        what = " ".join(str(error).split())[:200]
+        _end(f"found no memory left{f' ({what})' if what else ''}; needed more. Use smaller batches.", EXIT_BAD_INPUT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MENDABLE:
             _end(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)

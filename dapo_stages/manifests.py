@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dapo_stages.bounded import REPORT, is_inside, read_json, read_text
 from dapo_stages.errors import DataError
 from dapo_stages.shards import Row, RowIndex, RowLookup, Shard, ShardReader, sha256_of, write_text
 
@@ -85,7 +86,7 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     path = folder / MANIFEST
     redo = stage or "the stage that makes this folder"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         version = values.get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise DataError(
@@ -104,6 +105,9 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
         raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
     if manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards):
         raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
+    outside = next((shard.name for shard in manifest.shards if not is_inside(shard.name)), None)
+    if outside is not None:
+        raise DataError(path, f"the file {outside!r}", f"files inside {folder}", f"Run {redo} again.")
     if stage is not None and manifest.stage != stage:
         raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
     return manifest
@@ -179,6 +183,25 @@ class Source:
             raise DataError(path, "a changed file", "the checksum in its manifest", redo)
         self._verified.add(shard.name)
         return path
+
+    def text(self, shard: Shard) -> str:
+        """A small file in whole, after checking that it is the one that was published."""
+        path = self.verified(shard)
+        try:
+            return read_text(path, REPORT)
+        except ValueError as error:
+            raise self._unreadable(path, error) from None
+
+    def json(self, shard: Shard) -> Any:
+        """The same for a file of JSON."""
+        path = self.verified(shard)
+        try:
+            return read_json(path, REPORT)
+        except ValueError as error:
+            raise self._unreadable(path, error) from None
+
+    def _unreadable(self, path: Path, error: ValueError) -> DataError:
+        return DataError(path, f"a damaged file ({error})", "a whole one", f"Run {self.manifest.stage} again.")
 
     def verify_all(self) -> None:
         """Check every file of the folder but those of pruned parts."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages import __version__, ranks
+from dapo_stages.bounded import is_inside, read_json
 from dapo_stages.errors import DataError, LockedError
 from dapo_stages.manifests import (
     MANIFEST,
@@ -276,7 +277,12 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
         output = _open(plan, overwrite)
         shards = output and [asdict(shard) for shard in output.shards]
         ranks.broadcast(output and {"folder": str(output.folder), "shards": shards})
-        yield output
+        try:
+            yield output
+        except Exception:
+            if output is not None and not output.shards and ranks.count() == 1:
+                _leave_no_trace(output.folder, plan.out)
+            raise
 
 
 def _join(plan: Plan) -> Output | None:
@@ -296,6 +302,8 @@ def _join(plan: Plan) -> Output | None:
 def _locked(out: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    fresh = not (out / LOCK).exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -303,14 +311,36 @@ def _locked(out: Path) -> Iterator[None]:
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # the latter where a run that failed has just removed the folder
         raise LockedError(
             f"{out}: found another run writing here; needed none. Wait for it, stop it, or name another --out."
         ) from None
     try:
         yield
+    except Exception:
+        if fresh and not _notes(out) and not (out / _NEXT).exists():
+            (out / LOCK).unlink(missing_ok=True)  # who waits for this very file sees that it is gone
+            _remove_empty(made)
+        raise
     finally:
         lock.release()
+
+
+def _leave_no_trace(folder: Path, out: Path) -> None:
+    """Remove what a failed run, of which nothing is finished, has left in its folder."""
+    with suppress(DataError):  # of files that somebody else has put there: they stay
+        _clear(folder, keep=set(), noted=set())
+    _forget(folder)
+    if folder != out:
+        _remove_empty([folder])
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # somebody else has written there meanwhile
+            return
 
 
 def _open(plan: Plan, overwrite: bool) -> Output | None:
@@ -415,9 +445,10 @@ def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
 def _read_note(path: Path) -> tuple[str, list[Shard]]:
     """The fingerprint and the shards that a process noted; nothing if the note is damaged."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return state["fingerprint"], [Shard(**shard) for shard in state["shards"]]
-    except (ValueError, KeyError, TypeError):
+        state = read_json(path)
+        shards = [Shard(**shard) for shard in state["shards"]]
+        return state["fingerprint"], [shard for shard in shards if is_inside(shard.name)]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "", []
 
 
@@ -488,7 +519,7 @@ def _manifests_last(path: Path) -> tuple[bool, Path]:
 def _listed(manifest: Path) -> set[str] | None:
     """Names of the files of an output that is being replaced; None if its manifest is damaged."""
     try:
-        return {str(shard["name"]) for shard in json.loads(manifest.read_text(encoding="utf-8"))["shards"]}
+        return {str(shard["name"]) for shard in read_json(manifest)["shards"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -15,6 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dapo_stages.bounded import shown
 from dapo_stages.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ MAX_ROWS = 128
 # Rows with pictures are read one group at a time in random order, so their row groups stay small.
 MAX_ROWS_WITH_IMAGES = 8
 MAX_BYTES = 64 << 20
+MOST_BYTES = 512 << 20  # of a row group that is read, once decompressed
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class ShardReader:
         """The rows of one row group."""
         import pyarrow as pa
 
+        self._check_size(index, columns)
         try:
             table = self._file.read_row_group(index, columns=list(columns) if columns is not None else None)
             rows: list[Row] = table.to_pylist()
@@ -173,6 +176,20 @@ class ShardReader:
         """All rows in order."""
         for index in range(len(self.row_group_sizes)):
             yield from self.row_group(index, columns)
+
+    def _check_size(self, index: int, columns: Sequence[str] | None) -> None:
+        """Refuse what a few bytes would swell to; a row group that we wrote is far below."""
+        group = self._file.metadata.row_group(index)
+        chunks = (group.column(number) for number in range(group.num_columns))
+        size = sum(
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if columns is None or chunk.path_in_schema.split(".")[0] in columns
+        )
+        if size > MOST_BYTES:
+            raise DataError(
+                self.path, f"{shown(size)} in one row group", f"at most {shown(MOST_BYTES)}", f"Run {self._redo} again."
+            )
 
     def _damaged(self, error: Exception) -> DataError:
         reason = " ".join(str(error).split())[:200]

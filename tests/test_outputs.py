@@ -24,7 +24,7 @@ from dapo_stages.schemas import schema_of
 SHARDS = 4
 
 
-class PowerCutError(Exception):
+class PowerCutError(BaseException):  # after which nothing tidies up
     """Raised where a test pulls the plug."""
 
 

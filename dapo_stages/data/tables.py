@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.bounded import REPORT, lines, read_text, shown
 from dapo_stages.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 _ROWS_AT_ONCE = 16  # of Parquet: rows may hold large pictures
+_BYTES_AT_ONCE = 256 << 20  # of Parquet, decompressed
+_LARGEST_SWELL = 200  # a column that takes so many times its bytes in the file holds nothing
+_LONGEST_LINE = 64 << 20  # characters of a row of text
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "eval", "evaluation")}
 _SPLIT_NAMES["validation"] = ("validation", "valid", "val", "dev")
 
@@ -96,28 +100,43 @@ class Table:
             names = file.schema_arrow.names
             needed = [name for name, new in zip(names, _renamed(self.path, names), strict=True) if new in self.wanted]
             try:
-                for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=needed):
-                    yield from batch.to_pylist()
+                for group in range(file.metadata.num_row_groups):
+                    rows = self._rows_at_once(file.metadata.row_group(group), needed)
+                    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=needed):
+                        yield from batch.to_pylist()
             except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
                 raise self._damaged(error) from None
+
+    def _rows_at_once(self, group: Any, columns: list[str]) -> int:
+        """How many rows of a row group to hold at a time. Refuses bombs: a few bytes that become gigabytes."""
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+        for chunk in chunks:
+            size = chunk.total_uncompressed_size
+            if size > _BYTES_AT_ONCE and size > _LARGEST_SWELL * chunk.total_compressed_size:
+                where, packed = f"{self.path} column {chunk.path_in_schema}", chunk.total_compressed_size
+                needed, do = f"less, or at most {shown(_BYTES_AT_ONCE)}", "Take such rows out."
+                raise DataError(where, f"{packed:,} bytes that swell to {shown(size)}", needed, do)
+        each = int(sum(chunk.total_uncompressed_size for chunk in chunks)) // max(int(group.num_rows), 1)
+        return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(each, 1)))
 
     def _of_lines(self) -> Iterator[dict[str, Any]]:
         try:
             with self.path.open(encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, start=1):
+                for number, line in enumerate(lines(file, _LONGEST_LINE), start=1):
                     if line.strip():
                         yield self._object(json.loads(line), f"line {number}")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise self._damaged(error) from None
 
     def _of_json(self) -> Iterator[dict[str, Any]]:
         """A list of objects, an object that holds one such list, or JSON lines under the wrong name."""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8-sig"))
+            content = json.loads(read_text(self.path, REPORT).removeprefix("\ufeff"))
         except json.JSONDecodeError:
             yield from self._of_lines()
             return
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise self._damaged(error) from None
         if isinstance(content, dict):
             lists = [value for value in content.values() if isinstance(value, list)]
@@ -130,7 +149,7 @@ class Table:
     def _of_csv(self) -> Iterator[dict[str, Any]]:
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+                for number, row in enumerate(csv.DictReader(lines(file, _LONGEST_LINE), strict=True), start=1):
                     if None in row:
                         raise DataError(
                             self.path, f"more cells than the header has, in row {number}", "as many", "Mend it."

@@ -118,8 +118,7 @@ def _print_figures(progress: Progress) -> None:
 
 def _latest_figures(progress: Progress) -> dict[str, Any]:
     """The figures of the latest iteration that has a report with a whole figures.json."""
-    import json
-
+    from dapo_stages.bounded import REPORT, read_json
     from dapo_stages.reporting.runs import iteration_folder
 
     for number in sorted(progress.iterations, reverse=True):
@@ -127,7 +126,7 @@ def _latest_figures(progress: Progress) -> dict[str, Any]:
             continue
         path = iteration_folder(progress.run, number) / "report" / "figures.json"
         try:
-            figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            figures: dict[str, Any] = read_json(path, REPORT)
         except (OSError, ValueError):
             continue
         return figures
