@@ -19,6 +19,7 @@ from PIL import Image
 from reporting import tiny_run
 from support.commands import Result, run
 from support.rows import picture, rows
+from support.words import WordProcessor
 
 from dapo_stages.manifests import Source, read_manifest
 from dapo_stages.outputs import Plan
@@ -211,16 +212,6 @@ def test_a_value_out_of_range(tiny: Path) -> None:
 
 
 # Data sets
-
-
-class WordProcessor:
-    """Stands in for a model's processor: a token per word."""
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **_: Any) -> str:
-        return " ".join(part.get("text", "") for turn in conversation for part in turn["content"])
-
-    def __call__(self, text: list[str], **_: Any) -> dict[str, Any]:
-        return {"input_ids": [list(range(len(text[0].split())))]}
 
 
 @pytest.fixture()

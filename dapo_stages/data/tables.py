@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,33 +93,59 @@ class Table:
     def _of_parquet(self) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
+        from dapo_stages.checks import undecodable
+
         with self._parquet() as file:
             names = file.schema_arrow.names
             needed = [name for name, new in zip(names, _renamed(self.path, names), strict=True) if new in self.wanted]
+            before = 0
             try:
                 for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=needed):
                     yield from batch.to_pylist()
-            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                    before += batch.num_rows
+            except UnicodeDecodeError as error:
+                if (fault := undecodable(batch)) is None:
+                    raise self._damaged(error) from None
+                raise self._unreadable(f"row {before + fault.row}", fault.found) from None
+            except (OSError, pa.ArrowException) as error:
                 raise self._damaged(error) from None
 
     def _of_lines(self) -> Iterator[dict[str, Any]]:
         try:
-            with self.path.open(encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, start=1):
+            with self.path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+                for number, line in enumerate(self._utf8(file), start=1):
                     if line.strip():
-                        yield self._object(json.loads(line), f"line {number}")
-        except (ValueError, OSError) as error:
+                        yield self._object(self._json(line, number), f"line {number}")
+        except OSError as error:
             raise self._damaged(error) from None
+
+    def _json(self, line: str, number: int) -> Any:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self._unreadable(f"line {number}", f"no JSON ({_short(error)})") from None
+
+    def _utf8(self, lines: Iterable[str]) -> Iterator[str]:
+        """Lines that were opened with surrogateescape; raises DataError naming the first that is not UTF-8."""
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                raise self._unreadable(f"line {number}", "text that is not UTF-8") from None
+            yield line
 
     def _of_json(self) -> Iterator[dict[str, Any]]:
         """A list of objects, an object that holds one such list, or JSON lines under the wrong name."""
+        text = ""
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8-sig"))
-        except json.JSONDecodeError:
+            with self.path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+                text = "".join(self._utf8(file))
+            content = json.loads(text)
+        except (ValueError, OSError, RecursionError) as error:
+            if not isinstance(error, json.JSONDecodeError) or text.lstrip().startswith("["):
+                raise self._damaged(error) from None
             yield from self._of_lines()
             return
-        except (ValueError, OSError) as error:
-            raise self._damaged(error) from None
         if isinstance(content, dict):
             lists = [value for value in content.values() if isinstance(value, list)]
             content = lists[0] if len(lists) == 1 else [content]
@@ -128,15 +155,19 @@ class Table:
             yield self._object(row, f"entry {number}")
 
     def _of_csv(self) -> Iterator[dict[str, Any]]:
+        csv.field_size_limit(sys.maxsize)  # else a cell of 128 KiB ends the whole file, not its row
+        number = 0
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+            with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                for number, row in enumerate(csv.DictReader(self._utf8(file), strict=True), start=1):
                     if None in row:
                         raise DataError(
                             self.path, f"more cells than the header has, in row {number}", "as many", "Mend it."
                         )
                     yield row
-        except (csv.Error, ValueError, OSError) as error:
+        except csv.Error as error:
+            raise self._unreadable(f"row {number + 1}", f"no CSV ({_short(error)})") from None
+        except OSError as error:
             raise self._damaged(error) from None
 
     def _object(self, row: Any, where: str) -> dict[str, Any]:
@@ -145,8 +176,15 @@ class Table:
         return row
 
     def _damaged(self, error: Exception) -> DataError:
-        reason = " ".join(str(error).split())[:200]
-        return DataError(self.path, f"a damaged file ({reason})", f"a whole {self._suffix} file", "Mend or replace it.")
+        found, needed = f"a damaged file ({_short(error)})", f"a whole {self._suffix} file"
+        return DataError(self.path, found, needed, "Mend or replace it.")
+
+    def _unreadable(self, where: str, found: str) -> DataError:
+        return DataError(f"{self.path} {where}", found, f"a whole {self._suffix} file in UTF-8", "Mend the file.")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _renamed(path: Path, names: list[str]) -> list[str]:

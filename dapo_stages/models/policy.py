@@ -164,6 +164,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
 
     Raises ModelError if it cannot be loaded or does not read pictures and write text.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
@@ -188,7 +189,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
             compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
         policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(

@@ -194,6 +194,8 @@ class TrainStep:
         return policy, trainer
 
     def _load_state(self, worker: Worker) -> None:
+        from safetensors import SafetensorError
+
         from dapo_stages.models.state import load_state
 
         state = self._inputs["state"]
@@ -202,7 +204,7 @@ class TrainStep:
         ranks.barrier()
         try:
             load_state(worker, state.folder)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, SafetensorError) as error:
             raise DataError(
                 state.folder,
                 f"an optimiser state that does not fit ({error})",
