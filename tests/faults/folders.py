@@ -70,7 +70,7 @@ def publish(folder: Path, kind: str, first: int = 0) -> Source:
                 values = np.arange(600, dtype=np.float32) + first + number
                 save_file({"a": values, "b": values[::-1].copy().reshape(20, 30)}, path)
             else:
-                path.write_text(f'{{"values": {list(range(first, first + 200))}}}\n')
+                path.write_text(f'{{"values": {list(range(first, first + 200 + number))}}}\n')
         output.add_files(*OTHERS[kind][1])
 
     stage = STAGES[kind] if kind in STAGES else OTHERS[kind][0]

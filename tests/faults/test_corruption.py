@@ -71,7 +71,7 @@ def test_a_file_that_is_cut_or_longer(kind: str, count: int, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", EVERYTHING)
 def test_files_that_changed_places(kind: str, tmp_path: Path) -> None:
-    """The first two files of a folder exchanged; a file of another run; that of the other run with its manifest."""
+    """The first two files of a folder exchanged; a file of another run; another run's manifest."""
     here, other = tmp_path / "here", tmp_path / "other"
     names = files_of(publish(here, kind))
     publish(other, kind, first=50)
@@ -88,10 +88,11 @@ def test_files_that_changed_places(kind: str, tmp_path: Path) -> None:
         shutil.copy(other / name, here / name)
         refused(here, kind, name)
         cases += 1
-    shutil.copy(other / "manifest.json", here / "manifest.json")
-    with pytest.raises(DataError):
-        read(here, kind)
-    record(6, cases + 1, "exchanged files")
+    if len(names) > 1:
+        shutil.copy(other / "manifest.json", here / "manifest.json")
+        refused(here, kind, names[0])
+        cases += 1
+    record(6, cases, "exchanged files")
 
 
 # The manifest
@@ -151,12 +152,12 @@ def test_an_edited_field_of_a_manifest(kind: str, tmp_path: Path) -> None:
         first, *others = whole["shards"]
         edits += [{**whole, "shards": [{**first, field: changed}, *others]} for changed in (value, None, [])]
         edits += [{**whole, "shards": [{key: one for key, one in first.items() if key != field}, *others]}]
+    edits = [edited for edited in edits if edited != whole]
     for edited in edits:
         path.write_text(json.dumps(edited))
-        changed = json.dumps(edited, sort_keys=True) != json.dumps(whole, sort_keys=True)
         with pytest.raises(DataError) as caught:
             read_manifest(tmp_path)
-        assert changed and str(caught.value).startswith(f"{path}: found ")
+        assert str(caught.value).startswith(f"{path}: found "), edited
     record(6, len(edits), "edited manifests")
 
 

@@ -27,12 +27,12 @@ from support.pipeline import Run
 
 from dapo_stages.config import load_config
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
+from dapo_stages.manifests import Source, kind_of, write_manifest
 from dapo_stages.maths.schemes import SCHEMES
 from dapo_stages.models.batches import mini_batch
 from dapo_stages.outputs import Output, Plan, open_output
 from dapo_stages.schemas import TOKEN_SCORES
-from dapo_stages.shards import Row
+from dapo_stages.shards import Row, Shard
 from dapo_stages.stages.train_groups import read_groups
 from dapo_stages.stages.weight_tokens import Weighting
 
@@ -103,8 +103,12 @@ class Folder:
 
     def __post_init__(self) -> None:
         self.source = Source(self.original)
-        self.rows = {name: list(self.source.rows(name.removesuffix(".parquet")[:-6])) for name in self.files}
+        self.rows = {shard.name: self._rows(shard) for shard in self.source.manifest.shards}
         self.schemas = {name: pq.read_schema(self.original / name) for name in self.files}
+
+    def _rows(self, shard: Shard) -> list[Row]:
+        with self.source.reader(kind_of(shard.name), shard) as reader:
+            return list(reader.rows())
 
     @property
     def files(self) -> list[str]:
@@ -327,8 +331,6 @@ def test_the_commands_refuse_it_before_anything_is_trained(
             update={"content_hash": source.manifest.content_hash}
         )}  # fmt: skip
         shutil.copytree(here / "weights", tmp_path / "weights")
-        from dapo_stages.manifests import write_manifest
-
         write_manifest(tmp_path / "weights", weights.model_copy(update={"inputs": made_from}))
         inputs[-1] = tmp_path / "weights"
     result = small_run.attempt("train-step", *inputs, "--out", tmp_path / "train")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +53,30 @@ def shown(case: int, field: str) -> str:
     return mark(case, field, text if field in LINES else text.replace("\n", "⏎").replace("\t", " "))
 
 
-def build(folder: Path, payloads: Sequence[tuple[str, str | None]] = PAYLOADS) -> Path:
-    """A group of one completion for each payload. The iteration has rollouts and weights."""
+def build(
+    folder: Path, payloads: Sequence[tuple[str, str | None]] = PAYLOADS, fields: Collection[str] = FIELDS
+) -> Path:
+    """A group of one completion for each payload, in these fields. The iteration has rollouts and weights."""
     run = tiny_run.build(folder, last="rollout")
     tables: dict[str, list[dict[str, Any]]] = {"prompts": [], "completions": [], "weights": []}
-    for case, (text, _) in enumerate(payloads):
-        group = mark(case, "group", text)
-        prompt = {"group_id": group, "prompt_id": mark(case, "prompt", text), "slice": mark(case, "slice", text)}
-        prompt |= {"problem": mark(case, "problem", text), "solution": mark(case, "solution", text)}
-        key = {"group_id": group, "completion_id": mark(case, "completion", text)}
-        tokens: dict[str, Any] = {"token_texts": [mark(case, "token", text), " end"], "completion_ids": [1, 2]}
+    for case, (payload, _) in enumerate(payloads):
+
+        def say(field: str, case: int = case, payload: str = payload) -> str:
+            return mark(case, field, payload if field in fields else "plain")
+
+        group = say("group")
+        prompt = {"group_id": group, "prompt_id": say("prompt"), "slice": say("slice")}
+        prompt |= {"problem": say("problem"), "solution": say("solution")}
+        key = {"group_id": group, "completion_id": say("completion")}
+        tokens: dict[str, Any] = {"token_texts": [say("token"), " end"], "completion_ids": [1, 2]}
         tokens |= {"text": "".join(tokens["token_texts"])}
-        tokens |= {"sampling_logprobs": [-1.0, -1.0], "finish_reason": mark(case, "finish", text)}
+        tokens |= {"sampling_logprobs": [-1.0, -1.0], "finish_reason": say("finish")}
         tables["prompts"].append(tiny_run.prompt(3, 0, correct=1) | prompt)
         tables["completions"].append(tiny_run.completion(3, 0, 0) | tokens | key)
         weight: dict[str, Any] = {"source": "fresh", "source_iteration": 3, "reward": 1.0, "reward_accuracy": 1.0}
         weight |= {"reward_vgr": 0.0, "reward_format": 1.0, "reward_overlong": 0.0, "reward_phase": "regular"}
         weight |= {"advantage": 0.5, "importance": None, "token_weights": [0.5, 1.5], "in_loss": False}
-        tables["weights"].append(weight | key | {"why": mark(case, "why", text)})
+        tables["weights"].append(weight | key | {"why": say("why")})
     here = run / "iter-0003"
     plan = Plan("rollout", here / "rollout", {"iteration": 3}, 1, {"policy": Source(run / "policy")})
     kinds = ("prompts", "completions")
