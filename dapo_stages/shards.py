@@ -93,7 +93,7 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
         with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
             for table in _tables(path, schema, rows, limit):
                 if (fault := fault_in(table)) is not None:
-                    raise _wrong(path, written, fault, "Report it.")
+                    raise _wrong(path, written, fault, "Look for such values in what the stage read.")
                 writer.write_table(table, row_group_size=limit)
                 written += table.num_rows
         with pq.ParquetFile(temporary) as reopened:

@@ -43,7 +43,9 @@ def test_the_same_work_has_the_same_hash_whenever_and_wherever_it_is_done(tmp_pa
     other = make(tmp_path / "deep" / "b", inputs={"data": Source(tmp_path / "moved")})
     assert one.content_hash == other.content_hash
     assert one.inputs["data"].path != other.inputs["data"].path
-    write_manifest(tmp_path / "a", one.model_copy(update={"started": "1970-01-01T00:00:00", "ended": "", "seconds": 9e9}))
+    write_manifest(
+        tmp_path / "a", one.model_copy(update={"started": "1970-01-01T00:00:00", "ended": "", "seconds": 9e9})
+    )
     assert read_manifest(tmp_path / "a").content_hash == other.content_hash
 
 

@@ -75,13 +75,14 @@ def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
     wanted = wanted_columns(data.columns)
 
     def rows() -> Iterator[dict[str, Any]]:
-        number = -1
+        number = 0
         try:
-            for number, row in enumerate(loaded):
+            for row in loaded:
                 yield row
+                number += 1
         except Exception as error:  # a connection lost half-way, a damaged file
             found = f"a row that cannot be read ({_short(error)})"
-            raise DataError(f"{data.source} row {number + 1}", found, "every row", _LOCAL_COPY) from None
+            raise DataError(f"{data.source} row {number}", found, "every row", _LOCAL_COPY) from None
 
     number = len(loaded) if hasattr(loaded, "__len__") else None
     columns = [] if number == 0 else list(loaded.features or next(rows(), {}))

@@ -96,7 +96,9 @@ class ReplayBuffer:
         entries = [Entry(**row) for row in rows if oldest <= row["iteration"] <= newest]
         for entry in entries:
             if entry.score < 0:
-                raise self._unusable("buffer", f"{entry.score:g} in column score of group {entry.group_id}", "0 or more")
+                raise self._unusable(
+                    "buffer", f"{entry.score:g} in column score of group {entry.group_id}", "0 or more"
+                )
         return entries
 
     def _read_groups(self, weights: Mapping[str, float]) -> dict[str, GroupScores]:

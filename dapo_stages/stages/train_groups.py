@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dapo_stages.models.packing import Prompt
     from dapo_stages.models.policy import Policy
 
-_LARGEST = 3.4028234e38  # of float32
+_LARGEST = 3.4028234663852886e38  # number of float32
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 # Columns that are read.
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "importance", "token_weights")
@@ -92,9 +92,10 @@ def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> 
         raise DataError(weights.folder, found, "one per token", "Run weight-tokens again.")
     sampling = array("f", completion["sampling_logprobs"])
     lag = version - completion["policy_version"]
-    advantage = row["advantage"] * (1.0 if row["importance"] is None else row["importance"])
+    importance = 1.0 if row["importance"] is None else row["importance"]
+    advantage = row["advantage"] * importance
     if abs(advantage) > _LARGEST:
-        found = f"advantage {row['advantage']:g} times importance {row['importance']:g} for {row['completion_id']}"
+        found = f"advantage {row['advantage']:g} times importance {importance:g} for {row['completion_id']}"
         raise DataError(weights.folder, found, "what float32 holds", "Run weight-tokens again.")
     return Sample(array("i", ids), sampling, array("f", per_token), advantage, lag)
 

@@ -24,31 +24,82 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    1: Row("What is published is complete.", "SIGKILL before every operation on files of each stage, half-way through every write, and at random times", "60 + 300"),
-    2: Row("Killed and run again gives what an undisturbed run gives.", "every file compared by its bytes, policy and optimiser among them; the state of torch's generator at the end of train-step", "60 + 20"),
-    3: Row("make never trusts partial output.", "make, the recipe's process and the whole process group killed during `make iterate`, then make again", "50"),
-    4: Row("A full disk: a clear error, the old output intact, and a rerun finishes.", "a small tmpfs, RLIMIT_FSIZE, and ENOSPC from an operation on", "100"),
-    5: Row("Of two runs on one output one commits; the other exits 4, or finds the work done.", "pauses at fixed operations, and races", "8 + 100"),
-    6: Row("Corruption is refused, and the file named.", "bit flips, truncations, swapped files, edited manifests, of each kind of shard", "1 200"),
+    1: Row(
+        "What is published is complete.",
+        "SIGKILL before every operation on files of each stage, half-way through every write, and at random times",
+        "60 + 300",
+    ),
+    2: Row(
+        "Killed and run again gives what an undisturbed run gives.",
+        "every file compared by its bytes, policy and optimiser among them; torch's generator at the end of train-step",
+        "60 + 20",
+    ),
+    3: Row(
+        "make never trusts partial output.",
+        "make, the recipe's process and the whole process group killed during `make iterate`, then make again",
+        "50",
+    ),
+    4: Row(
+        "A full disk: a clear error, the old output intact, and a rerun finishes.",
+        "a small tmpfs, RLIMIT_FSIZE, and ENOSPC from an operation on",
+        "100",
+    ),
+    5: Row(
+        "Of two runs on one output one commits; the other exits 4, or finds the work done.",
+        "pauses at fixed operations, and races",
+        "8 + 100",
+    ),
+    6: Row(
+        "Corruption is refused, and the file named.",
+        "bit flips, truncations, swapped files, edited manifests, of each kind of shard",
+        "1 200",
+    ),
     7: Row("Schema drift is named by column.", "missing, extra, retyped, reordered, nullability, version", "30"),
-    8: Row("NaN, infinities and unequal lengths never reach the optimiser.", "hypothesis on each numeric column", "2 000"),
+    8: Row(
+        "NaN, infinities and unequal lengths never reach the optimiser.", "hypothesis on each numeric column", "2 000"
+    ),
     9: Row("Nothing to work on is no crash.", "empty shard, completion, group, data set", "20"),
-    10: Row("A bad picture costs a row, not the run.", "missing, truncated, bomb, CMYK, palette, 16 bit, animated, rotated by EXIF, 1 × 1, 10 000 × 1", "40"),
+    10: Row(
+        "A bad picture costs a row, not the run.",
+        "missing, truncated, bomb, CMYK, palette, 16 bit, animated, rotated by EXIF, 1 × 1, 10 000 × 1",
+        "40",
+    ),
     11: Row("Any text survives, or is named.", "invalid UTF-8, lone surrogates, NUL, bidi, 10 MB", "300"),
-    12: Row("No stage runs foreign code.", "pickles in every loader, YAML tags, trust_remote_code, auto_map, reward paths outside the root", "20"),
+    12: Row(
+        "No stage runs foreign code.",
+        "pickles in every loader, YAML tags, trust_remote_code, auto_map, reward paths outside the root",
+        "20",
+    ),
     13: Row("Paths stay inside their root.", "`..`, absolute, symbolic links, `file://`, `hf://`, device files", "25"),
-    14: Row("Secrets are never written.", "canaries in the environment; outputs, tracebacks and tracker files searched", "15"),
-    15: Row("Memory is bounded by configuration.", "decompression bombs in Parquet and PNG, huge rows, under RLIMIT_AS", "15"),
+    14: Row(
+        "Secrets are never written.",
+        "canaries in the environment; outputs, tracebacks and tracker files searched",
+        "15",
+    ),
+    15: Row(
+        "Memory is bounded by configuration.",
+        "decompression bombs in Parquet and PNG, huge rows, under RLIMIT_AS",
+        "15",
+    ),
     16: Row("`--dry-run` and failing commands leave the tree as it was.", "the tree before and after", "30"),
-    17: Row("A long run with kills ends where an undisturbed one ends.", "`make soak`: a kill at random every 60 s on average; the final policy compared by its bytes; memory and open files over time", "200 iterations"),
-    18: Row("A numerical blow-up is stopped.", "loss or gradient not a number, exploding ratio, equal rewards, collapse of the format", "12"),
-}  # fmt: skip
+    17: Row(
+        "A long run with kills ends where an undisturbed one ends.",
+        "`make soak`: a kill at random every 60 s on average; the final policy by its bytes; memory, open files",
+        "200 iterations",
+    ),
+    18: Row(
+        "A numerical blow-up is stopped.",
+        "loss or gradient not a number, exploding ratio, equal rewards, collapse of the format",
+        "12",
+    ),
+}
 
 
 def record(row: int, cases: int, note: str = "") -> None:
     """Note that a test has seen so many cases of a row, and all as promised.
 
-    A test that runs again replaces what it noted before for the same row and note. Without FAULTS_TABLE nothing is kept.
+    A test that runs again replaces what it noted before for the same row and note. Without FAULTS_TABLE nothing is
+    kept.
     """
     path = os.environ.get("FAULTS_TABLE")
     if not path:
@@ -69,7 +120,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(notes: list[dict[str, Any]]) -> str:
     """Markdown: a line for each guarantee."""
-    lines = ["| # | guarantee | shown by | cases asked for | cases run | last run |", "|---|---|---|---|---|---|"]
+    lines = ["| # | guarantee | shown by | asked for | cases run | last run |", "|---|---|---|---|---|---|"]
     for number, row in ROWS.items():
         found = [note for note in notes if note["row"] == number]
         cases: dict[str, int] = {}

@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from faults.folders import EVERYTHING, KINDS, files_of, flips, name_of, publish, read, republish
-from faults.table import record
 from reporting import tiny_run
 from support.commands import run as command
 from support.pipeline import Run
 
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source, read_manifest
+from faults.folders import EVERYTHING, KINDS, files_of, flips, name_of, publish, read, republish
+from faults.table import record
 
 
 def sizes(quick: int, full: int) -> pytest.MarkDecorator:
@@ -272,7 +272,10 @@ READERS: dict[str, tuple[Callable[[Path, Path], list[object]], tuple[str, ...]]]
         ("iter-0001/eval/completions", "iter-0002/eval/completions", "iter-0002/eval/manifest.json"),
     ),
     "compare-weights": (
-        lambda run, out: [run / "iter-0002/weights", run / "iter-0002/weights", "--out", out],
+        lambda run, out: [
+            *(run / "iter-0002/weights", run / "iter-0002/weights", "--rollouts", run / "iter-0002/rollout"),
+            *("--out", out),
+        ],
         ("iter-0002/weights/weights", "iter-0002/rollout/completions", "iter-0002/rollout/manifest.json"),
     ),
     "score-attention": (

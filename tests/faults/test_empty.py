@@ -11,8 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faults.folders import republish, rewrite
-from faults.table import record
 from reporting import tiny_run
 from support.commands import Result
 from support.commands import run as command
@@ -22,6 +20,8 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.schemas import schema_of
 from dapo_stages.shards import Row
+from faults.folders import republish, rewrite
+from faults.table import record
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +101,9 @@ def test_rows_without_a_question_or_an_answer(column: str, prepare: Callable[...
     content = "\n".join(map(json.dumps, blank)).encode()
     result = prepare("rows.jsonl", content)
     assert result.code == 3
-    assert f"rows.jsonl: found 3 rows, none of them usable for train ({tmp_path}/rows.jsonl row 0: no {column}" in (
-        result.stderr.splitlines()[-1]
+    assert (
+        f"rows.jsonl: found 3 rows, none of them usable for train ({tmp_path}/rows.jsonl row 0: no {column}"
+        in (result.stderr.splitlines()[-1])
     )
     done(prepare("rows.jsonl", content + b"\n" + b"\n".join([json.dumps(whole).encode()] * 20)))
     counts = Source(tmp_path / "data").manifest.counts
@@ -183,9 +184,10 @@ def test_rollouts_of_which_no_group_is_kept_are_weighted_to_nothing(tiny: Path) 
 
 
 def test_a_group_without_completions_is_refused(tiny: Path) -> None:
-    """The other way round than the group of none that is kept: these would silently be missing from the mean."""
+    """It would silently be missing from every mean."""
     folder = remade(
-        tiny, 1, "rollout", lambda kind, rows: rows if kind == "prompts" else [r for r in rows if "-p0" not in r["group_id"]]
+        tiny, 1, "rollout",
+        lambda kind, rows: rows if kind == "prompts" else [row for row in rows if "-p0" not in row["group_id"]],
     )  # fmt: skip
     score(tiny)
     refused(
@@ -349,12 +351,14 @@ def test_nothing_to_train_on_leaves_the_policy_as_it_is(rows: str, tiny: Path, p
     assert list(Source(tiny / "t").rows("metrics")) == []
 
 
-def test_no_held_out_questions_are_refused_or_give_figures_of_nothing(tiny: Path, policy: Path) -> None:
+def test_no_held_out_questions_are_refused(tiny: Path, policy: Path) -> None:
     data = Plan("prepare-data", tiny / "only-train", {}, 1)
     tiny_run.publish(data, lambda output: output.counts.update(train=1, held_out=0))
     folders = ["--policy", policy, "--data", tiny / "only-train", "--out", tiny / "e"]
     result = command("evaluate", "--config", config(tiny), *folders)
-    refused(result, f"{tiny}/only-train: found no held-out questions; needed at least one. Run prepare-data on more rows.")
+    refused(
+        result, f"{tiny}/only-train: found no held-out questions; needed at least one. Run prepare-data on more rows."
+    )
 
 
 def test_no_training_questions_are_refused(tiny: Path, policy: Path) -> None:

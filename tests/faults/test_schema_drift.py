@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from faults.folders import KINDS, name_of, publish, read, republish, rewrite, schema
-from faults.table import record
 from reporting import tiny_run
 from support.rows import rows
 
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Plan
+from faults.folders import KINDS, name_of, publish, read, republish, rewrite, schema
+from faults.table import record
 
 Drift = tuple[pa.Schema, str]  # the columns as they are, and what is said of them
 

@@ -17,8 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faults.folders import KINDS, republish, rewrite, schema
-from faults.table import record
 from reporting import hostile_run, tiny_run
 from reporting.hostile_run import FIELDS, PAYLOADS, mark
 from support.commands import Result
@@ -31,6 +29,8 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Plan
 from dapo_stages.reporting.text import visible
 from dapo_stages.shards import ShardReader, write_shard
+from faults.folders import KINDS, republish, rewrite, schema
+from faults.table import record
 
 # Whole texts that nothing may change, beside those that look like markup.
 WHOLE = [
@@ -61,7 +61,9 @@ def test_a_shard_gives_back_every_text(kind: str, tmp_path: Path) -> None:
     """Every text in every column of text of every table; a half character is named by its column."""
     columns, path = schema(kind), tmp_path / "a.parquet"
     texts = [name for name in columns.names if columns.field(name).type == pa.string()]
-    lists = [name for name in columns.names if columns.field(name).type == pa.list_(pa.field("element", pa.string(), False))]  # noqa: E501
+    lists = [
+        name for name in columns.names if columns.field(name).type == pa.list_(pa.field("element", pa.string(), False))
+    ]
     made = list(rows(columns, len(WHOLE)))
     for row, text in zip(made, WHOLE, strict=True):
         row |= dict.fromkeys(texts, text) | {name: [text] * 3 for name in lists}
@@ -177,14 +179,18 @@ def test_a_data_set_that_is_not_utf_8_is_named_by_its_line(
         content = FORMATS[form](table).replace(b"Q HERE17", b"Q " + broken)
         result = prepare(f"rows.{form}", content)
         assert result.code == 3
-        words = f"rows.{form} {where}: found text that is not UTF-8; needed a whole .{form} file in UTF-8. Mend the file."
+        words = (
+            f"rows.{form} {where}: found text that is not UTF-8; needed a whole .{form} file in UTF-8. Mend the file."
+        )
         assert result.stderr.splitlines()[-1] == f"{tmp_path}/{words}"
     problems = [row["problem"].encode() for row in table[:17]] + [broken] + [b"Q"] * 12
     columns = {name: pa.array([row[name] for row in table]) for name in ("image", "solution", "slice")}
     columns["problem"] = pa.array(problems, pa.binary()).view(pa.string())
     pq.write_table(pa.table(columns), buffer := io.BytesIO())
     result = prepare("rows.parquet", buffer.getvalue())
-    words = "rows.parquet row 17: found text that is not UTF-8 in column problem; needed a whole .parquet file in UTF-8."
+    words = (
+        "rows.parquet row 17: found text that is not UTF-8 in column problem; needed a whole .parquet file in UTF-8."
+    )
     assert result.code == 3 and f"{tmp_path}/{words}" in result.stderr, result.stderr
     record(11, 4, "bytes that are no UTF-8, in data sets")
 
@@ -282,7 +288,10 @@ def test_inspect_shows_every_text_and_steers_no_terminal(run: Path, monkeypatch:
         key = mark(case, "completion", text)
         plain = command("inspect", "--run", run, key)
         assert plain.code == 0, plain.stderr
-        assert not STEERING.search(plain.stdout) and visible(f"answer     {_line(mark(case, 'solution', text))}") in plain.stdout
+        assert (
+            not STEERING.search(plain.stdout)
+            and visible(f"answer     {_line(mark(case, 'solution', text))}") in plain.stdout
+        )
         found = command("inspect", "--run", run, key, "--json")
         assert not STEERING.search(found.stdout)
         said = json.loads(found.stdout)

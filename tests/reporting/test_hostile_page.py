@@ -22,6 +22,7 @@ from dapo_stages.reporting.tables import Table
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run with a group for each payload, which says it in every field that can."""
