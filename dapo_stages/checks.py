@@ -60,12 +60,12 @@ def fault_in(table: pa.Table) -> Fault | None:
             return fault
     lengths = {name: pc.list_value_length(table[name]) for name in PER_TOKEN if name in table.column_names}
     for name in FILLED & set(table.column_names):
-        row = _first(pc.equal(pc.list_value_length(table[name]), 0), True)
-        if row is not None:
-            return Fault(row, f"no token in column {name}", "at least one")
+        sizes = pc.list_value_length(table[name])
+        if pc.min(sizes).as_py() == 0:
+            return Fault(pc.index(sizes, 0).as_py(), f"no token in column {name}", "at least one")
     for name, found in lengths.items():
         first = next(iter(lengths))
-        row = _first(pc.equal(found, lengths[first]), False)
+        row = _first_false(pc.equal(found, lengths[first]))
         if row is not None:
             said = f"{found[row]} values in column {name}"
             return Fault(row, said, f"{lengths[first][row]}, as in column {first}: one per token")
@@ -89,7 +89,7 @@ def _not_finite(name: str, column: pa.ChunkedArray) -> Fault | None:
         values = pc.list_flatten(column)
     elif not pa.types.is_floating(column.type):
         return None
-    place = _first(pc.is_finite(values), False)
+    place = _first_false(pc.is_finite(values))
     if place is None:
         return None
     if values is not column:
@@ -97,7 +97,9 @@ def _not_finite(name: str, column: pa.ChunkedArray) -> Fault | None:
     return Fault(place if rows is None else rows[place].as_py(), f"{values[place]} in column {name}", "finite numbers")
 
 
-def _first(flags: Any, value: bool) -> int | None:
-    """Place of the first of some flags that has this value."""
-    place: int = pc.index(flags, value).as_py()
-    return None if place < 0 else place
+def _first_false(flags: Any) -> int | None:
+    """Place of the first flag that is false; null is neither."""
+    if pc.all(flags).as_py() is not False:
+        return None
+    place: int = pc.index(flags, False).as_py()  # what makes a scalar of Arrow imports pandas, half a second
+    return place

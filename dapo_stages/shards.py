@@ -123,7 +123,7 @@ class ShardReader:
         self.path, self._redo = path, redo
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise self._damaged(error) from None
         try:
             check_schema(path, self._file.schema_arrow, schema, redo)
@@ -158,7 +158,7 @@ class ShardReader:
 
         try:
             table = self._file.read_row_group(index, columns=list(columns) if columns is not None else None)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise self._damaged(error) from None
         if (fault := fault_in(table)) is not None:
             raise _wrong(self.path, sum(self.row_group_sizes[:index]), fault, f"Run {self._redo} again.")

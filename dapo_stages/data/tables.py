@@ -87,7 +87,7 @@ class Table:
         try:
             # A small buffer instead of whole column chunks: other writers' row groups may hold hundreds of pictures.
             return pq.ParquetFile(self.path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # names of columns may be any bytes
             raise self._damaged(error) from None
 
     def _of_parquet(self) -> Iterator[dict[str, Any]]:

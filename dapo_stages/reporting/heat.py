@@ -56,7 +56,8 @@ def patch_attention(source: Source, wanted: set[str]) -> Iterator[tuple[str, Pat
 
 
 def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] | None:
-    """What the page needs to draw where each token looked; None if the numbers do not fit the pictures.
+    """What the page needs to draw where each token looked; None if the numbers do not fit the pictures, or
+    are not finite.
 
     `data` is one byte per cell, [layers, tokens + 1, cells]: a row's brightest cell is 255, the last row is the mean
     over tokens. `seen` [layers, tokens + 1] is the share of the attention that is on the pictures. Where `block` is
@@ -66,7 +67,7 @@ def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] 
 
     looks_STV = np.stack([np.concatenate([look, look.mean(axis=0, keepdims=True)]) for look in patches.values()])
     shapes = shapes_of(grid_thw, looks_STV.shape[2])
-    if shapes is None or looks_STV.shape[1] < 2:
+    if shapes is None or looks_STV.shape[1] < 2 or not np.isfinite(looks_STV).all():
         return None
     block, per_cell = 1, looks_STV.shape[0] * looks_STV.shape[1]
     while per_cell * sum(_cells(shape, block) for shape in shapes) > LIMIT and block < max(max(s) for s in shapes):

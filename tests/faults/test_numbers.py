@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reporting import tiny_run
+from support.commands import run as command
 from support.pipeline import Run
 
 from dapo_stages.config import load_config
@@ -30,7 +31,7 @@ from dapo_stages.manifests import Source, kind_of, write_manifest
 from dapo_stages.maths.schemes import SCHEMES
 from dapo_stages.models.batches import mini_batch
 from dapo_stages.outputs import Output, Plan, open_output
-from dapo_stages.schemas import TOKEN_SCORES
+from dapo_stages.schemas import NOT_FINITE, TOKEN_SCORES
 from dapo_stages.shards import Row, Shard
 from dapo_stages.stages.train_groups import read_groups
 from dapo_stages.stages.weight_tokens import Weighting
@@ -304,6 +305,38 @@ def test_weight_tokens_hands_on_nothing_strange(count: int, run: Path, tmp_path:
     check()
     assert min(outcomes.values()) > count // 20
     record(8, count, f"weight-tokens' columns: {outcomes['refused']} refused")
+
+
+# What may be other than finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_may_be_infinite_is_reported_and_shown(value: float, tmp_path: Path) -> None:
+    """A completion that saw nothing of its picture; an update whose loss was not finite."""
+    run = tiny_run.build(tmp_path / "run")
+    here = run / "iter-0002"
+    for part in ("attention", "train"):
+        folder = Folder(here / part, tmp_path / "none")
+        (name,) = folder.files
+        for row in folder.rows[name]:
+            row |= {column: _everywhere(row[column], value) for column in row.keys() & NOT_FINITE}
+        rewrite(here / part / name, folder.rows[name], folder.schemas[name])
+        republish(here / part)
+    report = command("report", "--config", run / "config.yaml", "--run", run)
+    assert report.code == 0, report.stderr
+    for args in (["it2-p0-s0"], ["it2-p0-s0", "--json"], ["--find", "worst"]):
+        shown = command("inspect", "--run", run, *args)
+        assert shown.code == 0, shown.stderr
+    blind = command("inspect", "--run", run, "--find", "disagree")
+    assert blind.code == 3 and "found no VGR of any completion; needed attention scores." in blind.stderr
+    assert command("status", "--run", run, "--json").code == 0
+    record(8, 6, "values that may be infinite, in reports")
+
+
+def _everywhere(found: Any, value: float) -> Any:
+    if isinstance(found, list):
+        return [_everywhere(one, value) for one in found]
+    return value if isinstance(found, float) else found
 
 
 # Through the commands

@@ -195,7 +195,9 @@ def test_a_data_set_that_is_not_utf_8_is_named_by_its_line(
     record(11, 4, "bytes that are no UTF-8, in data sets")
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "form", ["jsonl", *(pytest.param(form, marks=pytest.mark.faults) for form in list(FORMATS)[1:])]
+)
 def test_a_question_of_ten_megabytes_is_left_out_and_the_rest_kept(
     form: str, prepare: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -308,10 +310,11 @@ def _line(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\n", "⏎").replace("\t", " ")
 
 
-def test_status_and_comparisons_steer_no_terminal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("payloads", [PAYLOADS[17:20], pytest.param(PAYLOADS, marks=pytest.mark.faults)], ids=len)
+def test_status_and_comparisons_steer_no_terminal(payloads: list[tuple[str, str | None]], tmp_path: Path) -> None:
     """Slices, solutions and question ids that say such things, in what the commands print."""
     run = tiny_run.build(tmp_path / "run")
-    for text, _ in PAYLOADS:
+    for text, _ in payloads:
         folder = run / "iter-0002/eval"
         made = list(Source(folder).rows("completions"))
         for number, row in enumerate(made):
@@ -327,7 +330,7 @@ def test_status_and_comparisons_steer_no_terminal(tmp_path: Path) -> None:
         for result in (report, status, compared):
             assert result.code == 0, result.stderr
             assert not STEERING.search(result.stdout + result.stderr), (text, result.stdout)
-    record(11, 3 * len(PAYLOADS), "texts in what commands print")
+    record(11, 3 * len(payloads), "texts in what commands print")
 
 
 @pytest.mark.faults
