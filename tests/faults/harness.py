@@ -28,7 +28,7 @@ from dapo_stages.outputs import LOCK
 
 TESTS = Path(__file__).resolve().parents[1]
 # Of a manifest, what another run of the same work may have otherwise.
-_TIMES = ("started", "ended", "seconds", "memory")
+_TIMES = ("started", "ended", "seconds", "memory", "checksum")
 
 
 class Action(enum.IntEnum):

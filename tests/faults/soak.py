@@ -11,6 +11,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ GROWTH = 1.1  # of what stages use, last quarter of the run against the first
 
 def main() -> None:
     """Run both, compare, say what was found; exit 1 if it is not as promised."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is deaf to it
     folder = Path(os.environ.get("SOAK_FOLDER", f"build/soak-{ITERATIONS}")).resolve()
     plain = Project(folder / "undisturbed", ITERATIONS)
     killed = Project(folder / "killed", ITERATIONS)
