@@ -83,8 +83,8 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
-        experiments test test-ranks audit lint format docs notebook bench venv-vllm test-vllm clean clean-run \
-        FORCE
+        experiments test test-ranks test-faults soak audit lint format docs notebook bench venv-vllm test-vllm clean \
+        clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -277,6 +277,21 @@ test: $(VENV)/ready-dev ## the tests
 
 test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), about a minute
 	$(PY) -m pytest -m slow
+
+## JOBS: processes of test-faults
+## SOAK_ITERATIONS: length of the soak
+JOBS            ?= 2
+SOAK_ITERATIONS ?= 200
+FAULTS = FAULTS_DONE=$(CURDIR)/build/faults/done FAULTS_TABLE=$(CURDIR)/build/faults/table.jsonl \
+  FAULTS_RUN=$(CURDIR)/build/faults/run PYTHONPATH=$(CURDIR)/tests:$(CURDIR) $(PY)
+
+test-faults: $(VENV)/ready-dev ## every case of docs/reliability.md but the soak; started again, it goes on
+	$(FAULTS) -m pytest -p faults.resume -m 'not slow' -n $(JOBS)
+	$(FAULTS) tests/faults/table.py
+
+soak: $(VENV)/ready-dev ## a long run under kills at random against an undisturbed one; started again, it goes on
+	SOAK_ITERATIONS=$(SOAK_ITERATIONS) $(FAULTS) -m faults.soak
+	$(FAULTS) tests/faults/table.py
 
 lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/ruff check .

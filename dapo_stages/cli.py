@@ -91,7 +91,8 @@ def main() -> None:
         _end(f"found no memory left{f' ({what})' if what else ''}; needed more. Use smaller batches.", EXIT_BAD_INPUT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MENDABLE:
-            _end(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)
+            where = error.filename2 or error.filename or "writing"  # the second: what is copied or renamed to
+            _end(f"{where}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)
         if ranks.fail(repr(error), EXIT_LOST):
             raise
         sys.exit(EXIT_LOST)
@@ -112,6 +113,7 @@ def _end(why: str, code: int) -> NoReturn:
 _MENDABLE = {
     errno.ENOSPC: "found a full disk; needed room. Make some",
     errno.EDQUOT: "found a used-up quota; needed room. Make some",
+    errno.EFBIG: "found a limit on the size of files (ulimit -f); needed a higher one. Raise it",
     errno.EACCES: "found no permission; needed leave to read and write here. Grant it",
     errno.EPERM: "found no permission; needed leave to read and write here. Grant it",
     errno.EROFS: "found a read-only file system; needed one to write to. Name another place",

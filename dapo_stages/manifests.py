@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -75,11 +74,11 @@ def content_hash(stage: str, config: dict[str, Any], seed: int, shards: Sequence
     return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "shards": files})
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, times: tuple[int, int] | None = None) -> None:
     """Publish a manifest; call it last."""
     values = manifest.model_dump(mode="json")
     text = json.dumps(values | {_CHECKSUM: _hash(values)}, indent=1, allow_nan=False)
-    write_text(folder / MANIFEST, text + "\n")
+    write_text(folder / MANIFEST, text + "\n", times)
 
 
 def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
@@ -124,10 +123,9 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
 
 def mark_pruned(folder: Path) -> None:
     """Say that the files were removed on purpose; the time stamp stays, so make redoes nothing."""
-    path = folder / MANIFEST
-    before = path.stat()
-    write_manifest(folder, read_manifest(folder).model_copy(update={"pruned": True}))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    before = (folder / MANIFEST).stat()
+    pruned = read_manifest(folder).model_copy(update={"pruned": True})
+    write_manifest(folder, pruned, (before.st_atime_ns, before.st_mtime_ns))
 
 
 class Source:

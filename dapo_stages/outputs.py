@@ -42,6 +42,7 @@ from dapo_stages.shards import (
     sha256_of,
     write_shard,
     write_text,
+    writing,
 )
 
 _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
@@ -49,6 +50,7 @@ _NEXT = ".next"
 LOCK = ".lock"
 _HALTED = ".partial-halted.json"  # why there is no output; a note as the others, so the next run removes it
 _SWAPPING = ".swapping"
+_PREPARED = ".swapping.tmp"
 _OLD = ".old.json"  # the manifest of what is being replaced
 _WRITING = ".writing"  # files that are not finished yet
 _PARTS = frozenset({"policy", "reference", "state", _WRITING})  # folders written into before their files are noted
@@ -173,18 +175,19 @@ class Output:
 
         So nothing is ever in the output that is not known to be of the stage.
         """
-        writing = self.folder / _WRITING
-        writing.mkdir(exist_ok=True)
-        yield writing
-        finished = sorted(path for path in writing.iterdir() if path.is_file())
-        for path in finished:
-            fsync_file(path)
-            self._add(describe_file(writing, path))
+        waiting = self.folder / _WRITING
+        with writing(waiting):
+            waiting.mkdir(exist_ok=True)
+            yield waiting
+            finished = sorted(path for path in waiting.iterdir() if path.is_file())
+            for path in finished:
+                fsync_file(path)
+                self._add(describe_file(waiting, path))
         self._note()
         for path in finished:
             os.replace(path, self.folder / path.name)
         fsync_folder(self.folder)
-        shutil.rmtree(writing)
+        shutil.rmtree(waiting)
 
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
         """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself.
@@ -462,7 +465,7 @@ def _clear(folder: Path, keep: set[str], noted: set[str]) -> None:
     strangers = sorted({path.name for path in folder.iterdir() if not _is_written(path.name, noted)})
     if strangers:
         raise _strange(folder, strangers, "only those of the stage", "Move them elsewhere, or name another --out.")
-    for path in sorted(folder.rglob("*"), reverse=True):
+    for path in sorted(folder.rglob("*"), key=_manifests_last, reverse=True):  # then no manifest outlives a file
         name = path.relative_to(folder).as_posix()
         if name in keep or name == LOCK or _is_note(name) or name.split("/")[0] == _NEXT:
             continue
@@ -495,11 +498,13 @@ def _finish_replacement(out: Path) -> None:
         return
     read_manifest(waiting)
     if not swapping.exists():
+        write_text(waiting / _PREPARED, "")  # while the old output is whole: the disk may be full
         if (out / MANIFEST).exists():
             os.replace(out / MANIFEST, waiting / _OLD)
             fsync_folder(out)
         _remove(out, _listed(waiting / _OLD))
-        write_text(swapping, "")
+        os.replace(waiting / _PREPARED, swapping)
+        fsync_folder(waiting)
     for path in sorted(waiting.rglob("*"), key=_manifests_last):
         target = out / path.relative_to(waiting)
         if path.is_file() and not _is_ours(path.name) and target != out / MANIFEST:

@@ -5,11 +5,14 @@ pyarrow is imported where it is needed: every command's --help loads this module
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +33,8 @@ MAX_ROWS = 128
 MAX_ROWS_WITH_IMAGES = 8
 MAX_BYTES = 64 << 20
 MOST_BYTES = 512 << 20  # of a row group that is read, once decompressed
+_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def fsync_file(path: Path) -> None:
     """Make a file's content durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -69,12 +75,34 @@ def publish_file(temporary: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically and durably."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let an error of the file system say which file: by itself it does so only for one that cannot be opened.
+
+    Libraries in Rust (safetensors, tokenizers) have the number of the error in their text alone; it becomes an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_WRITING:
+            error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        if (found := _OF_THE_SYSTEM.search(str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def write_text(path: Path, text: str, times: tuple[int, int] | None = None) -> None:
+    """Write a small text file atomically and durably; with these times of access and change (ns), if they are given."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        publish_file(temporary, path)
+        with writing(path):
+            temporary.write_text(text, encoding="utf-8")
+            if times:
+                os.utime(temporary, ns=times)
+            publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -92,17 +120,18 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
     limit = MAX_ROWS_WITH_IMAGES if "images" in schema.names else MAX_ROWS
     written = 0
     try:
-        with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
-            for table in _tables(path, schema, rows, limit):
-                if (fault := fault_in(table)) is not None:
-                    raise _wrong(path, written, fault, "Look for such values in what the stage read.")
-                writer.write_table(table, row_group_size=limit)
-                written += table.num_rows
-        with pq.ParquetFile(temporary) as reopened:
-            if reopened.metadata.num_rows != written or not reopened.schema_arrow.equals(schema):
-                raise DataError(path, "other rows or columns after writing", f"{written} rows", "Check the disk.")
-        shard = Shard(path.name, written, temporary.stat().st_size, sha256_of(temporary))
-        publish_file(temporary, path)
+        with writing(path):
+            with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
+                for table in _tables(path, schema, rows, limit):
+                    if (fault := fault_in(table)) is not None:
+                        raise _wrong(path, written, fault, "Look for such values in what the stage read.")
+                    writer.write_table(table, row_group_size=limit)
+                    written += table.num_rows
+            with pq.ParquetFile(temporary) as reopened:
+                if reopened.metadata.num_rows != written or not reopened.schema_arrow.equals(schema):
+                    raise DataError(path, "other rows or columns after writing", f"{written} rows", "Check the disk.")
+            shard = Shard(path.name, written, temporary.stat().st_size, sha256_of(temporary))
+            publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return shard

@@ -177,6 +177,24 @@ def test_other_files_are_known_before_they_are_there(tmp_path: Path, monkeypatch
         assert content(out).keys() == {"config.json", "model.safetensors"}
 
 
+def test_a_part_of_an_unfinished_output_is_never_published_without_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starting afresh is cut off at each file that it removes."""
+    for step in range(3):
+        out = tmp_path / f"out-{step}"
+        monkeypatch.setattr(outputs, "write_manifest", cut_at(1, outputs.write_manifest, of=out.name))
+        with pytest.raises(PowerCutError):
+            make(out, config=1)
+        Source(out / "policy", "policy").verify_all()
+        monkeypatch.setattr(Path, "unlink", cut_at(step + 1, Path.unlink, of=""))
+        with pytest.raises(PowerCutError):
+            make(out, config=2, overwrite=True)
+        monkeypatch.undo()
+        if (out / "policy/manifest.json").exists():
+            Source(out / "policy", "policy").verify_all()
+
+
 def test_work_survives_a_cut_between_the_last_shard_and_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from support.rows import Row, rows
 
 from dapo_stages.errors import DataError
 from dapo_stages.schemas import SCHEMAS, schema_of
-from dapo_stages.shards import RowIndex, RowLookup, ShardReader, write_shard, write_text
+from dapo_stages.shards import RowIndex, RowLookup, ShardReader, write_shard, write_text, writing
 
 METRICS = schema_of("metrics")
 
@@ -54,6 +54,14 @@ def test_equal_rows_give_equal_bytes(kind: str, tmp_path: Path) -> None:
 def test_no_rows_make_a_file_with_columns(tmp_path: Path) -> None:
     assert write_shard(tmp_path / "a.parquet", METRICS, []).rows == 0
     assert read(tmp_path / "a.parquet", "metrics") == []
+
+
+def test_an_error_of_a_library_in_rust_says_which_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, writing(tmp_path / "model.safetensors"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "model.safetensors"))
+    with pytest.raises(RuntimeError, match="another"), writing(tmp_path):
+        raise RuntimeError("another error")
 
 
 # Layout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +16,7 @@ from dapo_stages.reporting.media import STAGES, Media, picture_of
 from dapo_stages.reporting.samples import Sample
 from dapo_stages.reporting.text import markdown_block, markdown_inline, markdown_table
 from dapo_stages.reporting.trackers import PER_UPDATE, Feed, Points, by_step, news
+from dapo_stages.shards import publish_file, writing
 
 FOLDER = "runs"
 _CONFIG, _STAGES = "configuration", "stages"  # tags of texts
@@ -24,7 +27,6 @@ def send(feed: Feed) -> list[int]:
     """Append what is lacking; the iterations that wait for --backfill. A point that changed replaces all files."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     folder = feed.run / FOLDER
     before = sorted(folder.glob("events.out.tfevents.*"))
@@ -41,13 +43,32 @@ def send(feed: Feed) -> list[int]:
     text = _config(feed)
     if text and (afresh or text != config):
         events.append((max(feed.reports, default=0), [_text(_CONFIG, text)]))
-    writer = EventFileWriter(str(folder))
-    for step, values in events:
-        writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-    writer.close()
+    name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{len(before)}"
+    first = Event(wall_time=time.time(), file_version="brain.Event:2")
+    folder.mkdir(exist_ok=True)
+    _write(
+        folder / name,
+        [first, *(Event(wall_time=time.time(), step=step, summary=Summary(value=values)) for step, values in events)],
+    )
     for path in before if afresh else ():
         path.unlink()
     return left
+
+
+def _write(path: Path, events: Sequence[Any]) -> None:
+    """A whole file or none: TensorBoard's own writer says nothing where a disk is full."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    temporary = path.with_name(f".{os.getpid()}.tmp")  # a name that TensorBoard does not read
+    try:
+        with writing(path):
+            with temporary.open("wb") as file:
+                records = RecordWriter(file)
+                for event in events:
+                    records.write(event.SerializeToString())
+            publish_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(paths: Sequence[Path]) -> tuple[Points, dict[int, str], str]:

@@ -15,7 +15,7 @@ from dapo_stages.console import progress, say
 from dapo_stages.errors import DataError, HaltedError, ModelError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row
+from dapo_stages.shards import Row, writing
 from dapo_stages.stages import frame
 from dapo_stages.stages.guard import Guard
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
@@ -153,7 +153,8 @@ class TrainStep:
             if (difference := engine_difference(self._metrics, self._config.engines.diff_warn)) is not None:
                 self._output.counts["engine_diff"] = difference
             self._output.counts |= self._guard.counts()
-            self._save(policy, trainer.worker)
+            with writing(self._output.folder):
+                self._save(policy, trainer.worker)
         if ranks.rank() == 0:
             self._output.write("metrics", None, self._metrics)
         self._output.counts |= {

@@ -1,0 +1,219 @@
+"""`make iterate` of the smallest run in a folder of its own, to be killed in every way and started again."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from support.commands import ROOT
+
+from dapo_stages.manifests import MANIFEST, read_manifest
+from dapo_stages.preloaded import IDLE
+
+CONFIG = """
+extends: pipelines/smoke.yaml
+planned_iterations: {iterations}
+warm_up: {{steps: 4, batch_size: 8}}
+data: {{synthetic: {{train: 48, held_out: 4}}}}
+rollout: {{prompts_per_iteration: 2, num_generations: 4, max_resample_rounds: 2, groups_per_shard: 1,
+  max_completion_length: 24}}
+train: {{updates_per_iteration: 1}}
+evaluate: {{num_generations: 1}}
+report: {{trackers: [], samples: 1, completions: 8}}
+keep: {{rollouts: 2, states: 2, policies: 2}}
+"""
+_OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of a make that runs this
+WAYS = ("make", "recipe", "stage", "parent", "group", "interrupt")
+
+
+class Project:
+    """A folder with our Makefile and one run, `training_logs/t`."""
+
+    def __init__(self, folder: Path, iterations: int) -> None:
+        self.folder, self.run = folder, folder / "training_logs/t"
+        self.iterations = iterations
+        self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
+        (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "Makefile", folder)
+        if not (folder / "pipelines").exists():
+            (folder / "pipelines").symlink_to(ROOT / "pipelines")
+        (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations))
+        for name in ("pyproject.toml", "constraints.txt"):
+            (folder / name).touch()
+        python = folder / ".venv/bin/python"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        (folder / ".venv/ready").touch()
+
+    def start(self) -> subprocess.Popen[str]:
+        """`make iterate`, in a session of its own."""
+        environment = {
+            "XDG_RUNTIME_DIR": str(self.sockets),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+            IDLE: "60",
+        }
+        with open(self.folder / "said", "w") as said:
+            return subprocess.Popen(
+                ["make", "iterate", "RUN=t", "CONFIG=tiny.yaml", f"ITERS={self.iterations}", "EVAL_EVERY=1000"],
+                cwd=self.folder,
+                env={name: value for name, value in os.environ.items() if name not in _OF_MAKE} | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                text=True,
+                start_new_session=True,
+            )
+
+    def finish(self, seconds: float = 600) -> None:
+        """`make iterate` until it has nothing more to do."""
+        make = self.start()
+        try:
+            assert make.wait(timeout=seconds) == 0, (self.folder / "said").read_text()[-2000:]
+        finally:
+            if make.poll() is None:
+                os.killpg(make.pid, signal.SIGKILL)
+
+    def kill(self, make: subprocess.Popen[str], way: str) -> None:
+        """SIGKILL to one process or to all of them, or Ctrl-C; what runs on by itself may end by itself."""
+        stages, parents = self._stages(), self._parents()
+        if way == "interrupt":
+            os.killpg(make.pid, signal.SIGINT)
+        elif way == "group":
+            os.killpg(make.pid, signal.SIGKILL)
+        else:
+            found = {"make": [make.pid], "recipe": children(make.pid), "stage": stages, "parent": parents}[way]
+            for process in found or [make.pid]:
+                _kill(process)
+
+    def settle(self, make: subprocess.Popen[str]) -> None:
+        """Wait for what was not killed: make may have gone on, and a recipe that has lost its make ends by itself."""
+        make.wait(timeout=600)
+        _wait(lambda: not self._stages() and not _of_session(make.pid))
+
+    def hashes(self) -> dict[str, str]:
+        """Content hash of every output but the reports, which say how long things took."""
+        found = {path.parent.relative_to(self.run).as_posix(): path.parent for path in self.run.rglob(MANIFEST)}
+        return {name: read_manifest(path).content_hash for name, path in found.items() if not name.endswith("report")}
+
+    def times(self) -> dict[str, int]:
+        """When each output was published, or found to be as it should be."""
+        return {str(path.relative_to(self.run)): path.stat().st_mtime_ns for path in self.run.rglob(MANIFEST)}
+
+    def close(self) -> None:
+        """Remove the sockets; their parents end."""
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def used(self) -> dict[str, int]:
+        """MiB resident and open files, of the pre-loaded parents and of the stages that run in their children."""
+        groups = {"parent": self._parents(), "stage": self._stages()}
+        found = {f"{name} MiB": max(map(_resident, group), default=0) for name, group in groups.items()}
+        return found | {f"{name} files": max(map(_opened, group), default=0) for name, group in groups.items()}
+
+    def _ours(self) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes()
+            except OSError:
+                continue
+            if b"dapo_stages.preloaded" in words and str(self.sockets).encode() in words:
+                found.append(int(path.parent.name))
+        return [process for process in found if _parent_of(process) is not None]
+
+    def _parents(self) -> list[int]:
+        found = self._ours()
+        return [process for process in found if _parent_of(process) not in found]
+
+    def _stages(self) -> list[int]:
+        found = self._ours()
+        return [process for process in found if _parent_of(process) in found]
+
+
+def disturb(project: Project, kills: int, generator: random.Random, mean: float, ways: tuple[str, ...] = WAYS) -> int:
+    """Kill `make iterate` at random times until it has been killed so often or is done; the number of kills.
+
+    After each, everything that is published is whole.
+    """
+    from faults.harness import check_published
+
+    done = 0
+    while done < kills:
+        make = project.start()
+        try:
+            make.wait(timeout=generator.expovariate(1 / mean))
+        except subprocess.TimeoutExpired:
+            project.kill(make, generator.choice(ways))
+            done += 1
+        ended = make.poll() == 0
+        project.settle(make)
+        check_published(project.run)
+        if ended:
+            break
+    return done
+
+
+def children(process: int) -> list[int]:
+    """Those of a process, by /proc."""
+    try:
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _resident(process: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def _opened(process: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{process}/fd"))
+    except OSError:
+        return 0
+
+
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _parent_of(process: int) -> int | None:
+    """None if it has ended."""
+    stat = _stat(process)
+    return None if stat is None or stat[0] == "Z" else int(stat[1])
+
+
+def _of_session(session: int) -> list[int]:
+    processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    found = {process: _stat(process) for process in processes}
+    return [process for process, stat in found.items() if stat and stat[0] != "Z" and int(stat[3]) == session]
+
+
+def _stat(process: int) -> list[str] | None:
+    """State, parent, group, session, … of a process."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _wait(until: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,114 @@
+"""Row 3: make never takes what a killed recipe left for finished; started again, it ends where it would have."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.commands import ROOT
+
+from faults.projects import Project, children, disturb
+from faults.table import record
+
+# A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
+STAND_IN = """#!/bin/sh
+shift 2
+stage=$1; run=; out=; iteration=; again=
+while [ $# -gt 0 ]; do
+  case $1 in --out) out=$2 ;; --run) run=$2 ;; --iteration) iteration=$2 ;; --overwrite) again=' again' ;; esac
+  shift
+done
+case $stage in
+  config) mkdir -p "$(dirname "$out")"; [ -e "$out" ] || echo "planned_iterations: 1" > "$out"; exit 0 ;;
+  prune) exit 0 ;;
+  report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
+esac
+echo "$stage$again" >> calls
+mkdir -p "$out"; echo half > "$out/shard"
+if [ "$stage" = train-step ]; then touch waiting; while [ -e wait ]; do sleep 0.02; done; fi
+echo {} > "$out/manifest.json"
+"""
+
+
+@pytest.fixture()
+def stand_in(tmp_path: Path) -> Path:
+    """A folder with our Makefile, and a Python that is the stand-in."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/embedded.yaml").write_text("planned_iterations: 1\n")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (tmp_path / ".venv/ready").touch()
+    return tmp_path
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "calls").unlink(missing_ok=True)
+    environment = {"PATH": os.environ["PATH"]}
+    command = ["make", "iterate", "RUN=t"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **quiet)
+
+
+@pytest.mark.parametrize("way", ["make", "recipe", "group", "terminate", "interrupt"])
+def test_a_stage_that_was_half_done_is_asked_for_again(stand_in: Path, way: str) -> None:
+    (stand_in / "wait").touch()
+    make = start(stand_in)
+    while not (stand_in / "waiting").exists():
+        time.sleep(0.01)
+    recipe = children(make.pid)
+    number = {"terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(way, signal.SIGKILL)
+    if way in {"make", "recipe"}:
+        for process in [make.pid] if way == "make" else recipe:
+            os.kill(process, number)
+    else:
+        os.killpg(make.pid, number)
+    assert make.wait(timeout=30) != 0
+    if way == "make":  # the recipe has lost its make and would go on
+        os.killpg(make.pid, signal.SIGKILL)
+    train = stand_in / "training_logs/t/iter-0001/train"
+    assert (train / "shard").exists() and not (train / "manifest.json").exists()
+    (stand_in / "wait").unlink()
+    assert start(stand_in).wait(timeout=30) == 0
+    assert (stand_in / "calls").read_text().split("\n")[:-1] == ["train-step", "evaluate", "report"]
+    assert start(stand_in).wait(timeout=30) == 0
+    assert not (stand_in / "calls").exists()
+    record(3, 1, "with stages that stand in")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], float]]:
+    """Content hashes of the smallest run, and its seconds."""
+    project = Project(tmp_path_factory.mktemp("make"), 1)
+    started = time.monotonic()
+    project.finish()
+    yield project.hashes(), time.monotonic() - started
+    project.close()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(13))
+def test_make_is_killed_at_random_times(undisturbed: tuple[dict[str, str], float], seed: int, tmp_path: Path) -> None:
+    hashes, seconds = undisturbed
+    project, generator, kills = Project(tmp_path, 1), random.Random(seed), 0
+    try:
+        kills = disturb(project, 5, generator, seconds / 5)
+        project.finish()
+        assert project.hashes() == hashes
+        times = project.times()
+        project.finish()
+        assert project.times() == times  # nothing was asked for again
+    finally:
+        project.close()
+    record(3, kills, "at random times of the smallest run")
