@@ -293,7 +293,7 @@ notebook: $(VENV)/ready-dev ## run pipelines/notebooks/inspect.ipynb on the run 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
 
-pictures: $(VENV)/ready-dev ## docs/report.png and report-phone.png from the report of RUN (Chromium and chromedriver)
+pictures: $(VENV)/ready-dev ## the pictures of the docs: report, terminal and notebook of RUN (Chromium and chromedriver)
 	PYTHONPATH=tests $(PY) -m support.pictures --run $(R)
 
 format: $(VENV)/ready-dev ## let ruff mend what it can

@@ -42,7 +42,7 @@ def test_the_reward_takes_off_for_words_that_come_again(tmp_path: Path) -> None:
     config = load_config(tmp_path / "run.yaml")
     assert config.weights.reward_weights.plugins == config.weights.early_reward_weights.plugins == {"repetition": 0.5}
     texts = ["a b c d", "so it is, So It is, so it is", "two words", "a a a a a"]
-    # 2 different runs of 2; of 7 runs 3 different ("so it is," "it is, so" "is, so it" and the last, "so it is"): 4.
+    # Of the second text's 7 runs 4 are different: "so it is," "it is, so" "is, so it" and, last, "so it is".
     found = Plugins(config.rewards, tmp_path).score(texts, [4, 9, 2, 5], {"images": []})["repetition"]
     assert found == [0, pytest.approx(4 / 7 - 1), None, pytest.approx(1 / 3 - 1)]
 
