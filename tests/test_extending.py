@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md work: reward and engine in a rollout, scheme in weights, family against own rows."""
+"""The examples of docs/extending.md work: reward and engine in a rollout, scheme in weights, family in rows of its own."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def test_the_scheme_weighs_tokens(small_run: Run, tmp_path: Path, monkeypatch: p
 
     def with_the_scheme(*args: Any) -> Any:
         config = load_config(*args)
-        return config.model_copy(
-            update={"weights": config.weights.model_copy(update={"scheme": "beyond_own_words"})}
-        )
+        return config.model_copy(update={"weights": config.weights.model_copy(update={"scheme": "beyond_own_words"})})
 
     monkeypatch.setattr(weight_tokens, "load_config", with_the_scheme)
     wide = {"weights__clip": "[0.0001, 10000]"}

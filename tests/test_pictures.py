@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -22,7 +21,9 @@ def drawn(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
     (root / "training_logs/first").symlink_to(small_run.folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        return terminal([f"dapo-stages {what} --run training_logs/first" for what in ("status", "inspect --find worst")])
+        return terminal(
+            [f"dapo-stages {what} --run training_logs/first" for what in ("status", "inspect --find worst")]
+        )
 
 
 def test_a_terminal_is_drawn_with_its_colours_and_the_picture(drawn: str) -> None:

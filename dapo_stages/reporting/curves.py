@@ -167,7 +167,9 @@ def _over_k(all_figures: Sequence[Figures]) -> Chart:
     for iteration in dict.fromkeys((min(several), max(several))) if several else ():
         here = several[iteration]
         for name in _AT_K:
-            points = [(k, figure(here, "eval", name, str(k)), _interval(here, ("eval", name, str(k)))) for k in _ks(here)]
+            points = [
+                (k, figure(here, "eval", name, str(k)), _interval(here, ("eval", name, str(k)))) for k in _ks(here)
+            ]
             series.append(
                 Series(
                     f"{name.partition('_')[0]}@k, iteration {iteration}",

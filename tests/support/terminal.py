@@ -36,12 +36,18 @@ def terminal(commands: list[str], width: int = 110) -> str:
 
 def _shown(command: str, width: int) -> str:
     """What a command writes to a terminal of this width that can show colour and nothing else."""
-    keep = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "TMUX", "STY", "TERM_PROGRAM"}}
+    keep = {
+        name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "TMUX", "STY", "TERM_PROGRAM"}
+    }
     terminal = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(width)}
     program, *arguments = shlex.split(command)
     assert program == "dapo-stages"
     made = subprocess.run(
-        [sys.executable, "-m", "dapo_stages", *arguments], env=keep | terminal, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "dapo_stages", *arguments],
+        env=keep | terminal,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return made.stdout
 
