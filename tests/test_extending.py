@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md work: reward and engine in a rollout, scheme in weights, family in rows of its own."""
+"""The examples of docs/extending.md work: a reward and an engine in a rollout, a scheme in weights, a family."""
 
 from __future__ import annotations
 

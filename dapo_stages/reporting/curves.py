@@ -167,16 +167,10 @@ def _over_k(all_figures: Sequence[Figures]) -> Chart:
     for iteration in dict.fromkeys((min(several), max(several))) if several else ():
         here = several[iteration]
         for name in _AT_K:
-            points = [
-                (k, figure(here, "eval", name, str(k)), _interval(here, ("eval", name, str(k)))) for k in _ks(here)
-            ]
-            series.append(
-                Series(
-                    f"{name.partition('_')[0]}@k, iteration {iteration}",
-                    [(float(k), value) for k, value, _ in points if value is not None],
-                    [(float(k), *ends) for k, _, ends in points if ends is not None],
-                )
-            )
+            paths = {k: ("eval", name, str(k)) for k in _ks(here)}
+            points = [(float(k), value) for k, path in paths.items() if (value := figure(here, *path)) is not None]
+            band = [(float(k), *ends) for k, path in paths.items() if (ends := _interval(here, path)) is not None]
+            series.append(Series(f"{name.partition('_')[0]}@k, iteration {iteration}", points, band))
     return Chart("pass@k and majority@k", "right answers", series, "percent", "k")
 
 
