@@ -9,12 +9,12 @@ import signal
 import sys
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from dapo_stages import ranks
+from dapo_stages import __version__, ranks
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
 
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
@@ -58,14 +58,26 @@ class LazyCommands(TyperGroup):
         if args and args[0] in COMMANDS:
             module = import_module(f"dapo_stages.stages.{args[0].replace('-', '_')}")
             self.commands[args[0]] = _command(module.main, args[0], None)
+        elif args:  # typer looks here for the name that was meant
+            self.commands.update((name, self.get_command(ctx, name)) for name in COMMANDS)
         return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(cls=LazyCommands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dapo-stages {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def stages() -> None:
+def stages(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
     """DAPO for vision-language models, in stages that hand Parquet files to each other.
 
     rollout → score-attention → weight-tokens → train-step → report, chained by `make iterate`.
