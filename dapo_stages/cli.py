@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import os
 import signal
 import sys
 from importlib import import_module
@@ -87,6 +88,8 @@ def stages(
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted), and 1
     where another process of the stage is gone."""
+    # Threads of torch that spin while they wait take the cores from whatever runs beside, as the Makefile says.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
     gc.set_threshold(10_000, 20, 20)
     atexit.register(gc.freeze)

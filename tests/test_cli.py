@@ -192,6 +192,18 @@ def test_usage_errors_exit_with_2() -> None:
     assert "Missing option" in run("rollout").stderr
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_others(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    """Typed by hand a stage waits as under make, unless the user says otherwise."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    run("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
 def test_a_mistyped_command_is_answered_by_the_one_that_was_meant() -> None:
     result = run("statsu", "--run", "x")
     assert result.code == 2 and "No such command 'statsu'. Did you mean 'status'?" in result.stderr
