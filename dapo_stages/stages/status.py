@@ -79,8 +79,8 @@ def main(
         return
     print(f"\nNext ({move.why}):\n  {painted(move.command, 'bold')}")
     if run.parent.name == "training_logs" and Path("Makefile").exists():
-        wanted = max(planned or 0, move.beyond or 0)
-        more = f" ITERS={wanted}" if wanted != planned_iterations(run) else ""  # make goes as far as was planned
+        wanted, configured = max(planned or 0, move.beyond or 0), planned_iterations(run)
+        more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make goes as far as was planned
         what = "The whole iteration" if wanted == move.beyond else "All that is left"
         print(f"{what}:\n  {painted(f'make iterate RUN={run.name}{more}', 'bold')}")
 
