@@ -83,7 +83,8 @@ reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
-        experiments test test-ranks lint format docs notebook bench venv-vllm test-vllm clean clean-run FORCE
+        experiments test test-ranks audit lint format docs notebook bench venv-vllm test-vllm clean clean-run \
+        FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -283,6 +284,17 @@ lint: $(VENV)/ready-dev ## ruff, mypy, import-linter, deptry
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/deptry dapo_stages
+
+# Of these very versions; nothing is installed of them. It asks PyPI, package by package.
+AUDIT_VENV := .venv-audit
+
+audit: $(AUDIT_VENV)/ready ## known vulnerabilities of the versions in constraints.txt (asks PyPI)
+	$(AUDIT_VENV)/bin/python -m pip_audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt
+
+$(AUDIT_VENV)/ready: constraints.txt
+	test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
+	@touch $@
 
 docs: $(VENV)/ready ## docs/commands.md and docs/configuration.md from the code
 	$(PY) docs/generate.py

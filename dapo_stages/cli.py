@@ -34,7 +34,8 @@ COMMANDS = {
     "plan": "Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.",
     "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
     "inspect": "Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.",
-    "doctor": "Check this machine: Python, devices, memory, disk, versions, and what is missing for which feature.",
+    "doctor": "Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; "
+    "or a run.",
     "compare-weights": "Set token weights of the same rollouts side by side: correlations, spread, and the tokens they "
     "differ on most.",
     "config": "Check a configuration and write it out with every key resolved.",
@@ -86,8 +87,8 @@ def stages(
 
 
 def main() -> None:
-    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted), and 1
-    where another process of the stage is gone."""
+    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked), 5 (halted) or 130
+    (interrupted), and 1 where another process of the stage is gone."""
     # Threads of torch that spin while they wait take the cores from whatever runs beside, as the Makefile says.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
@@ -100,6 +101,9 @@ def main() -> None:
         app()
     except (DapoStagesError, InterruptedStage) as error:
         _end(str(error), error.exit_code)
+    except MemoryError as error:
+        what = " ".join(str(error).split())[:200]
+        _end(f"found no memory left{f' ({what})' if what else ''}; needed more. Use smaller batches.", EXIT_BAD_INPUT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MENDABLE:
             _end(f"{error.filename or 'writing'}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)

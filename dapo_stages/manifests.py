@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dapo_stages.bounded import REPORT, is_inside, read_json, read_text
 from dapo_stages.errors import DataError
 from dapo_stages.shards import Row, RowIndex, RowLookup, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
+_CHECKSUM = "checksum"
 
 
 class Input(BaseModel):
@@ -28,7 +30,10 @@ class Input(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`."""
+    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`.
+
+    The file has a `checksum` besides, of all its other fields.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str
@@ -72,7 +77,9 @@ def content_hash(stage: str, config: dict[str, Any], seed: int, shards: Sequence
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish a manifest; call it last."""
-    write_text(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+    values = manifest.model_dump(mode="json")
+    text = json.dumps(values | {_CHECKSUM: _hash(values)}, indent=1, allow_nan=False)
+    write_text(folder / MANIFEST, text + "\n")
 
 
 def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
@@ -85,7 +92,7 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     path = folder / MANIFEST
     redo = stage or "the stage that makes this folder"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         version = values.get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise DataError(
@@ -94,16 +101,22 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
                 f"version {SCHEMA_VERSION}",
                 f"Run {redo} again, or use the version of dapo-stages it was made with.",
             )
+        checksum = values.pop(_CHECKSUM, None)  # manifests of older versions have none
+        edited = checksum not in (None, _hash(values))
         manifest = Manifest.model_validate(values)
+        edited |= manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards)
     except FileNotFoundError:
         found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
         needed = f"the manifest of a finished {stage or 'stage'}"
         raise DataError(path, found, needed, f"Run {redo} (again) first.") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
-    if manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards):
+    if edited:
         raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
+    outside = next((shard.name for shard in manifest.shards if not is_inside(shard.name)), None)
+    if outside is not None:
+        raise DataError(path, f"the file {outside!r}", f"files inside {folder}", f"Run {redo} again.")
     if stage is not None and manifest.stage != stage:
         raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
     return manifest
@@ -130,11 +143,16 @@ class Source:
         return [shard for shard in self.manifest.shards if kind_of(shard.name) == kind]
 
     def reader(self, kind: str, shard: Shard) -> ShardReader:
-        """Open one shard, after checking its size and SHA-256."""
+        """Open one shard, after checking its size, SHA-256, columns and number of rows."""
         from dapo_stages.schemas import schema_of
 
         schema = schema_of(kind, tuple(self.manifest.rewards), self.manifest.stage)
-        return ShardReader(self.verified(shard), schema, self.manifest.stage)
+        reader = ShardReader(self.verified(shard), schema, self.manifest.stage)
+        if (found := sum(reader.row_group_sizes)) != shard.rows:
+            reader.close()
+            needed = f"{shard.rows}, as its manifest says"
+            raise DataError(reader.path, f"{found} rows", needed, f"Run {self.manifest.stage} again.")
+        return reader
 
     def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows of a kind, one row group in memory at a time."""
@@ -156,7 +174,7 @@ class Source:
         """Rows by key, in any order; of these columns, where not all are needed."""
         with ExitStack() as stack:
             readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
-            yield RowLookup(readers, key, columns)
+            yield RowLookup(readers, key, columns, where=self.folder / f"{kind}-*.parquet")
 
     def verified(self, shard: Shard) -> Path:
         """The path of a shard or file, after checking that it is the one that was published."""
@@ -180,16 +198,36 @@ class Source:
         self._verified.add(shard.name)
         return path
 
+    def text(self, shard: Shard) -> str:
+        """A small file in whole, after checking that it is the one that was published."""
+        path = self.verified(shard)
+        try:
+            return read_text(path, REPORT)
+        except ValueError as error:
+            raise self._unreadable(path, error) from None
+
+    def json(self, shard: Shard) -> Any:
+        """The same for a file of JSON."""
+        path = self.verified(shard)
+        try:
+            return read_json(path, REPORT)
+        except ValueError as error:
+            raise self._unreadable(path, error) from None
+
+    def _unreadable(self, path: Path, error: ValueError) -> DataError:
+        return DataError(path, f"a damaged file ({error})", "a whole one", f"Run {self.manifest.stage} again.")
+
     def verify_all(self) -> None:
         """Check every file of the folder but those of pruned parts."""
-        for shard in self._unpruned():
+        for shard in self.unpruned():
             self.verified(shard)
 
     def misses(self) -> list[str]:
         """Names of files that are gone or of another size, without reading any: a first look at an output."""
-        return [shard.name for shard in self._unpruned() if _size(self.folder / shard.name) != shard.bytes]
+        return [shard.name for shard in self.unpruned() if _size(self.folder / shard.name) != shard.bytes]
 
-    def _unpruned(self) -> list[Shard]:
+    def unpruned(self) -> list[Shard]:
+        """The files that are to be there."""
         if self.manifest.pruned:
             return []
         parts = {shard.name.split("/")[0] for shard in self.manifest.shards if "/" in shard.name}

@@ -15,14 +15,16 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from dapo_stages.bounded import shown
 from dapo_stages.config import Endpoint
 from dapo_stages.console import say
-from dapo_stages.errors import EngineError
+from dapo_stages.errors import ConfigError, EngineError
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 
 _PASSING = frozenset({408, 425, 429, *range(500, 600)})  # what a server answers while it starts, is busy or restarts
 _LONGEST_WAIT = 60.0  # seconds between two tries
+_LONGEST_ANSWER = 256 << 20  # bytes, decompressed
 
 _Form = TypeVar("_Form", bound=BaseModel)
 
@@ -44,17 +46,26 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         """Connections to it, to be closed by whoever asked for them."""
-        settings, near = self._settings, _is_loopback(self._url.host)
-        key = os.environ.get(self._key)
-        if not key and (near or self._url.scheme == "https"):  # it is for others, and not to be read on the way
-            key = os.environ.get("OPENAI_API_KEY")
-        return httpx.AsyncClient(
-            trust_env=not near,  # no proxy knows this machine's own address
-            base_url=settings.url.rstrip("/"),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(settings.timeout, pool=None),
-            limits=httpx.Limits(max_connections=settings.concurrency),
-        )
+        settings, near, key = self._settings, _is_loopback(self._url.host), self._credential()
+        try:
+            return httpx.AsyncClient(
+                trust_env=not near,  # no proxy knows this machine's own address
+                base_url=settings.url.rstrip("/"),
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(settings.timeout, pool=None),
+                limits=httpx.Limits(max_connections=settings.concurrency),
+            )
+        except (ValueError, httpx.InvalidURL):  # which may quote a proxy's password
+            raise ConfigError(
+                f"{self.where}: found a proxy in the environment that is none; needed http://host:port in HTTPS_PROXY, "
+                "HTTP_PROXY or ALL_PROXY. Mend or unset these."
+            ) from None
+
+    def _credential(self) -> str | None:
+        key = secret(self._key)
+        if not key and (_is_loopback(self._url.host) or self._url.scheme == "https"):
+            key = secret("OPENAI_API_KEY")  # it is for others, and not to be read on the way
+        return key
 
     async def ask(
         self, client: httpx.AsyncClient, form: type[_Form], path: str, content: Mapping[str, Any] | None = None
@@ -67,12 +78,13 @@ class Server:
         for attempt in range(settings.retries + 1):
             wait = settings.backoff * 2**attempt
             try:
-                response = await client.request("POST" if content else "GET", path, json=content)
+                async with client.stream("POST" if content else "GET", path, json=content) as response:
+                    said = await self._read(response)
                 if response.is_success:
-                    return form.model_validate_json(response.content)
+                    return form.model_validate_json(said)
+                found = f"status {response.status_code} ({_excerpt(said)})"
                 if response.status_code not in _PASSING:
-                    raise self._refused(response)
-                found = f"status {response.status_code} ({_excerpt(response)})"
+                    raise self._refused(response.status_code, found)
                 wait = max(wait, _asked_for(response))
             except ValidationError as error:  # it was cut, or comes from something in between
                 found = f"an answer of another form ({error.errors()[0]['msg']})"
@@ -80,24 +92,47 @@ class Server:
                 found = " ".join(f"{type(error).__name__} {error}".split())
             if attempt < settings.retries:
                 wait = min(wait, _LONGEST_WAIT)
-                say(f"rollout: {self.where}: {found}; trying again in {wait:.0f} s")
+                say(f"{self.where}: {found}; trying again in {wait:.0f} s")
                 await asyncio.sleep(wait)
         raise EngineError(
             self.where,
             f"{found} at the last of {settings.retries + 1} tries",
             f"an answer within {self._section}.timeout={settings.timeout:g} s",
-            "Look into the server's log, start it again, and run rollout again: finished shards are kept.",
+            "Look into the server's log, start it again, and run the same command again: finished shards are kept.",
         )
 
-    def _refused(self, response: httpx.Response) -> RefusedError:
+    async def _read(self, response: httpx.Response) -> bytes:
+        """What the server says, without our key: some quote it, and answers are kept and printed."""
+        said = bytearray()
+        async for piece in response.aiter_bytes():
+            said += piece
+            if len(said) > _LONGEST_ANSWER:
+                found, needed = f"an answer beyond {shown(_LONGEST_ANSWER)}", "one of a few tokens"
+                raise EngineError(self.where, found, needed, f"Look at what answers at {self._section}.url.")
+        key = self._credential()
+        return bytes(said).replace(key.encode(), b"[key]") if key else bytes(said)
+
+    def _refused(self, status: int, found: str) -> RefusedError:
         needed = "an answer"
-        if response.status_code in (401, 403):
+        if status in (401, 403):
             needed = f"a key it takes, in {self._key} or OPENAI_API_KEY (this one over https or here only)"
-        found = f"status {response.status_code} ({_excerpt(response)})"
-        do = f"Mend the server's options or {self._section}, and run it again."
+        do = f"Mend the server's options or {self._section}, and run the same command again."
         refused = RefusedError(self.where, found, needed, do)
-        refused.status = response.status_code
+        refused.status = status
         return refused
+
+
+def secret(name: str) -> str | None:
+    """A key of the environment, without the blanks and ends of lines around it.
+
+    Raises ConfigError, which does not quote it, if it holds what no header may: libraries would print all of it.
+    """
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"{name}: found a key with line breaks, or characters beyond ASCII; needed a single word. Set it again."
+        )
+    return key or None
 
 
 def picture(image: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,8 +148,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _excerpt(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:300] or "nothing said"
+def _excerpt(said: bytes) -> str:
+    return " ".join(said[:10_000].decode(errors="replace").split())[:300] or "nothing said"
 
 
 def _asked_for(response: httpx.Response) -> float:

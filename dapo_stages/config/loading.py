@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from dapo_stages.bounded import read_text
 from dapo_stages.config.run import Config
 from dapo_stages.errors import ConfigError
 
 if TYPE_CHECKING:
     import yaml
+
+
+_MOST = 1 << 20  # bytes of a configuration
+
+
+class _Quote(Repr):
+    """Values that are wrong, in so many words: aliases of YAML make a value of any size from a few lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+        self.maxlevel, self.maxdict, self.maxlist = 3, 20, 20
+
+    def repr_dict(self, values: dict[Any, Any], level: int) -> str:
+        """In the order of the file."""
+        if level <= 0:
+            return "{...}"
+        pieces = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in islice(values.items(), self.maxdict)
+        ]
+        return f"{{{', '.join([*pieces, *(['...'] if len(values) > self.maxdict else [])])}}}"
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
@@ -41,20 +66,29 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _strict_loader()) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml."
-        ) from None
+        if seen and path.exists() and not path.is_file():  # the first may be a pipe of the shell
+            raise OSError("no regular file")
+        values = yaml.load(read_text(path, _MOST), _strict_loader()) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: found invalid YAML ({reason}); needed valid YAML. Mend the file.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: found YAML nested too deeply; needed valid YAML. Mend the file.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: found no file that can be read ({error}); needed a YAML file. Name one, such as "
+            "pipelines/embedded.yaml."
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found a {type(values).__name__}; needed keys and values, such as `seed: 42`.")
+        found = type(values).__name__
+        raise ConfigError(f"{path}: found a {found}; needed keys and values, such as `seed: 42`. Mend the file.")
     base = values.pop("extends", None)
     if base is None:
         return values
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: extends itself, by way of {base}. Mend the files.")
+        raise ConfigError(
+            f"{path}: found that it extends itself, by way of {base}; needed a base that does not. Mend the files."
+        )
     return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
 
 
@@ -89,7 +123,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(
-            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."
+            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. "
+            "Correct the option."
         )
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -97,11 +132,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: `{parent}` is a single value and has no keys below it.")
+            raise ConfigError(
+                f"--set {override}: found a single value at `{parent}`; needed keys below it. Correct the option."
+            )
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML. Quote it.") from None
+        raise ConfigError(f"--set {override}: found a value that is no valid YAML; needed one. Quote it.") from None
 
 
 def _explain(path: Path, error: ValidationError) -> str:
@@ -113,12 +150,12 @@ def _explain(path: Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(problem["loc"])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}."
-            lines.append(f"{path}: unknown key `{key}`; {hint}")
+            hint = f"another: did you mean `{close[0]}`?" if close else f"one of {', '.join(known)}."
+            lines.append(f"{path}: found unknown key `{key}`; needed {hint}")
         elif not key:  # sections that do not agree; the message says what was found
             lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
         else:
-            lines.append(f"{path}: `{key}`: found {problem['input']!r}; needed: {problem['msg']}.")
+            lines.append(f"{path}: `{key}`: found {_Quote().repr(problem['input'])}; needed: {problem['msg']}.")
     return "\n".join([*lines, "Mend the file, or the --set option, and run the command again."])
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.bounded import is_inside, read_json
 from dapo_stages.config import DataConfig
 from dapo_stages.data.columns import wanted_columns
 from dapo_stages.data.images import BadImage
 from dapo_stages.errors import DataError
+
+_ARCHIVED = re.compile(r"(zip|tar|gzip|bz2|xz|zstd|lz4)://")
 
 Fetch = Callable[[str, str], bytes]  # (path, where) -> the file's bytes
 
@@ -39,6 +43,7 @@ def open_saved(folder: Path, data: DataConfig) -> Opened:
     """A folder that `save_to_disk` wrote, of one split or of several."""
     import datasets
 
+    _check_names(folder)
     try:
         loaded: Any = datasets.load_from_disk(str(folder))
     except IndexError:  # how datasets fails on what it saved of no rows
@@ -51,6 +56,27 @@ def open_saved(folder: Path, data: DataConfig) -> Opened:
             raise DataError(folder, f"the splits {', '.join(loaded)}", data.split, "Set data.split=… to one of these.")
         loaded = loaded[data.split]
     return _opened(loaded, data, None)
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse a save_to_disk folder whose lists lead to files elsewhere. Raises DataError."""
+    names: list[object] = []
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            splits = list(read_json(folder / "dataset_dict.json")["splits"])
+            names += splits
+            folders = [folder / split for split in splits if is_inside(str(split))]
+        else:
+            folders = [folder]
+        for part in folders:
+            if (part / "state.json").is_file():
+                names += [file["filename"] for file in read_json(part / "state.json")["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"a save_to_disk folder that cannot be read ({_short(error)})"
+        raise DataError(folder, found, "a whole one", "Save it again.") from None
+    outside = next((name for name in names if not is_inside(str(name))), None)
+    if outside is not None:
+        raise DataError(folder, f"the file {outside!r}", "files inside this folder", "Save it again.")
 
 
 def open_hub(data: DataConfig) -> Opened:
@@ -75,11 +101,14 @@ def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
     wanted = wanted_columns(data.columns)
 
     def rows() -> Iterator[dict[str, Any]]:
+        number = 0
         try:
-            yield from loaded
+            for row in loaded:
+                yield row
+                number += 1
         except Exception as error:  # a connection lost half-way, a damaged file
-            found = f"rows that cannot be read ({_short(error)})"
-            raise DataError(data.source, found, "every row", _LOCAL_COPY) from None
+            found = f"a row that cannot be read ({_short(error)})"
+            raise DataError(f"{data.source} row {number}", found, "every row", _LOCAL_COPY) from None
 
     number = len(loaded) if hasattr(loaded, "__len__") else None
     columns = [] if number == 0 else list(loaded.features or next(rows(), {}))
@@ -109,8 +138,11 @@ def _fetch(source: str) -> Fetch:
         from datasets.utils.file_utils import xopen
 
         caches = {Path(str(datasets.config.HF_CACHE_HOME)), Path(str(datasets.config.HF_DATASETS_CACHE))}
-        ours = path.split("::")[-1].startswith(f"hf://datasets/{source}@") or (
-            "://" not in path and any(Path(path).resolve().is_relative_to(cache.resolve()) for cache in caches)
+        *inner, outer = path.split("::")  # member of an archive, …, the archive
+        ours = (outer.startswith(f"hf://datasets/{source}@") and all(map(_ARCHIVED.match, inner))) or (
+            "://" not in path
+            and not inner
+            and any(Path(path).resolve().is_relative_to(cache.resolve()) for cache in caches)
         )
         if not ours:
             raise BadImage(f"{where}: {path[:200]}", "a path outside the data set")

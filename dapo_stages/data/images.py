@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ASPECT = 200  # longer side : shorter side; Qwen's image processors refuse more
-# Formats that Pillow decodes itself. EPS and its kind would start other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "ICO")
+# Formats that Pillow decodes itself. EPS and its kind would start other programs; an ICO holds pictures of other sizes
+# than it says.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+MOST_PIXELS = 178_956_970  # of a picture in one of our own shards: where Pillow, too, speaks of a bomb
 
 
 class BadImage(DataError):
@@ -38,7 +40,7 @@ def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int
     if isinstance(picture, Image.Image):
         return _prepared(picture, where, max_size, max_pixels)
     try:
-        with _open(picture) as opened:
+        with open_header(picture) as opened:
             _check_size(opened, where, max_pixels)
             opened.load()
             return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
@@ -61,10 +63,22 @@ def decode(image: Mapping[str, Any]) -> Image.Image:
     if not data:
         raise BadImage(image.get("path") or "a shard", "no bytes")
     try:
-        with _open(data) as opened:
+        with open_header(data) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} pixels")
             return opened.convert("RGB")
     except Exception as error:  # as above
         raise BadImage(image.get("path") or "a shard", _reason(data, error)) from None
+
+
+def open_header(picture: bytes | Path) -> Image.Image:
+    """Read the header, and nothing else, of a picture in one of FORMATS. Raises what Pillow does."""
+    from PIL import Image
+
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard knows nothing of max_image_pixels, which _check_size enforces
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build
+    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 
 
 def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
@@ -75,16 +89,6 @@ def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
     least = math.ceil(max_size / MAX_ASPECT)
     scale = max_size / longer
     return max(least, round(width * scale)), max(least, round(height * scale))
-
-
-def _open(picture: bytes | Path) -> Image.Image:
-    """Read the header, and nothing else."""
-    from PIL import Image
-
-    Image.init()
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard knows nothing of max_image_pixels, which _check_size enforces
-    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 
 
 def _check_size(image: Image.Image, where: object, max_pixels: int) -> None:

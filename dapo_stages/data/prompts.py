@@ -55,7 +55,11 @@ class PromptMaker:
             return Dropped("other", f"{raw.where}: {reason}")
         images = [self._image(raw, picture) for picture in question.pictures]
         with self._alone:
-            text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # whatever a template leads to; it runs in jinja's sandbox
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                return Dropped("other", f"{raw.where}: the chat template refuses it ({said})")
             token = getattr(self.processor, "image_token", None)
             if token is not None and text.count(token) != len(images):
                 return Dropped("other", f"{raw.where}: {text.count(token)} places for {len(images)} pictures")

@@ -52,12 +52,15 @@ def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
     return float(text + head + sum(_picture(d, patches) for patches in group.pictures))
 
 
-def scoring(d: Dimensions, group: Lengths) -> float:
+def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: bool = False) -> float:
     """A forward pass without head, and the scores of completion rows once more: SDPA does not hand its own out.
 
-    The last layer stops at its queries and keys: no values, attention, output projection or MLP is needed there.
+    The last layer stops at its queries and keys: no values, attention, output projection or MLP is needed there. Not so
+    where log-probs are asked for, which need all of it, and the head; `blank` is another pass like that.
     """
     seen, tokens = completion_pairs(group), group.prompt + sum(group.completions)
+    if logprobs or blank:
+        return (2 if blank else 1) * forward(d, group, logits=True) + 2 * d.layers * d.hidden * seen
     unneeded = 2 * tokens * (d.hidden * d.kv + d.hidden**2 + 3 * d.hidden * d.mlp)
     unneeded += 4 * d.hidden * (_pairs(group.prompt) + seen)
     return forward(d, group, logits=False) + 2 * d.layers * d.hidden * seen - unneeded

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from dapo_stages.config import LoraSettings
-from dapo_stages.errors import ConfigError
+from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.models.checkpoints import ADAPTER, scale_of
 from dapo_stages.models.policy import Policy
 
 
@@ -70,9 +71,15 @@ def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] 
 
 
 def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
-    """Put a saved adapter onto its base: kept apart to train on, or (unless quantised) merged into it to use."""
+    """Put a saved adapter onto its base: kept apart to train on, or (unless quantised) merged into it to use.
+
+    Raises ModelError or DataError for anything but plain LoRA in safetensors.
+    """
     from peft import PeftModel
 
+    scale_of(folder)
+    if not (folder / ADAPTER).is_file():  # peft would unpickle another file
+        raise DataError(folder, f"an adapter without {ADAPTER}", "its weights", "Name a policy written by train-step.")
     apart = trainable or policy.is_quantized
     adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
     policy.model = adapted if apart else adapted.merge_and_unload()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import Any, Protocol
 
 import torch
 
+from dapo_stages.bounded import REPORT, read_json
 from dapo_stages.errors import DataError, ModelError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what peft puts before the name of a module
 
-# Settings of an adapter that change what it adds to the weights, with the value under which that is scale · B A.
+# Settings of an adapter that change what it adds to the weights, with the value under which that is scale · B A; and
+# those that name modules to import, or files to read.
 _PLAIN = {
     "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "use_rslora": False,
     "lora_bias": False, "modules_to_save": None, "layer_replication": None, "target_parameters": None,
     "trainable_token_indices": None, "rank_pattern": {}, "alpha_pattern": {},
+    "init_lora_weights": True, "megatron_config": None,
 }  # fmt: skip
 
 
@@ -47,14 +49,14 @@ class Checkpoint:
             return {self._single: list(self._open(self._single).keys())}
         layout: dict[str, list[str]] = {}
         for name, file in self._index().items():
-            if Path(file).name != file or not file.endswith(".safetensors"):  # merge writes files of the same names
+            if not _is_plain(file):  # merge writes files of the same names
                 raise self._unusable(f"the file {file!r}")
             layout.setdefault(file, []).append(name)
         return layout
 
     def _index(self) -> dict[str, str]:
         try:
-            return dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+            return dict(read_json(self.folder / INDEX, REPORT)["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._unusable(f"no list of files ({' '.join(str(error).split())[:160]})") from None
 
@@ -100,7 +102,7 @@ class Adapted:
 
     def __init__(self, base: Checkpoint, adapter: Path) -> None:
         self._base, self._adapter = base, Checkpoint(adapter, ADAPTER)
-        self._scale = _scale(adapter)
+        self._scale = scale_of(adapter)
         self._modules = self._located()
 
     @property
@@ -140,6 +142,16 @@ class Adapted:
         return found
 
 
+def check_files(folder: Path) -> None:
+    """Refuse a checkpoint whose index leads to files elsewhere, before anybody follows it. Raises DataError."""
+    if (folder / INDEX).is_file():
+        Checkpoint(folder).layout  # noqa: B018
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+
+
 def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
     """Name of each tensor in the files -> its name in the model: transformers renames some when it loads them."""
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -159,10 +171,10 @@ def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _scale(adapter: Path) -> float:
+def scale_of(adapter: Path) -> float:
     """alpha / rank. Raises ModelError if the adapter adds anything but scale · B A."""
     try:
-        settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        settings = read_json(adapter / ADAPTER_CONFIG)
         scale = float(settings["lora_alpha"]) / int(settings["r"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

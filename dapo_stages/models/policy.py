@@ -15,6 +15,7 @@ from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
+from dapo_stages.models.checkpoints import check_files
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
 from dapo_stages.models.quantization import compute_exactly, quantized
@@ -164,12 +165,15 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
 
     Raises ModelError if it cannot be loaded or does not read pictures and write text.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     from dapo_stages.models.processor import load_processor
 
     disable_progress_bar()  # ours says what takes long
+    if Path(path).is_dir():
+        check_files(Path(path))
     shared = check_family(path) in FAMILIES
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
@@ -188,7 +192,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
             compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
         policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise unusable(path, error) from None
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(
@@ -218,6 +222,11 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     except (OSError, ValueError) as error:
         raise unusable(path, error) from None
     family = str(config.model_type)
+    if kernel := _foreign_kernel(config):
+        raise ModelError(
+            f"{path}: found attention by {kernel}, code of the hub; needed that of torch. Remove attn_implementation "
+            "from its config.json."
+        )
     if family in FAMILIES:
         return family
     known = ", ".join(FAMILIES)
@@ -232,6 +241,13 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
             "Set model.name to one of these, or attention.enabled to false."
         )
     return family
+
+
+def _foreign_kernel(config: Any) -> str | None:
+    """The repository that a configuration wants to have its attention computed by."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    names = (str(getattr(part, "_attn_implementation", "")) for part in parts)
+    return next((name for name in names if "/" in name), None)
 
 
 def device_of(config: ModelConfig) -> torch.device:

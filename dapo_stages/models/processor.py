@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.bounded import read_json, read_text
 from dapo_stages.models.families import FAMILIES
 
 
@@ -82,9 +83,9 @@ def _chat_template(path: str | Path, tokenizer: Any) -> Any:
     """The template of the processor: its own file in a local folder, else the tokenizer's."""
     folder = Path(path)
     if (jinja := folder / "chat_template.jinja").is_file():
-        return jinja.read_text(encoding="utf-8")
+        return read_text(jinja)
     if (older := folder / "chat_template.json").is_file():
-        return json.loads(older.read_text(encoding="utf-8"))["chat_template"]
+        return read_json(older)["chat_template"]
     return tokenizer.chat_template
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dapo_stages import ranks
+from dapo_stages.bounded import is_inside, read_json
 from dapo_stages.models.parallel import State, Worker
 
 ABOUT = "state.json"
@@ -48,11 +49,13 @@ def load_state(worker: Worker, folder: Path) -> None:
 
     Raises ValueError if it is of another optimiser or other weights, or not what was written.
     """
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = read_json(folder / ABOUT)
     if about["optimizer"] != worker.optimizer:
         raise ValueError(f"that of {about['optimizer']}")
     if other := set(about["weights"]) ^ set(worker.trained):
         raise ValueError(f"that of other weights, such as {min(other)}")
+    if outside := [name for name in about["files"] if not is_inside(name)]:
+        raise ValueError(f"{ABOUT} names {outside[0]!r}, a file elsewhere")
     files = [folder / name for name in about["files"]]
     for path, keys in zip(files, about["files"].values(), strict=True):
         _check_keys(path, keys)

@@ -5,12 +5,12 @@ Shards are streamed, so memory does not grow with the iteration. A folder that i
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dapo_stages.bounded import read_json
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.schemas import SEGMENTS, schema_of
@@ -185,7 +185,7 @@ def _eval(source: Source) -> Figures:
         raise DataError(source.folder, "no metrics.json", "the figures of an evaluation", "Run evaluate again.")
     path = source.verified(shard)
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_json(path)
     except ValueError as error:
         raise DataError(
             path, f"invalid JSON ({error})", "the figures of an evaluation", "Run evaluate again."

@@ -18,7 +18,7 @@ from dapo_stages.reporting.media import HISTOGRAMS, SAMPLES
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, memory_of, seconds_of
 from dapo_stages.reporting.samples import collect_samples
 from dapo_stages.reporting.tables import Table, overview
-from dapo_stages.shards import write_text
+from dapo_stages.shards import Shard, write_text
 
 LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, BROWSED = "figures.json", "completions.json"
@@ -104,17 +104,18 @@ class Reported:
         return {name: value for name, value in facts.items() if value}
 
     def _texts(self, name: str) -> list[str]:
-        return [self._path(iteration, name).read_text(encoding="utf-8") for iteration in self._sources]
+        return [source.text(_file(source, name)) for source in self._sources.values()]
 
     def _load(self, iteration: int, name: str) -> Any:
-        return json.loads(self._path(iteration, name).read_text(encoding="utf-8"))
-
-    def _path(self, iteration: int, name: str) -> Path:
         source = self._sources[iteration]
-        for shard in source.manifest.shards:
-            if shard.name == name:
-                return source.verified(shard)
-        raise DataError(source.folder, f"no {name}", "a whole report", "Run report --overwrite for this iteration.")
+        return source.json(_file(source, name))
+
+
+def _file(source: Source, name: str) -> Shard:
+    for shard in source.manifest.shards:
+        if shard.name == name:
+            return shard
+    raise DataError(source.folder, f"no {name}", "a whole report", "Run report --overwrite for this iteration.")
 
 
 def _span(iterations: list[int], what: str) -> str:

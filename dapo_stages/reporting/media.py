@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +61,7 @@ class Media:
 def load_media(run: Path, report: Source, iteration: int) -> Media:
     """From a report's folder, and the manifests beside it; reports of before histograms have none."""
     files = {shard.name: shard for shard in report.manifest.shards}
-    found = {
-        name: json.loads(report.verified(files[name]).read_text(encoding="utf-8"))
-        for name in (SAMPLES, HISTOGRAMS)
-        if name in files
-    }
+    found = {name: report.json(files[name]) for name in (SAMPLES, HISTOGRAMS) if name in files}
     return Media(
         iteration,
         report.manifest.content_hash,

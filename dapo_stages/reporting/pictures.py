@@ -6,18 +6,18 @@ import base64
 import io
 from typing import Any
 
+from dapo_stages.data.images import open_header
+
 THUMBNAIL = 320  # pixels a side at most
 _MAX_PIXELS = 50_000_000
 
 
 def size_of(data: bytes | None) -> tuple[int, int] | None:
     """Width and height from the header of a picture; None if it cannot be read."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data or b"")) as image:
+        with open_header(data or b"") as image:
             return image.size
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow's decoders raise whatever a damaged file leads them to
         return None
 
 
@@ -33,15 +33,13 @@ def thumbnail(data: bytes | None) -> str | None:
 
 def decoded(data: bytes | None) -> Any:
     """A picture as RGB; None if it cannot be read, or is too large to be worth it."""
-    from PIL import Image
-
     size = size_of(data)
     if size is None or size[0] * size[1] > _MAX_PIXELS:
         return None
     try:
-        with Image.open(io.BytesIO(data or b"")) as image:
+        with open_header(data or b"") as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # as above
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import uuid
@@ -12,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.bounded import read_json
 from dapo_stages.console import say
 from dapo_stages.reporting.media import COLUMNS, STAGES, Media
+from dapo_stages.reporting.pictures import decoded
 from dapo_stages.reporting.trackers import PER_UPDATE, Feed, Points, by_step, news
 from dapo_stages.shards import write_text
 
@@ -144,14 +145,14 @@ def _media(media: Media) -> dict[str, Any]:
 
 def _image(picture: bytes | None) -> Any:
     import wandb
-    from PIL import Image
 
-    return None if picture is None else wandb.Image(Image.open(io.BytesIO(picture)))
+    image = decoded(picture)
+    return None if image is None else wandb.Image(image)
 
 
 def _read(path: Path) -> _Sent:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         logged = {(str(name), int(step)): float(value) for name, step, value in found["logged"]}
         media = {int(iteration): str(key) for iteration, key in found.get("media", {}).items()}
         steps = int(found.get("steps", len(logged)))

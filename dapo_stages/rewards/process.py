@@ -45,7 +45,8 @@ class Child:
         speaks: bool = False,
     ) -> None:
         """`environment`: None is this process's; `speaks`: what it prints goes to our stderr, else nowhere."""
-        self._command = [sys.executable, "-P", str(program or PROGRAM), *arguments]  # -P: no module beside it is found
+        # -P: no module beside it is found; -B: nothing is written beside a user's own file, in a dry run least of all.
+        self._command = [sys.executable, "-B", "-P", str(program or PROGRAM), *arguments]
         self._environment = environment
         self._errors = None if speaks else subprocess.DEVNULL
         self._process: subprocess.Popen[bytes] | None = None

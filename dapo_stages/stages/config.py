@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dapo_stages.bounded import read_text
 from dapo_stages.config import dump_config, load_config
 from dapo_stages.console import say
 from dapo_stages.errors import ConfigError
@@ -45,7 +46,12 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
 
     if not out.is_file():
         return
-    before = yaml.safe_load(out.read_text(encoding="utf-8"))
+    try:
+        before = yaml.safe_load(read_text(out))
+    except (yaml.YAMLError, ValueError):
+        before = None
+    if not isinstance(before, dict):
+        raise ConfigError(f"{out}: found no configuration; needed the one that dapo-stages wrote. Move it away.")
     for part, section, key in (("policy", "model", "name"), ("data", "data", "source")):
         if not (out.parent / part / MANIFEST).exists():
             continue

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from dapo_stages.bounded import read_json
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import answer
 from dapo_stages.errors import ConfigError, ModelError
@@ -94,12 +94,10 @@ def _configuration(path: Path | None, overrides: list[str] | None) -> Config:
 def _dimensions(name: str) -> Dimensions:
     """Of a checkpoint folder, a model that is built in, or one on the hub."""
     path = Path(name) / "config.json"
-    if path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        values = {**PUBLISHED, "embedded": EMBEDDED}.get(name) or _from_hub(name)
     try:
-        return dimensions_of(values)
+        if path.is_file():
+            return dimensions_of(read_json(path))
+        return dimensions_of({**PUBLISHED, "embedded": EMBEDDED}.get(name) or _from_hub(name))
     except (ValueError, KeyError) as error:
         raise ModelError(
             f"{name}: found {error} in its configuration; needed a Qwen2.5-VL or Qwen2-VL. Name one with --model."
@@ -111,7 +109,7 @@ def _from_hub(name: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
+        return read_json(Path(hf_hub_download(name, "config.json")))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Literal
 
 from dapo_stages.config import Config
@@ -69,14 +70,26 @@ class Plan:
         return sizing.weights_of(self.d, self.b, self.config.model.quantization)
 
     @property
+    def sampled(self) -> int:
+        """Groups that are sampled in an iteration, all ranks together: one round of dynamic sampling."""
+        settings = self.config.rollout
+        return ceil(settings.prompts_per_iteration * (settings.oversample if settings.dynamic_sampling else 1))
+
+    @property
+    def used(self) -> int:
+        """Groups that are scored and trained on, all ranks together: all that were sampled, if the surplus is kept."""
+        settings = self.config.rollout
+        return self.sampled if settings.surplus == "keep" else settings.prompts_per_iteration
+
+    @property
     def groups(self) -> int:
-        """Groups of an iteration on one rank."""
-        return -(-self.config.rollout.prompts_per_iteration // self.ranks)
+        """Groups that are scored and trained on, on one rank."""
+        return -(-self.used // self.ranks)
 
     @property
     def completions(self) -> int:
         """Of an update, on one rank."""
-        per_iteration = self.config.rollout.prompts_per_iteration * self.work.count
+        per_iteration = self.used * self.work.count
         return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
 
     @property
@@ -139,36 +152,41 @@ class Plan:
         """Of each stage of an iteration, by what takes them."""
         config, work, d, b, rates = self.config, self.work, self.d, self.b, self.rates
         trained, _ = self.trained
-        batch = min(self.groups, config.rollout.batch_groups)
-        batches = -(-self.groups // batch)
+        sampled = -(-self.sampled // self.ranks)
+        batch = min(sampled, config.rollout.batch_groups)
+        batches = -(-sampled // batch)
+        looked = self.groups if config.attention.groups == "kept" else sampled
+        scoring = costs.scoring(d, work, logprobs=config.attention.logprobs, blank=config.attention.blank_image)
         updates = config.train.updates_per_iteration
         operations = costs.update(d, work, checkpointing=config.train.gradient_checkpointing, updates=updates)
         sent = costs.traffic(self.parallel, trained, d.parameters, self.micro_batches, self.ranks, b)
         loading = d.parameters * b / rates.disk  # quantised when read
         files = self.files(0)
+        moved = files.get("train-step: reference", 0) / (config.train.reference_update_every or 1)
         return {
             "rollout": {"loading": loading, "generation": batches * costs.decoding(d, work, batch, b, rates)},
             "score-attention": {
                 "loading": loading,
-                "forward": self.groups * costs.scoring(d, work) / rates.operations,
+                "forward": looked * scoring / rates.operations,
             },
             "train-step": {
                 "loading": loading + files["train-step: state"] / rates.disk,
                 "updates": self.groups * operations / rates.operations,
                 "between ranks": updates * sent / rates.link,
-                "writing": (files["train-step: policy"] + files["train-step: state"]) / rates.disk,
+                "writing": (files["train-step: policy"] + files["train-step: state"] + moved) / rates.disk,
             },
         }
 
     def files(self, picture_bytes: int) -> dict[str, int]:
-        """Bytes on disk of an iteration."""
+        """Bytes on disk of an iteration; `train-step: reference` is of the iterations that move it."""
         config, (trained, _) = self.config, self.trained
-        groups = config.rollout.prompts_per_iteration
-        found = costs.shards(self.d, self.work, groups, picture_bytes, config.attention.patch_completions)
+        found = costs.shards(self.d, self.work, self.sampled, picture_bytes, config.attention.patch_completions)
         moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
         policy = trained if config.train.lora is not None else self.d.parameters
         master = trained * 4 if self.b == 2 else 0
-        return {**found, "train-step: policy": policy * self.b, "train-step: state": moments + master}
+        found |= {"train-step: policy": policy * self.b, "train-step: state": moments + master}
+        moves = config.train.beta > 0 and config.train.reference_update_every is not None
+        return {**found, "train-step: reference": policy * self.b} if moves else found
 
     def answer(self, name: str, memory: float, picture_bytes: int) -> dict[str, Any]:
         """Everything that is shown."""
@@ -210,7 +228,8 @@ class Plan:
 
     def _kept(self, files: dict[str, int]) -> int:
         """Bytes on disk at the fullest: what the keep section keeps, the best policy, those that rollouts of a lagging
-        run still need, and the newest policy and state, which are there before the oldest are pruned."""
+        run still need, the newest policy and state, which are there before the oldest are pruned, and the newest of the
+        references, or all."""
         config = self.config
         planned, keep = config.planned_iterations, config.keep
         rollouts = sum(files[stage] for stage in ("rollout", "score-attention", "weight-tokens"))
@@ -218,7 +237,9 @@ class Plan:
         least = (keep.rollouts, keep.policies, keep.states)
         counts = [min(planned, kept + extra if kept else planned) for kept, extra in zip(least, more, strict=True)]
         sizes = (rollouts, files["train-step: policy"], files["train-step: state"])
-        return sum(count * size for count, size in zip(counts, sizes, strict=True))
+        references = 1 if keep.policies else planned // (config.train.reference_update_every or planned)
+        moved = references * files.get("train-step: reference", 0)
+        return moved + sum(count * size for count, size in zip(counts, sizes, strict=True))
 
     def _ways(self, stage: str, usable: int) -> dict[str, int]:
         """What could be changed for a stage that does not fit -> its peak then; only what makes it fit, if anything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,7 +170,9 @@ def _send(source: Source, subject: Subject, files: list[str], card: str, private
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    token = os.environ.get(TOKEN)
+    from dapo_stages.servers import secret
+
+    token = secret(TOKEN)
     if not token:
         raise ConfigError(f"{TOKEN}: found no token in the environment; needed one that may write. Export it.")
     api = HfApi(token=token)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STYLES = {
     "done": "green", "pruned": "green", "running": "cyan", "unfinished": "yellow", "stale": "yellow",
-    "missing": "dim", "damaged": "bold red",
+    "missing": "dim", "damaged": "bold red", "halted": "bold red",
 }  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def _print_states(progress: Progress) -> None:
 def _print_figures(progress: Progress) -> None:
     from dapo_stages.reporting.runs import seconds_of
     from dapo_stages.reporting.tables import overview
+    from dapo_stages.reporting.text import one_line
 
     figures = _latest_figures(progress)
     if not figures:
@@ -116,13 +117,12 @@ def _print_figures(progress: Progress) -> None:
     seconds = {figures["iteration"]: seconds_of(progress.run, figures["iteration"])}
     table = overview([figures], seconds, stages=False)
     facts = ", ".join(f"{name} {value}" for name, value in zip(table.headers, table.rows[0], strict=True))
-    print(f"\nLast report: {facts}")
+    print(f"\nLast report: {one_line(facts)}")
 
 
 def _latest_figures(progress: Progress) -> dict[str, Any]:
     """The figures of the latest iteration that has a report with a whole figures.json."""
-    import json
-
+    from dapo_stages.bounded import REPORT, read_json
     from dapo_stages.reporting.runs import iteration_folder
 
     for number in sorted(progress.iterations, reverse=True):
@@ -130,7 +130,7 @@ def _latest_figures(progress: Progress) -> dict[str, Any]:
             continue
         path = iteration_folder(progress.run, number) / "report" / "figures.json"
         try:
-            figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            figures: dict[str, Any] = read_json(path, REPORT)
         except (OSError, ValueError):
             continue
         return figures

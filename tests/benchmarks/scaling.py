@@ -35,11 +35,11 @@ def measure(repetitions: int | None) -> list[Figure]:
         work = workspace(Path(place), config)
         work.prepare()
         # Sizes side by side, stage by stage: what slows the machine for minutes slows all sizes of a stage.
-        found: dict[str, dict[int, list[Ran]]] = {stage: {} for stage in _calls(work, PROMPTS[0])}
+        found: dict[str, dict[int, list[list[Ran]]]] = {stage: {} for stage in _calls(work, PROMPTS[0])}
         for turn in range(repetitions or TURNS):
             for stage, sizes in found.items():
                 for prompts in GROWTH if turn else PROMPTS:
-                    sizes.setdefault(prompts, []).extend(_filled(work, stage, *_calls(work, prompts)[stage]))
+                    sizes.setdefault(prompts, []).append(_filled(work, stage, *_calls(work, prompts)[stage]))
         return [figure for stage, sizes in found.items() for figure in _figures(stage, sizes)]
 
 
@@ -66,17 +66,21 @@ def _filled(work: Workspace, stage: str, out: object, *words: object) -> list[Ra
     return found
 
 
-def _figures(stage: str, ran: dict[int, list[Ran]]) -> list[Figure]:
-    mib = {n: statistics.median(one.mib or 0.0 for one in calls) for n, calls in ran.items()}
-    # A ratio of differences: what disturbs a call only ever adds to it, and a tenth more in one size would be half of
-    # the figure. Hence the least disturbed call of each size, as timeit has it; the medians are in the details.
-    seconds = {n: min(one.seconds for one in calls) for n, calls in ran.items()}
-    medians = {n: statistics.median(one.seconds for one in calls) for n, calls in ran.items()}
+def _figures(stage: str, ran: dict[int, list[list[Ran]]]) -> list[Figure]:
+    calls = {n: [one for turn in turns for one in turn] for n, turns in ran.items()}
+    mib = {n: statistics.median(one.mib or 0.0 for one in ones) for n, ones in calls.items()}
+    # The machine's speed changes over minutes by more than the growth that is looked for: each turn is compared with
+    # itself, and the median is taken over the turns.
+    seconds = {n: [statistics.median(one.seconds for one in turn) for turn in turns] for n, turns in ran.items()}
+    growths = [
+        (large - middle) / (2 * (middle - small))
+        for small, middle, large in zip(*(seconds[n] for n in GROWTH), strict=True)
+    ]
     details: dict[str, Any] = {
         "resident MiB by prompts": {str(n): value for n, value in mib.items()},
-        "least seconds by prompts": {str(n): value for n, value in seconds.items()},
-        "growth of the medians": _growth(medians),
-        "all seconds": {str(n): [one.seconds for one in calls] for n, calls in ran.items()},
+        "seconds by prompts": {str(n): statistics.median(values) for n, values in seconds.items()},
+        "seconds by prompts, of each turn": {str(n): values for n, values in seconds.items()},
+        "growth of each turn": growths,
     }
     each = "questions" if stage == "evaluate" else "prompts"
     memory = Figure(
@@ -94,16 +98,11 @@ def _figures(stage: str, ran: dict[int, list[Ran]]) -> list[Figure]:
         f"growth-{stage}",
         f"growth of the seconds of {stage}, 512 → 1024 {each}, small",
         "2 × its growth from 256 to 512",
-        _growth(seconds),
+        statistics.median(growths),
         1.1,
         "at most",
         ours_computes="8 completions of at most 8 tokens per prompt; "
-        f"wall-clock seconds of the whole process, the least of {len(ran[1024])} calls",
+        f"wall-clock seconds of the whole process; the median of {len(growths)} turns, each compared with itself",
         details=details,
     )
     return [memory, growth]
-
-
-def _growth(seconds: dict[int, float]) -> float:
-    """1: linear in the number of prompts, whatever a call costs at all; 2: quadratic."""
-    return (seconds[1024] - seconds[512]) / (2 * (seconds[512] - seconds[256]))

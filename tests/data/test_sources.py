@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from dapo_stages.config import Config
-from dapo_stages.data.images import BadImage
 from dapo_stages.data.sources import PARTS, RawRow, RawSource, open_source, part_of, source_files
 from dapo_stages.errors import DataError
 
@@ -179,20 +178,6 @@ def _list_of_images(loaded: datasets.Dataset) -> datasets.Features:
     return datasets.Features({**loaded.features, "image": datasets.List(datasets.Image())})
 
 
-def test_a_hub_row_cannot_name_files_of_this_machine(
-    tmp_path: Path, pictures: list[str], configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    secret = str(tmp_path / pictures[0])
-    features = {"image": datasets.Image(), "problem": datasets.Value("string"), "solution": datasets.Value("string")}
-    rows = {"image": [{"bytes": None, "path": secret}], "problem": ["?"], "solution": ["A"]}
-    stolen = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stolen)
-    source = open_source(configure("cats/colours"))
-    row = next(source.rows("train"))
-    with pytest.raises(BadImage, match="a path outside the data set"):
-        source.picture(row, row.values["image"])
-
-
 def test_a_hub_that_cannot_be_reached_says_how_to_use_a_copy(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +238,7 @@ def test_a_folder_without_tables_is_refused(tmp_path: Path, configure: Configure
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"image": 1}\n{"image"', "a damaged file ("),
+        ("a.jsonl", '{"image": 1}\n{"image"', "no JSON ("),
         ("a.jsonl", "[1]\n", "a.jsonl line 1: found a list; needed an object"),
         ("a.json", "[1]", "a.json entry 0: found a int; needed an object"),
         ("a.csv", "a,b\n1,2,3\n", "more cells than the header has, in row 1"),
@@ -267,42 +252,6 @@ def test_damaged_tables_are_named(name: str, content: str, message: str, tmp_pat
         everything(open_source(configure(tmp_path / name, columns={"problem": "image", "solution": "image"})))
     assert str(tmp_path / name) in str(caught.value)
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("../secret.png", "a path that leaves the data set's folder"),
-        ("pics/../../secret.png", "a path that leaves the data set's folder"),
-        ("pics/../pics/red.png", "a path that leaves the data set's folder"),
-        ("{absolute}", "a path that leaves the data set's folder"),
-        ("link.png", "a link that leaves the data set's folder"),
-        ("linked/secret.png", "a link that leaves the data set's folder"),
-        ("https://example.com/a.png", "a URL; pictures are never downloaded one by one"),
-        ("file:///etc/passwd", "a URL; pictures are never downloaded one by one"),
-        ("pics/gone.png", "no such file"),
-        ("pics", "no such file"),
-        ("circle.png", "no "),
-        ("a" * 5000, "no usable file name"),
-    ],
-)
-def test_pictures_outside_the_folder_are_not_read(
-    name: str, reason: str, tmp_path: Path, png: Png, configure: Configure
-) -> None:
-    inside, outside = tmp_path / "set", tmp_path / "secret.png"
-    (inside / "pics").mkdir(parents=True)
-    (inside / "pics" / "red.png").write_bytes(png())
-    outside.write_bytes(png())
-    os.symlink(outside, inside / "link.png")
-    os.symlink(tmp_path, inside / "linked")
-    os.symlink(inside / "circle.png", inside / "circle.png")
-    row = {"image": name.format(absolute=outside), "problem": "?", "solution": "A"}
-    (inside / "a.jsonl").write_text(json.dumps(row))
-    source = open_source(configure(inside / "a.jsonl"))
-    raw = next(source.rows("train"))
-    with pytest.raises(BadImage, match=reason) as caught:
-        source.picture(raw, raw.values["image"])
-    assert str(caught.value).startswith(f"{inside / 'a.jsonl'} row 0: ")
 
 
 def test_a_link_inside_the_folder_is_read(tmp_path: Path, pictures: list[str], configure: Configure) -> None:

@@ -63,6 +63,13 @@ def test_scoring_scores_completions_once_more_and_ends_at_the_keys_of_the_last_l
     assert costs.scoring(SMALL, load) == costs.forward(SMALL, load, logits=False) + again - unneeded
 
 
+def test_log_probs_take_the_whole_last_layer_and_the_head_and_a_blank_picture_all_of_it_again() -> None:
+    load, again = Load(3, (2, 1), (8,)), 2 * 2 * 8 * 13
+    whole = costs.forward(SMALL, load, logits=True)
+    assert costs.scoring(SMALL, load, logprobs=True) == whole + again
+    assert costs.scoring(SMALL, load, blank=True) == 2 * whole + again
+
+
 def test_separate_rows_compute_the_prompt_as_often_as_there_are_completions() -> None:
     load = Load(100, (4, 4, 4, 4), (8,))
     separate = sum(costs.forward(SMALL, one, logits=False) for one in load.separate())

@@ -61,6 +61,32 @@ def test_longer_prompts_need_more_and_checkpointing_less() -> None:
     assert peak() < peak("--set", "train.gradient_checkpointing=false")
 
 
+def test_groups_in_reserve_are_sampled_and_trained_on_only_where_they_are_kept() -> None:
+    """64 groups on 2 ranks, 1.5 times of them asked for: 48 each instead of 32."""
+    base = (*REFERENCE, "--gpus", 2, "--set", "rollout.prompts_per_iteration=64", "--set", "rollout.batch_groups=16")
+    spare = (*base, "--set", "rollout.oversample=1.5")
+    plain, discarding, keeping = plan(*base), plan(*spare), plan(*spare, "--set", "rollout.surplus=keep")
+
+    def seconds(found: dict[str, Any]) -> list[float]:
+        parts = found["seconds"]
+        own = (("rollout", "generation"), ("score-attention", "forward"), ("train-step", "updates"))
+        return [parts[stage][part] / plain["seconds"][stage][part] for stage, part in own]
+
+    assert seconds(discarding) == pytest.approx([1.5, 1, 1])
+    assert seconds(keeping) == pytest.approx([1.5, 1.5, 1.5])
+    assert discarding["bytes"]["rollout"] == pytest.approx(1.5 * plain["bytes"]["rollout"])
+
+
+def test_a_reference_that_moves_is_another_policy_on_disk() -> None:
+    still = plan(*REFERENCE, "--set", "train.beta=0.01")
+    moving = plan(*REFERENCE, "--set", "train.beta=0.01", "--set", "train.reference_update_every=4")
+    policy = 2 * 8_292_166_656
+    assert moving["bytes"]["train-step: reference"] == policy and "train-step: reference" not in still["bytes"]
+    assert moving["kept"] - still["kept"] == policy
+    more = moving["seconds"]["train-step"]["writing"] - still["seconds"]["train-step"]["writing"]
+    assert more == pytest.approx(policy / 4 / 2e9)  # every fourth iteration, 2 GB/s
+
+
 def test_a_folder_is_read(checkpoint: Path) -> None:
     assert plan("--model", checkpoint)["parameters"] == plan("--model", "embedded")["parameters"]
 
