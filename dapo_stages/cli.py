@@ -33,7 +33,8 @@ COMMANDS = {
     "plan": "Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.",
     "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
     "inspect": "Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.",
-    "doctor": "Check this machine: Python, devices, memory, disk, versions, and what is missing for which feature.",
+    "doctor": "Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; "
+    "or a run.",
     "compare-weights": "Set token weights of the same rollouts side by side: correlations, spread, and the tokens they "
     "differ on most.",
     "config": "Check a configuration and write it out with every key resolved.",
@@ -73,8 +74,8 @@ def stages() -> None:
 
 
 def main() -> None:
-    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked) or 130 (interrupted), and 1
-    where another process of the stage is gone."""
+    """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked), 5 (halted) or 130
+    (interrupted), and 1 where another process of the stage is gone."""
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
     gc.set_threshold(10_000, 20, 20)
     atexit.register(gc.freeze)

@@ -5,6 +5,7 @@ from __future__ import annotations
 EXIT_LOST = 1
 EXIT_BAD_INPUT = 3
 EXIT_LOCKED = 4
+EXIT_HALTED = 5
 EXIT_INTERRUPTED = 130
 
 
@@ -36,6 +37,12 @@ class ModelError(DapoStagesError):
 
 class EngineError(DataError):
     """What generates completions cannot be reached, failed, or gave less than is needed."""
+
+
+class HaltedError(DataError):
+    """Training has blown up and goes no further: nothing is published, the policy before stays the last one."""
+
+    exit_code = EXIT_HALTED
 
 
 class HubError(DapoStagesError):

@@ -205,14 +205,15 @@ class Source:
 
     def verify_all(self) -> None:
         """Check every file of the folder but those of pruned parts."""
-        for shard in self._unpruned():
+        for shard in self.unpruned():
             self.verified(shard)
 
     def misses(self) -> list[str]:
         """Names of files that are gone or of another size, without reading any: a first look at an output."""
-        return [shard.name for shard in self._unpruned() if _size(self.folder / shard.name) != shard.bytes]
+        return [shard.name for shard in self.unpruned() if _size(self.folder / shard.name) != shard.bytes]
 
-    def _unpruned(self) -> list[Shard]:
+    def unpruned(self) -> list[Shard]:
+        """The files that are to be there."""
         if self.manifest.pruned:
             return []
         parts = {shard.name.split("/")[0] for shard in self.manifest.shards if "/" in shard.name}

@@ -47,6 +47,7 @@ from dapo_stages.shards import (
 _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
 _NEXT = ".next"
 LOCK = ".lock"
+_HALTED = ".partial-halted.json"  # why there is no output; a note as the others, so the next run removes it
 _SWAPPING = ".swapping"
 _OLD = ".old.json"  # the manifest of what is being replaced
 _WRITING = ".writing"  # files that are not finished yet
@@ -205,6 +206,14 @@ class Output:
         _finish_replacement(self.plan.out)
         return manifest
 
+    def halt(self, why: str, kind: str, rows: Iterable[Row]) -> None:
+        """Leave the reason why there is no output, and a table to look into. Both go when the stage runs again."""
+        from dapo_stages.schemas import schema_of
+
+        path, schema = self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage)
+        self._add(write_shard(path, schema, rows))  # and not noted: another configuration may go on
+        write_text(self.folder / _HALTED, json.dumps({"why": why}))
+
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
         from dapo_stages.schemas import SCHEMA_VERSION
 
@@ -242,6 +251,14 @@ class Output:
 def shard_name(kind: str, index: int | None) -> str:
     """`completions`, 3 -> completions-00003.parquet; without a number for a kind that has one file."""
     return f"{kind}.parquet" if index is None else f"{kind}-{index:05d}.parquet"
+
+
+def halted(out: Path) -> str:
+    """Why the last run of a stage gave up before it had an output; empty if it did not."""
+    for path in (out / _HALTED, out / _NEXT / _HALTED):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(path.read_text(encoding="utf-8"))["why"])
+    return ""
 
 
 @contextmanager
@@ -295,7 +312,9 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except (Timeout, FileNotFoundError):  # the latter where a run that failed has just removed the folder
-        raise LockedError(f"{out}: another run is writing here. Wait for it, stop it, or name another --out.") from None
+        raise LockedError(
+            f"{out}: found another run writing here; needed none. Wait for it, stop it, or name another --out."
+        ) from None
     try:
         yield
     except Exception:
@@ -329,6 +348,7 @@ def _open(plan: Plan, overwrite: bool) -> Output | None:
     state = plan.state()
     if state == "complete" and _whole(plan.out, overwrite):
         _forget(plan.out)
+        (plan.out / _NEXT / _HALTED).unlink(missing_ok=True)
         os.utime(plan.out / MANIFEST)
         return None
     if state == "complete":
@@ -522,3 +542,58 @@ def _remove(out: Path, listed: set[str] | None) -> None:
             written = _is_written(name, set()) if listed is None else name in listed
             if written or _is_ours(name) or (top in parts and path.name == MANIFEST):
                 path.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is a file that a process was writing when it ended; the name has its number."""
+    number = path.name.removesuffix(".tmp").rpartition(".")[2]
+    if not (path.name.startswith(".") and path.name.endswith(".tmp") and number.isdigit()):
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # somebody else's process
+        pass
+    return False
+
+
+def is_swapping(out: Path) -> bool:
+    """Whether a finished replacement waits to be moved in, wholly or in part: the same command again does that."""
+    return (out / _NEXT / MANIFEST).exists()
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a stage has begun to fill this folder and has not published it."""
+    return bool(_notes(out)) and not (out / MANIFEST).exists()
+
+
+def leftovers(out: Path) -> list[Path]:
+    """What an interrupted run left in an output folder and no reader looks at: files and folders, deepest first.
+
+    Temporary files, notes, and parts that were never published; of these only what bears a name that stages give.
+    Never what a manifest lists, nor a finished replacement.
+    """
+    found = [path for path in out.rglob("*") if is_temporary(path)]
+    if is_swapping(out):
+        return found
+    if (out / MANIFEST).exists():
+        unpublished = [*_notes(out), out / _WRITING, out / _NEXT]
+    elif not _notes(out):  # nothing says that what is there was not published
+        unpublished = []
+    else:
+        noted = {shard.name for note in _notes(out) for shard in _read_note(note)[1]}
+        tops = {name.split("/")[0] for name in noted}
+        unpublished = [path for path in out.iterdir() if path.name in tops or _is_written(path.name, noted)]
+    found += [path for path in unpublished if path.exists() and path.name != LOCK]
+    inside = {below for path in found if path.is_dir() for below in path.rglob("*")}
+    return sorted({*found, *inside}, reverse=True)
+
+
+def remove_leftovers(out: Path) -> list[Path]:
+    """Remove them, under the lock of the folder. Raises LockedError while another run writes there."""
+    with _locked(out):
+        found = leftovers(out)
+        for path in found:
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    return found

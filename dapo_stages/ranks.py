@@ -270,8 +270,8 @@ def _host(count: int) -> str:
 
 def _lost(who: str, why: str) -> str:
     return (
-        f"{who} is missing: {why}. What is finished stays. See why it ended, and run the same command again to carry "
-        "on."
+        f"{who}: found it missing ({why}); needed every process. What is finished stays. See why it ended, and run the "
+        "same command again to carry on."
     )
 
 

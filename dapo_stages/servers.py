@@ -92,13 +92,13 @@ class Server:
                 found = " ".join(f"{type(error).__name__} {error}".split())
             if attempt < settings.retries:
                 wait = min(wait, _LONGEST_WAIT)
-                say(f"rollout: {self.where}: {found}; trying again in {wait:.0f} s")
+                say(f"{self.where}: {found}; trying again in {wait:.0f} s")
                 await asyncio.sleep(wait)
         raise EngineError(
             self.where,
             f"{found} at the last of {settings.retries + 1} tries",
             f"an answer within {self._section}.timeout={settings.timeout:g} s",
-            "Look into the server's log, start it again, and run rollout again: finished shards are kept.",
+            "Look into the server's log, start it again, and run the same command again: finished shards are kept.",
         )
 
     async def _read(self, response: httpx.Response) -> bytes:
@@ -116,7 +116,7 @@ class Server:
         needed = "an answer"
         if status in (401, 403):
             needed = f"a key it takes, in {self._key} or OPENAI_API_KEY (this one over https or here only)"
-        do = f"Mend the server's options or {self._section}, and run it again."
+        do = f"Mend the server's options or {self._section}, and run the same command again."
         refused = RefusedError(self.where, found, needed, do)
         refused.status = status
         return refused

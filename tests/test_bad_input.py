@@ -191,7 +191,7 @@ def test_an_unknown_key(tiny: Path) -> None:
     result = weigh(tiny, "--set", "weights.smoth_sigma=1")
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{tiny}/config.yaml: unknown key `weights.smoth_sigma`; did you mean `smooth_sigma`?\n"
+        f"{tiny}/config.yaml: found unknown key `weights.smoth_sigma`; needed another: did you mean `smooth_sigma`?\n"
         "Mend the file, or the --set option, and run the command again.\n"
     )
     assert not (tiny / "out").exists()

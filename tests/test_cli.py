@@ -203,7 +203,7 @@ def test_bad_configuration_exits_with_3_and_the_whole_message(tmp_path: Path) ->
     result = fresh("config", "--config", tmp_path / "run.yaml")
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{tmp_path}/run.yaml: unknown key `sede`; did you mean `seed`?\n"
+        f"{tmp_path}/run.yaml: found unknown key `sede`; needed another: did you mean `seed`?\n"
         "Mend the file, or the --set option, and run the command again.\n"
     )
 
@@ -224,7 +224,7 @@ def test_a_locked_output_exits_with_4(tiny: Path, tmp_path: Path) -> None:
     holder.communicate("")
     assert (result.code, result.stdout) == (4, "")
     assert result.stderr == (
-        f"{tmp_path}/out: another run is writing here. Wait for it, stop it, or name another --out.\n"
+        f"{tmp_path}/out: found another run writing here; needed none. Wait for it, stop it, or name another --out.\n"
     )
     assert run("weight-tokens", *_weigh(tiny, tmp_path / "out")).code == 0
 

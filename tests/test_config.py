@@ -33,7 +33,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
 
 def test_a_section_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
     text = "train:\n  beta: 0.1\nseed: 1\ntrain:\n  delta: 3\n"
-    assert "run.yaml: not valid YAML (`train` stands there twice" in refused(tmp_path, text)
+    assert "run.yaml: found invalid YAML (`train` stands there twice" in refused(tmp_path, text)
 
 
 def fields(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, Any]]:
@@ -160,7 +160,9 @@ def test_a_file_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -
 
 
 def test_a_file_cannot_extend_itself(tmp_path: Path) -> None:
-    assert refused(tmp_path, "extends: run.yaml\n") == "run.yaml: extends itself, by way of run.yaml. Mend the files."
+    assert refused(tmp_path, "extends: run.yaml\n") == (
+        "run.yaml: found that it extends itself, by way of run.yaml; needed a base that does not. Mend the files."
+    )
 
 
 def test_a_loaded_configuration_cannot_change() -> None:
@@ -181,11 +183,23 @@ def test_sections_are_named_by_their_dots() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trian: {beta: 1}", "run.yaml: unknown key `trian`; did you mean `train`?"),
-        ("train: {learning_rat: 1}", "run.yaml: unknown key `train.learning_rat`; did you mean `learning_rate`?"),
-        ("train: {lora: {rnak: 4}}", "run.yaml: unknown key `train.lora.rnak`; did you mean `rank`?"),
-        ("keep: {xyzzy: 4}", "run.yaml: unknown key `keep.xyzzy`; known here: rollouts, states, policies, best."),
-        ("weights: {replay: {sise: 4}}", "run.yaml: unknown key `weights.replay.sise`; did you mean `size`?"),
+        ("trian: {beta: 1}", "run.yaml: found unknown key `trian`; needed another: did you mean `train`?"),
+        (
+            "train: {learning_rat: 1}",
+            "run.yaml: found unknown key `train.learning_rat`; needed another: did you mean `learning_rate`?",
+        ),
+        (
+            "train: {lora: {rnak: 4}}",
+            "run.yaml: found unknown key `train.lora.rnak`; needed another: did you mean `rank`?",
+        ),
+        (
+            "keep: {xyzzy: 4}",
+            "run.yaml: found unknown key `keep.xyzzy`; needed one of rollouts, states, policies, best.",
+        ),
+        (
+            "weights: {replay: {sise: 4}}",
+            "run.yaml: found unknown key `weights.replay.sise`; needed another: did you mean `size`?",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tmp_path: Path) -> None:
@@ -233,11 +247,11 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {beta: 1", "run.yaml: not valid YAML (while parsing a flow mapping"),
-        ("a: b: c", "run.yaml: not valid YAML (mapping values are not allowed here"),
-        ("- train\n- keep\n", "run.yaml: found a list; needed keys and values, such as `seed: 42`."),
-        ("train", "run.yaml: found a str; needed keys and values, such as `seed: 42`."),
-        ("seed: !!python/object/apply:os.system [a]", "run.yaml: not valid YAML (could not determine a constructor"),
+        ("train: {beta: 1", "run.yaml: found invalid YAML (while parsing a flow mapping"),
+        ("a: b: c", "run.yaml: found invalid YAML (mapping values are not allowed here"),
+        ("- train\n- keep\n", "run.yaml: found a list; needed keys and values, such as `seed: 42`. Mend the file."),
+        ("train", "run.yaml: found a str; needed keys and values, such as `seed: 42`. Mend the file."),
+        ("seed: !!python/object/apply:os.system [a]", "run.yaml: found invalid YAML (could not determine a construc"),
     ],
 )  # fmt: skip
 def test_what_is_no_mapping_in_yaml_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -253,8 +267,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "nowhere.yaml")
     assert str(caught.value) == (
-        f"{tmp_path}/nowhere.yaml: cannot be read ([Errno 2] No such file or directory: '{tmp_path}/nowhere.yaml'). "
-        "Name a YAML file, such as pipelines/embedded.yaml."
+        f"{tmp_path}/nowhere.yaml: found no file that can be read ([Errno 2] No such file or directory: "
+        f"'{tmp_path}/nowhere.yaml'); needed a YAML file. Name one, such as pipelines/embedded.yaml."
     )
 
 
@@ -286,11 +300,18 @@ def test_values_of_overrides_are_yaml(override: str, key: str, value: object, tm
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.beta", "--set train.beta: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."),
-        ("=5", "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."),
-        ("seed.more=1", "--set seed.more=1: `seed` is a single value and has no keys below it."),
-        ("train.betas=[0.9", "--set train.betas=[0.9: the value is not valid YAML. Quote it."),
-        ("train.bta=1", f"run.yaml: unknown key `train.bta`; did you mean `beta`?\n{MEND}"),
+        (
+            "train.beta",
+            "--set train.beta: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. "
+            "Correct the option.",
+        ),
+        (
+            "=5",
+            "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. Correct the option.",
+        ),
+        ("seed.more=1", "--set seed.more=1: found a single value at `seed`; needed keys below it. Correct the option."),
+        ("train.betas=[0.9", "--set train.betas=[0.9: found a value that is no valid YAML; needed one. Quote it."),
+        ("train.bta=1", f"run.yaml: found unknown key `train.bta`; needed another: did you mean `beta`?\n{MEND}"),
     ],
 )
 def test_an_override_that_cannot_be_applied_is_named(override: str, message: str, tmp_path: Path) -> None:

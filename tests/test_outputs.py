@@ -450,7 +450,7 @@ def test_a_second_writer_is_told_to_wait(writer: Any, tmp_path: Path) -> None:
         make(tmp_path / "out")
     assert caught.value.exit_code == 4
     assert str(caught.value) == (
-        f"{tmp_path}/out: another run is writing here. Wait for it, stop it, or name another --out."
+        f"{tmp_path}/out: found another run writing here; needed none. Wait for it, stop it, or name another --out."
     )
 
 

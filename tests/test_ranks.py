@@ -102,8 +102,8 @@ def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pyte
     for name, text, code, seconds in (first, second):
         assert (name, code) == ("InterruptedStage" if at_work else "RankError", 1) and seconds < 20
         assert text == (
-            "rank 2 of 3 is missing: it gave no sign of life for 4 s. What is finished stays. See why it ended, and "
-            "run the same command again to carry on."
+            "rank 2 of 3: found it missing (it gave no sign of life for 4 s); needed every process. What is finished "
+            "stays. See why it ended, and run the same command again to carry on."
         )
 
 
@@ -112,7 +112,7 @@ def test_a_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ranks, "_START", 1.0)
     monkeypatch.setattr(ranks, "_LEAVE", 0.0)
     found = forked(2, lambda: waited() if ranks.rank() == 0 else None)[0]
-    assert found[0] == "RankError" and found[1].startswith("rank 1 of 2 is missing: it did not start within 1 s.")
+    assert found[0] == "RankError" and found[1].startswith("rank 1 of 2: found it missing (it did not start ")
 
 
 def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.M
         return found
 
     found = forked(2, talk)[1]
-    assert found[0] == "RankError" and found[1].startswith("rank 0 of 2 is missing: nothing answers at 127.0.0.1:")
+    assert found[0] == "RankError" and found[1].startswith("rank 0 of 2: found it missing (nothing answers at ")
 
 
 @pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])

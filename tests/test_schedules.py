@@ -100,7 +100,7 @@ def test_what_can_have_a_schedule_is_a_number_of_the_configuration(name: str) ->
         ("{train.beta: {start: 0, end: one}}", "`schedules.train.beta.end`: found 'one'; needed: Input should be a "
          "valid number, unable to parse string as a number."),
         ("{train.beta: {start: 0, end: 1, shap: step}}",
-         "unknown key `schedules.train.beta.shap`; did you mean `shape`?"),
+         "found unknown key `schedules.train.beta.shap`; needed another: did you mean `shape`?"),
         ("{train.beta: {start: 0, end: 1, over: 0}}",
          "`schedules.train.beta.over`: found 0; needed: Input should be greater than 0."),
         ("{train.beta: {start: 0}}",

@@ -16,7 +16,7 @@ from dapo_stages.config.rewards import JudgeConfig, RewardsConfig
 from dapo_stages.config.rollout import CurriculumConfig, RolloutConfig, SamplerConfig
 from dapo_stages.config.run import Config
 from dapo_stages.config.schedules import Schedule
-from dapo_stages.config.train import LoraSettings, TrainConfig
+from dapo_stages.config.train import GuardSettings, LoraSettings, TrainConfig
 from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, WeightsConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Endpoint",
     "EnginesConfig",
     "EvaluateConfig",
+    "GuardSettings",
     "JudgeConfig",
     "KeepConfig",
     "LoraSettings",

@@ -69,21 +69,24 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         if seen and path.exists() and not path.is_file():  # the first may be a pipe of the shell
             raise OSError("no regular file")
         values = yaml.load(read_text(path, _MOST), _strict_loader()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Mend the file.") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid YAML (nested too deeply). Mend the file.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: found invalid YAML ({reason}); needed valid YAML. Mend the file.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error}). Name a YAML file, such as pipelines/embedded.yaml."
+            f"{path}: found no file that can be read ({error}); needed a YAML file. Name one, such as "
+            "pipelines/embedded.yaml."
         ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found a {type(values).__name__}; needed keys and values, such as `seed: 42`.")
+        found = type(values).__name__
+        raise ConfigError(f"{path}: found a {found}; needed keys and values, such as `seed: 42`. Mend the file.")
     base = values.pop("extends", None)
     if base is None:
         return values
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: extends itself, by way of {base}. Mend the files.")
+        raise ConfigError(
+            f"{path}: found that it extends itself, by way of {base}; needed a base that does not. Mend the files."
+        )
     return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
 
 
@@ -118,7 +121,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(
-            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5."
+            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. "
+            "Correct the option."
         )
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -126,11 +130,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[parent] = {}
         values = values[parent]
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: `{parent}` is a single value and has no keys below it.")
+            raise ConfigError(
+                f"--set {override}: found a single value at `{parent}`; needed keys below it. Correct the option."
+            )
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML. Quote it.") from None
+        raise ConfigError(f"--set {override}: found a value that is no valid YAML; needed one. Quote it.") from None
 
 
 def _explain(path: Path, error: ValidationError) -> str:
@@ -142,8 +148,8 @@ def _explain(path: Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(problem["loc"])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}."
-            lines.append(f"{path}: unknown key `{key}`; {hint}")
+            hint = f"another: did you mean `{close[0]}`?" if close else f"one of {', '.join(known)}."
+            lines.append(f"{path}: found unknown key `{key}`; needed {hint}")
         elif not key:  # sections that do not agree; the message says what was found
             lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
         else:

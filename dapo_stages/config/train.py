@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Fraction, Momentum, Section
+from dapo_stages.config.base import Count, Fraction, Momentum, Positive, Section
 
 
 class LoraSettings(Section):
@@ -18,6 +18,37 @@ class LoraSettings(Section):
         0.0, description="Dropout on the adapters' input; above 0 the policy ratio no longer starts at 1."
     )
     target_modules: tuple[str, ...] = Field(("q_proj", "v_proj"), description="Layers that get an adapter.")
+
+
+class GuardSettings(Section):
+    """Where numbers blow up: `skip` leaves weights and moments as they are, `halt` ends the stage without an output."""
+
+    non_finite: Literal["skip", "halt"] = Field("skip", description="A loss or gradient that is NaN or infinite.")
+    grad_norm: Literal["skip", "halt"] = Field("skip", description="A gradient above max_grad_norm, before clipping.")
+    max_grad_norm: Positive | None = Field(
+        1e6, description="Norm that is no gradient any more (train.max_grad_norm clips what is); null is off."
+    )
+    ratio: Literal["skip", "halt"] = Field("halt", description="Log-ratios above max_log_ratio.")
+    max_log_ratio: Positive | None = Field(
+        5.0,
+        description="Mean of abs(log-ratio) in nats per token: of the policy to the one before this train-step, and to "
+        "what the engine recorded of this very policy; null is off.",
+    )
+    no_signal: Literal["skip", "halt", "train"] = Field(
+        "skip",
+        description="An update whose advantages are all 0 (all rewards equal), without KL and entropy bonus; `train` "
+        "lets momentum move the policy.",
+    )
+    max_skipped: Count | None = Field(
+        8,
+        description="Updates in a row, over iterations, that may be skipped for their numbers; one more halts. null is "
+        "off.",
+    )
+    collapse_below: Fraction | None = Field(
+        0.02,
+        description="Share of well-formed, or of finished, completions below which rollouts have collapsed, if half of "
+        "them were so in an earlier iteration: halt. null is off.",
+    )
 
 
 class TrainConfig(Section):
@@ -81,6 +112,7 @@ class TrainConfig(Section):
     freeze_vision: bool = Field(False, description="Keep the vision tower as it is.")
     lora: LoraSettings | None = Field(None, description="Adapters; null trains every weight.")
     logprob_chunk: Count = Field(1024, description="Rows of logits held in memory at the same time.")
+    guard: GuardSettings = GuardSettings()
 
     @model_validator(mode="after")
     def _delta_is_above_the_clip(self) -> Self:

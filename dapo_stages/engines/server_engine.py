@@ -164,7 +164,7 @@ class ServerEngine:
                 self._where,
                 f"the policy {found.root} ({found.id}) after a batch of answers",
                 f"{self._model.root} ({self._model.id}), as before it",
-                "Start the server on that one and run rollout again: finished shards are kept.",
+                "Start the server on that one and run the same command again: finished shards are kept.",
             )
 
     def _check_policy(self, checkpoint: str | Path | None, root: str | None) -> None:
@@ -184,7 +184,8 @@ class ServerEngine:
             self._where,
             f"the policy {root}",
             f"{checkpoint}",
-            f"Start it again (vllm serve {checkpoint} --logprobs-mode processed_logprobs) and run rollout again.",
+            f"Start it again (vllm serve {checkpoint} --logprobs-mode processed_logprobs) and run the same "
+            "command again.",
         )
 
     async def _check_logprobs(self, client: httpx.AsyncClient, model: str) -> None:

@@ -124,6 +124,7 @@ def policy_loss(
         metrics = {
             "tokens": mask_T.sum(),
             "weight_sum": weights_T.sum(),
+            "log_ratio_sum": log_ratio_T.abs().sum(),  # of tokens, whatever the level
             "ratio_sum": kept_ratio.sum(),
             "ratio_min": kept_ratio.min() if kept_ratio.numel() else new_T.new_tensor(math.inf),
             "ratio_max": _max(kept_ratio),

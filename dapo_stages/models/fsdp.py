@@ -26,6 +26,10 @@ class Sharded(Ranked):
     def _clip(self) -> torch.Tensor:
         return _whole(super()._clip())
 
+    def _held(self, parameter: Any) -> torch.Tensor:
+        part: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        return part.detach()
+
     def weights(self) -> dict[str, torch.Tensor] | None:
         return self._collect(_whole)
 

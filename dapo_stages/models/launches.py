@@ -51,8 +51,8 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     if not found.startswith(wanted) or accelerator.num_processes != ranks.count():
         raise ConfigError(
             f"accelerate launch: found {accelerator.num_processes} process(es) of type {found}; needed {ranks.count()} "
-            f"of type {wanted}, as configured. accelerate fell back without a word; look for use_cpu, "
-            "ACCELERATE_USE_CPU and what is installed, or take another file of pipelines/accelerate."
+            f"of type {wanted}, as configured. Look for what accelerate fell back for without a word (use_cpu, "
+            "ACCELERATE_USE_CPU, what is installed), or take another file of pipelines/accelerate."
         )
     plugin = accelerator.state.fsdp_plugin if wanted == "FSDP" else None
     if plugin and (plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading):

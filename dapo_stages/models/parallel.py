@@ -6,6 +6,7 @@ all ranks; the frameworks average gradients over ranks, hence the factors of `ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ class Step(NamedTuple):
     """What became of an optimiser step."""
 
     norm: float  # of the whole gradient, before clipping
-    applied: bool  # False: something was not finite, and nothing was changed
+    applied: bool  # False: nothing was changed
 
 
 class Worker:
@@ -36,6 +37,7 @@ class Worker:
     def __init__(self, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
         self._forward: Any = forward
         self._optimizers, self._max_norm = optimizers, config.max_grad_norm
+        self._no_gradient = config.guard.max_grad_norm or math.inf
         self._model, self._exact = forward.model, forward.rounds
         self._trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
@@ -53,9 +55,9 @@ class Worker:
         torch.autograd.backward(loss)
 
     def step(self, factor: float, healthy: bool) -> Step:
-        """Clip and update at `factor` times the peak learning rate, unless gradients or loss are not finite."""
+        """Clip and update at `factor` times the peak learning rate, unless the gradient or the loss has blown up."""
         norm = self._clip()
-        applied = bool(torch.isfinite(norm)) and healthy
+        applied = healthy and bool(torch.isfinite(norm) & (norm <= self._no_gradient))
         if applied:
             self._optimizers.step(factor)
         else:
@@ -65,6 +67,15 @@ class Worker:
 
     def _clip(self) -> torch.Tensor:
         return torch.nn.utils.clip_grad_norm_(self._optimizers.parameters, self._max_norm)
+
+    def is_sound(self) -> bool:
+        """Whether all weights under training are finite, on all ranks."""
+        broken = [(~torch.isfinite(self._held(parameter))).sum() for parameter in self._trained.values()]
+        return self.total({"broken": torch.stack(broken).sum()})["broken"] == 0
+
+    def _held(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What this rank has of a weight."""
+        return parameter.detach()
 
     def total(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """Sums over all ranks; of names in `_min` and `_max` the extremes."""

@@ -10,6 +10,7 @@ import torch
 from dapo_stages.config import TrainConfig
 from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
 from dapo_stages.models.batches import MicroBatch, MiniBatch
+from dapo_stages.models.guard import Reason, after_step, before_backward
 from dapo_stages.models.launches import worker
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
@@ -50,24 +51,29 @@ class Trainer:
             return self.worker.forward(self._rows(batch), batch.chunks)[0]
 
     def update(self, mini_batch: MiniBatch, factor: float) -> dict[str, float]:
-        """One optimiser step on a mini-batch; a step whose loss or gradient is not finite is skipped.
+        """One optimiser step on a mini-batch, skipped by all ranks where it has blown up (models/guard.py).
 
-        Where `old` is None the policy has not changed since the rollout's train-step began, so the new log-probs
-        are the old ones and the ratio is exactly 1.
+        `skipped` of the metrics is then 1, and so is `skipped_` and the reason. Where `old` is None the policy has not
+        changed since the rollout's train-step began, so the new log-probs are the old ones and the ratio is exactly 1.
         """
         totals: dict[str, torch.Tensor] = {}
         chosen = self._chosen(mini_batch)
+        found: dict[str, float] = {}
+        reason: Reason | None = None
         for number, batch in enumerate(mini_batch.batches, start=1):
-            with self.worker.pass_(last=number == len(mini_batch.batches)):
+            last = number == len(mini_batch.batches)
+            with self.worker.pass_(last=last):
                 new, entropy = self.worker.forward(self._rows(batch), batch.chunks)
                 loss, sums = self._loss(batch, new, entropy, mini_batch, chosen)
-                self.worker.backward(loss)
-            totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
-        sums_over_ranks = self.worker.total(totals)
-        loss_total = sums_over_ranks.pop("loss")
-        step = self.worker.step(factor, healthy=math.isfinite(loss_total))
-        metrics = self._metrics(sums_over_ranks, loss_total, step.norm, factor, mini_batch.completions)
-        return metrics | {"skipped": float(not step.applied)}
+                totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
+                if last:
+                    found = self.worker.total(totals)
+                    reason = before_backward(found, self._config)
+                self.worker.backward(loss if reason is None else loss * math.nan)  # seen by DeepSpeed, too
+        step = self.worker.step(factor, healthy=reason is None)
+        reason = reason or after_step(step.norm, self._config)
+        metrics = self._metrics(found, found["loss"], step.norm, factor, mini_batch.completions)
+        return metrics | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
 
     def _chosen(self, mini_batch: MiniBatch) -> Chosen:
         """The tokens with the most entropy, by one threshold for the whole mini-batch."""
@@ -80,6 +86,8 @@ class Trainer:
                 for batch in mini_batch.batches
             ]
         everything = self.worker.gather(torch.cat(entropies))
+        if not len(everything):  # none is a number
+            return Chosen(None, mini_batch.tokens)
         least = entropy_threshold(everything, quantile)
         return Chosen(least, float((everything >= least).sum()))
 
@@ -137,6 +145,7 @@ class Trainer:
         current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask
         difference = torch.where(current, (old - sampling).abs(), torch.zeros_like(old))
         sums |= {
+            "signal_max": torch.where(mask, per_token.repeat_interleave(lengths).abs(), torch.zeros_like(old)).max(),
             "engine_tokens": current.sum(),
             "engine_diff_sum": difference.sum(),
             "engine_diff_max": difference.max(),
@@ -155,6 +164,7 @@ class Trainer:
             "loss": loss,
             "grad_norm": norm,
             "learning_rate": factor * self._config.learning_rate,
+            "log_ratio_mean": mean("log_ratio_sum"),
             "ratio_mean": mean("ratio_sum"),
             "ratio_min": sums["ratio_min"],
             "ratio_max": sums["ratio_max"],

@@ -38,9 +38,13 @@ class Zero(Ranked):
     def step(self, factor: float, healthy: bool) -> Step:
         self._optimizers.set_rates(self._zero.param_groups, factor)
         self._engine.step()
-        if self._zero.overflow:  # found by DeepSpeed, which left all as it was; a bad loss has a bad gradient
+        if self._zero.overflow:  # found by DeepSpeed, which left all as it was; what is to be skipped is made NaN
             return Step(float("inf"), False)
         return Step(float(self._engine.get_global_grad_norm()), True)
+
+    def _held(self, parameter: Any) -> torch.Tensor:
+        part: torch.Tensor = getattr(parameter, "ds_tensor", parameter)
+        return part.detach()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         if self._stage < 3:

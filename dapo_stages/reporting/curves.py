@@ -87,10 +87,18 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             ),
             chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
+            *_skipped(all_figures),
             _per_stage("Time", "seconds per stage", cost.get("seconds", {})),
             _per_stage("Memory", "GiB at the peak of a stage", cost.get("memory", {})),
         ]
     )
+
+
+def _skipped(all_figures: Sequence[Figures]) -> list[Chart]:
+    """Nothing, for a run that has skipped no update."""
+    shares = _series(all_figures, "skipped", ("train", "skipped"))
+    lost = any(share for _, share in shares.points)
+    return [Chart("Skipped updates", "share of the updates", [shares], "percent")] if lost else []
 
 
 def histograms(all_figures: Sequence[Figures]) -> list[Chart]:

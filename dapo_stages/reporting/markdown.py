@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dapo_stages.manifests import Source
+from dapo_stages.reporting.blow_ups import skipped
 from dapo_stages.reporting.figures import Figures, attention_is_off, figure
 from dapo_stages.reporting.samples import Sample
 from dapo_stages.reporting.tables import Table
@@ -51,6 +52,8 @@ def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
     if (difference := figure(figures, "train", "engine_diff_mean")) is not None:
         most = number(figure(figures, "train", "engine_diff_max"))
         parts.append(f"Log-probs of engine and trainer differ by {number(difference)} on average, at most by {most}.\n")
+    if lost := skipped(figures):
+        parts.append(f"{lost}\n")
     parts += [_sampled_group(sample) for sample in samples]
     return "\n".join(parts)
 

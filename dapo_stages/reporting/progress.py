@@ -66,12 +66,15 @@ def next_move(progress: Progress) -> Move:
         )
     for name, found in progress.setup.items():
         if found.state not in {"done", "pruned"}:
-            return Move(_setup_command(run, name, found), f"{name}: {_because(found)}")
+            return Move(
+                setup_command(run, name, again=found.state in {"stale", "damaged"}), f"{name}: {_because(found)}"
+            )
     for number, outputs in progress.iterations.items():
         for name in IN_ORDER:
-            if outputs[name].state in {"stale", "unfinished", "damaged"}:
-                why = f"iteration {number}, {name}: {_because(outputs[name])}"
-                return Move(command(run, number, name, again=outputs[name].state != "unfinished"), why)
+            found = outputs[name]
+            if found.state in {"stale", "unfinished", "halted", "damaged"}:
+                again = found.state in {"stale", "damaged"} or found.ended is not None
+                return Move(command(run, number, name, again=again), f"iteration {number}, {name}: {_because(found)}")
     last = max(progress.iterations, default=None)
     if last is None:
         return Move(command(run, 0, "eval"), "the starting point is not evaluated yet")
@@ -150,9 +153,10 @@ def trouble(run: Path) -> str | None:
     return None
 
 
-def _setup_command(run: Path, name: str, found: Found) -> str:
+def setup_command(run: Path, name: str, *, again: bool = False) -> str:
+    """The command that makes an output of before the first iteration."""
     policy: list[str | Path] = ["--policy", run / "policy"] if name == "data" else []
-    return _line(SETUP[name], run, [*policy, "--out", run / name], again=found.state in {"stale", "damaged"})
+    return _line(SETUP[name], run, [*policy, "--out", run / name], again=again)
 
 
 def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool) -> str:
@@ -173,4 +177,6 @@ def _missing_at_the_end(number: int, outputs: Mapping[str, Found]) -> str | None
 
 
 def _because(found: Found) -> str:
+    if found.state == "halted":  # which says more than fits here
+        return "halted, after what its reason says to do"
     return f"{found.state} ({found.why})" if found.why else found.state

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
-from dapo_stages.outputs import LOCK
+from dapo_stages.outputs import LOCK, halted
 
 # Folder of an iteration -> the stage that writes it, in the order they run.
 FOLDERS = {
@@ -25,7 +25,7 @@ REPORTED = tuple(name for name in FOLDERS if name != "report")
 
 _ITERATION = re.compile(r"iter-(\d{4,})")
 
-State = Literal["done", "pruned", "stale", "running", "unfinished", "missing", "damaged"]
+State = Literal["done", "pruned", "stale", "running", "unfinished", "halted", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def look(run: Path, folder: Path, stage: str) -> Found:
         misses = Source(folder).misses() if manifest is not None else []
     except DataError as error:
         return Found("damaged", f"{error.found}; needed {error.needed}")
+    if why := halted(folder):
+        return Found("halted", why, *((manifest.seconds, manifest.ended) if manifest else ()))
     if manifest is None:
         started = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
         return Found("unfinished", "interrupted, or running on another machine") if started else Found("missing")

@@ -62,7 +62,7 @@ def _check_launch() -> None:
     asked = int(os.environ.get("DAPO_STAGES_PROCESSES", found))
     if asked != found:
         raise ConfigError(
-            f"accelerate launch: found {found} process(es); needed {asked}, as configured. For several on CPUs write "
+            f"accelerate launch: found {found} process(es); needed {asked}, as configured. Write, for several on CPUs, "
             "distributed_type MULTI_GPU or DEEPSPEED and use_cpu false, as in pipelines/accelerate/ddp-cpu.yaml."
         )
 

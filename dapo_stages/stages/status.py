@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _STYLES = {
     "done": "green", "pruned": "green", "running": "cyan", "unfinished": "yellow", "stale": "yellow",
-    "missing": "dim", "damaged": "bold red",
+    "missing": "dim", "damaged": "bold red", "halted": "bold red",
 }  # fmt: skip
 
 

@@ -12,11 +12,12 @@ import typer
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress, say
-from dapo_stages.errors import DataError, ModelError
+from dapo_stages.errors import DataError, HaltedError, ModelError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row
 from dapo_stages.stages import frame
+from dapo_stages.stages.guard import Guard
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import check_policy, is_adapter, open_policy
@@ -117,15 +118,26 @@ class TrainStep:
         self._output, self._config, self._iteration = output, config, iteration
         self._inputs = output.plan.inputs
         self._accelerator: Any = None
+        self._guard = Guard(output, config.train.guard)
+        self._metrics: list[Row] = []
 
     def run(self) -> None:
-        """Train, then write policy, state and metrics."""
+        """Train, then write policy, state and metrics. Raises HaltedError where that is of no use any more."""
+        try:
+            self._run()
+        except HaltedError as error:
+            if ranks.rank() == 0:
+                self._output.halt(str(error), "metrics", self._metrics)
+            raise
+
+    def _run(self) -> None:
         import numpy as np
         import torch
 
         from dapo_stages.models.launches import among_ranks
 
         self._output.restart()
+        self._guard.check_rollouts()
         seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1 + ranks.rank())
         torch.manual_seed(int(seed[0]))  # what is drawn for the weights is the same everywhere
         with among_ranks(), ExitStack() as stack:
@@ -135,14 +147,17 @@ class TrainStep:
             groups = read_groups(stack, self._inputs, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
-            metrics = self._train(trainer, groups)
-            if (difference := engine_difference(metrics, self._config.engines.diff_warn)) is not None:
+            self._guard.check_signal(len(groups))
+            self._train(trainer, groups)
+            self._guard.check_weights(trainer.worker)
+            if (difference := engine_difference(self._metrics, self._config.engines.diff_warn)) is not None:
                 self._output.counts["engine_diff"] = difference
+            self._output.counts |= self._guard.counts()
             self._save(policy, trainer.worker)
         if ranks.rank() == 0:
-            self._output.write("metrics", None, metrics)
+            self._output.write("metrics", None, self._metrics)
         self._output.counts |= {
-            "updates": len({row["update"] for row in metrics}),
+            "updates": len({row["update"] for row in self._metrics}),
             "groups": len(groups),
             "completions": sum(len(group.samples) for group in groups),
         }
@@ -212,7 +227,7 @@ class TrainStep:
                 "Leave --state out to start the optimiser afresh.",
             ) from None
 
-    def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
+    def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
         from dapo_stages.models.batches import mini_batch
 
@@ -232,20 +247,17 @@ class TrainStep:
         total = config.planned_iterations * settings.updates_per_iteration
         first = (self._iteration - 1) * settings.updates_per_iteration
         self._recall(trainer, work)
-        rows: list[Row] = []
         of_iteration = data_metrics(self._inputs)
         with progress("train-step: updates", len(work)) as advance:
             for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
                 metrics = trainer.update(batch, factor) | group_metrics([groups[i] for i in part]) | of_iteration
-                if metrics["skipped"]:
-                    say(f"train-step: update {update} skipped, its loss or gradient is not finite")
-                rows += [
+                self._metrics += [
                     {"iteration": self._iteration, "update": update, "name": name, "value": _finite(value)}
                     for name, value in metrics.items()
                 ]
+                self._guard.judge(update, metrics, trainer.worker)
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
-        return rows
 
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Log-probs of the policy as it is before the first update, for all that is trained on after it.

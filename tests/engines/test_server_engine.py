@@ -112,7 +112,7 @@ def test_a_server_that_dies_leaves_whole_shards_and_another_carries_on(
     assert (
         f"server {where}: found RemoteProtocolError Server disconnected without sending a response. at the last of 3 "
         "tries; needed an answer within engines.server.timeout=600 s. Look into the server's log, start it again, and "
-        "run rollout again: finished shards are kept."
+        "run the same command again: finished shards are kept."
     ) in result.stderr
     assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
     assert not (out / "manifest.json").exists()

@@ -53,6 +53,7 @@ def test_two_weighted_completions_and_a_masked_one():
     expected = {
         "tokens": 3,
         "weight_sum": 3.5,
+        "log_ratio_sum": math.log(1.5) + 2 * LN2,
         "ratio_sum": 2.5,
         "ratio_min": 0.5,
         "ratio_max": 1.5,

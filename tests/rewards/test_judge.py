@@ -168,8 +168,8 @@ def test_a_judge_that_stays_away_is_an_error_and_answers_are_kept(tmp_path: Path
             judge(tmp_path, server, retries=1, concurrency=1).score([group(*TEXTS)])
         assert str(raised.value) == (
             f'judge {server.url}: found status 500 ({{"error": "as asked for: 500"}}) at the last of 2 tries; needed '
-            "an answer within rewards.judge.timeout=5 s. Look into the server's log, start it again, and run rollout "
-            "again: finished shards are kept."
+            "an answer within rewards.judge.timeout=5 s. Look into the server's log, start it again, and run the same "
+            "command again: finished shards are kept."
         )
         asked = len(server.requests)
         assert judge(tmp_path, server).score([group(*TEXTS)]) == [[0.2, 1.0, 0.0, 0.75]]

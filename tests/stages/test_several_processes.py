@@ -195,7 +195,10 @@ def test_an_output_that_another_run_writes_is_locked_for_all(small_run: Run, tmp
         results = together(2, "rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     assert [result.code for result in results] == [4, 4]
     said = "".join(result.stderr for result in results)
-    assert said == f"{tmp_path}/r: another run is writing here. Wait for it, stop it, or name another --out.\n"
+    assert (
+        said
+        == f"{tmp_path}/r: found another run writing here; needed none. Wait for it, stop it, or name another --out.\n"
+    )
 
 
 def test_fewer_processes_than_asked_for_are_refused(
@@ -205,7 +208,7 @@ def test_fewer_processes_than_asked_for_are_refused(
     monkeypatch.setenv("DAPO_STAGES_PROCESSES", "2")
     result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     assert result.code == 3
-    assert "found 1 process(es); needed 2, as configured. For several on CPUs write" in result.stderr
+    assert "found 1 process(es); needed 2, as configured. Write, for several on CPUs," in result.stderr
     assert not (tmp_path / "r").exists()
 
 

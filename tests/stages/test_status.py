@@ -222,8 +222,8 @@ def test_a_schedule_is_no_other_setting(run: Path) -> None:
 
 def test_a_configuration_that_cannot_be_used_is_quoted(run: Path) -> None:
     (run / "config.yaml").write_text("sede: 1\n")
-    assert f"{run}/config.yaml: unknown key `sede`; did you mean `seed`?\n" in status(run)
-    assert str(answer(run)["trouble"]).startswith(f"{run}/config.yaml: unknown key")
+    assert f"{run}/config.yaml: found unknown key `sede`; needed another: did you mean `seed`?\n" in status(run)
+    assert str(answer(run)["trouble"]).startswith(f"{run}/config.yaml: found unknown key")
 
 
 def test_a_deleted_shard_is_missed_and_its_stage_the_next_to_run(run: Path) -> None:

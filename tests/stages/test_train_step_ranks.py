@@ -130,6 +130,7 @@ def test_gradients_before_clipping_are_those_of_one_process(
         measured = json.loads((folder / f"metrics-{number}-{step}.json").read_text())
         assert measured["skipped"] == wanted["skipped"] == ((number, step) == POISONED)
         if wanted["skipped"]:
+            assert measured["skipped_non_finite"] == wanted["skipped_non_finite"] == 1
             continue
         found = load_file(folder / f"gradients-{number}-{step}.safetensors")
         assert found.keys() == gradients.keys()
@@ -189,12 +190,14 @@ def test_one_process_carries_on_from_the_state_of_two(
 def test_bfloat16_keeps_exact_weights_in_the_state_and_a_skipped_step_changes_nothing(
     outputs: Callable[[str], Path], launch: str
 ) -> None:
-    """The log-probs of one rank are not numbers, which clamps keep out of its gradient; all ranks skip the step."""
+    """The log-probs of one rank are not numbers, or far off, which clamps keep out of its gradient; all ranks skip."""
     folder = outputs(launch)
-    first, second, kept = (tensors_of(folder / name) for name in ("low-1/state", "low-2/state", "low-skipped"))
-    assert json.loads((folder / "low-skipped.json").read_text())["skipped"] == 1
-    assert kept.keys() == second.keys()
-    assert [name for name in kept if not torch.equal(kept[name], second[name])] == []
+    first, second = (tensors_of(folder / name) for name in ("low-1/state", "low-2/state"))
+    for name, reason in (("low-skipped", "skipped_non_finite"), ("low-ratio", "skipped_ratio")):
+        kept, found = tensors_of(folder / name), json.loads((folder / f"{name}.json").read_text())
+        assert found["skipped"] == found[reason] == 1
+        assert kept.keys() == second.keys()
+        assert [key for key in kept if not torch.equal(kept[key], second[key])] == []
     for state, steps_done in ((first, 2), (second, 4)):
         assert {float(value) for name, value in state.items() if name.endswith("/step")} == {steps_done}
 

@@ -91,7 +91,8 @@ def carried(out: Path, checkpoint: Path, run: Path) -> None:
 
 
 def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
-    """Two train-steps, and an update that is skipped: log-probs of one rank are not numbers. The state after it."""
+    """Two train-steps, and two updates that are skipped: log-probs of one rank are not numbers, or far off. The states
+    after each of them."""
     import math
 
     import torch
@@ -109,12 +110,13 @@ def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
     worker = trainer.worker
     load_state(worker, out / "low-2/state")
     share = mini_batch(train_groups(policy), 4, ranks=worker.ranks, rank=worker.rank)
-    if worker.rank == 0:
-        share.batches[0].old = torch.full((share.batches[0].rows,), math.nan)
-    metrics = trainer.update(share, 1.0)
-    save_state(worker, out / "low-skipped")
-    if worker.rank == 0:
-        (out / "low-skipped.json").write_text(json.dumps(metrics))
+    for name, value in (("low-skipped", math.nan), ("low-ratio", -200.0)):
+        if worker.rank == 0:
+            share.batches[0].old = torch.full((share.batches[0].rows,), value)
+        metrics = trainer.update(share, 1.0)
+        save_state(worker, out / name)
+        if worker.rank == 0:
+            (out / f"{name}.json").write_text(json.dumps(metrics))
 
 
 def lora(out: Path, checkpoint: Path, run: Path) -> None:
