@@ -298,9 +298,9 @@ def test_a_judges_cache_lies_in_the_working_folder(tmp_path: Path, cache: str) -
 @pytest.mark.parametrize(
     ("base", "words"),
     [
-        ("file:///etc/passwd", "cannot be read"),
-        ("https://example.com/run.yaml", "cannot be read"),
-        ("hf://models/a/b.yaml", "cannot be read"),
+        ("file:///etc/passwd", "no file that can be read"),
+        ("https://example.com/run.yaml", "no file that can be read"),
+        ("hf://models/a/b.yaml", "no file that can be read"),
         ("/dev/zero", "no regular file"),
         ("/dev/stdin", "no regular file"),
         ("pipe.yaml", "no regular file"),
