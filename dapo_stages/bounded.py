@@ -12,14 +12,17 @@ SMALL = 16 << 20  # bytes; JSON of the worst kind takes 20 times as much in memo
 REPORT = 256 << 20  # of a report's own files, which hold small pictures
 
 
-def read_text(path: Path, most: int = SMALL) -> str:
-    """A whole file in UTF-8. Raises ValueError if it has more than `most` bytes, or is no UTF-8; OSError."""
+def read_text(path: Path, most: int = SMALL, errors: str = "strict") -> str:
+    """A whole file in UTF-8. Raises ValueError if it has more than `most` bytes, or is no UTF-8; OSError.
+
+    `errors` is what becomes of the bytes that are not, as for bytes.decode.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size  # 0 for what is no regular file
         content = b"" if size > most else file.read(most + 1)
     if max(size, len(content)) > most:
         raise ValueError(f"more than {shown(most)}")
-    return content.decode("utf-8")
+    return content.decode("utf-8", errors)
 
 
 def read_json(path: Path, most: int = SMALL) -> Any:

@@ -18,6 +18,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.shards import Row, RowIndex, RowLookup, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
+_CHECKSUM = "checksum"
 
 
 class Input(BaseModel):
@@ -29,7 +30,10 @@ class Input(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`."""
+    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`.
+
+    The file has a `checksum` besides, of all its other fields.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str
@@ -73,7 +77,9 @@ def content_hash(stage: str, config: dict[str, Any], seed: int, shards: Sequence
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Publish a manifest; call it last."""
-    write_text(folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+    values = manifest.model_dump(mode="json")
+    text = json.dumps(values | {_CHECKSUM: _hash(values)}, indent=1, allow_nan=False)
+    write_text(folder / MANIFEST, text + "\n")
 
 
 def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
@@ -95,15 +101,18 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
                 f"version {SCHEMA_VERSION}",
                 f"Run {redo} again, or use the version of dapo-stages it was made with.",
             )
+        checksum = values.pop(_CHECKSUM, None)  # manifests of older versions have none
+        edited = checksum not in (None, _hash(values))
         manifest = Manifest.model_validate(values)
+        edited |= manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards)
     except FileNotFoundError:
         found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
         needed = f"the manifest of a finished {stage or 'stage'}"
         raise DataError(path, found, needed, f"Run {redo} (again) first.") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
-    if manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards):
+    if edited:
         raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
     outside = next((shard.name for shard in manifest.shards if not is_inside(shard.name)), None)
     if outside is not None:
@@ -134,11 +143,16 @@ class Source:
         return [shard for shard in self.manifest.shards if kind_of(shard.name) == kind]
 
     def reader(self, kind: str, shard: Shard) -> ShardReader:
-        """Open one shard, after checking its size and SHA-256."""
+        """Open one shard, after checking its size, SHA-256, columns and number of rows."""
         from dapo_stages.schemas import schema_of
 
         schema = schema_of(kind, tuple(self.manifest.rewards), self.manifest.stage)
-        return ShardReader(self.verified(shard), schema, self.manifest.stage)
+        reader = ShardReader(self.verified(shard), schema, self.manifest.stage)
+        if (found := sum(reader.row_group_sizes)) != shard.rows:
+            reader.close()
+            needed = f"{shard.rows}, as its manifest says"
+            raise DataError(reader.path, f"{found} rows", needed, f"Run {self.manifest.stage} again.")
+        return reader
 
     def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """All rows of a kind, one row group in memory at a time."""
@@ -160,7 +174,7 @@ class Source:
         """Rows by key, in any order; of these columns, where not all are needed."""
         with ExitStack() as stack:
             readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
-            yield RowLookup(readers, key, columns)
+            yield RowLookup(readers, key, columns, where=self.folder / f"{kind}-*.parquet")
 
     def verified(self, shard: Shard) -> Path:
         """The path of a shard or file, after checking that it is the one that was published."""

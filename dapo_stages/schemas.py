@@ -143,6 +143,15 @@ _EVALUATION = [
     _LABELS,
 ]
 
+# Floats are finite but for these: a token that saw nothing of the picture has no VGR, an update no finite loss.
+NOT_FINITE = frozenset({field.name for field in _ATTENTION} | {"value"})
+# Lists of a row that have an element for each token of the completion, and those that are never empty.
+PER_TOKEN = (
+    "completion_ids", "token_texts", "sampling_logprobs", "token_weights", *(f"mass_{kind}" for kind in MASSES), "vgr",
+    *TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
+)  # fmt: skip
+FILLED = frozenset({"prompt_ids", "completion_ids"})
+
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
     schema = pa.schema(fields).with_metadata({b"dapo_stages.schema_version": str(SCHEMA_VERSION).encode()})

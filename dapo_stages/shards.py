@@ -21,6 +21,8 @@ from dapo_stages.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from dapo_stages.checks import Fault
+
 Row = dict[str, Any]
 
 MAX_ROWS = 128
@@ -80,9 +82,11 @@ def write_text(path: Path, text: str) -> None:
 def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
     """Write rows as one Parquet file by the commit protocol; the final name appears only when it is complete.
 
-    Raises DataError naming the column if a row does not fit the schema.
+    Raises DataError naming the column if a row does not fit the schema, or has a value that no stage could go on with.
     """
     import pyarrow.parquet as pq
+
+    from dapo_stages.checks import fault_in
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     limit = MAX_ROWS_WITH_IMAGES if "images" in schema.names else MAX_ROWS
@@ -90,6 +94,8 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
     try:
         with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
             for table in _tables(path, schema, rows, limit):
+                if (fault := fault_in(table)) is not None:
+                    raise _wrong(path, written, fault, "Look for such values in what the stage read.")
                 writer.write_table(table, row_group_size=limit)
                 written += table.num_rows
         with pq.ParquetFile(temporary) as reopened:
@@ -107,25 +113,6 @@ def describe_file(root: Path, path: Path) -> Shard:
     return Shard(path.relative_to(root).as_posix(), None, path.stat().st_size, sha256_of(path))
 
 
-def check_schema(path: Path, found: pa.Schema, needed: pa.Schema, redo: str) -> None:
-    """Refuse a file whose columns differ in name, order, type or nullability; names the first that does."""
-    missing = [name for name in needed.names if name not in found.names]
-    if missing:
-        raise DataError(
-            path, f"{len(found.names)} columns without {', '.join(missing)}", "these columns", f"Run {redo} again."
-        )
-    extra = [name for name in found.names if name not in needed.names]
-    if extra:
-        raise DataError(path, f"unknown columns {', '.join(extra)}", "the columns of its schema", f"Run {redo} again.")
-    for name in needed.names:
-        if not found.field(name).equals(needed.field(name)):
-            raise DataError(
-                path, f"column {name} as {found.field(name)}", f"{needed.field(name)}", f"Run {redo} again."
-            )
-    if found.names != needed.names:
-        raise DataError(path, f"columns in the order {found.names}", f"{needed.names}", f"Run {redo} again.")
-
-
 class ShardReader:
     """One verified Parquet file. Row groups are read on demand, so memory does not grow with its length."""
 
@@ -133,16 +120,21 @@ class ShardReader:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from dapo_stages.checks import check_schema
+
         self.path, self._redo = path, redo
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise self._damaged(error) from None
         try:
             check_schema(path, self._file.schema_arrow, schema, redo)
         except DataError:
             self._file.close()
             raise
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            self._file.close()
+            raise self._damaged(error) from None
 
     def __enter__(self) -> ShardReader:
         return self
@@ -160,16 +152,32 @@ class ShardReader:
         metadata = self._file.metadata
         return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
-    def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:
-        """The rows of one row group."""
+    def table(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row group as Arrow has it, its values checked: rows of large arrays would fill the memory."""
         import pyarrow as pa
+
+        from dapo_stages.checks import fault_in
 
         self._check_size(index, columns)
         try:
             table = self._file.read_row_group(index, columns=list(columns) if columns is not None else None)
-            rows: list[Row] = table.to_pylist()
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise self._damaged(error) from None
+        if (fault := fault_in(table)) is not None:
+            raise _wrong(self.path, sum(self.row_group_sizes[:index]), fault, f"Run {self._redo} again.")
+        return table
+
+    def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:
+        """The rows of one row group."""
+        from dapo_stages.checks import undecodable
+
+        table = self.table(index, columns)
+        try:
+            rows: list[Row] = table.to_pylist()
+        except UnicodeDecodeError as error:
+            if (fault := undecodable(table)) is None:
+                raise self._damaged(error) from None
+            raise _wrong(self.path, sum(self.row_group_sizes[:index]), fault, f"Run {self._redo} again.") from None
         return rows
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -241,12 +249,18 @@ class RowIndex:
 
 
 class RowLookup:
-    """Rows by key in any order: groups are trained on in shuffled order."""
+    """Rows by key in any order: groups are trained on in shuffled order. `where` is what messages call the table."""
 
     def __init__(
-        self, readers: Sequence[ShardReader], key: str, columns: Sequence[str] | None = None, cached: int = 4
+        self,
+        readers: Sequence[ShardReader],
+        key: str,
+        columns: Sequence[str] | None = None,
+        cached: int = 4,
+        where: object = "the table",
     ) -> None:
         self._groups = _RowGroups(readers, columns, cached)
+        self._key, self._where = key, where
         self._places: dict[str, list[tuple[int, int, int]]] = {}
         for shard, reader in enumerate(readers):
             for group in range(len(reader.row_group_sizes)):
@@ -257,13 +271,19 @@ class RowLookup:
         return key in self._places
 
     def all(self, key: str) -> list[Row]:
-        """Every row with this key, in the order of the files; raises KeyError if there is none."""
-        return [self._groups.read(shard, group)[offset] for shard, group, offset in self._places[key]]
+        """Every row with this key, in the order of the files; raises DataError if there is none."""
+        return [self._groups.read(shard, group)[offset] for shard, group, offset in self._of(key)]
 
     def one(self, key: str) -> Row:
-        """The first row with this key; raises KeyError if there is none."""
-        shard, group, offset = self._places[key][0]
+        """The first row with this key; raises DataError if there is none."""
+        shard, group, offset = self._of(key)[0]
         return self._groups.read(shard, group)[offset]
+
+    def _of(self, key: str) -> list[tuple[int, int, int]]:
+        if key not in self._places:
+            do = "Make again the outputs that do not belong together."
+            raise DataError(self._where, f"no row of {self._key} {key}", "one", do)
+        return self._places[key]
 
 
 class _RowGroups:
@@ -281,6 +301,10 @@ class _RowGroups:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(place)
         return self._cache[place]
+
+
+def _wrong(path: Path, before: int, fault: Fault, do: str) -> DataError:
+    return DataError(path, f"{fault.found}, row {before + fault.row}", fault.needed, do)
 
 
 def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int) -> Iterator[pa.Table]:
@@ -311,6 +335,8 @@ def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
 def _column(path: Path, field: pa.Field, rows: list[Row]) -> pa.Array:
     import pyarrow as pa
 
+    from dapo_stages.checks import lacks_values
+
     try:
         column = pa.array([row[field.name] for row in rows], field.type)
         column.validate(full=True)
@@ -318,18 +344,9 @@ def _column(path: Path, field: pa.Field, rows: list[Row]) -> pa.Array:
         reason = " ".join(str(error).split())[:200]
         found = f"a value in column {field.name} that does not fit ({reason})"
         raise DataError(path, found, f"{field.type}", "Report it.") from None
-    if _lacks_values(column, field):
+    if lacks_values(column, field):
         raise DataError(path, f"an empty value in column {field.name}", "a value in every row", "Report it.")
     return column
-
-
-def _lacks_values(column: pa.Array, field: pa.Field) -> bool:
-    """Whether there is a null where the schema allows none, at any depth of a list."""
-    import pyarrow as pa
-
-    if column.null_count and not field.nullable:
-        return True
-    return pa.types.is_list(field.type) and _lacks_values(column.flatten(), field.type.value_field)
 
 
 def _large_bytes(row: Row) -> int:

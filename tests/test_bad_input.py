@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from faults import data_sets
-from faults.data_sets import WordProcessor
 from reporting import tiny_run
 from support.commands import Result, run
 from support.rows import picture, rows
+from support.words import WordProcessor
 
 from dapo_stages.manifests import read_manifest
 from dapo_stages.outputs import Plan

@@ -343,7 +343,7 @@ def test_rows_are_found_by_key_in_any_order(readers: list[ShardReader]) -> None:
     assert [row["problem"] for row in table.all("p4")] == ["8", "9"]
     assert [row["problem"] for row in table.all("p12")] == ["24"]
     assert "p12" in table and "p13" not in table
-    with pytest.raises(KeyError):
+    with pytest.raises(DataError, match=r"found no row of prompt_id p13; needed one\."):
         table.one("p13")
 
 

@@ -69,9 +69,11 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         if seen and path.exists() and not path.is_file():  # the first may be a pipe of the shell
             raise OSError("no regular file")
         values = yaml.load(read_text(path, _MOST), _strict_loader()) or {}
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: found invalid YAML ({reason}); needed valid YAML. Mend the file.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: found YAML nested too deeply; needed valid YAML. Mend the file.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: found no file that can be read ({error}); needed a YAML file. Name one, such as "

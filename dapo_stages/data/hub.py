@@ -101,11 +101,14 @@ def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
     wanted = wanted_columns(data.columns)
 
     def rows() -> Iterator[dict[str, Any]]:
+        number = 0
         try:
-            yield from loaded
+            for row in loaded:
+                yield row
+                number += 1
         except Exception as error:  # a connection lost half-way, a damaged file
-            found = f"rows that cannot be read ({_short(error)})"
-            raise DataError(data.source, found, "every row", _LOCAL_COPY) from None
+            found = f"a row that cannot be read ({_short(error)})"
+            raise DataError(f"{data.source} row {number}", found, "every row", _LOCAL_COPY) from None
 
     number = len(loaded) if hasattr(loaded, "__len__") else None
     columns = [] if number == 0 else list(loaded.features or next(rows(), {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,21 +90,29 @@ class Table:
         try:
             # A small buffer instead of whole column chunks: other writers' row groups may hold hundreds of pictures.
             return pq.ParquetFile(self.path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # names of columns may be any bytes
             raise self._damaged(error) from None
 
     def _of_parquet(self) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
+        from dapo_stages.checks import undecodable
+
         with self._parquet() as file:
             names = file.schema_arrow.names
             needed = [name for name, new in zip(names, _renamed(self.path, names), strict=True) if new in self.wanted]
+            before = 0
             try:
                 for group in range(file.metadata.num_row_groups):
                     rows = self._rows_at_once(file.metadata.row_group(group), needed)
                     for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=needed):
                         yield from batch.to_pylist()
-            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                        before += batch.num_rows
+            except UnicodeDecodeError as error:
+                if (fault := undecodable(batch)) is None:
+                    raise self._damaged(error) from None
+                raise self._unreadable(f"row {before + fault.row}", fault.found) from None
+            except (OSError, pa.ArrowException) as error:
                 raise self._damaged(error) from None
 
     def _rows_at_once(self, group: Any, columns: list[str]) -> int:
@@ -122,22 +130,40 @@ class Table:
 
     def _of_lines(self) -> Iterator[dict[str, Any]]:
         try:
-            with self.path.open(encoding="utf-8-sig") as file:
-                for number, line in enumerate(lines(file, _LONGEST_LINE), start=1):
+            with self.path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+                for number, line in enumerate(self._utf8(lines(file, _LONGEST_LINE)), start=1):
                     if line.strip():
-                        yield self._object(json.loads(line), f"line {number}")
-        except (ValueError, OSError, RecursionError) as error:
+                        yield self._object(self._json(line, number), f"line {number}")
+        except (ValueError, OSError) as error:
             raise self._damaged(error) from None
+
+    def _json(self, line: str, number: int) -> Any:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self._unreadable(f"line {number}", f"no JSON ({_short(error)})") from None
+
+    def _utf8(self, lines: Iterable[str]) -> Iterator[str]:
+        """Lines that were opened with surrogateescape; raises DataError naming the first that is not UTF-8."""
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                raise self._unreadable(f"line {number}", "text that is not UTF-8") from None
+            yield line
 
     def _of_json(self) -> Iterator[dict[str, Any]]:
         """A list of objects, an object that holds one such list, or JSON lines under the wrong name."""
+        text = ""
         try:
-            content = json.loads(read_text(self.path, REPORT).removeprefix("\ufeff"))
-        except json.JSONDecodeError:
+            read = read_text(self.path, REPORT, errors="surrogateescape").removeprefix("\ufeff")
+            text = "\n".join(self._utf8(read.split("\n")))
+            content = json.loads(text)
+        except (ValueError, OSError, RecursionError) as error:
+            if not isinstance(error, json.JSONDecodeError) or text.lstrip().startswith("["):
+                raise self._damaged(error) from None
             yield from self._of_lines()
             return
-        except (ValueError, OSError, RecursionError) as error:
-            raise self._damaged(error) from None
         if isinstance(content, dict):
             lists = [value for value in content.values() if isinstance(value, list)]
             content = lists[0] if len(lists) == 1 else [content]
@@ -147,15 +173,20 @@ class Table:
             yield self._object(row, f"entry {number}")
 
     def _of_csv(self) -> Iterator[dict[str, Any]]:
+        csv.field_size_limit(_LONGEST_LINE)  # else a cell of 128 KiB ends the whole file, not its row
+        number = 0
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                for number, row in enumerate(csv.DictReader(lines(file, _LONGEST_LINE), strict=True), start=1):
+            with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                content = csv.DictReader(self._utf8(lines(file, _LONGEST_LINE)), strict=True)
+                for number, row in enumerate(content, start=1):
                     if None in row:
                         raise DataError(
                             self.path, f"more cells than the header has, in row {number}", "as many", "Mend it."
                         )
                     yield row
-        except (csv.Error, ValueError, OSError) as error:
+        except csv.Error as error:
+            raise self._unreadable(f"row {number + 1}", f"no CSV ({_short(error)})") from None
+        except (ValueError, OSError) as error:
             raise self._damaged(error) from None
 
     def _object(self, row: Any, where: str) -> dict[str, Any]:
@@ -164,8 +195,15 @@ class Table:
         return row
 
     def _damaged(self, error: Exception) -> DataError:
-        reason = " ".join(str(error).split())[:200]
-        return DataError(self.path, f"a damaged file ({reason})", f"a whole {self._suffix} file", "Mend or replace it.")
+        found, needed = f"a damaged file ({_short(error)})", f"a whole {self._suffix} file"
+        return DataError(self.path, found, needed, "Mend or replace it.")
+
+    def _unreadable(self, where: str, found: str) -> DataError:
+        return DataError(f"{self.path} {where}", found, f"a whole {self._suffix} file in UTF-8", "Mend the file.")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _renamed(path: Path, names: list[str]) -> list[str]:

@@ -13,9 +13,10 @@ def token_weights(
 ) -> tuple[FloatArray, bool]:
     """Weight of each token of a completion, [T] -> [T], and whether the mean 1 was reached.
 
-    What a token counts under a scheme (maths/schemes.py, not negative) is smoothed along the tokens, divided by its
-    mean and brought into `clip` (lo < 1 < hi). Invariants: lo <= w <= hi; with `mean_preserving` the mean is 1, so that
-    weighting moves the loss between tokens and does not scale it. Without, the mean after clipping is what it is.
+    What a token counts under a scheme (maths/schemes.py; what rounding has put below 0 is 0) is smoothed along the
+    tokens, divided by its mean and brought into `clip` (lo < 1 < hi). Invariants: lo <= w <= hi; with `mean_preserving`
+    the mean is 1, so that weighting moves the loss between tokens and does not scale it. Without, the mean after
+    clipping is what it is.
 
     A token whose value is not finite (it saw nothing of the picture, or there is none) gets weight exactly 1 and takes
     no part in smoothing and scaling, where its neighbours close up. No token, none with a finite value, or nothing but
@@ -24,9 +25,9 @@ def token_weights(
     values = np.asarray(raw_T, dtype=np.float64)
     known = np.isfinite(values)
     weights = np.ones(len(values))
-    if not values[known].any():
+    raw = np.maximum(values[known], 0.0)
+    if not raw.any():
         return weights, True
-    raw = values[known]
     if smooth_sigma > 0:
         raw = smooth(raw, smooth_sigma)
     raw = raw / raw.mean()

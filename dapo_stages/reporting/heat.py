@@ -22,13 +22,11 @@ LIMIT = 256 * 1024  # bytes of a completion's maps: beyond that, blocks of image
 
 def pictured(source: Source) -> set[str]:
     """The completions whose attention is kept per image token."""
-    import pyarrow.parquet as pq
-
     found = set()
     for shard in source.shards("attention"):
-        with pq.ParquetFile(source.verified(shard), page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["completion_id", "patch_attention_all"])
+        with source.reader("attention", shard) as reader:
+            for group in range(len(reader.row_group_sizes)):
+                table = reader.table(group, ["completion_id", "patch_attention_all"])
                 kept = table["patch_attention_all"].is_valid().to_pylist()
                 found |= {key for key, there in zip(table["completion_id"].to_pylist(), kept, strict=True) if there}
     return found
@@ -39,16 +37,14 @@ def patch_attention(source: Source, wanted: set[str]) -> Iterator[tuple[str, Pat
 
     Read as arrays, a row group at a time: as Python numbers a single row group could fill the memory.
     """
-    import pyarrow.parquet as pq
-
     columns = {segment: f"patch_attention_{segment}" for segment in SEGMENTS}
     for shard in source.shards("attention"):
-        with pq.ParquetFile(source.verified(shard), page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                keys = file.read_row_group(group, columns=["completion_id"])["completion_id"].to_pylist()
+        with source.reader("attention", shard) as reader:
+            for group in range(len(reader.row_group_sizes)):
+                keys = reader.table(group, ["completion_id"])["completion_id"].to_pylist()
                 if wanted.isdisjoint(keys):
                     continue
-                table = file.read_row_group(group, columns=list(columns.values()))
+                table = reader.table(group, list(columns.values()))
                 for index, key in enumerate(keys):
                     if key in wanted:
                         cells = {segment: table[name][index] for segment, name in columns.items()}
@@ -60,7 +56,8 @@ def patch_attention(source: Source, wanted: set[str]) -> Iterator[tuple[str, Pat
 
 
 def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] | None:
-    """What the page needs to draw where each token looked; None if the numbers do not fit the pictures.
+    """What the page needs to draw where each token looked; None if the numbers do not fit the pictures, or
+    are not finite.
 
     `data` is one byte per cell, [layers, tokens + 1, cells]: a row's brightest cell is 255, the last row is the mean
     over tokens. `seen` [layers, tokens + 1] is the share of the attention that is on the pictures. Where `block` is
@@ -70,7 +67,7 @@ def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] 
 
     looks_STV = np.stack([np.concatenate([look, look.mean(axis=0, keepdims=True)]) for look in patches.values()])
     shapes = shapes_of(grid_thw, looks_STV.shape[2])
-    if shapes is None or looks_STV.shape[1] < 2:
+    if shapes is None or looks_STV.shape[1] < 2 or not np.isfinite(looks_STV).all():
         return None
     block, per_cell = 1, looks_STV.shape[0] * looks_STV.shape[1]
     while per_cell * sum(_cells(shape, block) for shape in shapes) > LIMIT and block < max(max(s) for s in shapes):

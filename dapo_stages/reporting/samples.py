@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -64,9 +65,9 @@ def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> 
         "finish_reason": row["finish_reason"],
         "tokens": row["token_texts"],
         "token_weights": weight.get("token_weights") or [],
-        "token_vgr": looked.get("vgr") or [],
-        "vgr": looked.get("vgr_all"),
-        "aei_vision": looked.get("aei_vision_all"),
+        "token_vgr": [_finite(vgr) for vgr in looked.get("vgr") or ()],
+        "vgr": _finite(looked.get("vgr_all")),
+        "aei_vision": _finite(looked.get("aei_vision_all")),
         "attention_status": looked.get("status"),
         "reward": weight.get("reward"),
         "rewards": {name.removeprefix("reward_"): value for name, value in rewards.items()},
@@ -108,6 +109,11 @@ def _group(prompt: Row, completions: list[Sample]) -> Sample:
         "images": [image_of(image) for image in prompt["images"] or []],
         "completions": shown,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """A completion that saw nothing of the picture has no VGR; JSON knows no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _reward(sample: Sample) -> float:

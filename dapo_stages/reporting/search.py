@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +100,11 @@ def _locate(source: Source, kind: str, key: str, value: str) -> tuple[Path, int,
 
 def _disagreeing(rows: list[Row], attention: Source | None, run: Path) -> list[str]:
     scored = attention.rows("attention", ["completion_id", "vgr_all"]) if attention else ()
-    vgr = {row["completion_id"]: row["vgr_all"] for row in scored if row["vgr_all"] is not None}
+    vgr = {
+        row["completion_id"]: row["vgr_all"]
+        for row in scored
+        if row["vgr_all"] is not None and isfinite(row["vgr_all"])
+    }
     known = sorted((row for row in rows if row["completion_id"] in vgr), key=lambda row: vgr[row["completion_id"]])
     if not known:
         raise DataError(run, "no VGR of any completion", "attention scores", "Run score-attention, or --find worst.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 NOTHING = "–"
@@ -11,6 +10,9 @@ NOTHING = "–"
 _MARKDOWN = re.compile(
     r"([\\`*_\[\]<>|~$&#]|:(?=//)|(?<=www)\.)", re.IGNORECASE
 )  # the last two make links by themselves
+# Controls but line break and tab; marks, embeddings, overrides and isolates of direction, which reorder text; lines
+# that end unseen; halves of characters. A zero-width joiner stays: it is part of some scripts and emoji.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _BACKTICKS = re.compile(r"`+")
 
 
@@ -35,7 +37,7 @@ def percent(value: float | None) -> str:
 
 def visible(text: str) -> str:
     """Control and direction characters as symbols, so that text can neither steer a terminal nor reorder a line."""
-    return text if text.isprintable() else "".join(_visible(character) for character in text)
+    return _UNSEEN.sub(lambda found: _visible(found[0]), text)
 
 
 def one_line(text: str) -> str:
@@ -67,22 +69,8 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def _visible(character: str) -> str:
     code = ord(character)
-    if character in "\n\t":
-        return character
     if code < 0x20:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "␡"
-    if 0xD800 <= code <= 0xDFFF:
-        return "�"
-    # Cc: C1 controls; Zl, Zp: lines that end unseen. Of Cf only what reorders text (a zero-width joiner is part of some
-    # scripts and emoji).
-    if unicodedata.category(character) in {"Cc", "Zl", "Zp"} or character in _MARKS:
-        return f"⟨U+{code:04X}⟩"
-    if unicodedata.bidirectional(character) in _REORDERING:
-        return f"⟨U+{code:04X}⟩"
-    return character
-
-
-_REORDERING = frozenset({"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"})
-_MARKS = frozenset("\u200e\u200f\u061c")  # left-to-right, right-to-left and Arabic letter mark
+    return "�" if 0xD800 <= code <= 0xDFFF else f"⟨U+{code:04X}⟩"

@@ -13,6 +13,7 @@ import typer
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress
+from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, write_text
@@ -91,12 +92,13 @@ class Evaluation:
         self._settings = config.evaluate
 
     def run(self) -> None:
-        """Answer, then put the figures into metrics.json."""
-        data = self._output.plan.inputs["data"]
-        total = int(data.manifest.counts.get("held_out", 0))
+        """Answer, then put the figures into metrics.json. Raises DataError where nothing is held out."""
+        data, size = self._output.plan.inputs["data"], self._settings.questions_per_shard
+        total = sum(shard.rows or 0 for shard in data.shards("held_out"))
+        if not total:
+            raise DataError(data.folder, "no held-out questions", "at least one", "Run prepare-data on more rows.")
         if self._settings.max_questions is not None:
             total = min(total, self._settings.max_questions)
-        size = self._settings.questions_per_shard
         parts = [range(start, min(total, start + size)) for start in range(0, total, size)]
         with data.index("held_out") as table, progress("evaluate: questions", total) as advance:
 

@@ -45,6 +45,7 @@ def main(
     """
     from dapo_stages.console import answer
     from dapo_stages.reporting import search
+    from dapo_stages.reporting.text import one_line
 
     if (completion_id is None) == (find is None):
         raise typer.BadParameter("name either a completion id or --find worst|best|disagree.")
@@ -58,7 +59,7 @@ def main(
         return
     _show(hit, picture)
     if further:
-        print(f"\nNext after it: {', '.join(further)}")
+        print(f"\nNext after it: {', '.join(map(one_line, further))}")
 
 
 def _result(hit: Hit) -> dict[str, Any]:

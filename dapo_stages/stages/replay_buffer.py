@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapo_stages.config import ReplayConfig
+from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output
 from dapo_stages.shards import Row
@@ -91,7 +93,13 @@ class ReplayBuffer:
         rows = self._rows("buffer", ["group_id", "iteration", "score", "mean_reward", "std_reward"])
         # A buffer of this iteration or a later one would bring a group's completions in twice.
         oldest, newest = self._iteration - self._settings.max_staleness, self._iteration - 1
-        return [Entry(**row) for row in rows if oldest <= row["iteration"] <= newest]
+        entries = [Entry(**row) for row in rows if oldest <= row["iteration"] <= newest]
+        for entry in entries:
+            if entry.score < 0:
+                raise self._unusable(
+                    "buffer", f"{entry.score:g} in column score of group {entry.group_id}", "0 or more"
+                )
+        return entries
 
     def _read_groups(self, weights: Mapping[str, float]) -> dict[str, GroupScores]:
         import numpy as np
@@ -101,6 +109,8 @@ class ReplayBuffer:
         for row in self._rows("buffer-completions", [*reward_columns(plugins), "reward_vgr"]):
             if row["group_id"] in members:
                 members[row["group_id"]].append(row)
+        if missing := [group_id for group_id, rows in members.items() if not rows]:
+            raise self._unusable("buffer-completions", f"no completion of group {missing[0]}", "at least one")
         return {
             entry.group_id: score_group(
                 entry.group_id,
@@ -141,6 +151,11 @@ class ReplayBuffer:
                     key = row["completion_id"]
                     if key in vgr:
                         yield row | {"reward_vgr": vgr[key], "token_weights": weights[key]}
+
+    def _unusable(self, kind: str, found: str, needed: str) -> DataError:
+        folder = self._source.folder if self._source is not None else Path()
+        do = "Run weight-tokens again for the iteration before, or leave --replay out."
+        return DataError(folder / f"{kind}-00000.parquet", found, needed, do)
 
     def _rows(self, kind: str, columns: list[str] | None = None) -> Iterator[Row]:
         return self._source.rows(kind, columns) if self._source is not None else iter(())

@@ -19,7 +19,7 @@ from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
 from dapo_stages.stages.policies import base_of, check_policy, open_policy
-from dapo_stages.stages.sampled import as_sampled
+from dapo_stages.stages.sampled import as_sampled, check_tokens, groups_of
 
 if TYPE_CHECKING:
     import torch
@@ -110,15 +110,15 @@ class Scoring:
 
     def _shard(self, number: int) -> tuple[list[Row], dict[str, list[Row]]]:
         """Prompts of a shard, and each one's completions."""
-        prompt_shard = self._rollouts.shards("prompts")[number]
-        completion_shard = self._rollouts.shards("completions")[number]
-        with self._rollouts.reader("prompts", prompt_shard) as reader:
-            prompts = list(reader.rows())
-        members: dict[str, list[Row]] = {prompt["group_id"]: [] for prompt in prompts}
-        with self._rollouts.reader("completions", completion_shard) as reader:
-            for row in reader.rows(["completion_id", "group_id", "completion_ids"]):
-                members[row["group_id"]].append(row)
+        prompts, members = groups_of(self._rollouts, number, None, ["completion_id", "group_id", "completion_ids"])
+        for prompt in prompts if any(map(self._wants, prompts)) else ():
+            self._check(prompt["group_id"], "prompt_ids", prompt["prompt_ids"])
+            for row in members[prompt["group_id"]]:
+                self._check(row["completion_id"], "completion_ids", row["completion_ids"])
         return prompts, members
+
+    def _check(self, key: str, column: str, ids: list[int]) -> None:
+        check_tokens(self._rollouts.folder, column, key, ids, self._policy.vocabulary)
 
     def _score(self, prompts: list[Row], members: dict[str, list[Row]], pictured: frozenset[str]) -> dict[str, Row]:
         from dapo_stages.models.inputs import prompt_of

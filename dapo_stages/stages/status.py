@@ -106,6 +106,7 @@ def _print_states(progress: Progress) -> None:
 def _print_figures(progress: Progress) -> None:
     from dapo_stages.reporting.runs import seconds_of
     from dapo_stages.reporting.tables import overview
+    from dapo_stages.reporting.text import one_line
 
     figures = _latest_figures(progress)
     if not figures:
@@ -113,7 +114,7 @@ def _print_figures(progress: Progress) -> None:
     seconds = {figures["iteration"]: seconds_of(progress.run, figures["iteration"])}
     table = overview([figures], seconds, stages=False)
     facts = ", ".join(f"{name} {value}" for name, value in zip(table.headers, table.rows[0], strict=True))
-    print(f"\nLast report: {facts}")
+    print(f"\nLast report: {one_line(facts)}")
 
 
 def _latest_figures(progress: Progress) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.shards import Row, RowLookup
 from dapo_stages.stages.policies import version_of
+from dapo_stages.stages.sampled import check_tokens
 
 if TYPE_CHECKING:
     from dapo_stages.models.batches import Sample, TrainGroup
     from dapo_stages.models.packing import Prompt
     from dapo_stages.models.policy import Policy
 
+_LARGEST = 3.4028234663852886e38  # number of float32
 _PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
 # Columns that are read.
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "importance", "token_weights")
@@ -27,7 +29,8 @@ _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_
 def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> list[TrainGroup]:
     """The groups with completions in the loss. Token lists are in memory, pictures are read when needed.
 
-    Files stay open until `stack` is closed. Raises DataError where weights and completions do not go together.
+    Files stay open until `stack` is closed. Raises DataError where weights and completions do not go together, and
+    where anything is not finite, or not as long as its completion: nothing like that gets as far as a loss.
     """
     from dapo_stages.models.batches import TrainGroup
     from dapo_stages.models.inputs import prompt_of
@@ -44,27 +47,35 @@ def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> 
         source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
         for source, (folder, _, kind) in sources.items()
     }
-    image = policy.tokens.image_token_id
-    sizes = {
-        (source, row["group_id"]): (len(row["prompt_ids"]), image is not None and image in row["prompt_ids"])
-        for source, (folder, kind, _) in sources.items()
-        for row in folder.rows(kind, ("group_id", "prompt_ids"))
-    }
+    image, vocabulary = policy.tokens.image_token_id, policy.tokens.vocabulary
+    sizes: dict[tuple[str, str], tuple[int, bool]] = {}
+    for source, (folder, kind, _) in sources.items():
+        for row in folder.rows(kind, ("group_id", "prompt_ids")):
+            check_tokens(folder.folder, "prompt_ids", row["group_id"], row["prompt_ids"], vocabulary)
+            sizes[source, row["group_id"]] = len(row["prompt_ids"]), image is not None and image in row["prompt_ids"]
 
     @lru_cache(maxsize=_PROMPTS_KEPT)
     def read(source: str, group_id: str) -> Prompt:
         return prompt_of(prompts[source].one(group_id), policy.processor)
 
     groups: dict[tuple[str, str], TrainGroup] = {}
+    seen: set[tuple[str, str]] = set()
     for row in weights.rows("weights", _WEIGHTS):
         if row["in_loss"]:
             key = source, group_id = row["source"], row["group_id"]
+            if source not in sources:
+                raise _not_of_these(weights, f"the source {source} of completion {row['completion_id']}")
+            if (source, row["completion_id"]) in seen:
+                raise _not_of_these(weights, f"completion {row['completion_id']} twice")
+            seen.add((source, row["completion_id"]))
             if key not in sizes:
                 raise _not_of_these(weights, f"weights of group {group_id} ({source}), whose prompt is not there")
             if key not in groups:
                 prompt = partial(read, source, group_id)
                 groups[key] = TrainGroup(group_id, prompt, [], *sizes[key], replayed=source == "replay")
-            groups[key].samples.append(_sample(row, completions[source], weights, version))
+            sample = _sample(row, completions[source], weights, version)
+            check_tokens(sources[source][0].folder, "completion_ids", row["completion_id"], sample.ids, vocabulary)
+            groups[key].samples.append(sample)
     return list(groups.values())
 
 
@@ -81,7 +92,11 @@ def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> 
         raise DataError(weights.folder, found, "one per token", "Run weight-tokens again.")
     sampling = array("f", completion["sampling_logprobs"])
     lag = version - completion["policy_version"]
-    advantage = row["advantage"] * (1.0 if row["importance"] is None else row["importance"])
+    importance = 1.0 if row["importance"] is None else row["importance"]
+    advantage = row["advantage"] * importance
+    if abs(advantage) > _LARGEST:
+        found = f"advantage {row['advantage']:g} times importance {importance:g} for {row['completion_id']}"
+        raise DataError(weights.folder, found, "what float32 holds", "Run weight-tokens again.")
     return Sample(array("i", ids), sampling, array("f", per_token), advantage, lag)
 
 

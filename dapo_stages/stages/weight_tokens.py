@@ -18,6 +18,7 @@ from dapo_stages.stages import frame
 from dapo_stages.stages.group_scores import GroupScores, reward_columns, reward_weights, score_group
 from dapo_stages.stages.options import ConfigFile, DryRun, Iteration, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.replay_buffer import ReplayBuffer
+from dapo_stages.stages.sampled import groups_of
 
 SECTIONS = ("weights", "planned_iterations")
 _LOGPROBS = ("--set attention.logprobs=true", "attention.logprobs: true")
@@ -147,17 +148,13 @@ class Weighting:
 
     def _fresh_groups(self) -> Iterator[GroupScores]:
         """The kept groups of this iteration."""
-        for shard, completions in enumerate(self._rollouts.shards("completions")):
-            with self._rollouts.reader("prompts", self._rollouts.shards("prompts")[shard]) as reader:
-                kept = [row["group_id"] for row in reader.rows(["group_id", "kept"]) if row["kept"]]
+        columns = reward_columns(self._output.plan.rewards)
+        for shard in range(len(self._rollouts.shards("completions"))):
+            prompts, members = groups_of(self._rollouts, shard, ["group_id", "kept"], columns)
             looks = {row["completion_id"]: row["vgr_all"] for row in self._attention_rows(shard, "vgr_all")}
-            members: dict[str, list[Row]] = {group_id: [] for group_id in kept}
-            with self._rollouts.reader("completions", completions) as reader:
-                for row in reader.rows(reward_columns(self._output.plan.rewards)):
-                    if row["group_id"] in members:
-                        members[row["group_id"]].append(row)
-            for group_id, rows in members.items():
-                yield self._group(group_id, rows, looks, shard)
+            for prompt in prompts:
+                if prompt["kept"]:
+                    yield self._group(prompt["group_id"], members[prompt["group_id"]], looks, shard)
 
     def _group(self, group_id: str, rows: list[Row], looks: dict[str, float | None], shard: int) -> GroupScores:
         import numpy as np
@@ -288,7 +285,10 @@ class Weighting:
         }
 
     def _attention_rows(self, shard: int, *columns: str) -> Iterator[Row]:
-        with self._attention.reader("attention", self._attention.shards("attention")[shard]) as reader:
+        shards = self._attention.shards("attention")
+        if len(shards) != len(self._rollouts.shards("completions")):
+            raise self._other_attention(f"{len(shards)} shards", f"{len(self._rollouts.shards('completions'))}")
+        with self._attention.reader("attention", shards[shard]) as reader:
             yield from reader.rows(["completion_id", *columns])
 
     def _other_attention(self, found: str, needed: str) -> DataError:

@@ -238,7 +238,7 @@ def test_a_folder_without_tables_is_refused(tmp_path: Path, configure: Configure
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"image": 1}\n{"image"', "a damaged file ("),
+        ("a.jsonl", '{"image": 1}\n{"image"', "no JSON ("),
         ("a.jsonl", "[1]\n", "a.jsonl line 1: found a list; needed an object"),
         ("a.json", "[1]", "a.json entry 0: found a int; needed an object"),
         ("a.csv", "a,b\n1,2,3\n", "more cells than the header has, in row 1"),

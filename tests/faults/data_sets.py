@@ -5,23 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from support.commands import Result, run
 
 Cell = bytes | str | None  # a picture's bytes, its path, or nothing
-
-
-class WordProcessor:
-    """Stands in for a model's processor: a token per word."""
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **_: Any) -> str:
-        return " ".join(part.get("text", "") for turn in conversation for part in turn["content"])
-
-    def __call__(self, text: list[str], **_: Any) -> dict[str, Any]:
-        return {"input_ids": [list(range(len(text[0].split())))]}
 
 
 def write_rows(path: Path, pictures: Sequence[Cell]) -> Path:

@@ -27,6 +27,7 @@ def publish(folder: Path, stage: str, *, policy: dict[str, Any] | None = None, n
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a manifest and give it the hash that belongs to it now."""
     values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    values.pop("checksum", None)  # manifests of older versions have none
     change(values)
     shards = [Shard(**shard) for shard in values["shards"]]
     values["content_hash"] = content_hash(values["stage"], values["config"], values["seed"], shards)

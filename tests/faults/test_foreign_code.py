@@ -20,6 +20,7 @@ from jinja2 import Environment
 from PIL import Image
 from reporting import tiny_run
 from support.commands import ROOT, Result, run
+from support.words import WordProcessor
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import DapoStagesError
@@ -249,7 +250,7 @@ def test_a_pickle_is_no_table(kind: Callable[[Path], bytes], name: str, canary: 
 def test_a_script_beside_the_rows_is_left_alone(
     name: str, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: data_sets.WordProcessor())
+    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_text(payloads.module(canary))
     result = data_sets.prepare(tmp_path / "set", tmp_path)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from reporting import tiny_run
 from support.commands import Result
+from support.words import WordProcessor
 
 from dapo_stages.manifests import read_manifest
 from faults import data_sets, forged
@@ -30,7 +31,7 @@ GIGABYTES = 4 << 30
 
 @pytest.fixture(autouse=True)
 def _without_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: data_sets.WordProcessor())
+    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
 
 
 def prepare(source: Path, folder: Path, *args: object) -> Result:
@@ -216,10 +217,13 @@ def test_a_huge_table_without_a_line_is_refused(ending: str, tmp_path: Path) -> 
     refused(prepare(sparse(tmp_path / f"rows.{ending}", 300 * MIB), tmp_path), f"rows.{ending}: found a damaged file (")
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_brackets_without_an_end_are_refused(ending: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [("json", "rows.json: found a damaged file ("), ("jsonl", "rows.jsonl line 1: found no JSON (")],
+)
+def test_brackets_without_an_end_are_refused(ending: str, words: str, tmp_path: Path) -> None:
     (tmp_path / f"rows.{ending}").write_text("[" * 1_000_000)
-    refused(prepare(tmp_path / f"rows.{ending}", tmp_path), "found a damaged file (")
+    refused(prepare(tmp_path / f"rows.{ending}", tmp_path), words)
 
 
 # ---- files of a run

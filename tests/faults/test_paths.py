@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from reporting import tiny_run
 from support.commands import Result, run
+from support.words import WordProcessor
 
 from dapo_stages.config import Config, JudgeConfig
 from dapo_stages.data.images import BadImage
@@ -96,7 +97,7 @@ def test_a_picture_outside_the_folder_is_not_read(kind: str, name: str, strange:
 
 
 def test_such_rows_are_dropped_and_counted(strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: data_sets.WordProcessor())
+    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
     paths = [name.format(outside=strange.parent) for name in PATHS]
     table = data_sets.write_rows(strange / "all.parquet", ["pics/red.png", "pics/red.png", *paths])
     assert data_sets.prepare(table, tmp_path).code == 0

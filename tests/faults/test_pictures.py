@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.words import WordProcessor
 
 from dapo_stages.manifests import Source, read_manifest
 from dapo_stages.shards import Row
@@ -34,7 +35,7 @@ BAD_FILES = {
 @pytest.fixture(scope="module")
 def without_model() -> Any:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: data_sets.WordProcessor())
+        patched.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
         yield
 
 

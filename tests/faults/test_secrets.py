@@ -15,6 +15,7 @@ from support.commands import Result, fresh, run
 from support.judge import JudgeServer
 from support.pipeline import Run
 from support.server import FakeServer, Fault, fails
+from support.words import WordProcessor
 
 from dapo_stages.config import JudgeConfig
 from dapo_stages.errors import ConfigError, EngineError
@@ -146,7 +147,7 @@ def test_doctor_says_only_whether_they_are_set(tiny: Path, monkeypatch: pytest.M
 
 
 def test_preparing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: data_sets.WordProcessor())
+    monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
     table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE, b"no", "/proc/self/environ"])
     clean(data_sets.prepare(table, tmp_path))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
-from reporting import tiny_run
+from reporting import hostile_run
+from reporting.hostile_run import FIELDS, PAYLOADS, shown
 from support.browser import complaints, requests, visit
 from support.commands import run as command
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Plan
 from dapo_stages.reporting.html import render
 from dapo_stages.reporting.pictures import thumbnail
 from dapo_stages.reporting.tables import Table
@@ -23,72 +22,11 @@ from dapo_stages.reporting.tables import Table
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-# What is said -> what is shown (None: just that). Control and direction characters are shown as symbols.
-PAYLOADS: list[tuple[str, str | None]] = [
-    ("<script>alert(1)</script>", None),
-    ("</script><script>alert(2)</script>", None),
-    ("</textarea><img src=x onerror=alert(3)>", None),
-    ("<!-- <script> -->", None),
-    ("--><svg onload=alert(4)>", None),
-    ("</style><style>*{display:none}</style>", None),
-    ("</title></head><body>", None),
-    ('"><iframe src="http://example.org">', None),
-    ("' onmouseover='alert(5)", None),
-    ("javascript:alert(6)", None),
-    ("<a href=javascript:alert(7)>x</a>", None),
-    ("&lt;b&gt; &amp; &#60;script&#62; &nbsp;", None),
-    ("[/box] [bold]x[/bold] [link=file:///etc/passwd]x[/link]", None),
-    ("| a | b |\n|---|---|\n| 1 | 2 |", None),
-    ("```\n# heading\n```", None),
-    ("{{ 7*7 }} {% raw %} ${7*7} <%= 7*7 %>", None),
-    ('\\u003cscript\\u003e \\x3c \\" \\n', None),
-    ("\u202eright to left\u202c", "⟨U+202E⟩right to left⟨U+202C⟩"),
-    ("\u2066isolated\u2069 \u200fמשמאל لليمين", "⟨U+2066⟩isolated⟨U+2069⟩ ⟨U+200F⟩משמאל لليمين"),
-    ("\x1b[31mred\x1b[0m \x07bell \x00nul \x7fdel", "␛[31mred␛[0m ␇bell ␀nul ␡del"),
-    ("\x9b31m C1 \x85", "⟨U+009B⟩31m C1 ⟨U+0085⟩"),
-    ("line\u2028separator\u2029paragraph", "line⟨U+2028⟩separator⟨U+2029⟩paragraph"),
-    ("a\u0301 e\u200dzero 👩‍👩‍👧 𝕏 标题", None),
-    ("__proto__ constructor toString", None),
-    ("]]> <![CDATA[x]]> <?xml?> %00 \t tab", None),
-]
-FIELDS = ("problem", "solution", "slice", "group", "prompt", "completion", "token", "why", "finish")
-LINES = {"problem", "solution", "token"}  # they keep their line breaks; elsewhere text stays on one line
-
-
-def mark(case: int, field: str, text: str) -> str:
-    return f"{case}:{field}:{text}:{case}"
-
-
-def shown(case: int, field: str) -> str:
-    said, seen = PAYLOADS[case]
-    text = seen or said
-    return mark(case, field, text if field in LINES else text.replace("\n", "⏎").replace("\t", " "))
-
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a group for each payload, which says it in every field that can."""
-    run = tiny_run.build(tmp_path_factory.mktemp("runs") / "hostile", last="rollout")
-    tables: dict[str, list[dict[str, Any]]] = {"prompts": [], "completions": [], "weights": []}
-    for case, (text, _) in enumerate(PAYLOADS):
-        group = mark(case, "group", text)
-        prompt = {"group_id": group, "prompt_id": mark(case, "prompt", text), "slice": mark(case, "slice", text)}
-        prompt |= {"problem": mark(case, "problem", text), "solution": mark(case, "solution", text)}
-        key = {"group_id": group, "completion_id": mark(case, "completion", text)}
-        tokens = {"token_texts": [mark(case, "token", text), " end"], "completion_ids": [1, 2]}
-        tokens |= {"sampling_logprobs": [-1.0, -1.0], "finish_reason": mark(case, "finish", text)}
-        tables["prompts"].append(tiny_run.prompt(3, 0, correct=1) | prompt)
-        tables["completions"].append(tiny_run.completion(3, 0, 0) | tokens | key)
-        weight: dict[str, Any] = {"source": "fresh", "source_iteration": 3, "reward": 1.0, "reward_accuracy": 1.0}
-        weight |= {"reward_vgr": 0.0, "reward_format": 1.0, "reward_overlong": 0.0, "reward_phase": "regular"}
-        weight |= {"advantage": 0.5, "importance": None, "token_weights": [0.5, 1.5], "in_loss": False}
-        tables["weights"].append(weight | key | {"why": mark(case, "why", text)})
-    here = run / "iter-0003"
-    plan = Plan("rollout", here / "rollout", {"iteration": 3}, 1, {"policy": Source(run / "policy")})
-    kinds = ("prompts", "completions")
-    tiny_run.publish(plan, lambda output: [output.write(kind, 0, tables[kind]) for kind in kinds] and None)
-    plan = Plan("weight-tokens", here / "weights", {}, 1, {"rollouts": Source(here / "rollout")})
-    tiny_run.publish(plan, lambda output: output.write("weights", 0, tables["weights"]))
+    """The page of a run with a group for each payload, which says it in every field that can."""
+    run = hostile_run.build(tmp_path_factory.mktemp("runs") / "hostile")
     result = command("report", "--config", run / "config.yaml", "--run", run, "--iteration", 3)
     assert result.code == 0, result.stderr
     return run / "report.html"
