@@ -31,8 +31,8 @@ CONFIG := $(R)/config.yaml
 endif
 endif
 # The first value of a top-level key: in SET, in the configuration, in what that extends.
-chain = $(1) $(foreach base,$(shell sed -n 's/^extends: *\([^ \#]*\).*/\1/p' $(1)),$(call chain,$(if $(filter /%,$(base)),$(base),$(dir $(1))$(base))))
-key   = $(firstword $(patsubst $(1)=%,%,$(filter $(1)=%,$(SET))) $(foreach file,$(call chain,$(CONFIG)),$(shell sed -n 's/^$(1): *\([0-9]*\).*/\1/p' $(file))))
+chain = $(1) $(foreach base,$(shell sed -n 's/^extends: *\([^ \#]*\).*/\1/p' $(1) 2>/dev/null),$(call chain,$(if $(filter /%,$(base)),$(base),$(dir $(1))$(base))))
+key   = $(firstword $(patsubst $(1)=%,%,$(filter $(1)=%,$(SET))) $(foreach file,$(call chain,$(CONFIG)),$(shell sed -n 's/^$(1): *\([0-9]*\).*/\1/p' $(file) 2>/dev/null)))
 ifeq ($(origin ITERS),undefined)
 ITERS := $(or $(call key,planned_iterations),100)
 endif
@@ -320,7 +320,7 @@ notebook: $(VENV)/ready-dev ## run pipelines/notebooks/inspect.ipynb on the run 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
 
-pictures: $(VENV)/ready-dev ## docs/report.png and report-phone.png from the report of RUN (Chromium and chromedriver)
+pictures: $(VENV)/ready-dev ## the pictures of the docs: report, terminal and notebook of RUN (Chromium and chromedriver)
 	PYTHONPATH=tests $(PY) -m support.pictures --run $(R)
 
 format: $(VENV)/ready-dev ## let ruff mend what it can

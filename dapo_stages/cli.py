@@ -5,16 +5,17 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import os
 import signal
 import sys
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from dapo_stages import ranks
+from dapo_stages import __version__, ranks
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
 
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
@@ -59,14 +60,26 @@ class LazyCommands(TyperGroup):
         if args and args[0] in COMMANDS:
             module = import_module(f"dapo_stages.stages.{args[0].replace('-', '_')}")
             self.commands[args[0]] = _command(module.main, args[0], None)
+        elif args:  # typer looks here for the name that was meant
+            self.commands.update((name, self.get_command(ctx, name)) for name in COMMANDS)
         return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(cls=LazyCommands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dapo-stages {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def stages() -> None:
+def stages(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
     """DAPO for vision-language models, in stages that hand Parquet files to each other.
 
     rollout → score-attention → weight-tokens → train-step → report, chained by `make iterate`.
@@ -76,6 +89,8 @@ def stages() -> None:
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked), 5 (halted) or 130
     (interrupted), and 1 where another process of the stage is gone."""
+    # Threads of torch that spin while they wait take the cores from whatever runs beside, as the Makefile says.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
     gc.set_threshold(10_000, 20, 20)
     atexit.register(gc.freeze)

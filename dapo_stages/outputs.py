@@ -260,7 +260,7 @@ def halted(out: Path) -> str:
     """Why the last run of a stage gave up before it had an output; empty if it did not."""
     for path in (out / _HALTED, out / _NEXT / _HALTED):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(json.loads(path.read_text(encoding="utf-8"))["why"])
+            return str(read_json(path)["why"])
     return ""
 
 

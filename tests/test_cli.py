@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def test_help_takes_less_than_half_a_second_and_no_torch(command: str) -> None:
 # Runs a command and says what it loaded, and its exit code.
 SPY = """
 import sys
+import tomllib
 from dapo_stages import cli
 try:
     cli.main()
@@ -112,6 +114,11 @@ def test_all_commands_are_listed_by_help_and_without_arguments() -> None:
     for result in (run("--help"), run()):
         assert [name for name in COMMANDS if name not in result.stdout + result.stderr] == []
     assert run("--help").code == 0
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert run("--version") == (0, f"dapo-stages {project['version']}\n", "")
 
 
 def test_the_package_runs_as_a_module() -> None:
@@ -183,6 +190,23 @@ def test_usage_errors_exit_with_2() -> None:
         assert "Traceback" not in result.stderr
     assert "No such command" in run("nonsense").stderr
     assert "Missing option" in run("rollout").stderr
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_others(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    """Typed by hand a stage waits as under make, unless the user says otherwise."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    run("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
+def test_a_mistyped_command_is_answered_by_the_one_that_was_meant() -> None:
+    result = run("statsu", "--run", "x")
+    assert result.code == 2 and "No such command 'statsu'. Did you mean 'status'?" in result.stderr
 
 
 def test_bad_data_exits_with_3_and_the_whole_message(tmp_path: Path) -> None:

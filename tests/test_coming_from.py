@@ -70,6 +70,36 @@ def read(text: str) -> Any:
     return float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value
 
 
+def keys(trainer: str) -> set[str]:
+    """Recorded from a version of a trainer, which the first line names."""
+    lines = (ROOT / f"tests/trainers/{trainer}.txt").read_text(encoding="utf-8").splitlines()
+    return {line for line in lines if not line.startswith("#")}
+
+
+def in_full(cell: str) -> list[str]:
+    """`a.b.c`, `.d` -> a.b.c, a.b.d."""
+    found: list[str] = []
+    for name in names(cell):
+        found.append(found[-1].rpartition(".")[0] + name if name.startswith(".") else name)
+    return found
+
+
+def test_every_name_of_ms_swift_exists() -> None:
+    transformers = pytest.importorskip("transformers")
+    known = keys("ms-swift") | {field.name for field in dataclasses.fields(transformers.Seq2SeqTrainingArguments)}
+    table = rows("ms-swift")
+    assert {name for cells in table for name in names(cells[0])} <= {f"--{name}" for name in known}
+    not_there = {name for cells in table for name in names(cells[2])}
+    assert not_there == {name for cells in rows("there") for name in names(cells[0]) if name[2:] not in known}
+
+
+@pytest.mark.parametrize(("trainer", "column"), [("verl", 0), ("easyr1", 1)])
+def test_every_name_of_verl_and_easyr1_exists(trainer: str, column: int) -> None:
+    known = keys(trainer)
+    found = [name for cells in rows("verl") for name in in_full(cells[column])]
+    assert len(found) > 25 and set(found) <= known, sorted(set(found) - known)
+
+
 @pytest.mark.parametrize("cells", rows("there, P = 4"), ids=["16 prompts", "64 prompts"])
 def test_the_arithmetic_is_that_of_trl(cells: list[str], tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")

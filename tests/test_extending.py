@@ -1,12 +1,15 @@
-"""The examples of docs/extending.md work: an engine in a rollout, a family against rows of their own."""
+"""The examples of docs/extending.md work: a reward and an engine in a rollout, a scheme in weights, a family."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import families
@@ -14,20 +17,69 @@ from support.commands import ROOT
 from support.pipeline import Run, table
 from support.prompts import groups
 
-from dapo_stages.config import ModelConfig
+from dapo_stages.config import ModelConfig, load_config
 from dapo_stages.manifests import Source
+from dapo_stages.maths import schemes
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.policy import load_policy
 from dapo_stages.models.tokens import load_tokens
-from dapo_stages.stages import rollout
+from dapo_stages.rewards.plugins import Plugins
+from dapo_stages.stages import rollout, weight_tokens
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-ENGINE, FAMILY = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+REWARD, SCHEME, ENGINE, FAMILY = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+[SETTINGS] = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 
 
-@pytest.mark.parametrize("code", [ENGINE, FAMILY], ids=["engine", "family"])
+@pytest.mark.parametrize("code", [REWARD, SCHEME, ENGINE, FAMILY], ids=["reward", "scheme", "engine", "family"])
 def test_an_example_is_short(code: str) -> None:
     assert len(code.splitlines()) < 40
+
+
+def test_the_reward_takes_off_for_words_that_come_again(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text(REWARD)
+    (tmp_path / "run.yaml").write_text(SETTINGS)
+    config = load_config(tmp_path / "run.yaml")
+    assert config.weights.reward_weights.plugins == config.weights.early_reward_weights.plugins == {"repetition": 0.5}
+    texts = ["a b c d", "so it is, So It is, so it is", "two words", "a a a a a"]
+    # Of the second text's 7 runs 4 are different: "so it is," "it is, so" "is, so it" and, last, "so it is".
+    found = Plugins(config.rewards, tmp_path).score(texts, [4, 9, 2, 5], {"images": []})["repetition"]
+    assert found == [0, pytest.approx(4 / 7 - 1), None, pytest.approx(1 / 3 - 1)]
+
+
+def test_the_reward_is_written_by_rollout(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    plugins = "{repetition: my_rewards.py:repetition}"
+    result = repeat(small_run, tmp_path / "rollout", monkeypatch, rewards__plugins=plugins)
+    assert result.code == 0, result.stderr
+    completions = table(tmp_path / "rollout", "completions")
+    for text, reward in zip(completions.text, completions.reward_repetition, strict=True):
+        words = text.lower().split()
+        runs = Counter(zip(words, words[1:], words[2:], strict=False))
+        again = runs.total() - len(runs)
+        assert math.isnan(reward) if len(words) < 3 else reward == pytest.approx(-again / runs.total())
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_the_scheme_weighs_tokens(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under bounds that nothing reaches a weight is what the token counts over the completion's mean."""
+    monkeypatch.setattr(schemes, "SCHEMES", dict(schemes.SCHEMES))
+    exec(SCHEME, {"__name__": "example"})
+
+    def with_the_scheme(*args: Any) -> Any:
+        config = load_config(*args)
+        return config.model_copy(update={"weights": config.weights.model_copy(update={"scheme": "beyond_own_words"})})
+
+    monkeypatch.setattr(weight_tokens, "load_config", with_the_scheme)
+    wide = {"weights__clip": "[0.0001, 10000]"}
+    small_run.command("weight-tokens", *small_run.weights_inputs(1), "--out", tmp_path / "weights", **wide)
+    attention = table(small_run.at(1) / "attention", "attention")
+    rows = table(tmp_path / "weights", "weights").merge(attention[attention.status == "ok"], on="completion_id")
+    assert len(rows) > 10
+    for row in rows.itertuples():
+        counts = row.mass_vision / (row.mass_vision + row.mass_generated)
+        np.testing.assert_allclose(row.token_weights, counts / counts.mean(), rtol=1e-5)
 
 
 def repeat(small_run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:

@@ -101,7 +101,7 @@ class Table:
         with self._parquet() as file:
             names = file.schema_arrow.names
             needed = [name for name, new in zip(names, _renamed(self.path, names), strict=True) if new in self.wanted]
-            before = 0
+            batch, before = None, 0
             try:
                 for group in range(file.metadata.num_row_groups):
                     rows = self._rows_at_once(file.metadata.row_group(group), needed)
@@ -109,7 +109,7 @@ class Table:
                         yield from batch.to_pylist()
                         before += batch.num_rows
             except UnicodeDecodeError as error:
-                if (fault := undecodable(batch)) is None:
+                if batch is None or (fault := undecodable(batch)) is None:
                     raise self._damaged(error) from None
                 raise self._unreadable(f"row {before + fault.row}", fault.found) from None
             except (OSError, pa.ArrowException) as error:

@@ -16,6 +16,7 @@ Cost = Mapping[int, Mapping[str, float]]  # iteration -> stage -> seconds, or Gi
 
 _BINS = 24
 _MODES = ("greedy", "sampled")
+_AT_K = ("pass_at_k", "majority_at_k")  # where evaluate puts them, by k as text
 
 
 def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Chart]:
@@ -42,6 +43,8 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             chart(
                 "Rollout accuracy by slice", "correct answers", _below("rollout", "by_slice", rollout_slices), "percent"
             ),
+            chart("Several samples of a held-out question", "right answers", _samples(all_figures), "percent"),
+            _over_k(all_figures),
             chart("Reward", "mean total reward", {"total": ("weights", "reward")}),
             chart("Parts of the reward", "mean", {name.removeprefix("reward_"): ("weights", name) for name in parts}),
             chart(
@@ -140,11 +143,43 @@ def _series(all_figures: Sequence[Figures], name: str, path: tuple[str, ...]) ->
 
 
 def _interval(figures: Figures, path: tuple[str, ...]) -> tuple[float, float] | None:
-    """Ends of a held-out figure's interval: beside it under `intervals`."""
-    value: Any = figures
-    for key in (*path[:-1], "intervals", path[-1]):
-        value = value.get(key) if isinstance(value, dict) else None
-    return (value[0], value[1]) if path[0] == "eval" and isinstance(value, list) else None
+    """Ends of a held-out figure's interval: under `intervals` of the part it belongs to, at the same place."""
+    for cut in range(len(path) - 1, 0, -1) if path[0] == "eval" else ():
+        value: Any = figures
+        for key in (*path[:cut], "intervals", *path[cut:]):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            return value[0], value[1]
+    return None
+
+
+def _ks(figures: Figures) -> list[int]:
+    """The k of an iteration's pass@k, the largest being the number of samples; none without an evaluation."""
+    return sorted(int(k) for k in (figures.get("eval") or {}).get("pass_at_k") or {})
+
+
+def _samples(all_figures: Sequence[Figures]) -> Paths:
+    """Greedy beside mean, majority and pass of all samples that a question got; nothing where it got one at most."""
+    found: dict[str, tuple[str, ...]] = {}
+    for n in sorted({max(ks) for f in all_figures if (ks := _ks(f))} - {1}):
+        found[f"majority@{n}"] = ("eval", "majority_at_k", str(n))
+        found[f"pass@{n}"] = ("eval", "pass_at_k", str(n))
+    # The mean does not depend on the number of samples, but for how exact it is.
+    return {"greedy": ("eval", "greedy_accuracy"), "mean": ("eval", "sampled_accuracy"), **found} if found else {}
+
+
+def _over_k(all_figures: Sequence[Figures]) -> Chart:
+    """What more samples are worth, in the first and in the latest evaluation that has several."""
+    several = {f["iteration"]: f for f in all_figures if len(_ks(f)) > 1}
+    series = []
+    for iteration in dict.fromkeys((min(several), max(several))) if several else ():
+        here = several[iteration]
+        for name in _AT_K:
+            paths = {k: ("eval", name, str(k)) for k in _ks(here)}
+            points = [(float(k), value) for k, path in paths.items() if (value := figure(here, *path)) is not None]
+            band = [(float(k), *ends) for k, path in paths.items() if (ends := _interval(here, path)) is not None]
+            series.append(Series(f"{name.partition('_')[0]}@k, iteration {iteration}", points, band))
+    return Chart("pass@k and majority@k", "right answers", series, "percent", "k")
 
 
 def _below(part: str, key: str, names: set[str]) -> Paths:

@@ -42,6 +42,7 @@ class Move:
 
     command: str | None
     why: str
+    beyond: int | None = None  # the iteration it begins, where the run has all that were planned
 
 
 def survey(run: Path) -> Progress:
@@ -83,8 +84,10 @@ def next_move(progress: Progress) -> Move:
         if missing and (number == last or missing in NEEDED):
             return Move(command(run, number, missing), f"iteration {number}, {missing}: missing")
     planned = planned_iterations(run)
-    whole = f"all {planned} planned iterations are finished; one more" if planned and last >= planned else ""
-    return Move(command(run, last + 1, "rollout"), whole or f"iteration {last} is finished")
+    if planned and last >= planned:
+        why = f"all {planned} planned iterations are finished; one more"
+        return Move(command(run, last + 1, "rollout"), why, last + 1)
+    return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
 
 
 def command(run: Path, number: int, name: str, *, again: bool = False) -> str:

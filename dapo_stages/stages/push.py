@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dapo_stages.bounded import read_json
 from dapo_stages.config import load_config
 from dapo_stages.console import answer, say
 from dapo_stages.errors import ConfigError, DataError, HubError
@@ -203,7 +204,7 @@ def _stage(source: Source, subject: Subject, files: list[str], card: str, folder
         (folder / name).symlink_to((source.folder / name).resolve())
     (folder / CARD).write_text(card, encoding="utf-8")
     if subject.is_adapter:
-        settings: dict[str, Any] = json.loads((source.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        settings: dict[str, Any] = read_json(source.folder / ADAPTER_CONFIG)
         settings["base_model_name_or_path"] = subject.base_model
         (folder / ADAPTER_CONFIG).unlink()
         (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

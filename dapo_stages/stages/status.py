@@ -79,7 +79,10 @@ def main(
         return
     print(f"\nNext ({move.why}):\n  {painted(move.command, 'bold')}")
     if run.parent.name == "training_logs" and Path("Makefile").exists():
-        print(f"All that is left:\n  {painted(f'make iterate RUN={run.name}', 'bold')}")
+        wanted, configured = max(planned or 0, move.beyond or 0), planned_iterations(run)
+        more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make goes as far as was planned
+        what = "The whole iteration" if wanted == move.beyond else "All that is left"
+        print(f"{what}:\n  {painted(f'make iterate RUN={run.name}{more}', 'bold')}")
 
 
 def _print_states(progress: Progress) -> None:

@@ -58,3 +58,4 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         made, _ = run(Path(name))
         Path(name).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{name}: run; open it in Jupyter or an editor to see its figures")

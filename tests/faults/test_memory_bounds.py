@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -102,12 +103,20 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "a GIF of 65535x65535": lambda: gif(65_535),
     "a TIFF of 60000x60000": lambda: tiff(60_000),
-    "a WebP of 8000x8000": lambda: saved(Image.new("L", (16_383, 16_383)).convert("RGB"), "WEBP", method=0, quality=1),
+    "a WebP of 16384x16384": lambda: webp_of_16384(),
     "a JPEG of 60000x60000": lambda: jpeg(60_000),
 }
 SLOW = {
-    "a WebP of 8000x8000", "a PNG with 2 GB of pixels for 9x9", "a comment of 2 GB", "a profile of 2 GB",
+    "a PNG with 2 GB of pixels for 9x9", "a comment of 2 GB", "a profile of 2 GB",
 }  # fmt: skip
+
+
+def webp_of_16384() -> bytes:
+    """The header of VP8L has 14 bits for each side."""
+    data = bytearray(saved(Image.fromarray(noise()), "WEBP", lossless=True))
+    at = data.index(b"VP8L") + 9
+    data[at : at + 4] = ((1 << 28) - 1).to_bytes(4, "little")
+    return bytes(data)
 
 
 def jpeg(side: int) -> bytes:
@@ -204,7 +213,7 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     record(ROW, 1)
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "csv"])
+@pytest.mark.parametrize("ending", ["jsonl", *(pytest.param(e, marks=pytest.mark.faults) for e in ("json", "csv"))])
 def test_a_huge_table_without_a_line_is_refused(ending: str, tmp_path: Path) -> None:
     refused(prepare(sparse(tmp_path / f"rows.{ending}", 300 * MIB), tmp_path), f"rows.{ending}: found a damaged file (")
 
@@ -221,9 +230,15 @@ def test_brackets_without_an_end_are_refused(ending: str, words: str, tmp_path: 
 # ---- files of a run
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.build(tmp_path_factory.mktemp("template") / "tiny")
+
+
 @pytest.fixture()
-def tiny(tmp_path: Path) -> Path:
-    return tiny_run.build(tmp_path / "tiny")
+def tiny(template: Path, tmp_path: Path) -> Path:
+    """A small run to be tampered with."""
+    return shutil.copytree(template, tmp_path / "tiny")
 
 
 def weigh(tiny: Path) -> Result:
@@ -237,7 +252,7 @@ def _huge(path: Path) -> None:
 
 
 def _nested(path: Path) -> None:
-    path.write_text("[" * 2_000)
+    path.write_text("[" * 1_000)
 
 
 def _endless(path: Path) -> None:

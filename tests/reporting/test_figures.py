@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reporting import tiny_run
@@ -15,6 +16,8 @@ from dapo_stages.reporting.curves import curves, histograms
 from dapo_stages.reporting.figures import Tally, collect, figure
 from dapo_stages.reporting.runs import sources
 from dapo_stages.reporting.samples import collect_samples
+from dapo_stages.stages.eval_figures import metrics
+from dapo_stages.stages.eval_tallies import Tallies
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,50 @@ def test_intervals_of_an_evaluation_are_drawn() -> None:
     figures = [{"iteration": 4, "eval": found | {"sampled_accuracy": 0.5}, "rollout": {"accuracy": 0.5}}]
     bands = {series.name: series.band for series in curves(figures, {})[0].series}
     assert bands == {"rollout": [], "held-out greedy": [(4.0, 0.25, 0.75)], "held-out sampled": []}
+
+
+def evaluation(iteration: int, samples: dict[str, list[str | None]], right: str = "R") -> dict[str, Any]:
+    """The figures of an evaluation with these answers to its questions, the first of each also its greedy one."""
+    tallies = Tallies()
+    row = {"slice": "", "labels": None, "num_options": 4, "solution": right, "num_tokens": 8, "reward_format": 1}
+    for name, answers in samples.items():
+        for mode, given in (("greedy", answers[:1]), ("sample", answers[1:])):
+            for answer in given:
+                found = {"mode": mode, "answer": answer, "reward_accuracy": float(answer == right), "read_from": "tags"}
+                tallies.add(row | found | {"prompt_id": name})
+    tallies.settle()
+    return {"iteration": iteration, "eval": metrics(tallies.questions, resamples=2000, confidence=0.9, seed=1)}
+
+
+def test_pass_and_majority_are_drawn_beside_the_greedy_answer() -> None:
+    """Two questions with 4 samples, 3 and 1 of them right; of the second, two agree on a wrong answer, one has none.
+
+    pass@2 is 1 and 1 - C(3, 2) / C(4, 2) = 1/2; majority@2 (3 + 3/2) / 6 and (2/2 + 1) / 6, ties counting half. With
+    two questions a resample has both in half of the cases, and either one alone in a quarter each: the ends of a 90 %
+    interval are the two questions' own values.
+    """
+    answers = {"a": ["R", "R", "R", "R", "W"], "b": ["W", "R", "C", "C", None]}
+    figures = [evaluation(0, {name: given[:1] for name, given in answers.items()}), evaluation(2, answers)]
+    charts = {chart.title: chart for chart in curves(figures, {})}
+    drawn = {one.name: (one.points, one.band) for one in charts["Several samples of a held-out question"].series}
+    assert drawn == {
+        "greedy": ([(0, 0.5), (2, 0.5)], [(0, 0, 1), (2, 0, 1)]),
+        "mean": ([(2, 0.5)], [(2, 0.25, 0.75)]),
+        "majority@4": ([(2, 0.5)], [(2, 0, 1)]),
+        "pass@4": ([(2, 1)], [(2, 1, 1)]),
+    }
+    passed, majority = charts["pass@k and majority@k"].series
+    assert (passed.name, majority.name) == ("pass@k, iteration 2", "majority@k, iteration 2")
+    assert passed.points == [(1, 0.5), (2, 0.75), (4, 1)]
+    assert passed.band == [(1, 0.25, 0.75), (2, 0.5, 1), (4, 1, 1)]
+    assert majority.points == [(1, 0.5), (2, pytest.approx((3 / 4 + 1 / 3) / 2)), (4, 0.5)]
+    assert majority.band[1] == (2, pytest.approx(1 / 3, abs=1e-6), 0.75)
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_nothing_is_drawn_of_samples_where_a_question_got_one_at_most(samples: int) -> None:
+    titles = [chart.title for chart in curves([evaluation(1, {"a": ["R"] * (1 + samples)})], {})]
+    assert "Accuracy" in titles and not [title for title in titles if "amples" in title or "@" in title]
 
 
 def test_a_tally_of_nothing_finite_has_no_mean() -> None:

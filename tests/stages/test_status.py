@@ -253,7 +253,12 @@ def test_finished(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     run.rename(tmp_path / "training_logs/mine")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Makefile").touch()
-    assert status(Path("training_logs/mine")).splitlines()[-2:] == ["All that is left:", "  make iterate RUN=mine"]
+    mine, all_left = Path("training_logs/mine"), "All that is left:"
+    assert status(mine).splitlines()[-2:] == ["The whole iteration:", "  make iterate RUN=mine ITERS=3"]
+    assert status(mine, "--of", "6").splitlines()[-2:] == [all_left, "  make iterate RUN=mine ITERS=6"]
+    config = mine / "config.yaml"
+    config.write_text(config.read_text().replace("planned_iterations: 2", "planned_iterations: 4"))
+    assert status(mine).splitlines()[-2:] == [all_left, "  make iterate RUN=mine"]
 
 
 def test_the_keys_of_json_are_these(run: Path) -> None:

@@ -1,15 +1,21 @@
-"""The pictures of the docs: `make pictures RUN=first` photographs the report of a run in a browser without a window."""
+"""The pictures of the docs, made by `make pictures RUN=first`: the report and the notebook of a run, photographed in a
+browser without a window, and two commands in a terminal.
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from support.browser import browser, prefer, resize, visit
+from support.commands import ROOT
+from support.notebook import executed, page
+from support.terminal import terminal
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -29,9 +35,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    commands = [f"dapo-stages {what} --run {arguments.run}" for what in ("status", "inspect --find disagree")]
+    (arguments.out / "terminal.svg").write_text(terminal(commands), encoding="utf-8")
+    print(arguments.out / "terminal.svg")
     with browser() as driver:
         desk(driver, arguments.run / "report.html", arguments.out / "report.png")
         phone(driver, arguments.run / "report.html", arguments.out / "report-phone.png")
+        notebook(driver, str(arguments.run.relative_to("training_logs")), arguments.out / "notebook.png")
 
 
 def desk(driver: Chrome, page: Path, out: Path) -> None:
@@ -61,6 +71,19 @@ def phone(driver: Chrome, page: Path, out: Path) -> None:
     group = driver.execute_script(_LOOK)
     driver.execute_script("document.querySelectorAll('.group')[arguments[0]].scrollIntoView()", group)
     save(Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB"), out)
+
+
+def notebook(driver: Chrome, run: str, out: Path) -> None:
+    """All of pipelines/notebooks/inspect.ipynb but its code."""
+    prefer(driver, "light")
+    resize(driver, 928, 6000)
+    with TemporaryDirectory() as folder:
+        html = Path(folder) / "notebook.html"
+        html.write_text(page(executed(ROOT / "pipelines/notebooks/inspect.ipynb", run)), encoding="utf-8")
+        visit(driver, html)
+    end = _bottom(driver, "body")
+    shot = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    save(shot.crop((0, 0, 928, int(end) + 16)), out)
 
 
 def save(picture: Image.Image, out: Path) -> None:
