@@ -45,10 +45,10 @@ def faults_of(bench: Bench, job: str) -> list[Fault]:
 @pytest.mark.parametrize(
     ("job", "share"),
     [
-        ("weight-tokens", 8),
-        ("weight-tokens, replaced", 8),
-        ("prune", 6),
-        ("config", 3),
+        ("weight-tokens", 5),
+        ("weight-tokens, replaced", 5),
+        ("prune", 4),
+        ("config", 2),
         ("rollout", 1),
         ("train-step", 1),
         ("report", 1),

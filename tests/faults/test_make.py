@@ -98,7 +98,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(13))
+@pytest.mark.parametrize("seed", range(25))
 def test_make_is_killed_at_random_times(undisturbed: tuple[dict[str, str], float], seed: int, tmp_path: Path) -> None:
     hashes, seconds = undisturbed
     project, generator, kills = Project(tmp_path, 1), random.Random(seed), 0
