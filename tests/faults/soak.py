@@ -7,7 +7,6 @@ started again, it goes on. Memory and open files are watched; what it found is n
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import shutil
@@ -93,7 +92,8 @@ def _growth(samples: list[dict[str, Any]]) -> dict[str, float]:
         seen = [(sample["iteration"] / ITERATIONS, sample[name]) for sample in samples if name in sample]
         first = max((value for place, value in seen if place <= 0.25), default=0)
         last = max((value for place, value in seen if place >= 0.75), default=0)
-        found[name] = last / first if first and last else math.nan
+        if first and last:
+            found[name] = last / first
     return found
 
 

@@ -126,7 +126,7 @@ def table(notes: list[dict[str, Any]]) -> str:
         cases: dict[str, int] = {}
         for note in found:
             cases[note["note"]] = cases.get(note["note"], 0) + note["cases"]
-        ran = "; ".join(f"{count:,} {text}".replace(",", " ").strip() for text, count in sorted(cases.items()))
+        ran = "; ".join(f"{count:,}".replace(",", " ") + f" {text}".rstrip() for text, count in sorted(cases.items()))
         when = max((note["when"][:10] for note in found), default="")
         lines.append(f"| {number} | {row.guarantee} | {row.shown} | {row.asked} | {ran or '–'} | {when or '–'} |")
     return "\n".join(lines)
