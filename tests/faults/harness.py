@@ -113,10 +113,12 @@ class Parent:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            start_new_session=True,
         )
 
     def close(self) -> None:
-        """End it."""
+        """End it, and with it the commands that a failed test has left waiting."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
     def ask(self, request: dict[str, Any]) -> int:
