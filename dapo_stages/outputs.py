@@ -11,15 +11,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dapo_stages import __version__, ranks
-from dapo_stages.bounded import is_inside, read_json
-from dapo_stages.errors import DataError, LockedError
+from dapo_stages.errors import DataError
 from dapo_stages.manifests import (
     MANIFEST,
     Input,
@@ -27,11 +26,11 @@ from dapo_stages.manifests import (
     Source,
     content_hash,
     fingerprint,
-    kind_of,
     read_manifest,
     write_manifest,
 )
 from dapo_stages.memory import peak
+from dapo_stages.replacing import finish_replacement
 from dapo_stages.shards import (
     Row,
     Shard,
@@ -44,16 +43,22 @@ from dapo_stages.shards import (
     write_text,
     writing,
 )
-
-_NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
-_NEXT = ".next"
-LOCK = ".lock"
-_HALTED = ".partial-halted.json"  # why there is no output; a note as the others, so the next run removes it
-_SWAPPING = ".swapping"
-_PREPARED = ".swapping.tmp"
-_OLD = ".old.json"  # the manifest of what is being replaced
-_WRITING = ".writing"  # files that are not finished yet
-_PARTS = frozenset({"policy", "reference", "state", _WRITING})  # folders written into before their files are noted
+from dapo_stages.unfinished import (
+    HALTED,
+    LOCK,
+    NEXT,
+    WRITING,
+    clear,
+    forget,
+    is_note,
+    is_ours,
+    leave_no_trace,
+    locked,
+    note_name,
+    notes,
+    read_note,
+    strange,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Plan:
             except DataError:  # damaged, or of another version
                 return "stale"
             return "complete" if made.fingerprint == self.fingerprint and not made.pruned else "stale"
-        return "partial" if _notes(self.out) else "new"
+        return "partial" if notes(self.out) else "new"
 
 
 class Output:
@@ -136,7 +141,7 @@ class Output:
         """Forget and remove what an interrupted run left, in all processes: the work is of one piece."""
         ranks.barrier()  # nobody is writing a note
         if ranks.rank() == 0:
-            _clear(self.folder, keep=set(), noted=set(self._shards))
+            clear(self.folder, keep=set(), noted=set(self._shards))
         ranks.barrier()
         self._shards.clear()
         self._note()
@@ -163,7 +168,7 @@ class Output:
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                if file.is_file() and file.name not in {MANIFEST, LOCK} and not _is_note(file.name):
+                if file.is_file() and file.name not in {MANIFEST, LOCK} and not is_note(file.name):
                     fsync_file(file)
                     self._add(describe_file(self.folder, file))
         fsync_folder(self.folder)
@@ -175,7 +180,7 @@ class Output:
 
         So nothing is ever in the output that is not known to be of the stage.
         """
-        waiting = self.folder / _WRITING
+        waiting = self.folder / WRITING
         with writing(waiting):
             waiting.mkdir(exist_ok=True)
             yield waiting
@@ -205,8 +210,8 @@ class Output:
         """Write the manifest, and with it the output. The other processes have shared their last shards."""
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
         write_manifest(self.folder, manifest)
-        _forget(self.folder)
-        _finish_replacement(self.plan.out)
+        forget(self.folder)
+        finish_replacement(self.plan.out)
         return manifest
 
     def halt(self, why: str, kind: str, rows: Iterable[Row]) -> None:
@@ -215,7 +220,7 @@ class Output:
 
         path, schema = self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage)
         self._add(write_shard(path, schema, rows))  # and not noted: another configuration may go on
-        write_text(self.folder / _HALTED, json.dumps({"why": why}))
+        write_text(self.folder / HALTED, json.dumps({"why": why}))
 
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
         from dapo_stages.schemas import SCHEMA_VERSION
@@ -248,20 +253,12 @@ class Output:
 
     def _note(self) -> None:
         state = {"fingerprint": self.plan.fingerprint, "shards": [asdict(shard) for shard in self._shards.values()]}
-        write_text(self.folder / _note_name(ranks.rank()), json.dumps(state))
+        write_text(self.folder / note_name(ranks.rank()), json.dumps(state))
 
 
 def shard_name(kind: str, index: int | None) -> str:
     """`completions`, 3 -> completions-00003.parquet; without a number for a kind that has one file."""
     return f"{kind}.parquet" if index is None else f"{kind}-{index:05d}.parquet"
-
-
-def halted(out: Path) -> str:
-    """Why the last run of a stage gave up before it had an output; empty if it did not."""
-    for path in (out / _HALTED, out / _NEXT / _HALTED):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(read_json(path)["why"])
-    return ""
 
 
 @contextmanager
@@ -276,7 +273,7 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
     if ranks.rank() > 0:
         yield _join(plan)
         return
-    with _locked(plan.out):
+    with locked(plan.out):
         output = _open(plan, overwrite)
         shards = output and [asdict(shard) for shard in output.shards]
         ranks.broadcast(output and {"folder": str(output.folder), "shards": shards})
@@ -284,7 +281,7 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
             yield output
         except Exception:
             if output is not None and not output.shards and ranks.count() == 1:
-                _leave_no_trace(output.folder, plan.out)
+                leave_no_trace(output.folder, plan.out)
             raise
 
 
@@ -301,67 +298,22 @@ def _join(plan: Plan) -> Output | None:
         raise DataError(told["folder"], found, needed, do) from None
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    fresh = not (out / LOCK).exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise DataError(out, "a file in the way", "a folder", "Name another --out.") from None
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError):  # the latter where a run that failed has just removed the folder
-        raise LockedError(
-            f"{out}: found another run writing here; needed none. Wait for it, stop it, or name another --out."
-        ) from None
-    try:
-        yield
-    except Exception:
-        if fresh and not _notes(out) and not (out / _NEXT).exists():
-            (out / LOCK).unlink(missing_ok=True)  # who waits for this very file sees that it is gone
-            _remove_empty(made)
-        raise
-    finally:
-        lock.release()
-
-
-def _leave_no_trace(folder: Path, out: Path) -> None:
-    """Remove what a failed run, of which nothing is finished, has left in its folder."""
-    with suppress(DataError):  # of files that somebody else has put there: they stay
-        _clear(folder, keep=set(), noted=set())
-    _forget(folder)
-    if folder != out:
-        _remove_empty([folder])
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:  # somebody else has written there meanwhile
-            return
-
-
 def _open(plan: Plan, overwrite: bool) -> Output | None:
-    _finish_replacement(plan.out)
+    finish_replacement(plan.out)
     state = plan.state()
     if state == "complete" and _whole(plan.out, overwrite):
-        _forget(plan.out)
-        (plan.out / _NEXT / _HALTED).unlink(missing_ok=True)
+        forget(plan.out)
+        (plan.out / NEXT / HALTED).unlink(missing_ok=True)
         os.utime(plan.out / MANIFEST)
         return None
     if state == "complete":
         state = "stale"
     elif state != "partial":
         _refuse_others(plan, overwrite)
-    folder = plan.out / _NEXT if state == "stale" else plan.out
+    folder = plan.out / NEXT if state == "stale" else plan.out
     folder.mkdir(exist_ok=True)
     output = Output(plan, folder, _resume(plan, folder, overwrite))
-    _forget(folder, but=_note_name(0))  # it holds what the others knew
+    forget(folder, but=note_name(0))  # it holds what the others knew
     return output
 
 
@@ -380,9 +332,9 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
     """Refuse a folder that holds another output, or files that no stage wrote; the latter even with `overwrite`."""
     out, needed, do = plan.out, "an empty folder", "Pass --overwrite to replace it, or name another --out."
     if not (out / MANIFEST).exists():
-        strangers = sorted(path.name for path in out.iterdir() if not _is_ours(path.name))
+        strangers = sorted(path.name for path in out.iterdir() if not is_ours(path.name))
         if strangers:
-            raise _strange(out, strangers, needed, "Name another --out, or empty this folder yourself.")
+            raise strange(out, strangers, needed, "Name another --out, or empty this folder yourself.")
         return
     try:
         made = read_manifest(out)
@@ -399,38 +351,12 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
         raise DataError(out, f"an output of {made.stage} {why}", needed, do)
 
 
-def _strange(out: Path, names: Sequence[str], needed: str, do: str) -> DataError:
-    return DataError(out, f"files of no stage ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})", needed, do)
-
-
-def _is_ours(name: str) -> bool:
-    return name in {LOCK, _NEXT, _SWAPPING, _OLD} or _is_note(name) or (name.startswith(".") and name.endswith(".tmp"))
-
-
-def _note_name(rank: int) -> str:
-    return f"{_NOTE}-{rank:05d}.json" if rank else f"{_NOTE}.json"
-
-
-def _is_note(name: str) -> bool:
-    return name.startswith(_NOTE) and name.endswith(".json")
-
-
-def _notes(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_NOTE}*.json"))
-
-
-def _forget(folder: Path, but: str = "") -> None:
-    for note in _notes(folder):
-        if note.name != but:
-            note.unlink()
-
-
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
     """The shards of an interrupted run that are still right; anything else that it wrote is removed."""
     shards: dict[str, Shard] = {}
     noted: set[str] = set()
-    for note in _notes(folder):
-        made_from, listed = _read_note(note)
+    for note in notes(folder):
+        made_from, listed = read_note(note)
         noted |= {shard.name for shard in listed}
         if made_from == plan.fingerprint:
             shards |= {s.name: s for s in listed if s.name not in shards and _intact(folder, s)}
@@ -441,164 +367,10 @@ def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
                 "the same command that was interrupted",
                 "Run that one again, pass --overwrite to start afresh, or name another --out.",
             )
-    _clear(folder, set(shards), noted)
+    clear(folder, set(shards), noted)
     return list(shards.values())
-
-
-def _read_note(path: Path) -> tuple[str, list[Shard]]:
-    """The fingerprint and the shards that a process noted; nothing if the note is damaged."""
-    try:
-        state = read_json(path)
-        shards = [Shard(**shard) for shard in state["shards"]]
-        return state["fingerprint"], [shard for shard in shards if is_inside(shard.name)]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "", []
 
 
 def _intact(folder: Path, shard: Shard) -> bool:
     path = folder / shard.name
     return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
-
-
-def _clear(folder: Path, keep: set[str], noted: set[str]) -> None:
-    """Remove what the stage wrote but for some shards. Raises DataError, and removes nothing, if there is more."""
-    strangers = sorted({path.name for path in folder.iterdir() if not _is_written(path.name, noted)})
-    if strangers:
-        raise _strange(folder, strangers, "only those of the stage", "Move them elsewhere, or name another --out.")
-    for path in sorted(folder.rglob("*"), key=_manifests_last, reverse=True):  # then no manifest outlives a file
-        name = path.relative_to(folder).as_posix()
-        if name in keep or name == LOCK or _is_note(name) or name.split("/")[0] == _NEXT:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            if not any(path.iterdir()):
-                path.rmdir()
-        else:
-            path.unlink()
-
-
-def _is_written(name: str, noted: set[str]) -> bool:
-    """Whether a name at the top of an unfinished output is one that its stage wrote, or was about to note."""
-    from dapo_stages.schemas import SCHEMAS
-
-    shard = name.endswith(".parquet") and kind_of(name) in SCHEMAS
-    return shard or name in noted or name in _PARTS or _is_ours(name)
-
-
-def _finish_replacement(out: Path) -> None:
-    """Swap a finished replacement in (its manifest in .next says so), also one that was cut off half-way.
-
-    The old manifest goes first and the new one comes last, so that no reader ever sees a mixture. Files that no stage
-    wrote stay where they are.
-    """
-    waiting = out / _NEXT
-    swapping = waiting / _SWAPPING
-    if not (waiting / MANIFEST).exists():
-        if swapping.exists():  # cut off after the last move
-            shutil.rmtree(waiting)
-        return
-    read_manifest(waiting)
-    if not swapping.exists():
-        write_text(waiting / _PREPARED, "")  # while the old output is whole: the disk may be full
-        if (out / MANIFEST).exists():
-            os.replace(out / MANIFEST, waiting / _OLD)
-            fsync_folder(out)
-        _remove(out, _listed(waiting / _OLD))
-        os.replace(waiting / _PREPARED, swapping)
-        fsync_folder(waiting)
-    for path in sorted(waiting.rglob("*"), key=_manifests_last):
-        target = out / path.relative_to(waiting)
-        if path.is_file() and not _is_ours(path.name) and target != out / MANIFEST:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-            fsync_folder(target.parent)
-    fsync_folder(out)
-    os.replace(waiting / MANIFEST, out / MANIFEST)
-    fsync_folder(out)
-    shutil.rmtree(waiting)
-
-
-def _manifests_last(path: Path) -> tuple[bool, Path]:
-    return path.name == MANIFEST, path
-
-
-def _listed(manifest: Path) -> set[str] | None:
-    """Names of the files of an output that is being replaced; None if its manifest is damaged."""
-    try:
-        return {str(shard["name"]) for shard in read_json(manifest)["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remove(out: Path, listed: set[str] | None) -> None:
-    """Remove the files of an old output, the manifests of its parts, and what interruptions left.
-
-    Without a list, those whose names only a stage gives.
-    """
-    parts = _PARTS | {name.split("/")[0] for name in listed or () if "/" in name}
-    for path in sorted(out.rglob("*"), key=_manifests_last, reverse=True):
-        name = path.relative_to(out).as_posix()
-        top = name.split("/")[0]
-        if top == _NEXT or name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            if top in parts and not any(path.iterdir()):
-                path.rmdir()
-        else:
-            written = _is_written(name, set()) if listed is None else name in listed
-            if written or _is_ours(name) or (top in parts and path.name == MANIFEST):
-                path.unlink()
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether this is a file that a process was writing when it ended; the name has its number."""
-    number = path.name.removesuffix(".tmp").rpartition(".")[2]
-    if not (path.name.startswith(".") and path.name.endswith(".tmp") and number.isdigit()):
-        return False
-    try:
-        os.kill(int(number), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # somebody else's process
-        pass
-    return False
-
-
-def is_swapping(out: Path) -> bool:
-    """Whether a finished replacement waits to be moved in, wholly or in part: the same command again does that."""
-    return (out / _NEXT / MANIFEST).exists()
-
-
-def is_unfinished(out: Path) -> bool:
-    """Whether a stage has begun to fill this folder and has not published it."""
-    return bool(_notes(out)) and not (out / MANIFEST).exists()
-
-
-def leftovers(out: Path) -> list[Path]:
-    """What an interrupted run left in an output folder and no reader looks at: files and folders, deepest first.
-
-    Temporary files, notes, and parts that were never published; of these only what bears a name that stages give.
-    Never what a manifest lists, nor a finished replacement.
-    """
-    found = [path for path in out.rglob("*") if is_temporary(path)]
-    if is_swapping(out):
-        return found
-    if (out / MANIFEST).exists():
-        unpublished = [*_notes(out), out / _WRITING, out / _NEXT]
-    elif not _notes(out):  # nothing says that what is there was not published
-        unpublished = []
-    else:
-        noted = {shard.name for note in _notes(out) for shard in _read_note(note)[1]}
-        tops = {name.split("/")[0] for name in noted}
-        unpublished = [path for path in out.iterdir() if path.name in tops or _is_written(path.name, noted)]
-    found += [path for path in unpublished if path.exists() and path.name != LOCK]
-    inside = {below for path in found if path.is_dir() for below in path.rglob("*")}
-    return sorted({*found, *inside}, reverse=True)
-
-
-def remove_leftovers(out: Path) -> list[Path]:
-    """Remove them, under the lock of the folder. Raises LockedError while another run writes there."""
-    with _locked(out):
-        found = leftovers(out)
-        for path in found:
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    return found

@@ -410,7 +410,7 @@ def _cut_replacement(out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> 
     with open_output(plan(out, 2), overwrite=True) as output:
         assert output is not None
         fill(output, 2)
-        finish = outputs._finish_replacement
+        finish = outputs.finish_replacement
 
         def swap(folder: Path) -> None:
             with monkeypatch.context() as patched:
@@ -420,7 +420,7 @@ def _cut_replacement(out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> 
                 finish(folder)
 
         with monkeypatch.context() as patched:
-            patched.setattr(outputs, "_finish_replacement", swap)
+            patched.setattr(outputs, "finish_replacement", swap)
             try:
                 output.publish()
             except PowerCutError:

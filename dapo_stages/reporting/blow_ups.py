@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.outputs import halted
 from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations
+from dapo_stages.unfinished import halted
 
 # Reason (models/guard.py) -> what is said of it.
 REASONS = {

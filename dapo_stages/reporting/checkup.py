@@ -11,10 +11,10 @@ from typing import Literal
 from dapo_stages.console import Advance
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
-from dapo_stages.outputs import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
 from dapo_stages.reporting.best import POINTER, find_best
 from dapo_stages.reporting.progress import CONFIG, SETUP, command, setup_command, trouble
 from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, locked, place_of
+from dapo_stages.unfinished import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
 
 State = Literal["problem", "leftover", "note"]
 PARTS = ("policy", "state", "reference")  # folders in train's that have a manifest of their own

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dapo_stages.errors import LockedError
-from dapo_stages.outputs import is_temporary, leftovers, remove_leftovers
 from dapo_stages.reporting.checkup import places
 from dapo_stages.reporting.runs import iteration_folder, iterations, locked
+from dapo_stages.unfinished import is_temporary, leftovers, remove_leftovers
 
 
 def remove(run: Path) -> list[str]:

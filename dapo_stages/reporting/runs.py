@@ -10,7 +10,7 @@ from typing import Literal
 
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
-from dapo_stages.outputs import LOCK, halted
+from dapo_stages.unfinished import LOCK, halted
 
 # Folder of an iteration -> the stage that writes it, in the order they run.
 FOLDERS = {

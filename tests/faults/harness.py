@@ -24,7 +24,7 @@ from typing import Any
 from support.commands import ROOT
 
 from dapo_stages.manifests import MANIFEST, Source
-from dapo_stages.outputs import LOCK
+from dapo_stages.unfinished import LOCK
 
 TESTS = Path(__file__).resolve().parents[1]
 # Of a manifest, what another run of the same work may have otherwise.

@@ -13,7 +13,7 @@ from pathlib import Path
 from support.pipeline import Run
 
 from dapo_stages.manifests import MANIFEST
-from dapo_stages.outputs import LOCK
+from dapo_stages.unfinished import LOCK
 from faults.harness import NONE, Ended, Fault, Parent, Running, check_published, contents
 
 Command = list[object]
