@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from dapo_stages.bounded import REPORT, is_inside, read_json, read_text
 from dapo_stages.errors import DataError
-from dapo_stages.shards import Row, RowIndex, RowLookup, Shard, ShardReader, sha256_of, write_text
+from dapo_stages.lookups import RowIndex, RowLookup
+from dapo_stages.shards import Row, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
 _CHECKSUM = "checksum"

@@ -17,8 +17,9 @@ import pytest
 from support.rows import Row, rows
 
 from dapo_stages.errors import DataError
+from dapo_stages.lookups import RowIndex, RowLookup
 from dapo_stages.schemas import SCHEMAS, schema_of
-from dapo_stages.shards import RowIndex, RowLookup, ShardReader, write_shard, write_text, writing
+from dapo_stages.shards import ShardReader, write_shard, write_text, writing
 
 METRICS = schema_of("metrics")
 

@@ -16,9 +16,10 @@ from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import Advance, progress, say
 from dapo_stages.errors import DataError
+from dapo_stages.lookups import RowIndex
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan, shard_name
-from dapo_stages.shards import Row, RowIndex
+from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.engines import open_engine
 from dapo_stages.stages.history import chances_of_rows, earlier_rollouts

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from dapo_stages.console import say
 from dapo_stages.errors import DataError
+from dapo_stages.lookups import RowLookup
 from dapo_stages.manifests import Source
-from dapo_stages.shards import Row, RowLookup
+from dapo_stages.shards import Row
 from dapo_stages.stages.policies import version_of
 from dapo_stages.stages.sampled import check_tokens
 

@@ -58,3 +58,17 @@ def bench(parent: Parent, kept_run: Run, tmp_path_factory: pytest.TempPathFactor
     from faults.jobs import Bench
 
     return Bench(parent, kept_run, tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two iterations without a model, the second as far as its weights. Tests copy it."""
+    from reporting import tiny_run
+
+    return tiny_run.build(tmp_path_factory.mktemp("template") / "tiny", last="weights")
+
+
+@pytest.fixture()
+def tiny(template: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be tampered with."""
+    return shutil.copytree(template, tmp_path / "tiny")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -228,17 +227,6 @@ def test_brackets_without_an_end_are_refused(ending: str, words: str, tmp_path: 
 
 
 # ---- files of a run
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.build(tmp_path_factory.mktemp("template") / "tiny")
-
-
-@pytest.fixture()
-def tiny(template: Path, tmp_path: Path) -> Path:
-    """A small run to be tampered with."""
-    return shutil.copytree(template, tmp_path / "tiny")
 
 
 def weigh(tiny: Path) -> Result:

@@ -172,17 +172,6 @@ def test_a_source_is_a_file_a_folder_or_a_name_on_the_hub(source: str, strange: 
 OUTSIDE = ["../victim.parquet", "{outside}/victim.parquet", "a/../../victim.parquet", "a\0b", ""]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.build(tmp_path_factory.mktemp("template") / "tiny", last="weights")
-
-
-@pytest.fixture()
-def tiny(template: Path, tmp_path: Path) -> Path:
-    """A small run to be tampered with."""
-    return shutil.copytree(template, tmp_path / "tiny")
-
-
 def weigh(tiny: Path) -> Result:
     here = tiny / "iter-0001"
     folders = ["--rollouts", here / "rollout", "--attention", here / "attention", "--out", tiny / "out"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -82,17 +81,6 @@ def test_a_secret_is_found_in_a_wandb_file(tmp_path_factory: pytest.TempPathFact
 
 
 # ---- stages without a model
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.build(tmp_path_factory.mktemp("template") / "tiny")
-
-
-@pytest.fixture()
-def tiny(template: Path, tmp_path: Path) -> Path:
-    """A small run to be tampered with."""
-    return shutil.copytree(template, tmp_path / "tiny")
 
 
 @pytest.mark.parametrize(
