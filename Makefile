@@ -314,8 +314,8 @@ $(AUDIT_VENV)/ready: constraints.txt
 docs: $(VENV)/ready ## docs/commands.md and docs/configuration.md from the code
 	$(PY) docs/generate.py
 
-notebook: $(VENV)/ready-dev ## run pipelines/notebooks/inspect.ipynb on the run RUN
-	RUN=$(RUN) $(PY) pipelines/notebooks/run.py pipelines/notebooks/inspect.ipynb
+notebook: $(VENV)/ready-dev ## pipelines/notebooks/inspect.ipynb, run on RUN, into the run's folder
+	RUN=$(RUN) $(PY) pipelines/notebooks/run.py pipelines/notebooks/inspect.ipynb $(R)/inspect.ipynb
 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"

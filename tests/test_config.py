@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -363,7 +364,7 @@ def test_a_server_has_an_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value"), [("policy", "model.name", "Qwen/other"), ("data", "data.source", "other.jsonl")]
+    ("part", "key", "value"), [("policy", "model.name", "Qwen/other"), ("data", "data.source", "nobody/other")]
 )
 def test_a_run_keeps_the_model_and_the_data_it_was_started_with(
     tmp_path: Path, part: str, key: str, value: str
@@ -381,3 +382,17 @@ def test_a_run_keeps_the_model_and_the_data_it_was_started_with(
     refused = run(*call, "--set", f"{key}={value}")
     assert refused.code == 3 and out.read_text() == before
     assert f"found {key} '{value}'; needed 'embedded', which {tmp_path / part} was made from" in refused.stderr
+
+
+def test_a_run_is_not_begun_on_data_that_is_not_there(tmp_path: Path) -> None:
+    """Else it would be found out when the policy has been warmed up. Data that is prepared may be gone."""
+    (tmp_path / "run.yaml").write_text("data: {source: none.jsonl}\n")
+    words = ("config", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run/config.yaml")
+    result = run(*words)
+    assert (result.code, result.stdout) == (3, "")
+    said = "none.jsonl: found no such file or folder; needed a data set. Set data.source to where it lies.\n"
+    assert result.stderr == said and os.listdir(tmp_path) == ["run.yaml"]
+    assert run("config", "--config", tmp_path / "run.yaml").code == 0
+    (tmp_path / "run/data").mkdir(parents=True)
+    (tmp_path / "run/data/manifest.json").touch()
+    assert run(*words).code == 0

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.make import project_with
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,17 +39,7 @@ echo "$stage ${out#training_logs/t/}$again$launched" >> calls
 @pytest.fixture()
 def project(tmp_path: Path) -> Path:
     """A folder with our Makefile and a virtual environment whose Python is the stand-in."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pipelines").mkdir()
-    (tmp_path / "pipelines/embedded.yaml").write_text("planned_iterations: 2\n")
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    python = tmp_path / ".venv/bin/python"
-    python.write_text(STAND_IN)
-    python.chmod(0o755)
-    (tmp_path / ".venv/ready").touch()
-    return tmp_path
+    return project_with(tmp_path, STAND_IN, 2)
 
 
 def make(project: Path, *arguments: str) -> list[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,3 +102,13 @@ def test_what_is_committed_is_small_and_names_no_machine() -> None:
     said = json.dumps([o.get("text", "") for o in kept_outputs(notebook)])
     assert not re.search(r"/(home|work|tmp|root|Users)/", said)
     assert "../../training_logs" in text
+
+
+def test_what_is_run_goes_into_another_file(tmp_path: Path) -> None:
+    cell = {"cell_type": "code", "source": ["print(6 * 7)"], "outputs": [], "execution_count": None, "metadata": {}}
+    source, target = tmp_path / "one.ipynb", tmp_path / "two.ipynb"
+    source.write_text(json.dumps({"cells": [cell], "nbformat": 4}))
+    before = source.read_bytes()
+    subprocess.run([sys.executable, NOTEBOOK.parent / "run.py", source, target], check=True)
+    assert source.read_bytes() == before
+    assert kept_outputs(json.loads(target.read_text()))[0]["text"] == ["42\n"]

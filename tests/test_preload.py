@@ -19,6 +19,7 @@ from selectors import EVENT_READ
 
 import pytest
 from reporting import tiny_run
+from support import proc
 from support.commands import ROOT, Result
 
 from dapo_stages import preload
@@ -73,29 +74,11 @@ class Place:
 
     def parents(self) -> list[int]:
         """Processes that serve sockets of this folder."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes()
-            except OSError:
-                continue
-            if b"dapo_stages.preloaded" in words and str(self.folder).encode() in words:
-                found.append(int(path.parent.name))
-        # A child has its parent's command line.
-        return [process for process in found if _parent_of(process) not in found]
+        return proc.parents_among(proc.preloaded(self.folder))
 
     def last(self) -> list[str]:
         """Process, parent, folder and MAKELEVEL of the command that started last."""
         return (self.folder / "notes").read_text().splitlines()[-1].split()
-
-
-def _parent_of(process: int) -> int | None:
-    """None if it has ended, whether or not somebody has asked how."""
-    try:
-        state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
-    except OSError:
-        return None
-    return None if state == "Z" else int(parent)
 
 
 def wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -199,10 +182,10 @@ def test_a_killed_command_takes_its_child_with_it(place: Place, parent: int, tin
     process = place.start(*weigh(tiny, tmp_path / "out"))
     wait((place.folder / "waiting-out").exists)
     child = int(place.last()[0])
-    assert _parent_of(child) == parent
+    assert proc.parent_of(child) == parent
     process.kill()
     process.communicate()
-    wait(lambda: _parent_of(child) is None)
+    wait(lambda: proc.parent_of(child) is None)
     (place.folder / "wait").unlink()
     assert place.run(*weigh(tiny, tmp_path / "out")).code == 0
 
@@ -244,7 +227,7 @@ def test_a_command_whose_parent_is_killed_starts_over_by_itself(
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr.splitlines()[-1].split(":")[0]) == (0, "weight-tokens")
     assert place.last()[0] == str(process.pid)
-    assert _parent_of(child) is None
+    assert proc.parent_of(child) is None
     assert read_manifest(tmp_path / "out", "weight-tokens").shards
     # Its socket is left, and nobody behind it.
     assert place.run("config", "--config", "pipelines/smoke.yaml").code == 0

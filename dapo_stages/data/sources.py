@@ -101,6 +101,12 @@ def open_source(config: Config) -> RawSource:
     return source
 
 
+def check_source(data: DataConfig) -> None:
+    """Raise DataError if `data.source` is meant as a path and nothing is there; nothing of it is read."""
+    if data.source != "embedded":
+        _find(data)
+
+
 def source_files(data: DataConfig) -> dict[str, str]:
     """SHA-256 of the files of a local source, so that a changed file counts as another input.
 

@@ -23,17 +23,23 @@ def main(
 ) -> None:
     """Check a configuration and write it out with every key resolved.
 
-    A file that already says the same is left alone, time stamp included.
+    A file that already says the same is left alone, time stamp included. With --out, a data.source that is a path has
+    to be there.
 
     Example: dapo-stages config --config pipelines/embedded.yaml --out training_logs/first/config.yaml
     """
     import yaml
 
-    text = dump_config(load_config(config, set_))
+    from dapo_stages.data.sources import check_source
+
+    settings = load_config(config, set_)
+    text = dump_config(settings)
     if out is None:
         print(text, end="")
         return
     _check_run(out, yaml.safe_load(text))
+    if not (out.parent / "data" / MANIFEST).exists():  # here and not after a policy has been made
+        check_source(settings.data)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.is_file() or out.read_text(encoding="utf-8") != text:
         write_text(out, text)

@@ -1,4 +1,7 @@
-"""Runs a notebook's cells in order, without Jupyter, and keeps what they print and draw: `make notebook`."""
+"""Runs a notebook's cells in order, without Jupyter, and keeps what they print and draw.
+
+`python run.py NOTEBOOK FILE` writes it to another file, as `make notebook` does; without FILE, in place.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def _figures() -> list[Cell]:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in sys.argv[1:]:
-        made, _ = run(Path(name))
-        Path(name).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"{name}: run; open it in Jupyter or an editor to see its figures")
+    source, target = sys.argv[1], sys.argv[-1]
+    made, _ = run(Path(source))
+    Path(target).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{target}: open it in Jupyter or an editor to see its figures")

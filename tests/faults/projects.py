@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from support import proc
 from support.commands import ROOT
 
 from dapo_stages.manifests import MANIFEST, read_manifest
@@ -93,14 +94,14 @@ class Project:
         elif way == "group":
             os.killpg(make.pid, signal.SIGKILL)
         else:
-            found = {"make": [make.pid], "recipe": children(make.pid), "stage": stages, "parent": parents}[way]
+            found = {"make": [make.pid], "recipe": proc.children(make.pid), "stage": stages, "parent": parents}[way]
             for process in found or [make.pid]:
                 _kill(process)
 
     def settle(self, make: subprocess.Popen[str]) -> None:
         """Wait for what was not killed: make may have gone on, and a recipe that has lost its make ends by itself."""
         make.wait(timeout=600)
-        _wait(lambda: not self._stages() and not _of_session(make.pid))
+        _wait(lambda: not self._stages() and not proc.of_session(make.pid))
 
     def hashes(self) -> dict[str, str]:
         """Content hash of every output but the reports, which say how long things took."""
@@ -118,27 +119,18 @@ class Project:
     def used(self) -> dict[str, int]:
         """MiB resident and open files, of the pre-loaded parents and of the stages that run in their children."""
         groups = {"parent": self._parents(), "stage": self._stages()}
-        found = {f"{name} MiB": max(map(_resident, group), default=0) for name, group in groups.items()}
-        return found | {f"{name} files": max(map(_opened, group), default=0) for name, group in groups.items()}
+        found = {f"{name} MiB": max(map(proc.resident, group), default=0) for name, group in groups.items()}
+        return found | {f"{name} files": max(map(proc.opened, group), default=0) for name, group in groups.items()}
 
     def _ours(self) -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes()
-            except OSError:
-                continue
-            if b"dapo_stages.preloaded" in words and str(self.sockets).encode() in words:
-                found.append(int(path.parent.name))
-        return [process for process in found if _parent_of(process) is not None]
+        return [process for process in proc.preloaded(self.sockets) if proc.parent_of(process) is not None]
 
     def _parents(self) -> list[int]:
-        found = self._ours()
-        return [process for process in found if _parent_of(process) not in found]
+        return proc.parents_among(self._ours())
 
     def _stages(self) -> list[int]:
         found = self._ours()
-        return [process for process in found if _parent_of(process) in found]
+        return [process for process in found if proc.parent_of(process) in found]
 
 
 def disturb(project: Project, kills: int, generator: random.Random, mean: float, ways: tuple[str, ...] = WAYS) -> int:
@@ -164,52 +156,9 @@ def disturb(project: Project, kills: int, generator: random.Random, mean: float,
     return done
 
 
-def children(process: int) -> list[int]:
-    """Those of a process, by /proc."""
-    try:
-        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _resident(process: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
-
-
-def _opened(process: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{process}/fd"))
-    except OSError:
-        return 0
-
-
 def _kill(process: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-
-
-def _parent_of(process: int) -> int | None:
-    """None if it has ended."""
-    stat = _stat(process)
-    return None if stat is None or stat[0] == "Z" else int(stat[1])
-
-
-def _of_session(session: int) -> list[int]:
-    processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    found = {process: _stat(process) for process in processes}
-    return [process for process, stat in found.items() if stat and stat[0] != "Z" and int(stat[3]) == session]
-
-
-def _stat(process: int) -> list[str] | None:
-    """State, parent, group, session, … of a process."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
 
 
 def _wait(until: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -12,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.commands import ROOT
+from support import proc
+from support.make import project_with
 
-from faults.projects import Project, children, disturb
+from faults.projects import Project, disturb
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
@@ -40,17 +40,7 @@ echo {} > "$out/manifest.json"
 @pytest.fixture()
 def stand_in(tmp_path: Path) -> Path:
     """A folder with our Makefile, and a Python that is the stand-in."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pipelines").mkdir()
-    (tmp_path / "pipelines/embedded.yaml").write_text("planned_iterations: 1\n")
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    python = tmp_path / ".venv/bin/python"
-    python.write_text(STAND_IN)
-    python.chmod(0o755)
-    (tmp_path / ".venv/ready").touch()
-    return tmp_path
+    return project_with(tmp_path, STAND_IN, 1)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -67,7 +57,7 @@ def test_a_stage_that_was_half_done_is_asked_for_again(stand_in: Path, way: str)
     make = start(stand_in)
     while not (stand_in / "waiting").exists():
         time.sleep(0.01)
-    recipe = children(make.pid)
+    recipe = proc.children(make.pid)
     number = {"terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(way, signal.SIGKILL)
     if way in {"make", "recipe"}:
         for process in [make.pid] if way == "make" else recipe:
