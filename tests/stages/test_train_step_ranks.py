@@ -292,3 +292,22 @@ def test_a_killed_rank_ends_the_step_and_the_same_command_mends_it(outputs: Call
     assert "rank 1 was ended by SIGKILL" in killed["stderr"] and "Traceback" not in killed["stderr"]
     mended, undisturbed = (Source(folder / name, "train-step").manifest for name in ("killed", "undisturbed"))
     assert mended.content_hash == undisturbed.content_hash
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["zero2", "zero3"])
+def test_a_gradient_that_deepspeed_tells_too_late_halts_the_launch(small_run: Run, launch: str, tmp_path: Path) -> None:
+    """Its engine clips and steps at once, so an update over the limit cannot be skipped; it is not published either."""
+    settings = [*small_run.settings, "train.guard.max_grad_norm=1e-9"]
+    command = [
+        *launcher("dapo_stages.launch", f"{launch}-cpu"), "train-step", "--config", CONFIG,
+        *(word for setting in settings for word in ("--set", setting)),
+        *small_run.train_inputs(1), "--out", tmp_path / "train",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
+    )
+    assert done.returncode == 5, done.stderr[-4000:]
+    said = [line for line in done.stderr.splitlines() if "which this launch cannot skip" in line]
+    assert len(said) == 1 and "needed at most train.guard.max_grad_norm=1e-09. Nothing is published" in said[0]
+    assert not list(tmp_path.rglob("manifest.json")) and "Traceback" not in done.stderr
