@@ -23,7 +23,8 @@ def finish_replacement(out: Path) -> None:
     waiting = out / NEXT
     swapping = waiting / SWAPPING
     if not (waiting / MANIFEST).exists():
-        if swapping.exists():  # cut off after the last move
+        left = {path.name for path in waiting.rglob("*") if not path.is_dir()}
+        if waiting.is_dir() and (SWAPPING in left or left <= {OLD}):  # cut off after the last move
             shutil.rmtree(waiting)
         return
     read_manifest(waiting)
