@@ -286,7 +286,7 @@ FAULTS = FAULTS_DONE=$(CURDIR)/build/faults/done FAULTS_TABLE=$(CURDIR)/build/fa
   FAULTS_RUN=$(CURDIR)/build/faults/run PYTHONPATH=$(CURDIR)/tests:$(CURDIR) $(PY)
 
 test-faults: $(VENV)/ready-dev ## every case of docs/reliability.md but the soak; started again, it goes on
-	$(FAULTS) -m pytest -p faults.resume -m 'not slow' -n $(JOBS)
+	$(FAULTS) -m pytest -p faults.resume -m 'not slow' -n $(JOBS) --dist worksteal
 	$(FAULTS) tests/faults/table.py
 
 soak: $(VENV)/ready-dev ## a long run under kills at random against an undisturbed one; started again, it goes on
