@@ -275,7 +275,7 @@ test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with 
 test: $(VENV)/ready-dev ## the tests
 	$(PY) -m pytest
 
-test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), about a minute
+test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), 4 minutes
 	$(PY) -m pytest -m slow
 
 ## JOBS: processes of test-faults

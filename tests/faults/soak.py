@@ -56,24 +56,26 @@ def main() -> None:
 
 
 def _run_until_killed(project: Project, notes: Path) -> bool:
-    """Start make, and kill it if it takes longer than chance allows; whether it came to its end."""
+    """Start make, and strike whenever chance says so until it has ended; whether it came to its end.
+
+    Not every kill ends it: without its pre-loaded parent it goes on, and is struck again.
+    """
     generator = random.Random()
-    end = time.monotonic() + generator.expovariate(1 / SECONDS)
     make = project.start()
+    strike = time.monotonic() + generator.expovariate(1 / SECONDS)
     while True:
         try:
-            done = make.wait(timeout=1) == 0
+            make.wait(timeout=1)
             break
         except subprocess.TimeoutExpired:
             _note(notes, {"iteration": _reached(project)} | project.used())
-        if time.monotonic() > end:
+        if time.monotonic() > strike:
             way = generator.choice(WAYS)
             project.kill(make, way)
             _note(notes, {"way": way})
-            done = False
-            break
+            strike = time.monotonic() + generator.expovariate(1 / SECONDS)
     project.settle(make)
-    return done
+    return make.returncode == 0
 
 
 def _reached(project: Project) -> int:
