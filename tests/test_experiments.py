@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.commands import ROOT
+from support.make import project
 
 from dapo_stages.config import Config, load_config
 
@@ -72,14 +72,7 @@ SMOKE = (
 
 
 def test_a_study_of_two_seeds_is_run_and_told(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines")
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (tmp_path / ".venv/bin/python").chmod(0o755)
-    (tmp_path / ".venv/ready").touch()
+    shutil.copytree(ROOT / "pipelines", project(tmp_path) / "pipelines")
     settings = " ".join(f"--set {setting}" for setting in SMOKE.split())
     command = ["make", "-j2", "experiments", "STUDIES=small", "SEEDS=1 2", "EXPERIMENTS=baseline experiment5"]
     command.append(f"SET={settings}")

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from support import proc
 from support.commands import ROOT
+from support.make import project
 
 from dapo_stages.manifests import MANIFEST, read_manifest
 from dapo_stages.preloaded import IDLE
@@ -43,17 +43,11 @@ class Project:
         self.folder, self.run = folder, folder / "training_logs/t"
         self.iterations = iterations
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
-        (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "Makefile", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        project(folder)
         if not (folder / "pipelines").exists():
             (folder / "pipelines").symlink_to(ROOT / "pipelines")
         (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations))
-        for name in ("pyproject.toml", "constraints.txt"):
-            (folder / name).touch()
-        python = folder / ".venv/bin/python"
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        python.chmod(0o755)
-        (folder / ".venv/ready").touch()
 
     def start(self) -> subprocess.Popen[str]:
         """`make iterate`, in a session of its own."""

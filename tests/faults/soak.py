@@ -37,7 +37,7 @@ def main() -> None:
     notes = folder / "notes.jsonl"
     try:
         plain.finish(seconds=24 * 3600)
-        while not _run_until_killed(killed, notes):
+        while not _run_under_kills(killed, notes):
             check_published(killed.run)
     finally:
         plain.close()
@@ -55,7 +55,7 @@ def main() -> None:
     shutil.rmtree(folder)
 
 
-def _run_until_killed(project: Project, notes: Path) -> bool:
+def _run_under_kills(project: Project, notes: Path) -> bool:
     """Start make, and strike whenever chance says so until it has ended; whether it came to its end.
 
     Not every kill ends it: without its pre-loaded parent it goes on, and is struck again.

@@ -102,6 +102,13 @@ def launcher(module: str, launch: str) -> list[str]:
     return [sys.executable, "-m", module, "--config_file", f"pipelines/accelerate/{launch}.yaml"]
 
 
+def train_step(launch: str, run: Run, settings: list[str], out: Path) -> list[str]:
+    """The command on the data of iteration 1, as `dapo_stages.launch` starts it in several processes."""
+    sets = [word for setting in [*run.settings, *settings] for word in ("--set", setting)]
+    words = ["train-step", "--config", CONFIG, *sets, *run.train_inputs(1), "--out", out]
+    return [*launcher("dapo_stages.launch", launch), *map(str, words)]
+
+
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -256,14 +263,8 @@ def test_adapters_and_the_kl_term_in_two_processes(
 
 def kill_a_rank(run: Run, out: Path) -> None:
     """SIGKILL for rank 1 in the middle of a train-step, as a machine that runs out of memory does it."""
-    sets = [flag for setting in [*run.settings, *KILLED] for flag in ("--set", setting)]
-    command = [
-        *launcher("dapo_stages.launch", "ddp-cpu"), "train-step", "--config", CONFIG, *sets,
-        *run.train_inputs(1), "--out", out,
-    ]  # fmt: skip
-    launched = subprocess.Popen(
-        [str(part) for part in command], stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
-    )
+    command = train_step("ddp-cpu", run, KILLED, out)
+    launched = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT})
     said = []
     for line in launched.stderr:
         said.append(line)
@@ -298,15 +299,8 @@ def test_a_killed_rank_ends_the_step_and_the_same_command_mends_it(outputs: Call
 @pytest.mark.parametrize("launch", ["zero2", "zero3"])
 def test_a_gradient_that_deepspeed_tells_too_late_halts_the_launch(small_run: Run, launch: str, tmp_path: Path) -> None:
     """Its engine clips and steps at once, so an update over the limit cannot be skipped; it is not published either."""
-    settings = [*small_run.settings, "train.guard.max_grad_norm=1e-9"]
-    command = [
-        *launcher("dapo_stages.launch", f"{launch}-cpu"), "train-step", "--config", CONFIG,
-        *(word for setting in settings for word in ("--set", setting)),
-        *small_run.train_inputs(1), "--out", tmp_path / "train",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT}
-    )
+    command = train_step(f"{launch}-cpu", small_run, ["train.guard.max_grad_norm=1e-9"], tmp_path / "train")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **ENVIRONMENT})
     assert done.returncode == 5, done.stderr[-4000:]
     said = [line for line in done.stderr.splitlines() if "which this launch cannot skip" in line]
     assert len(said) == 1 and "needed at most train.guard.max_grad_norm=1e-09. Nothing is published" in said[0]
