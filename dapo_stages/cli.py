@@ -117,9 +117,9 @@ def main() -> None:
 
 def _end(why: str, code: int) -> NoReturn:
     """Say why, in the first of several processes to fail, and exit. Reasons quote data, which steers no terminal."""
-    from dapo_stages.reporting.text import visible
-
     if ranks.fail(why, code):
+        from dapo_stages.reporting.text import visible
+
         print(visible(why), file=sys.stderr)
     sys.exit(code)
 

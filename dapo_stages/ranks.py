@@ -83,14 +83,12 @@ def barrier() -> None:
 def fail(message: str, code: int) -> bool:
     """Let the others know that this process ends with an error, and how.
 
-    True for the first that fails: it is the one that says why. Signals are ignored from here on, because the launcher
-    sends them to all as soon as one process ends.
+    True for the first that fails: it is the one that says why. Signals are ignored from here on, so that it is told to
+    its end: a launcher sends them to all as soon as one process ends.
     """
+    _ignore_signals()
     if count() == 1:
         return True
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(ValueError):  # not the main thread
-            signal.signal(number, signal.SIG_IGN)
     try:
         return _channel().fail(message, code)
     except RankError:
@@ -106,7 +104,13 @@ def trouble() -> DapoStagesError | None:
 def leave() -> None:
     """End the conversation: this process has heard all that it needs."""
     if joined := _joined():
+        _ignore_signals()
         joined.leave()
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _channel() -> _Channel:
@@ -114,6 +118,7 @@ def _channel() -> _Channel:
     found = _connection()
     if isinstance(found, RankError):
         raise found
+    found.listen()  # not before `trouble` finds it: its first look may interrupt this process
     return found
 
 
@@ -139,7 +144,13 @@ class _Channel:
         self.trouble: DapoStagesError | None = None
         self._waiting, self._turn, self._over = False, threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
-        self._thread.start()
+        self._listens = False
+
+    def listen(self) -> None:
+        """Start the thread, the first time."""
+        if not self._listens:
+            self._listens = True  # first: a signal may end the start, and whoever it leads to comes here again
+            self._thread.start()
 
     def gather(self, value: Any, of: Sequence[int]) -> list[Any]:
         """Say a value, and hear those of some processes."""
@@ -168,8 +179,9 @@ class _Channel:
     def leave(self) -> None:
         """Stop. The process that hosts the store goes last, or the others would lose it in mid-sentence."""
         self._over.set()
-        self._thread.join(_BEAT)
-        with suppress(RuntimeError):
+        with suppress(RuntimeError):  # a thread that a signal kept from starting, or a store that is gone
+            if self._listens:
+                self._thread.join(_BEAT)
             gone = self._store.add("gone", 1)
             end = time.monotonic() + _LEAVE
             while self._hosts and gone < self._count and time.monotonic() < end:

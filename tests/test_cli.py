@@ -291,6 +291,25 @@ def test_json_is_the_only_thing_on_stdout(tiny: Path, tmp_path: Path) -> None:
 # Interruptions
 
 
+def test_an_error_is_told_to_its_end() -> None:
+    """A launcher sends SIGTERM as soon as another process has ended, be it while this one says why it ends."""
+    code = """
+import os, signal, sys
+from dapo_stages import cli, errors
+def fail():
+    raise errors.DataError("file", "one", "two", "Mend it.")
+class Importing:
+    def find_spec(self, name, *_):
+        if name == "dapo_stages.reporting.text":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Importing())
+cli.app = fail
+cli.main()
+"""
+    result = fresh(code=code)
+    assert (result.code, result.stderr) == (3, "file: found one; needed two. Mend it.\n")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_an_interrupted_stage_exits_with_130_and_the_same_command_finishes_it(
     name: str, tiny: Path, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -145,6 +146,30 @@ def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatc
     assert first is True
     assert (text, code) == ("rank 1 failed: a file is gone", 3) and seconds < 20
     assert name == ("InterruptedStage" if at_work else "PeerError")
+
+
+def test_who_joins_after_a_failure_ends_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first look may interrupt it while it is still joining."""
+    start = threading.Thread.start
+
+    def slowly(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "signs of life":
+            time.sleep(1.0)
+
+    def talk() -> Any:
+        if ranks.rank() == 0:
+            assert ranks.fail("a file is gone", 3)
+            (tmp_path / "failed").touch()
+            ranks.leave()
+            return None
+        while not (tmp_path / "failed").exists():
+            time.sleep(0.05)
+        monkeypatch.setattr(threading.Thread, "start", slowly)
+        return waited(60.0)
+
+    _, text, code, seconds = forked(2, talk)[1]
+    assert (text, code) == ("rank 0 failed: a file is gone", 3) and seconds < 20
 
 
 def test_a_process_that_hears_no_signal_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
