@@ -11,8 +11,12 @@ import os
 import signal
 import sys
 from subprocess import CalledProcessError
+from typing import TYPE_CHECKING
 
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
@@ -56,12 +60,24 @@ def _launch() -> None:
     try:
         launch_command(args)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        sys.exit(_exit_code(rank, failure.exitcode))
+        sys.exit(_exit_code(*_first_failure(error)))
     except CalledProcessError as error:  # of a configuration with one process
         sys.exit(_exit_code(0, error.returncode))
     except SignalException:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _first_failure(error: ChildFailedError) -> tuple[int, int]:
+    """The rank that failed first, and its exit code.
+
+    Of several in the same second, which is all that torch knows, one that was killed: the others fail at once where
+    they wait for it. The launcher's own SIGTERM is no reason.
+    """
+    first, failure = error.get_first_failure()
+    for rank, other in error.failures.items():
+        if other.timestamp == failure.timestamp and other.exitcode < 0 and other.exitcode != -signal.SIGTERM:
+            return rank, other.exitcode
+    return first, failure.exitcode
 
 
 def _exit_code(rank: int, code: int) -> int:

@@ -1,4 +1,4 @@
-"""The launcher: what it cannot start is said in one line."""
+"""The launcher: what it cannot start is said in one line, and who failed first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dapo_stages import launch
 
@@ -38,3 +39,20 @@ def test_a_configuration_that_accelerate_does_not_take_is_bad_input(
     assert said.endswith(
         "; needed accelerate, and a configuration that it takes. Install it, or name a file of pipelines/accelerate.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("ended", "first"),
+    [
+        ({0: (1, 100), 1: (-9, 100)}, (1, -9)),  # rank 0 lost its connection to the one that was killed
+        ({0: (3, 100), 1: (-15, 100)}, (0, 3)),  # ended by the launcher, before it could hear signals
+        ({0: (3, 100), 1: (-9, 130)}, (0, 3)),  # ended by the launcher, which had waited for it
+        ({0: (1, 101), 1: (4, 100)}, (1, 4)),
+        ({0: (3, 100), 1: (130, 100)}, (0, 3)),
+    ],
+)
+def test_the_process_that_failed_first_is_named(ended: dict[int, tuple[int, int]], first: tuple[int, int]) -> None:
+    failures = {rank: ProcessFailure(rank, 1000 + rank, code, "none") for rank, (code, _) in ended.items()}
+    for rank, (_, second) in ended.items():
+        failures[rank].timestamp = second
+    assert launch._first_failure(ChildFailedError("dapo_stages", failures)) == first
