@@ -36,8 +36,8 @@ class JudgeConfig(Endpoint):
     max_tokens: Count = Field(512, description="Longest answer of the judge.")
     max_requests: Count | None = Field(
         None,
-        description="Requests that one run of a stage may make, shared out among its processes; what is left then has "
-        "no reward. Answers that were kept cost nothing. null is no limit.",
+        description="Requests that an iteration may need at most: so many groups as these are enough for, the first "
+        "ones, are judged. null is no limit.",
     )
     cache: str = Field(
         "training_logs/judge-cache.sqlite", min_length=1, description="File of answers, inside the working folder."

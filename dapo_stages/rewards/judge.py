@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from dapo_stages import ranks
 from dapo_stages.config import JudgeConfig
 from dapo_stages.console import say
 from dapo_stages.rewards.judge_cache import Answer, JudgeCache, key_of
@@ -57,25 +56,38 @@ class _Pair(NamedTuple):
 
 
 class Judge:
-    """Asks for what is not in its cache yet, as far as its budget goes; without an answer there is no opinion."""
+    """Asks about the groups that its budget reaches what is not kept yet; without an answer there is no opinion."""
 
     def __init__(self, config: JudgeConfig, root: Path) -> None:
         self._config = config
         self._cache = JudgeCache(inside(f"{SECTION}.cache", config.cache, root))
         self._server = Server(NAME, SECTION, KEY, config)
-        self._left = config.max_requests  # of this process
-        if config.max_requests is not None:
-            self._left = config.max_requests // ranks.count() + (ranks.rank() < config.max_requests % ranks.count())
         self._answered = False
 
-    def score(self, groups: Sequence[Group]) -> list[list[float | None]]:
+    def score(self, groups: Sequence[Group], before: int = 0) -> list[list[float | None]]:
         """Rewards 0 … 1 of each completion of some groups; None where the judge has none.
 
-        Raises EngineError where the server cannot be reached or refuses; what it has answered is kept.
+        `before` is how many groups of the same size the iteration has before these. Raises EngineError where the server
+        cannot be reached or refuses; what it has answered is kept.
         """
-        if self._config.mode == "rubric":
-            return self._scores(groups)
-        return self._win_rates(groups)
+        reached = groups[: self._reach(groups, before)]
+        rewards = self._scores(reached) if self._config.mode == "rubric" else self._win_rates(reached)
+        return rewards + [[None] * len(group.texts) for group in groups[len(reached) :]]
+
+    def _reach(self, groups: Sequence[Group], before: int) -> int:
+        """How many of these groups the budget is for: the same whatever is kept, in however many processes."""
+        if self._config.max_requests is None or not groups:
+            return len(groups)
+        size = len(groups[0].texts)
+        requests = size if self._config.mode == "rubric" else 2 * len(list(self._neighbours(size)))
+        paid = self._config.max_requests // max(requests, 1)
+        reach = min(max(paid - before, 0), len(groups))
+        if reach < len(groups):
+            say(
+                f"judge: {SECTION}.max_requests={self._config.max_requests} are for the first {paid} groups, at "
+                f"{requests} requests each; groups without reward_judge: {len(groups) - reach}"
+            )
+        return reach
 
     def _scores(self, groups: Sequence[Group]) -> list[list[float | None]]:
         questions = []
@@ -104,16 +116,19 @@ class Judge:
         return rates
 
     def _pairs(self, group: Group) -> Iterator[_Pair]:
+        pictures = pictures_of(self._config, group.row)
+        for one, other in self._neighbours(len(group.texts)):
+            both = group.texts[one], group.texts[other]
+            orders = (both, both[::-1]) if both[0] != both[1] else ()
+            requests = (pair_request(self._config, group.row, pictures, *order) for order in orders)
+            yield _Pair(one, other, tuple(map(_question, requests)))
+
+    def _neighbours(self, count: int) -> Iterator[tuple[int, int]]:
         """Completions stand in a ring; each is compared with neighbours on both sides, as far as `pairs` reaches."""
-        count, pictures = len(group.texts), pictures_of(self._config, group.row)
         reach = count // 2 if self._config.pairs is None else min(count // 2, (self._config.pairs + 1) // 2)
         for distance in range(1, reach + 1):
             for one in range(count if 2 * distance < count else count // 2):
-                other = (one + distance) % count
-                both = group.texts[one], group.texts[other]
-                orders = (both, both[::-1]) if both[0] != both[1] else ()
-                requests = (pair_request(self._config, group.row, pictures, *order) for order in orders)
-                yield _Pair(one, other, tuple(map(_question, requests)))
+                yield one, (one + distance) % count
 
     def _verdicts(self, questions: Iterable[_Question], read: Callable[[str], float | None]) -> dict[str, float | None]:
         """What the answers say, by the questions' hashes; an answer that was cut off says nothing."""
@@ -125,19 +140,11 @@ class Judge:
         return verdicts
 
     def _answers(self, wanted: dict[str, dict[str, Any]]) -> dict[str, Answer]:
-        """Answers by the requests' hashes, kept ones and new ones; what is beyond the budget is left out."""
+        """Answers by the requests' hashes, kept ones and new ones."""
         found = {key: answer for key in wanted if (answer := self._cache.get(key)) is not None}
         self._answered |= bool(found)
         missing = {key: request for key, request in wanted.items() if key not in found}
-        asked = dict(islice(missing.items(), self._left))
-        if self._left is not None:
-            self._left -= len(asked)
-        if len(asked) < len(missing):
-            say(
-                f"judge: {SECTION}.max_requests={self._config.max_requests} are used up: {len(missing) - len(asked)} "
-                "requests were not made, and what they are about has no reward_judge"
-            )
-        return found | asyncio.run(self._ask(asked)) if asked else found
+        return found | asyncio.run(self._ask(missing)) if missing else found
 
     async def _ask(self, requests: dict[str, dict[str, Any]]) -> dict[str, Answer]:
         turns = asyncio.Semaphore(self._config.concurrency)

@@ -67,12 +67,12 @@ class Rewards:
         """What changes a result, for the manifest: without time limits, and with the hash of each plug-in's file."""
         return self._config.results() | {"files": self._plugins.hashes}
 
-    def score(self, groups: Sequence[Group]) -> list[list[Scored]]:
-        """Rewards of each completion of some groups.
+    def score(self, groups: Sequence[Group], before: int = 0) -> list[list[Scored]]:
+        """Rewards of each completion of some groups, and `before` them so many others of the iteration.
 
         Read from a row: `solution`; by a judge also `problem` and `images`; plug-ins get the whole row.
         """
-        judged = self._judge.score(groups) if self._judge else [[] for _ in groups]
+        judged = self._judge.score(groups, before) if self._judge else [[] for _ in groups]
         return [
             self._group(group, {JUDGE: values} if values else {}) for group, values in zip(groups, judged, strict=True)
         ]

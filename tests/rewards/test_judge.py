@@ -246,35 +246,36 @@ def test_what_a_judge_says_is_kept_as_text(tmp_path: Path) -> None:
     assert rows == [(said, 1)]
 
 
-def test_a_spent_budget_leaves_the_rest_without_reward_and_says_so(
+def test_a_budget_is_for_the_first_groups_and_says_what_it_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The same ones, whatever is kept: what was judged does not depend on who asked before."""
     with JudgeServer(points) as server:
-        small = judge(tmp_path, server, max_requests=3)
-        assert small.score([group("two", "three")]) == [[0.2, 1.0]]
-        assert capsys.readouterr().err == ""
-        assert small.score([group("four", "3", "two")]) == [[0.0, None, 0.2]]  # "two" is in the cache
+        small = judge(tmp_path, server, max_requests=7)
+        assert small.score([group("two", "three"), group("two", "two")]) == [[0.2, 1.0], [0.2, 0.2]]
+        assert capsys.readouterr().err == "" and len(server.requests) == 2
+        assert small.score([group("four", "two"), group("3", "two")], before=2) == [[0.0, 0.2], [None, None]]
         assert capsys.readouterr().err == (
-            "judge: rewards.judge.max_requests=3 are used up: 1 requests were not made, and what they are about has "
-            "no reward_judge\n"
+            "judge: rewards.judge.max_requests=7 are for the first 3 groups, at 2 requests each; groups without "
+            "reward_judge: 1\n"
         )
-        assert small.score([group("3", "four")]) == [[None, 0.0]]
+        assert small.score([group("two", "three")], before=5) == [[None, None]]
         assert len(server.requests) == 3
-        assert judge(tmp_path, server, max_requests=3).score([group(*TEXTS)]) == [[0.2, 1.0, 0.0, 0.75]]
+        for _ in range(2):
+            again = judge(tmp_path, server, max_requests=7)
+            assert again.score([group("four", "two"), group("3", "two")], before=2) == [[0.0, 0.2], [None, None]]
+        assert judge(tmp_path, server, max_requests=1).score([group("two", "three")]) == [[None, None]]
+        assert len(server.requests) == 3
 
 
-def test_a_budget_is_shared_out_among_processes(tmp_path: Path) -> None:
-    with JudgeServer(lambda text: '{"score": 1}') as server:
-        root = {rank: tmp_path / str(rank) for rank in range(3)}
-
-        def answered() -> int:
-            from dapo_stages import ranks
-
-            mine = judge(root[ranks.rank()], server, max_requests=7)
-            return sum(value is not None for value in mine.score([group(*map(str, range(9)))])[0])
-
-        assert forked(3, answered) == [3, 2, 2]
-    assert len(server.requests) == 7
+@pytest.mark.parametrize(("pairs", "requests"), [(None, 20), (2, 10)])
+def test_a_budget_of_comparisons(tmp_path: Path, pairs: int | None, requests: int) -> None:
+    texts = ["a", "b", "c", "d", "e"]
+    with JudgeServer(lambda one, other: '{"better": 1}') as server:
+        for enough in (requests - 1, requests):
+            found = judge(tmp_path, server, mode="pairwise", pairs=pairs, max_requests=enough).score([group(*texts)])
+            assert found == [[None] * 5 if enough < requests else [0.5] * 5]
+        assert len(server.requests) == requests
 
 
 # ---- hostile completions

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from support.judge import JudgeServer
 from support.pipeline import Run, table
+from support.processes import together
+from support.server import fails
 
 from dapo_stages.engines import transformers_engine
 from dapo_stages.manifests import Source
@@ -124,3 +126,30 @@ def test_a_judge_is_asked_once_and_weighed_like_a_plugin(small_run: Run, folder:
     )  # fmt: skip
     weighed = table(folder / "w", "weights")
     assert (weighed.reward - 3 * weighed.reward_judge).abs().max() < 1e-5
+
+
+def test_a_budget_gives_the_same_rewards_after_an_interruption_and_in_two_processes(
+    small_run: Run, folder: Path
+) -> None:
+    settings = SHARDS | {"rewards__plugins": "{}"}
+    rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
+    with JudgeServer(lambda text: f'{{"score": {len(text) % 11}}}') as server:
+
+        def judge(cache: str) -> str:
+            # 4 requests per group: the first five of twelve groups
+            return f"{{url: '{server.url}', model: m, retries: 0, concurrency: 1, max_requests: 23, cache: {cache}}}"
+
+        small_run.command(*rollout, "undisturbed", **settings, rewards__judge=judge("one"))
+        asked = len(server.requests)
+        server.faults = [*[None] * 7, fails(500)]
+        failed = small_run.attempt(*rollout, "r", **settings, rewards__judge=judge("two"))
+        assert failed.code == 3 and "500" in failed.stderr
+        small_run.command(*rollout, "r", **settings, rewards__judge=judge("two"))
+        assert len(server.requests) == 2 * asked + 1
+        options = small_run.options(**settings, rewards__judge=judge("three"))
+        results = together(2, "rollout", *options, *small_run.rollout_inputs(1), "--out", "both")
+        assert [result.code for result in results] == [0, 0]
+    completions = table(folder / "r", "completions")
+    assert completions.groupby("group_id").reward_judge.count().tolist() == [4] * 5 + [0] * 7
+    hashes = {Source(folder / name).manifest.content_hash for name in ("undisturbed", "r", "both")}
+    assert len(hashes) == 1
