@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import cache
 from typing import Any, TypeVar
 
 from dapo_stages.errors import DapoStagesError, PeerError, RankError
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 _BEAT = 2.0  # seconds between signs of life
 _SILENT = 22  # looks without one after which a process counts as gone; looks, because all may have been stopped
 _START = 300.0  # seconds that processes may start after each other: nodes differ in how fast they load torch
-_STUCK = 20.0  # seconds that a process has to end once it was interrupted: one that waits in NCCL hears nothing
+_STUCK = 20.0  # seconds that a process may hear no signal, as one that waits in NCCL does not; then it is ended
 _LEAVE = 10.0  # seconds that the one that hosts the store waits for the others to read its last word
 _POLL = (0.002, 0.1)  # seconds between looks: the first, and the longest
 
@@ -123,16 +123,21 @@ def _channel() -> _Channel:
 
 
 def _joined() -> _Channel | None:
-    found = _connection() if _connection.cache_info().currsize else None
-    return None if isinstance(found, RankError) else found
+    return None if isinstance(_found, RankError) else _found
 
 
-@cache
+_found: _Channel | RankError | None = None
+
+
 def _connection() -> _Channel | RankError:
-    try:
-        return _Channel(rank(), count())
-    except RankError as error:
-        return error
+    global _found
+    if _found is None:
+        _found = RankError(_lost(_host(count()), "a signal ended the search for it"))  # if one does
+        try:
+            _found = _Channel(rank(), count())
+        except RankError as error:
+            _found = error
+    return _found
 
 
 class _Channel:
@@ -250,12 +255,14 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
     agent = _has_agent()
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        if rank > 0 or agent:
+            _await(address, port)
         shared = TCPStore(
             address,
             port,
             count,
             is_master=rank == 0 and not agent,
-            timeout=timedelta(seconds=_START),
+            timeout=timedelta(seconds=_STUCK),
             wait_for_workers=False,
             multi_tenant=not agent,  # a process group of this process may share it
         )
@@ -266,10 +273,22 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
             f"rank {rank} of {count}: found no {missing.args[0]} in the environment; needed where rank 0 is. "
             "Start the stage with accelerate launch or torchrun."
         ) from None
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError, OverflowError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankError(_lost(_host(count), f"nothing answers at {where} ({_first_line(error)})")) from None
     return store, rank == 0 and not agent
+
+
+def _await(address: str, port: int) -> None:
+    """Wait until the store is there. torch would, too, but hears no signal meanwhile. Raises OSError."""
+    end = time.monotonic() + _START
+    while True:
+        try:
+            return socket.create_connection((address, port), timeout=_BEAT).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_POLL[1])
 
 
 def _has_agent() -> bool:

@@ -130,6 +130,19 @@ def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.M
     assert found[0] == "RankError" and found[1].startswith("rank 0 of 2: found it missing (nothing answers at ")
 
 
+def test_who_waits_for_the_first_process_hears_signals() -> None:
+    def talk() -> Any:
+        if ranks.rank() == 0:
+            return None
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        found, began = waited(), time.monotonic()
+        assert ranks.fail("stopped", 130) and time.monotonic() - began < 0.5  # it does not look for it again
+        return found
+
+    name, text, code, seconds = forked(2, talk)[1]
+    assert (name, code) == ("InterruptedStage", 130) and text.startswith("stopped by SIGTERM") and seconds < 5
+
+
 @pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
 def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT", 0.2)

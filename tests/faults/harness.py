@@ -25,6 +25,7 @@ from support.commands import ROOT
 
 from dapo_stages.manifests import MANIFEST, Source
 from dapo_stages.unfinished import LOCK
+from faults.parent import STILL
 
 TESTS = Path(__file__).resolve().parents[1]
 # Of a manifest, what another run of the same work may have otherwise.
@@ -83,6 +84,12 @@ class Running:
         """End a pause."""
         (self.place / "go-on").touch()
 
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        code = self.parent.ask({"look": self.process})
+        return None if code == STILL else code
+
     def wait(self) -> Ended:
         """Until it ends."""
         code = self.parent.ask({"wait": self.process})
@@ -127,13 +134,16 @@ class Parent:
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return int(self._process.stdout.readline())
 
-    def start(self, arguments: list[object], root: Path, fault: Fault = NONE, folder: Path = ROOT) -> Running:
+    def start(
+        self, arguments: list[object], root: Path, fault: Fault = NONE, folder: Path = ROOT, **environment: str
+    ) -> Running:
         """Start a command in `folder`; operations under `root` count."""
         self._started += 1
         place = self.folder / f"command-{self._started}"
         place.mkdir()
         request = {"arguments": [str(one) for one in arguments], "root": str(root), "folder": str(folder)}
         request |= {"place": str(place), "action": int(fault.action), "at": fault.at, "most": fault.most}
+        request["environment"] = environment
         return Running(self, self.ask(request), place)
 
     def run(self, arguments: list[object], root: Path, fault: Fault = NONE, folder: Path = ROOT) -> Ended:

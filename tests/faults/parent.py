@@ -2,7 +2,8 @@
 
 It imports what stages import, once; then it reads a request a line from stdin and answers each with a line. A request
 {"arguments": […], …} starts a command in a child, and the answer is its process id; {"wait": id} is answered by its
-exit code (negative: the signal) when it has ended. Commands run by the function of the console script.
+exit code (negative: the signal) when it has ended, {"look": id} at once, by STILL while it runs. Commands run by the
+function of the console script.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+STILL = 1000  # no exit code
+
 
 def main() -> None:
     """Serve until stdin is closed."""
@@ -28,7 +31,10 @@ def main() -> None:
     children: dict[int, ForkProcess] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
+        if "look" in request:
+            code = children[request["look"]].exitcode
+            answer = STILL if code is None else code
+        elif "wait" in request:
             child = children.pop(request["wait"])
             child.join()
             answer = child.exitcode
@@ -53,6 +59,7 @@ def _run(request: dict[str, Any]) -> None:
         os.dup2(source, target)
         os.close(source)
     os.chdir(request["folder"])
+    os.environ |= request["environment"]
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     sys.argv = ["dapo-stages", *request["arguments"]]

@@ -25,11 +25,11 @@ def forked(count: int, function: Callable[[], Any]) -> list[Any]:
 
     They are forked from this one, so that none has to import torch.
     """
-    port, context = _free_port(), get_context("fork")
+    port, context = free_port(), get_context("fork")
     started = []
     for rank in range(count):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(there, _environment(rank, count, port), function))
+        process = context.Process(target=_child, args=(there, environment_of(rank, count, port), function))
         process.start()
         there.close()
         started.append((process, here))
@@ -54,13 +54,14 @@ def _child(results: Connection, variables: dict[str, str], function: Callable[[]
     results.send(function())
 
 
-def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+def environment_of(rank: int, count: int, port: int) -> dict[str, str]:
     """What a launcher on one machine tells a process."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), **where}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of this machine that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
