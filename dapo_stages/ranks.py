@@ -29,7 +29,7 @@ _BEAT = 2.0  # seconds between signs of life
 _SILENT = 22  # looks without one after which a process counts as gone; looks, because all may have been stopped
 _START = 300.0  # seconds that processes may start after each other: nodes differ in how fast they load torch
 _STUCK = 20.0  # seconds that a process may hear no signal, as one that waits in NCCL does not; then it is ended
-_LEAVE = 10.0  # seconds that the one that hosts the store waits for the others to read its last word
+_LEAVE = 10.0  # seconds that a process that ends waits: the host of the store for the others, one that fails for it
 _POLL = (0.002, 0.1)  # seconds between looks: the first, and the longest
 
 
@@ -90,7 +90,7 @@ def fail(message: str, code: int) -> bool:
     if count() == 1:
         return True
     try:
-        return _channel().fail(message, code)
+        return _channel(_LEAVE).fail(message, code)
     except RankError:
         return True
 
@@ -113,9 +113,9 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _channel() -> _Channel:
+def _channel(patience: float | None = None) -> _Channel:
     """Raises RankError if the others cannot be reached, or could not be before: nobody waits for them twice."""
-    found = _connection()
+    found = _connection(_START if patience is None else patience)
     if isinstance(found, RankError):
         raise found
     found.listen()  # not before `trouble` finds it: its first look may interrupt this process
@@ -129,12 +129,12 @@ def _joined() -> _Channel | None:
 _found: _Channel | RankError | None = None
 
 
-def _connection() -> _Channel | RankError:
+def _connection(patience: float) -> _Channel | RankError:
     global _found
     if _found is None:
         _found = RankError(_lost(_host(count()), "a signal ended the search for it"))  # if one does
         try:
-            _found = _Channel(rank(), count())
+            _found = _Channel(rank(), count(), patience)
         except RankError as error:
             _found = error
     return _found
@@ -143,9 +143,9 @@ def _connection() -> _Channel | RankError:
 class _Channel:
     """The store, as one process sees it, and a thread that gives signs of life and looks for those of the others."""
 
-    def __init__(self, rank: int, count: int) -> None:
+    def __init__(self, rank: int, count: int, patience: float) -> None:
         self._rank, self._count, self._said = rank, count, 0
-        self._store, self._hosts = _connect(rank, count)
+        self._store, self._hosts = _connect(rank, count, patience)
         self.trouble: DapoStagesError | None = None
         self._waiting, self._turn, self._over = False, threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
@@ -248,7 +248,7 @@ class _Channel:
         return RankError(_lost(_host(self._count), f"its store does not answer ({_first_line(error)})"))
 
 
-def _connect(rank: int, count: int) -> tuple[Any, bool]:
+def _connect(rank: int, count: int, patience: float) -> tuple[Any, bool]:
     """The store of this stage, and whether this process hosts it: with a launcher like torchrun, its agent does."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -256,7 +256,7 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if rank > 0 or agent:
-            _await(address, port)
+            _await(address, port, patience)
         shared = TCPStore(
             address,
             port,
@@ -279,9 +279,9 @@ def _connect(rank: int, count: int) -> tuple[Any, bool]:
     return store, rank == 0 and not agent
 
 
-def _await(address: str, port: int) -> None:
+def _await(address: str, port: int, patience: float) -> None:
     """Wait until the store is there. torch would, too, but hears no signal meanwhile. Raises OSError."""
-    end = time.monotonic() + _START
+    end = time.monotonic() + patience
     while True:
         try:
             return socket.create_connection((address, port), timeout=_BEAT).close()

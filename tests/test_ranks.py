@@ -143,6 +143,20 @@ def test_who_waits_for_the_first_process_hears_signals() -> None:
     assert (name, code) == ("InterruptedStage", 130) and text.startswith("stopped by SIGTERM") and seconds < 5
 
 
+def test_who_fails_before_it_has_joined_looks_for_the_first_process_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has seen a mistake of its own, or was told to stop; the launcher ends the others, or they miss it."""
+    monkeypatch.setattr(ranks, "_LEAVE", 0.5)
+
+    def talk() -> Any:
+        began = time.monotonic()
+        return ranks.rank() == 0 or (ranks.fail("a mistake", 3), time.monotonic() - began)
+
+    first, seconds = forked(2, talk)[1]
+    assert first and 0.5 < seconds < 5
+
+
 @pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
 def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT", 0.2)
