@@ -22,7 +22,7 @@ from faults.table import record
 
 RANKS = 2
 JOBS = ["rollout", "score-attention", "evaluate", "train-step"]
-PATIENCE = 90.0  # seconds: a rank that waits in C++ hears no signal, and is ended 64 s after the other was last heard of
+PATIENCE = 90.0  # seconds: a rank that waits in C++ hears no signal; it is ended 64 s after the other was last heard of
 
 
 def start(case: Case, fault: Fault = NONE, struck: int = -1) -> list[Running]:
