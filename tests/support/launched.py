@@ -21,6 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
     import torch
 
+    from dapo_stages import ranks
+
     torch.set_num_threads(1)
     list_no_files_of_others()
     if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
@@ -31,6 +33,7 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
     for part in parts:
         name, _, other = part.partition(":")  # a part may have a checkpoint of its own
         PARTS[name](out, Path(other) if other else checkpoint, run)
+    ranks.leave()  # as the console script does: a thread that talks while Python shuts down would end in std::terminate
 
 
 def list_no_files_of_others() -> None:
