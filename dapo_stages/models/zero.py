@@ -43,8 +43,12 @@ class Zero(Ranked):
         return Step(float(self._engine.get_global_grad_norm()), True)
 
     def _held(self, parameter: Any) -> torch.Tensor:
-        part: torch.Tensor = getattr(parameter, "ds_tensor", parameter)
-        return part.detach()
+        if not hasattr(parameter, "ds_tensor"):
+            return super()._held(parameter)
+        part: Any = parameter.ds_tensor
+        size = part.ds_numel  # the last parts are filled up by whatever the memory held, be it NaN
+        held: torch.Tensor = part.detach()[: max(parameter.ds_numel - size * self.rank, 0)]
+        return held
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         if self._stage < 3:
