@@ -132,9 +132,9 @@ class Case:
             }
         return found
 
-    def is_as_undisturbed(self) -> None:
-        """Fails, naming the files, where anything differs from what an undisturbed run leaves."""
-        found, wanted = self.contents(), self.bench.undisturbed(self.job).contents
+    def is_as_undisturbed(self, wanted: dict[str, str] | None = None) -> None:
+        """Fails, naming the files, where anything differs from `wanted`: what an undisturbed run leaves."""
+        found, wanted = self.contents(), wanted or self.bench.undisturbed(self.job).contents
         differing = {name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)}
         assert not differing, (self.job, str(self.folder), sorted(differing))
 

@@ -91,10 +91,9 @@ def undisturbed(bench: Bench) -> Callable[[str], Undisturbed]:
             started = time.monotonic()
             ended = finish(case)
             seconds = time.monotonic() - started
-            found = case.contents()
             if job != "train-step":
-                assert found == bench.undisturbed(job).contents
-            return Undisturbed(found, [one.operations for one in ended], seconds)
+                case.is_as_undisturbed()
+            return Undisturbed(case.contents(), [one.operations for one in ended], seconds)
 
     return of
 
@@ -102,9 +101,7 @@ def undisturbed(bench: Bench) -> Callable[[str], Undisturbed]:
 def carries_on(case: Case, wanted: Undisturbed) -> None:
     """The same command, with nothing in its way."""
     finish(case)
-    found = case.contents()
-    differing = {name for name in found.keys() | wanted.contents.keys() if found.get(name) != wanted.contents.get(name)}
-    assert not differing, (case.job, str(case.folder), sorted(differing))
+    case.is_as_undisturbed(wanted.contents)
 
 
 @pytest.mark.faults

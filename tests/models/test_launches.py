@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 import torch
+from support.processes import environment_of, free_port
 
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.errors import ConfigError
@@ -19,10 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment of the only process of a launch, and no trace of it afterwards."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    names = environment_of(rank=0, count=1, port=free_port())
     # Without OMP_NUM_THREADS accelerate changes the number of threads, for all tests that follow.
     for name, value in {**names, "LOCAL_WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import load_policy
 from support.commands import ROOT
 from support.pipeline import Run, metrics, table
+from support.processes import free_port
 
 PYTHON = ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
 Rollout = Callable[..., Path]
@@ -62,9 +62,7 @@ def differences(rollouts: Path, policy: Path, temperature: float) -> dict[int, t
 @contextmanager
 def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """vLLM's server on a policy: its address and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
         PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", policy, "--host", "127.0.0.1", "--port", port,
