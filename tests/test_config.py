@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from support.commands import run
 
-from dapo_stages.config import Config, dump_config, load_config
+from dapo_stages.config import Config, Section, dump_config, load_config
+from dapo_stages.config.base import Later
 from dapo_stages.errors import ConfigError
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
@@ -176,6 +177,29 @@ def test_sections_are_named_by_their_dots() -> None:
         "model.dtype": "bfloat16",
         "keep": {"rollouts": None, "states": 2, "policies": None, "best": True},
     }
+
+
+class Inner(Section):
+    """A section with a key that came later, and one whose default has changed since."""
+
+    old: int = 1
+    new: Annotated[int, Later(2)] = 2
+    moved: Annotated[int, Later(3)] = 4
+
+
+class Outer(Section):
+    inner: Inner = Inner()
+    maybe: Annotated[Inner | None, Later(None)] = None
+    named: dict[str, Inner] = Field({})
+
+
+def test_keys_that_came_later_are_recorded_where_they_differ_from_the_default_they_came_with() -> None:
+    everything = {"inner": {"old": 1, "new": 2, "moved": 4}, "maybe": None, "named": {}}
+    assert Outer().model_dump() == everything
+    assert Outer().recorded() == {"inner": {"old": 1, "moved": 4}, "named": {}}
+    changed = Outer(inner=Inner(new=5, moved=3), maybe=Inner(moved=3), named={"a": Inner(old=7, moved=3)})
+    assert changed.recorded() == {"inner": {"old": 1, "new": 5}, "maybe": {"old": 1}, "named": {"a": {"old": 7}}}
+    assert changed.recorded(exclude={"named": True, "inner": {"new"}}) == {"inner": {"old": 1}, "maybe": {"old": 1}}
 
 
 # Mistakes

@@ -78,4 +78,4 @@ class RewardsConfig(Section):
     def results(self) -> dict[str, Any]:
         """The values that change a reward, for a manifest: a longer time limit carries on where a run stopped."""
         running = {"plugin_timeout": True, "plugin_environment": True, "judge": JudgeConfig.RUNNING}
-        return self.model_dump(mode="json", exclude=running)  # type: ignore[arg-type]
+        return self.recorded(exclude=running)

@@ -120,12 +120,17 @@ class Config(Section):
         return Config.model_validate(values)
 
     def sections(self, *names: str) -> dict[str, Any]:
-        """The named sections (dotted names reach inside one) as plain values, for a manifest."""
-        everything = self.model_dump(mode="json")
+        """The named sections (dotted names reach inside one) as plain values, for a manifest.
+
+        Keys that came later are left out while they have the default they came with (config/base.py).
+        """
+        everything = self.recorded()
         found: dict[str, Any] = {}
         for name in names:
             value: Any = everything
-            for key in name.split("."):
+            *parents, last = name.split(".")
+            for key in parents:
                 value = value[key]
-            found[name] = value
+            if last in value:
+                found[name] = value[last]
         return found

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.config import Config, load_config
+from dapo_stages.config import Config, Section, load_config
 from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.reporting.progress import CONFIG, SETUP
 from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, manifest_of
@@ -52,6 +52,7 @@ def differences(run: Path) -> list[Difference]:
         if manifest is None:
             continue
         recorded = {"seed": manifest.seed, **dict(_leaves(manifest.config))}
+        recorded |= dict(_unrecorded(manifest.config, config))
         # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
         if stage in {"score-attention", "train-step"}:
             recorded.pop(_DRAWN, None)
@@ -84,6 +85,23 @@ def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, A
             yield from _leaves(value, f"{place}{name}.")
         else:
             yield f"{place}{name}", value
+
+
+def _unrecorded(recorded: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any]]:
+    """Keys of recorded sections that came later and are not recorded, with the default that this stands for."""
+    for name in recorded:
+        section: Any = config
+        for key in name.split("."):
+            section = getattr(section, key, None)
+        yield from _later(section, recorded[name], name)
+
+
+def _later(section: Any, recorded: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(section, Section) or not isinstance(recorded, Mapping):
+        return
+    yield from ((f"{place}.{key}", default) for key, default in section.later().items() if key not in recorded)
+    for key, values in recorded.items():
+        yield from _later(getattr(section, key, None), values, f"{place}.{key}")
 
 
 def _at(values: Any, key: str) -> Any:
