@@ -37,6 +37,15 @@ def _ctrl_c_is_heard() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _right_by_number() -> Iterator[None]:
+    """Rollouts of tests have the same right and wrong answers everywhere; fresh processes read what was written."""
+    from support.answers import right_by_number
+
+    with right_by_number():
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved embedded model with random weights."""

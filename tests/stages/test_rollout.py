@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from support.answers import num_right, right_as_read
 from support.pipeline import Run, metrics, table
 
 from dapo_stages.engines import transformers_engine
 from dapo_stages.manifests import Source, mark_pruned
-
-WELL_FORMED = r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>\s*([A-D])\s*</answer>\s*"
+from dapo_stages.models.tokens import Tokens
 
 
 def test_every_group_has_its_completions_and_ids_are_kept(small_run: Run) -> None:
@@ -31,17 +31,20 @@ def test_every_group_has_its_completions_and_ids_are_kept(small_run: Run) -> Non
     assert (completions.sampling_logprobs.map(max) <= 0).all()
 
 
-def test_rewards_are_what_the_texts_say(small_run: Run) -> None:
-    """Read again by a regular expression of our own; all solutions of the embedded task are letters."""
-    folder = small_run.at(1) / "rollout"
-    prompts = table(folder, "prompts").set_index("group_id")
-    for row in table(folder, "completions").itertuples():
-        whole = re.fullmatch(
-            r"\s*<think>(?:(?!</?think>|</?answer>).)*</think>\s*<answer>\s*([A-D])\s*</answer>\s*", row.text, re.S
-        )
-        if whole:
-            assert row.reward_format == 1
-            assert row.reward_accuracy == float(whole[1] == prompts.solution[row.group_id])
+def test_rewards_are_what_the_texts_say(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each completion is read as the next of these texts; all solutions of the embedded task are letters."""
+    answers = {f"<think>x</think><answer>{letter}</answer>": letter for letter in "ABCD"}
+    answers |= {"": "", "<think>A</think>": "", "<answer>A": "A", "So it is (B).": "B"}
+    said = itertools.cycle(answers)
+    monkeypatch.setattr(Tokens, "text", lambda self, ids: next(said))
+    with right_as_read():
+        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    prompts = table(tmp_path / "r", "prompts").set_index("group_id")
+    rows = table(tmp_path / "r", "completions")
+    assert set(rows.text) == set(answers)
+    for row in rows.itertuples():
+        assert row.reward_accuracy == (answers[row.text] == prompts.solution[row.group_id])
+        assert row.reward_format == row.text.endswith("</answer>")
 
 
 def test_the_end_token_is_kept_and_truncation_is_named(small_run: Run) -> None:
@@ -56,6 +59,7 @@ def test_kept_groups_are_the_informative_ones_and_curves_see_all(small_run: Run)
     prompts = table(folder, "prompts")
     correct = table(folder, "completions").groupby("group_id").reward_accuracy.sum()
     assert (prompts.num_correct == prompts.group_id.map(correct)).all()
+    assert list(prompts.num_correct) == [num_right(name, 4) for name in prompts.prompt_id]
     informative = prompts.num_correct.between(1, 3)
     assert not (prompts.kept & ~informative).any()
     assert prompts.kept.sum() <= 8
@@ -98,7 +102,7 @@ def test_surplus_is_kept_where_it_is_wanted(small_run: Run, tmp_path: Path) -> N
         small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / surplus, **settings)
     kept, discarded = (table(tmp_path / surplus, "prompts") for surplus in ("keep", "discard"))
     informative = kept.num_correct.between(1, 3)
-    assert informative.sum() > 2  # or the next lines say nothing
+    assert informative.sum() > 2, "too few of 16 questions have some right answers but not all"
     assert (kept.kept == informative).all()
     assert discarded.kept.sum() == 2 and (discarded.num_correct == kept.num_correct).all()
     assert Source(tmp_path / "keep").manifest.counts["kept"] == informative.sum()
@@ -114,7 +118,7 @@ def test_without_dynamic_sampling_all_that_is_asked_for_is_kept(small_run: Run, 
 # The curriculum
 
 
-CURRICULUM = {"rollout__curriculum": "{target: 0.5, visits: 1, floor: 0.001}", "rollout__dynamic_sampling": "false"}
+CURRICULUM = {"rollout__curriculum": "{target: 0.5, visits: 1, floor: 1.0e-9}", "rollout__dynamic_sampling": "false"}
 
 
 def history(run: Run, folder: Path, number: int, *names: Path, **settings: object) -> Path:
@@ -125,7 +129,7 @@ def history(run: Run, folder: Path, number: int, *names: Path, **settings: objec
 
 
 def test_questions_of_middling_success_take_the_turns_of_others(small_run: Run, tmp_path: Path) -> None:
-    """64 training questions in iterations of 16; floor 0.001: whoever was always or never right gives way."""
+    """64 training questions in iterations of 16; with hardly a floor, whoever was always or never right gives way."""
     asked, known = {"rollout__prompts_per_iteration": 16}, {}
     folders = []
     for number in range(1, 7):
@@ -135,8 +139,8 @@ def test_questions_of_middling_success_take_the_turns_of_others(small_run: Run, 
         if number <= 4:  # the first pass: all are new, and come as they come
             assert not set(prompts.prompt_id) & known.keys()
         else:
-            middling = {name for name, right in known.items() if 0 < right < 4}
-            assert len(middling) >= 16  # so that there are enough to choose from
+            middling = {name for name in known if 0 < num_right(name, 4) < 4}
+            assert len(middling) == 39  # so that there are enough to choose from
             assert set(prompts.prompt_id) <= middling
         known |= dict(zip(prompts.prompt_id, prompts.num_correct, strict=True))
     assert len(known) == 64

@@ -18,6 +18,7 @@ SMALL = (
     "warm_up.steps=24",
     "report.trackers=[]",
     "rollout.sampler.temperature=1.2",
+    "weights.mask_truncated_completions=false",  # so that no small policy's completions are all left out
 )
 
 
