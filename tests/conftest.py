@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import machine
 
 from dapo_stages.config import ModelConfig
 
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
 collect_ignore = ["with_vllm"]  # it has an environment of its own: make test-vllm
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What differs between machines (`make test-seeds`)."""
+    group = parser.getgroup("another machine")
+    group.addoption("--threads", type=int, default=1, help="threads that torch computes with")
+    group.addoption("--base-seed", type=int, default=42, help="seed of the small run and of random checkpoints")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ[machine.THREADS] = str(config.getoption("--threads"))
+    os.environ[machine.SEED] = str(config.getoption("--base-seed"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +64,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved embedded model with random weights."""
     from support.families import save_tiny
 
-    _one_thread()
+    machine.set_threads()
     folder = tmp_path_factory.mktemp("checkpoint")
     save_tiny("qwen2_5_vl", folder)
     return folder
@@ -78,7 +91,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two iterations of every stage, in this process. Tests read it and write beside it, never into it."""
     from support.pipeline import Run
 
-    _one_thread()
+    machine.set_threads()
     run = Run(tmp_path_factory.mktemp("run"))
     run.start()
     run.iteration(1)
@@ -92,10 +105,3 @@ def policy(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -
     from dapo_stages.models.policy import load_policy
 
     return load_policy(checkpoints(getattr(request, "param", "qwen2_5_vl")), TINY)
-
-
-def _one_thread() -> None:
-    """Two threads cost tiny models more than they give, and another number of them rounds otherwise."""
-    import torch
-
-    torch.set_num_threads(1)

@@ -32,8 +32,8 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parent]:
 @pytest.fixture(scope="session")
 def kept_run(request: pytest.FixtureRequest) -> Run:
     """The small run; `make test-faults` keeps one for all its processes, and for the next time."""
-    import torch
     from filelock import FileLock
+    from support import machine
     from support.pipeline import Run
 
     if "FAULTS_RUN" not in os.environ:
@@ -44,7 +44,7 @@ def kept_run(request: pytest.FixtureRequest) -> Run:
     run = Run(folder)
     with FileLock(folder / ".making"):
         if not (folder / ".made").exists():
-            torch.set_num_threads(1)
+            machine.set_threads()
             run.start()
             run.iteration(1)
             run.iteration(2)

@@ -14,6 +14,7 @@ from dapo_stages.models.embedded import build, build_processor
 from dapo_stages.models.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
 from dapo_stages.models.policy import Policy, save_policy
 from dapo_stages.models.processor import picture_processor
+from support import machine
 
 SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # those that share prefixes
 OTHER = "llava"  # one that does not
@@ -23,13 +24,13 @@ def save_tiny(family: str, folder: Path) -> None:
     """A checkpoint with random weights: hidden 64, 3 layers, 4 heads, 2 key-value heads; qwen2_5_vl is the embedded
     policy itself."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(machine.seed())
         model, processor = _MAKERS[family]()
     save_policy(Policy(model.eval(), processor, torch.device("cpu"), torch.float32), folder)
 
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
-    model, tokenizer = build(0)
+    model, tokenizer = build(machine.seed())
     return model, build_processor(tokenizer)
 
 

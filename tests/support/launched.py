@@ -19,11 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
-    import torch
-
     from dapo_stages import ranks
+    from support import machine
 
-    torch.set_num_threads(1)
+    machine.set_threads()
     list_no_files_of_others()
     if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
         from dapo_stages.models import fsdp, launches

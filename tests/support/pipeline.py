@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from dapo_stages.manifests import Source
+from support import machine
 from support.commands import ROOT, Result, run
 
 CONFIG = ROOT / "pipelines/smoke.yaml"
 SMALL = (
+    f"seed={machine.seed()}",
     "data.synthetic.train=64",
     "data.synthetic.held_out=12",
     "warm_up.steps=24",
