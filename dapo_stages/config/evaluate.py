@@ -21,6 +21,6 @@ class EvaluateConfig(Section):
     )
     batch_groups: Count = Field(16, description="Questions generated at the same time.")
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
-        2000, description="Resamples of the questions behind each interval."
+        2000, description="Random weightings of the questions behind an interval that has no formula."
     )
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Share of the resamples in an interval.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Confidence of the intervals.")

@@ -17,7 +17,10 @@ class LoraSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Dropout on the adapters' input; above 0 the policy ratio no longer starts at 1."
     )
-    target_modules: tuple[str, ...] = Field(("q_proj", "v_proj"), description="Layers that get an adapter.")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "v_proj"),
+        description="Layers that get an adapter, by names or their ends; none whose weights are tied to another's.",
+    )
 
 
 class GuardSettings(Section):

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# The 0.975 quantile of Student's t for 1 … 30 degrees of freedom (any statistics textbook's table).
+# The 0.975 quantile of Student's t for 1 … 30 degrees of freedom (any statistics textbook's table), and of the normal.
 _T = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+_Z = 1.959964
 
 
 class Estimate(NamedTuple):
@@ -30,18 +31,25 @@ class Estimate(NamedTuple):
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean, standard deviation (Bessel's correction) and mean ± t · deviation / √n, the 95 % interval of Student's t.
 
-    The interval supposes independent, about normally distributed values. Raises ValueError for no value, and above 31
-    of them, whose quantile the table lacks.
+    The interval supposes independent, about normally distributed values. Raises ValueError for no value.
     """
     number = len(values)
-    if not 1 <= number <= len(_T) + 1:
-        raise ValueError(f"found {number} values; needed 1 to {len(_T) + 1}")
+    if number == 0:
+        raise ValueError("found no values; needed 1 or more")
     mean = math.fsum(values) / number
     if number == 1:
         return Estimate(mean, None, None, 1)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (number - 1))
-    half = _T[number - 2] * deviation / math.sqrt(number)
+    half = _quantile(number - 1) * deviation / math.sqrt(number)
     return Estimate(mean, deviation, (mean - half, mean + half), number)
+
+
+def _quantile(freedom: int) -> float:
+    """That of Student's t, by the table or, beyond it, by the expansion of Abramowitz and Stegun 1964, 26.7.5."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    first, second = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    return _Z + first / freedom + second / freedom**2
 
 
 def paired(first: dict[int, float], second: dict[int, float]) -> Estimate | None:

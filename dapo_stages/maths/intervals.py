@@ -1,44 +1,98 @@
-"""Intervals by bootstrap over questions, and paired tests of two policies on the same questions."""
+"""Intervals over questions, and paired tests of two policies on the same questions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from math import gcd
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
-_DRAWN_AT_ONCE = 1 << 20  # questions
+METHOD = "Clopper-Pearson for one answer a question, Learned-Miller and Thomas for several"
+_DRAWN_AT_ONCE = 1 << 20  # weights of questions
 
 
-def ratio_intervals(
-    parts_QF: ArrayLike, wholes_QF: ArrayLike, *, resamples: int, confidence: float, seed: int
-) -> FloatArray:
-    """[2, F] ends of the percentile interval of each figure sum(part) / sum(whole), NaN where there is none.
+class Ratio(NamedTuple):
+    """A figure, sum of parts / sum of wholes over the questions, and (part, whole) of one more question that would
+    lower or raise it most; (0, 0) where no bound is known."""
 
-    `resamples` times, Q questions are drawn with replacement, the same ones for all figures; the ends are the
-    (1 ∓ confidence)/2 quantiles of the figures (Efron and Tibshirani 1993, section 13.3). A mean is a figure whose
-    wholes are 1. NaN for fewer than two questions, and where a resample leaves a whole of 0 or less: the figure is then
-    not defined often enough. Memory: 2^20 draws or Q, whatever is more.
+    parts_Q: FloatArray
+    wholes_Q: FloatArray
+    lowest: tuple[float, float] = (0.0, 1.0)
+    highest: tuple[float, float] = (1.0, 1.0)
+
+    def among(self, chosen: slice | list[int]) -> Ratio:
+        """The same figure of some of the questions."""
+        return self._replace(parts_Q=self.parts_Q[chosen], wholes_Q=self.wholes_Q[chosen])
+
+    @property
+    def counts_questions(self) -> bool:
+        """Whether it is a share of the questions: each has one answer, yes or no."""
+        yes_or_no = ((self.parts_Q == 0) | (self.parts_Q == 1)) & (self.wholes_Q == 1)
+        return bool(yes_or_no.all()) and (self.lowest, self.highest) == ((0.0, 1.0), (1.0, 1.0))
+
+
+def ratio_intervals(ratios: Sequence[Ratio], *, resamples: int, confidence: float, seed: int) -> FloatArray:
+    """[2, F] ends of the interval of each figure, NaN where there is none.
+
+    A share of the questions is binomial and gets `clopper_pearson`. For other figures the questions are weighted at
+    random, `resamples` times, the same for all figures: by exponential draws (Rubin 1981, The Bayesian Bootstrap), with
+    one more question beside them, for each end the worst there could be. The ends are the (1 ∓ confidence)/2 quantiles
+    of the figures so weighted. For means of bounded values this is the interval of Learned-Miller and Thomas 2019
+    (arXiv 1905.06208). It has a width where all questions are alike, too; of yes or no it would be Clopper and
+    Pearson's.
+
+    NaN for fewer than two questions, and where some weights leave a whole of 0 or less: the figure is then not defined
+    often enough. Memory: 2^20 weights or Q, whatever is more.
     """
-    parts, wholes = np.asarray(parts_QF, dtype=np.float64), np.asarray(wholes_QF, dtype=np.float64)
-    count, figures = parts.shape
+    parts_QF, wholes_QF = (np.stack([ratio[i] for ratio in ratios], axis=1) for i in (0, 1))
+    unseen = np.array([[ratio.lowest for ratio in ratios], [ratio.highest for ratio in ratios]])  # [2, F, 2]
+    count, figures = parts_QF.shape
     if count < 2:
         return np.full((2, figures), np.nan)
     rng = np.random.default_rng(seed)
-    both = np.concatenate([parts, wholes], axis=1)
-    found = np.empty((resamples, figures))
+    found = np.empty((2, resamples, figures))
     step = max(1, _DRAWN_AT_ONCE // count)
     for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
-        sums = times.astype(np.float64) @ both
-        part, whole = sums[:, :figures], sums[:, figures:]
-        found[start : start + rows] = np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+        weights = rng.standard_exponential((min(step, resamples - start), count + 1))
+        seen, more = weights[:, :count], weights[:, count:]
+        parts, wholes = seen @ parts_QF, seen @ wholes_QF
+        for end in (0, 1):
+            part, whole = parts + more * unseen[end, :, 0], wholes + more * unseen[end, :, 1]
+            here = found[end, start : start + len(weights)]
+            here[:] = np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
     tail = (1 - confidence) / 2
-    return np.quantile(found, [tail, 1 - tail], axis=0)
+    ends = np.stack([np.quantile(found[0], tail, axis=0), np.quantile(found[1], 1 - tail, axis=0)])
+    for index, ratio in enumerate(ratios):
+        if ratio.counts_questions:
+            ends[:, index] = clopper_pearson(int(ratio.parts_Q.sum()), count, confidence)
+    return ends
+
+
+def clopper_pearson(right: int, count: int, confidence: float) -> tuple[float, float]:
+    """The exact interval of a share, `right` of `count` independent questions: the shares under which neither so many
+    nor so few would have a probability of (1 - confidence)/2 or less (Clopper and Pearson 1934, Biometrika 26).
+    """
+    tail = (1 - confidence) / 2
+    return _lowest_share(right, count, tail), 1 - _lowest_share(count - right, count, tail)
+
+
+@lru_cache(maxsize=4096)
+def _lowest_share(right: int, count: int, tail: float) -> float:
+    """The share p with P(X >= right) = tail, X ~ Binomial(count, p), by bisection; 0 for none right."""
+    if right == 0:
+        return 0.0
+    heads, logs = np.arange(right, count + 1), _log_choose(count)[right:]
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        p = (low + high) / 2
+        chance = np.exp(logs + heads * np.log(p) + (count - heads) * np.log1p(-p)).sum()
+        low, high = (p, high) if chance < tail else (low, p)
+    return low
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -88,7 +142,11 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _coins(count: int) -> FloatArray:
-    """[count + 1] probabilities of the number of heads of fair coins; by logarithms, so that large counts fit."""
+    """[count + 1] probabilities of the number of heads of fair coins."""
+    return np.asarray(np.exp(_log_choose(count) - count * np.log(2)))
+
+
+def _log_choose(count: int) -> FloatArray:
+    """[count + 1] logarithms of count over 0, 1, …, so that large counts fit."""
     heads = np.arange(count, dtype=np.float64)
-    logs = np.concatenate([[0.0], np.cumsum(np.log((count - heads) / (heads + 1)))])
-    return np.asarray(np.exp(logs - count * np.log(2)))
+    return np.concatenate([[0.0], np.cumsum(np.log((count - heads) / (heads + 1)))])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,24 @@ def add_adapter(policy: Policy, settings: LoraSettings) -> None:
         bias="none",
     )
     policy.model = get_peft_model(policy.model, config)
+
+
+def check_targets(model: Any, settings: LoraSettings) -> None:
+    """Refuse names of no layer, and adapters of a weight that two layers share: in training each layer would have an
+    adapter of its own, but merged, to sample from, it changes the weight of both. Raises ConfigError."""
+    tied = {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
+    for target in settings.target_modules:
+        named = {name for name, _ in model.named_modules() if f".{name}".endswith(f".{target}")}  # as peft finds them
+        if not named:
+            raise ConfigError(
+                f"train.lora.target_modules: found {target}, which is the name of no layer of this model; needed names "
+                "or their ends, such as q_proj. Mend it."
+            )
+        if named & tied:
+            raise ConfigError(
+                f"train.lora.target_modules: found {target}, whose weights this model ties to those of another layer "
+                f"({', '.join(sorted(tied))}); needed layers with weights of their own. Leave it out."
+            )
 
 
 def check_adapter(policy: Policy, settings: LoraSettings | None) -> None:
@@ -60,9 +79,10 @@ def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] 
     """Write the adapter as peft does, without its template of a card, and with the same settings every time.
 
     peft would note where the base lies on this machine (the manifest names it, relative to here) and write the target
-    modules in an order of chance; either would change the hash of the same work.
+    modules in an order of chance; either would change the hash of the same work. It would add the weights of the base
+    beside those of an adapter of embeddings or head.
     """
-    policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
+    policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))

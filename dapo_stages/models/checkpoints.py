@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,13 +46,24 @@ class Checkpoint:
     def layout(self) -> dict[str, list[str]]:
         """File -> names of its tensors, as the checkpoint is cut."""
         if not (self.folder / INDEX).is_file():
-            return {self._single: list(self._open(self._single).keys())}
+            names = list(self._open(self._single).keys())
+            return {self._single: [name for name in names if not self._is_copy(name, names)]}
         layout: dict[str, list[str]] = {}
         for name, file in self._index().items():
             if not _is_plain(file):  # merge writes files of the same names
                 raise self._unusable(f"the file {file!r}")
             layout.setdefault(file, []).append(name)
         return layout
+
+    def _is_copy(self, name: str, names: Sequence[str]) -> bool:
+        """Whether a tensor is the head of a model that ties it to its embeddings, saved once more beside them."""
+        tied = next((other for other in names if other.endswith("embed_tokens.weight")), None)
+        if tied is None or not name.endswith("lm_head.weight"):
+            return False
+        settings = read_json(self.folder / "config.json")
+        whole = self._open(self._single)
+        ties = any(part.get("tie_word_embeddings") for part in (settings, settings.get("text_config", {})))
+        return ties and torch.equal(whole.get_tensor(name), whole.get_tensor(tied))
 
     def _index(self) -> dict[str, str]:
         try:
@@ -114,13 +125,29 @@ class Adapted:
         weight = self._base.read(name)
         if name not in self._modules:
             return weight
-        down, up = (self._adapter.read(f"{self._modules[name]}.lora_{part}.weight").float() for part in "AB")
+        module = self._modules[name]
+        down, up = (self._adapter.read(factor).float() for factor in self._factors(module))
+        change = (up @ down).T if self._embeds(module) else up @ down
         exact = weight if weight.dtype == torch.float64 else weight.float()
-        return (exact + self._scale * (up @ down).to(exact.dtype)).to(weight.dtype)
+        return (exact + self._scale * change.to(exact.dtype)).to(weight.dtype)
+
+    def _embeds(self, module: str) -> bool:
+        """Whether the adapter is of embeddings, whose rows are inputs; peft names its factors otherwise."""
+        return f"{module}.lora_embedding_A" in self._adapter.shapes
+
+    def _factors(self, module: str) -> list[str]:
+        name = f"{module}.lora_embedding_{{}}" if self._embeds(module) else f"{module}.lora_{{}}.weight"
+        return [name.format(part) for part in "AB"]
+
+    def _shape(self, module: str) -> tuple[int, int]:
+        """That of the weight which the adapter fits."""
+        (_, inputs), (outputs, _) = (self._adapter.shapes[factor] for factor in self._factors(module))
+        return (inputs, outputs) if self._embeds(module) else (outputs, inputs)
 
     def _located(self) -> dict[str, str]:
         """Name of a tensor in the base -> module of the adapter that changes it."""
-        wanted = {key.rpartition(".lora_A.")[0] for key in self._adapter.shapes if ".lora_A." in key}
+        ends = (".lora_A.weight", ".lora_embedding_A")
+        wanted = {key.partition(".lora_")[0] for key in self._adapter.shapes if key.endswith(ends)}
         names = names_in_memory(self._base)
         found = {
             stored: module
@@ -128,10 +155,7 @@ class Adapted:
             if name.endswith(".weight") and (module := _PREFIX + name.removesuffix(".weight")) in wanted
         }
         missing = sorted(wanted - set(found.values()))
-        for stored, module in found.items():
-            rank_in, rank_out = (self._adapter.shapes[f"{module}.lora_{part}.weight"] for part in "AB")
-            if (rank_out[0], rank_in[1]) != self._base.shapes[stored]:
-                missing.append(module)
+        missing += [module for stored, module in found.items() if self._shape(module) != self._base.shapes[stored]]
         if missing:
             raise DataError(
                 self._adapter.folder,
@@ -152,15 +176,21 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
 
 
+def empty_model(path: str | Path) -> Any:
+    """The model of a checkpoint, by folder or hub id, without its weights."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+
+
 def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
     """Name of each tensor in the files -> its name in the model: transformers renames some when it loads them."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    model = empty_model(checkpoint.folder)
     mapping = get_model_conversion_mapping(model)
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     others = [one for one in mapping if not isinstance(one, WeightRenaming)]

@@ -284,9 +284,11 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
 
         save_adapter(policy, folder, weights)
     else:
-        weights = policy.model.state_dict() if weights is None else weights
-        rounded = {name: value.to(policy.dtype) for name, value in weights.items()}
-        policy.model.save_pretrained(folder, state_dict=rounded, safe_serialization=True)
+        weights = policy.model.state_dict(keep_vars=True) if weights is None else weights
+        # Tied weights are one tensor of several names, and must stay one, or it would be saved under each of them.
+        rounded = {id(value): value.detach().to(policy.dtype) for value in weights.values()}
+        named = {name: rounded[id(value)] for name, value in weights.items()}
+        policy.model.save_pretrained(folder, state_dict=named, safe_serialization=True)
         policy.model.config.dtype = policy.dtype  # save_pretrained noted that of the weights under training
         policy.model.config.save_pretrained(folder)
     save_processor(policy.processor, folder)

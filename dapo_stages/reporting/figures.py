@@ -57,6 +57,12 @@ def collect(iteration: int, sources: Mapping[str, Source]) -> Figures:
     return {"iteration": iteration, **found}
 
 
+def interval_method(found: Figures) -> str | None:
+    """How the intervals of an evaluation were made; None where it has none. Older ones do not say."""
+    interval = found.get("interval")
+    return interval.get("method", "percentile bootstrap") if isinstance(interval, dict) else None
+
+
 def figure(figures: Figures, *path: str) -> float | None:
     """One number by its path; None where a part is missing: figure(f, "eval", "greedy_accuracy")."""
     value: Any = figures

@@ -16,7 +16,7 @@ from typing import Any
 from dapo_stages.reporting.browse import Browsed
 from dapo_stages.reporting.charts import COLOURS, draw
 from dapo_stages.reporting.curves import Cost, curves, histograms
-from dapo_stages.reporting.figures import Figures, figure
+from dapo_stages.reporting.figures import Figures, figure, interval_method
 from dapo_stages.reporting.tables import Table
 from dapo_stages.reporting.text import number, percent
 
@@ -42,6 +42,7 @@ def render(
     template = environment.from_string(_part("report.html.j2"))
     style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
     charts = [*curves(all_figures, cost), *histograms(all_figures)]
+    methods = [interval_method(figures.get("eval", {})) for figures in all_figures]
     data, shown = page_data(browsed)
     return template.render(
         run=run,
@@ -49,6 +50,7 @@ def render(
         facts=facts,
         headlines=headlines(all_figures),
         charts=[{"chart": chart, "svg": Markup(draw(chart)), "colours": COLOURS} for chart in charts],
+        methods="; ".join(dict.fromkeys(method for method in methods if method)),
         data=Markup(data.translate(_IN_SCRIPT)),
         shown=shown,
         style=Markup(style),

@@ -8,7 +8,7 @@ from typing import Any
 
 from dapo_stages.manifests import Source
 from dapo_stages.reporting.blow_ups import skipped
-from dapo_stages.reporting.figures import Figures, attention_is_off, figure
+from dapo_stages.reporting.figures import Figures, attention_is_off, figure, interval_method
 from dapo_stages.reporting.samples import Sample
 from dapo_stages.reporting.tables import Table
 from dapo_stages.reporting.text import (
@@ -179,7 +179,9 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
             strict = _with_interval(found, f"{mode}_strict_accuracy")
             said.append(f"- {mode} answers read: {shares}; right and well-formed: {strict}")
     if said and (interval := found.get("interval")):
-        said.append(f"\nIn brackets: {100 * interval['confidence']:g} % bootstrap intervals over questions.")
+        said.append(
+            f"\nIn brackets: {100 * interval['confidence']:g} % intervals over questions ({interval_method(found)})."
+        )
     return ["\n".join(said) + "\n"] if said else []
 
 

@@ -34,11 +34,13 @@ def main(
     list_: Annotated[
         int, typer.Option("--list", min=0, help="Name so many of the questions won, and of those lost.", metavar="N")
     ] = 0,
-    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Resamples behind each interval.")] = 2000,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, help="Random weightings behind each interval.")
+    ] = 2000,
     confidence: Annotated[
-        float, typer.Option("--confidence", min=0.5, max=0.999, help="Share of the resamples in an interval.")
+        float, typer.Option("--confidence", min=0.5, max=0.999, help="Confidence of the intervals.")
     ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resamples.")] = 42,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the weightings.")] = 42,
     as_json: Json = False,
 ) -> None:
     """Compare two policies on the same held-out questions: differences, intervals, paired tests.
@@ -97,7 +99,7 @@ def compare(
     """What is measured in both, each for all questions and by slice; questions in the same order."""
     import numpy as np
 
-    from dapo_stages.maths.intervals import holm, mcnemar, ratio_intervals, sign_flip
+    from dapo_stages.maths.intervals import Ratio, holm, mcnemar, ratio_intervals, sign_flip
 
     groups = [("", "", list(range(len(a))))]
     for column, values in by_slices(a).items():
@@ -115,8 +117,9 @@ def compare(
         for column, value, chosen in groups:
             difference = (of_b - of_a)[chosen]
             won, lost = int((difference > 0).sum()), int((difference < 0).sum())
-            ones = np.full((len(chosen), 1), whole)
-            ends = ratio_intervals(difference[:, None], ones, resamples=resamples, confidence=confidence, seed=seed)
+            # At worst, one more question is answered right by one policy only, in all samples.
+            ratio = Ratio(difference / whole, np.ones(len(chosen)), lowest=(-1.0, 1.0))
+            ends = ratio_intervals([ratio], resamples=resamples, confidence=confidence, seed=seed)
             rows.append(
                 {
                     "column": column,

@@ -7,34 +7,30 @@ from typing import TYPE_CHECKING, Any
 from dapo_stages.stages.eval_tallies import PLACES, SLICE, Question, by_slices, counts
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ratio = tuple[NDArray[np.float64], NDArray[np.float64]]  # [Q] parts, [Q] wholes: a figure is sum / sum
+    from dapo_stages.maths.intervals import Ratio
 
 Path = tuple[str, ...]  # where a figure is in metrics.json
-_DIGITS = 6  # of the ends of an interval: sums of fractions round differently with other numbers of threads
+_DIGITS = 6  # of the ends of an interval: sums round differently with other numbers of threads
 
 
 def metrics(questions: list[Question], *, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
     """All figures, for all questions and by slice; None where a mode was off or a figure is not defined."""
     import numpy as np
 
-    from dapo_stages.maths.intervals import ratio_intervals
+    from dapo_stages.maths.intervals import METHOD, ratio_intervals
 
     ratios = _ratios(questions)
-    parts, wholes = (np.stack([ratio[i] for ratio in ratios.values()], axis=1) for i in (0, 1))
 
-    def part(chosen: Any) -> dict[str, Any]:
-        here, whole = parts[chosen], wholes[chosen]
-        ends = ratio_intervals(here, whole, resamples=resamples, confidence=confidence, seed=seed)
+    def part(chosen: slice | list[int]) -> dict[str, Any]:
+        here = {path: ratio.among(chosen) for path, ratio in ratios.items()}
+        ends = ratio_intervals(list(here.values()), resamples=resamples, confidence=confidence, seed=seed)
         values, intervals = {}, {}
-        for index, path in enumerate(ratios):
-            below = float(whole[:, index].sum())
-            value = float(here[:, index].sum()) / below if below > 0 else None
+        for index, (path, ratio) in enumerate(here.items()):
+            below = float(ratio.wholes_Q.sum())
+            value = float(ratio.parts_Q.sum()) / below if below > 0 else None
             low, high = (round(float(end), _DIGITS) for end in ends[:, index])
             values[path] = value
-            intervals[path] = None if value is None or np.isnan(low) else [low, high]
+            intervals[path] = None if value is None or np.isnan([low, high]).any() else [low, high]
         return {**_nested(values), "intervals": _nested(intervals)}
 
     slices = by_slices(questions)
@@ -48,7 +44,7 @@ def metrics(questions: list[Question], *, resamples: int, confidence: float, see
             column: {value: {"questions": len(chosen), **part(chosen)} for value, chosen in values.items()}
             for column, values in slices.items()
         },
-        "interval": {"confidence": confidence, "resamples": resamples, "over": "questions"},
+        "interval": {"confidence": confidence, "resamples": resamples, "over": "questions", "method": METHOD},
     }
 
 
@@ -56,32 +52,41 @@ def _ratios(questions: list[Question]) -> dict[Path, Ratio]:
     """Every figure as parts and wholes for each question."""
     import numpy as np
 
-    def ratio(mode: str, part: str, whole: str = "answers") -> Ratio:
-        return counts(questions, mode, part).astype(np.float64), counts(questions, mode, whole).astype(np.float64)
+    from dapo_stages.maths.intervals import Ratio
+
+    def share(mode: str, part: str, whole: str = "answers") -> Ratio:
+        parts, wholes = (counts(questions, mode, name).astype(np.float64) for name in (part, whole))
+        most = float(wholes.max(initial=0))
+        return Ratio(parts, wholes, (0.0, most), (most, most))
 
     sampled = bool(counts(questions, "sample", "answers").any())
     greedy, blank = counts(questions, "greedy", "correct"), counts(questions, "blank", "correct")
     asked = (counts(questions, "greedy", "answers") > 0) & (counts(questions, "blank", "answers") > 0)
     chance = np.array([1 / question.options if question.options else np.nan for question in questions])
+    luck = float(chance.mean()) if questions else 0.0
+    none = (0.0, 0.0)
     return {
-        ("greedy_accuracy",): ratio("greedy", "correct"),
-        ("greedy_format",): ratio("greedy", "formed"),
-        ("sampled_accuracy",): ratio("sample", "correct"),
-        ("sampled_format",): ratio("sample", "formed"),
-        ("sampled_accuracy_well_formed",): ratio("sample", "strict", "formed"),
-        ("blank_accuracy",): ratio("blank", "correct"),
-        ("mean_tokens",): ratio("sample" if sampled else "greedy", "tokens"),
-        ("greedy_strict_accuracy",): ratio("greedy", "strict"),
-        ("sampled_strict_accuracy",): ratio("sample", "strict"),
-        ("chance_accuracy",): (chance, chance * 0 + 1),  # not a number where the options are not known
-        ("prior_share",): (np.where(asked, blank, 0.0), np.where(asked, greedy, 0.0)),
-        ("prior_share_above_chance",): (
+        ("greedy_accuracy",): share("greedy", "correct"),
+        ("greedy_format",): share("greedy", "formed"),
+        ("sampled_accuracy",): share("sample", "correct"),
+        ("sampled_format",): share("sample", "formed"),
+        ("sampled_accuracy_well_formed",): share("sample", "strict", "formed"),
+        ("blank_accuracy",): share("blank", "correct"),
+        ("mean_tokens",): share("sample" if sampled else "greedy", "tokens")._replace(lowest=none, highest=none),
+        ("greedy_strict_accuracy",): share("greedy", "strict"),
+        ("sampled_strict_accuracy",): share("sample", "strict"),
+        ("chance_accuracy",): Ratio(chance, chance * 0 + 1, none, none),  # not a number where options are not known
+        # The worst question is right only with the picture, or only without it.
+        ("prior_share",): Ratio(np.where(asked, blank, 0.0), np.where(asked, greedy, 0.0), (0.0, 1.0), (1.0, 0.0)),
+        ("prior_share_above_chance",): Ratio(
             np.where(asked, blank - chance, 0.0),
             np.where(asked, greedy - chance, 0.0),
+            (-luck, 1 - luck),
+            (1 - luck, -luck),
         ),
         **_of_k(questions),
         **{
-            ("read_from", name, place): ratio(mode, place)
+            ("read_from", name, place): share(mode, place)
             for mode, name in (("greedy", "greedy"), ("sample", "sampled"))
             for place in PLACES
         },
@@ -93,6 +98,7 @@ def _of_k(questions: list[Question]) -> dict[Path, Ratio]:
     import numpy as np
 
     from dapo_stages.maths.at_k import majority_at_k, pass_at_k, sizes
+    from dapo_stages.maths.intervals import Ratio
 
     n = max((question.of("sample", "answers") for question in questions), default=0)
     correct = counts(questions, "sample", "correct")
@@ -102,8 +108,8 @@ def _of_k(questions: list[Question]) -> dict[Path, Ratio]:
         row[1 : 1 + len(question.wrong)] = question.wrong
     ones = np.ones(len(questions))
     return {
-        **{("pass_at_k", str(k)): (pass_at_k(correct, n, k), ones) for k in sizes(n)},
-        **{("majority_at_k", str(k)): (majority_at_k(votes, n, k), ones) for k in sizes(n)},
+        **{("pass_at_k", str(k)): Ratio(pass_at_k(correct, n, k), ones) for k in sizes(n)},
+        **{("majority_at_k", str(k)): Ratio(majority_at_k(votes, n, k), ones) for k in sizes(n)},
     }
 
 

@@ -48,12 +48,15 @@ def _embedded(output: Output, config: Config) -> None:
 
     from dapo_stages.data.chat import SYSTEM_PROMPT
     from dapo_stages.data.tasks import task
+    from dapo_stages.models.adapters import check_targets
     from dapo_stages.models.embedded import build, build_processor
     from dapo_stages.models.policy import Policy, save_policy
     from dapo_stages.models.warm_up import WarmUp, warm_up
 
     synthetic = config.data.synthetic
     model, tokenizer = build(config.seed, synthetic.task)
+    if config.train.lora is not None:
+        check_targets(model, config.train.lora)
     processor = build_processor(tokenizer)
     prompt, settings = config.data.system_prompt, config.warm_up
     recipe = WarmUp(
@@ -77,6 +80,8 @@ def _embedded(output: Output, config: Config) -> None:
 
 def _reference(output: Output, config: Config) -> None:
     """A hub model or a checkpoint folder: check that it can be used, and refer to it."""
+    from dapo_stages.models.adapters import check_targets
+    from dapo_stages.models.checkpoints import empty_model
     from dapo_stages.models.families import FAMILIES
     from dapo_stages.models.policy import check_family
 
@@ -84,6 +89,8 @@ def _reference(output: Output, config: Config) -> None:
     if Path(name).is_dir():
         name = str(Path(name).resolve())
     family = check_family(name)
+    if config.train.lora is not None:
+        check_targets(empty_model(name), config.train.lora)
     say(f"init-policy: {name} is a {family} checkpoint")
     if family not in FAMILIES:
         say("init-policy: its attention cannot be read and its prompts not be shared; set attention.enabled to false")

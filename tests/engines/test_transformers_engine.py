@@ -16,7 +16,9 @@ from dapo_stages.models.policy import Policy
 
 
 def stir(policy: Policy) -> None:
-    """Larger weights in the layers: with random ones of the usual size every token is followed by itself."""
+    """Larger weights in the layers: with random ones of the usual size every token is followed by itself. In float64,
+    so that no rounding decides between tokens that are nearly as likely."""
+    policy.model.double()
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name:

@@ -27,9 +27,24 @@ def test_an_interval_below_zero_decides_too() -> None:
 
 def test_one_value_has_no_interval_and_none_is_refused() -> None:
     assert estimate([0.5]) == (0.5, None, None, 1) and not estimate([0.5]).decides
-    for values in ([], [0.0] * 32):
-        with pytest.raises(ValueError, match=f"found {len(values)} values; needed 1 to 31"):
-            estimate(values)
+    with pytest.raises(ValueError, match="found no values; needed 1 or more"):
+        estimate([])
+
+
+@pytest.mark.parametrize(("number", "quantile"), [(31, 2.042), (32, 2.0395), (40, 2.0227), (61, 2.0003), (121, 1.9799)])
+def test_many_values_use_the_quantile_of_their_degrees_of_freedom(number: int, quantile: float) -> None:
+    """Quantiles of one value less, from published tables; the widths are those of 0, 1, 0, 1, …"""
+    found = estimate([n % 2 for n in range(number)])
+    assert found.deviation is not None and found.interval is not None
+    half = quantile * found.deviation / number**0.5
+    assert found.interval == pytest.approx((found.mean - half, found.mean + half), abs=1e-5)
+
+
+def test_forty_seeds_worked_by_hand() -> None:
+    """20 of 0 and 20 of 1: mean .5, variance 40 · .25 / 39, half 2.0227 · .50637 / √40 = .16195."""
+    found = paired({n: float(n % 2) for n in range(40)}, dict.fromkeys(range(40), 0.0))
+    assert found is not None and found.number == 40
+    assert found.interval == pytest.approx((0.5 - 0.16195, 0.5 + 0.16195), abs=1e-5)
 
 
 def test_pairs_are_of_the_keys_that_both_have() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.pipeline import CONFIG, Run, metrics
+from support.pipeline import CONFIG, Run, metrics, table
 from support.prompts import prompt
 
 from dapo_stages.config import ModelConfig, load_config
@@ -55,10 +55,16 @@ def test_generating_does_not_change_four_bit_weights(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "mismatch", "iterations"), [("nf4", 1e-4, 2), ("int8", 0.05, 1)])
 def test_an_adapter_trains_over_a_quantised_base(
-    kind: str, mismatch: float, iterations: int, small_run: Run, tmp_path: Path
+    kind: str, mismatch: float, iterations: int, small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is sampled is what is trained, with the base quantised and the adapter apart in both."""
+    monkeypatch.chdir(tmp_path)
+    Path("number.py").write_text("def odd(completions, rows):\n    return [i % 2 for i in range(len(completions))]\n")
     settings = {
+        "rewards__plugins": "{odd: number.py:odd}",
+        "weights__early_fraction": 0,
+        "weights__reward_weights": "{accuracy: 0, format: 0, overlong: 0}",
+        "weights__mask_truncated_completions": "false",
         "model__quantization": kind,
         "train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}",
         "train__learning_rate": 0.003,
@@ -80,6 +86,8 @@ def test_an_adapter_trains_over_a_quantised_base(
             "weight-tokens", "--rollouts", here / "rollout", "--attention", here / "attention", "--iteration", number,
             "--out", here / "weights", **settings,
         )  # fmt: skip
+        rewards = table(here / "weights", "weights").groupby("group_id").reward
+        assert (rewards.max() > rewards.min()).all(), "every group has a signal, whatever was sampled"
         small_run.command(
             "train-step", "--policy", policy, "--rollouts", here / "rollout", "--weights", here / "weights", *state,
             "--out", here / "train", **settings,

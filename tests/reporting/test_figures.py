@@ -125,26 +125,28 @@ def evaluation(iteration: int, samples: dict[str, list[str | None]], right: str 
 def test_pass_and_majority_are_drawn_beside_the_greedy_answer() -> None:
     """Two questions with 4 samples, 3 and 1 of them right; of the second, two agree on a wrong answer, one has none.
 
-    pass@2 is 1 and 1 - C(3, 2) / C(4, 2) = 1/2; majority@2 (3 + 3/2) / 6 and (2/2 + 1) / 6, ties counting half. With
-    two questions a resample has both in half of the cases, and either one alone in a quarter each: the ends of a 90 %
-    interval are the two questions' own values.
+    pass@2 is 1 and 1 - C(3, 2) / C(4, 2) = 1/2; majority@2 (3 + 3/2) / 6 and (2/2 + 1) / 6, ties counting half.
+    The bands of whole questions are Clopper and Pearson's at 90 %: 1 - .95^(1/2) to .95^(1/2) for one right of two,
+    .05^(1/2) to 1 for both. The others lie where metrics.json has them.
     """
     answers = {"a": ["R", "R", "R", "R", "W"], "b": ["W", "R", "C", "C", None]}
     figures = [evaluation(0, {name: given[:1] for name, given in answers.items()}), evaluation(2, answers)]
     charts = {chart.title: chart for chart in curves(figures, {})}
+    ends = figures[1]["eval"]["intervals"]
     drawn = {one.name: (one.points, one.band) for one in charts["Several samples of a held-out question"].series}
+    one, both = (0.025321, 0.974679), (0.223607, 1)
     assert drawn == {
-        "greedy": ([(0, 0.5), (2, 0.5)], [(0, 0, 1), (2, 0, 1)]),
-        "mean": ([(2, 0.5)], [(2, 0.25, 0.75)]),
-        "majority@4": ([(2, 0.5)], [(2, 0, 1)]),
-        "pass@4": ([(2, 1)], [(2, 1, 1)]),
+        "greedy": ([(0, 0.5), (2, 0.5)], [(0, *one), (2, *one)]),
+        "mean": ([(2, 0.5)], [(2, *ends["sampled_accuracy"])]),
+        "majority@4": ([(2, 0.5)], [(2, *one)]),
+        "pass@4": ([(2, 1)], [(2, *both)]),
     }
     passed, majority = charts["pass@k and majority@k"].series
     assert (passed.name, majority.name) == ("pass@k, iteration 2", "majority@k, iteration 2")
     assert passed.points == [(1, 0.5), (2, 0.75), (4, 1)]
-    assert passed.band == [(1, 0.25, 0.75), (2, 0.5, 1), (4, 1, 1)]
+    assert passed.band == [(k, *ends["pass_at_k"][str(k)]) for k in (1, 2, 4)]
     assert majority.points == [(1, 0.5), (2, pytest.approx((3 / 4 + 1 / 3) / 2)), (4, 0.5)]
-    assert majority.band[1] == (2, pytest.approx(1 / 3, abs=1e-6), 0.75)
+    assert majority.band == [(k, *ends["majority_at_k"][str(k)]) for k in (1, 2, 4)]
 
 
 @pytest.mark.parametrize("samples", [0, 1])

@@ -67,14 +67,16 @@ def compared(a: Path, b: Path, *options: object) -> dict[str, Any]:
 
 
 def test_greedy_answers_worked_by_hand(tmp_path: Path) -> None:
-    """B wins 7 questions and loses 1 of 12: p = 2 (1 + 8) / 2^8, half of the questions more."""
+    """B wins 7 questions and loses 1 of 12: p = 2 (1 + 8) / 2^8, half of the questions more. The 95 % interval leaves
+    room for no difference, as the test does; that of 80 % does not."""
     a = evaluation(tmp_path / "a", greedy("000000011100"))
     b = evaluation(tmp_path / "b", greedy("111111101100"))
     (found,) = compared(a, b)["measures"]
     assert [found[name] for name in ("measure", "questions", "won", "lost", "tied")] == ["greedy", 12, 7, 1, 4]
     assert (found["a"], found["b"], found["difference"]) == pytest.approx((3 / 12, 9 / 12, 6 / 12))
     assert found["p"] == 18 / 256
-    assert 0 < found["interval"][0] < 0.5 < found["interval"][1] < 1
+    assert -0.2 < found["interval"][0] < 0 < 0.5 < found["interval"][1] < 1
+    assert compared(a, b, "--confidence", 0.8)["measures"][0]["interval"][0] > 0
     assert found["changed"] == {"won": [f"q0{number}" for number in range(7)], "lost": ["q07"]}
 
 
@@ -114,13 +116,13 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_policy_against_itself_differs_nowhere(tmp_path: Path) -> None:
-    a = evaluation(tmp_path / "a", greedy("0110"))
-    (found,) = compared(a, a)["measures"]
-    assert (found["difference"], found["p"], found["interval"], found["tied"]) == (0, 1, [0, 0], 4)
+    """One more question may: its weight among 33 is Beta(1, 32), whose quantile of .975 is 1 - .025^(1/32) = .1089."""
+    a = evaluation(tmp_path / "a", greedy("01101101" * 4))
+    (found,) = compared(a, a, "--resamples", 20_000)["measures"]
+    assert (found["difference"], found["p"], found["tied"]) == (0, 1, 32)
+    assert found["interval"] == pytest.approx([-0.1089, 0.1089], abs=0.005)
     shown = run("compare-evals", a, a).stdout
-    assert (
-        "greedy: B answers as many of 4 questions right as A (+0.0 points; the 95 % interval, +0.0 to +0.0, " in shown
-    )
+    assert "greedy: B answers as many of 32 questions right as A (+0.0 points; the 95 % interval, -1" in shown
     assert "includes 0, so no difference is shown); McNemar's exact test: p = 1.000." in shown
 
 
@@ -172,7 +174,7 @@ def test_the_text_names_changed_questions_and_the_file_has_the_same(tmp_path: Pa
     assert "| greedy | all | 12 | 25.0% | 75.0% | +50.0 |" in text and "- greedy, won: q00, q01, … (7)" in text
 
 
-def test_the_resamples_follow_the_seed(tmp_path: Path) -> None:
+def test_the_weightings_follow_the_seed(tmp_path: Path) -> None:
     a, b = evaluation(tmp_path / "a", greedy("0101101")), evaluation(tmp_path / "b", greedy("1101010"))
     assert compared(a, b, "--seed", 1) == compared(a, b, "--seed", 1)
     wide, narrow = (compared(a, b, "--confidence", c)["measures"][0]["interval"] for c in (0.99, 0.6))

@@ -15,6 +15,7 @@ from support.pipeline import Run, table
 
 from dapo_stages.errors import InterruptedStage
 from dapo_stages.manifests import Source, read_manifest
+from dapo_stages.maths.intervals import METHOD
 from dapo_stages.models.policy import Policy
 from dapo_stages.outputs import Output
 from dapo_stages.reporting.figures import collect
@@ -115,7 +116,7 @@ def test_the_prior_share_is_what_survives_without_the_picture(evaluated: Path) -
     assert above == (pytest.approx((blank - 0.25) / (greedy - 0.25)) if greedy > 0.25 else None)
 
 
-def counted(*questions: dict[str, float | None], options: int | None = 4) -> dict[str, Any]:
+def counted(*questions: dict[str, float | None], options: int | None = 4, resamples: int = 500) -> dict[str, Any]:
     """The figures of questions that say which mode was right."""
     tallies = Tallies()
     for number, question in enumerate(questions):
@@ -128,7 +129,7 @@ def counted(*questions: dict[str, float | None], options: int | None = 4) -> dic
                 }
             )  # fmt: skip
     tallies.settle()
-    return metrics(tallies.questions, resamples=500, confidence=0.9, seed=0)
+    return metrics(tallies.questions, resamples=resamples, confidence=0.9, seed=0)
 
 
 def test_the_prior_share_worked_by_hand() -> None:
@@ -150,9 +151,24 @@ def test_there_is_no_prior_share_without_right_answers_or_options() -> None:
 
 
 def test_the_prior_share_is_paired() -> None:
-    """Blank answers are right exactly where greedy ones are: the share is 1 in every resample."""
-    found = counted(*({"greedy": float(n % 2), "blank": float(n % 2)} for n in range(40)))
-    assert found["intervals"]["prior_share"] == [1.0, 1.0]
+    """Blank answers are right exactly where greedy ones are, in 20 questions: only one more, right with the picture
+    or without it, moves the share from 1, to S / (S + 1) or (S + 1) / S of the 20 questions' weight S. The first is
+    Beta(20, 1), whose quantile of .05 is .05^(1/20)."""
+    found = counted(*({"greedy": float(n % 2), "blank": float(n % 2)} for n in range(40)), resamples=20_000)
+    low = 0.05 ** (1 / 20)
+    assert found["intervals"]["prior_share"] == pytest.approx([low, 1 / low], abs=0.005)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sample"])
+def test_32_of_32_right_still_allow_for_wrong_ones(mode: str) -> None:
+    """The interval of Clopper and Pearson: .05^(1/32) is the share under which 32 of 32 have a probability of .05."""
+    figure = {"greedy": "greedy_accuracy", "sample": "sampled_accuracy"}[mode]
+    one, none = (counted(*({mode: right} for _ in range(32))) for right in (1.0, 0.0))
+    assert one["intervals"][figure] == pytest.approx([0.05 ** (1 / 32), 1], abs=1e-6)
+    assert none["intervals"][figure] == pytest.approx([0, 1 - 0.05 ** (1 / 32)], abs=1e-6)
+    if mode == "sample":
+        assert one["intervals"]["pass_at_k"]["1"] == one["intervals"][figure]
+    assert one["intervals"]["mean_tokens"] == [3, 3]
 
 
 def test_an_evaluation_of_nothing_has_no_figures() -> None:
@@ -194,7 +210,7 @@ def test_other_columns_are_slices_too(evaluated: Path) -> None:
 
 def test_every_figure_lies_in_its_interval(evaluated: Path) -> None:
     found = metrics_of(evaluated)
-    assert found["interval"] == {"confidence": 0.95, "resamples": 2000, "over": "questions"}
+    assert found["interval"] == {"confidence": 0.95, "resamples": 2000, "over": "questions", "method": METHOD}
     seen = 0
     for part in (found, *found["by_slice"].values(), *found["by"]["shape"].values()):
         for value, interval in pairs(part, part["intervals"]):
@@ -220,7 +236,10 @@ def test_the_report_shows_the_intervals(evaluated: Path) -> None:
     cell = f"{100 * found['sampled_accuracy']:.1f}% ({low:.1f}–{high:.1f})"
     assert f"| {cell} |" in shown and f"- pass@k: k = 1 {cell}, k = 2 " in shown
     assert "- sampled answers read: in <answer> " in shown
-    assert "In brackets: 95 % bootstrap intervals over questions." in shown
+    assert "In brackets: 95 % intervals over questions (Clopper-Pearson for one answer a question, " in shown
+    old = {**found, "interval": {"confidence": 0.95, "resamples": 2000, "over": "questions"}}
+    shown = eval_fragment({"iteration": 3, "eval": old}, source, 0)
+    assert "In brackets: 95 % intervals over questions (percentile bootstrap)." in shown
 
 
 # Commands

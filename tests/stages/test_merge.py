@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reporting.tiny_run import publish
 from safetensors.torch import load_file, save_file
 from support.commands import Result, run
 from support.pipeline import Run
@@ -19,7 +20,9 @@ from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.models.checkpoints import Checkpoint
 from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.merging import copy_beside
 from dapo_stages.models.packing import Group
+from dapo_stages.outputs import Output, Plan
 from dapo_stages.stages.policies import open_policy
 
 LORA = {"train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}"}
@@ -137,6 +140,30 @@ def test_bfloat16_is_averaged_exactly_and_rounded_once(small_run: Run, tmp_path:
     for name, value in found.items():
         assert value.dtype == torch.bfloat16
         assert torch.equal(value, ((one[name].double() + two[name].double()) / 2).bfloat16())
+    start, mean = small_run.policy(0), tmp_path / "with the start"
+    assert weights_of(merge(mean, "--policy", folders[0], "--policy", start)).keys() == weights_of(start).keys()
+
+
+def test_a_tied_head_that_was_saved_as_well_is_left_out(small_run: Run, tmp_path: Path) -> None:
+    start, twice = small_run.policy(0), tmp_path / "twice"
+    tensors = weights_of(start)
+    head = tensors["model.embed_tokens.weight"].clone()
+
+    def fill(output: Output) -> None:
+        copy_beside(start, output.folder)
+        save_file(tensors | {"lm_head.weight": head}, output.folder / "model.safetensors", metadata={"format": "pt"})
+        output.add_files(*(path.name for path in output.folder.iterdir() if not path.name.startswith(".")))
+
+    publish(Plan("init-policy", twice, {}, 0), fill)
+    assert "lm_head.weight" in weights_of(twice)
+    for order in ((twice, start), (start, twice)):
+        out = tmp_path / order[0].name / "mean"
+        found = weights_of(merge(out, *(word for folder in order for word in ("--policy", folder))))
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    head += 1
+    save_file(tensors | {"lm_head.weight": head}, twice / "model.safetensors")
+    assert Checkpoint(twice).shapes.keys() == tensors.keys() | {"lm_head.weight"}  # transformers would not tie it
 
 
 def test_a_checkpoint_in_several_files_stays_cut_as_it_is(small_run: Run, adapter: Path, tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_the_reference_is_the_mixture_of_the_policy_and_the_old_one(small_run: R
     assert any(not torch.equal(found[name], before[name]) for name in found)
 
 
+def test_a_bfloat16_policy_moves_a_reference_of_float32(small_run: Run, tmp_path: Path) -> None:
+    """The policy has no tied head of its own, which the starting policy would lack."""
+    start = small_run.policy(0)
+    out = train(small_run, tmp_path / "train", 1, "--reference", start, **EVERY_STEP, model__dtype="bfloat16")
+    before, policy, found = weights_of(start), weights_of(out / "policy"), weights_of(out / "reference")
+    assert found.keys() == policy.keys() == before.keys()
+    for name, value in found.items():
+        wanted = 0.25 * policy[name].float() + 0.75 * before[name]
+        torch.testing.assert_close(value.float(), wanted, atol=0, rtol=2**-8)
+
+
 def test_the_reference_is_a_policy_of_its_own(small_run: Run, moved: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
 

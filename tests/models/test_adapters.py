@@ -1,0 +1,111 @@
+"""Adapters of LoRA: what they may be of, and that what is trained is what is sampled from and merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.pipeline import Run
+from support.prompts import prompt
+
+from dapo_stages.config import LoraSettings, ModelConfig
+from dapo_stages.errors import ConfigError
+from dapo_stages.models.adapters import add_adapter, check_targets, load_adapter
+from dapo_stages.models.checkpoints import Adapted, Checkpoint, empty_model, names_in_memory
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.packing import Group
+from dapo_stages.models.policy import Policy, load_policy, save_policy
+from dapo_stages.models.precision import use_master_weights
+
+TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
+
+
+def lora(*targets: str) -> LoraSettings:
+    return LoraSettings(rank=4, alpha=8, target_modules=targets)
+
+
+def logprobs(policy: Policy) -> torch.Tensor:
+    policy.attend("grouped")
+    group = Group(prompt(policy, "What colour is the circle?", [(56, 56)]), [[30, 31, 32, 33], [40, 41]])
+    with torch.no_grad():
+        return GroupLogprobs(policy, 1.0)(policy.pack([group]))[0]
+
+
+@pytest.fixture(scope="module")
+def untied(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with a head of its own."""
+    policy = load_policy(checkpoint, TINY)
+    for config in (policy.model.config, policy.model.config.text_config):
+        config.tie_word_embeddings = False
+    torch.manual_seed(0)
+    policy.model = type(policy.model)(policy.model.config).eval()
+    folder = tmp_path_factory.mktemp("untied")
+    save_policy(policy, folder)
+    assert "lm_head.weight" in Checkpoint(folder).shapes
+    return folder
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "language_model.embed_tokens"])
+def test_adapters_of_weights_that_two_layers_share_are_refused(checkpoint: Path, untied: Path, target: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_targets(empty_model(checkpoint), lora("q_proj", target))
+    assert str(error.value) == (
+        f"train.lora.target_modules: found {target}, whose weights this model ties to those of another layer (lm_head, "
+        "model.language_model.embed_tokens); needed layers with weights of their own. Leave it out."
+    )
+    check_targets(empty_model(untied), lora("q_proj", target))
+
+
+@pytest.mark.parametrize("target", ["all-linear", ".*head", "q_pro"])
+def test_a_target_that_is_no_layers_name_is_refused(checkpoint: Path, target: str) -> None:
+    """Lists are of names for peft, not of patterns."""
+    with pytest.raises(ConfigError) as error:
+        check_targets(empty_model(checkpoint), lora("q_proj", target))
+    assert str(error.value) == (
+        f"train.lora.target_modules: found {target}, which is the name of no layer of this model; needed names or "
+        "their ends, such as q_proj. Mend it."
+    )
+
+
+def test_they_are_refused_before_anything_is_trained(small_run: Run, tmp_path: Path) -> None:
+    tied = {"train__lora": "{target_modules: [q_proj, lm_head]}"}
+    for stage, inputs in (("init-policy", []), ("train-step", small_run.train_inputs(1))):
+        result = small_run.attempt(stage, *inputs, "--out", tmp_path / stage, **tied)
+        assert result.code == 3 and "train.lora.target_modules: found lm_head, whose" in result.stderr
+        assert "steps" not in result.stderr and "updates" not in result.stderr
+
+
+@pytest.mark.parametrize("targets", [("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens", "v_proj")])
+def test_an_untied_head_is_trained_sampled_and_merged_alike(
+    untied: Path, targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Kept apart in training, merged by peft to sample from, merged file by file: the same log-probs."""
+    trained = load_policy(untied, TINY)
+    before = logprobs(trained)
+    add_adapter(trained, lora(*targets))
+    torch.manual_seed(1)
+    for name, parameter in trained.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    saved, sampled, merged = tmp_path / "adapter", load_policy(untied, TINY), load_policy(untied, TINY)
+    save_policy(trained, saved)
+    assert all(".lora_" in name for name in load_file(saved / "adapter_model.safetensors"))
+    load_adapter(sampled, saved, trainable=False)
+    tensors, names = Adapted(Checkpoint(untied), saved), names_in_memory(Checkpoint(untied))
+    merged.model.load_state_dict({name: tensors.read(stored) for stored, name in names.items()})
+    assert (logprobs(trained) - before).abs().max() > 1e-3
+    for other in (sampled, merged):
+        torch.testing.assert_close(logprobs(other), logprobs(trained), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_tied_head_is_saved_once(checkpoint: Path, gathered: bool, tmp_path: Path) -> None:
+    """Weights under training are rounded as they are saved, those in memory as well as those gathered from ranks."""
+    policy = load_policy(checkpoint, ModelConfig(name="embedded", dtype="bfloat16", device="cpu"))
+    use_master_weights(policy)
+    save_policy(policy, tmp_path, policy.model.state_dict(keep_vars=True) if gathered else None)
+    found, before = load_file(tmp_path / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    assert found.keys() == before.keys()
+    assert all(torch.equal(value, before[name].bfloat16()) for name, value in found.items())
