@@ -17,6 +17,7 @@ from support.prompts import groups
 from support.updates import TINY
 
 from dapo_stages.config import TrainConfig
+from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
 from dapo_stages.manifests import Source
 from dapo_stages.maths.schedule import learning_rate_factor
