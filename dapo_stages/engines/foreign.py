@@ -23,9 +23,8 @@ from dapo_stages.shards import Row
 # temperature, which divides it: what is left of their probability is far below float32's resolution.
 _NEVER = -100.0
 _LOGPROB_SLACK = 1e-3  # how far above 0 rounding may lift a log-prob
-
-
-_GREEDY = SamplerConfig.model_construct(temperature=0.0)  # what asks for the likeliest token, at log-probs of 1
+# How engines are asked for the likeliest tokens; the log-probs they give then are at temperature 1.
+_GREEDY = SamplerConfig.model_construct(temperature=0.0)
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,8 @@ class _SharedPrefixes:
 class _Compiled(_SharedPrefixes):
     """The same with a static cache that has room for whole completions, and all rows to the end.
 
-    Then one compiled graph serves every step of every batch, whatever its numbers of prompts and rows.
+    Then one compiled graph serves every step, whatever the numbers of prompts and rows and the lengths of prompts.
+    Torch makes another where each prompt has one row, and others for a single prompt.
     """
 
     def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:

@@ -152,11 +152,11 @@ class Evaluation:
         settings, generate = self._settings, self._engine.generate
         found: dict[str, list[list[Completion]]] = {}
         if settings.greedy or settings.num_generations:
-            seen, first = generate(questions, seed, settings.num_generations, greedy=settings.greedy), settings.greedy
+            seen = generate(questions, seed, settings.num_generations, greedy=settings.greedy)
             if settings.greedy:
                 found["greedy"] = [group[:1] for group in seen]
             if settings.num_generations:
-                found["sample"] = [group[first:] for group in seen]
+                found["sample"] = [group[int(settings.greedy) :] for group in seen]
         if settings.blank_image:
             found["blank"] = generate([blanked(row) for row in questions], seed, 0, greedy=True)
         return found
