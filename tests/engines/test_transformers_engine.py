@@ -93,6 +93,9 @@ def test_the_penalty_for_repetition_counts_no_padding(policy: Policy) -> None:
     """Log-probs are those of transformers' own processor over rows of their own; what pads may end a completion."""
     policy.end_ids.append(policy.pad_id)
     stir(policy)
+    with torch.no_grad():
+        weights = policy.base.get_output_embeddings().weight
+        weights[policy.pad_id] = 5 * weights[7]  # its logit was 0, which no penalty changes
     cases = groups(policy)[1:]  # of different lengths
     assert len({len(case.prompt.ids) for case in cases}) == 2
     found = generate(policy, [case.prompt for case in cases], 2, 6, SamplerConfig(repetition_penalty=3.0), 0)
