@@ -356,29 +356,29 @@ def test_every_configuration_that_ships_is_valid(path: Path) -> None:
     load_config(path)
 
 
-def test_continuous_batching_of_transformers_is_refused_with_its_reason(tmp_path: Path) -> None:
-    """It has no place for pictures; should a release give it one, this says so."""
-    import inspect
-
-    from transformers.generation.continuous_batching import ContinuousBatchingManager
-
-    assert refused(tmp_path, "rollout: {engine: paged}") == (
-        "run.yaml: rollout.engine: found paged, the continuous batching of transformers (generate_batch), which takes "
-        f"token ids and no pictures; needed transformers, vllm or server.\n{MEND}"
+@pytest.mark.parametrize("stage", ["rollout", "evaluate"])
+def test_an_engine_that_is_not_there_is_answered_by_those_that_are(tmp_path: Path, stage: str) -> None:
+    needed = "Input should be 'transformers', 'vllm' or 'server'"
+    assert refused(tmp_path, f"{stage}: {{engine: paged}}") == (
+        f"run.yaml: `{stage}.engine`: found 'paged'; needed: {needed}.\n{MEND}"
     )
-    taken = inspect.signature(ContinuousBatchingManager.add_request).parameters
-    assert "input_ids" in taken and not [name for name in taken if "pixel" in name or "multi" in name]
 
 
-def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_path: Path) -> None:
-    text = "rollout: {engine: vllm, sampler: {temperature: 2.5}}"
-    assert "rollout.sampler.temperature: found 2.5; needed at most 2 with engine vllm" in refused(tmp_path, text)
-    assert load(tmp_path, text.replace("2.5", "2")).rollout.engine == "vllm"
+@pytest.mark.parametrize("stage", ["rollout", "evaluate"])
+def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_path: Path, stage: str) -> None:
+    (tmp_path / "run.yaml").write_text("rollout: {sampler: {temperature: 2.5}}")
+    vllm = f"{stage}.engine=vllm"
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "run.yaml", [vllm])
+    assert f"rollout.sampler.temperature: found 2.5; needed at most 2 with {stage}.engine vllm" in str(error.value)
+    found = load_config(tmp_path / "run.yaml", [vllm, "rollout.sampler.temperature=2"])
+    assert getattr(found, stage).engine == "vllm"
 
 
-def test_a_quantised_policy_is_sampled_from_as_it_is_trained(tmp_path: Path) -> None:
-    text = "{model: {quantization: nf4}, train: {lora: {rank: 4}}, rollout: {engine: server}}"
-    assert "rollout.engine: found server with model.quantization nf4; needed transformers" in refused(tmp_path, text)
+@pytest.mark.parametrize("stage", ["rollout", "evaluate"])
+def test_a_quantised_policy_is_sampled_from_as_it_is_trained(tmp_path: Path, stage: str) -> None:
+    text = f"{{model: {{quantization: nf4}}, train: {{lora: {{rank: 4}}}}, {stage}: {{engine: server}}}}"
+    assert f"{stage}.engine: found server with model.quantization nf4; needed transformers" in refused(tmp_path, text)
 
 
 def test_a_server_has_an_address(tmp_path: Path) -> None:

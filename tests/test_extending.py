@@ -88,7 +88,7 @@ def repeat(small_run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, **setting
     exec(ENGINE, made)
 
     def recorded(source: Source, config: Any) -> Any:
-        return made["RecordedEngine"](Source(small_run.at(1) / "rollout"), load_tokens(source.folder), config)
+        return made["RecordedEngine"](Source(small_run.at(1) / "rollout"), load_tokens(source.folder))
 
     monkeypatch.setattr(rollout, "open_engine", recorded)
     return small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", out, **settings)

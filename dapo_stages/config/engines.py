@@ -10,7 +10,7 @@ from dapo_stages.config.base import Count, Section
 
 
 class VllmConfig(Section):
-    """vLLM in the process of rollout. None of it changes what is sampled from."""
+    """vLLM in the process of rollout or evaluate. None of it changes what is sampled from."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Share of the GPU's memory.")
     tensor_parallel_size: Count = Field(1, description="GPUs that share the model.")

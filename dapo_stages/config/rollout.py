@@ -8,6 +8,8 @@ from pydantic import Field
 
 from dapo_stages.config.base import Count, Fraction, Section
 
+EngineName = Literal["transformers", "vllm", "server"]
+
 
 class SamplerConfig(Section):
     """The distribution that completions are drawn from. Special tokens but the end token are never sampled."""
@@ -32,7 +34,7 @@ class CurriculumConfig(Section):
 class RolloutConfig(Section):
     """Completions of an iteration and DAPO's dynamic sampling."""
 
-    engine: Literal["transformers", "vllm", "server", "paged"] = Field(
+    engine: EngineName = Field(
         "transformers",
         description="What generates the completions: transformers; vLLM in this process; a server (engines.server).",
     )

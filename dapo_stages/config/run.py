@@ -71,22 +71,20 @@ class Config(Section):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)
             if unknown:
                 raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
-        rollout, temperature = self.rollout, self.rollout.sampler.temperature
-        if rollout.engine == "paged":
-            raise ValueError(
-                "rollout.engine: found paged, the continuous batching of transformers (generate_batch), which takes "
-                "token ids and no pictures; needed transformers, vllm or server"
-            )
-        if rollout.engine != "transformers" and self.model.quantization is not None:
-            raise ValueError(
-                f"rollout.engine: found {rollout.engine} with model.quantization {self.model.quantization}; needed "
-                "transformers, which samples from the quantised base that is trained"
-            )
-        if rollout.engine != "transformers" and temperature > 2:
-            raise ValueError(
-                f"rollout.sampler.temperature: found {temperature}; needed at most 2 with engine {rollout.engine}, "
-                "because it divides what keeps special tokens from being sampled"
-            )
+        temperature = self.rollout.sampler.temperature
+        for stage, engine in (("rollout", self.rollout.engine), ("evaluate", self.evaluate.engine)):
+            if engine == "transformers":
+                continue
+            if self.model.quantization is not None:
+                raise ValueError(
+                    f"{stage}.engine: found {engine} with model.quantization {self.model.quantization}; needed "
+                    "transformers, which samples from the quantised base that is trained"
+                )
+            if temperature > 2:
+                raise ValueError(
+                    f"rollout.sampler.temperature: found {temperature}; needed at most 2 with {stage}.engine {engine}, "
+                    "because it divides what keeps special tokens from being sampled"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """What generates completions. An engine takes rows of the prompt table and gives token ids with their log-probs.
 
-One file per engine; which of them samples is `rollout.engine`. The log-probs are of the distribution sampled from:
-logits over temperature, without the tokens that are never sampled.
+One file per engine; which of them samples is `rollout.engine`, which answers held-out questions `evaluate.engine`.
+The log-probs are of the distribution sampled from: logits over temperature, without the tokens that are never sampled.
+Those of greedy completions are at temperature 1, without filters and penalties.
 """
 
 from __future__ import annotations
@@ -29,5 +30,7 @@ class Engine(Protocol):
     tokens: Tokens
     batches_itself: bool  # it is best handed all prompts there are, and schedules them as memory allows
 
-    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
-        """`rollout.num_generations` completions of each prompt."""
+    def generate(
+        self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
+    ) -> list[list[Completion]]:
+        """Completions of each prompt: the greedy one if asked for, then the samples."""

@@ -6,12 +6,14 @@ Nothing they give is tokenised again: the ids they read and wrote must be given,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
 
-from dapo_stages.config import RolloutConfig
+from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
 from dapo_stages.errors import EngineError
 from dapo_stages.models.tokens import Tokens
@@ -21,16 +23,46 @@ from dapo_stages.shards import Row
 # temperature, which divides it: what is left of their probability is far below float32's resolution.
 _NEVER = -100.0
 _LOGPROB_SLACK = 1e-3  # how far above 0 rounding may lift a log-prob
+# How engines are asked for the likeliest tokens; the log-probs they give then are at temperature 1.
+_GREEDY = SamplerConfig.model_construct(temperature=0.0)
 
 
-def sampling(settings: RolloutConfig, tokens: Tokens) -> dict[str, Any]:
-    """Our sampler in the names of vLLM's SamplingParams, which servers know as well.
+@dataclass(frozen=True)
+class Request:
+    """Completions of a prompt that are asked for together."""
+
+    row: Row
+    seed: int  # of the first; engines count on from it
+    count: int
+    greedy: bool
+
+
+def requests(prompts: Sequence[Row], seed: int, samples: int, greedy: bool) -> list[Request]:
+    """For each prompt its greedy completion, if wanted, and its samples."""
+    state = np.random.SeedSequence(seed).generate_state(len(prompts))
+    return [
+        Request(row, int(of_row), count, is_greedy)
+        for row, of_row in zip(prompts, state, strict=True)
+        for count, is_greedy in ((int(greedy), True), (samples, False))
+        if count
+    ]
+
+
+def by_prompt(found: Sequence[list[Completion]], prompts: int) -> list[list[Completion]]:
+    """The answers to `requests`, together for each prompt."""
+    each = len(found) // prompts
+    return [list(chain(*found[start : start + each])) for start in range(0, len(found), each)]
+
+
+def sampling(request: Request, settings: RolloutConfig, tokens: Tokens) -> dict[str, Any]:
+    """How to sample, in the names of vLLM's SamplingParams, which servers know as well.
 
     All are said, so that no default of the checkpoint is in effect.
     """
-    sampler = settings.sampler
+    sampler = _GREEDY if request.greedy else settings.sampler
     return {
-        "n": settings.num_generations,
+        "n": request.count,
+        "seed": request.seed,
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
         "top_k": sampler.top_k or -1,
@@ -39,11 +71,6 @@ def sampling(settings: RolloutConfig, tokens: Tokens) -> dict[str, Any]:
         "stop_token_ids": tokens.end_ids,
         "logit_bias": dict.fromkeys(sorted(tokens.suppressed_ids), _NEVER),
     }
-
-
-def seeds_of(seed: int, prompts: int) -> list[int]:
-    """A seed for each prompt of a batch; engines count on from it for the completions of the prompt."""
-    return [int(state) for state in np.random.SeedSequence(seed).generate_state(prompts)]
 
 
 def check_prompt(engine: str, row: Row, used: Sequence[int] | None) -> None:

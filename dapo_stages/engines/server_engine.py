@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from dapo_stages.config import Config
 from dapo_stages.console import say
 from dapo_stages.engines import Completion
-from dapo_stages.engines.foreign import check_prompt, completion, sampling, seeds_of
+from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
 from dapo_stages.errors import EngineError
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.tokens import Tokens
@@ -75,51 +75,55 @@ class ServerEngine:
 
     batches_itself = True
 
-    def __init__(self, checkpoint: str | Path | None, tokens: Tokens, config: Config) -> None:
+    def __init__(self, checkpoint: str | Path | None, tokens: Tokens, config: Config, stage: str) -> None:
+        self._stage = stage
         self.tokens, self._settings, self._wanted = tokens, config.rollout, config.engines.server
         self._server = Server(NAME, "engines.server", KEY, self._wanted)
         self._where = self._server.where
         self._check_family()
         self._model = asyncio.run(self._ready(checkpoint))
 
-    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
-        """`rollout.num_generations` completions of each prompt; the first lasting failure ends all requests."""
-        return asyncio.run(self._all(prompts, seeds_of(seed, len(prompts))))
+    def generate(
+        self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
+    ) -> list[list[Completion]]:
+        """Completions of each prompt; the first lasting failure ends all requests."""
+        found = asyncio.run(self._all(requests(prompts, seed, samples, greedy)))
+        return by_prompt(found, len(prompts))
 
-    async def _all(self, prompts: Sequence[Row], seeds: Sequence[int]) -> list[list[Completion]]:
+    async def _all(self, wanted: Sequence[Request]) -> list[list[Completion]]:
         turns = asyncio.Semaphore(self._wanted.concurrency)
 
-        async def one(client: httpx.AsyncClient, row: Row, seed: int) -> list[Completion]:
+        async def one(client: httpx.AsyncClient, request: Request) -> list[Completion]:
             async with turns:
-                return self._completions(row, await self._server.ask(client, _Answer, CHAT, self._request(row, seed)))
+                answer = await self._server.ask(client, _Answer, CHAT, self._body(request))
+            return self._completions(request, answer)
 
         try:
             async with self._server.client() as client:
                 async with asyncio.TaskGroup() as tasks:
-                    pairs = zip(prompts, seeds, strict=True)
-                    asked = [tasks.create_task(one(client, row, seed)) for row, seed in pairs]
+                    asked = [tasks.create_task(one(client, request)) for request in wanted]
                 await self._check_unchanged(client)
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in asked]
 
-    def _request(self, row: Row, seed: int) -> dict[str, Any]:
+    def _body(self, request: Request) -> dict[str, Any]:
         return {
             "model": self._model.id,
-            "messages": messages_of(row, FAMILIES[self.tokens.architecture]),
-            **sampling(self._settings, self.tokens),
+            "messages": messages_of(request.row, FAMILIES[self.tokens.architecture]),
+            **sampling(request, self._settings, self.tokens),
             "max_completion_tokens": self._settings.max_completion_length,
-            "seed": seed,
             "logprobs": True,
             "return_token_ids": True,
         }
 
-    def _completions(self, row: Row, answer: _Answer) -> list[Completion]:
-        if len(answer.choices) != self._settings.num_generations:
+    def _completions(self, request: Request, answer: _Answer) -> list[Completion]:
+        row = request.row
+        if len(answer.choices) != request.count:
             raise EngineError(
                 self._where,
                 f"{len(answer.choices)} completions of prompt {row['prompt_id']}",
-                f"rollout.num_generations={self._settings.num_generations}",
+                f"{request.count}, as asked for",
                 "Use a server that honours n.",
             )
         check_prompt(self._where, row, answer.prompt)
@@ -133,10 +137,10 @@ class ServerEngine:
     def _check_family(self) -> None:
         if self.tokens.architecture not in FAMILIES:
             raise EngineError(
-                "rollout.engine",
+                f"{self._stage}.engine",
                 f"server for a policy of architecture {self.tokens.architecture}",
                 f"one whose conversations can be sent again: {', '.join(FAMILIES)}",
-                "Set rollout.engine to transformers or vllm.",
+                f"Set {self._stage}.engine to transformers or vllm.",
             )
 
     async def _ready(self, checkpoint: str | Path | None) -> _Model:
@@ -170,7 +174,7 @@ class ServerEngine:
     def _check_policy(self, checkpoint: str | Path | None, root: str | None) -> None:
         """The server says which folder or hub model it loaded; on another machine a folder has another name."""
         if checkpoint is None:
-            say(f"rollout: {self._where} serves {root}; it must be this adapter, merged into its base")
+            say(f"{self._stage}: {self._where} serves {root}; it must be this adapter, merged into its base")
             return
         here = Path(checkpoint).is_dir()
         if root is None or root == str(checkpoint) or (here and Path(root).resolve() == Path(checkpoint).resolve()):
@@ -178,7 +182,8 @@ class ServerEngine:
         exists = Path(root).exists()
         comparable = exists if here else not (exists or Path(root).is_absolute())  # folders here, or two hub ids
         if not comparable:
-            say(f"rollout: {self._where} serves {root}, which cannot be compared from here; it must be {checkpoint}")
+            said = f"{self._stage}: {self._where} serves {root}, which cannot be compared from here"
+            say(f"{said}; it must be {checkpoint}")
             return
         raise EngineError(
             self._where,

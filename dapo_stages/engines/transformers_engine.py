@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
-from dapo_stages.engines.separate import generate_separately
-from dapo_stages.models.decoding import Prefixes
-from dapo_stages.models.inputs import pad_left, prompt_of
+from dapo_stages.engines.separate import Pick, generate_separately
+from dapo_stages.models.decoding import Prefill, Prefixes, Room, of_any_size
+from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
 from dapo_stages.shards import Row
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 # Rows leave the batch when this share of them is finished: arranging the others anew costs a part of a step.
 _LEAVE_AT = 0.25
@@ -32,15 +37,18 @@ class TransformersEngine:
         self._policy, self._settings = policy, settings
         self.tokens = policy.tokens
 
-    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
-        """`rollout.num_generations` completions of each prompt."""
+    def generate(
+        self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
+    ) -> list[list[Completion]]:
+        """Completions of each prompt: the greedy one if asked for, then the samples."""
         return generate(
             self._policy,
             [prompt_of(row, self._policy.processor) for row in prompts],
-            self._settings.num_generations,
+            samples,
             self._settings.max_completion_length,
             self._settings.sampler,
             seed,
+            greedy=int(greedy),
         )
 
 
@@ -48,38 +56,74 @@ class TransformersEngine:
 def generate(
     policy: Policy,
     prompts: Sequence[Prompt],
-    num_generations: int,
+    samples: int,
     max_length: int,
     sampler: SamplerConfig,
     seed: int,
     *,
-    greedy: bool = False,
+    greedy: int = 0,
 ) -> list[list[Completion]]:
-    """`num_generations` completions of each prompt, of at most `max_length` tokens.
+    """`greedy` greedy completions of each prompt and then `samples` drawn ones, of at most `max_length` tokens.
 
     The log-probs are those of the distribution sampled from (greedy: at temperature 1). The same prompts and seed
-    give the same completions.
+    give the same samples, whatever is greedy beside them: what they share is computed once, but they are decoded apart.
     """
-    generator = torch.Generator(device=policy.device).manual_seed(seed)
-    pick = _Picker(policy, sampler, generator, greedy)
-    if not policy.shares_prefixes:
-        return generate_separately(policy, prompts, num_generations, max_length, pick)
-    rows = _Rows(policy, prompts, num_generations)
-    if policy.compiled:
-        decoder: _SharedPrefixes = _Compiled(policy, prompts, num_generations, max_length)
-    else:
-        decoder = _SharedPrefixes(policy, prompts, num_generations)
-    logits = decoder.start()
+    prefill = _prefill(policy, prompts) if policy.shares_prefixes else None
+    found = []
+    for is_greedy, repeats in ((True, greedy), (False, samples)):
+        if not repeats:
+            continue
+        generator = torch.Generator(device=policy.device).manual_seed(seed)
+        pick = _Picker(policy, sampler, generator, is_greedy)
+        if prefill is None:
+            found.append(generate_separately(policy, prompts, repeats, max_length, pick))
+        else:
+            found.append(_complete(prefill, repeats, max_length, pick))
+    return [list(chain(*groups)) for groups in zip(*found, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """Prompts after their one pass through the model."""
+
+    policy: Policy
+    prompts: Sequence[Prompt]
+    states: Prefill
+    logits: torch.Tensor  # [G, V] of the first tokens of completions
+
+
+def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> _Prefilled:
+    from transformers import DynamicCache
+
+    policy.attend("grouped")
+    base, packed = policy.base, policy.pack([Group(prompt, []) for prompt in prompts])
+    cache = DynamicCache(config=base.config.get_text_config())
+    hidden = base.model(**packed.model_inputs | {"past_key_values": cache, "use_cache": True}).last_hidden_state[0]
+    starts, lengths = zip(*((span.start, span.prefix) for span in packed.spans), strict=True)
+    last = torch.tensor(starts) + torch.tensor(lengths) - 1
+    logits = base.get_output_embeddings()(hidden[last.to(hidden.device)])
+    return _Prefilled(policy, prompts, Prefill(cache, starts, lengths), logits)
+
+
+def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) -> list[list[Completion]]:
+    """Decode `repeats` completions of each prompt."""
+    policy = prefilled.policy
+    rows = _Rows(policy, prefilled.prompts, repeats)
+    decoder = _Compiled(prefilled, repeats, max_length) if policy.compiled else _SharedPrefixes(prefilled, repeats)
+    policy.attend("decoding")
+    logits = prefilled.logits.repeat_interleave(repeats, 0)
     while True:
-        rows.append(*pick(logits, rows.history))
+        tokens, logprobs = pick(logits, rows.history)
+        rows.append(tokens, logprobs)
         if rows.done or rows.length == max_length:
             break
         stay = None if policy.compiled else rows.leave()
         if stay is not None:
             decoder.keep(stay)
-        logits = decoder.step(rows.history[:, -1])
+            tokens = tokens[stay]
+        logits = decoder.step(tokens)
     done = rows.completions
-    return [done[i : i + num_generations] for i in range(0, len(done), num_generations)]
+    return [done[i : i + repeats] for i in range(0, len(done), repeats)]
 
 
 class _Rows:
@@ -93,10 +137,10 @@ class _Rows:
         self._alive = torch.arange(rows, device=policy.device)
         self._finished = torch.zeros(rows, dtype=torch.bool, device=policy.device)
         self._ends = torch.tensor(policy.end_ids, device=policy.device)
-        pad = policy.processor.tokenizer.pad_token_id
-        self._pad = policy.end_ids[0] if pad is None else pad
-        ids, _ = pad_left([prompt.ids for prompt in prompts], self._pad)
-        self.history = ids.to(policy.device).repeat_interleave(repeats, 0)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        # Filled up with a token that is in the prompt anyway, as the penalty for repetition asks what a row contains.
+        filled = [torch.cat([prompt.ids[:1].expand(longest - len(prompt.ids)), prompt.ids]) for prompt in prompts]
+        self.history = torch.stack(filled).to(policy.device).repeat_interleave(repeats, 0)
         self._prompt_length = self.history.shape[1]
 
     def append(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
@@ -144,34 +188,16 @@ class _Rows:
 
 
 class _SharedPrefixes:
-    """Runs the model: each prompt once, for its prefill and for every step (models/decoding.py)."""
+    """Runs the model step by step; what is known of the prompts serves all their rows (models/decoding.py)."""
 
-    _room: int | None = None
-
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int) -> None:
+    def __init__(self, prefilled: _Prefilled, repeats: int) -> None:
         from transformers import DynamicCache
 
-        self._policy, self._repeats = policy, repeats
-        self._packed = policy.pack([Group(prompt, []) for prompt in prompts])
-        self._cache = DynamicCache(config=policy.base.config.get_text_config())
-        self._next = _next_positions(policy, prompts, repeats)
-        self._forward: Callable[..., Any] = policy.base
-
-    def start(self) -> torch.Tensor:
-        """First logits [B, V]."""
-        from transformers import DynamicCache
-
-        self._policy.attend("grouped")
-        base, spans = self._policy.base, self._packed.spans
-        inputs = self._packed.model_inputs | {"past_key_values": self._cache, "use_cache": True}
-        hidden = base.model(**inputs).last_hidden_state[0]
-        last = torch.tensor([span.start + span.prefix - 1 for span in spans], device=hidden.device)
-        starts, lengths = [span.start for span in spans], [span.prefix for span in spans]
-        self._prefixes = Prefixes(self._cache, starts, lengths, self._repeats, self._room)
-        self._cache = DynamicCache(config=base.config.get_text_config())  # of completions from here on
-        self._policy.attend("decoding")
-        logits: torch.Tensor = base.get_output_embeddings()(hidden[last]).repeat_interleave(self._repeats, 0)
-        return logits
+        base = prefilled.policy.base
+        self._forward: Callable[..., Any] = base
+        self._prefixes = Prefixes(prefilled.states, repeats)
+        self._cache: Cache = DynamicCache(config=base.config.get_text_config())
+        self._next = _next_positions(prefilled.policy, prefilled.prompts, repeats)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token [B] of each row."""
@@ -195,27 +221,25 @@ class _SharedPrefixes:
 
 
 class _Compiled(_SharedPrefixes):
-    """The same with shapes that never change: a static cache with room for whole completions, and all rows to the end.
+    """The same with a static cache that has room for whole completions, and all rows to the end.
 
-    Then one compiled graph serves every step of every batch of this size.
+    Then one compiled graph serves every step, whatever the numbers of prompts and rows and the lengths of prompts.
+    Torch makes another where each prompt has one row, and others for a single prompt.
     """
 
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int, room: int) -> None:
-        super().__init__(policy, prompts, repeats)
-        self._room, self._written = room, 0
-        self._forward = _compiled(policy.base)
+    def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:
+        from transformers import Cache
 
-    def start(self) -> torch.Tensor:
-        from transformers import StaticCache
+        super().__init__(prefilled, repeats)
+        self._compiled, self._forward, self._written = _compiled(prefilled.policy.base), self._any_size, 0
+        self._prefixes = Prefixes(prefilled.states, repeats, room)
+        self._cache = Cache(layers=[Room(len(self._next), room, keys) for keys in prefilled.states.keys])
 
-        logits = super().start()
-        self._cache = StaticCache(self._policy.base.config.get_text_config(), max_cache_len=self._room)
-        return logits
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
         self._written += 1
         self._prefixes.advance(self._written)
-        return super().step(tokens.clone())  # a column of the history, whose stride grows, would compile anew
+        ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, 1)
+        return self._compiled(input_ids=ids, position_ids=positions, **others)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dapo_stages.config import Config
 from dapo_stages.data.images import decode
 from dapo_stages.engines import Completion
-from dapo_stages.engines.foreign import check_prompt, completion, sampling, seeds_of
+from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
 from dapo_stages.errors import EngineError
 from dapo_stages.models.tokens import Tokens
 from dapo_stages.shards import Row
@@ -36,7 +36,7 @@ class VllmEngine:
 
     batches_itself = True
 
-    def __init__(self, checkpoint: str | Path, tokens: Tokens, config: Config) -> None:
+    def __init__(self, checkpoint: str | Path, tokens: Tokens, config: Config, stage: str) -> None:
         self.tokens, self._settings = tokens, config.rollout
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -45,10 +45,10 @@ class VllmEngine:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise EngineError(
-                "rollout.engine",
+                f"{stage}.engine",
                 f"vllm, and no package of that name that can be imported ({error})",
                 "a Python environment with vLLM",
-                "Run make venv-vllm, and rollout with ROLLOUT_PYTHON=.venv-vllm/bin/python.",
+                f"Run make venv-vllm, and {stage} with {stage.upper()}_PYTHON=.venv-vllm/bin/python.",
             ) from None
         self._vllm, settings = vllm, config.engines.vllm
         longest = config.data.max_prompt_length + config.rollout.max_completion_length
@@ -69,15 +69,17 @@ class VllmEngine:
                 seed=config.seed,
             )
 
-    def generate(self, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
-        """`rollout.num_generations` completions of each prompt, batched as vLLM sees fit."""
+    def generate(
+        self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
+    ) -> list[list[Completion]]:
+        """Completions of each prompt, batched as vLLM sees fit."""
+        asked = requests(prompts, seed, samples, greedy)
         with _explained(NAME):
             answers = self._model.generate(
-                [self._prompt(row) for row in prompts],
-                [self._sampling(one) for one in seeds_of(seed, len(prompts))],
-                use_tqdm=False,
+                [self._prompt(one.row) for one in asked], [self._sampling(one) for one in asked], use_tqdm=False
             )
-        return [self._completions(row, answer) for row, answer in zip(prompts, answers, strict=True)]
+        found = [self._completions(one.row, answer) for one, answer in zip(asked, answers, strict=True)]
+        return by_prompt(found, len(prompts))
 
     def _prompt(self, row: Row) -> vllm.TokensPrompt:
         pictures = [decode(image) for image in row["images"] or ()]
@@ -87,12 +89,11 @@ class VllmEngine:
             prompt["multi_modal_data"] = {"image": pictures}
         return prompt
 
-    def _sampling(self, seed: int) -> vllm.SamplingParams:
+    def _sampling(self, request: Request) -> vllm.SamplingParams:
         return self._vllm.SamplingParams(
-            **sampling(self._settings, self.tokens),
+            **sampling(request, self._settings, self.tokens),
             max_tokens=self._settings.max_completion_length,
             logprobs=0,  # of the sampled token and no other
-            seed=seed,
             detokenize=False,
         )
 

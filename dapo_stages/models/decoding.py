@@ -13,39 +13,42 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "dapo_decode"
 
-_PROMPT_STEP = 64  # compiled code is made once for prompts of up to each multiple of this
+
+class Prefill:
+    """Keys and values of G prompts [G, K, P, D] by layer, made once for all that is decoded after them."""
+
+    def __init__(self, packed: DynamicCache, starts: Sequence[int], lengths: Sequence[int]) -> None:
+        """From the cache of a packed row of prompts."""
+        device, steps = packed.layers[0].keys.device, torch.arange(max(lengths))
+        places = torch.stack([s + steps.clamp(max=n - 1) for s, n in zip(starts, lengths, strict=True)]).to(device)
+        self.keys = [_blocks(layer.keys, places) for layer in packed.layers]
+        self.values = [_blocks(layer.values, places) for layer in packed.layers]
+        hidden = steps[None] >= torch.tensor(lengths)[:, None]
+        self.mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))[:, None, None].to(device)
 
 
 class Prefixes:
     """Keys and values of G prompts, and which rows belong to which."""
 
-    def __init__(
-        self,
-        packed: DynamicCache,
-        starts: Sequence[int],
-        lengths: Sequence[int],
-        repeats: int,
-        room: int | None = None,
-    ) -> None:
-        """From the cache of a packed row of prompts; each prompt gets `repeats` rows, in order.
+    def __init__(self, prefill: Prefill, repeats: int, room: int | None = None) -> None:
+        """Each prompt gets `repeats` rows, in order.
 
-        With `room`, completions lie in a static cache of that many tokens: shapes stay the same from step to step, and
-        nearly so from batch to batch, for torch.compile.
+        With `room`, completions lie in a static cache of that many tokens, and compiled code serves any numbers of
+        prompts and rows, and prompts of any length.
         """
-        longest = max(lengths) if room is None else -(-max(lengths) // _PROMPT_STEP) * _PROMPT_STEP
-        device = packed.layers[0].keys.device
-        steps = torch.arange(longest)
-        places = torch.stack([s + steps.clamp(max=n - 1) for s, n in zip(starts, lengths, strict=True)]).to(device)
-        self._keys = [_blocks(layer.keys, places) for layer in packed.layers]
-        self._values = [_blocks(layer.values, places) for layer in packed.layers]
-        hidden = steps[None] >= torch.tensor(lengths)[:, None]
-        self._mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))[:, None, None].to(device)
-        self._group = torch.arange(len(lengths), device=device).repeat_interleave(repeats)
+        self._keys, self._values, self._mask = prefill.keys, prefill.values, prefill.mask
+        device = self._mask.device
+        self._group = torch.arange(len(self._mask), device=device).repeat_interleave(repeats)
         self._unwritten = None if room is None else torch.zeros(room, device=device).fill_(float("-inf"))
+        if room is not None:
+            for block in (*self._keys, *self._values):
+                of_any_size(block, 0, 2)
+            of_any_size(self._mask, 0, 3)
         self._arrange()
 
     def advance(self, tokens: int) -> None:
@@ -70,36 +73,61 @@ class Prefixes:
         kv_heads = key.shape[1]
         q = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
         prompt = self._fold(q) @ self._keys[layer].transpose(-1, -2)
-        prompt = self._unfold(prompt + self._mask.to(prompt.dtype), kv_heads)
+        prompt = self._unfold(prompt + self._mask.to(prompt.dtype), q)
         own = q @ key.transpose(-1, -2)
         if self._unwritten is not None:
             own = own + self._unwritten.to(own.dtype)
         scores = torch.cat([prompt, own], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         on_prompt, on_own = torch.split(weights, [prompt.shape[-1], key.shape[2]], -1)
-        seen: torch.Tensor = self._unfold(self._fold(on_prompt) @ self._values[layer], kv_heads) + on_own @ value
+        seen: torch.Tensor = self._unfold(self._fold(on_prompt) @ self._values[layer], q) + on_own @ value
         return seen.reshape(rows, 1, heads, size)
 
     def _arrange(self) -> None:
         """Where each row lies in a [G, N] block; an unequal block repeats its group's last row."""
         counts = torch.bincount(self._group)
-        self._counts, self._most = len(counts), int(counts.max())
-        self._even = bool((counts == self._most).all())
+        most = int(counts.max())
+        self._even = bool((counts == most).all())
         starts = counts.cumsum(0) - counts
-        places = torch.arange(self._most, device=counts.device)
+        places = torch.arange(most, device=counts.device)
         self._fold_rows = (starts[:, None] + torch.minimum(places, counts[:, None] - 1)).flatten()
         self._unfold_rows = torch.arange(len(self._group), device=counts.device) - starts[self._group]
-        self._unfold_rows += self._group * self._most
+        self._unfold_rows += self._group * most
 
     def _fold(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, K, H/K, x] -> [G, K, N * H/K, x]"""
         block = rows if self._even else rows.index_select(0, self._fold_rows)
-        return block.reshape(self._counts, self._most, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+        return block.reshape(len(self._mask), -1, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
-    def _unfold(self, block: torch.Tensor, kv_heads: int) -> torch.Tensor:
-        """[G, K, N * H/K, x] -> [B, K, H/K, x]"""
-        rows = block.reshape(self._counts, kv_heads, self._most, -1, block.shape[-1]).transpose(1, 2).flatten(0, 1)
+    def _unfold(self, block: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """[G, K, N * H/K, x] -> [B, K, H/K, x], where `like` has this B, K and H/K."""
+        groups, kv_heads, _, size = block.shape
+        rows = block.reshape(groups, kv_heads, -1, like.shape[2], size).transpose(1, 2).flatten(0, 1)
         return rows if self._even else rows.index_select(0, self._unfold_rows)
+
+
+class Room(StaticLayer):  # type: ignore[misc]
+    """Keys and values of B completions [B, K, room, D] in memory that is there before the first step.
+
+    transformers' own layer makes it in the first step, and each of the two kinds of steps would be compiled.
+    """
+
+    def __init__(self, rows: int, room: int, like: torch.Tensor) -> None:
+        """`like` is a block of keys, [G, K, P, D]."""
+        super().__init__(room)
+        self.device, self.dtype, self.is_initialized = like.device, like.dtype, True
+        self.keys, self.values = (like.new_zeros(rows, like.shape[1], room, like.shape[3]) for _ in range(2))
+        self.cumulative_length = torch.tensor(0, device=like.device)
+        for block in (self.keys, self.values):
+            of_any_size(block, 0)
+
+
+def of_any_size(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
+    """Have it compiled for any size of these dimensions; torch makes code of its own where one is 1."""
+    for dim in dims:
+        if tensor.shape[dim] > 1:
+            torch._dynamo.mark_dynamic(tensor, dim)
+    return tensor
 
 
 def decode(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from dapo_stages.errors import DataError
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.packing import Prompt
+from dapo_stages.shards import Row
 
 _OF_FAMILIES = frozenset(family.processor for family in FAMILIES.values())
 
 
-def prompt_of(row: dict[str, Any], processor: Any, *, blank: bool = False) -> Prompt:
-    """The model's input for one prompt row; `blank` replaces its pictures by grey ones of the same size.
+def prompt_of(row: Row, processor: Any) -> Prompt:
+    """The model's input for one prompt row.
 
     Raises DataError if the pictures do not come out at the size that the placeholders were made for: then the
     policy's image processor is not the one the data was prepared with.
@@ -24,8 +25,6 @@ def prompt_of(row: dict[str, Any], processor: Any, *, blank: bool = False) -> Pr
 
     ids = torch.tensor(row["prompt_ids"], dtype=torch.long)
     pictures = [decode(image) for image in row["images"] or ()]
-    if blank:
-        pictures = [_blank(picture) for picture in pictures]
     if type(processor).__name__ not in _OF_FAMILIES:
         return _whole(row, pictures, processor)
     others = {"mm_token_type_ids": (ids == processor.image_token_id).int()[None]}
@@ -50,7 +49,7 @@ def prompt_from(inputs: Mapping[str, torch.Tensor]) -> Prompt:
     return Prompt(inputs["input_ids"][0], pixels, grid, others)
 
 
-def _whole(row: dict[str, Any], pictures: list[Any], processor: Any) -> Prompt:
+def _whole(row: Row, pictures: list[Any], processor: Any) -> Prompt:
     """A prompt of a family that is not known here: its processor makes all of it again, so that nothing is missing."""
     prompt = prompt_from(processor(text=[row["prompt_text"]], images=pictures or None, return_tensors="pt"))
     if prompt.ids.tolist() != list(row["prompt_ids"]):
@@ -63,18 +62,13 @@ def _whole(row: dict[str, Any], pictures: list[Any], processor: Any) -> Prompt:
     return prompt
 
 
-def pad_left(rows: Sequence[torch.Tensor], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of unequal length as one block [B, P] and its mask, padding first."""
-    longest = max(len(row) for row in rows)
-    block = torch.full((len(rows), longest), value, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for index, row in enumerate(rows):
-        block[index, longest - len(row) :] = row
-        mask[index, longest - len(row) :] = 1
-    return block, mask
-
-
-def _blank(picture: Any) -> Any:
+def blanked(row: Row) -> Row:
+    """A prompt row with its pictures replaced by grey ones of the same size."""
     from PIL import Image
 
-    return Image.new("RGB", picture.size, (127, 127, 127))
+    from dapo_stages.data.images import decode, encode
+
+    sizes = [decode(image).size for image in row["images"] or ()]
+    return row | {
+        "images": [{"bytes": encode(Image.new("RGB", size, (127, 127, 127))), "path": None} for size in sizes]
+    }

@@ -1,4 +1,4 @@
-"""Opening the engine that rollout is configured with, on a policy folder."""
+"""Opening the engine that a stage is configured with, on a policy folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dapo_stages import ranks
 from dapo_stages.config import Config
@@ -19,35 +19,36 @@ if TYPE_CHECKING:
     from dapo_stages.engines import Engine
 
 
-def open_engine(source: Source, config: Config) -> Engine:
-    """Verify a policy folder and put it, or what it refers to, into `rollout.engine`."""
-    if config.rollout.engine == "transformers":
-        return _transformers(source, config)
+def open_engine(source: Source, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
+    """Verify a policy folder and put it, or what it refers to, into the engine of the stage."""
+    name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
+    if name == "transformers":
+        return _transformers(source, config, stage)
     from dapo_stages.models.tokens import load_tokens
 
     verify(source)
     tokens = load_tokens(base_of(source))
-    if config.rollout.engine == "server":
+    if name == "server":
         from dapo_stages.engines.server_engine import ServerEngine
 
-        return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config)
+        return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
     if ranks.count() > 1:
         raise ConfigError(
-            f"rollout.engine: found vllm in {ranks.count()} processes; needed one, as vLLM spreads a model over GPUs "
-            "by itself. Start rollout without a launcher and set engines.vllm.tensor_parallel_size."
+            f"{stage}.engine: found vllm in {ranks.count()} processes; needed one, as vLLM spreads a model over GPUs "
+            f"by itself. Start {stage} without a launcher and set engines.vllm.tensor_parallel_size."
         )
     from dapo_stages.engines.vllm_engine import VllmEngine
 
     with _merged(source, config) as checkpoint:
-        return VllmEngine(checkpoint, tokens, config)
+        return VllmEngine(checkpoint, tokens, config, stage)
 
 
-def _transformers(source: Source, config: Config) -> Engine:
+def _transformers(source: Source, config: Config, stage: str) -> Engine:
     from dapo_stages.engines.transformers_engine import TransformersEngine
 
     policy = open_policy(source, config.model)
     if not policy.shares_prefixes:
-        say("rollout: this model cannot share a prompt among its completions; prompts are answered one by one")
+        say(f"{stage}: this model cannot share a prompt among its completions; prompts are answered one by one")
     return TransformersEngine(policy, config.rollout)
 
 

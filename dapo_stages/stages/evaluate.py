@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,14 +18,14 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, write_text
 from dapo_stages.stages import frame
+from dapo_stages.stages.engines import open_engine
 from dapo_stages.stages.eval_tallies import COLUMNS, Tallies
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy, version_of
+from dapo_stages.stages.policies import check_policy, version_of
 
 if TYPE_CHECKING:
-    from dapo_stages.engines import Completion
-    from dapo_stages.models.policy import Policy
+    from dapo_stages.engines import Completion, Engine
     from dapo_stages.rewards.registry import Rewards, Scored
 
 SECTIONS = (
@@ -131,33 +131,35 @@ class Evaluation:
     def _answers(self, number: int, questions: list[Row]) -> Iterator[Row]:
         import numpy as np
 
-        from dapo_stages.engines.transformers_engine import generate
-        from dapo_stages.models.inputs import prompt_of
         from dapo_stages.rewards.registry import Group
 
-        config, policy = self._config, self._policy
-        answer = partial(
-            generate, policy, max_length=config.rollout.max_completion_length, sampler=config.rollout.sampler
-        )
-        for start in range(0, len(questions), self._settings.batch_groups):
-            batch = questions[start : start + self._settings.batch_groups]
-            prompts = [prompt_of(row, policy.processor) for row in batch]
-            seed = int(np.random.SeedSequence([config.seed, number, start]).generate_state(1)[0])
-            found: dict[str, list[list[Completion]]] = {}
-            if self._settings.greedy:
-                found["greedy"] = answer(prompts, 1, seed=seed, greedy=True)
-            if self._settings.num_generations:
-                found["sample"] = answer(prompts, self._settings.num_generations, seed=seed)
-            if self._settings.blank_image:
-                blanks = [prompt_of(row, policy.processor, blank=True) for row in batch]
-                found["blank"] = answer(blanks, 1, seed=seed, greedy=True)
-            for mode, completions in found.items():
-                texts = [[self._policy.text(one.ids) for one in group] for group in completions]
+        size = len(questions) if self._engine.batches_itself else self._settings.batch_groups
+        for start in range(0, len(questions), size):
+            batch = questions[start : start + size]
+            seed = int(np.random.SeedSequence([self._config.seed, number, start]).generate_state(1)[0])
+            for mode, completions in self._completions(batch, seed).items():
+                texts = [[self._engine.tokens.text(one.ids) for one in group] for group in completions]
                 lengths = [[len(one.ids) for one in group] for group in completions]
                 scored = self._rewards.score(list(map(Group, batch, texts, lengths)))
                 for row, group, said, rewards in zip(batch, completions, texts, scored, strict=True):
                     for sample, one in enumerate(group):
                         yield self._row(row, mode, sample, one, said[sample], rewards[sample])
+
+    def _completions(self, questions: list[Row], seed: int) -> dict[str, list[list[Completion]]]:
+        """By mode, for each question; greedy answers and samples in one call, as they have a prompt in common."""
+        from dapo_stages.models.inputs import blanked
+
+        settings, generate = self._settings, self._engine.generate
+        found: dict[str, list[list[Completion]]] = {}
+        if settings.greedy or settings.num_generations:
+            seen = generate(questions, seed, settings.num_generations, greedy=settings.greedy)
+            if settings.greedy:
+                found["greedy"] = [group[:1] for group in seen]
+            if settings.num_generations:
+                found["sample"] = [group[int(settings.greedy) :] for group in seen]
+        if settings.blank_image:
+            found["blank"] = generate([blanked(row) for row in questions], seed, 0, greedy=True)
+        return found
 
     def _row(self, question: Row, mode: str, sample: int, completion: Completion, text: str, scored: Scored) -> Row:
         from dapo_stages.rewards.accuracy import reading
@@ -173,7 +175,7 @@ class Evaluation:
             "solution": question["solution"],
             "text": text,
             "completion_ids": completion.ids,
-            "token_texts": self._policy.token_texts(completion.ids),
+            "token_texts": self._engine.tokens.token_texts(completion.ids),
             "sampling_logprobs": completion.logprobs,
             "num_tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
@@ -186,5 +188,5 @@ class Evaluation:
         }
 
     @cached_property
-    def _policy(self) -> Policy:
-        return open_policy(self._output.plan.inputs["policy"], self._config.model)
+    def _engine(self) -> Engine:
+        return open_engine(self._output.plan.inputs["policy"], self._config, "evaluate")

@@ -242,7 +242,8 @@ class Rollout:
         for batch, start in enumerate(range(0, len(prompts), size)):
             places = order[start : start + size]
             seed = np.random.SeedSequence([self._config.seed, self._iteration, number, batch]).generate_state(1)
-            sampled = self._engine.generate([prompts[place] for place in places], int(seed[0]))
+            rows = [prompts[place] for place in places]
+            sampled = self._engine.generate(rows, int(seed[0]), self._config.rollout.num_generations)
             found.update(zip(places, sampled, strict=True))
         return [found[place] for place in range(len(prompts))]
 

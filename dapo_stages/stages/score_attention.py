@@ -164,13 +164,13 @@ class Scoring:
 
     def _token_scores(self, prompts: list[Row], groups: list[Group], packed: Packed, hidden: torch.Tensor) -> Scores:
         """Log-probs and entropies of a batch, and if asked for, those with its pictures blanked."""
-        from dapo_stages.models.inputs import prompt_of
+        from dapo_stages.models.inputs import blanked, prompt_of
         from dapo_stages.models.packing import Group
         from dapo_stages.models.token_scores import hidden_states, token_scores
 
         blank, policy, config = None, self._policy, self._config
         if self._settings.blank_image:
-            blanks = [prompt_of(prompt, policy.processor, blank=True) for prompt in prompts]
+            blanks = [prompt_of(blanked(prompt), policy.processor) for prompt in prompts]
             same = [Group(prompt, group.completions) for prompt, group in zip(blanks, groups, strict=True)]
             blank = hidden_states(policy, policy.pack(same))
         temperature, chunk = config.rollout.sampler.temperature, self._settings.chunk_rows

@@ -85,8 +85,9 @@ class Generation:
 
     def _ours(self, *, greedy: bool) -> list[list[int]]:
         self._calls += 1
+        samples, likeliest = (0, GENERATIONS) if greedy else (GENERATIONS, 0)
         found = generate(
-            self._policy, self._prompts, GENERATIONS, LONGEST, SamplerConfig(), seed=self._calls, greedy=greedy
+            self._policy, self._prompts, samples, LONGEST, SamplerConfig(), seed=self._calls, greedy=likeliest
         )
         return [completion.ids for group in found for completion in group]
 

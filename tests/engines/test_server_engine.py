@@ -228,7 +228,7 @@ def test_a_server_on_another_machine_is_taken_at_its_word(small_run: Run, tmp_pa
 )
 def test_a_model_of_the_hub_is_known_by_its_name(checkpoint: str, root: str, refused: bool) -> None:
     engine = object.__new__(ServerEngine)
-    engine._where = "server"
+    engine._where, engine._stage = "server", "rollout"
     with pytest.raises(EngineError) if refused else nullcontext():
         engine._check_policy(checkpoint, root)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.families import OTHER, SHARED
 from support.prompts import groups, own_row
+from support.prompts import prompt as prompt_for
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from dapo_stages.config import SamplerConfig
 from dapo_stages.engines import transformers_engine
@@ -29,7 +33,7 @@ def stir(policy: Policy) -> None:
 def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
     stir(policy)
     prompts = [group.prompt for group in groups(policy)]
-    found = generate(policy, prompts, 2, 12, SamplerConfig(), 0, greedy=True)
+    found = generate(policy, prompts, 0, 12, SamplerConfig(), 0, greedy=2)
     for prompt, (one, two) in zip(prompts, found, strict=True):
         policy.base.model.rope_deltas = None
         want = policy.model.generate(
@@ -43,23 +47,72 @@ def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
     assert len({tuple(one.ids) for one, _ in found}) == len(prompts)
 
 
-def test_compiled_decoding_gives_the_same_tokens_from_one_graph(
+def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A static cache at fixed shapes: the second batch, of other prompts, must not compile again.
+    """One for samples and one for greedy answers serve prompts of every length, in batches of every size but one.
 
-    The graph is captured whole but not turned into machine code, which would take a minute.
+    The graphs are captured whole, of one layer, but not turned into machine code: that would take minutes.
     """
-    monkeypatch.setattr(transformers_engine, "_BACKEND", "eager")
+    language = policy.base.model.language_model
+    language.layers, language.config.num_hidden_layers = language.layers[:1], 1
+    graphs = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(transformers_engine, "_BACKEND", counted)
+    torch.compiler.reset()
     stir(policy)
+    prompts = [prompt_for(policy, "why " * (18 * n + 5), [(56, 56)] * (n % 3)) for n in range(12)]
+    assert len({-(-len(one.ids) // 64) for one in prompts}) == 12
+    batches = [([0, 1], 3, 0), ([2, 3, 4], 2, 1), ([5, 6], 0, 1), ([7, 8, 9, 10, 11], 2, 1), ([11, 0], 3, 1)]
+    for places, samples, greedy in batches:
+        some = [prompts[place] for place in places]
+        policy.compiled = False
+        want = generate(policy, some, samples, 4, SamplerConfig(), 3, greedy=greedy)
+        policy.compiled = True
+        found = generate(policy, some, samples, 4, SamplerConfig(), 3, greedy=greedy)
+        assert [[c.ids for c in cs] for cs in found] == [[c.ids for c in cs] for cs in want]
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("policy", [SHARED[0], OTHER], indirect=True)
+def test_greedy_answers_and_samples_of_one_call_are_those_of_two(policy: Policy) -> None:
+    """And where prompts can be shared, they go through the model once."""
     prompts = [group.prompt for group in groups(policy)]
-    want = generate(policy, prompts, 2, 12, SamplerConfig(), 0, greedy=True)
-    policy.compiled = True
-    found = generate(policy, prompts, 2, 12, SamplerConfig(), 0, greedy=True)
-    assert [[c.ids for c in cs] for cs in found] == [[c.ids for c in cs] for cs in want]
-    with torch.compiler.set_stance("fail_on_recompile"):
-        again = generate(policy, prompts[::-1], 2, 12, SamplerConfig(), 0, greedy=True)
-    assert [[c.ids for c in cs] for cs in again[::-1]] == [[c.ids for c in cs] for cs in want]
+    greedy = generate(policy, prompts, 0, 8, SamplerConfig(), 5, greedy=1)
+    samples = generate(policy, prompts, 3, 8, SamplerConfig(), 5)
+    passes: list[int] = []
+    policy.vision.register_forward_pre_hook(lambda *_: passes.append(1))
+    both = generate(policy, prompts, 3, 8, SamplerConfig(), 5, greedy=1)
+    assert both == [[*one, *others] for one, others in zip(greedy, samples, strict=True)]
+    assert len(passes) == 1 or not policy.shares_prefixes
+
+
+def test_the_penalty_for_repetition_counts_no_padding(policy: Policy) -> None:
+    """Log-probs are those of transformers' own processor over rows of their own; what pads may end a completion."""
+    policy.end_ids.append(policy.pad_id)
+    stir(policy)
+    with torch.no_grad():
+        weights = policy.base.get_output_embeddings().weight
+        weights[policy.pad_id] = 5 * weights[7]  # its logit was 0, which no penalty changes
+    cases = groups(policy)[1:]  # of different lengths
+    assert len({len(case.prompt.ids) for case in cases}) == 2
+    found = generate(policy, [case.prompt for case in cases], 2, 6, SamplerConfig(repetition_penalty=3.0), 0)
+    penalty = RepetitionPenaltyLogitsProcessor(3.0)
+    for case, completions in zip(cases, found, strict=True):
+        for one in completions:
+            policy.attend("separate")
+            row, start = own_row(policy, case.prompt, one.ids), len(case.prompt.ids)
+            policy.base.model.rope_deltas = None
+            with torch.no_grad():
+                logits = policy.model(**row, use_cache=False).logits[0]
+            for place, (token, logprob) in enumerate(zip(one.ids, one.logprobs, strict=True), start):
+                scores = penalty(row["input_ids"][:, :place], logits[place - 1 : place])
+                want = torch.log_softmax(scores.masked_fill(policy.suppressed, float("-inf")), -1)[0, token]
+                assert logprob == pytest.approx(want.item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
@@ -77,10 +130,10 @@ def test_sampling_logprobs_are_those_of_the_trainer(policy: Policy) -> None:
 def test_finished_rows_leave_without_changing_the_others(policy: Policy) -> None:
     """With many end tokens rows finish at different steps; greedy decoding one by one must give the same."""
     prompts = [group.prompt for group in groups(policy)]
-    alone = [generate(policy, [p], 1, 20, SamplerConfig(), 0, greedy=True)[0][0] for p in prompts]
+    alone = [generate(policy, [p], 0, 20, SamplerConfig(), 0, greedy=1)[0][0] for p in prompts]
     policy.end_ids.append(alone[0].ids[3])
     policy.end_ids.append(alone[1].ids[8])
-    together = [cs[0] for cs in generate(policy, prompts, 1, 20, SamplerConfig(), 0, greedy=True)]
+    together = [cs[0] for cs in generate(policy, prompts, 0, 20, SamplerConfig(), 0, greedy=1)]
     for one, other in zip(alone, together, strict=True):
         length = next((i + 1 for i, t in enumerate(one.ids) if t in policy.end_ids), len(one.ids))
         assert other.ids == one.ids[:length]
@@ -105,7 +158,7 @@ def test_special_tokens_are_never_sampled(policy: Policy) -> None:
 def test_filters_of_the_sampler_keep_their_tokens(policy: Policy) -> None:
     """top_k = 1 leaves one token, so its log-prob is 0 and the result is the greedy one."""
     prompts = [groups(policy)[0].prompt]
-    greedy = generate(policy, prompts, 1, 8, SamplerConfig(), 0, greedy=True)
+    greedy = generate(policy, prompts, 0, 8, SamplerConfig(), 0, greedy=1)
     [[one]] = generate(policy, prompts, 1, 8, SamplerConfig(top_k=1), 0)
     assert one.ids == greedy[0][0].ids
     assert max(abs(value) for value in one.logprobs) < 1e-6

@@ -12,6 +12,7 @@ from support.families import SHARED
 from support.prompts import groups, own_row, picture, prompt
 from torch.distributions import Categorical, kl_divergence
 
+from dapo_stages.models import inputs
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.masses import MassRecorder, prompt_kinds
 from dapo_stages.models.packing import Group
@@ -114,9 +115,7 @@ def test_blanking_a_blank_picture_changes_nothing(policy: Policy, grey: bool) ->
         "image_grid_thw": made.image_grid_thw.tolist(),
     }
     policy.attend("grouped")
-    packs = [
-        policy.pack([Group(prompt_of(row, policy.processor, blank=blank), [[5, 6, 7]])]) for blank in (False, True)
-    ]
+    packs = [policy.pack([Group(prompt_of(one, policy.processor), [[5, 6, 7]])]) for one in (row, inputs.blanked(row))]
     seen, unseen = (hidden_states(policy, packed) for packed in packs)
     scores = token_scores(policy, seen, packs[0].targets, 1.0, 2, unseen)
     assert torch.equal(scores["logprobs"], scores["blank_logprobs"]) == grey

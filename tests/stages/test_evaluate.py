@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -10,13 +13,22 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.pipeline import Run, table
+from support.server import FakeServer
+from support.updates import TINY
 
+from dapo_stages.config import SamplerConfig
+from dapo_stages.data.images import decode, encode
+from dapo_stages.engines.transformers_engine import generate
 from dapo_stages.errors import InterruptedStage
 from dapo_stages.manifests import Source, read_manifest
 from dapo_stages.maths.intervals import METHOD
-from dapo_stages.models.policy import Policy
+from dapo_stages.models.inputs import prompt_of
+from dapo_stages.models.policy import load_policy
+from dapo_stages.models.tokens import Tokens
 from dapo_stages.outputs import Output
 from dapo_stages.reporting.figures import collect
 from dapo_stages.reporting.markdown import eval_fragment
@@ -255,6 +267,70 @@ def test_the_flag_answers_without_the_picture_whatever_is_configured(small_run: 
         assert (metrics_of(out)["blank_accuracy"] is None) == (expected == 1)
 
 
+def test_answers_are_those_of_a_pass_for_each_mode(small_run: Run) -> None:
+    """Greedily, by samples, and over grey pictures: what is computed together changes nothing."""
+    rows = table(small_run.at(2) / "eval", "completions").set_index("completion_id")
+    policy = load_policy(small_run.policy(2), TINY)
+    questions = list(Source(small_run.folder / "data").rows("held_out"))
+    grey = []
+    for question in questions:
+        sizes = [decode(image).size for image in question["images"]]
+        pictures = [Image.new("RGB", size, (127, 127, 127)) for size in sizes]
+        grey.append(question | {"images": [{"bytes": encode(picture)} for picture in pictures]})
+    seed = int(np.random.SeedSequence([42, 0, 0]).generate_state(1)[0])
+    for mode, asked, samples in (("greedy", questions, 0), ("sample", questions, 2), ("blank", grey, 0)):
+        prompts = [prompt_of(row, policy.processor) for row in asked]
+        sampler = SamplerConfig(temperature=1.2)
+        found = generate(policy, prompts, samples, 32, sampler, seed, greedy=int(not samples))
+        for question, completions in zip(questions, found, strict=True):
+            for sample, one in enumerate(completions):
+                row = rows.loc[f"{question['prompt_id']}-{mode}-{sample:03d}"]
+                assert list(row.completion_ids) == one.ids
+                assert list(row.sampling_logprobs) == pytest.approx(one.logprobs, abs=1e-6)
+    assert len(rows) == 12 * 4
+
+
+def test_the_default_engine_is_not_recorded(small_run: Run) -> None:
+    """So that evaluations from before there was a choice keep their hashes."""
+    assert "engine" not in Source(small_run.at(2) / "eval").manifest.config["evaluate"]
+
+
+def test_a_server_answers(small_run: Run, tmp_path: Path) -> None:
+    """It is asked greedily and for samples, and greedily over grey pictures; its tokens become the rows."""
+    inputs = ["--policy", small_run.policy(2), "--data", small_run.folder / "data", "--out", tmp_path / "e"]
+    few = {"evaluate__max_questions": 3, "evaluate__blank_image": "true", "evaluate__num_generations": 2}
+    with FakeServer(small_run.policy(2)) as server:
+        small_run.command("evaluate", *inputs, evaluate__engine="server", engines__server__url=server.url, **few)
+    rows = table(tmp_path / "e", "completions")
+    assert Counter(rows["mode"]) == {"greedy": 3, "sample": 6, "blank": 3}
+    assert Source(tmp_path / "e").manifest.config["evaluate"]["engine"] == "server"
+    greedy = [request for request in server.requests if request["temperature"] == 0]
+    samples = [request for request in server.requests if request["temperature"] == 1.2]
+    assert [request["n"] for request in greedy] == [1] * 6 and [request["n"] for request in samples] == [2] * 3
+    written = Counter(
+        tuple(one["token_ids"]) for request in server.requests for one in server._completions(request)["choices"]
+    )
+    assert Counter(map(tuple, rows.completion_ids)) == written
+    colours = [pictures(request)[0].getextrema() for request in greedy]
+    assert sum(found == ((127, 127),) * 3 for found in colours) == 3
+
+
+def pictures(request: dict[str, Any]) -> list[Image.Image]:
+    """Those that a request to a server shows."""
+    urls = [part["image_url"]["url"] for m in request["messages"] for part in m["content"] if "image_url" in part]
+    return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+
+
+def test_vllm_that_is_not_there_says_where_it_would_be(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # importing it fails, installed or not
+    inputs = ["--policy", small_run.policy(2), "--data", small_run.folder / "data", "--out", tmp_path / "e"]
+    result = small_run.attempt("evaluate", *inputs, evaluate__engine="vllm")
+    assert result.code == 3 and "evaluate.engine: found vllm, and no package of that name" in result.stderr
+    assert "EVALUATE_PYTHON=.venv-vllm/bin/python" in result.stderr
+
+
 def test_a_killed_evaluation_carries_on_to_the_same_figures(
     evaluated: Path, sliced: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +341,7 @@ def test_a_killed_evaluation_carries_on_to_the_same_figures(
             raise InterruptedStage("here")
         write(output, kind, index, rows)
 
-    monkeypatch.setattr(Policy, "text", text_for)
+    monkeypatch.setattr(Tokens, "text", text_for)
     monkeypatch.setattr(Output, "write", once)
     command = ["evaluate", *EVALUATED, "--out", tmp_path / "e"]
     inputs = ["--policy", sliced.policy(0), "--data", sliced.folder / "data"]
@@ -297,7 +373,7 @@ def evaluated(sliced: Run) -> Path:
     """Its evaluation, four samples a question, as if it wrote what TEXTS has."""
     inputs = ["--policy", sliced.policy(0), "--data", sliced.folder / "data"]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Policy, "text", text_for)
+        patched.setattr(Tokens, "text", text_for)
         sliced.command("evaluate", *EVALUATED, *inputs, "--out", sliced.folder / "eval")
     return sliced.folder / "eval"
 
@@ -309,7 +385,7 @@ TEXTS = (
 )  # fmt: skip
 
 
-def text_for(policy: Policy, ids: list[int]) -> str:
+def text_for(tokens: Tokens, ids: list[int]) -> str:
     return TEXTS[zlib.crc32(repr(list(ids)).encode()) % len(TEXTS)]
 
 

@@ -141,8 +141,10 @@ def test_a_rollout_whose_logprobs_are_of_another_distribution_is_warned_of(
 ) -> None:
     generate = TransformersEngine.generate
 
-    def less_likely(self: TransformersEngine, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
-        sampled = generate(self, prompts, seed)
+    def less_likely(
+        engine: TransformersEngine, prompts: Sequence[Row], seed: int, samples: int
+    ) -> list[list[Completion]]:
+        sampled = generate(engine, prompts, seed, samples)
         return [[replace(one, logprobs=[v - 0.125 for v in one.logprobs]) for one in group] for group in sampled]
 
     monkeypatch.setattr(TransformersEngine, "generate", less_likely)

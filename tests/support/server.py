@@ -1,5 +1,6 @@
 """A server with OpenAI's chat completions, as small as tests need it: it reads prompts with the policy's own processor,
-writes made-up completions that depend on the seed alone, and misbehaves on request."""
+writes made-up completions that depend on the seed alone, or when greedy on the conversation alone, and misbehaves on
+request."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import json
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -108,7 +110,9 @@ class FakeServer(Serving):
         tokenizer = self.processor.tokenizer
         choices = []
         for index in range(request["n"]):
-            drawn = np.random.default_rng(request["seed"] + index)
+            greedy = request["temperature"] == 0  # then the conversation alone decides
+            said = zlib.crc32(json.dumps(request["messages"]).encode())
+            drawn = np.random.default_rng(said if greedy else request["seed"] + index)
             text = (
                 f"<think> It is {drawn.choice(['red', 'blue'])}. </think> <answer>{drawn.choice(list('ABCD'))}</answer>"
             )

@@ -48,7 +48,7 @@ def test_attention_is_that_of_the_same_tokens_by_another_engine(
     members = table(sampled, "completions").groupby("group_id", sort=False)
     written = {prompts[group_id]: rows.sort_values("sample") for group_id, rows in members}
 
-    def same(engine: TransformersEngine, prompts: Sequence[Row], seed: int) -> list[list[Completion]]:
+    def same(engine: TransformersEngine, prompts: Sequence[Row], seed: int, samples: int) -> list[list[Completion]]:
         return [
             [
                 Completion(list(row.completion_ids), list(row.sampling_logprobs), row.finish_reason)
