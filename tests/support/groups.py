@@ -1,0 +1,78 @@
+"""Groups whose rewards are set by hand, as the stages before weight-tokens would have left them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from reporting import tiny_run
+
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Plan
+from dapo_stages.schemas import SCHEMAS
+from dapo_stages.shards import Row
+from support.commands import run
+from support.pipeline import table
+
+# The reward is reward_accuracy, and nothing else counts.
+SETTINGS = {
+    "weights.early_fraction": 0,
+    "weights.reward_weights": "{accuracy: 1, vgr: 0, format: 0, overlong: 0}",
+}
+
+
+def sampled(folder: Path, number: int, groups: Sequence[Sequence[float]], **rollout: Any) -> list[object]:
+    """Rollouts of an iteration, the accuracy of each completion given by group, and attention without scores.
+
+    Gives the inputs of weight-tokens. `rollout` are keys of the configuration; as many groups as there are were wanted,
+    if it does not say otherwise.
+    """
+    here = folder / f"iter-{number:04d}"
+    prompts = [tiny_run.prompt(number, 0, 2) | {"group_id": f"it{number}-p{g}"} for g in range(len(groups))]
+    completions = [
+        tiny_run.completion(number, 1, s % 4)
+        | {"group_id": f"it{number}-p{g}", "completion_id": f"it{number}-p{g}-s{s}", "sample": s, "reward_accuracy": r}
+        for g, group in enumerate(groups)
+        for s, r in enumerate(group)
+    ]
+    config = {"iteration": number, "rollout": {"prompts_per_iteration": len(groups), "surplus": "discard"} | rollout}
+    plan = Plan("rollout", here / "rollout", config, 1)
+    tiny_run.publish(
+        plan, lambda out: [out.write("prompts", 0, prompts), out.write("completions", 0, completions)] and None
+    )
+    attention(here, completions)
+    return ["--rollouts", here / "rollout", "--attention", here / "attention", "--iteration", number]
+
+
+def attention(here: Path, completions: list[Row], **scores: Any) -> None:
+    """Attention of these completions, which `scores` says everything of."""
+    nothing: Row = dict.fromkeys(SCHEMAS["attention"].names)
+    nothing |= {"status": "off", "num_text_tokens": 0, "num_vision_tokens": 0}
+    rows = [nothing | {"completion_id": row["completion_id"]} | scores for row in completions]
+    plan = Plan("score-attention", here / "attention", {}, 1, {"rollouts": Source(here / "rollout")})
+    tiny_run.publish(plan, lambda out: out.write("attention", 0, rows))
+
+
+def weigh(out: Path, inputs: Sequence[object], replay: Path | None = None, **settings: object) -> Path:
+    """weight-tokens on such rollouts; keywords are --set overrides, `__` for the dot."""
+    config = out.parent / "config.yaml"
+    config.write_text("seed: 1\n", encoding="utf-8")
+    changed = SETTINGS | {key.replace("__", "."): value for key, value in settings.items()}
+    overrides = [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
+    before = ["--replay", replay] if replay else []
+    result = run("weight-tokens", "--config", config, *inputs, *before, *overrides, "--out", out)
+    assert result.code == 0, result.stderr
+    return out
+
+
+def trained_on(weights: Path) -> list[str]:
+    """Ids of the groups in the loss, the stored ones among them, in order."""
+    rows = table(weights, "weights")
+    return sorted(rows[rows.in_loss].group_id.unique())
+
+
+def buffer(weights: Path) -> pd.DataFrame:
+    """The groups that a weights folder stores, by id."""
+    return table(weights, "buffer").set_index("group_id")
