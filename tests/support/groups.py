@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ SETTINGS = {
 }
 
 
-def sampled(folder: Path, number: int, groups: Sequence[Sequence[float]], **rollout: Any) -> list[object]:
-    """Rollouts of an iteration, the accuracy of each completion given by group, and attention without scores.
+def sampled(
+    folder: Path, number: int, groups: Sequence[Sequence[float]], vgr: Sequence[float] = (), **rollout: Any
+) -> list[object]:
+    """Rollouts of an iteration, the accuracy of each completion given by group, and their attention.
 
-    Gives the inputs of weight-tokens. `rollout` are keys of the configuration; as many groups as there are were wanted,
-    if it does not say otherwise.
+    Gives the inputs of weight-tokens. The tokens of a completion have `vgr` in turn; without it none was scored.
+    `rollout` are keys of the configuration; it wanted as many groups as there are, if they do not say otherwise.
     """
     here = folder / f"iter-{number:04d}"
     prompts = [tiny_run.prompt(number, 0, 2) | {"group_id": f"it{number}-p{g}"} for g in range(len(groups))]
@@ -42,17 +45,18 @@ def sampled(folder: Path, number: int, groups: Sequence[Sequence[float]], **roll
     tiny_run.publish(
         plan, lambda out: [out.write("prompts", 0, prompts), out.write("completions", 0, completions)] and None
     )
-    attention(here, completions)
+    scores = [_scores(row["completion_id"], len(row["completion_ids"]), vgr) for row in completions]
+    plan = Plan("score-attention", here / "attention", {}, 1, {"rollouts": Source(here / "rollout")})
+    tiny_run.publish(plan, lambda out: out.write("attention", 0, scores))
     return ["--rollouts", here / "rollout", "--attention", here / "attention", "--iteration", number]
 
 
-def attention(here: Path, completions: list[Row], **scores: Any) -> None:
-    """Attention of these completions, which `scores` says everything of."""
+def _scores(completion_id: str, length: int, vgr: Sequence[float]) -> Row:
     nothing: Row = dict.fromkeys(SCHEMAS["attention"].names)
-    nothing |= {"status": "off", "num_text_tokens": 0, "num_vision_tokens": 0}
-    rows = [nothing | {"completion_id": row["completion_id"]} | scores for row in completions]
-    plan = Plan("score-attention", here / "attention", {}, 1, {"rollouts": Source(here / "rollout")})
-    tiny_run.publish(plan, lambda out: out.write("attention", 0, rows))
+    nothing |= {"completion_id": completion_id, "num_text_tokens": 0, "num_vision_tokens": 0}
+    if not vgr:
+        return nothing | {"status": "off"}
+    return nothing | {"status": "ok", "vgr": list(islice(cycle(vgr), length)), "vgr_all": sum(vgr) / len(vgr)}
 
 
 def weigh(out: Path, inputs: Sequence[object], replay: Path | None = None, **settings: object) -> Path:
