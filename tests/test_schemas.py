@@ -198,7 +198,9 @@ def test_a_file_without_later_columns_is_the_one_of_before(tmp_path: Path) -> No
     fields = [SCHEMAS[kind].field(name) for name in of_before(kind)]
     information = features(pa.schema(fields)).arrow_schema.metadata[b"huggingface"]
     for made in ([], [{name: row[name] for name in of_before(kind)} for row in rows(SCHEMAS[kind], 2)]):
-        tiny_run.publish(Plan("weight-tokens", tmp_path / "out", {}, 1), lambda out, made=made: out.write(kind, 0, made))
+        tiny_run.publish(
+            Plan("weight-tokens", tmp_path / "out", {}, 1), lambda out, made=made: out.write(kind, 0, made)
+        )
         found = pq.read_schema(tmp_path / "out/buffer-00000.parquet")
         assert found.equals(pa.schema(fields)) and json.loads(found.metadata[b"huggingface"]) == json.loads(information)
 

@@ -84,9 +84,7 @@ class ReplayBuffer:
             if group.advantages is not None
         ]
         settings = self._settings
-        kept = update(
-            self.entries, new, settings.size, settings.max_staleness, self._iteration, settings.max_replays
-        )
+        kept = update(self.entries, new, settings.size, settings.max_staleness, self._iteration, settings.max_replays)
         entering = {group.group_id: group for group in fresh}
         entering = {entry.group_id: entering[entry.group_id] for entry in kept if entry.group_id in entering}
         staying = {entry.group_id for entry in kept} - entering.keys()

@@ -75,7 +75,6 @@ def test_smoothing_brings_neighbours_together(tmp_path: Path) -> None:
             assert weights[2] / weights[3] == pytest.approx(ratio, abs=0.15)
 
 
-
 def test_early_and_regular_weights(small_run: Run, tmp_path: Path) -> None:
     early = table(
         again(
