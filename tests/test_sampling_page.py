@@ -75,8 +75,7 @@ def test_the_figures_of_replay_are_those_of_the_simulation(tmp_path: Path) -> No
     made = replay.table(runs).splitlines()
     start = PAGE.index(made[0])
     said = PAGE[start:].splitlines()[: len(made)]
-    for (name, *cells), (there, *others) in (
-        [line.split("|")[1:-1] for line in pair] for pair in zip(made[2:], said[2:])
-    ):
+    for pair in zip(made[2:], said[2:], strict=True):
+        (name, *cells), (there, *others) = (line.split("|")[1:-1] for line in pair)
         found, want = ([float(cell.strip(" %")) for cell in row] for row in (cells, others))
         assert name == there and found == pytest.approx(want, rel=0.05)

@@ -35,8 +35,8 @@ class ReplayConfig(Section):
     max_staleness: Count = Field(10, description="Iterations after which a group leaves.")
     rule: Annotated[Literal["better", "replace_all"], Later("better")] = Field(
         "better",
-        description="Who gives way: groups without deviation, and others below `min_reward` where stored ones that pass "
-        "now score higher; or every group that does not enter, whatever is stored.",
+        description="Who gives way: groups without deviation, and those below `min_reward` where stored ones that pass "
+        "score higher; or every group that fails, whatever is stored.",
     )
     max_replays: Annotated[Count | None, Later(1)] = Field(
         1, description="Iterations that a stored group is drawn in; then it leaves. null: no limit."

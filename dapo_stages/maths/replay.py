@@ -56,7 +56,7 @@ def rated(group_id: str, iteration: int, rewards: FloatArray) -> Entry:
 def replace_all(
     fresh: list[Entry], stored: list[Entry], target: int, var_epsilon: float, min_reward: float
 ) -> Exchange:
-    """Every fresh group that fails the thresholds gives way, whatever is stored, until `target` groups are trained on."""
+    """Every fresh group that fails the thresholds gives way, whatever is stored, up to `target` groups trained on."""
     failing = [group for group in fresh if not admissible(group.mean_reward, group.std_reward, var_epsilon, min_reward)]
     return Exchange(failing, max(0, target - (len(fresh) - len(failing))), stored)
 

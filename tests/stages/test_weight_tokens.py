@@ -16,7 +16,6 @@ from dapo_stages.maths.schemes import SCHEMES
 from dapo_stages.outputs import Plan
 from dapo_stages.schemas import TOKEN_SCORES
 
-
 LOW = {"weights__replay__min_reward": 0.1}  # of rewards 0 and 1: every group that varies enters
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from reporting import tiny_run
 
 from dapo_stages.manifests import Source
-from dapo_stages.outputs import Plan
+from dapo_stages.outputs import Output, Plan
 from dapo_stages.schemas import SCHEMAS
 from dapo_stages.shards import Row
 from support.commands import run
@@ -42,9 +42,12 @@ def sampled(
     ]
     config = {"iteration": number, "rollout": {"prompts_per_iteration": len(groups), "surplus": "discard"} | rollout}
     plan = Plan("rollout", here / "rollout", config, 1)
-    tiny_run.publish(
-        plan, lambda out: [out.write("prompts", 0, prompts), out.write("completions", 0, completions)] and None
-    )
+
+    def fill(output: Output) -> None:
+        output.write("prompts", 0, prompts)
+        output.write("completions", 0, completions)
+
+    tiny_run.publish(plan, fill)
     scores = [_scores(row["completion_id"], len(row["completion_ids"]), vgr) for row in completions]
     plan = Plan("score-attention", here / "attention", {}, 1, {"rollouts": Source(here / "rollout")})
     tiny_run.publish(plan, lambda out: out.write("attention", 0, scores))
