@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from reporting import tiny_run
 from support.groups import buffer, sampled, trained_on, weigh
 from support.pipeline import table
 
 from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output, Plan
 
 FLAT, QUARTER, HALF, MOST = [1.0] * 4, [1.0, 0, 0, 0], [1.0, 1, 0, 0], [1.0, 1, 1, 0]  # Σ|R - mean| is 0, 1.5, 2, 1.5
 
@@ -23,16 +25,19 @@ def replayed(weights: Path) -> set[str]:
 def test_groups_that_fail_the_thresholds_give_way_to_none_that_fail_them_too(
     rule: str, want: int, tmp_path: Path
 ) -> None:
-    """Four of mean 0.25, and four older ones that a reward for the format let in; min_reward is 1.5."""
+    """Four of mean 0.25 and one without deviation; four older ones of mean 0.25 that a reward for the format let in.
+
+    min_reward is 1.5.
+    """
     early = {"planned_iterations": 2, "weights__early_fraction": 0.5, "weights__replay__rule": rule}
     early["weights__early_reward_weights"] = "{accuracy: 1, vgr: 0, format: 2, overlong: 0}"
     first = weigh(tmp_path / "w1", sampled(tmp_path, 1, [QUARTER] * 4), **early)
     assert list(buffer(first).mean_reward) == [2.25] * 4
-    second = weigh(tmp_path / "w2", sampled(tmp_path, 2, [QUARTER] * 4), first, **early)
+    second = weigh(tmp_path / "w2", sampled(tmp_path, 2, [QUARTER] * 4 + [FLAT]), first, **early)
     assert len(replayed(second)) == want
     assert trained_on(second) == [f"it{1 if want else 2}-p{number}" for number in range(4)]
     counts = Source(second).manifest.counts
-    assert (counts["informative"], counts["without_signal"], counts["replayed"]) == (4, 4, want)
+    assert (counts["informative"], counts["without_signal"], counts["replayed"]) == (4, 5, want)
 
 
 def test_an_informative_group_gives_way_to_one_that_scores_higher_and_to_no_other(tmp_path: Path) -> None:
@@ -111,6 +116,22 @@ def test_replace_all_is_the_rule_of_before(tmp_path: Path) -> None:
     assert buffer(second).draws.to_dict() == {"it1-p0": 1, "it1-p1": 1, "it2-p1": 0}
     again = weigh(tmp_path / "w3", sampled(tmp_path, 3, [FLAT] * 3), second, **settings)
     assert trained_on(again) == ["it1-p0", "it1-p1", "it2-p1"]
+
+
+@pytest.mark.parametrize(("rule", "drawn"), [("better", "it1-p0"), ("replace_all", "it1-p1")])
+def test_only_replace_all_draws_by_the_score_that_was_stored(rule: str, drawn: str, tmp_path: Path) -> None:
+    """By its rewards the first group is a million times as likely as the second; the scores beside them say it is 0."""
+    settings = {"weights__replay__rule": rule, "weights__replay__min_reward": 0}
+    first = Source(weigh(tmp_path / "w1", sampled(tmp_path, 1, [[1e3, 0, 0, 0], [1e-3, 0, 0, 0]]), **settings))
+
+    def fill(output: Output) -> None:
+        scores = {"it1-p0": 0.0, "it1-p1": 1.0}
+        output.write("buffer", 0, [row | {"score": scores[row["group_id"]]} for row in first.rows("buffer")])
+        output.write("buffer-completions", 0, first.rows("buffer-completions"))
+
+    tiny_run.publish(Plan("weight-tokens", tmp_path / "other", {}, 1), fill)
+    second = weigh(tmp_path / "w2", sampled(tmp_path, 2, [FLAT]), tmp_path / "other", **settings)
+    assert replayed(second) == {drawn}
 
 
 def test_importance_takes_back_the_preference_of_the_draw(tmp_path: Path) -> None:
