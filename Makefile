@@ -311,8 +311,9 @@ $(AUDIT_VENV)/ready: constraints.txt
 	$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
 	@touch $@
 
-docs: $(VENV)/ready ## docs/commands.md and docs/configuration.md from the code
+docs: $(VENV)/ready ## docs/commands.md and docs/configuration.md from the code, and the simulation of replay
 	$(PY) docs/generate.py
+	$(PY) docs/replay.py
 
 notebook: $(VENV)/ready-dev ## pipelines/notebooks/inspect.ipynb, run on RUN, into the run's folder
 	RUN=$(RUN) $(PY) pipelines/notebooks/run.py pipelines/notebooks/inspect.ipynb $(R)/inspect.ipynb

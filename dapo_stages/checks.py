@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dapo_stages.errors import DataError
-from dapo_stages.schemas import FILLED, NOT_FINITE, PER_TOKEN
+from dapo_stages.schemas import FILLED, NOT_FINITE, PER_TOKEN, of_file
 
 
 class Fault(NamedTuple):
@@ -24,7 +24,11 @@ class Fault(NamedTuple):
 
 
 def check_schema(path: Path, found: pa.Schema, needed: pa.Schema, redo: str) -> None:
-    """Refuse a file whose columns differ in name, order, type or nullability; names the first that does."""
+    """Refuse a file whose columns differ in name, order, type or nullability; names the first that does.
+
+    Columns that came later may be missing.
+    """
+    needed = of_file(needed, found.names)
     missing = [name for name in needed.names if name not in found.names]
     if missing:
         raise DataError(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,16 @@ class Output:
         self._note()
 
     def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
-        """Write one shard: `completions`, 3 -> completions-00003.parquet."""
-        from dapo_stages.schemas import schema_of
+        """Write one shard: `completions`, 3 -> completions-00003.parquet.
 
-        path = self.folder / shard_name(kind, index)
-        self._add(write_shard(path, schema_of(kind, self.plan.rewards, self.plan.stage), rows))
+        Columns that came later are in it where the rows have them, so that what has none gives the files it always did.
+        """
+        from dapo_stages.schemas import of_file, schema_of
+
+        path, rows = self.folder / shard_name(kind, index), iter(rows)
+        first = list(islice(rows, 1))
+        schema = of_file(schema_of(kind, self.plan.rewards, self.plan.stage), {name for row in first for name in row})
+        self._add(write_shard(path, schema, chain(first, rows)))
         self._note()
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:

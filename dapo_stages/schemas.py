@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 
 import pyarrow as pa
 
@@ -106,6 +107,7 @@ _BUFFER_GROUP = [
     _required("score", pa.float32()),
     _required("mean_reward", pa.float32()),
     _required("std_reward", pa.float32()),
+    pa.field("draws", pa.int32()),  # iterations that have trained on it again; null: none
 ]
 _BUFFER_COMPLETION = [
     *_COMPLETION,
@@ -151,6 +153,8 @@ PER_TOKEN = (
     *TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
+# Columns that came after the first files were written. A file may lack them; they are null then.
+LATER = frozenset({"draws"})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
@@ -201,3 +205,9 @@ def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.S
     for name in rewards if kind in _WITH_REWARDS else ():
         schema = schema.append(pa.field(f"reward_{name}", pa.float32()))
     return schema
+
+
+def of_file(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
+    """The schema of a file that has these columns: without those that came later, where it lacks them."""
+    fields = [field for field in schema if field.name in names or field.name not in LATER]
+    return schema if len(fields) == len(schema) else _schema(fields)

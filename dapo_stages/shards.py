@@ -140,7 +140,10 @@ def describe_file(root: Path, path: Path) -> Shard:
 
 
 class ShardReader:
-    """One verified Parquet file. Row groups are read on demand, so memory does not grow with its length."""
+    """One verified Parquet file. Row groups are read on demand, so memory does not grow with its length.
+
+    A column of the schema that came later and that the file lacks is read as null.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema, redo: str) -> None:
         import pyarrow as pa
@@ -148,7 +151,7 @@ class ShardReader:
 
         from dapo_stages.checks import check_schema
 
-        self.path, self._redo = path, redo
+        self.path, self._redo, self._schema = path, redo, schema
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -191,6 +194,10 @@ class ShardReader:
             raise self._damaged(error) from None
         if (fault := fault_in(table)) is not None:
             raise _wrong(self.path, sum(self.row_group_sizes[:index]), fault, f"Run {self._redo} again.")
+        there = self._file.schema_arrow.names
+        for field in self._schema:
+            if field.name not in there and (columns is None or field.name in columns):
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
         return table
 
     def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:

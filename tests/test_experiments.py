@@ -38,6 +38,7 @@ def test_every_form_of_an_experiment_is_that_of_the_table(folder: str, name: str
     assert weights.early_fraction == (0.1 if early else 0.0)
     assert not early or tuple(getattr(weights.early_reward_weights, reward) for reward in order) == early
     assert (weights.replay.size > 0) == replay and weights.scheme == scheme
+    assert not replay or (weights.replay.rule, weights.replay.max_replays) == ("replace_all", None)
     assert weights.hard_negative == (name == "experiment4")
     assert weights.vgr_mapping == ("quantile" if folder == "." else "mad")
 

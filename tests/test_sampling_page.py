@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -60,4 +62,20 @@ def test_keys_and_defaults_are_those_of_the_configuration() -> None:
                 found: Any = reduce(getattr, path.split("."), config)
                 assert found == type(found)(yaml.safe_load(value)), key
                 checked += 1
-    assert checked == 15
+    assert checked == 17
+
+
+def test_the_figures_of_replay_are_those_of_the_simulation(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("replay", ROOT / "docs/replay.py")
+    assert spec is not None and spec.loader is not None
+    replay = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = replay  # its dataclass looks itself up there
+    spec.loader.exec_module(replay)
+    runs = {(data, rule): replay.simulate(data, rule) for data in replay.DATA for rule in replay.SETTINGS}
+    made = replay.table(runs).splitlines()
+    start = PAGE.index(made[0])
+    said = PAGE[start:].splitlines()[: len(made)]
+    for pair in zip(made[2:], said[2:], strict=True):
+        (name, *cells), (there, *others) = (line.split("|")[1:-1] for line in pair)
+        found, want = ([float(cell.strip(" %")) for cell in row] for row in (cells, others))
+        assert name == there and found == pytest.approx(want, rel=0.05)

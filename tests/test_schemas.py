@@ -13,10 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from reporting import tiny_run
 from support.rows import PICTURE, picture, rows
 
-from dapo_stages.schemas import SCHEMA_VERSION, SCHEMAS, schema_of
-from dapo_stages.shards import write_shard
+from dapo_stages.errors import DataError
+from dapo_stages.manifests import Source
+from dapo_stages.outputs import Output, Plan
+from dapo_stages.schemas import LATER, SCHEMA_VERSION, SCHEMAS, of_file, schema_of
+from dapo_stages.shards import ShardReader, write_shard
 
 KINDS = sorted(SCHEMAS)
 WITH_PICTURES = [kind for kind in KINDS if "images" in SCHEMAS[kind].names]
@@ -147,6 +151,73 @@ def test_attention_has_every_figure_of_every_segment(segment: str) -> None:
     for name in ("vgr", "aei_text", "aei_vision", "attn_text", "attn_vision"):
         assert schema.field(f"{name}_{segment}").type == pa.float32()
     assert str(schema.field(f"patch_attention_{segment}").type.value_type.value_type) == "halffloat"
+
+
+# Columns that came later
+
+WITH_LATER = sorted(kind for kind in SCHEMAS if LATER & set(SCHEMAS[kind].names))
+
+
+def of_before(kind: str) -> list[str]:
+    """The columns that files of a kind had at first."""
+    return [name for name in SCHEMAS[kind].names if name not in LATER]
+
+
+def test_columns_that_came_later_may_be_null() -> None:
+    assert WITH_LATER == ["buffer"] and {"draws"} == LATER
+    for kind in WITH_LATER:
+        assert all(SCHEMAS[kind].field(name).nullable for name in LATER & set(SCHEMAS[kind].names))
+        assert SCHEMAS[kind].names[: len(of_before(kind))] == of_before(kind)
+
+
+@pytest.mark.parametrize("kind", WITH_LATER)
+def test_a_file_without_later_columns_is_read_as_if_they_were_null(kind: str, tmp_path: Path) -> None:
+    old = [{name: row[name] for name in of_before(kind)} for row in rows(SCHEMAS[kind], 20)]
+    want = [row | dict.fromkeys(LATER & set(SCHEMAS[kind].names)) for row in old]
+    reopened: list[object] = []
+
+    def fill(output: Output) -> None:
+        output.write(kind, 0, old)
+        reopened.extend(output.reopen(kind, 0))
+
+    tiny_run.publish(Plan("weight-tokens", tmp_path / "out", {}, 1), fill)
+    path = tmp_path / "out" / f"{kind}-00000.parquet"
+    assert pq.read_schema(path).names == of_before(kind)
+    source = Source(tmp_path / "out")
+    assert list(source.rows(kind)) == reopened == want
+    later = sorted(LATER & set(SCHEMAS[kind].names))
+    assert list(source.rows(kind, later)) == [dict.fromkeys(later)] * 20
+    assert list(source.rows(kind, ["group_id"])) == [{"group_id": row["group_id"]} for row in old]
+    with source.lookup(kind, "group_id") as table, source.index(kind) as index:
+        assert table.one(str(old[17]["group_id"])) == want[17] == index[17]
+
+
+def test_a_file_without_later_columns_is_the_one_of_before(tmp_path: Path) -> None:
+    """Byte for byte, what is said to datasets included: a schema made here from the names of before."""
+    kind = "buffer"
+    fields = [SCHEMAS[kind].field(name) for name in of_before(kind)]
+    information = features(pa.schema(fields)).arrow_schema.metadata[b"huggingface"]
+    for made in ([], [{name: row[name] for name in of_before(kind)} for row in rows(SCHEMAS[kind], 2)]):
+        tiny_run.publish(
+            Plan("weight-tokens", tmp_path / "out", {}, 1), lambda out, made=made: out.write(kind, 0, made)
+        )
+        found = pq.read_schema(tmp_path / "out/buffer-00000.parquet")
+        assert found.equals(pa.schema(fields)) and json.loads(found.metadata[b"huggingface"]) == json.loads(information)
+
+
+def test_rows_with_a_later_column_give_files_with_it(tmp_path: Path) -> None:
+    made = list(rows(SCHEMAS["buffer"], 2))
+    tiny_run.publish(Plan("weight-tokens", tmp_path / "out", {}, 1), lambda output: output.write("buffer", 0, made))
+    assert pq.read_schema(tmp_path / "out/buffer-00000.parquet").equals(SCHEMAS["buffer"])
+    assert list(Source(tmp_path / "out").rows("buffer")) == made
+
+
+def test_a_file_without_a_column_of_before_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "buffer-00000.parquet"
+    fewer = of_file(SCHEMAS["buffer"], ()).remove(3)
+    write_shard(path, fewer, [{name: row[name] for name in fewer.names} for row in rows(SCHEMAS["buffer"], 2)])
+    with pytest.raises(DataError, match=f"{len(fewer)} columns without images; needed these columns"):
+        ShardReader(path, SCHEMAS["buffer"], "weight-tokens")
 
 
 def _columns(kind: str) -> dict[str, list[object]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Fraction, Section
+from dapo_stages.config.base import Count, Fraction, Later, Section
 
 
 class RewardWeights(Section):
@@ -33,6 +33,14 @@ class ReplayConfig(Section):
     var_epsilon: Annotated[float, Field(ge=0)] = Field(1e-6, description="A group enters above this reward deviation.")
     min_reward: float = Field(1.5, description="A group enters above this mean reward.")
     max_staleness: Count = Field(10, description="Iterations after which a group leaves.")
+    rule: Annotated[Literal["better", "replace_all"], Later("better")] = Field(
+        "better",
+        description="Who gives way: groups without deviation, and those below `min_reward` where stored ones that pass "
+        "score higher; or every group that fails, whatever is stored.",
+    )
+    max_replays: Annotated[Count | None, Later(1)] = Field(
+        1, description="Iterations that a stored group is drawn in; then it leaves. null: no limit."
+    )
     priority_alpha: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Stored groups are drawn in proportion to their score to this power; 0 draws all alike."
     )

@@ -16,7 +16,7 @@ from dapo_stages.stages.group_scores import GroupScores, reward_columns, score_g
 if TYPE_CHECKING:
     from dapo_stages.maths.replay import Entry
 
-_GROUP_EXTRA = ("score", "mean_reward", "std_reward")
+_GROUP_EXTRA = ("score", "mean_reward", "std_reward", "draws")
 _COMPLETION_EXTRA = ("reward_vgr", "token_weights")
 
 
@@ -33,19 +33,27 @@ class ReplayBuffer:
         self.entries = self._read_entries() if source is not None and settings.size else []
         self.groups = self._read_groups(weights) if self.entries else {}
 
-    def draw(self, count: int, seed: int) -> list[GroupScores]:
-        """Stored groups to train on in place of groups without signal, without replacement."""
+    def exchange(self, fresh: list[GroupScores], target: int, seed: int) -> tuple[list[GroupScores], set[str]]:
+        """Stored groups to train on, without replacement, and the ids of the fresh ones that they stand in for."""
         import numpy as np
 
-        from dapo_stages.maths.replay import draw, importance
+        from dapo_stages.maths.replay import RULES, draw, drawn_again, importance, rated
 
-        settings = self._settings
+        def now(group: GroupScores) -> Entry:
+            return rated(group.group_id, group.iteration, group.rewards)
+
+        settings, stored = self._settings, self.entries
+        if settings.rule == "better":
+            stored = [now(self.groups[entry.group_id]) for entry in stored]
+        rule = RULES[settings.rule]
+        found = rule([now(group) for group in fresh], stored, target, settings.var_epsilon, settings.min_reward)
         rng = np.random.default_rng([seed, self._iteration])
-        drawn, likelihood = draw(self.entries, count, rng, settings.priority_alpha)
+        drawn, likelihood = draw(found.candidates, found.count, rng, settings.priority_alpha)
         groups = [self.groups[entry.group_id] for entry in drawn]
         for group, value in zip(groups, importance(likelihood, settings.priority_beta), strict=True):
             group.importance = float(value)
-        return groups
+        self.entries = drawn_again(self.entries, {entry.group_id for entry in drawn})
+        return groups, {entry.group_id for entry in found.leaving[: len(drawn)]}
 
     def copy_replayed(self, output: Output, replayed: list[GroupScores]) -> dict[str, list[float]]:
         """Write the data of replayed groups beside the weights; gives back their stored token weights by completion."""
@@ -76,24 +84,25 @@ class ReplayBuffer:
             if group.advantages is not None
         ]
         settings = self._settings
-        kept = update(self.entries, new, settings.size, settings.max_staleness, self._iteration)
+        kept = update(self.entries, new, settings.size, settings.max_staleness, self._iteration, settings.max_replays)
         entering = {group.group_id: group for group in fresh}
         entering = {entry.group_id: entering[entry.group_id] for entry in kept if entry.group_id in entering}
         staying = {entry.group_id for entry in kept} - entering.keys()
-        scores = {
-            e.group_id: {"score": e.score, "mean_reward": e.mean_reward, "std_reward": e.std_reward} for e in kept
-        }
+        # `draws` came later: where there are none, the file is what it was before there was such a column.
+        names = _GROUP_EXTRA if any(entry.draws for entry in kept) else _GROUP_EXTRA[:-1]
+        scores = {entry.group_id: {name: getattr(entry, name) for name in names} for entry in kept}
         output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
         output.write("buffer-completions", 0, self._completions(output, rollouts, entering, staying))
         return len(kept)
 
     def _read_entries(self) -> list[Entry]:
-        from dapo_stages.maths.replay import Entry
+        from dapo_stages.maths.replay import Entry, unspent
 
-        rows = self._rows("buffer", ["group_id", "iteration", "score", "mean_reward", "std_reward"])
+        rows = self._rows("buffer", ["group_id", "iteration", *_GROUP_EXTRA])
         # A buffer of this iteration or a later one would bring a group's completions in twice.
         oldest, newest = self._iteration - self._settings.max_staleness, self._iteration - 1
-        entries = [Entry(**row) for row in rows if oldest <= row["iteration"] <= newest]
+        alive = (row | {"draws": row["draws"] or 0} for row in rows if oldest <= row["iteration"] <= newest)
+        entries = unspent([Entry(**row) for row in alive], self._settings.max_replays)
         for entry in entries:
             if entry.score < 0:
                 raise self._unusable(
@@ -127,7 +136,7 @@ class ReplayBuffer:
     ) -> Iterator[Row]:
         for row in self._rows("buffer") if staying else ():
             if row["group_id"] in staying:
-                yield row | scores[row["group_id"]]
+                yield _without(row, _GROUP_EXTRA) | scores[row["group_id"]]
         for row in rollouts.rows("prompts") if entering else ():
             if row["group_id"] in entering:
                 yield row | scores[row["group_id"]]

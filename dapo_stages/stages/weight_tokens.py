@@ -113,15 +113,13 @@ class Weighting:
         self._surplus: set[str] = set()
 
     def run(self) -> None:
-        """Reward the groups, replace those without signal from the buffer, write weights and the next buffer."""
+        """Reward the groups, replace some from the buffer, write weights and the next buffer."""
         from dapo_stages.maths.advantages import advantages
 
         fresh = list(self._fresh_groups())
         replay = self._output.plan.inputs.get("replay")
         buffer = ReplayBuffer(replay, self._settings.replay, self._iteration, self._reward_weights)
-        without_signal = [group.group_id for group in fresh if not self._has_signal(group)]
-        replayed = buffer.draw(max(0, self._target - (len(fresh) - len(without_signal))), self._config.seed)
-        replaced = set(without_signal[: len(replayed)])
+        replayed, replaced = buffer.exchange(fresh, self._target, self._config.seed)
         staying = [group for group in fresh if group.group_id not in replaced]
         self._surplus = self._beyond(self._target - len(replayed), staying)
         batch = [group for group in staying if group.group_id not in self._surplus] + replayed
@@ -136,7 +134,7 @@ class Weighting:
         self._output.counts |= {
             "groups": len(fresh),
             "informative": sum(group.std > self._settings.replay.var_epsilon for group in fresh),
-            "without_signal": len(without_signal),
+            "without_signal": len(fresh) - len(entering),
             "replayed": len(replayed),
             "buffer": buffer.write_next(self._output, self._rollouts, entering),
             "reward": _mean([float(value) for group in fresh for value in group.rewards]),
@@ -193,7 +191,7 @@ class Weighting:
         return self._settings.filter == "reward" and group.std <= self._settings.replay.var_epsilon
 
     def _has_signal(self, group: GroupScores) -> bool:
-        """Whether the group may enter the buffer, and need not be replaced from it."""
+        """Whether the group may enter the buffer, and is not replaced from it."""
         from dapo_stages.maths.replay import admissible
 
         replay = self._settings.replay

@@ -14,6 +14,7 @@ from support.rows import rows
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Plan
+from dapo_stages.schemas import LATER
 from faults.folders import KINDS, name_of, publish, read, republish, rewrite, schema
 from faults.table import record
 
@@ -21,8 +22,9 @@ Drift = tuple[pa.Schema, str]  # the columns as they are, and what is said of th
 
 
 def _missing(good: pa.Schema) -> Drift:
-    name = good.names[-1]
-    return good.remove(len(good) - 1), f"found {len(good) - 1} columns without {name}; needed these columns."
+    name = [name for name in good.names if name not in LATER][-1]
+    fewer = good.remove(good.get_field_index(name))
+    return fewer, f"found {len(fewer)} columns without {name}; needed these columns."
 
 
 def _extra(good: pa.Schema) -> Drift:

@@ -5,11 +5,22 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dapo_stages.maths.replay import Entry, admissible, draw, importance, score, update
+from dapo_stages.maths.replay import (
+    Entry,
+    admissible,
+    draw,
+    drawn_again,
+    importance,
+    rated,
+    replace_all,
+    replace_worse,
+    score,
+    update,
+)
 
 
-def entry(group_id, iteration=1, score=1.0, mean=2.0, std=0.5):
-    return Entry(group_id, iteration, score, mean, std)
+def entry(group_id, iteration=1, score=1.0, mean=2.0, std=0.5, draws=0):
+    return Entry(group_id, iteration, score, mean, std, draws)
 
 
 def ids(entries):
@@ -25,6 +36,100 @@ def test_a_group_enters_above_both_thresholds_not_at_them():
 
 def test_score_is_the_sum_of_absolute_advantages_times_the_deviation():
     assert score([1.0, -0.5, -0.5], 0.25) == 0.5
+
+
+def test_a_group_is_rated_by_its_rewards():
+    found = rated("a", 3, np.array([3.0, 1.0, 1.0, 1.0]))
+    # mean 1.5, deviations 1.5 and three times 0.5, std 1
+    assert (found.group_id, found.iteration, found.mean_reward, found.std_reward) == ("a", 3, 1.5, 1.0)
+    assert found.score == pytest.approx(3.0, rel=2e-4) and found.draws == 0
+    assert rated("b", 1, np.array([1.5, 1.5])).score == 0
+
+
+# Who gives way, under thresholds of 0.1 (deviation) and 1 (mean)
+
+
+def groups(**scores):
+    """weak_*: below the mean; flat_*: no deviation; others pass."""
+    mean = {"weak": 0.5, "flat": 2.0}
+    std = {"flat": 0.0}
+    return [
+        entry(name, score=value, mean=mean.get(name[:4], 2.0), std=std.get(name[:4], 0.5))
+        for name, value in scores.items()
+    ]
+
+
+def worse(fresh, stored, target):
+    found = replace_worse(fresh, stored, target, 0.1, 1.0)
+    return ids(found.leaving), found.count, ids(found.candidates)
+
+
+def test_an_informative_group_gives_way_only_where_all_that_may_be_drawn_score_higher():
+    fresh = groups(weak_b=3, good=1, weak_a=1)
+    assert worse(fresh, groups(x=2), 3) == (["weak_a"], 1, ["x"])
+    assert worse(fresh, groups(x=2, y=2.5, z=0.5), 3) == (["weak_a"], 1, ["x", "y"])
+    assert worse(fresh, groups(x=2, y=4, z=5), 3) == (["weak_a", "weak_b"], 2, ["y", "z"])
+    assert worse(fresh, groups(x=1), 3)[:2] == ([], 0)
+    assert worse(fresh, groups(x=1 + 1e-9), 3)[:2] == ([], 0)  # that is rounding
+
+
+def test_stored_groups_that_fail_the_thresholds_are_no_candidates():
+    fresh = groups(weak_a=1, flat_a=0)
+    assert worse(fresh, groups(weak_x=9, flat_x=9), 2) == (["flat_a"], 1, [])
+    assert worse(fresh, groups(weak_x=9, x=0.5), 2) == (["flat_a"], 1, ["x"])
+
+
+def test_free_places_come_first_and_take_any_score():
+    fresh = groups(flat_a=0, weak_a=2, good=1, flat_b=0)
+    assert worse(fresh, groups(x=1), 5) == (["flat_a", "flat_b"], 3, ["x"])  # one place was not found a group for
+    assert worse(fresh, groups(x=1, y=3, z=3), 4) == (["flat_a", "flat_b"], 2, ["x", "y", "z"])
+    assert worse(fresh, groups(x=3, y=3, z=3), 4) == (["flat_a", "flat_b", "weak_a"], 3, ["x", "y", "z"])
+
+
+def test_groups_beyond_the_wanted_ones_are_not_replaced():
+    fresh = groups(weak_a=2, weak_b=1, good=1, flat_a=0)
+    assert worse(fresh, groups(x=3, y=3), 1) == ([], 0, ["x", "y"])
+    assert worse(fresh, groups(x=1.5), 2) == ([], 0, ["x"])  # weak_b has no place that x could take
+    assert worse(fresh, groups(x=1.5), 3) == (["weak_b"], 1, ["x"])
+
+
+def test_nothing_is_replaced_by_what_scores_lower_whatever_the_groups():
+    rng = np.random.default_rng(0)
+    replaced = 0
+    for _ in range(300):
+        fresh, stored = (
+            [entry(f"{age}{n}", score=rng.uniform(0, 9), mean=rng.uniform(0, 2), std=rng.choice([0, 0.5, 0.5]))
+             for n in range(rng.integers(most))]
+            for age, most in (("new", 12), ("old", 60))
+        )  # fmt: skip
+        found = replace_worse(fresh, stored, 8, 0.1, 1.0)
+        assert all(e.mean_reward > 1 and e.std_reward > 0.1 for e in found.candidates)
+        leaving = [group for group in found.leaving if group.std_reward > 0.1]
+        assert all(group.mean_reward <= 1 for group in leaving)
+        least = min((e.score for e in found.candidates), default=0)
+        assert all(group.score < least for group in leaving)
+        assert not leaving or len(found.candidates) >= found.count >= len(found.leaving)
+        replaced += len(leaving)
+    assert replaced > 100
+
+
+def test_replace_all_takes_whatever_is_stored_for_every_failing_group_in_order():
+    fresh = groups(weak_a=9, good=1, flat_a=0, weak_b=9)
+    found = replace_all(fresh, groups(weak_x=1, flat_x=0), 5, 0.1, 1.0)
+    assert (ids(found.leaving), found.count, ids(found.candidates)) == (
+        ["weak_a", "flat_a", "weak_b"], 4, ["weak_x", "flat_x"]
+    )  # fmt: skip
+    assert replace_all(fresh, [], 1, 0.1, 1.0).count == 0
+
+
+# Who stays
+
+
+def test_what_was_drawn_so_often_leaves():
+    buffer = [entry("a", draws=1), entry("b", draws=2)]
+    assert ids(update(buffer, [], 8, 10, 2, max_replays=2)) == ["a"]
+    assert ids(update(buffer, [], 8, 10, 2, max_replays=None)) == ["a", "b"]
+    assert [e.draws for e in drawn_again(buffer, {"b"})] == [1, 3]
 
 
 def test_the_lowest_score_leaves_a_full_buffer():

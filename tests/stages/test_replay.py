@@ -14,15 +14,15 @@ from dapo_stages.manifests import Source, content_hash, write_manifest
 from dapo_stages.schemas import schema_of
 from dapo_stages.shards import write_shard
 
-# A reward that differs in nearly every group, so that all may be stored.
+# A reward that differs in every group, so that all may be stored.
 SETTINGS = {
-    "rewards__plugins": "{length: length.py:length}",
+    "rewards__plugins": "{place: place.py:place}",
     "rollout__dynamic_sampling": "false",
-    "weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0, plugins: {length: 1}}",
+    "weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0, plugins: {place: 1}}",
     "weights__mask_truncated_completions": "false",
     "train__updates_per_iteration": 1,
 }
-REPLAY_ALL = {"weights__replay__min_reward": 1e9}
+REPLAY_ALL = {"weights__replay__min_reward": 1e9, "weights__replay__rule": "replace_all"}
 STORE_ALL = {"weights__replay__min_reward": -1e9}
 
 
@@ -30,8 +30,8 @@ STORE_ALL = {"weights__replay__min_reward": -1e9}
 def alike(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two iterations on one question about pictures of one size: only pixels tell the prompts apart."""
     folder = tmp_path_factory.mktemp("alike")
-    (folder / "length.py").write_text(
-        "def length(completions, rows):\n    return [float(len(text)) for text in completions]\n"
+    (folder / "place.py").write_text(
+        "def place(completions, rows):\n    return [float(place) for place in range(len(completions))]\n"
     )
     problem = "Which colour is it?\nA. red\nB. blue\nC. green\nD. yellow"
     colours = [(number * 83 % 256, number * 151 % 256, number * 29 % 256) for number in range(24)]

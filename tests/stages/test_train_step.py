@@ -108,6 +108,7 @@ def test_importance_multiplies_the_advantage_of_replayed_completions(
     monkeypatch.setattr(TrainStep, "_save", lambda *_: None)
     for name, beta in (("plain", 0.0), ("corrected", 1.0)):
         settings = {"weights__replay__min_reward": 99, "weights__replay__priority_beta": beta}
+        settings["weights__replay__rule"] = "replace_all"
         settings |= {"weights__replay__priority_alpha": 2.0, "weights__mask_truncated_completions": "false"}
         replay = ["--replay", small_run.at(1) / "weights"]
         small_run.command(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reporting import tiny_run
+from support import groups
 from support.commands import run as command
 from support.pipeline import Run, table
 
@@ -14,6 +15,8 @@ from dapo_stages.manifests import Source
 from dapo_stages.maths.schemes import SCHEMES
 from dapo_stages.outputs import Plan
 from dapo_stages.schemas import TOKEN_SCORES
+
+LOW = {"weights__replay__min_reward": 0.1}  # of rewards 0 and 1: every group that varies enters
 
 
 def again(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
@@ -58,13 +61,17 @@ def test_truncated_completions_are_masked_but_count_in_their_group(small_run: Ru
 
 
 def test_other_options_on_the_same_rollouts(small_run: Run, tmp_path: Path) -> None:
-    smooth = table(again(small_run, tmp_path / "s", weights__smooth_sigma=1.0), "weights")
     uniform = table(again(small_run, tmp_path / "u", weights__scheme="uniform"), "weights")
     assert all((values == 1).all() for values in uniform.token_weights)
-    before = table(small_run.at(1) / "weights", "weights")
-    rough = [np.abs(np.diff(v)).mean() for v in before.token_weights if len(v) > 4]
-    less = [np.abs(np.diff(v)).mean() for v in smooth.token_weights if len(v) > 4]
-    assert np.mean(less) < np.mean(rough)
+
+
+def test_smoothing_brings_neighbours_together(tmp_path: Path) -> None:
+    """VGR 1, 2, 1, 2, … weighs every second token twice as much; a Gaussian of deviation 1 takes nearly all of it."""
+    inputs = groups.sampled(tmp_path, 1, [[1, 0, 0, 0]], vgr=(1, 2))
+    for sigma, ratio in ((0.0, 2.0), (1.0, 1.0)):
+        folder = groups.weigh(tmp_path / f"{sigma}", inputs, weights__scheme="vgr", weights__smooth_sigma=sigma)
+        for weights in table(folder, "weights").token_weights:
+            assert weights[2] / weights[3] == pytest.approx(ratio, abs=0.15)
 
 
 def test_early_and_regular_weights(small_run: Run, tmp_path: Path) -> None:
@@ -111,39 +118,29 @@ def test_the_buffer_holds_whole_groups_with_their_pictures(small_run: Run) -> No
         assert row.score == pytest.approx(group.advantage.abs().sum() * group.reward.std(ddof=1), rel=1e-4)
 
 
-def test_groups_without_signal_are_replaced_by_whole_stored_ones(small_run: Run, tmp_path: Path) -> None:
-    """A threshold that no group of iteration 2 passes: all are replaced, as far as the buffer goes."""
-    folder = again(
-        small_run, tmp_path / "w", 2, "--replay", small_run.at(1) / "weights", weights__replay__min_reward=99
-    )
+def test_groups_without_signal_are_replaced_by_whole_stored_ones(tmp_path: Path) -> None:
+    first = groups.weigh(tmp_path / "w1", groups.sampled(tmp_path, 1, [[1, 1, 0, 0], [1, 1, 1, 0]]), **LOW)
+    folder = groups.weigh(tmp_path / "w2", groups.sampled(tmp_path, 2, [[1, 1, 1, 1]] * 3), first, **LOW)
     weights = table(folder, "weights")
-    stored = table(small_run.at(1) / "weights", "buffer").set_index("group_id")
-    kept = int(table(small_run.at(2) / "rollout", "prompts").kept.sum())
     replayed = weights[weights.source == "replay"]
-    assert replayed.group_id.nunique() == min(kept, len(stored))
+    assert set(replayed.group_id) == {"it1-p0", "it1-p1"} and len(replayed) == 8
     assert (replayed.source_iteration == 1).all()
-    assert (weights.why == "replaced by a group from the buffer").sum() == 4 * replayed.group_id.nunique()
+    assert (weights.why == "replaced by a group from the buffer").sum() == 8
     prompts = table(folder, "replayed-prompts").set_index("group_id")
     completions = table(folder, "replayed-completions").set_index("completion_id")
-    original = table(small_run.at(1) / "rollout", "completions").set_index("completion_id")
-    for row in replayed.itertuples():
-        assert list(completions.completion_ids[row.completion_id]) == list(original.completion_ids[row.completion_id])
-        assert list(completions.sampling_logprobs[row.completion_id]) == list(
-            original.sampling_logprobs[row.completion_id]
-        )
-        assert prompts.images[row.group_id][0]["bytes"] == stored.images[row.group_id][0]["bytes"]
-    assert len(table(folder, "buffer")) == len(stored)  # nothing new entered
-
-
-def test_replay_draws_the_same_groups_when_done_again(small_run: Run, tmp_path: Path) -> None:
-    args = (2, "--replay", small_run.at(1) / "weights")
-    one, two = (again(small_run, tmp_path / name, *args, weights__replay__min_reward=99) for name in "ab")
-    assert Source(one).manifest.content_hash == Source(two).manifest.content_hash
+    sampled = {kind: table(tmp_path / "iter-0001/rollout", kind) for kind in ("prompts", "completions")}
+    for row in sampled["completions"].itertuples():
+        assert list(completions.completion_ids[row.completion_id]) == list(row.completion_ids)
+        assert list(completions.sampling_logprobs[row.completion_id]) == list(row.sampling_logprobs)
+    for row in sampled["prompts"].itertuples():
+        assert prompts.images[row.group_id][0]["bytes"] == row.images[0]["bytes"]
+    assert len(table(folder, "buffer")) == 0  # nothing new entered, and each came back once
 
 
 def test_the_order_of_options_changes_nothing(small_run: Run, tmp_path: Path) -> None:
     """Redone in place, with --overwrite from another state, and with the options the other way round."""
-    settings = {"weights__replay__min_reward": 99, "weights__replay__priority_beta": 1.0}
+    settings = {"weights__replay__min_reward": 99, "weights__replay__rule": "replace_all"}
+    settings["weights__replay__priority_beta"] = 1.0
     folder = again(small_run, tmp_path / "w", 2, "--replay", small_run.at(1) / "weights", **settings)
     found = Source(folder).manifest.content_hash
     again(small_run, folder, 2, "--overwrite", weights__smooth_sigma=1.0)
@@ -154,73 +151,41 @@ def test_the_order_of_options_changes_nothing(small_run: Run, tmp_path: Path) ->
     assert Source(folder).manifest.content_hash == found
 
 
-def test_importance_takes_back_the_preference_of_the_draw(small_run: Run, tmp_path: Path) -> None:
-    """Two of the stored groups are drawn: one of them has importance 1, the other less, and all are 1 without beta."""
-    kept = int(table(small_run.at(2) / "rollout", "prompts").kept.sum())
-    scores = table(small_run.at(1) / "weights", "buffer").set_index("group_id").score
-    assert kept > 2 and len(scores) > 2
-    # A mean reward that all but two groups of iteration 2 pass.
-    means = table(again(small_run, tmp_path / "plain", 2), "weights").groupby("group_id").reward.mean()
-    least = float(means.sort_values().iloc[1])
-    short = 2 + 8 - kept + int((means.sort_values().iloc[2:] <= least).sum())
-    found = {}
-    for beta in (0.0, 1.0):
-        settings = {"weights__replay__min_reward": least, "weights__replay__priority_beta": beta}
-        folder = again(small_run, tmp_path / f"{beta}", 2, "--replay", small_run.at(1) / "weights", **settings)
-        weights = table(folder, "weights")
-        assert weights.importance[weights.source == "fresh"].isna().all()
-        replayed = weights[weights.source == "replay"]
-        assert (replayed.groupby("group_id").importance.nunique() == 1).all()
-        found[beta] = replayed.groupby("group_id").importance.first()
-        assert len(found[beta]) == min(short, len(scores))
-    assert (found[0.0] == 1).all() and list(found[0.0].index) == list(found[1.0].index)
-    order = scores[found[1.0].index].sort_values()
-    assert found[1.0].max() == 1 and found[1.0].min() < 1
-    assert found[1.0][order.index].is_monotonic_decreasing  # the likelier it was, the less it counts
+@pytest.mark.parametrize("how", ["reward", "none"])
+def test_groups_whose_rewards_are_equal_are_left_out_or_not(how: str, tmp_path: Path) -> None:
+    inputs = groups.sampled(tmp_path, 1, [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    folder = groups.weigh(tmp_path / "w", inputs, weights__filter=how, weights__replay__size=0)
+    weights = table(folder, "weights")
+    equal = weights.group_id.isin(["it1-p1", "it1-p3"])
+    assert (weights.in_loss == (~equal if how == "reward" else True)).all()
+    assert (weights.advantage[equal] == 0).all() and (weights.advantage[~equal] != 0).all()
+    said = "all completions of the group have the same reward"
+    assert (weights.why[equal] == said).all() == (how == "reward")
 
 
-def unfiltered(run: Run, folder: Path, **settings: object) -> list[object]:
-    """Rollouts without dynamic sampling, 16 groups of iteration 2, scored: what weight-tokens is told of them."""
-    settings |= {"rollout__dynamic_sampling": "false", "rollout__oversample": 2.0}
-    rollouts, attention = folder / "r", folder / "a"
-    run.command("rollout", *run.rollout_inputs(2), "--out", rollouts, **settings)
-    run.command("score-attention", "--policy", run.policy(0), "--rollouts", rollouts, "--out", attention, **settings)
-    return ["--rollouts", rollouts, "--attention", attention, "--iteration", 2]
-
-
-def test_groups_whose_rewards_are_equal_are_left_out_or_not(small_run: Run, tmp_path: Path) -> None:
-    inputs = unfiltered(small_run, tmp_path, rollout__surplus="keep")
-    open_ = {"weights__mask_truncated_completions": "false", "weights__replay__size": 0}
-    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "f", **open_)
-    filtered = table(tmp_path / "f", "weights")
-    equal = filtered.groupby("group_id").reward.transform("nunique") == 1
-    assert equal.any() and not equal.all()
-    assert (filtered.in_loss == ~equal).all()
-    assert (filtered.why[equal] == "all completions of the group have the same reward").all()
-    small_run.command("weight-tokens", *inputs, "--out", tmp_path / "n", **open_, weights__filter="none")
-    whole = table(tmp_path / "n", "weights")
-    assert whole.in_loss.all() and (whole.advantage[equal] == 0).all() and (whole.advantage == filtered.advantage).all()
-
-
-@pytest.mark.parametrize("surplus", ["keep", "discard"])
+@pytest.mark.parametrize(
+    ("surplus", "in_loss"), [("keep", [0, 2, 4, 5]), ("discard", [0, 2, 4])], ids=["keep", "discard"]
+)
 def test_a_filter_on_total_reward_takes_as_many_groups_as_were_asked_for(
-    surplus: str, small_run: Run, tmp_path: Path
+    surplus: str, in_loss: list[int], tmp_path: Path
 ) -> None:
-    """Oversampled without dynamic sampling: 16 groups for 8; iteration 1's buffer fills in where there are fewer."""
-    inputs = unfiltered(small_run, tmp_path, rollout__surplus=surplus)
-    settings = {"weights__mask_truncated_completions": "false", "weights__replay__min_reward": -99}
-    replay = ["--replay", small_run.at(1) / "weights"]
-    small_run.command("weight-tokens", *inputs, *replay, "--out", tmp_path / "w", **settings)
-    weights = table(tmp_path / "w", "weights")
-    fresh = weights[weights.source == "fresh"]
-    assert fresh.group_id.nunique() == 16
-    groups = fresh.groupby("group_id", sort=False)
-    varied = list(groups.reward.nunique().index[groups.reward.nunique() > 1])
-    in_loss = list(groups.in_loss.all().index[groups.in_loss.all()])
-    assert in_loss == (varied if surplus == "keep" else varied[:8])
-    assert weights[weights.source == "replay"].group_id.nunique() == max(0, 8 - len(varied))
-    beyond = fresh[fresh.group_id.isin(varied[8:] if surplus == "discard" else [])]
+    """Oversampled without dynamic sampling: six groups for three, four of them varied; nothing needs filling in."""
+    first = groups.weigh(tmp_path / "w1", groups.sampled(tmp_path, 1, [[1, 1, 0, 0]]), **LOW)
+    varied, equal = [1, 0, 0, 0], [1, 1, 1, 1]
+    made = [varied, equal, varied, equal, varied, varied]
+    inputs = groups.sampled(tmp_path, 2, made, prompts_per_iteration=3, surplus=surplus)
+    folder = groups.weigh(tmp_path / "w2", inputs, first, **LOW)
+    assert groups.trained_on(folder) == [f"it2-p{number}" for number in in_loss]
+    beyond = table(folder, "weights").set_index("group_id").loc[["it2-p5"] if surplus == "discard" else []]
     assert (beyond.why == "more groups than asked for").all() and (beyond.advantage == 0).all()
+
+
+def test_where_fewer_vary_than_were_asked_for_the_buffer_fills_in(tmp_path: Path) -> None:
+    first = groups.weigh(tmp_path / "w1", groups.sampled(tmp_path, 1, [[1, 1, 0, 0]] * 3), **LOW)
+    inputs = groups.sampled(tmp_path, 2, [[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], prompts_per_iteration=2)
+    folder = groups.weigh(tmp_path / "w2", inputs, first, **LOW)
+    assert (table(folder, "weights").source == "replay").sum() == 4
+    assert "it2-p1" in groups.trained_on(folder) and len(groups.trained_on(folder)) == 2
 
 
 def test_a_scheduled_reward_weight_is_that_of_the_iteration(small_run: Run, tmp_path: Path) -> None:
@@ -233,11 +198,11 @@ def test_a_scheduled_reward_weight_is_that_of_the_iteration(small_run: Run, tmp_
     assert plain == Source(small_run.at(1) / "weights").manifest.content_hash  # it starts where the constant is
 
 
-def test_a_buffer_of_the_same_iteration_brings_nothing_in_twice(small_run: Run, tmp_path: Path) -> None:
-    folder = again(
-        small_run, tmp_path / "w", 1, "--replay", small_run.at(1) / "weights", weights__replay__min_reward=99
-    )
-    weights = table(folder, "weights")
+def test_a_buffer_of_the_same_iteration_brings_nothing_in_twice(tmp_path: Path) -> None:
+    first = groups.weigh(tmp_path / "w1", groups.sampled(tmp_path, 1, [[1, 1, 0, 0], [1, 1, 1, 1]]), **LOW)
+    assert len(table(first, "buffer")) == 1
+    inputs = groups.sampled(tmp_path / "again", 1, [[1, 1, 0, 0], [1, 1, 1, 1]])
+    weights = table(groups.weigh(tmp_path / "w", inputs, first, **LOW), "weights")
     assert (weights.source == "fresh").all() and weights.completion_id.is_unique
 
 
