@@ -13,7 +13,7 @@ from support.make import project_with
 
 ROOT = Path(__file__).parents[1]
 
-STAND_IN = """#!/bin/sh
+STAND_IN = """
 # python -m dapo_stages STAGE … --out DIR: write DIR/manifest.json and note the call.
 [ "$1" = -m ] || exit 0
 [ "$2" = dapo_stages.launch ] && launcher=$3

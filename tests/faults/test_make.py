@@ -18,7 +18,7 @@ from faults.projects import Project, disturb
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
-STAND_IN = """#!/bin/sh
+STAND_IN = """
 shift 2
 stage=$1; run=; out=; iteration=; again=
 while [ $# -gt 0 ]; do
