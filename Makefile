@@ -179,6 +179,7 @@ last    := $(shell exec 2>/dev/null; [ '$(ITERS)' -ge 0 ] && [ '$(ITER)' -ge 0 ]
 $(if $(last),,$(error ITERS, ITER, LAG, EVAL_EVERY: found $(ITERS), $(ITER), $(LAG), $(EVAL_EVERY); needed whole numbers))
 numbers := $(shell seq 1 $(last))
 folders := $(shell seq -f iter-%04g 1 $(last))
+here    := $(call folder,$(ITER))
 due     := $(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS)) $(ITERS)
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
@@ -192,13 +193,13 @@ endif
 
 # With other settings than a finished output of these has, nothing is done (config --for): make would leave it.
 STAGES := rollout=rollout score-attention=attention weight-tokens=weights train-step=train evaluate=eval
-asked   = $(foreach goal,$(MAKECMDGOALS),$(patsubst $(goal)=%,--for $(call folder,$(ITER))/%,$(filter $(goal)=%,$(STAGES))))
+asked   = $(foreach goal,$(MAKECMDGOALS),$(patsubst $(goal)=%,--for $(here)/%,$(filter $(goal)=%,$(STAGES))))
 
-rollout:         $(call folder,$(ITER))/rollout/manifest.json ## sample the completions of iteration ITER
-score-attention: $(call folder,$(ITER))/attention/manifest.json ## measure where they looked
-weight-tokens:   $(call folder,$(ITER))/weights/manifest.json ## turn that into rewards, advantages and token weights
-train-step:      $(call folder,$(ITER))/train/manifest.json ## update the policy
-evaluate:        $(call folder,$(ITER))/eval/manifest.json ## answer the held-out questions with it
+rollout:         $(here)/rollout/manifest.json ## sample the completions of iteration ITER
+score-attention: $(here)/attention/manifest.json ## measure where they looked
+weight-tokens:   $(here)/weights/manifest.json ## turn that into rewards, advantages and token weights
+train-step:      $(here)/train/manifest.json ## update the policy
+evaluate:        $(here)/eval/manifest.json ## answer the held-out questions with it
 report:          $(R)/config.yaml ## write the report of what is there
 	$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
 status: | $(VENV)/ready ## what exists, what is stale, what to run next

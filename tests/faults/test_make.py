@@ -40,7 +40,7 @@ echo {} > "$out/manifest.json"
 @pytest.fixture()
 def stand_in(tmp_path: Path) -> Path:
     """A folder with our Makefile, and a Python that is the stand-in."""
-    return project_with(tmp_path, STAND_IN, 1)
+    return project_with(tmp_path, 1, STAND_IN)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
