@@ -95,7 +95,7 @@ def _require(run: Path) -> None:
     if run.is_dir():
         return
     names = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
-    shown = ", ".join([*names[:_NAMED], *([f"{len(names) - _NAMED} more"] if len(names) > _NAMED else [])])
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     needed = f"one of those that are there: {shown}" if names else f"one, and there is none in {run.parent}"
     raise DataError(run, "no run", needed, "Name another one, or start this one with make iterate.")
 

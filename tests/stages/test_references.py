@@ -12,7 +12,7 @@ import torch
 from reporting import tiny_run
 from safetensors.torch import load_file
 from support.commands import run as command
-from support.make import dry, project
+from support.make import dry, with_makefile
 from support.pipeline import Run, metrics, table
 
 from dapo_stages.manifests import read_manifest
@@ -163,7 +163,7 @@ def left_references(run: Path, *numbers: int) -> None:
 
 
 def test_make_and_status_give_each_step_the_newest_reference_before_it(tmp_path: Path) -> None:
-    project(tmp_path)
+    with_makefile(tmp_path)
     (tmp_path / "run.yaml").write_text("train: {beta: 0.1}\n")
     run = tmp_path / "training_logs/t"
     left_references(run, 2, 4)

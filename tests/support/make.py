@@ -43,7 +43,7 @@ echo "$stage ${out#training_logs/t/}$again$launched" >> calls
 """
 
 
-def project(folder: Path, python: str = THIS_PYTHON) -> Path:
+def with_makefile(folder: Path, python: str = THIS_PYTHON) -> Path:
     """A folder with our Makefile and a virtual environment that is ready, whose Python is a shell script."""
     shutil.copy(ROOT / "Makefile", folder)
     for name in ("pyproject.toml", "constraints.txt"):
@@ -59,7 +59,7 @@ def project_with(folder: Path, iterations: int, script: str = STAND_IN) -> Path:
     """The same with a stand-in for Python, and a configuration of so many iterations."""
     (folder / "pipelines").mkdir()
     (folder / "pipelines/embedded.yaml").write_text(f"planned_iterations: {iterations}\n")
-    return project(folder, ANSWERS + script)
+    return with_makefile(folder, ANSWERS + script)
 
 
 def attempt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
