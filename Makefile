@@ -31,8 +31,9 @@ ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-# What else make wants to know of the configuration, dapo-stages config answers: planned_iterations, lag, … are variables
-# of a file that is written outside of the run, asked for by whatever is about one, and included here.
+# What else the rules need to know of the configuration (planned_iterations, lag, engine, curriculum, kl), dapo-stages
+# config is asked, for goals that are about a run. Its answers lie outside of the run's folder: make writes what it
+# includes under -n, too.
 overrides := $(SET)$(if $(LAG), --set lag=$(LAG))
 ANSWERS   := build/make/$(RUN).mk
 ifneq ($(filter iterate rollout score-attention weight-tokens train-step evaluate report $(R)/%,$(MAKECMDGOALS)),)
@@ -41,9 +42,9 @@ dry := $(findstring n,$(firstword -$(MAKEFLAGS)))
 ifneq ($(and $(dry),$(if $(wildcard $(VENV)/ready),,missing)),)
 $(error make -n: found no environment in $(VENV); needed one, to read $(CONFIG). Run make setup first)
 endif
-$(if $(wildcard $(ANSWERS)),,$(shell mkdir -p $(dir $(ANSWERS)) && touch $(ANSWERS)))
+$(if $(wildcard $(ANSWERS)),,$(shell mkdir -p $(dir $(ANSWERS)) && touch -t 200001010000 $(ANSWERS)))
 include $(ANSWERS)
-ifndef MAKE_RESTARTS
+ifndef MAKE_RESTARTS # asked again after each restart, it would have no end
 $(ANSWERS): FORCE | $(if $(dry),,$(VENV)/ready)
 	@$(PY) -m dapo_stages config --config '$(CONFIG)' $(overrides) --make $@
 endif

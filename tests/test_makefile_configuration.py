@@ -38,7 +38,7 @@ def configured(folder: Path, config: str, sets: str = "") -> dict[str, Any]:
     [
         ("{extends: pipelines/base.yaml, planned_iterations: 3}", "", 3),
         ("{extends: pipelines/base.yaml,\n  planned_iterations: 3}", "", 3),
-        ('extends: "pipelines/base.yaml"', "", 5),
+        ('"extends": "pipelines/base.yaml"', "", 5),
         ("extends: pipelines/middle.yaml  # and more\nseed: 7", "", 5),
         ("planned_iterations: 1_0", "", 10),
         ("extends: pipelines/base.yaml", "--set 'planned_iterations=4'", 4),
@@ -137,16 +137,20 @@ def test_a_configuration_with_a_space_in_its_name(project: Path) -> None:
 
 # Without an environment
 
+NEW_PYTHON = """#!/bin/sh
+[ "$2" = venv ] || exit 0
+mkdir -p $3/bin; cp stand-in $3/bin/python; echo environment >> calls
+"""
+
 
 @pytest.fixture()
 def bare(tmp_path: Path) -> Path:
     """A fresh clone, with a Python that makes an environment of the stand-in."""
-    shutil = "mkdir -p $3/bin; cp stand-in $3/bin/python; echo environment >> calls"
     project_with(tmp_path, 2)
     (tmp_path / ".venv/bin/python").rename(tmp_path / "stand-in")
     for path in (tmp_path / ".venv/ready", tmp_path / ".venv/bin", tmp_path / ".venv"):
         path.rmdir() if path.is_dir() else path.unlink()
-    (tmp_path / "new-python").write_text(f'#!/bin/sh\n[ "$2" = venv ] || exit 0\n{shutil}\n')
+    (tmp_path / "new-python").write_text(NEW_PYTHON)
     (tmp_path / "new-python").chmod(0o755)
     return tmp_path
 
