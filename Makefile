@@ -24,26 +24,38 @@ VENV       ?= .venv
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
 
 R := training_logs/$(RUN)
+one_run = $(if $(filter 1,$(words $(RUN))),,$(error RUN: found '$(RUN)'; needed the name of one run))
 # A run that exists keeps its configuration unless another one is named.
 ifeq ($(origin CONFIG),file)
 ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-# The first value of a top-level key: in SET, in the configuration, in what that extends.
-chain = $(1) $(foreach base,$(shell sed -n 's/^extends: *\([^ \#]*\).*/\1/p' $(1) 2>/dev/null),$(call chain,$(if $(filter /%,$(base)),$(base),$(dir $(1))$(base))))
-key   = $(firstword $(patsubst $(1)=%,%,$(filter $(1)=%,$(SET))) $(foreach file,$(call chain,$(CONFIG)),$(shell sed -n 's/^$(1): *\([0-9]*\).*/\1/p' $(file) 2>/dev/null)))
-ifeq ($(origin ITERS),undefined)
-ITERS := $(or $(call key,planned_iterations),100)
+# What else the rules need to know of the configuration (planned_iterations, lag, engine, curriculum, kl), dapo-stages
+# config is asked, for goals that are about a run. Its answers lie outside of the run's folder: make writes what it
+# includes under -n, too.
+overrides := $(SET)$(if $(LAG), --set lag=$(LAG))
+ANSWERS   := build/make/$(RUN).mk
+ifneq ($(filter iterate rollout score-attention weight-tokens train-step evaluate report $(R)/%,$(MAKECMDGOALS)),)
+$(one_run)
+dry := $(findstring n,$(firstword -$(MAKEFLAGS)))
+ifneq ($(and $(dry),$(if $(wildcard $(VENV)/ready),,missing)),)
+$(error make -n: found no environment in $(VENV); needed one, to read $(CONFIG). Run make setup first)
 endif
+$(if $(wildcard $(ANSWERS)),,$(shell mkdir -p $(dir $(ANSWERS)) && touch -t 200001010000 $(ANSWERS)))
+include $(ANSWERS)
+ifndef MAKE_RESTARTS # asked again after each restart, it would have no end
+$(ANSWERS): FORCE | $(if $(dry),,$(VENV)/ready)
+	@$(PY) -m dapo_stages config --config '$(CONFIG)' $(overrides) --make $@
+endif
+endif
+ITERS ?= $(planned_iterations)
 # Rollouts sampled by a policy LAG train-steps old need not wait for the newest: `make -j2 iterate LAG=1` samples
 # iteration k + 1 while k trains. A run keeps its lag.
-ifeq ($(origin LAG),undefined)
-LAG := $(or $(call key,lag),0)
+LAG   ?= $(lag)
+ifeq ($(origin ITER),undefined)
+ITER  := $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 endif
-# Whether earlier rollouts decide what is asked next (rollout.curriculum): then each waits for the one before.
-CURRICULUM := $(findstring curriculum,$(SET))$(shell grep -hs '^[^\#]*curriculum: *[^n ]\|^[^\#]*curriculum: *$$' $(call chain,$(CONFIG)))
-ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*iter-0*//'),1)
 
 # Several processes: LAUNCH=zero2 launches train-step with pipelines/accelerate/zero2.yaml and the other stages that need
 # the model in as many plain processes; LAUNCH=4 is four plain ones for all. Each may have its own: ROLLOUT_LAUNCH=8.
@@ -54,9 +66,10 @@ ITER  ?= $(or $(shell ls -d $(R)/iter-[0-9]* 2>/dev/null | tail -1 | sed 's/.*it
 LAUNCH          ?=
 LAUNCH_ARGS     ?=
 ACCELERATE      := pipelines/accelerate
-processes       = $(or $(shell sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' $(ACCELERATE)/$(LAUNCH).yaml 2>/dev/null),$(LAUNCH))
+processes       := $(or $(shell sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' $(ACCELERATE)/$(LAUNCH).yaml 2>/dev/null),$(LAUNCH))
 TRAIN_LAUNCH    ?= $(LAUNCH)
-ROLLOUT_LAUNCH  ?= $(processes)
+# vLLM and a server have processes of their own: one of ours asks them.
+ROLLOUT_LAUNCH  ?= $(if $(filter vllm server,$(engine)),1,$(processes))
 SCORE_LAUNCH    ?= $(processes)
 EVALUATE_LAUNCH ?= $(processes)
 
@@ -69,7 +82,7 @@ TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.preload)
 # What starts a stage, by its LAUNCH; launched ones do not pass through the process that has torch already.
-start    = $(if $(filter-out 1,$(1)),-m dapo_stages.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(DAPO))
+start      = $(if $(filter-out 1,$(1)),-m dapo_stages.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(DAPO))
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: found $(1); needed a number of processes, or one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))
@@ -77,9 +90,6 @@ export PYTHONUNBUFFERED := 1
 export TOKENIZERS_PARALLELISM := false
 # Waiting threads that spin take the cores from the stage that runs beside (2.3 times slower on 2 cores).
 export OMP_WAIT_POLICY ?= PASSIVE
-
-folder  = $(R)/iter-$(shell printf '%04d' $(1))
-reports = $(foreach n,0 $(shell seq 1 $(ITERS)),$(call folder,$(n))/report/manifest.json)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
@@ -92,11 +102,11 @@ help: ## this list
 	@awk '/^## [A-Z_ ]+: / {text = $$0; sub(/^## [A-Z_ ]+: /, "", text); sub(/^## /, ""); sub(/: .*/, ""); \
 	  printf "  %-16s %s\n", $$0 (length($$0) > 16 ? ":" : ""), text}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  now: RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(ITERS) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(LAG) SET='--set key=value' LAUNCH=$(LAUNCH)"
+	@echo "  now: RUN=$(RUN) CONFIG=$(CONFIG) ITERS=$(or $(ITERS),planned_iterations) ITER=$(ITER) EVAL_EVERY=$(EVAL_EVERY) LAG=$(or $(LAG),lag) SET='--set key=value' LAUNCH=$(LAUNCH)"
 
 setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
 
-iterate: $(reports) ## train: ITERS iterations of the pipeline, with evaluations and a report
+iterate: ## train: ITERS iterations of the pipeline, with evaluations and a report
 	@$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
@@ -109,7 +119,7 @@ config  = --config $(R)/config.yaml
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
 $(R)/config.yaml: FORCE | $(VENV)/ready $(if $(filter zero% multi-node,$(TRAIN_LAUNCH)),$(VENV)/ready-deepspeed)
-	@$(PY) $(DAPO) config --config $(CONFIG) $(SET) --set lag=$(LAG) --out $@
+	@$(PY) $(DAPO) config --config '$(CONFIG)' $(overrides) --out $@ $(asked)
 
 $(R)/policy/manifest.json: | $(R)/config.yaml
 	$(PY) $(DAPO) init-policy $(config) --out $(@D) $(replace)
@@ -118,7 +128,7 @@ $(R)/data/manifest.json: $(R)/policy/manifest.json | $(R)/config.yaml
 	$(PY) $(DAPO) prepare-data $(config) --policy $(R)/policy --out $(@D) $(replace)
 
 $(R)/iter-0000/eval/manifest.json: $(R)/policy/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
-	$(EVALUATE_PYTHON) $(call start,$(EVALUATE_LAUNCH)) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
+	$(EVALUATE_PYTHON) $(EVALUATE_START) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
 
 $(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/config.yaml
 	$(PY) $(DAPO) report $(config) --run $(R) --iteration 0 $(replace)
@@ -128,36 +138,34 @@ $(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/co
 define iteration
 .PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
 
-$(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json $(if $(6),$(if $(CURRICULUM),$(3)/rollout/manifest.json)) | $(R)/config.yaml
-	$$(ROLLOUT_PYTHON) $$(call start,$$(ROLLOUT_LAUNCH)) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) \
-	  $(if $(CURRICULUM),--history $(R)) --out $$(@D) $$(replace)
+$(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json $(if $(6),$(if $(curriculum),$(3)/rollout/manifest.json)) | $(R)/config.yaml
+	$$(ROLLOUT_PYTHON) $$(ROLLOUT_START) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) \
+	  $(if $(curriculum),--history $(R)) --out $$(@D) $$(replace)
 
 $(2)/attention/manifest.json: $(7) $(2)/rollout/manifest.json | $(R)/config.yaml
-	$$(SCORE_PYTHON) $$(call start,$$(SCORE_LAUNCH)) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
+	$$(SCORE_PYTHON) $$(SCORE_START) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
 
 $(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.json $(if $(6),$(3)/weights/manifest.json) | $(R)/config.yaml
 	$$(PY) $$(DAPO) weight-tokens $$(config) --rollouts $(2)/rollout --attention $(2)/attention --iteration $(1) \
 	  $(if $(6),--replay $(3)/weights) --out $$(@D) $$(replace)
 
 $(2)/train/manifest.json: $(4) $(2)/weights/manifest.json | $(R)/config.yaml
-	$$(TRAIN_PYTHON) $$(call start,$$(TRAIN_LAUNCH)) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
-	  $(if $(6),--state $(3)/train/state) --reference $$(call reference,$(2)) --out $$(@D) $$(replace)
+	$$(TRAIN_PYTHON) $$(TRAIN_START) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
+	  $(if $(6),--state $(3)/train/state) $(if $(kl),--reference $$(call reference,$(2))) --out $$(@D) $$(replace)
 
 $(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
-	$$(EVALUATE_PYTHON) $$(call start,$$(EVALUATE_LAUNCH)) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
+	$$(EVALUATE_PYTHON) $$(EVALUATE_START) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
 
 $(2)/report/manifest.json: $(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json) | $(3)/report/manifest.json
 	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
 	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
 endef
 
-due       = $(filter 0,$(shell expr $(1) % $(EVAL_EVERY)))$(filter $(1),$(ITERS))
-evaluated = $(or $(call due,$(1)),$(wildcard $(call folder,$(1))/eval/manifest.json))
-previous  = $(shell expr $(1) - 1 || true)
-sampler   = $(shell n=$$(($(1) - 1 - $(LAG))); echo $$((n > 0 ? n : 0)))
 # The policy after iteration $(1), 0 for the starting one, and the manifest that says it is there.
+folder    = $(R)/$(if $(filter 0,$(1)),iter-0000,$(word $(1),$(folders)))
 policy    = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train/policy)
 made      = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train)/manifest.json
+evaluated = $(or $(filter $(1),$(due)),$(wildcard $(call folder,$(1))/eval/manifest.json))
 # The reference of a KL term, looked for when it is needed: the newest that a train-step before that of $(1) has left
 # (train.reference_update_every), or the starting policy.
 reference = $(or $(shell ls $(R)/iter-[0-9]*/train/reference/manifest.json 2>/dev/null | \
@@ -165,20 +173,38 @@ reference = $(or $(shell ls $(R)/iter-[0-9]*/train/reference/manifest.json 2>/de
 # $(1) iteration, $(2) the one before, $(3) the one whose policy samples
 rules     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(call folder,$(2)),$(call made,$(2)),$(call policy,$(2)),$(filter-out 0,$(2)),$(call made,$(3)),$(call policy,$(3))))
 
-NUMBERS := $(shell seq 1 $(if $(filter $(ITER),$(shell seq 1 $(ITERS))),$(ITERS),$(ITER)))
-$(foreach n,$(NUMBERS),$(call rules,$(n),$(call previous,$(n)),$(call sampler,$(n))))
+# There are rules once the configuration has answered. A shell costs milliseconds: none is asked per iteration.
+ifdef planned_iterations
+last    := $(shell exec 2>/dev/null; [ '$(ITERS)' -ge 0 ] && [ '$(ITER)' -ge 0 ] && [ '$(LAG)' -ge 0 ] && [ '$(EVAL_EVERY)' -ge 1 ] && \
+  echo $$(($(ITERS) > $(ITER) ? $(ITERS) : $(ITER))))
+$(if $(last),,$(error ITERS, ITER, LAG, EVAL_EVERY: found $(ITERS), $(ITER), $(LAG), $(EVAL_EVERY); needed whole numbers))
+numbers := $(shell seq 1 $(last))
+folders := $(shell seq -f iter-%04g 1 $(last))
+here    := $(call folder,$(ITER))
+due     := $(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS)) $(ITERS)
+# The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
+before  := 0 $(numbers)
+sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
+$(foreach stage,ROLLOUT SCORE TRAIN EVALUATE,$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
+$(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
+iterate: $(foreach n,0 $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json)
+endif
 
 # ---- One stage of one iteration --------------------------------------------------------------------------------------
 
-rollout:         $(call folder,$(ITER))/rollout/manifest.json ## sample the completions of iteration ITER
-score-attention: $(call folder,$(ITER))/attention/manifest.json ## measure where they looked
-weight-tokens:   $(call folder,$(ITER))/weights/manifest.json ## turn that into rewards, advantages and token weights
-train-step:      $(call folder,$(ITER))/train/manifest.json ## update the policy
-evaluate:        $(call folder,$(ITER))/eval/manifest.json ## answer the held-out questions with it
+# With other settings than a finished output of these has, nothing is done (config --for): make would leave it.
+STAGES := rollout=rollout score-attention=attention weight-tokens=weights train-step=train evaluate=eval
+asked   = $(foreach goal,$(MAKECMDGOALS),$(patsubst $(goal)=%,--for $(here)/%,$(filter $(goal)=%,$(STAGES))))
+
+rollout:         $(here)/rollout/manifest.json ## sample the completions of iteration ITER
+score-attention: $(here)/attention/manifest.json ## measure where they looked
+weight-tokens:   $(here)/weights/manifest.json ## turn that into rewards, advantages and token weights
+train-step:      $(here)/train/manifest.json ## update the policy
+evaluate:        $(here)/eval/manifest.json ## answer the held-out questions with it
 report:          $(R)/config.yaml ## write the report of what is there
 	$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
 status: | $(VENV)/ready ## what exists, what is stale, what to run next
-	@$(PY) $(DAPO) status --run $(R) --of $(ITERS)
+	@$(PY) $(DAPO) status --run $(R)$(if $(ITERS), --of $(ITERS))
 doctor: | $(VENV)/ready ## what this machine has, and what is missing for which feature
 	@$(PY) $(DAPO) doctor
 
@@ -333,6 +359,6 @@ clean: ## remove caches and builds (runs and the environment stay)
 	find . -name __pycache__ -not -path './.venv*' -exec rm -rf {} +
 
 clean-run: ## remove the run RUN and everything in it
-	$(if $(filter 1,$(words $(RUN))),,$(error RUN: found '$(RUN)'; needed the name of one run))rm -rf -- '$(R)'
+	$(one_run)rm -rf -- '$(R)' '$(ANSWERS)'
 
 FORCE:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.commands import ROOT
-from support.make import project
+from support.make import with_makefile
 
 from dapo_stages.config import Config, load_config
 
@@ -73,7 +73,7 @@ SMOKE = (
 
 
 def test_a_study_of_two_seeds_is_run_and_told(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "pipelines", project(tmp_path) / "pipelines")
+    shutil.copytree(ROOT / "pipelines", with_makefile(tmp_path) / "pipelines")
     settings = " ".join(f"--set {setting}" for setting in SMOKE.split())
     command = ["make", "-j2", "experiments", "STUDIES=small", "SEEDS=1 2", "EXPERIMENTS=baseline experiment5"]
     command.append(f"SET={settings}")

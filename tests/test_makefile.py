@@ -9,48 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.make import project_with
-
-ROOT = Path(__file__).parents[1]
-
-STAND_IN = """#!/bin/sh
-# python -m dapo_stages STAGE … --out DIR: write DIR/manifest.json and note the call.
-[ "$1" = -m ] || exit 0
-[ "$2" = dapo_stages.launch ] && launcher=$3
-shift 2
-while [ -n "$launcher" ]; do
-  case $1 in --*) launched="$launched $2"; shift 2 ;; *) break ;; esac
-done
-stage=$1; run=; out=; iteration=
-while [ $# -gt 0 ]; do
-  case $1 in --out) out=$2 ;; --run) run=$2 ;; --iteration) iteration=$2 ;; --overwrite) again=' again' ;; esac
-  shift
-done
-case $stage in
-  config) mkdir -p "$(dirname "$out")"; [ -e "$out" ] || echo "planned_iterations: 2" > "$out"; exit 0 ;;
-  status|prune) exit 0 ;;
-  report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
-esac
-mkdir -p "$out"; echo {} > "$out/manifest.json"
-echo "$stage ${out#training_logs/t/}$again$launched" >> calls
-"""
+from support.commands import ROOT
+from support.make import attempt, dry, make, project_with
 
 
 @pytest.fixture()
 def project(tmp_path: Path) -> Path:
     """A folder with our Makefile and a virtual environment whose Python is the stand-in."""
-    return project_with(tmp_path, STAND_IN, 2)
-
-
-def make(project: Path, *arguments: str) -> list[str]:
-    """Run make; the calls it made of stages, in their order."""
-    calls = project / "calls"
-    calls.unlink(missing_ok=True)
-    done = subprocess.run(
-        ["make", *arguments, "RUN=t"], cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return calls.read_text().splitlines() if calls.exists() else []
+    return project_with(tmp_path, 2)
 
 
 def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
@@ -58,7 +24,7 @@ def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
     phony = re.search(r"^\.PHONY: (.*?)\n\n", text, re.M | re.S)
     assert phony is not None
     targets = set(phony[1].replace("\\\n", " ").split()) - {"FORCE"}
-    variables = set(re.findall(r"^([A-Z_]+) *\?=", text, re.M)) | {"ITERS", "LAG"}
+    variables = set(re.findall(r"^([A-Z_]+) *\?=", text, re.M)) | {"ITER"}
     command = ["make", "--no-print-directory", "help"]
     shown = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True).stdout
     assert sorted(re.findall(r"^  make ([a-z-]+) +\S", shown, re.M)) == sorted(targets)
@@ -67,9 +33,7 @@ def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
 
 
 def test_the_report_is_told_how_long_the_run_is_to_be(project: Path) -> None:
-    command = ["make", "-n", "iterate", "status", "ITERS=3", "RUN=t"]
-    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    lines = done.stdout.replace("\\\n", " ").splitlines()
+    lines = dry(project, "iterate", "status", "ITERS=3")
     told = [line for line in lines if " report --config" in line and " --iteration 0" not in line]
     assert len(told) == 4 and all(" --of 3" in line for line in told)
     assert any(" status --run training_logs/t --of 3" in line for line in lines)
@@ -127,25 +91,12 @@ def test_eval_every_leaves_iterations_out_but_not_the_last(project: Path) -> Non
     ]
 
 
-def test_the_length_of_a_run_may_stand_in_what_its_configuration_extends(project: Path) -> None:
-    (project / "mine.yaml").write_text("extends: pipelines/middle.yaml  # and more\nseed: 7\n")
-    (project / "pipelines/middle.yaml").write_text("extends: embedded.yaml\nlag: 1\n")
-    calls = make(project, "iterate", "CONFIG=mine.yaml")
-    assert [call for call in calls if call.startswith("train-step")] == [
-        "train-step iter-0001/train",
-        "train-step iter-0002/train",
-    ]
-    command = ["make", "-n", "iterate", "CONFIG=mine.yaml", "RUN=new"]
-    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    assert "--set lag=1" in done.stdout
-
-
 @pytest.mark.parametrize("name", ["", "one two"])
 def test_clean_run_removes_one_run_or_nothing(project: Path, name: str) -> None:
     make(project, "iterate", "ITERS=1")
-    command = ["make", "clean-run", f"RUN={name}"]
-    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    assert done.returncode != 0 and f"RUN: found '{name}'; needed the name of one run" in done.stderr
+    for goal in ("clean-run", "iterate"):
+        done = attempt(project, goal, f"RUN={name}")
+        assert done.returncode != 0 and f"RUN: found '{name}'; needed the name of one run" in done.stderr
     assert (project / "training_logs/t/policy/manifest.json").exists()
     make(project, "clean-run")
     assert not (project / "training_logs/t").exists()
@@ -158,9 +109,7 @@ def test_one_stage_of_one_iteration(project: Path) -> None:
 
 def test_rollouts_sample_with_a_policy_as_old_as_lag_says(project: Path) -> None:
     def policies(stage: str, *arguments: str) -> list[str]:
-        command = ["make", "-n", "iterate", "ITERS=4", "RUN=t", *arguments]
-        done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-        lines = [line.split() for line in done.stdout.splitlines() if f" {stage} " in line]
+        lines = [line.split() for line in dry(project, "iterate", "ITERS=4", *arguments) if f" {stage} " in line]
         found = [words[words.index("--policy") + 1] for words in lines]
         return [policy.removeprefix("training_logs/t/").removesuffix("/train/policy") for policy in found]
 
@@ -172,28 +121,11 @@ def test_rollouts_sample_with_a_policy_as_old_as_lag_says(project: Path) -> None
         assert policies("train-step", *arguments) == newest
 
 
-@pytest.mark.parametrize("text", ["rollout: {curriculum: {}}", "rollout:\n  curriculum:\n    target: 0.4", ""])
-def test_a_curriculum_passes_earlier_rollouts_and_waits_for_them(project: Path, text: str) -> None:
-    def rollouts(*arguments: str) -> list[bool]:
-        command = ["make", "-n", "iterate", "ITERS=2", "RUN=t", *arguments]
-        done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-        script = done.stdout.replace("\\\n", " ")
-        return ["--history training_logs/t " in line for line in script.splitlines() if " rollout --config" in line]
-
-    config = project / "pipelines/embedded.yaml"
-    without = ["", "rollout:\n  curriculum: null\n", "# curriculum: yes\nschedules: {rollout.curriculum.target: 3}\n"]
-    for plain in without:
-        config.write_text("planned_iterations: 2\n" + plain)
-        assert rollouts() == [False, False]
-    if text:
-        config.write_text(f"planned_iterations: 2\n{text}\n")
-        assert rollouts() == [True, True]
-    else:
-        assert rollouts("SET=--set rollout.curriculum={}") == [True, True]
-    on = ["CONFIG=pipelines/embedded.yaml"] if text else ["SET=--set rollout.curriculum={}"]
-    make(project, "iterate", "LAG=1", *on)
+def test_under_a_curriculum_a_rollout_made_again_makes_the_next_one_stale(project: Path) -> None:
+    arguments = ("LAG=1", "SET=--set rollout.curriculum={}")
+    make(project, "iterate", *arguments)
     (project / "training_logs/t/iter-0001/rollout/manifest.json").unlink()
-    assert "rollout iter-0002/rollout again" in make(project, "rollout", "ITER=2", "LAG=1", *on)
+    assert "rollout iter-0002/rollout again" in make(project, "rollout", "ITER=2", *arguments)
 
 
 def test_with_a_lag_the_next_rollouts_do_not_wait_for_training(project: Path) -> None:
@@ -246,10 +178,21 @@ def test_stages_with_a_model_are_launched_in_as_many_processes_as_training(proje
     assert calls[-1] == f"train-step iter-0002/train {plain} 3 1"
 
 
+@pytest.mark.parametrize("engine", ["vllm", "server"])
+def test_vllm_and_servers_are_asked_by_one_process_unless_told_otherwise(project: Path, engine: str) -> None:
+    shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
+    plain = "pipelines/accelerate/processes.yaml 4"
+    arguments = ["score-attention", "LAUNCH=4", f"SET=--set rollout.engine={engine}"]
+    assert make(project, *arguments, "ITER=1")[-2:] == [
+        "rollout iter-0001/rollout",
+        f"score-attention iter-0001/attention {plain}",
+    ]
+    assert f"rollout iter-0002/rollout {plain}" in make(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4")
+
+
 def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
     shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
-    command = ["make", "iterate", "RUN=t", "LAUNCH=zero9"]
-    done = subprocess.run(command, cwd=project, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    done = attempt(project, "iterate", "LAUNCH=zero9")
     assert done.returncode == 2
     assert "LAUNCH: found zero9; needed a number of processes, or one of: " in done.stderr
     assert "processes" in done.stderr.rpartition("one of: ")[2]

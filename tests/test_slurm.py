@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import ROOT
+from support.make import ANSWERS, with_makefile
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "pipelines/slurm"
 
 # Answers like sbatch, and keeps what it was asked.
@@ -27,7 +28,7 @@ SCONTROL = """#!/bin/bash
 [ "$*" = "show hostnames node[07-08]" ] && printf 'node07\\nnode08\\n'
 """
 # Python that writes the manifest it was asked for, and notes how it was called.
-PYTHON = """#!/bin/bash
+PYTHON = """
 [ "$1" = -m ] || exit 0
 echo "${SLURM_NODEID:--} $*" >> "$JOBS"
 while [ $# -gt 0 ]; do case $1 in --out) out=$2 ;; config) exit 0 ;; esac; shift; done
@@ -93,7 +94,7 @@ def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, r
     project = tmp_path / "project"
     shutil.copytree(SCRIPTS, project / "pipelines/slurm")
     shutil.copy(ROOT / "pipelines/embedded.yaml", project / "pipelines")
-    shutil.copy(ROOT / "Makefile", project)
+    with_makefile(project)
     cluster = project / "mine.env"
     cluster.write_text((SCRIPTS / "cluster.env").read_text() + "ACCOUNT=vision\nSBATCH_OPTIONS='--qos=high'\n")
     jobs = tmp_path / "jobs"
@@ -125,12 +126,8 @@ def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, r
 def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Path, programs: str) -> None:
     project = tmp_path / "project"
     shutil.copytree(ROOT / "pipelines", project / "pipelines")
-    shutil.copy(ROOT / "Makefile", project)
-    (project / ".venv/bin").mkdir(parents=True)
-    (project / ".venv/bin/python").write_text(PYTHON)
-    (project / ".venv/bin/python").chmod(0o755)
-    for name in ("pyproject.toml", "constraints.txt", ".venv/ready", ".venv/ready-deepspeed"):
-        (project / name).touch()
+    with_makefile(project, ANSWERS + PYTHON)
+    (project / ".venv/ready-deepspeed").touch()
     run = project / "training_logs/t"
     for part in ("policy", "data", "iter-0001/rollout", "iter-0001/attention", "iter-0001/weights"):
         (run / part).mkdir(parents=True)
@@ -154,10 +151,12 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
 def test_iterations_and_lag_are_those_of_the_run(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(ROOT / "pipelines", project / "pipelines")
-    shutil.copy(ROOT / "Makefile", project)
+    with_makefile(project)
     (project / "training_logs/t").mkdir(parents=True)
-    (project / "training_logs/t/config.yaml").write_text("planned_iterations: 2\nlag: 1\n")
-    lines = call(project / "pipelines/slurm/submit.sh", "RUN=t", DRY_RUN="1", CONFIG="not-this-one.yaml")
+    (project / "training_logs/t/config.yaml").write_text("extends: long.yaml\nlag: 1\n")
+    (project / "training_logs/t/long.yaml").write_text("{planned_iterations: 2}\n")
+    environment = {"DRY_RUN": "1", "CONFIG": "not-this-one.yaml", "ITERS": "9", "LAG": "9", "SET": "--set lag=9"}
+    lines = call(project / "pipelines/slurm/submit.sh", "RUN=t", **environment)
     assert sum(" 'rollout' " in line for line in lines) == 2
     assert "'LAG=1'" in lines[1] and "CONFIG" not in lines[1]
 
@@ -167,7 +166,7 @@ def test_lagging_rollouts_wait_for_those_before_under_a_curriculum(tmp_path: Pat
     """Job 2 is the first rollout; rollout 2 samples with the starting policy, as it does."""
     project = tmp_path / "project"
     shutil.copytree(ROOT / "pipelines", project / "pipelines")
-    shutil.copy(ROOT / "Makefile", project)
+    with_makefile(project)
     (project / "base.yaml").write_text("rollout: {curriculum: {}}\n")
     (project / "run.yaml").write_text(configured or "")
     more = ["SET=--set rollout.curriculum={}"] if configured is None else []
@@ -175,6 +174,31 @@ def test_lagging_rollouts_wait_for_those_before_under_a_curriculum(tmp_path: Pat
     lines = call(script, "RUN=t", "CONFIG=run.yaml", "ITERS=3", "LAG=1", *more, DRY_RUN="1")
     waits = [line.split("--dependency=afterok:")[1].split()[0] for line in lines if "--job-name=t-rollout" in line]
     assert waits == (["1", "1", "4"] if configured == "" else ["1", "1:2", "4:6"])
+
+
+def test_vllm_is_asked_by_one_process_of_one_node(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    with_makefile(project)
+    cluster = project / "mine.env"
+    cluster.write_text((SCRIPTS / "cluster.env").read_text() + "ROLLOUT_NODES=2\n")
+    arguments = ("RUN=t", "ITERS=1", "CLUSTER=./mine.env", "SET=--set rollout.engine=vllm")
+    lines = call(project / "pipelines/slurm/submit.sh", *arguments, DRY_RUN="1")
+    rollout = next(n for n, line in enumerate(lines) if "--job-name=t-rollout" in line)
+    assert "--nodes=1 " in lines[rollout] and "--nodes=2 " in lines[rollout + 2]
+    assert "'ROLLOUT_PYTHON=srun --nodes=1 " in lines[rollout + 1] and "'ROLLOUT_LAUNCH=1'" in lines[rollout + 1]
+
+
+def test_a_wrong_configuration_submits_nothing(tmp_path: Path, programs: str) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    with_makefile(project)
+    (project / "wrong.yaml").write_text("sede: 7\n")
+    environment = {"PATH": programs, "JOBS": str(tmp_path / "jobs")}
+    command = [project / "pipelines/slurm/submit.sh", "RUN=t", "CONFIG=wrong.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "found unknown key `sede`" in done.stderr
+    assert not (tmp_path / "jobs").exists()
 
 
 def test_the_node_number_replaces_its_placeholder() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +90,9 @@ def next_move(progress: Progress) -> Move:
     return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
 
 
-def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
-    """The command that makes an output of an iteration, as a line for a shell."""
+def command(run: Path, number: int, name: str, *, again: bool = False, settings: Sequence[str] = ()) -> str:
+    """The command that makes an output of an iteration, as a line for a shell: by its run's configuration, or by these
+    words in its place."""
     folder, before = iteration_folder(run, number), iteration_folder(run, number - 1)
     policy = _policy_after(run, number - 1)
     sampler = _policy_after(run, number - 1 - _lag(run))
@@ -106,7 +107,7 @@ def command(run: Path, number: int, name: str, *, again: bool = False) -> str:
         "report": ["--run", run, "--iteration", str(number)],
     }  # fmt: skip
     out: list[str | Path] = [] if name == "report" else ["--out", folder / name]
-    return _line(FOLDERS[name], run, [*arguments[name], *out], again=again)
+    return _line(FOLDERS[name], run, [*arguments[name], *out], again=again, settings=settings)
 
 
 def _policy_after(run: Path, number: int) -> Path:
@@ -162,8 +163,9 @@ def setup_command(run: Path, name: str, *, again: bool = False) -> str:
     return _line(SETUP[name], run, [*policy, "--out", run / name], again=again)
 
 
-def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool) -> str:
-    words = ["dapo-stages", stage, "--config", str(run / CONFIG), *(str(word) for word in arguments)]
+def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool, settings: Sequence[str] = ()) -> str:
+    by = settings or ["--config", str(run / CONFIG)]
+    words = ["dapo-stages", stage, *by, *(str(word) for word in arguments)]
     return shlex.join([*words, "--overwrite"] if again else words)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dapo_stages.config import Config, Section, load_config
 from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.manifests import Manifest
 from dapo_stages.reporting.progress import CONFIG, SETUP
 from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, manifest_of
 from dapo_stages.reporting.text import one_line
@@ -51,17 +52,24 @@ def differences(run: Path) -> list[Difference]:
             continue
         if manifest is None:
             continue
-        recorded = {"seed": manifest.seed, **dict(_leaves(manifest.config))}
-        recorded |= dict(_unrecorded(manifest.config, config))
-        # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
-        if stage in {"score-attention", "train-step"}:
-            recorded.pop(_DRAWN, None)
-        for key, was in recorded.items():
-            now = [_at(values, key) for values in _current(config, number)]
-            if was not in now and _NOWHERE not in now:
-                name = (key, str(was), str(now[0]))
-                found.setdefault(name, Difference(key, was, now[0])).outputs.append(f"{where}{folder.name}")
+        for difference in of_output(manifest, number, config):
+            name = (difference.key, str(difference.was), str(difference.now))
+            found.setdefault(name, difference).outputs.append(f"{where}{folder.name}")
     return list(found.values())
+
+
+def of_output(manifest: Manifest, number: int, config: Config) -> Iterator[Difference]:
+    """What an output of an iteration (0: of none) recorded, where this configuration says something else."""
+    recorded = {"seed": manifest.seed, **dict(_leaves(manifest.config))}
+    recorded |= dict(_unrecorded(manifest.config, config))
+    # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
+    if manifest.stage in {"score-attention", "train-step"}:
+        recorded.pop(_DRAWN, None)
+    current = _current(config, number)
+    for key, was in recorded.items():
+        now = [_at(values, key) for values in current]
+        if was not in now and _NOWHERE not in now:
+            yield Difference(key, was, now[0])
 
 
 def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from dapo_stages.bounded import read_text
-from dapo_stages.config import dump_config, load_config
+from dapo_stages.config import Config, dump_config, load_config
 from dapo_stages.console import say
 from dapo_stages.errors import ConfigError
-from dapo_stages.manifests import MANIFEST
+from dapo_stages.manifests import MANIFEST, read_manifest
 from dapo_stages.shards import write_text
 from dapo_stages.stages.options import ConfigFile, Overrides
 
@@ -19,12 +19,19 @@ from dapo_stages.stages.options import ConfigFile, Overrides
 def main(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else stdout.", metavar="FILE")] = None,
+    make: Annotated[
+        Path | None, typer.Option("--make", help="File to write with what the Makefile includes.", metavar="FILE")
+    ] = None,
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Option("--for", help="Output of an iteration that is made next. May be repeated.", metavar="DIR"),
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Check a configuration and write it out with every key resolved.
 
     A file that already says the same is left alone, time stamp included. With --out, a data.source that is a path has
-    to be there.
+    to be there, and what --for names must not be finished with other settings.
 
     Example: dapo-stages config --config pipelines/embedded.yaml --out training_logs/first/config.yaml
     """
@@ -34,16 +41,41 @@ def main(
 
     settings = load_config(config, set_)
     text = dump_config(settings)
+    if make is not None:
+        _write(make, _for_make(settings))
+        return
     if out is None:
         print(text, end="")
         return
     _check_run(out, yaml.safe_load(text))
+    words = ["--config", str(config), *(word for override in set_ or [] for word in ("--set", override))]
+    for folder in outputs or []:
+        _check_finished(folder, out, settings, words)
     if not (out.parent / "data" / MANIFEST).exists():  # here and not after a policy has been made
         check_source(settings.data)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not out.is_file() or out.read_text(encoding="utf-8") != text:
-        write_text(out, text)
+    if _write(out, text):
         say(f"config: wrote {out}")
+
+
+def _write(path: Path, text: str) -> bool:
+    """Whether the file said anything else before; it is left alone if it did not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_text(path, text)
+    return True
+
+
+def _for_make(config: Config) -> str:
+    """What the Makefile's rules depend on, as variables of make; what is off is empty there."""
+    answers = {
+        "planned_iterations": config.planned_iterations,
+        "lag": config.lag,
+        "engine": config.rollout.engine,
+        "curriculum": "on" if config.rollout.curriculum else "",
+        "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",
+    }
+    return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items())
 
 
 def _check_run(out: Path, values: dict[str, Any]) -> None:
@@ -66,4 +98,25 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{out}: found {section}.{key} {has!r}; needed {had!r}, which {out.parent / part} was made from. "
                 "Name another run (RUN=…), or remove that folder to start this one anew."
+            )
+
+
+def _check_finished(folder: Path, out: Path, settings: Config, words: list[str]) -> None:
+    """Refuse new settings for an output that is finished: make would leave it, and change what the run says of it."""
+    from dapo_stages.reporting.progress import command
+    from dapo_stages.reporting.runs import FOLDERS, look
+    from dapo_stages.reporting.settings import of_output
+
+    run, number = folder.parent.parent, int(folder.parent.name.removeprefix("iter-"))
+    if look(run, folder, FOLDERS[folder.name]).state not in {"done", "pruned"}:
+        return
+    manifest = read_manifest(folder)
+    before = of_output(manifest, number, load_config(out)) if out.is_file() else ()
+    known = [(difference.key, difference.now) for difference in before]
+    for found in of_output(manifest, number, settings):
+        if (found.key, found.now) not in known:
+            raise ConfigError(
+                f"{folder}: found it finished, with {found.key} {found.was}; needed {found.now}, and make leaves alone "
+                f"what is finished. Run `{command(run, number, folder.name, again=True, settings=words)}` to make it "
+                "again; with another --out, and without --overwrite, it stays."
             )

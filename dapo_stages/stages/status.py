@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dapo_stages.errors import DataError
 from dapo_stages.stages.options import Json, Of
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _STYLES = {
     "done": "green", "pruned": "green", "running": "cyan", "unfinished": "yellow", "stale": "yellow",
     "missing": "dim", "damaged": "bold red", "halted": "bold red",
 }  # fmt: skip
+_NAMED = 20  # runs, in an error
 
 
 def main(
@@ -39,6 +41,7 @@ def main(
     from dapo_stages.reporting.settings import differences
     from dapo_stages.reporting.text import visible
 
+    _require(run)
     progress = survey(run)
     move, best, changed = next_move(progress), find_best(run), differences(run)
     planned = of if of is not None else planned_iterations(run)
@@ -85,6 +88,18 @@ def main(
         print(f"{what}:\n  {painted(f'make iterate RUN={run.name}{more}', 'bold')}")
 
 
+def _require(run: Path) -> None:
+    """Refuse a run that is not there; its name may be mistyped."""
+    from dapo_stages.reporting.progress import CONFIG
+
+    if run.is_dir():
+        return
+    names = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    needed = f"one of those that are there: {shown}" if names else f"one, and there is none in {run.parent}"
+    raise DataError(run, "no run", needed, "Name another one, or start this one with make iterate.")
+
+
 def _print_states(progress: Progress) -> None:
     """The table of states, and a line for each that is not simply done."""
     from dapo_stages.console import painted
@@ -94,7 +109,7 @@ def _print_states(progress: Progress) -> None:
 
     print(", ".join(f"{name}: {painted(found.state, _STYLES[found.state])}" for name, found in progress.setup.items()))
     if not progress.iterations:
-        print("no iteration yet" if progress.run.exists() else f"{progress.run} is not there yet")
+        print("no iteration yet")
     else:
         rows = [
             [str(number), *(NOTHING if found.state == "missing" else found.state for found in outputs.values())]

@@ -16,7 +16,8 @@ case $stage in
   setup)
     goals=("training_logs/$RUN/iter-0000/report/manifest.json") prefix=EVALUATE
     arguments=("RUN=$RUN" "LAG=$LAG" ${CONFIG_FILE:+"CONFIG=$CONFIG_FILE"} ${SET:+"SET=$SET"}) ;;
-  rollout) goals=(rollout) prefix=ROLLOUT python=$ROLLOUT_PYTHON ;;
+  rollout) goals=(rollout) prefix=ROLLOUT python=$ROLLOUT_PYTHON
+    case $ENGINE in vllm|server) launch=1 ;; esac ;;
   score) goals=(score-attention weight-tokens) prefix=SCORE ;;
   train) goals=(train-step) prefix=TRAIN launch=$TRAIN_LAUNCH ;;
   finish) goals=(iterate) prefix=EVALUATE arguments=("RUN=$RUN" "ITERS=$iteration" "EVAL_EVERY=$EVAL_EVERY") ;;

@@ -18,21 +18,15 @@ done
 [ -r "$CLUSTER" ] || { echo "$CLUSTER: found nothing; needed a copy of pipelines/slurm/cluster.env. Make one." >&2; exit 3; }
 # shellcheck source=pipelines/slurm/cluster.env
 . "$CLUSTER"
-# What the run says, or else its configuration; what that extends is not looked into here.
-for file in "training_logs/$RUN/config.yaml" "${CONFIG:-pipelines/embedded.yaml}"; do
-  [ -r "$file" ] || continue
-  ITERS=${ITERS:-$(sed -n 's/^planned_iterations: *\([0-9]*\).*/\1/p' "$file")}
-  LAG=${LAG:-$(sed -n 's/^lag: *\([0-9]*\).*/\1/p' "$file")}
-done
-: "${ITERS:=1}" "${LAG:=0}"
-export CLUSTER RUN SET LAG EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
-# Under a curriculum each rollout reads those before it. With LAG=0 it waits for them anyway, by way of training.
-in_turn=
-if ((LAG > 0)); then
-  # shellcheck disable=SC2016  # make expands it
-  in_turn=$(env -u CONFIG make --silent --eval='in-turn: ; @echo $(if $(CURRICULUM),yes)' in-turn "RUN=$RUN" \
-    ${CONFIG:+"CONFIG=$CONFIG"} ${SET:+"SET=$SET"})
-fi
+# The rest is as the run is configured; make asks for it.
+run=("RUN=$RUN" ${CONFIG:+"CONFIG=$CONFIG"} ${SET:+"SET=$SET"} ${ITERS:+"ITERS=$ITERS"} ${LAG:+"LAG=$LAG"})
+goal=training_logs/$RUN/configured
+asked=$(env -u CONFIG -u SET -u ITERS -u LAG make -n --silent "${run[@]}" "$goal" \
+  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(curriculum))")
+read -r ITERS LAG ENGINE curriculum <<< "$asked"
+export CLUSTER RUN SET LAG ENGINE EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
+# vLLM and a server are asked by one process.
+case $ENGINE in vllm|server) ROLLOUTS=1 ;; *) ROLLOUTS=$ROLLOUT_NODES ;; esac
 logs=training_logs/$RUN/slurm
 submitted=0
 
@@ -68,8 +62,8 @@ declare -A train=([0]=$setup)
 finished=$setup scored=$setup rolled=()
 for ((k = 1; k <= ITERS; k++)); do
   sampler=$((k - 1 - LAG > 0 ? k - 1 - LAG : 0))
-  submit rollout "$k" "$ROLLOUT_NODES" "${train[$sampler]}" ${rolled[@]+"${rolled[@]}"}
-  [ -z "$in_turn" ] || rolled=("$job")
+  submit rollout "$k" "$ROLLOUTS" "${train[$sampler]}" ${rolled[@]+"${rolled[@]}"}
+  [ -z "$curriculum" ] || rolled=("$job")  # each reads those before it
   submit score "$k" "$ROLLOUT_NODES" "$job" "$scored"
   scored=$job
   submit train "$k" "$TRAIN_NODES" "$scored" "${train[$((k - 1))]}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from support import proc
 from support.commands import ROOT
-from support.make import project
+from support.make import with_makefile
 
 from dapo_stages.manifests import MANIFEST, read_manifest
 from dapo_stages.preloaded import IDLE
@@ -44,7 +44,7 @@ class Project:
         self.iterations = iterations
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
         folder.mkdir(parents=True, exist_ok=True)
-        project(folder)
+        with_makefile(folder)
         if not (folder / "pipelines").exists():
             (folder / "pipelines").symlink_to(ROOT / "pipelines")
         (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations))

@@ -18,7 +18,7 @@ from faults.projects import Project, disturb
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
-STAND_IN = """#!/bin/sh
+STAND_IN = """
 shift 2
 stage=$1; run=; out=; iteration=; again=
 while [ $# -gt 0 ]; do
@@ -40,7 +40,7 @@ echo {} > "$out/manifest.json"
 @pytest.fixture()
 def stand_in(tmp_path: Path) -> Path:
     """A folder with our Makefile, and a Python that is the stand-in."""
-    return project_with(tmp_path, STAND_IN, 1)
+    return project_with(tmp_path, 1, STAND_IN)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:

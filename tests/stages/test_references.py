@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import pytest
 import torch
 from reporting import tiny_run
 from safetensors.torch import load_file
-from support.commands import ROOT
 from support.commands import run as command
+from support.make import dry, with_makefile
 from support.pipeline import Run, metrics, table
 
 from dapo_stages.manifests import read_manifest
@@ -176,25 +174,20 @@ def left_references(run: Path, *numbers: int) -> None:
 
 
 def test_make_and_status_give_each_step_the_newest_reference_before_it(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    for name in ("pyproject.toml", "constraints.txt", ".venv/ready", "run.yaml"):
-        (tmp_path / name).touch()
+    with_makefile(tmp_path)
+    (tmp_path / "run.yaml").write_text("train: {beta: 0.1}\n")
     run = tmp_path / "training_logs/t"
     left_references(run, 2, 4)
-    done = subprocess.run(
-        ["make", "-n", "iterate", "RUN=t", "ITERS=5", "CONFIG=run.yaml"],
-        cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
-    )  # fmt: skip
-    words = [line.split() for line in done.stdout.splitlines() if " --reference " in line]
+    words = [line.split() for line in dry(tmp_path, "iterate", "ITERS=5", "CONFIG=run.yaml") if "--reference" in line]
     found = [line[line.index("--reference") + 1].removeprefix("training_logs/t/") for line in words]
     wanted = ["policy", "policy", *["iter-0002/train/reference"] * 2, "iter-0004/train/reference"]
-    assert found == wanted, done.stderr
+    assert found == wanted
     (run / "config.yaml").write_text("train: {beta: 0.1}\n")
     for number, reference in enumerate(wanted, start=1):
         assert f"--reference {run}/{reference} " in next_command(run, number, "train") + " "
     (run / "config.yaml").write_text("train: {beta: 0}\n")
     assert "--reference" not in next_command(run, 3, "train")
+    assert not any("--reference" in line for line in dry(tmp_path, "iterate", "ITERS=5"))
 
 
 def test_the_reference_that_is_still_needed_is_not_pruned(tmp_path: Path) -> None:

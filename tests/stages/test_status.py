@@ -13,6 +13,7 @@ import pytest
 import typer
 from reporting import tiny_run
 from support.commands import ROOT
+from support.commands import run as command_line
 from typer.testing import CliRunner
 
 from dapo_stages.manifests import mark_pruned
@@ -126,15 +127,14 @@ def test_a_moved_run_is_judged_by_what_moved_with_it(run: Path, tmp_path: Path) 
 
 def test_a_fresh_run_starts_with_its_configuration_then_the_policy_then_the_data_as_make_does(tmp_path: Path) -> None:
     run = tmp_path / "fresh"
+    run.mkdir()
     assert status(run) == (
         "policy: missing, data: missing\n"
-        f"{run} is not there yet\n"
+        "no iteration yet\n"
         "\n"
         "Next (config.yaml: missing):\n"
         f"  dapo-stages config --config pipelines/embedded.yaml --out {run}/config.yaml\n"
     )
-    run.mkdir()
-    assert status(run).splitlines()[1] == "no iteration yet"
     (run / "config.yaml").write_text("model: {name: embedded}\n")
     assert answer(run)["next"] == f"dapo-stages init-policy --config {run}/config.yaml --out {run}/policy"
     tiny_run.publish(tiny_run.Plan("init-policy", run / "policy", {}, 42), lambda output: None)
@@ -145,6 +145,24 @@ def test_a_fresh_run_starts_with_its_configuration_then_the_policy_then_the_data
         "Next (data: missing):\n"
         f"  dapo-stages prepare-data --config {run}/config.yaml --policy {run}/policy --out {run}/data\n"
     )
+
+
+def test_a_run_that_is_not_there_is_refused_by_those_that_are(tmp_path: Path) -> None:
+    missing = tmp_path / "runs/secnd"
+    for names, needed in ((), f"one, and there is none in {tmp_path}/runs"), (
+        ("second", "first"), "one of those that are there: first, second"
+    ):  # fmt: skip
+        for name in names:
+            (tmp_path / "runs" / name).mkdir(parents=True)
+            (tmp_path / "runs" / name / "config.yaml").touch()
+        result = command_line("status", "--run", missing, "--json")
+        assert (result.code, result.stdout) == (3, "")
+        start = "Name another one, or start this one with make iterate."
+        assert result.stderr == f"{missing}: found no run; needed {needed}. {start}\n"
+    for number in range(30):
+        (tmp_path / f"runs/run-{number}").mkdir()
+        (tmp_path / f"runs/run-{number}/config.yaml").touch()
+    assert ", run-25 and 12 more. Name" in command_line("status", "--run", missing).stderr
 
 
 def test_half_done(tmp_path: Path) -> None:
