@@ -49,6 +49,7 @@ class Size:
 REAL = Size(1024, (20, 40), 512)
 TINY = Size(40, (2, 4), 6, 3)
 
+
 @dataclass(frozen=True)
 class Measured:
     """One kind of work, one way: medians over the repetitions."""
