@@ -29,11 +29,11 @@ GPUS: dict[Gpu, Device] = {
     "l4": Device(24, 121, 30.3, 300, 32),
     "a100": Device(80, 312, 19.5, 2039, 300),
 }
-# Two cores of a Xeon with AMX, measured one by one: products of 2048 × 2048, a sum over 256 MB. Memory and link assumed.
-CPU = Device(16, 1.26, 0.28, 20, 5)
+# Two cores of a Xeon with AMX, measured one by one: 511 × 2048 · 2048 × 11008, as in a layer of 3B, and a sum over 256
+# MB. Memory and link are assumed.
+CPU = Device(16, 0.5, 0.16, 20, 5)
 NETWORK = 50.0  # GB/s of a GPU to those of other machines: 400 Gbit/s each, an assumption
-# Shares of the peaks that are reached: assumptions.
-REACHED_OPERATIONS, REACHED_BYTES = 0.35, 0.6
+REACHED_OPERATIONS, REACHED_BYTES = 0.35, 0.6  # shares of the peaks: assumptions
 
 
 def gpu_with(memory: float) -> Gpu:
