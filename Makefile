@@ -93,8 +93,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
-        experiments test test-ranks test-faults soak audit lint format docs notebook bench venv-vllm test-vllm clean \
-        clean-run FORCE
+        experiments test test-ranks test-faults soak audit lint format docs notebook bench real-size venv-vllm \
+        test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -346,6 +346,10 @@ notebook: $(VENV)/ready-dev ## pipelines/notebooks/inspect.ipynb, run on RUN, in
 
 bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; ONLY=update for the lines so named
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
+
+# Needs npm and pip's registry once. Its checkpoint of 7.5 GB stays until `make clean`.
+real-size: $(VENV)/ready-dev ## a policy of 3B with random weights through an iteration on CPUs: peaks against plan (25 min, 12 GiB)
+	PYTHONPATH=tests $(PY) -m benchmarks.real_size build/real-size
 
 pictures: $(VENV)/ready-dev ## the pictures of the docs: report, terminal and notebook of RUN (Chromium and chromedriver)
 	PYTHONPATH=tests $(PY) -m support.pictures --run $(R)

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Protocol
 
 from dapo_stages.maths.dimensions import Dimensions
-from dapo_stages.maths.sizing import Work
+from dapo_stages.maths.sizing import FLOAT, Work
 
 # Bytes a completion token takes on disk, measured on shards of the embedded and a 14 M model: ids, log-probs and texts;
 # five masses and the VGR; the weight.
 COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
 SEGMENTS = 4  # of layers, for each of which attention per image token is kept in float16
+# A decoding step calls torch so often, by layer and once, and each call takes so many seconds, Python included: counted
+# and measured (tests/maths/test_costs.py, docs/sizing.md). A device is no faster than it is called.
+LAYER_CALLS, STEP_CALLS, CALL = 80, 70, 10e-6
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,16 @@ class Rates:
     memory: float
     disk: float  # of all ranks together
     link: float  # between ranks
+    hashed: float = 1.43e9  # SHA-256 in one process, measured
+    cached: float = 1.6e9  # tensors from files that the page cache has, in one process, measured
+
+    def loading(self, size: float) -> float:
+        """Seconds in which every rank reads the same bytes; the disk gives them once."""
+        return size / min(self.disk, self.cached)
+
+    def verifying(self, size: float) -> float:
+        """Seconds in which one process, or every rank for itself, hashes the same bytes."""
+        return size / min(self.disk, self.hashed)
 
 
 class Lengths(Protocol):
@@ -66,14 +80,15 @@ def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: boo
     return forward(d, group, logits=False) + 2 * d.layers * d.hidden * seen - unneeded
 
 
-def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates) -> float:
+def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, called: bool) -> float:
     """Seconds in which `groups` groups are generated: a prefill, then a step per token, bound by reading weights and
-    caches from memory or by arithmetic, whichever takes longer."""
+    caches from memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest."""
     rows = groups * work.count
     prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
     cache = 2 * d.layers * d.kv * b * groups * (work.prompt + work.count * work.completion / 2)
     text = d.parameters - d.vision
-    step = max((text * b + cache) / rates.memory, 2 * text * rows / rates.operations)
+    calls = CALL * (LAYER_CALLS * d.layers + STEP_CALLS) if called else 0.0
+    step = max((text * b + cache) / rates.memory, 2 * text * rows / rates.operations, calls)
     return prefill + work.completion * step
 
 
@@ -84,17 +99,46 @@ def update(d: Dimensions, work: Work, *, checkpointing: bool, updates: int) -> f
     return passes * forward(d, work, logits=True)
 
 
-def traffic(parallel: str, trained: int, parameters: int, micro_batches: int, ranks: int, b: int) -> float:
-    """Bytes a rank sends for one update: gradients once per update (DDP) or per micro-batch (ZeRO), weights gathered
-    once per update, or under ZeRO-3 for every forward and backward."""
-    if ranks == 1:
-        return 0.0
+def traffic(
+    parallel: str, trained: int, parameters: int, micro_batches: int, forwards: float, ranks: int, b: int
+) -> float:
+    """Bytes a rank sends for one update, of `forwards` more passes without gradient.
+
+    All gradients are summed in float32. DDP and ZeRO-1 all-reduce them once per update, ZeRO-2 once per micro-batch:
+    its reduce_scatter is an all-reduce (use_multi_rank_bucket_allreduce). ZeRO-3 scatters them per micro-batch, and
+    gathers all weights for every forward and backward; the others gather those trained once per update.
+    """
     share = (ranks - 1) / ranks
     if parallel == "ddp":
-        return 2 * share * trained * 4
-    reduced = share * trained * b * micro_batches
-    gathered = share * parameters * b * (2 * micro_batches if parallel.startswith("zero3") else 1)
-    return reduced + gathered
+        return 2 * share * trained * FLOAT
+    if parallel.startswith("zero3"):
+        return share * (trained * FLOAT * micro_batches + parameters * b * (2 * micro_batches + forwards))
+    reductions = 1 if parallel == "zero1" else micro_batches
+    return share * trained * (2 * FLOAT * reductions + b)
+
+
+def state_traffic(parallel: str, state: int, ranks: int) -> float:
+    """Bytes a rank sends while a state is written: DeepSpeed puts each tensor together on all ranks, by all-reduce, or
+    under ZeRO-3 by gathering."""
+    if not parallel.startswith("zero"):
+        return 0.0
+    return (ranks - 1) / ranks * state * (1 if parallel.startswith("zero3") else 2)
+
+
+def asked_for(target: int, size: float, ranks: int, share: float, oversample: float, most: int) -> tuple[int, int]:
+    """Shards of `size` groups until `target` are informative, where a `share` is: those sampled, and those needed.
+
+    As rollout asks: `oversample` times what is missing at a time, and at least a shard for each rank, the surplus of
+    which serves the next time. `most` is what the rounds give.
+    """
+    kept, needed, sampled = 0.0, 0, 0
+    while kept < target and needed < most:
+        portion = min(ceil(oversample * (target - kept) / size - 1e-9), most - needed)
+        missing = max(0, needed + portion - sampled)
+        sampled = min(most, sampled + ceil(missing / ranks) * ranks)
+        needed += portion
+        kept += portion * size * share
+    return sampled, needed
 
 
 def completion_pairs(group: Lengths) -> int:

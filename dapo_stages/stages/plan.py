@@ -12,6 +12,7 @@ from dapo_stages.bounded import read_json
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import answer
 from dapo_stages.errors import ConfigError, ModelError
+from dapo_stages.maths import devices
 from dapo_stages.maths.costs import Rates
 from dapo_stages.maths.dimensions import EMBEDDED, PUBLISHED, Dimensions, dimensions_of
 from dapo_stages.maths.sizing import Parallel
@@ -19,6 +20,7 @@ from dapo_stages.stages.options import Json, Overrides
 from dapo_stages.stages.planning import GIB, Plan
 
 GB = 10**9
+QUESTIONS = 900  # held out: an assumption, a tenth of 9 000
 
 
 def main(
@@ -30,7 +32,13 @@ def main(
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of a node, a rank on each.")] = 1,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")] = 1,
-    memory: Annotated[float, typer.Option("--memory", min=0.1, help="GiB of memory of a rank.")] = 80.0,
+    gpu: Annotated[
+        devices.Gpu | None,
+        typer.Option("--gpu", help="Whose rates, and memory; else the one that --memory stands for, or h100."),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.1, help="GiB of memory of a rank; else all that --gpu has.")
+    ] = None,
     parallel: Annotated[
         Parallel | None,
         typer.Option("--parallel", help="How train-step is split over ranks; else zero2, or single on one GPU."),
@@ -46,16 +54,27 @@ def main(
     completion: Annotated[
         int | None, typer.Option("--completion", min=1, help="Completion tokens; else the most allowed.")
     ] = None,
+    informative: Annotated[
+        float,
+        typer.Option("--informative", min=0.01, max=1, help="Share of groups some but not all of which are right."),
+    ] = 0.5,
+    questions: Annotated[
+        int | None,
+        typer.Option("--questions", min=0, help="Held-out questions; else evaluate.max_questions, or an assumed 900."),
+    ] = None,
     tflops: Annotated[
-        float, typer.Option("--tflops", min=0.001, help="Peak of a rank; 989: bfloat16 on an H100.")
-    ] = 989.0,
+        float | None, typer.Option("--tflops", min=0.001, help="Peak of a rank; else that of --gpu, or of two cores.")
+    ] = None,
     utilisation: Annotated[
         float, typer.Option("--utilisation", min=0.01, max=1, help="Share of it that is reached: an assumption.")
-    ] = 0.35,
+    ] = devices.REACHED_OPERATIONS,
     bandwidth: Annotated[
-        float, typer.Option("--bandwidth", min=0.1, help="GB/s of memory that are reached; H100: 60 % of 3350.")
-    ] = 2000.0,
-    link: Annotated[float, typer.Option("--link", min=0.01, help="GB/s between ranks: an assumption.")] = 50.0,
+        float | None,
+        typer.Option("--bandwidth", min=0.1, help="GB/s of memory that are reached; else 60 % of --gpu's."),
+    ] = None,
+    link: Annotated[
+        float | None, typer.Option("--link", min=0.01, help="GB/s between ranks; else 60 % of NVLink, PCIe or network.")
+    ] = None,
     disk: Annotated[float, typer.Option("--disk", min=0.01, help="GB/s of the file system: an assumption.")] = 2.0,
     picture: Annotated[float, typer.Option("--picture", min=0, help="KB of a stored picture: an assumption.")] = 300.0,
     set_: Overrides = None,
@@ -74,13 +93,34 @@ def main(
     layout = parallel or ("single" if ranks == 1 else "zero2")
     if layout == "single" and ranks > 1:
         raise ConfigError(f"--parallel single: found {ranks} GPUs; needed one. Name ddp or zero1 … zero3.")
-    rates = Rates(tflops * 1e12 * utilisation, bandwidth * GB, disk * GB, link * GB)
-    plan = Plan(_dimensions(name), settings, ranks, layout, device, rates, prompt, vision, completion)
-    answered = plan.answer(name, memory, int(picture * 1000))
+    gpu = gpu or devices.gpu_with(memory or devices.GPUS["h100"].memory)
+    machine = devices.GPUS[gpu] if device == "cuda" else devices.CPU
+    peak = tflops or (machine.float32 if settings.model.dtype != "bfloat16" else machine.bfloat16)
+    between = min(machine.link, devices.NETWORK) if nodes > 1 else machine.link
+    rates = Rates(
+        operations=peak * 1e12 * utilisation,
+        memory=(bandwidth or devices.REACHED_BYTES * machine.bandwidth) * GB,
+        disk=disk * GB,
+        link=(link or devices.REACHED_BYTES * between) * GB,
+    )
+    plan = Plan(
+        _dimensions(name),
+        settings,
+        ranks,
+        layout,
+        device,
+        rates,
+        prompt,
+        vision,
+        completion,
+        informative,
+        _questions(settings) if questions is None else questions,
+    )
+    answered = plan.answer(name, memory or machine.memory, int(picture * 1000))
     if as_json:
         answer(answered)
     else:
-        _show(answered, plan, nodes, gpus)
+        _show(answered, plan, nodes, f"{gpus} × {gpu.upper()}" if device == "cuda" else f"{gpus} rank(s) on CPUs")
 
 
 def _configuration(path: Path | None, overrides: list[str] | None) -> Config:
@@ -89,6 +129,12 @@ def _configuration(path: Path | None, overrides: list[str] | None) -> Config:
     from os import devnull
 
     return load_config(Path(devnull), overrides)  # nothing but defaults
+
+
+def _questions(config: Config) -> int:
+    """Held-out questions that are answered, as far as the configuration says."""
+    held_out = config.data.synthetic.held_out if config.data.source == "embedded" else QUESTIONS
+    return min(held_out, config.evaluate.max_questions or held_out)
 
 
 def _dimensions(name: str) -> Dimensions:
@@ -118,27 +164,30 @@ def _from_hub(name: str) -> Any:
         ) from None
 
 
-def _show(found: dict[str, Any], plan: Plan, nodes: int, gpus: int) -> None:
+def _show(found: dict[str, Any], plan: Plan, nodes: int, machine: str) -> None:
     """For people: memory, time, bytes, and what limits."""
     group, dtype = found["group"], plan.config.model.dtype
     print(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
     print(
-        f"{nodes} node(s) × {gpus} rank(s) on {plan.device}, train-step {found['parallel']}; a prompt of "
-        f"{group['prompt']} tokens ({group['vision']} of its picture), {group['completions']} completions of "
-        f"{group['completion']}"
+        f"{nodes} node(s) of {machine}, train-step {found['parallel']}; a prompt of {group['prompt']} tokens "
+        f"({group['vision']} of its picture), {group['completions']} completions of {group['completion']}"
     )
     print("\nMemory of a rank at its peak, GiB of live bytes")
     for stage, memory in found["memory"].items():
         print(_line(stage, memory["total"] / GIB, _parts(memory["device"], GIB, 2)))
         if memory["host"]:
             print(_line("  on the host", sum(memory["host"].values()) / GIB, _parts(memory["host"], GIB, 2)))
-    print("\nAn iteration, seconds at assumed rates (see --help)")
+    print(f"\nAn iteration, seconds of the slowest rank at estimated rates; {found['sampled']} groups are sampled")
     for stage, parts in found["seconds"].items():
         print(_line(stage, sum(parts.values()), _parts(parts, 1, 1)))
+    iterations = plan.config.planned_iterations
+    print(
+        _line("all", found["iteration"], f"{iterations} iterations: {iterations * found['iteration'] / 3600:.1f} hours")
+    )
     print("\nAn iteration, GB on disk")
     for name, size in found["bytes"].items():
         print(_line(name, size / GB, ""))
-    print(_line("on disk at most", found["kept"] / GB, f"of {plan.config.planned_iterations} iterations"))
+    print(_line("on disk at most", found["kept"] / GB, f"of {iterations} iterations"))
     print("")
     for line in _verdict(found):
         print(line)
@@ -171,8 +220,7 @@ def _verdict(found: dict[str, Any]) -> list[str]:
         if stage != "train-step" and found["memory"][stage]["device"].get("weights", 0) > usable:
             lines.append("  a rank holds the whole model here: " + _ELSEWHERE[stage])
     slowest, part = found["slowest"], found["slowest_part"]
-    total = sum(sum(parts.values()) for parts in found["seconds"].values())
-    share = sum(found["seconds"][slowest].values()) / total
+    share = sum(found["seconds"][slowest].values()) / found["iteration"]
     lines.append(f"Slowest: {slowest}, {share:.0%} of an iteration, most of it {part}. {_FASTER[part]}")
     return lines
 
@@ -182,10 +230,14 @@ _ELSEWHERE = {
     "score-attention": "score on a device with more memory, or set attention.enabled=false (all weights 1).",
 }
 _FASTER = {
+    "start-up": "Fewer, larger iterations (rollout.prompts_per_iteration).",
+    "verifying": "Fewer, larger iterations, or train.lora, whose files are small.",
     "loading": "Fewer, larger iterations (rollout.prompts_per_iteration), or a faster --disk.",
     "writing": "Fewer, larger iterations, a faster --disk, or train.lora, whose states are small.",
-    "generation": "Raise rollout.batch_groups while it fits, or sample with vLLM; LAG=1 hides it behind training.",
+    "hashing": "Fewer, larger iterations, or train.lora, whose files are small.",
+    "generation": "Larger batches (batch_groups) while they fit, fewer questions (evaluate.max_questions, EVAL_EVERY), or "
+    "vLLM; make -j2 evaluates beside the next iteration, LAG=1 samples beside training.",
     "forward": "Raise attention.batch_completions while it fits, or add ranks.",
     "updates": "Add ranks; train.gradient_checkpointing=false saves a quarter where it fits.",
-    "between ranks": "Larger train.batch_completions (fewer micro-batches), zero2 for zero3, or a faster --link.",
+    "between ranks": "Larger train.batch_completions (fewer micro-batches), another --parallel, or a faster --link.",
 }

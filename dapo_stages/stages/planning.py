@@ -1,4 +1,4 @@
-"""A run in numbers before it starts: configuration, model and machine in; peaks, seconds and bytes of stages out."""
+"""A run in numbers before it starts: configuration, model and machine in; peaks and bytes of stages out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dapo_stages.errors import ConfigError
 from dapo_stages.maths import costs, sizing
 from dapo_stages.maths.dimensions import Dimensions
 from dapo_stages.maths.sizing import Memory, Parallel, Training, Work
+from dapo_stages.stages.planned_time import seconds_of
 
 GIB = 2**30
 TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
-# Beside live bytes, measured on CPUs (tests/stages/test_plan_memory.py); on CUDA an assumption: context, kernels, NCCL.
-OVERHEAD = {"cpu": 80 * 2**20, "cuda": 3 * 2**29}
+# Beside live bytes. On CPUs measured: the imported program, and what a stage adds to it (tests/stages/test_plan_memory.py).
+# On CUDA an assumption: context, kernels, NCCL.
+OVERHEAD = {"cpu": {"program": 440 * 2**20, "process": 80 * 2**20}, "cuda": {"process": 3 * 2**29}}
 # Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
 HEADROOM = {"cpu": 0.65, "cuda": 0.9}
 _TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -34,6 +36,8 @@ class Plan:
     prompt_tokens: int | None = None
     vision_tokens: int | None = None
     completion_tokens: int | None = None
+    informative: float = 1.0  # share of groups that dynamic sampling keeps
+    questions: int = 0  # held out
 
     @property
     def b(self) -> int:
@@ -70,20 +74,48 @@ class Plan:
         return sizing.weights_of(self.d, self.b, self.config.model.quantization)
 
     @property
-    def sampled(self) -> int:
-        """Groups that are sampled in an iteration, all ranks together: one round of dynamic sampling."""
+    def shard(self) -> float:
+        """Groups of a shard of rollouts, on average."""
         settings = self.config.rollout
-        return ceil(settings.prompts_per_iteration * (settings.oversample if settings.dynamic_sampling else 1))
+        return self._asked / ceil(self._asked / settings.groups_per_shard)
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """Of rollouts in an iteration, all ranks together: sampled, and needed."""
+        settings = self.config.rollout
+        rounds, share = (settings.max_resample_rounds, self.informative) if settings.dynamic_sampling else (1, 1.0)
+        most = rounds * ceil(self._asked / settings.groups_per_shard)
+        target, oversample = settings.prompts_per_iteration, settings.oversample
+        return costs.asked_for(target, self.shard, self.ranks, share, oversample, most)
+
+    @property
+    def _asked(self) -> int:
+        """Groups of a round."""
+        return ceil(self.config.rollout.prompts_per_iteration * self.config.rollout.oversample - 1e-9)
+
+    @property
+    def sampled(self) -> int:
+        """Groups that rollout leaves, all ranks together."""
+        return round(self.shards[1] * self.shard)
+
+    @property
+    def kept(self) -> int:
+        """Those of them that are scored: the informative ones, but for the surplus if it is not kept."""
+        settings = self.config.rollout
+        if not settings.dynamic_sampling:
+            return self.sampled
+        found = round(self.sampled * self.informative)
+        return found if settings.surplus == "keep" else min(found, settings.prompts_per_iteration)
 
     @property
     def used(self) -> int:
-        """Groups that are scored and trained on, all ranks together: all that were sampled, if the surplus is kept."""
+        """Groups that are trained on, all ranks together."""
         settings = self.config.rollout
-        return self.sampled if settings.surplus == "keep" else settings.prompts_per_iteration
+        return self.kept if settings.surplus == "keep" else min(self.kept, settings.prompts_per_iteration)
 
     @property
     def groups(self) -> int:
-        """Groups that are scored and trained on, on one rank."""
+        """Groups that are trained on, on one rank."""
         return -(-self.used // self.ranks)
 
     @property
@@ -91,6 +123,11 @@ class Plan:
         """Of an update, on one rank."""
         per_iteration = self.used * self.work.count
         return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
+
+    @property
+    def refers(self) -> bool:
+        """Whether a KL term needs a reference."""
+        return self.config.train.beta > 0 or "train.beta" in self.config.schedules
 
     @property
     def batch(self) -> int:
@@ -117,7 +154,7 @@ class Plan:
             self.parallel,
             self.ranks,
             foreach=self.device == "cuda",
-            reference=self.weights if config.train.beta > 0 or "train.beta" in config.schedules else 0,
+            reference=self.weights if self.refers else 0,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         found = {
@@ -148,35 +185,6 @@ class Plan:
         tokens = sizing.vllm(self.d, self.weights, self.b, share, settings.tensor_parallel_size)
         return tokens // (self.work.prompt + self.work.completion)
 
-    def seconds(self) -> dict[str, dict[str, float]]:
-        """Of each stage of an iteration, by what takes them."""
-        config, work, d, b, rates = self.config, self.work, self.d, self.b, self.rates
-        trained, _ = self.trained
-        sampled = -(-self.sampled // self.ranks)
-        batch = min(sampled, config.rollout.batch_groups)
-        batches = -(-sampled // batch)
-        looked = self.groups if config.attention.groups == "kept" else sampled
-        scoring = costs.scoring(d, work, logprobs=config.attention.logprobs, blank=config.attention.blank_image)
-        updates = config.train.updates_per_iteration
-        operations = costs.update(d, work, checkpointing=config.train.gradient_checkpointing, updates=updates)
-        sent = costs.traffic(self.parallel, trained, d.parameters, self.micro_batches, self.ranks, b)
-        loading = d.parameters * b / rates.disk  # quantised when read
-        files = self.files(0)
-        moved = files.get("train-step: reference", 0) / (config.train.reference_update_every or 1)
-        return {
-            "rollout": {"loading": loading, "generation": batches * costs.decoding(d, work, batch, b, rates)},
-            "score-attention": {
-                "loading": loading,
-                "forward": looked * scoring / rates.operations,
-            },
-            "train-step": {
-                "loading": loading + files["train-step: state"] / rates.disk,
-                "updates": self.groups * operations / rates.operations,
-                "between ranks": updates * sent / rates.link,
-                "writing": (files["train-step: policy"] + files["train-step: state"] + moved) / rates.disk,
-            },
-        }
-
     def files(self, picture_bytes: int) -> dict[str, int]:
         """Bytes on disk of an iteration; `train-step: reference` is of the iterations that move it."""
         config, (trained, _) = self.config, self.trained
@@ -191,7 +199,7 @@ class Plan:
     def answer(self, name: str, memory: float, picture_bytes: int) -> dict[str, Any]:
         """Everything that is shown."""
         usable = int(memory * GIB * HEADROOM[self.device])
-        peaks, seconds, files = self.memory(), self.seconds(), self.files(picture_bytes)
+        peaks, seconds, files = self.memory(), seconds_of(self), self.files(picture_bytes)
         slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
         worst = max(peaks, key=lambda stage: peaks[stage].total)
         return {
@@ -210,7 +218,9 @@ class Plan:
             "usable": usable,
             "fits": {stage: peak.total <= usable for stage, peak in peaks.items()},
             "ways": {stage: self._ways(stage, usable) for stage, peak in peaks.items() if peak.total > usable},
+            "sampled": self.sampled,
             "seconds": seconds,
+            "iteration": sum(sum(parts.values()) for parts in seconds.values()),
             "bytes": files,
             "kept": self._kept(files),
             "room": self.room(memory),
@@ -221,7 +231,7 @@ class Plan:
 
     def _held(self, memory: Memory) -> Memory:
         """With what a process holds beside live bytes; on a CPU, device and host are one memory."""
-        overhead = {"process": OVERHEAD[self.device]}
+        overhead = OVERHEAD[self.device]
         if self.device == "cpu":
             return Memory({**memory.device, **memory.host, **overhead}, {})
         return Memory({**memory.device, **overhead}, memory.host)

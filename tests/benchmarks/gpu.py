@@ -49,31 +49,6 @@ class Size:
 REAL = Size(1024, (20, 40), 512)
 TINY = Size(40, (2, 4), 6, 3)
 
-_TEXT_3B: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32768,
-    "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0},
-    "tie_word_embeddings": True,
-}
-_VISION_3B: dict[str, Any] = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "patch_size": models.PATCH,
-    "spatial_merge_size": models.MERGE,
-    "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "out_hidden_size": 2048,
-    "in_channels": 3,
-}
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -148,23 +123,14 @@ def measure(device: torch.device, tiny: bool, rows: int, repetitions: int) -> di
 
 def three_billion(device: torch.device) -> Policy:
     """Qwen2.5-VL-3B's architecture with random bfloat16 weights, and the embedded tokenizer for its special tokens."""
-    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
     from dapo_stages.models.embedded import build_processor
     from dapo_stages.models.embedded_tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    token = tokenizer.convert_tokens_to_ids
+    config = models.three_billion(tokenizer)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2_5_VLConfig(
-        text_config=_TEXT_3B | ends,
-        vision_config=_VISION_3B,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

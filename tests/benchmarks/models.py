@@ -1,4 +1,4 @@
-"""The two benched policies and prompts of exact length for them."""
+"""The benched policies and prompts of exact length for them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ _VISION: dict[str, Any] = {
     "out_hidden_size": 384,
     "in_channels": 3,
 }
+_TEXT_3B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0},
+    "tie_word_embeddings": True,
+}
+_VISION_3B: dict[str, Any] = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "out_hidden_size": 2048,
+    "in_channels": 3,
+}
 
 
 def small(seed: int = 0) -> Policy:
@@ -74,6 +98,23 @@ def medium(seed: int = 0) -> Policy:
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.pad_token_id, do_sample=True, top_k=0, **ends)
     pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024})
     return Policy(model.eval(), picture_processor(pictures, tokenizer), CPU, torch.float32)
+
+
+def three_billion(tokenizer: Any) -> Any:
+    """The configuration of Qwen2.5-VL-3B, with the special tokens of a tokenizer."""
+    from transformers import Qwen2_5_VLConfig
+
+    token = tokenizer.convert_tokens_to_ids
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return Qwen2_5_VLConfig(
+        text_config=_TEXT_3B | ends,
+        vision_config=_VISION_3B,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
 
 
 def medium_tokenizer() -> Any:

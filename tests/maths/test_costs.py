@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,8 +99,44 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts() -> None:
 def test_a_decoding_step_reads_the_weights_once() -> None:
     """One row of 7B at 1 TB/s: 7.6 G weights of the text in bfloat16 take 15 ms."""
     rates = costs.Rates(operations=1e15, memory=1e12, disk=1, link=1)
-    one = costs.decoding(D7, Work(1, 1, 1, 0), 1, 2, rates)
+    one = costs.decoding(D7, Work(1, 1, 1, 0), 1, 2, rates, called=False)
     assert one == pytest.approx(2 * (8_292_166_656 - 676_550_144) / 1e12, rel=0.01)
+
+
+def test_a_decoding_step_calls_torch_layer_by_layer() -> None:
+    """On a device without limits what is left of 7B's 28 layers is 28 · 80 + 70 calls of 10 µs."""
+    rates = costs.Rates(operations=1e30, memory=1e30, disk=1, link=1)
+    assert costs.decoding(D7, Work(1, 5, 1, 0), 1, 2, rates, called=True) == pytest.approx(5 * 2310 * 10e-6)
+
+
+def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) -> None:
+    """What a token more takes, in operations that reach the dispatcher."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from dapo_stages.config import ModelConfig, SamplerConfig
+    from dapo_stages.engines.transformers_engine import generate
+    from dapo_stages.models.policy import load_policy
+    from support.prompts import groups
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    policy = load_policy(checkpoint, ModelConfig(dtype="float32", device="cpu"))
+    policy.__dict__["end_ids"] = [-1]  # no token ends a completion
+    prompts = [group.prompt for group in groups(policy)]
+
+    def calls(length: int) -> int:
+        with Count() as count, torch.no_grad():
+            generate(policy, prompts, 2, length, SamplerConfig(), seed=0)
+        return count.calls
+
+    found = (calls(8) - calls(4)) / 4
+    assert found == pytest.approx(costs.LAYER_CALLS * policy.num_layers + costs.STEP_CALLS, rel=0.1)
 
 
 def test_an_update_is_three_or_four_forward_passes_and_the_old_log_probs() -> None:
@@ -109,12 +146,56 @@ def test_an_update_is_three_or_four_forward_passes_and_the_old_log_probs() -> No
     assert costs.update(D7, work, checkpointing=True, updates=4) == pytest.approx(4.75 * once)
 
 
-def test_one_rank_sends_nothing_and_zero_3_most() -> None:
-    def sent(parallel: str, ranks: int) -> float:
-        return costs.traffic(parallel, D7.parameters, D7.parameters, 4, ranks, 2)
+@pytest.mark.parametrize(
+    ("parallel", "gigabytes"),
+    [
+        # 7B on 4 ranks, 4 micro-batches, n = 8.29 G: three quarters of …
+        ("ddp", 0.75 * 2 * 4 * 8.292),  # gradients, all-reduced once
+        ("zero1", 0.75 * (2 * 4 + 2) * 8.292),  # the same, and new weights in bfloat16
+        ("zero2", 0.75 * (4 * 2 * 4 + 2) * 8.292),  # gradients four times: 211 GB
+        ("zero3", 0.75 * (4 * 4 + 2 * (2 * 4 + 3)) * 8.292),  # scattered four times, weights for 11 passes
+    ],
+)
+def test_ranks_send_gradients_in_float32(parallel: str, gigabytes: float) -> None:
+    n = D7.parameters
+    assert costs.traffic(parallel, n, n, 4, 3, 4, 2) / 1e9 == pytest.approx(gigabytes, rel=1e-3)
 
-    assert sent("single", 1) == 0
-    assert 0 < sent("zero2", 4) < sent("zero3", 4)
+
+def test_an_adapter_sends_its_own_gradients() -> None:
+    """Four micro-batches of 10 M weights under ZeRO-2 on two ranks: half of 4 · 8 + 2 bytes each."""
+    assert costs.traffic("zero2", 10_000_000, D7.parameters, 4, 3, 2, 2) == 170_000_000
+
+
+def test_a_state_is_put_together_on_all_ranks() -> None:
+    """Half of its bytes from each of two by gathering, twice that by all-reduce; DDP has it everywhere."""
+    assert [costs.state_traffic(kind, 100, 2) for kind in ("ddp", "zero2", "zero3")] == [0, 100, 50]
+
+
+@pytest.mark.parametrize(
+    ("target", "ranks", "share", "oversample", "most", "shards"),
+    [
+        (160, 1, 1.0, 1.0, 5, (5, 5)),
+        # Half of 32: 5 shards leave 80 missing, 3 leave 32, 1 leaves 16, 1 none.
+        (160, 1, 0.5, 1.0, 20, (10, 10)),
+        # Four ranks take 8, 4 more when a tenth is needed.
+        (160, 4, 0.5, 1.0, 20, (12, 10)),
+        # 1.5 times 160 groups are 8 shards and leave 32 missing, of which 1.5 times are 2.
+        (160, 1, 0.5, 1.5, 32, (10, 10)),
+        (160, 1, 0.1, 1.0, 20, (20, 20)),  # the rounds end before there are enough
+    ],
+)
+def test_shards_are_asked_for_until_enough_groups_are_informative(
+    target: int, ranks: int, share: float, oversample: float, most: int, shards: tuple[int, int]
+) -> None:
+    assert costs.asked_for(target, 32, ranks, share, oversample, most) == shards
+
+
+def test_files_are_read_at_the_slower_of_two_rates() -> None:
+    """A disk of 2 GB/s gives 10 GB in 5 s; SHA-256 takes 7 s for them, and tensors from the page cache 6.25 s."""
+    rates = costs.Rates(1, 1, disk=2e9, link=1)
+    assert rates.verifying(10e9) == pytest.approx(10 / 1.43) and rates.loading(10e9) == pytest.approx(10 / 1.6)
+    slow = costs.Rates(1, 1, disk=1e9, link=1)
+    assert slow.verifying(10e9) == slow.loading(10e9) == 10
 
 
 def test_files_of_an_iteration_are_sized_as_real_ones_are(small_run: Any) -> None:

@@ -62,8 +62,9 @@ def test_longer_prompts_need_more_and_checkpointing_less() -> None:
 
 
 def test_groups_in_reserve_are_sampled_and_trained_on_only_where_they_are_kept() -> None:
-    """64 groups on 2 ranks, 1.5 times of them asked for: 48 each instead of 32."""
-    base = (*REFERENCE, "--gpus", 2, "--set", "rollout.prompts_per_iteration=64", "--set", "rollout.batch_groups=16")
+    """64 groups on 2 ranks, in shards of 16: 2 shards each. 1.5 times of them asked for: 3 each."""
+    base = (*REFERENCE, "--gpus", 2, "--informative", 1, "--set", "rollout.prompts_per_iteration=64")
+    base += ("--set", "rollout.groups_per_shard=16")
     spare = (*base, "--set", "rollout.oversample=1.5")
     plain, discarding, keeping = plan(*base), plan(*spare), plan(*spare, "--set", "rollout.surplus=keep")
 
@@ -75,6 +76,92 @@ def test_groups_in_reserve_are_sampled_and_trained_on_only_where_they_are_kept()
     assert seconds(discarding) == pytest.approx([1.5, 1, 1])
     assert seconds(keeping) == pytest.approx([1.5, 1.5, 1.5])
     assert discarding["bytes"]["rollout"] == pytest.approx(1.5 * plain["bytes"]["rollout"])
+
+
+def test_dynamic_sampling_asks_for_groups_until_enough_are_informative() -> None:
+    """160 groups of which half are informative: 10 shards of 32 are needed (tests/maths/test_costs.py); all are kept
+    without dynamic sampling, and only the informative ones are scored with it."""
+    assert plan(*REFERENCE, "--informative", 0.5)["sampled"] == 320
+    fixed = plan(*REFERENCE, "--informative", 0.5, "--set", "rollout.dynamic_sampling=false")
+    assert fixed["sampled"] == 160
+    dynamic = plan(*REFERENCE, "--informative", 0.5)
+    assert dynamic["seconds"]["score-attention"] == pytest.approx(fixed["seconds"]["score-attention"])
+    generation = [found["seconds"]["rollout"]["generation"] for found in (dynamic, fixed)]
+    assert generation[0] == pytest.approx(2 * generation[1])
+
+
+def test_files_are_read_hashed_and_written_by_those_who_do() -> None:
+    """7B on 4 ranks: a policy of 16.6 GB, which every rank hashes and the first writes, and a state of 99.5 GB, which one
+    rank hashes, all read whole, and each writes and hashes a quarter of."""
+    policy, state = 2 * 8.292166656, 12 * 8.292166656
+    found = plan(*REFERENCE, "--gpus", 4)["seconds"]
+    assert found["train-step"]["verifying"] == pytest.approx((policy + state) / 1.43)
+    assert found["train-step"]["loading"] == pytest.approx((policy + state) / 1.6)
+    assert found["train-step"]["writing"] == pytest.approx((policy + state) / 2)
+    assert found["train-step"]["hashing"] == pytest.approx((policy + state / 4) / 1.43)
+    for stage in ("rollout", "score-attention", "evaluate"):
+        assert (found[stage]["verifying"], found[stage]["loading"]) == pytest.approx((policy / 1.43, policy / 1.6))
+
+
+def test_ranks_of_a_machine_send_over_nvlink_and_of_several_over_the_network() -> None:
+    """10 updates of 7B under ZeRO-2 send 2.11 TB, a state 149 GB; 60 % of 450 GB/s and of 50 GB/s."""
+    one = plan(*REFERENCE, "--gpus", 4)["seconds"]["train-step"]["between ranks"]
+    assert one == pytest.approx((2114.5 + 149.3) / 270, rel=1e-3)
+    several = plan(*REFERENCE, "--gpus", 2, "--nodes", 2)["seconds"]["train-step"]["between ranks"]
+    assert several == pytest.approx(one * 9)
+
+
+def test_an_adapter_reads_its_base_and_hashes_and_writes_itself() -> None:
+    """The base is the hub's, which has no checksums of ours."""
+    found = plan(*REFERENCE, "--gpus", 1, "--set", "train.lora={rank: 16}")
+    adapter = found["bytes"]["train-step: policy"] / 1e9
+    assert adapter < 0.1
+    seconds = found["seconds"]["rollout"]
+    assert seconds["verifying"] == pytest.approx(adapter / 1.43)
+    assert seconds["loading"] == pytest.approx((2 * 8.292166656 + adapter) / 1.6)
+
+
+def test_held_out_questions_are_answered_greedily_and_by_samples() -> None:
+    """900 questions in shards of 32 on 4 ranks: 8 shards of 2 batches each for the busiest, and 384 steps of 2 310
+    calls of 10 µs for each way of answering, more than 7B's weights take an H100 to read."""
+    found = plan(*REFERENCE, "--gpus", 4)["seconds"]["evaluate"]["generation"]
+    steps = 16 * 2 * 384 * 2310 * 10e-6
+    assert steps < found < 1.15 * steps  # and prefills
+    blank = plan(*REFERENCE, "--gpus", 4, "--set", "evaluate.blank_image=true")["seconds"]["evaluate"]["generation"]
+    assert blank == pytest.approx(1.5 * found, rel=0.01)
+    fewer = plan(*REFERENCE, "--gpus", 4, "--questions", 450)["seconds"]["evaluate"]["generation"]
+    assert fewer == pytest.approx(found / 2)
+    assert (
+        plan("--model", "embedded", "--set", "data.source=embedded", "--questions", 0)["seconds"]["evaluate"][
+            "generation"
+        ]
+        == 0
+    )
+
+
+def test_an_iteration_takes_what_its_stages_take() -> None:
+    found = plan(*REFERENCE, "--gpus", 4)
+    assert list(found["seconds"]) == ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
+    assert found["iteration"] == pytest.approx(sum(sum(parts.values()) for parts in found["seconds"].values()))
+    shown = run("plan", *REFERENCE, "--gpus", 4).stdout
+    assert f"100 iterations: {found['iteration'] / 36:.1f} hours" in shown
+
+
+def test_rates_are_those_of_the_device() -> None:
+    """An H100 has 989 / 165 of the operations of an RTX 4090, which 24 GB stand for; a CPU
+    computes float32 more slowly than bfloat16."""
+
+    def updates(*arguments: object) -> float:
+        return float(plan("--model", "Qwen/Qwen2.5-VL-3B-Instruct", *arguments)["seconds"]["train-step"]["updates"])
+
+    large = updates()
+    assert updates("--memory", 80) == updates("--gpu", "h100") == large
+    assert updates("--memory", 24) == updates("--gpu", "rtx4090") == pytest.approx(large * 989 / 165)
+    assert updates("--gpu", "l4") == pytest.approx(large * 989 / 121)
+    assert updates("--device", "cpu") == pytest.approx(large * 989 / 0.5)
+    assert updates("--device", "cpu", "--set", "model.dtype=float32") == pytest.approx(large * 989 / 0.16)
+    assert updates("--tflops", 494.5) == pytest.approx(2 * large)
+    assert "1 node(s) of 1 × RTX4090" in run("plan", *REFERENCE, "--memory", 24).stdout
 
 
 def test_a_reference_that_moves_is_another_policy_on_disk() -> None:

@@ -24,6 +24,7 @@ from support.pipeline import CONFIG, Run, metrics
 from support.updates import POISONED, SETTINGS, TINY, steps
 
 from dapo_stages.manifests import Source
+from dapo_stages.maths.costs import state_traffic, traffic
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.optimizers import Optimizers
 from dapo_stages.models.parallel import Worker
@@ -34,11 +35,11 @@ ALL = ["updates", "chain", "carried", "lora"]
 # Name -> configuration of accelerate, processes, and what is done inside.
 PARTS = {
     "zero2": ("zero2-cpu", 2, [*ALL, "separate"]),
-    "zero2-low": ("zero2-cpu", 2, ["bfloat16"]),  # accelerate keeps to the type of the first part
+    "zero2-low": ("zero2-cpu", 2, ["traffic", "bfloat16"]),  # accelerate keeps to the type of the first part
     "ddp": ("ddp-cpu", 2, [*ALL, "again"]),
     "zero3": ("zero3-cpu", 2, ALL),
     "zero3-of-3": ("zero3-cpu", 3, ["carried"]),  # 3 does not divide the size of most weights
-    "zero3-low": ("zero3-cpu", 3, ["bfloat16"]),
+    "zero3-low": ("zero3-cpu", 3, ["traffic", "bfloat16"]),
     "fsdp2": ("ddp-cpu", 2, ["sharded", *ALL]),
 }
 SLOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero3", "fsdp2")]
@@ -191,6 +192,19 @@ def test_one_process_carries_on_from_the_state_of_two(
     assert distance(found, one) <= 1e-4 * distance(weights_of(small_run.policy(1)), one)
     files = {shard.name for shard in Source(before / "state", "state").manifest.shards}
     assert {"optimizer-00000-00000.safetensors", "optimizer-00001-00000.safetensors", "state.json"} == files
+
+
+@pytest.mark.parametrize("launch", ["zero2-low", LOW_3])
+def test_ranks_send_as_much_as_plan_says(outputs: Callable[[str], Path], checkpoint: Path, launch: str) -> None:
+    """Gradients in float32 whatever the weights are in, under ZeRO-2 all-reduced for every micro-batch; norms, sums of
+    metrics and what fills up the parts come on top."""
+    found = json.loads((outputs(launch) / "traffic.json").read_text())
+    parallel, ranks = launch.partition("-")[0], PARTS[launch][1]
+    trained = sum(value.numel() for value in weights_of(checkpoint).values())
+    assert found["micro-batches"] > 1
+    planned = traffic(parallel, trained, trained, found["micro-batches"], 0, ranks, 2)
+    assert found["update"] == pytest.approx(planned, rel=0.03)
+    assert found["state"] == pytest.approx(state_traffic(parallel, 3 * 4 * trained, ranks), rel=0.03)
 
 
 @pytest.mark.parametrize("launch", ["zero2-low", LOW_3])

@@ -121,6 +121,30 @@ def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
             (out / f"{name}.json").write_text(json.dumps(metrics))
 
 
+def traffic(out: Path, checkpoint: Path, run: Path) -> None:
+    """Bytes that a rank sends for an update in bfloat16, and to put a state together."""
+    from dapo_stages import ranks
+    from dapo_stages.config import TrainConfig
+    from dapo_stages.models.batches import mini_batch
+    from support.traffic import Sent
+    from support.updates import TINY, train_groups, trainer_of
+
+    sent = Sent(ranks.count())
+    trainer, policy = trainer_of(checkpoint, TrainConfig(), TINY.model_copy(update={"dtype": "bfloat16"}))
+    worker = trainer.worker
+    share = mini_batch(train_groups(policy), 2, ranks=worker.ranks, rank=worker.rank)
+    trainer.update(share, 1.0)  # some weights are gathered for good in the first one
+    sent.clear()
+    trainer.update(share, 1.0)
+    update = sent.clear()
+    for name in worker.trained:
+        worker.state_of(name)
+    if worker.rank == 0:
+        found = {"update": update, "state": sent.clear(), "micro-batches": len(share.batches)}
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "traffic.json").write_text(json.dumps(found))
+
+
 def lora(out: Path, checkpoint: Path, run: Path) -> None:
     """An adapter, and a second step on it."""
     settings = ["train.lora={rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}", "train.beta=0.1"]
@@ -163,7 +187,7 @@ def train_step(
     )
 
 
-PARTS = {part.__name__: part for part in (updates, separate, chain, carried, bfloat16, lora, again)}
+PARTS = {part.__name__: part for part in (updates, separate, chain, carried, bfloat16, traffic, lora, again)}
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:4]), *sys.argv[4:])
