@@ -94,7 +94,7 @@ def test_what_can_have_a_schedule_is_a_number_of_the_configuration(name: str) ->
          "2."),
         ("{rollout.sampler.temperature: {start: 1, end: 2.5}}",
          "schedules.rollout.sampler.temperature.end: found 2.5; needed: rollout.sampler.temperature: found 2.5; needed "
-         "at most 2 with engine vllm, because it divides what keeps special tokens from being sampled."),
+         "at most 2 with rollout.engine vllm, because it divides what keeps special tokens from being sampled."),
         ("{rollout.curriculum.target: {start: 0.8, end: 0.5}}",
          "schedules.rollout.curriculum.target: found no rollout.curriculum section; needed one, such as {}."),
         ("{train.beta: {start: 0, end: one}}", "`schedules.train.beta.end`: found 'one'; needed: Input should be a "

@@ -235,8 +235,8 @@ _FASTER = {
     "loading": "Fewer, larger iterations (rollout.prompts_per_iteration), or a faster --disk.",
     "writing": "Fewer, larger iterations, a faster --disk, or train.lora, whose states are small.",
     "hashing": "Fewer, larger iterations, or train.lora, whose files are small.",
-    "generation": "Larger batches (batch_groups) while they fit, fewer questions (evaluate.max_questions, EVAL_EVERY), or "
-    "vLLM; make -j2 evaluates beside the next iteration, LAG=1 samples beside training.",
+    "generation": "Larger batches (batch_groups) while they fit, fewer questions (evaluate.max_questions, EVAL_EVERY), "
+    "or vLLM; make -j2 evaluates beside the next iteration, LAG=1 samples beside training.",
     "forward": "Raise attention.batch_completions while it fits, or add ranks.",
     "updates": "Add ranks; train.gradient_checkpointing=false saves a quarter where it fits.",
     "between ranks": "Larger train.batch_completions (fewer micro-batches), another --parallel, or a faster --link.",

@@ -35,7 +35,7 @@ def seconds_of(plan: Plan) -> Seconds:
 
 
 def _opening(plan: Plan) -> dict[str, float]:
-    """A policy is hashed by every rank, then read. The base of an adapter is that of the hub, which has no checksums."""
+    """A policy is hashed by every rank, then read. The base of an adapter is of the hub, which has no checksums."""
     written = plan.files(0)["train-step: policy"]
     base = plan.d.parameters * plan.b if plan.config.train.lora is not None else 0  # quantised when read
     return {"verifying": plan.rates.verifying(written), "loading": plan.rates.loading(base + written)}

@@ -112,12 +112,12 @@ def test_a_decoding_step_calls_torch_layer_by_layer() -> None:
 def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) -> None:
     """What a token more takes, in operations that reach the dispatcher."""
     import torch
+    from support.prompts import groups
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from dapo_stages.config import ModelConfig, SamplerConfig
     from dapo_stages.engines.transformers_engine import generate
     from dapo_stages.models.policy import load_policy
-    from support.prompts import groups
 
     class Count(TorchDispatchMode):
         calls = 0

@@ -91,8 +91,8 @@ def test_dynamic_sampling_asks_for_groups_until_enough_are_informative() -> None
 
 
 def test_files_are_read_hashed_and_written_by_those_who_do() -> None:
-    """7B on 4 ranks: a policy of 16.6 GB, which every rank hashes and the first writes, and a state of 99.5 GB, which one
-    rank hashes, all read whole, and each writes and hashes a quarter of."""
+    """7B on 4 ranks: a policy of 16.6 GB, which every rank hashes and the first writes, and a state of 99.5 GB, which
+    one rank hashes, all read whole, and each writes and hashes a quarter of."""
     policy, state = 2 * 8.292166656, 12 * 8.292166656
     found = plan(*REFERENCE, "--gpus", 4)["seconds"]
     assert found["train-step"]["verifying"] == pytest.approx((policy + state) / 1.43)
