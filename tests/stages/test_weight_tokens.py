@@ -52,12 +52,12 @@ def test_tokens_that_looked_at_the_picture_weigh_more(small_run: Run) -> None:
 
 def test_truncated_completions_are_masked_but_count_in_their_group(small_run: Run, tmp_path: Path) -> None:
     completions = table(small_run.at(1) / "rollout", "completions").set_index("completion_id")
-    weights = table(small_run.at(1) / "weights", "weights")
-    cut = (completions.finish_reason[weights.completion_id] == "length").to_numpy()
-    assert not weights.in_loss[cut].any() and (weights.why[cut] == "truncated").all()
-    open_ = table(again(small_run, tmp_path / "w", weights__mask_truncated_completions="false"), "weights")
+    open_ = table(small_run.at(1) / "weights", "weights")
     assert open_.in_loss.all()
-    assert np.allclose(open_.advantage, weights.advantage)
+    masked = table(again(small_run, tmp_path / "w", weights__mask_truncated_completions="true"), "weights")
+    cut = (completions.finish_reason[masked.completion_id] == "length").to_numpy()
+    assert not masked.in_loss[cut].any() and (masked.why[cut] == "truncated").all()
+    assert masked.in_loss[~cut].all() and np.allclose(masked.advantage, open_.advantage)
 
 
 def test_other_options_on_the_same_rollouts(small_run: Run, tmp_path: Path) -> None:
