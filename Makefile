@@ -348,7 +348,7 @@ bench: $(VENV)/ready-dev ## docs/benchmarks.md: seconds and memory against TRL; 
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
 
 # Needs npm and pip's registry once. Its checkpoint of 7.5 GB stays until `make clean`.
-real-size: $(VENV)/ready-dev ## a policy of 3B with random weights through an iteration on CPUs: peaks against plan (25 min, 12 GiB)
+real-size: $(VENV)/ready-dev ## a policy of 3B with random weights through an iteration on CPUs: peaks against plan (4 min, 12 GiB)
 	PYTHONPATH=tests $(PY) -m benchmarks.real_size build/real-size
 
 pictures: $(VENV)/ready-dev ## the pictures of the docs: report, terminal and notebook of RUN (Chromium and chromedriver)

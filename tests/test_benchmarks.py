@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.limits import matrix_rate
 from benchmarks.measure import Comparison, Figure
+from benchmarks.real_size import once
 from benchmarks.table import write
 
 
@@ -37,3 +38,19 @@ def test_the_gpu_benchmark_runs_at_toy_size() -> None:
     ]
     assert set(result["speed-up"]) == {"scoring", "generation", "update"}
     assert result["checks"]["log-prob difference"] < 1e-4
+
+
+def test_parts_of_the_real_size_run_appear_whole_and_are_made_once(tmp_path: Path) -> None:
+    def cut_short(folder: Path) -> None:
+        (folder / "first").touch()
+        raise KeyboardInterrupt
+
+    def whole(folder: Path) -> None:
+        (folder / "second").touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        once(tmp_path / "part", cut_short)
+    assert not list(tmp_path.iterdir())
+    once(tmp_path / "part", whole)
+    once(tmp_path / "part", cut_short)
+    assert [path.name for path in tmp_path.rglob("*")] == ["part", "second"]

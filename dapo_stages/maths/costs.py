@@ -17,9 +17,8 @@ from dapo_stages.maths.sizing import FLOAT, Work
 # five masses and the VGR; the weight.
 COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
 SEGMENTS = 4  # of layers, for each of which attention per image token is kept in float16
-# A decoding step calls torch so often, by layer and once, and each call takes so many seconds, Python included: counted
-# and measured (tests/maths/test_costs.py, docs/sizing.md). A device is no faster than it is called.
-LAYER_CALLS, STEP_CALLS, CALL = 80, 70, 10e-6
+# A decoding step calls torch so often, by layer and once, as tests/maths/test_costs.py counts.
+LAYER_CALLS, STEP_CALLS = 80, 70
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,9 @@ class Rates:
     memory: float
     disk: float  # of all ranks together
     link: float  # between ranks
+    call: float = 0.0  # seconds between two calls of torch, Python included: a device is no faster than it is called
     hashed: float = 1.43e9  # SHA-256 in one process, measured
-    cached: float = 1.6e9  # tensors from files that the page cache has, in one process, measured
+    cached: float = 2.4e9  # tensors from files that the page cache has, in one process, measured
 
     def loading(self, size: float) -> float:
         """Seconds in which every rank reads the same bytes; the disk gives them once."""
@@ -87,7 +87,7 @@ def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, ca
     prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
     cache = 2 * d.layers * d.kv * b * groups * (work.prompt + work.count * work.completion / 2)
     text = d.parameters - d.vision
-    calls = CALL * (LAYER_CALLS * d.layers + STEP_CALLS) if called else 0.0
+    calls = rates.call * (LAYER_CALLS * d.layers + STEP_CALLS) if called else 0.0
     step = max((text * b + cache) / rates.memory, 2 * text * rows / rates.operations, calls)
     return prefill + work.completion * step
 

@@ -31,9 +31,11 @@ GPUS: dict[Gpu, Device] = {
 }
 # Two cores of a Xeon with AMX, measured one by one: 511 × 2048 · 2048 × 11008, as in a layer of 3B, and a sum over 256
 # MB. Memory and link are assumed.
-CPU = Device(16, 0.5, 0.16, 20, 5)
+CPU = Device(16, 1.5, 0.35, 20, 5)
 NETWORK = 50.0  # GB/s of a GPU to those of other machines: 400 Gbit/s each, an assumption
 REACHED_OPERATIONS, REACHED_BYTES = 0.35, 0.6  # shares of the peaks: assumptions
+# Seconds that a call of torch takes a CPU core, Python included (measured); starting a kernel as many again (assumed).
+CALL = {"cpu": 3.5e-6, "cuda": 7e-6}
 
 
 def gpu_with(memory: float) -> Gpu:

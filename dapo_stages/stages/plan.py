@@ -95,13 +95,14 @@ def main(
         raise ConfigError(f"--parallel single: found {ranks} GPUs; needed one. Name ddp or zero1 … zero3.")
     gpu = gpu or devices.gpu_with(memory or devices.GPUS["h100"].memory)
     machine = devices.GPUS[gpu] if device == "cuda" else devices.CPU
-    peak = tflops or (machine.float32 if settings.model.dtype != "bfloat16" else machine.bfloat16)
+    peak = machine.bfloat16 if settings.model.dtype == "bfloat16" else machine.float32
     between = min(machine.link, devices.NETWORK) if nodes > 1 else machine.link
     rates = Rates(
-        operations=peak * 1e12 * utilisation,
+        operations=(tflops or peak) * 1e12 * utilisation,
         memory=(bandwidth or devices.REACHED_BYTES * machine.bandwidth) * GB,
         disk=disk * GB,
         link=(link or devices.REACHED_BYTES * between) * GB,
+        call=devices.CALL[device],
     )
     plan = Plan(
         _dimensions(name),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dapo_stages.stages.planning import Plan
 
 # Until a process has imported what it needs: measured on CPUs; on CUDA an assumption, contexts and libraries included.
-START = {"cpu": 5.0, "cuda": 20.0}
+START = {"cpu": 3.0, "cuda": 20.0}
 WITHOUT_MODEL = 1.0  # the same where no torch is needed, measured
 LAUNCH = 10.0  # more for several processes, an assumption: the launcher's own imports, and their finding one another
 START_VLLM = 60.0  # until it takes requests, an assumption
@@ -35,7 +35,7 @@ def seconds_of(plan: Plan) -> Seconds:
 
 
 def _opening(plan: Plan) -> dict[str, float]:
-    """A policy is hashed by every rank, then read. The base of an adapter is of the hub, which has no checksums."""
+    """A policy is hashed by every rank, then read; not hashed is an adapter's base, which init-policy refers to."""
     written = plan.files(0)["train-step: policy"]
     base = plan.d.parameters * plan.b if plan.config.train.lora is not None else 0  # quantised when read
     return {"verifying": plan.rates.verifying(written), "loading": plan.rates.loading(base + written)}

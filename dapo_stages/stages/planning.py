@@ -15,8 +15,8 @@ from dapo_stages.stages.planned_time import seconds_of
 
 GIB = 2**30
 TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
-# Beside live bytes. On CPUs measured: the imported program, and what a stage adds (tests/stages/test_plan_memory.py).
-# On CUDA an assumption: context, kernels, NCCL.
+# Beside live bytes. On CPUs measured: the imported program, and what a stage adds to it
+# (tests/stages/test_plan_memory.py). On CUDA an assumption: context, kernels, NCCL.
 OVERHEAD = {"cpu": {"program": 440 * 2**20, "process": 80 * 2**20}, "cuda": {"process": 3 * 2**29}}
 # Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
 HEADROOM = {"cpu": 0.65, "cuda": 0.9}

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from benchmarks.iteration import SIZES
-from support.commands import run
+from support.commands import fresh, run
 from support.memory import peaks
+
+from dapo_stages.stages.planning import OVERHEAD
 
 FOLDERS = {"rollout": "rollout", "score-attention": "attention", "train-step": "train"}
 # The sizes of the benchmarks, fewer prompts; `--prompt` and the others say what the questions come to.
@@ -80,3 +82,16 @@ def test_predicted_peaks_are_within_15_percent_of_measured_ones(
         errors["checkpointing"] = want["train-step"] / found["checkpointing"] - 1
     assert all(abs(error) <= 0.15 for error in errors.values()), (found, errors)
     print(model, {name: f"{mib:.0f} MiB" for name, mib in found.items()}, errors)
+
+
+def test_the_imported_program_is_as_large_as_plan_says() -> None:
+    """Resident once everything that a stage with a model imports is there."""
+    code = """
+from pathlib import Path
+from dapo_stages.preloaded import _import
+_import()
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
+"""
+    done = fresh(code=code)
+    assert done.code == 0, done.stderr
+    assert int(done.stdout) * 1024 == pytest.approx(OVERHEAD["cpu"]["program"], rel=0.25)

@@ -203,8 +203,8 @@ def test_ranks_send_as_much_as_plan_says(outputs: Callable[[str], Path], checkpo
     trained = sum(value.numel() for value in weights_of(checkpoint).values())
     assert found["micro-batches"] > 1
     planned = traffic(parallel, trained, trained, found["micro-batches"], 0, ranks, 2)
-    assert found["update"] == pytest.approx(planned, rel=0.03)
-    assert found["state"] == pytest.approx(state_traffic(parallel, 3 * 4 * trained, ranks), rel=0.03)
+    assert found["update"] == pytest.approx(planned, rel=0.05)
+    assert found["state"] == pytest.approx(state_traffic(parallel, 3 * 4 * trained, ranks), rel=0.05)
 
 
 @pytest.mark.parametrize("launch", ["zero2-low", LOW_3])

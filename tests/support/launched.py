@@ -125,11 +125,21 @@ def traffic(out: Path, checkpoint: Path, run: Path) -> None:
     """Bytes that a rank sends for an update in bfloat16, and to put a state together."""
     from dapo_stages import ranks
     from dapo_stages.config import TrainConfig
+    from dapo_stages.models import zero
     from dapo_stages.models.batches import mini_batch
     from support.traffic import Sent
     from support.updates import TINY, train_groups, trainer_of
 
     sent = Sent(ranks.count())
+    configure = zero._configure
+
+    def as_if_large(plugin: Any, config: TrainConfig, *, low: bool) -> None:
+        """ZeRO-3 keeps up to so many weights together that a small model is gathered once."""
+        configure(plugin, config, low=low)
+        limits = ("max_live_parameters", "max_reuse_distance", "param_persistence_threshold", "prefetch_bucket_size")
+        plugin.deepspeed_config["zero_optimization"] |= {f"stage3_{limit}": 0 for limit in limits}
+
+    zero._configure = as_if_large
     trainer, policy = trainer_of(checkpoint, TrainConfig(), TINY.model_copy(update={"dtype": "bfloat16"}))
     worker = trainer.worker
     share = mini_batch(train_groups(policy), 2, ranks=worker.ranks, rank=worker.rank)
@@ -139,6 +149,7 @@ def traffic(out: Path, checkpoint: Path, run: Path) -> None:
     update = sent.clear()
     for name in worker.trained:
         worker.state_of(name)
+    zero._configure = configure
     if worker.rank == 0:
         found = {"update": update, "state": sent.clear(), "micro-batches": len(share.batches)}
         out.mkdir(parents=True, exist_ok=True)
