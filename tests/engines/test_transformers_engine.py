@@ -42,9 +42,14 @@ def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
             temperature=None,
             max_new_tokens=12,
             suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
-        )[0, len(prompt.ids) :].tolist()
-        assert one.ids == two.ids == want
-    assert len({tuple(one.ids) for one, _ in found}) == len(prompts)
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        ids = want.sequences[0, len(prompt.ids) :]
+        assert one.ids == two.ids == ids.tolist()
+        scores = torch.stack(want.scores)[:, 0].double().log_softmax(-1)
+        assert one.logprobs == pytest.approx(scores.gather(-1, ids[:, None])[:, 0].tolist(), abs=1e-6)
+    assert len({tuple(one.logprobs) for one, _ in found}) == len(prompts), "no prompt is taken for another"
 
 
 def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(

@@ -18,14 +18,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment of the only process of a launch, and no trace of it afterwards."""
+    """The environment of the only process of a launch, without a trace of what was before, nor of it afterwards."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
     names = environment_of(rank=0, count=1, port=free_port())
     # Without OMP_NUM_THREADS accelerate changes the number of threads, for all tests that follow.
     for name, value in {**names, "LOCAL_WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     yield
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(True)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
