@@ -93,7 +93,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
-        experiments test test-ranks test-faults soak audit lint format docs notebook bench real-size venv-vllm \
+        experiments test test-quick test-seeds test-ranks test-faults soak audit lint format docs notebook bench real-size venv-vllm \
         test-vllm clean clean-run FORCE
 
 help: ## this list
@@ -298,15 +298,24 @@ endif
 test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## the tests that generate with vLLM, in process and as a server (minutes)
 	VLLM_PYTHON=$(VLLM_VENV)/bin/python $(PY) -m pytest tests/with_vllm
 
-test: $(VENV)/ready-dev ## the tests
-	$(PY) -m pytest
+## JOBS: processes of test, test-quick, test-seeds and test-faults
+JOBS ?= 2
+# Tests of a file share what they have made, so they stay together.
+PYTEST = $(PY) -m pytest -n $(JOBS) --dist loadscope
+
+test: $(VENV)/ready-dev ## the tests, 6 minutes
+	$(PYTEST)
+
+test-quick: $(VENV)/ready-dev ## those that need no policy, for whoever changes a line, 1 minute
+	$(PYTEST) --quick
+
+test-seeds: $(VENV)/ready-dev ## those with a policy, as on other machines: kernels, threads, seeds; started again, it goes on
+	PYTHONPATH=tests $(PY) -m seeds --jobs $(JOBS)
 
 test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), 4 minutes
 	$(PY) -m pytest -m slow
 
-## JOBS: processes of test-faults
 ## SOAK_ITERATIONS: length of the soak
-JOBS            ?= 2
 SOAK_ITERATIONS ?= 200
 FAULTS = FAULTS_DONE=$(CURDIR)/build/faults/done FAULTS_TABLE=$(CURDIR)/build/faults/table.jsonl \
   FAULTS_RUN=$(CURDIR)/build/faults/run PYTHONPATH=$(CURDIR)/tests:$(CURDIR) $(PY)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support import machine
+from support.selection import has_policy, select
 
 from dapo_stages.config import ModelConfig
 
@@ -24,7 +25,8 @@ TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What differs between machines (`make test-seeds`)."""
+    """What `make test-quick` leaves out, and what differs between machines (`make test-seeds`)."""
+    parser.addoption("--quick", action="store_true", help="only tests without a policy and without long ones")
     group = parser.getgroup("another machine")
     group.addoption("--threads", type=int, default=1, help="threads that torch computes with")
     group.addoption("--base-seed", type=int, default=42, help="seed of the small run and of random checkpoints")
@@ -33,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[machine.THREADS] = str(config.getoption("--threads"))
     os.environ[machine.SEED] = str(config.getoption("--base-seed"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        select(config, items, [item for item in items if not has_policy(item) and not item.get_closest_marker("long")])
 
 
 @pytest.fixture(scope="session", autouse=True)

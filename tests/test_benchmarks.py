@@ -10,6 +10,8 @@ from benchmarks.measure import Comparison, Figure
 from benchmarks.real_size import once
 from benchmarks.table import write
 
+pytestmark = pytest.mark.long
+
 
 def test_the_matrix_rate_is_a_rate() -> None:
     assert 1e7 < matrix_rate(size=64, seconds=0.02) < 1e15

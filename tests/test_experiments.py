@@ -15,6 +15,8 @@ from support.make import with_makefile
 
 from dapo_stages.config import Config, load_config
 
+pytestmark = pytest.mark.long
+
 EXPERIMENTS = ROOT / "pipelines/experiments"
 # Weights of accuracy, vgr, format and overlong, regular and early; replay or not; weighting.
 TABLE = {

@@ -26,7 +26,7 @@ from dapo_stages import preload
 from dapo_stages.manifests import read_manifest
 from dapo_stages.preloaded import IDLE, _Child, _Parent
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")]
 
 # Runs in every Python of these tests: notes who runs a command, and stops one in its second file while it is told to.
 CUSTOMISED = """

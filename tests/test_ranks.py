@@ -19,6 +19,8 @@ from support.processes import forked
 from dapo_stages import cli, outputs, ranks
 from dapo_stages.errors import DapoStagesError, DataError, InterruptedStage
 
+pytestmark = pytest.mark.long
+
 
 def test_a_process_that_is_alone_imports_no_torch() -> None:
     code = """

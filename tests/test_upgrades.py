@@ -15,6 +15,8 @@ from support.commands import Result, run
 from dapo_stages.config import Config, Section
 from dapo_stages.manifests import Source, read_manifest
 
+pytestmark = pytest.mark.long
+
 UPGRADES = Path(__file__).parent / "upgrades"
 CONFIG = ("--config", "run/config.yaml")
 # What no manifest records may come without a mark: where and how engines run, and what stays on disk.

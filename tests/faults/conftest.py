@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from faults.jobs import Bench
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("long")
+
+
 @pytest.fixture(scope="session")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parent]:
     """Commands with faults. They are struck below Python, by a library that needs Linux and a C compiler."""

@@ -23,6 +23,8 @@ from dapo_stages.reporting.runs import sources
 from dapo_stages.reporting.trackers import Feed, news, points, track
 from dapo_stages.reporting.wandb_run import mode
 
+pytestmark = pytest.mark.long
+
 FIRST: Figures = {"iteration": 1, "rollout": {"accuracy": 0.5}, "train": {"loss": 0.3, "updates": [{"loss": 0.3}]}}
 SECOND: Figures = {"iteration": 2, "rollout": {"accuracy": 0.625}, "train": {"updates": [{"loss": 0.1}, {"loss": 0.2}]}}
 AGAIN: Figures = {"iteration": 1, "rollout": {"accuracy": 0.75}}

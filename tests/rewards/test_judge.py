@@ -21,6 +21,8 @@ from dapo_stages.rewards.judge import Judge
 from dapo_stages.rewards.judge_texts import better_of, score_of
 from dapo_stages.rewards.registry import Group
 
+pytestmark = pytest.mark.long
+
 ROW: dict[str, Any] = {"problem": "How many dots?", "solution": "3", "prompt_id": "p1", "images": None}
 TEXTS = ["two", "three", "four", "3"]
 POINTS = {"two": 2, "three": 10, "four": 0, "3": 7.5}

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-# Fixtures that hold a policy, or what it sampled. All others of the kind are made from these.
-SAMPLED = {"small_run", "kept_run", "checkpoint", "checkpoints"}
+from support.selection import has_policy, select
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -42,10 +40,7 @@ class Sampled:
         self._path, self._done, self._notes = path, done, notes
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        ours = [item for item in items if SAMPLED & set(getattr(item, "fixturenames", ()))]
-        left = [item for item in ours if item.nodeid not in self._done]
-        config.hook.pytest_deselected(items=[item for item in items if item not in left])
-        items[:] = left
+        select(config, items, [item for item in items if has_policy(item) and item.nodeid not in self._done])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:

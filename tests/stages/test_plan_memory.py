@@ -13,6 +13,8 @@ from support.memory import peaks
 
 from dapo_stages.stages.planning import OVERHEAD
 
+pytestmark = pytest.mark.long
+
 FOLDERS = {"rollout": "rollout", "score-attention": "attention", "train-step": "train"}
 # The sizes of the benchmarks, fewer prompts; `--prompt` and the others say what the questions come to.
 MODELS = {
