@@ -23,6 +23,12 @@ def open_engine(source: Source, config: Config) -> Engine:
     """Verify a policy folder and put it, or what it refers to, into `rollout.engine`."""
     if config.rollout.engine == "transformers":
         return _transformers(source, config)
+    if config.rollout.engine == "vllm" and ranks.count() > 1:
+        raise ConfigError(
+            f"rollout.engine: found vllm in {ranks.count()} processes; needed one, as vLLM starts processes by itself. "
+            "Start it without a launcher (make: ROLLOUT_LAUNCH=1), and set engines.vllm.tensor_parallel_size to the "
+            "GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
+        )
     from dapo_stages.models.tokens import load_tokens
 
     verify(source)
@@ -31,11 +37,6 @@ def open_engine(source: Source, config: Config) -> Engine:
         from dapo_stages.engines.server_engine import ServerEngine
 
         return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config)
-    if ranks.count() > 1:
-        raise ConfigError(
-            f"rollout.engine: found vllm in {ranks.count()} processes; needed one, as vLLM spreads a model over GPUs "
-            "by itself. Start rollout without a launcher and set engines.vllm.tensor_parallel_size."
-        )
     from dapo_stages.engines.vllm_engine import VllmEngine
 
     with _merged(source, config) as checkpoint:
