@@ -24,7 +24,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Copies:
-    """Generates as `vllm.LLM` does, without its progress, in as many processes as there are copies; they end with this one."""
+    """Generates as `vllm.LLM` does, in a process for each copy; they end with this one."""
 
     def __init__(self, copies: int, checkpoint: str, settings: dict[str, Any]) -> None:
         context = get_context("spawn")

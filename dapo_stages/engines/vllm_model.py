@@ -7,7 +7,7 @@ one of them, its weights are not; so each iteration's policy is given to it by t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from dapo_stages.errors import EngineError
 
 if TYPE_CHECKING:
     import vllm
-    from filelock import AcquireReturnProxy
 
 
 def load(checkpoint: str, settings: dict[str, Any]) -> vllm.LLM:
@@ -52,7 +51,7 @@ def linked(checkpoint: Path, folder: Path) -> Iterator[Path]:
         link.unlink()
 
 
-def _first_free(folder: Path) -> tuple[Path, AcquireReturnProxy]:
+def _first_free(folder: Path) -> tuple[Path, AbstractContextManager[object]]:
     """The path of a link, and the lock that keeps others from it."""
     from filelock import FileLock, Timeout
 

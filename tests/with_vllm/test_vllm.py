@@ -140,7 +140,7 @@ def test_the_next_policy_is_not_compiled_again(
         began = time.monotonic()
         found = rollout(program=("-c", COMPILING), policy=run.policy(number), iteration=number + 1)
         print(f"{time.monotonic() - began:.1f} s")
-        compiled.append({path for path in (tmp_path / "cache").rglob("*.so")})
+        compiled.append(set((tmp_path / "cache").rglob("*.so")))
     assert compiled[0] and compiled[1] == compiled[0]
     metrics = train(run, found, tmp_path, run.policy(1))  # the weights are those of the second policy
     assert metrics.engine_diff_max.max() < 1e-4
