@@ -44,11 +44,11 @@ class Copies:
         self, prompts: Sequence[Any], sampling: Sequence[vllm.SamplingParams], *, use_tqdm: bool = False
     ) -> list[vllm.RequestOutput]:
         """An answer for each prompt; every n-th one is of the same copy."""
-        copies = len(self._connections)
-        parts = [(prompts[place::copies], sampling[place::copies]) for place in range(copies)]
+        asked = self._connections[: len(prompts)]
+        parts = [(prompts[place :: len(asked)], sampling[place :: len(asked)]) for place in range(len(asked))]
         found: list[Any] = [None] * len(prompts)
-        for place, answers in enumerate(_answers(self._connections, parts)):
-            found[place::copies] = answers
+        for place, answers in enumerate(_answers(asked, parts)):
+            found[place :: len(asked)] = answers
         return found
 
 

@@ -1,7 +1,7 @@
 """A checkpoint in vLLM, compiled once for all iterations.
 
-vLLM compiles a model for a minute or more, and keeps the result under a hash of its settings. The checkpoint's path is
-one of them, its weights are not; so each iteration's policy is given to it by the same path, a link.
+vLLM compiles a model when it loads it, and keeps the result under a hash of its settings. The checkpoint's path is one
+of them, its weights are not; so each iteration's policy is given to it by the same path, a link.
 """
 
 from __future__ import annotations

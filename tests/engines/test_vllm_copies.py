@@ -26,6 +26,7 @@ class LLM:
             raise ValueError("no such model")
 
     def generate(self, prompts, sampling=None, *, use_tqdm=True):
+        assert prompts and not use_tqdm
         if "ends" in prompts:
             os._exit(1)
         if "fails" in prompts:
@@ -50,7 +51,7 @@ def test_copies_share_the_prompts_and_answer_in_their_order() -> None:
         assert [answer[:3] for answer in answers] == [
             ("a", 0, "3,5"), ("b", 1, "6,7"), ("c", 2, "3,5"), ("d", 3, "6,7"), ("e", 4, "3,5"),
         ]  # fmt: skip
-    assert [answer[2] for answer in copies.generate(["a"], [0])] == ["3,5"]  # none for the second
+    assert [answer[2] for answer in copies.generate(["a"], [0])] == ["3,5"]  # the second is not asked
 
 
 def test_what_vllm_raises_in_a_copy_is_raised_here_and_it_goes_on() -> None:
