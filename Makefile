@@ -71,7 +71,7 @@ TRAIN_LAUNCH    ?= $(LAUNCH)
 # vLLM and a server have processes of their own: one of ours asks them.
 ROLLOUT_LAUNCH  ?= $(if $(filter vllm server,$(engine)),1,$(processes))
 SCORE_LAUNCH    ?= $(processes)
-EVALUATE_LAUNCH ?= $(processes)
+EVALUATE_LAUNCH ?= $(if $(filter vllm server,$(evaluate_engine)),1,$(processes))
 
 # Each stage may have its own Python environment, such as ROLLOUT_PYTHON=.venv-vllm/bin/python.
 ## ROLLOUT_PYTHON SCORE_PYTHON TRAIN_PYTHON EVALUATE_PYTHON: the Python of one stage, such as .venv-vllm/bin/python

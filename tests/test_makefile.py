@@ -188,6 +188,8 @@ def test_vllm_and_servers_are_asked_by_one_process_unless_told_otherwise(project
         f"score-attention iter-0001/attention {plain}",
     ]
     assert f"rollout iter-0002/rollout {plain}" in make(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4")
+    arguments = ["evaluate", "ITER=1", "LAUNCH=4", f"SET=--set evaluate.engine={engine}"]
+    assert make(project, *arguments)[-1] == "evaluate iter-0001/eval"
 
 
 def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:

@@ -6,14 +6,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dapo_stages.config.base import Count, Section
+from dapo_stages.config.base import Count, Later, Section
 
 
 class VllmConfig(Section):
-    """vLLM in the process of rollout or evaluate. None of it changes what is sampled from."""
+    """vLLM in the process of rollout or evaluate, or in those it starts. None of it changes what is sampled from."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Share of the GPU's memory.")
-    tensor_parallel_size: Count = Field(1, description="GPUs that share the model.")
+    tensor_parallel_size: Count = Field(1, description="GPUs that share the model, or each copy of it.")
+    data_parallel_size: Annotated[Count, Later(1)] = Field(
+        1, description="Copies of the model, each on GPUs of its own, that share the prompts."
+    )
     enforce_eager: bool = Field(
         False, description="Without CUDA graphs: a quicker start, slower decoding. Always so on CPUs."
     )

@@ -1,4 +1,4 @@
-"""A server with OpenAI's chat completions that gives token ids: `vllm serve`, SGLang.
+"""A server with OpenAI's chat completions that gives token ids: that of vLLM, or SGLang.
 
 It is checked before it is used: that it serves this policy, gives token ids, and log-probs of the distribution
 sampled from; and after each batch, that it still serves what it did. Whether a server leaves the temperature out of
@@ -189,8 +189,8 @@ class ServerEngine:
             self._where,
             f"the policy {root}",
             f"{checkpoint}",
-            f"Start it again (vllm serve {checkpoint} --logprobs-mode processed_logprobs) and run the same "
-            "command again.",
+            f"Start it again (python -m vllm.entrypoints.openai.api_server --model {checkpoint} --logprobs-mode "
+            "processed_logprobs) and run the same command again.",
         )
 
     async def _check_logprobs(self, client: httpx.AsyncClient, model: str) -> None:
@@ -207,7 +207,7 @@ class ServerEngine:
             "return_token_ids": True,
         }
         answer = await self._server.ask(client, _Answer, CHAT, request)
-        do = "Use vllm serve --logprobs-mode processed_logprobs, or another engine."
+        do = "Start vLLM's server with --logprobs-mode processed_logprobs, or use another engine."
         if not answer.choices or answer.choices[0].token_ids is None or answer.prompt is None:
             raise EngineError(self._where, "answers without token ids", "them (return_token_ids)", do)
         ids, values = answer.choices[0].token_ids, answer.choices[0].values

@@ -1,4 +1,7 @@
-"""vLLM in this process. It has an environment of its own (`make venv-vllm`), as it pins torch and transformers."""
+"""vLLM in this process and those it starts.
+
+It has an environment of its own (`make venv-vllm`), as it pins torch and transformers.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from dapo_stages.config import Config
 from dapo_stages.data.images import decode
 from dapo_stages.engines import Completion
 from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
+from dapo_stages.engines.vllm_copies import Copies
+from dapo_stages.engines.vllm_model import load
 from dapo_stages.errors import EngineError
 from dapo_stages.models.tokens import Tokens
 from dapo_stages.shards import Row
@@ -50,24 +55,26 @@ class VllmEngine:
                 "a Python environment with vLLM",
                 f"Run make venv-vllm, and {stage} with {stage.upper()}_PYTHON=.venv-vllm/bin/python.",
             ) from None
-        self._vllm, settings = vllm, config.engines.vllm
+        self._vllm, wanted = vllm, config.engines.vllm
         longest = config.data.max_prompt_length + config.rollout.max_completion_length
         cpu = current_platform.is_cpu()
+        settings = {
+            "dtype": config.model.dtype,
+            "max_model_len": wanted.max_model_len or longest,
+            "logprobs_mode": "processed_logprobs",  # of the distribution sampled from
+            "gpu_memory_utilization": wanted.gpu_memory_utilization,
+            "tensor_parallel_size": wanted.tensor_parallel_size,
+            "enforce_eager": wanted.enforce_eager or cpu,
+            # A prompt cut in two needs its generator turned back, which those of CPUs cannot.
+            "enable_chunked_prefill": False if cpu else None,
+            "limit_mm_per_prompt": {"video": 0},
+            "use_tqdm_on_load": False,
+            "seed": config.seed,
+        }
+        copies = wanted.data_parallel_size
         with _explained(checkpoint):
-            self._model = vllm.LLM(
-                str(checkpoint),
-                dtype=config.model.dtype,
-                max_model_len=settings.max_model_len or longest,
-                logprobs_mode="processed_logprobs",  # of the distribution sampled from
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                tensor_parallel_size=settings.tensor_parallel_size,
-                enforce_eager=settings.enforce_eager or cpu,
-                # A prompt cut in two needs its generator turned back, which those of CPUs cannot.
-                enable_chunked_prefill=False if cpu else None,
-                limit_mm_per_prompt={"video": 0},
-                use_tqdm_on_load=False,
-                seed=config.seed,
-            )
+            where = str(checkpoint)
+            self._model = load(where, settings) if copies == 1 else Copies(copies, where, settings)
 
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False

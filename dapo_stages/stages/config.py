@@ -72,6 +72,7 @@ def _for_make(config: Config) -> str:
         "planned_iterations": config.planned_iterations,
         "lag": config.lag,
         "engine": config.rollout.engine,
+        "evaluate_engine": config.evaluate.engine,
         "curriculum": "on" if config.rollout.curriculum else "",
         "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",
     }

@@ -24,6 +24,12 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
     name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
     if name == "transformers":
         return _transformers(source, config, stage)
+    if name == "vllm" and ranks.count() > 1:
+        raise ConfigError(
+            f"{stage}.engine: found vllm in {ranks.count()} processes; needed one, as vLLM starts processes by itself. "
+            f"Start it without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size "
+            "to the GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
+        )
     from dapo_stages.models.tokens import load_tokens
 
     verify(source)
@@ -32,11 +38,6 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
         from dapo_stages.engines.server_engine import ServerEngine
 
         return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
-    if ranks.count() > 1:
-        raise ConfigError(
-            f"{stage}.engine: found vllm in {ranks.count()} processes; needed one, as vLLM spreads a model over GPUs "
-            f"by itself. Start {stage} without a launcher and set engines.vllm.tensor_parallel_size."
-        )
     from dapo_stages.engines.vllm_engine import VllmEngine
 
     with _merged(source, config) as checkpoint:

@@ -10,19 +10,19 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 unset CONFIG  # an empty one of the shell would count as named
 export SRUN_CPUS_PER_TASK=$CPUS_PER_NODE  # srun does not take it from the job
 stage=$1 iteration=$2 nodes=$SLURM_JOB_NUM_NODES
-python=$PYTHON launch=processes
+python=$PYTHON launch=processes engine=
 arguments=("RUN=$RUN" "ITER=$iteration")
 case $stage in
   setup)
-    goals=("training_logs/$RUN/iter-0000/report/manifest.json") prefix=EVALUATE
+    engine=$EVALUATE_ENGINE goals=("training_logs/$RUN/iter-0000/report/manifest.json") prefix=EVALUATE
     arguments=("RUN=$RUN" "LAG=$LAG" ${CONFIG_FILE:+"CONFIG=$CONFIG_FILE"} ${SET:+"SET=$SET"}) ;;
-  rollout) goals=(rollout) prefix=ROLLOUT python=$ROLLOUT_PYTHON
-    case $ENGINE in vllm|server) launch=1 ;; esac ;;
+  rollout) engine=$ROLLOUT_ENGINE goals=(rollout) prefix=ROLLOUT python=$ROLLOUT_PYTHON ;;
   score) goals=(score-attention weight-tokens) prefix=SCORE ;;
   train) goals=(train-step) prefix=TRAIN launch=$TRAIN_LAUNCH ;;
-  finish) goals=(iterate) prefix=EVALUATE arguments=("RUN=$RUN" "ITERS=$iteration" "EVAL_EVERY=$EVAL_EVERY") ;;
+  finish) engine=$EVALUATE_ENGINE goals=(iterate) prefix=EVALUATE arguments=("RUN=$RUN" "ITERS=$iteration" "EVAL_EVERY=$EVAL_EVERY") ;;
   *) echo "$0: found $stage; needed setup, rollout, score, train or finish." >&2; exit 2 ;;
 esac
+case $engine in vllm|server) launch=1 python=$ROLLOUT_PYTHON ;; esac
 hosts=HEAD_NODE
 [ -n "$DRY_RUN" ] || hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts%%$'\n'*}

@@ -22,11 +22,12 @@ done
 run=("RUN=$RUN" ${CONFIG:+"CONFIG=$CONFIG"} ${SET:+"SET=$SET"} ${ITERS:+"ITERS=$ITERS"} ${LAG:+"LAG=$LAG"})
 goal=training_logs/$RUN/configured
 asked=$(env -u CONFIG -u SET -u ITERS -u LAG make -n --silent "${run[@]}" "$goal" \
-  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(curriculum))")
-read -r ITERS LAG ENGINE curriculum <<< "$asked"
-export CLUSTER RUN SET LAG ENGINE EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
+  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(evaluate_engine) \$(curriculum))")
+read -r ITERS LAG ROLLOUT_ENGINE EVALUATE_ENGINE curriculum <<< "$asked"
+export CLUSTER RUN SET LAG ROLLOUT_ENGINE EVALUATE_ENGINE EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
 # vLLM and a server are asked by one process.
-case $ENGINE in vllm|server) ROLLOUTS=1 ;; *) ROLLOUTS=$ROLLOUT_NODES ;; esac
+nodes_for() { case $1 in vllm|server) echo 1 ;; *) echo "$ROLLOUT_NODES" ;; esac; }
+ROLLOUTS=$(nodes_for "$ROLLOUT_ENGINE") EVALUATIONS=$(nodes_for "$EVALUATE_ENGINE")
 logs=training_logs/$RUN/slurm
 submitted=0
 
@@ -69,7 +70,7 @@ for ((k = 1; k <= ITERS; k++)); do
   submit train "$k" "$TRAIN_NODES" "$scored" "${train[$((k - 1))]}"
   train[$k]=$job
   if ((k % EVAL_EVERY == 0 || k == ITERS)); then
-    submit finish "$k" "$ROLLOUT_NODES" "$job" "$finished"
+    submit finish "$k" "$EVALUATIONS" "$job" "$finished"
     finished=$job
   fi
 done

@@ -195,7 +195,10 @@ def test_a_server_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -
     with FakeServer(small_run.policy(0), root=str(other)) as server:
         result = attempt(small_run, server, tmp_path / "r")
     assert result.code == 3
-    assert f"found the policy {other}; needed {small_run.policy(0)}. Start it again (vllm serve" in result.stderr
+    assert (
+        f"found the policy {other}; needed {small_run.policy(0)}. Start it again (python -m vllm.entrypoints.openai."
+        f"api_server --model {small_run.policy(0)} --logprobs-mode processed_logprobs) and"
+    ) in result.stderr
 
 
 def test_a_server_that_changed_its_policy_gives_no_shard(small_run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.pipeline import Run
+from support.processes import together
 
 from dapo_stages.engines.vllm_engine import collapsed
 
@@ -29,4 +30,16 @@ def test_without_vllm_the_error_says_which_environment_has_it(
         "sys.modules); needed a Python environment with vLLM. Run make venv-vllm, and rollout with "
         "ROLLOUT_PYTHON=.venv-vllm/bin/python."
     )
+    assert not list((tmp_path / "r").glob("*.parquet"))
+
+
+def test_several_processes_are_refused_with_the_keys_to_set_instead(small_run: Run, tmp_path: Path) -> None:
+    settings = small_run.options(rollout__engine="vllm")
+    results = together(2, "rollout", *settings, *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+    assert [result.code for result in results] == [3, 3]
+    assert (
+        "rollout.engine: found vllm in 2 processes; needed one, as vLLM starts processes by itself. Start it without a "
+        "launcher (make: ROLLOUT_LAUNCH=1), and set engines.vllm.tensor_parallel_size to the GPUs that share a model, "
+        "or engines.vllm.data_parallel_size to the number of its copies."
+    ) in "".join(result.stderr for result in results)
     assert not list((tmp_path / "r").glob("*.parquet"))

@@ -65,9 +65,8 @@ def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byt
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
-        PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", policy, "--host", "127.0.0.1", "--port", port,
-        "--dtype", "float32", "--enforce-eager", "--max-model-len", 600, "--logprobs-mode", "processed_logprobs",
-        "--no-enable-chunked-prefill",
+        *documented(policy), "--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager",
+        "--max-model-len", 600, "--no-enable-chunked-prefill",
     ]  # fmt: skip
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with open(log, "wb") as output:
@@ -79,6 +78,13 @@ def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byt
         yield url, process
     finally:
         kill(process)
+
+
+def documented(policy: Path) -> list[object]:
+    """The command by which docs/engines.md starts a server, in the environment of these tests."""
+    [line] = [line for line in (ROOT / "docs/engines.md").read_text().splitlines() if line.startswith(".venv-vllm/")]
+    program, *words = line.removesuffix("&").split()
+    return [PYTHON.parent / Path(program).name, *(policy if "training_logs" in word else word for word in words)]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

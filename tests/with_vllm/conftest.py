@@ -23,14 +23,14 @@ def run(small_run: Run) -> Run:
 
 @pytest.fixture(scope="session")
 def rollout(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Rollout:
-    """A rollout by vLLM in the process of its own environment; the folder it wrote."""
+    """A rollout by vLLM in the process of its own environment, or by a program there; the folder it wrote."""
 
-    def sample(**inputs: object) -> Path:
+    def sample(*settings: str, program: tuple[str, str] = ("-m", "dapo_stages"), **inputs: object) -> Path:
         out = tmp_path_factory.mktemp("vllm") / "rollout"
-        flags = [flag for setting in (*run.settings, "rollout.engine=vllm") for flag in ("--set", setting)]
+        flags = [flag for one in (*run.settings, "rollout.engine=vllm", *settings) for flag in ("--set", one)]
         given = {"policy": run.policy(0), "data": run.folder / "data", "iteration": 1, **inputs}
         options = [part for name, value in given.items() for part in (f"--{name}", value)]
-        command = [PYTHON, "-m", "dapo_stages", "rollout", "--config", CONFIG, *flags, *options, "--out", out]
+        command = [PYTHON, *program, "rollout", "--config", CONFIG, *flags, *options, "--out", out]
         done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,3 +108,39 @@ def test_an_adapter_is_merged(run: Run, rollout: Rollout, tmp_path: Path) -> Non
     sampled = rollout(policy=adapter, iteration=2)
     found = train(run, sampled, tmp_path / "two", adapter, **lora)
     assert found.engine_diff_max.max() < 1e-3
+
+
+@pytest.mark.parametrize("parallel", ["data", "tensor"])
+def test_several_processes_of_vllm_give_the_completions_of_one(sampled: Path, rollout: Rollout, parallel: str) -> None:
+    several = rollout(f"engines.vllm.{parallel}_parallel_size=2")
+    assert Source(several).manifest.fingerprint == Source(sampled).manifest.fingerprint
+    one, two = (table(folder, "completions").completion_ids for folder in (sampled, several))
+    same = [list(ids) == list(others) for ids, others in zip(one, two, strict=True)]
+    print(f"{np.mean(same):.1%} the same")
+    assert np.mean(same) > 0.9  # sums in another order, and other batches, round otherwise
+
+
+# On CPUs the engine does not let vLLM compile, as that takes longer than it saves.
+COMPILING = """
+from dapo_stages.cli import main
+from dapo_stages.engines import vllm_engine
+
+load = vllm_engine.load
+vllm_engine.load = lambda checkpoint, settings: load(checkpoint, {**settings, "enforce_eager": False})
+main()
+"""
+
+
+def test_the_next_policy_is_not_compiled_again(
+    run: Run, rollout: Rollout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    compiled = []
+    for number in (0, 1):
+        began = time.monotonic()
+        found = rollout(program=("-c", COMPILING), policy=run.policy(number), iteration=number + 1)
+        print(f"{time.monotonic() - began:.1f} s")
+        compiled.append(set((tmp_path / "cache").rglob("*.so")))
+    assert compiled[0] and compiled[1] == compiled[0]
+    metrics = train(run, found, tmp_path, run.policy(1))  # the weights are those of the second policy
+    assert metrics.engine_diff_max.max() < 1e-4
