@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,15 +28,31 @@ def rollout(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Rollout:
 
     def sample(*settings: str, program: tuple[str, str] = ("-m", "dapo_stages"), **inputs: object) -> Path:
         out = tmp_path_factory.mktemp("vllm") / "rollout"
-        flags = [flag for one in (*run.settings, "rollout.engine=vllm", *settings) for flag in ("--set", one)]
-        given = {"policy": run.policy(0), "data": run.folder / "data", "iteration": 1, **inputs}
-        options = [part for name, value in given.items() for part in (f"--{name}", value)]
-        command = [PYTHON, *program, "rollout", "--config", CONFIG, *flags, *options, "--out", out]
-        done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr
+        given = {"policy": run.policy(0), "data": run.folder / "data", "iteration": 1, "out": out, **inputs}
+        there("rollout", (*run.settings, "rollout.engine=vllm", *settings), given, program)
         return out
 
     return sample
+
+
+@pytest.fixture(scope="session")
+def evaluated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluation by vLLM."""
+    out = tmp_path_factory.mktemp("vllm") / "eval"
+    given = {"policy": run.policy(0), "data": run.folder / "data", "out": out}
+    there("evaluate", (*run.settings, "evaluate.engine=vllm"), given)
+    return out
+
+
+def there(
+    stage: str, settings: Sequence[str], options: dict[str, object], program: tuple[str, str] = ("-m", "dapo_stages")
+) -> None:
+    """Run a stage in the environment with vLLM."""
+    flags = [flag for one in settings for flag in ("--set", one)]
+    named = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = [PYTHON, *program, stage, "--config", CONFIG, *flags, *named]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")
