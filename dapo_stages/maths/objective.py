@@ -181,14 +181,18 @@ def merge_metrics(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str
 
 
 def entropy_threshold(entropy_T: Tensor, quantile: float) -> float:
-    """The least entropy among the share `quantile` of tokens that has the most (arXiv 2506.01939).
+    """Entropy above which lies the share `quantile` of tokens that has the most (arXiv 2506.01939).
 
-    Give the tokens in the loss of a whole mini-batch: the share is of those.
+    Give the tokens in the loss of a whole mini-batch: the share is of those. These are the tokens that are at least the
+    quantile of torch; the threshold is half-way to the next one below, so that rounding in another pass over the same
+    tokens chooses no others.
     """
     ordered_T = entropy_T.sort().values  # torch.quantile takes no more than 2^24 values
-    place = (1.0 - quantile) * (len(ordered_T) - 1)
-    lower, upper = (ordered_T[number].double() for number in (math.floor(place), math.ceil(place)))
-    return float(torch.lerp(lower, upper, place - math.floor(place)))
+    first = math.ceil((1.0 - quantile) * (len(ordered_T) - 1) - 1e-9)
+    if first == 0:
+        return -math.inf
+    below, above = ordered_T[first - 1 : first + 1].double()
+    return float((below + above) / 2)
 
 
 def _ratio(log_ratio_T: Tensor, mask_T: Tensor, sequence_ids_T: Tensor, level: Level) -> Tensor:

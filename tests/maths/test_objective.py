@@ -254,16 +254,23 @@ def test_the_top_share_by_entropy_stays():
     assert (entropy[mask] >= entropy_threshold(entropy[mask], 1.0)).all()
 
 
-@pytest.mark.parametrize("quantile", [1.0, 0.8, 0.5, 0.2, 0.01])
-def test_the_threshold_is_the_quantile_of_torch(quantile: float) -> None:
-    entropy = torch.rand(1001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = torch.quantile(entropy, 1 - quantile).item()
-    assert entropy_threshold(entropy, quantile) == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize("count", [1, 31, 1001, 1002])
+@pytest.mark.parametrize("quantile", [1.0, 0.8, 0.6, 0.5, 0.2, 0.01])
+def test_the_tokens_above_the_threshold_are_those_of_torchs_quantile(quantile: float, count: int) -> None:
+    entropy = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = entropy >= torch.quantile(entropy, 1 - quantile)
+    least = entropy_threshold(entropy, quantile)
+    assert torch.equal(entropy >= least, expected)
+
+
+def test_the_threshold_is_no_tokens_entropy() -> None:
+    """Of 31 tokens 60 % begin with that at place 12, counted from 0: half-way between it and the one below."""
+    assert entropy_threshold(torch.arange(31.0), 0.6) == 11.5
 
 
 def test_the_threshold_is_found_among_more_values_than_torch_takes() -> None:
     entropy = torch.arange(2**24 + 1, dtype=torch.float32).flip(0)
-    assert entropy_threshold(entropy, 0.5) == 2**23
+    assert entropy_threshold(entropy, 0.5) == 2**23 - 0.5
 
 
 @pytest.mark.parametrize("argument", [{"loss_type": "ppo"}, {"level": "word"}])
