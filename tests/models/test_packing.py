@@ -55,7 +55,7 @@ def test_packed_groups_equal_separate_rows(policy: Policy, checkpointing: bool, 
     got_gradient = gradients(policy, got)
 
     assert torch.allclose(got, want, atol=1e-12)
-    assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-7
+    assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-6  # norms are computed in float32
     assert entropy.shape == got.shape and bool((entropy > 0).all())
 
 
@@ -72,7 +72,7 @@ def test_gradients_of_adapters_equal_those_of_separate_rows(policy: Policy) -> N
     in_training(policy)
     got = gradients(policy, GroupLogprobs(policy, 0.7)(policy.pack(cases))[0])
     assert got.numel() == sum(p.numel() for name, p in policy.model.named_parameters() if "lora" in name)
-    assert ((got - want).norm() / want.norm()).item() < 1e-7
+    assert ((got - want).norm() / want.norm()).item() < 1e-6  # norms are computed in float32
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_padded_rows_equal_separate_rows(policy: Policy, checkpointing: bool) ->
     got, entropy = GroupLogprobs(policy, temperature=0.7)(SeparateRows(cases))
     got_gradient = gradients(policy, got)
     assert torch.allclose(got, want, atol=1e-12)
-    assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-7
+    assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-6  # norms are computed in float32
     assert entropy.shape == got.shape and bool((entropy > 0).all())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support import machine
 from support.judge import JudgeServer
 from support.pipeline import Run, table
 from support.processes import together
@@ -133,7 +134,7 @@ def test_a_budget_gives_the_same_rewards_after_an_interruption_and_in_two_proces
 ) -> None:
     settings = SHARDS | {"rewards__plugins": "{}"}
     rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
-    with JudgeServer(lambda text: f'{{"score": {len(text) % 11}}}') as server:
+    with JudgeServer(lambda text: f'{{"score": {len(text) % 11}}}') as server, machine.one_thread():
 
         def judge(cache: str) -> str:
             # 4 requests per group: the first five of twelve groups

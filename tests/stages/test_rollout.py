@@ -154,10 +154,10 @@ def test_the_history_is_an_input_whatever_its_order(small_run: Run, tmp_path: Pa
     inputs = Source(first).manifest.inputs
     assert [name for name in inputs if name.startswith("history")] == ["history-000001", "history-000002"]
     assert inputs["history-000002"].content_hash == Source(two).manifest.content_hash
-    found = Source(first).manifest.content_hash
-    assert Source(history(small_run, tmp_path / "b", 11, two, one)).manifest.content_hash == found
-    assert Source(history(small_run, tmp_path / "c", 11, small_run.folder)).manifest.content_hash == found
-    assert Source(history(small_run, tmp_path / "d", 11)).manifest.content_hash != found
+    found = Source(first).manifest.fingerprint
+    assert Source(history(small_run, tmp_path / "b", 11, two, one)).manifest.fingerprint == found
+    assert Source(history(small_run, tmp_path / "c", 11, small_run.folder)).manifest.fingerprint == found
+    assert Source(history(small_run, tmp_path / "d", 11)).manifest.fingerprint != found
     result = small_run.attempt(
         "rollout", "--policy", small_run.policy(0), "--data", small_run.folder / "data", "--iteration", 11,
         "--history", one, "--out", first, **CURRICULUM,

@@ -60,7 +60,9 @@ def test_batches_are_filled_with_what_is_scored(
     small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups that are not kept cost nothing; the rows stay in the order of the completions."""
-    prompts, score, sizes = table(small_run.at(1) / "rollout", "prompts"), Scoring._score, []
+    rollouts, score, sizes = tmp_path / "r", Scoring._score, []
+    five = {"rollout__prompts_per_iteration": 5, "rollout__oversample": 1.6}  # out of shards of 4: one is kept in part
+    small_run.command("rollout", *small_run.rollout_inputs(1), "--out", rollouts, **five)
 
     def counted(self: Scoring, batch: list[Row], *more: Any) -> dict[str, Row]:
         sizes.append(len(batch))
@@ -68,15 +70,16 @@ def test_batches_are_filled_with_what_is_scored(
 
     monkeypatch.setattr(Scoring, "_score", counted)
     small_run.command(
-        "score-attention", "--policy", small_run.policy(0), "--rollouts", small_run.at(1) / "rollout",
-        "--out", tmp_path / "a", attention__batch_completions=8,
+        "score-attention", "--policy", small_run.policy(0), "--rollouts", rollouts, "--out", tmp_path / "a",
+        attention__batch_completions=8,
     )  # fmt: skip
-    shards = Source(small_run.at(1) / "rollout").shards("prompts")
+    shards, prompts = Source(rollouts).shards("prompts"), table(rollouts, "prompts")
     kept = np.split(prompts.kept.to_numpy(), np.cumsum([shard.rows for shard in shards])[:-1])
     assert any(0 < part.sum() < len(part) for part in kept)
     assert len(sizes) == sum(-(-part.sum() // 2) for part in kept)  # groups of 4
-    made, before = table(tmp_path / "a", "attention"), table(small_run.at(1) / "attention", "attention")
-    assert list(made.completion_id) == list(before.completion_id) and list(made.status) == list(before.status)
+    made, sampled = table(tmp_path / "a", "attention"), table(rollouts, "completions")
+    assert list(made.completion_id) == list(sampled.completion_id)
+    assert list(made.status == "ok") == list(sampled.group_id.map(prompts.set_index("group_id").kept))
 
 
 def test_pictures_get_attention_per_image_token(small_run: Run) -> None:

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from support import machine
 from support.answers import right_as_read
 from support.commands import ROOT, Result
 from support.pipeline import Run
@@ -41,6 +43,25 @@ FOUR_SHARDS = {
     "rollout__prompts_per_iteration": 16,
     "rollout__dynamic_sampling": "false",
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with machine.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process with one thread makes in iteration 1: its rollout, and the attention of the small run's."""
+    if machine.threads() == 1:
+        return small_run.at(1)
+    folder = tmp_path_factory.mktemp("alone")
+    rollouts = ["--policy", small_run.policy(0), "--rollouts", small_run.at(1) / "rollout"]
+    with machine.one_thread():
+        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", folder / "rollout")
+        small_run.command("score-attention", *rollouts, "--out", folder / "attention")
+    return folder
 
 
 def hash_of(folder: Path) -> str:
@@ -78,9 +99,9 @@ def launch(folder: Path, *args: object) -> Result:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_rollout_keeps_the_same_groups(count: int, small_run: Run, tmp_path: Path) -> None:
+def test_rollout_keeps_the_same_groups(count: int, small_run: Run, alone: Path, tmp_path: Path) -> None:
     succeed(count, "rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "r")
-    assert hash_of(tmp_path / "r") == hash_of(small_run.at(1) / "rollout")
+    assert hash_of(tmp_path / "r") == hash_of(alone / "rollout")
 
 
 @pytest.mark.parametrize("surplus", ["keep", "discard"])
@@ -95,11 +116,11 @@ def test_oversampling_and_a_curriculum_keep_the_same_groups(surplus: str, small_
         assert hash_of(tmp_path / f"r{count}") == hash_of(tmp_path / "alone")
 
 
-def test_score_attention_gives_the_same_rows(small_run: Run, tmp_path: Path) -> None:
+def test_score_attention_gives_the_same_rows(small_run: Run, alone: Path, tmp_path: Path) -> None:
     rollout = small_run.at(1) / "rollout"
     inputs = ["--policy", small_run.policy(0), "--rollouts", rollout, "--out", tmp_path / "a"]
     succeed(2, "score-attention", *small_run.options(), *inputs)
-    assert hash_of(tmp_path / "a") == hash_of(small_run.at(1) / "attention")
+    assert hash_of(tmp_path / "a") == hash_of(alone / "attention")
 
 
 def test_evaluate_gives_the_same_rows_and_figures(small_run: Run, tmp_path: Path) -> None:
@@ -123,7 +144,7 @@ def test_one_process_speaks_for_all(small_run: Run, tmp_path: Path) -> None:
 
 
 def test_shards_sampled_in_vain_are_dropped_by_whoever_carries_on(
-    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Run, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So many processes sample as many at a time, and one more than is needed; stopped before they remove it."""
     needed = len(Source(small_run.at(1) / "rollout").shards("prompts"))
@@ -138,7 +159,7 @@ def test_shards_sampled_in_vain_are_dropped_by_whoever_carries_on(
     monkeypatch.undo()
     assert (tmp_path / f"r/completions-{needed:05d}.parquet").exists()
     small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
-    assert hash_of(tmp_path / "r") == hash_of(small_run.at(1) / "rollout")
+    assert hash_of(tmp_path / "r") == hash_of(alone / "rollout")
 
 
 def test_a_killed_process_ends_the_stage_and_any_number_carries_on(

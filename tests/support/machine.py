@@ -6,6 +6,8 @@ They are in the environment, so that processes which tests start have them too.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 THREADS, SEED = "DAPO_TESTS_THREADS", "DAPO_TESTS_SEED"
 
@@ -25,3 +27,13 @@ def set_threads() -> None:
     import torch
 
     torch.set_num_threads(threads())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As forked processes have, whatever the number: to compare with theirs, and where every bit counts."""
+    import torch
+
+    torch.set_num_threads(1)
+    yield
+    set_threads()
