@@ -85,5 +85,6 @@ def test_make_is_told_what_its_rules_depend_on(tmp_path: Path) -> None:
     for overrides, kl in ((), ""), (("--set", "train.beta=0.1"), " on"):
         command("config", "--config", tmp_path / "run.yaml", *overrides, "--make", told)
         assert told.read_text().splitlines() == [
-            *("planned_iterations := 1000", "lag := 2", "engine := vllm", "curriculum := on", f"kl :={kl}")
+            *("planned_iterations := 1000", "lag := 2", "engine := vllm", "evaluate_engine := transformers"),
+            *("curriculum := on", f"kl :={kl}"),
         ]
