@@ -167,6 +167,7 @@ def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatc
         if ranks.rank() == 0:
             return waited(at_work or 0.1)
         ranks.barrier()
+        time.sleep(2.0)  # the other is at work, or waits
         first = ranks.fail("a file is gone", 3)
         ranks.leave()
         return first
