@@ -1,5 +1,5 @@
-# The driver. Every stage's manifest.json is a target: what exists is not redone, what was made from something
-# older is. `make help` lists what to type; the variables below can be set on the command line.
+# The driver. Every stage's manifest.json is a target: what exists is not redone, what was made from something else than
+# its inputs hold now is. `make help` lists what to type; the variables below can be set on the command line.
 
 ## RUN: name of the run; it is written into training_logs/RUN
 ## CONFIG: configuration of a new run; one that exists has its own
@@ -23,21 +23,29 @@ VENV       ?= .venv
 # Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
 
+# A run is a folder below training_logs: nothing else is written into, or removed by clean-run.
+space  := $(subst ,, )
+comma  := ,
+hash   := \#
+parts  := $(subst /, ,$(RUN))
+unsafe := $(filter . .. -%,$(parts)) $(foreach c,' " ` \ ; & | < > ( ) { } [ ] * ? ! ~ % : = $$ $(hash) $(comma),$(findstring $(c),$(RUN)))
+ifneq ([$(RUN)]$(if $(parts),$(strip $(unsafe)),none),[$(subst $(space),/,$(strip $(parts)))])
+$(error RUN: found '$(RUN)'; needed the name of a run, such as first or study/first, of letters, digits, . _ and -. \
+  Name one of training_logs, or a new one)
+endif
 R := training_logs/$(RUN)
-one_run = $(if $(filter 1,$(words $(RUN))),,$(error RUN: found '$(RUN)'; needed the name of one run))
 # A run that exists keeps its configuration unless another one is named.
 ifeq ($(origin CONFIG),file)
 ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-# What else the rules need to know of the configuration (planned_iterations, lag, engine, curriculum, kl), dapo-stages
-# config is asked, for goals that are about a run. Its answers lie outside of the run's folder: make writes what it
-# includes under -n, too.
+# What else the rules need to know, dapo-stages config is asked, for goals that are about a run: of the configuration
+# planned_iterations, lag, engines, curriculum and kl; of each output whether it is sound or stale by what it was made
+# from (state/iter-0001/rollout). Its answers lie outside of the run's folder: make writes what it includes under -n, too.
 overrides := $(SET)$(if $(LAG), --set lag=$(LAG))
 ANSWERS   := build/make/$(RUN).mk
 ifneq ($(filter iterate rollout score-attention weight-tokens train-step evaluate report $(R)/%,$(MAKECMDGOALS)),)
-$(one_run)
 dry := $(findstring n,$(firstword -$(MAKEFLAGS)))
 ifneq ($(and $(dry),$(if $(wildcard $(VENV)/ready),,missing)),)
 $(error make -n: found no environment in $(VENV); needed one, to read $(CONFIG). Run make setup first)
@@ -46,7 +54,7 @@ $(if $(wildcard $(ANSWERS)),,$(shell mkdir -p $(dir $(ANSWERS)) && touch -t 2000
 include $(ANSWERS)
 ifndef MAKE_RESTARTS # asked again after each restart, it would have no end
 $(ANSWERS): FORCE | $(if $(dry),,$(VENV)/ready)
-	@$(PY) -m dapo_stages config --config '$(CONFIG)' $(overrides) --make $@
+	@$(PY) -m dapo_stages config --config '$(CONFIG)' $(overrides) --run $(R) --make $@
 endif
 endif
 ITERS ?= $(planned_iterations)
@@ -115,6 +123,9 @@ iterate: ## train: ITERS iterations of the pipeline, with evaluations and a repo
 replace = $(if $(wildcard $@),--overwrite)
 config  = --config $(R)/config.yaml
 
+# Prerequisites of the output $(1), which are $(2): of a sound one only that they are there, whatever their times.
+made_of = $(if $(filter sound,$(state/$(1))),| $(2),$(if $(state/$(1)),FORCE) $(2) |)
+
 # make deletes a target whose recipe is interrupted; a manifest is never half-written, so it stays.
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
@@ -124,39 +135,44 @@ $(R)/config.yaml: FORCE | $(VENV)/ready $(if $(filter zero% multi-node,$(TRAIN_L
 $(R)/policy/manifest.json: | $(R)/config.yaml
 	$(PY) $(DAPO) init-policy $(config) --out $(@D) $(replace)
 
-$(R)/data/manifest.json: $(R)/policy/manifest.json | $(R)/config.yaml
+$(R)/data/manifest.json: $(call made_of,data,$(R)/policy/manifest.json) $(R)/config.yaml
 	$(PY) $(DAPO) prepare-data $(config) --policy $(R)/policy --out $(@D) $(replace)
 
-$(R)/iter-0000/eval/manifest.json: $(R)/policy/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
+$(R)/iter-0000/eval/manifest.json: $(call made_of,iter-0000/eval,$(R)/policy/manifest.json $(R)/data/manifest.json) $(R)/config.yaml
 	$(EVALUATE_PYTHON) $(EVALUATE_START) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
 
-$(R)/iter-0000/report/manifest.json: $(R)/iter-0000/eval/manifest.json | $(R)/config.yaml
+$(R)/iter-0000/report/manifest.json: $(call made_of,iter-0000/report,$(R)/iter-0000/eval/manifest.json) $(R)/config.yaml
 	$(PY) $(DAPO) report $(config) --run $(R) --iteration 0 $(replace)
 
 # $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it trains,
-# $(5) that policy, $(6) what it carries on from, $(7) manifest of the policy it samples with, $(8) that policy
+# $(5) that policy, $(6) what it carries on from, $(7) manifest of the policy it samples with, $(8) that policy,
+# $(9) name of its folder
 define iteration
 .PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
 
-$(2)/rollout/manifest.json: $(7) $(R)/data/manifest.json $(if $(6),$(if $(curriculum),$(3)/rollout/manifest.json)) | $(R)/config.yaml
+$(2)/rollout/manifest.json: $(call made_of,$(9)/rollout,$(7) $(R)/data/manifest.json \
+  $(if $(6),$(if $(curriculum),$(3)/rollout/manifest.json))) $(R)/config.yaml
 	$$(ROLLOUT_PYTHON) $$(ROLLOUT_START) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) \
 	  $(if $(curriculum),--history $(R)) --out $$(@D) $$(replace)
 
-$(2)/attention/manifest.json: $(7) $(2)/rollout/manifest.json | $(R)/config.yaml
+$(2)/attention/manifest.json: $(call made_of,$(9)/attention,$(7) $(2)/rollout/manifest.json) $(R)/config.yaml
 	$$(SCORE_PYTHON) $$(SCORE_START) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
 
-$(2)/weights/manifest.json: $(2)/rollout/manifest.json $(2)/attention/manifest.json $(if $(6),$(3)/weights/manifest.json) | $(R)/config.yaml
+$(2)/weights/manifest.json: $(call made_of,$(9)/weights,$(2)/rollout/manifest.json $(2)/attention/manifest.json \
+  $(if $(6),$(3)/weights/manifest.json)) $(R)/config.yaml
 	$$(PY) $$(DAPO) weight-tokens $$(config) --rollouts $(2)/rollout --attention $(2)/attention --iteration $(1) \
 	  $(if $(6),--replay $(3)/weights) --out $$(@D) $$(replace)
 
-$(2)/train/manifest.json: $(4) $(2)/weights/manifest.json | $(R)/config.yaml
+$(2)/train/manifest.json: $(call made_of,$(9)/train,$(4) $(2)/weights/manifest.json) $(R)/config.yaml
 	$$(TRAIN_PYTHON) $$(TRAIN_START) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
 	  $(if $(6),--state $(3)/train/state) $(if $(kl),--reference $$(call reference,$(2))) --out $$(@D) $$(replace)
 
-$(2)/eval/manifest.json: $(2)/train/manifest.json $(R)/data/manifest.json | $(R)/config.yaml
+$(2)/eval/manifest.json: $(call made_of,$(9)/eval,$(2)/train/manifest.json $(R)/data/manifest.json) $(R)/config.yaml
 	$$(EVALUATE_PYTHON) $$(EVALUATE_START) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
 
-$(2)/report/manifest.json: $(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json) | $(3)/report/manifest.json
+$(2)/report/manifest.json: $(call made_of,$(9)/report,$(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json)) \
+  $(3)/report/manifest.json
+$(if $(state/$(9)/eval),,$(if $(call evaluated,$(1)),$(2)/report/manifest.json: $(2)/eval/manifest.json))
 	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
 	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
 endef
@@ -171,7 +187,7 @@ evaluated = $(or $(filter $(1),$(due)),$(wildcard $(call folder,$(1))/eval/manif
 reference = $(or $(shell ls $(R)/iter-[0-9]*/train/reference/manifest.json 2>/dev/null | \
   awk -v here='$(1)' '$$0 < here {sub("/manifest.json", ""); last = $$0} END {print last}'),$(R)/policy)
 # $(1) iteration, $(2) the one before, $(3) the one whose policy samples
-rules     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(call folder,$(2)),$(call made,$(2)),$(call policy,$(2)),$(filter-out 0,$(2)),$(call made,$(3)),$(call policy,$(3))))
+rules     = $(eval $(call iteration,$(1),$(call folder,$(1)),$(call folder,$(2)),$(call made,$(2)),$(call policy,$(2)),$(filter-out 0,$(2)),$(call made,$(3)),$(call policy,$(3)),$(word $(1),$(folders))))
 
 # There are rules once the configuration has answered. A shell costs milliseconds: none is asked per iteration.
 ifdef planned_iterations
@@ -372,6 +388,6 @@ clean: ## remove caches and builds (runs and the environment stay)
 	find . -name __pycache__ -not -path './.venv*' -exec rm -rf {} +
 
 clean-run: ## remove the run RUN and everything in it
-	$(one_run)rm -rf -- '$(R)' '$(ANSWERS)'
+	rm -rf -- '$(R)' '$(ANSWERS)'
 
 FORCE:

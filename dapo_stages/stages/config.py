@@ -42,7 +42,7 @@ def main(
     settings = load_config(config, set_)
     text = dump_config(settings)
     if make is not None:
-        _write(make, _for_make(settings))
+        _write(make, for_make(settings, run))
         return
     if out is None:
         print(text, end="")
@@ -64,19 +64,6 @@ def _write(path: Path, text: str) -> bool:
         return False
     write_text(path, text)
     return True
-
-
-def _for_make(config: Config) -> str:
-    """What the Makefile's rules depend on, as variables of make; what is off is empty there."""
-    answers = {
-        "planned_iterations": config.planned_iterations,
-        "lag": config.lag,
-        "engine": config.rollout.engine,
-        "evaluate_engine": config.evaluate.engine,
-        "curriculum": "on" if config.rollout.curriculum else "",
-        "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",
-    }
-    return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items())
 
 
 def _check_run(out: Path, values: dict[str, Any]) -> None:
