@@ -180,7 +180,9 @@ def empty_model(path: str | Path) -> Any:
     """The model of a checkpoint, by folder or hub id, without its weights."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    with torch.device("meta"):
+    from dapo_stages.models.launches import whole_models
+
+    with torch.device("meta"), whole_models():
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 

@@ -95,9 +95,12 @@ def holds_master_weights(accelerator: Any) -> bool:
 
 
 @contextmanager
-def whole_models(accelerator: Any) -> Iterator[None]:
-    """Within, models are loaded whole on every rank, also under ZeRO-3, which splits all that transformers loads."""
-    if not splits_weights(accelerator) or not holds_master_weights(accelerator):
+def whole_models() -> Iterator[None]:
+    """Within, models are made whole on every rank, also under ZeRO-3, which splits all that transformers makes."""
+    from accelerate.state import AcceleratorState, is_initialized
+
+    plugin = AcceleratorState().deepspeed_plugin if is_initialized() else None
+    if plugin is None or plugin.zero_stage != 3:
         yield
         return
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -106,7 +109,7 @@ def whole_models(accelerator: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        set_hf_deepspeed_config(accelerator.state.deepspeed_plugin.dschf)
+        set_hf_deepspeed_config(plugin.dschf)
 
 
 def worker(accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> Worker:

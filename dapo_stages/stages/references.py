@@ -6,7 +6,7 @@ TR-DPO (arXiv 2404.09656), its soft update: reference <- alpha · policy + (1 - 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dapo_stages.config import Config, TrainConfig
 from dapo_stages.errors import ConfigError
@@ -41,13 +41,13 @@ def is_due(settings: TrainConfig, iteration: int) -> bool:
     return settings.beta > 0 and every is not None and iteration % every == 0
 
 
-def open_reference(source: Source, config: Config, accelerator: Any) -> Trainer:
+def open_reference(source: Source, config: Config) -> Trainer:
     """Whole on every rank: each computes its own micro-batches, without the others."""
     from dapo_stages.models.launches import whole_models
     from dapo_stages.models.optimizers import Optimizers, freeze
     from dapo_stages.models.update import Trainer
 
-    with whole_models(accelerator):
+    with whole_models():
         policy = open_policy(source, config.model)
     policy.attend("grouped")
     freeze(policy.model.parameters())

@@ -272,7 +272,7 @@ class TrainStep:
         everything = [batch for part in work for batch in part.batches]
         reference = None
         if NAME in self._inputs:
-            reference = open_reference(self._inputs[NAME], self._config, self._accelerator)
+            reference = open_reference(self._inputs[NAME], self._config)
         with progress("train-step: old log-probs", len(later)) as advance:
             for batch in later:
                 batch.old = trainer.logprobs(batch)
@@ -287,7 +287,6 @@ class TrainStep:
         """The ranks write the state together; the policy and all manifests are of rank 0."""
         import os
 
-        from dapo_stages.models.launches import whole_models
         from dapo_stages.models.policy import save_policy
         from dapo_stages.models.state import save_state
 
@@ -310,8 +309,7 @@ class TrainStep:
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
             say(f"train-step: moving the reference towards the policy, by {alpha:g}")
-            with whole_models(self._accelerator):  # an adapter's layers are looked up in a model made for it
-                write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
+            write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
             self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
 
 
