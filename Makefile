@@ -130,7 +130,7 @@ made_of = $(if $(filter sound,$(state/$(1))),| $(2),$(if $(state/$(1)),FORCE) $(
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
 $(R)/config.yaml: FORCE | $(VENV)/ready $(if $(filter zero% multi-node,$(TRAIN_LAUNCH)),$(VENV)/ready-deepspeed)
-	@$(PY) $(DAPO) config --config '$(CONFIG)' $(overrides) --out $@ $(asked)
+	@$(PY) $(DAPO) config --config '$(CONFIG)' $(overrides) --out $@ $(asked) --note build/make/$(RUN)-$$PPID
 
 $(R)/policy/manifest.json: | $(R)/config.yaml
 	$(PY) $(DAPO) init-policy $(config) --out $(@D) $(replace)

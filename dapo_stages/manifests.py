@@ -186,7 +186,7 @@ class Source:
                 self.folder,
                 "a pruned output",
                 "its files",
-                "Raise the keep settings before the next run; to have these again, redo the iteration they are of.",
+                f"Run {self.manifest.stage} with another --out to have them again, and raise the keep settings.",
             )
         if not path.is_file():
             raise DataError(path, "no such file", "the file its manifest lists", redo)

@@ -79,13 +79,16 @@ class Plan:
         return fingerprint(self.stage, self.config, self.seed, hashes)
 
     def state(self) -> str:
-        """`new`, `partial`, `complete` (nothing to do) or `stale` (made from something else)."""
+        """`new`, `partial`, `complete` (nothing to do) or `stale` (made from something else).
+
+        An output whose files were pruned is complete: what it was made from still stands in its manifest.
+        """
         if (self.out / MANIFEST).exists():
             try:
                 made = read_manifest(self.out)
             except DataError:  # damaged, or of another version
                 return "stale"
-            return "complete" if made.fingerprint == self.fingerprint and not made.pruned else "stale"
+            return "complete" if made.fingerprint == self.fingerprint else "stale"
         return "partial" if notes(self.out) else "new"
 
 
@@ -353,8 +356,7 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
             out, f"an output of {made.stage}", f"one of {plan.stage}, or an empty folder", "Name another --out."
         )
     if not overwrite:
-        why = "that was pruned" if made.pruned else "made from other inputs or configuration"
-        raise DataError(out, f"an output of {made.stage} {why}", needed, do)
+        raise DataError(out, f"an output of {made.stage} made from other inputs or configuration", needed, do)
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:

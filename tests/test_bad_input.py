@@ -119,8 +119,8 @@ def test_a_pruned_folder(tiny: Path) -> None:
     assert os.listdir(tiny / "iter-0001/rollout") == ["manifest.json"]
     refused(
         weigh(tiny),
-        f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Raise the keep settings before the next "
-        "run; to have these again, redo the iteration they are of.",
+        f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Run rollout with another --out to "
+        "have them again, and raise the keep settings.",
     )
 
 

@@ -91,12 +91,34 @@ def test_eval_every_leaves_iterations_out_but_not_the_last(project: Path) -> Non
     ]
 
 
+UNSAFE = ["", "a b", "..", ".", "../docs", "a/../..", "a/./b", "/tmp/x", "a//b", "a/", "-rf", "a;b", "a'b", "$$X", "*"]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+@pytest.mark.parametrize("target", ["iterate", "clean-run", "status", "help"])
+def test_a_run_is_named_by_a_folder_below_training_logs(project: Path, target: str, name: str) -> None:
+    before = sorted(project.rglob("*"))
+    for options in ((), ("-n",)):
+        done = attempt(project, *options, target, f"RUN={name}")
+        found = f"RUN: found '{name.replace('$$', '$')}'; needed the name of a run"
+        assert done.returncode == 2 and found in done.stderr and done.stdout == ""
+    assert sorted(project.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["study/small/start-1", "实验-1", "v1.2_b"])
+def test_a_run_may_lie_in_folders_and_have_any_letters(project: Path, name: str) -> None:
+    make(project, "iterate", f"RUN={name}", "ITERS=1")
+    assert (project / "training_logs" / name / "iter-0001/report/manifest.json").exists()
+    make(project, "clean-run", f"RUN={name}")
+    assert not (project / "training_logs" / name).exists()
+
+
 @pytest.mark.parametrize("name", ["", "one two"])
 def test_clean_run_removes_one_run_or_nothing(project: Path, name: str) -> None:
     make(project, "iterate", "ITERS=1")
     for goal in ("clean-run", "iterate"):
         done = attempt(project, goal, f"RUN={name}")
-        assert done.returncode != 0 and f"RUN: found '{name}'; needed the name of one run" in done.stderr
+        assert done.returncode != 0 and f"RUN: found '{name}'; needed the name of a run" in done.stderr
     assert (project / "training_logs/t/policy/manifest.json").exists()
     make(project, "clean-run")
     assert not (project / "training_logs/t").exists()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +178,32 @@ def test_help_needs_no_environment_and_asks_nothing(bare: Path) -> None:
     assert done.returncode == 0 and "make iterate" in done.stdout
     assert "ITERS=planned_iterations " in done.stdout
     assert {path.name for path in bare.iterdir()}.isdisjoint({".venv", "build", "calls", "training_logs"})
+
+
+def test_a_second_make_with_other_settings_leaves_the_first_ones_alone(project: Path) -> None:
+    """The stages stand in; what is written as configuration is the real thing."""
+    python = project / ".venv/bin/python"
+    waits = f"""case "$*" in
+  *" config "*" --out "*) exec "{sys.executable}" "$@" ;;
+  *" rollout "*) touch started; while [ -e wait ]; do sleep 0.02; done ;;
+esac
+"""
+    head, _, rest = python.read_text().partition("\n")
+    python.write_text(f"{head}\n{waits}{rest}")
+    (project / "wait").touch()
+    words = ["make", "iterate", "RUN=t", "ITERS=1", "PRELOAD=0"]
+    first = subprocess.Popen(words, cwd=project, env={"PATH": os.environ["PATH"]}, stdout=subprocess.DEVNULL)
+    try:
+        while not (project / "started").exists():
+            assert first.poll() is None
+            time.sleep(0.02)
+        before = (project / "training_logs/t/config.yaml").read_bytes()
+        second = attempt(project, "iterate", "ITERS=1", "PRELOAD=0", "SET=--set seed=7")
+        assert second.returncode == 2 and "Error 4" in second.stderr
+        assert f"found it at work (make (process {first.pid})) by other settings; needed the same" in second.stderr
+        assert (project / "training_logs/t/config.yaml").read_bytes() == before
+    finally:
+        (project / "wait").unlink()
+        assert first.wait(timeout=60) == 0
+    assert attempt(project, "report", "PRELOAD=0", "SET=--set seed=7").returncode == 0
+    assert (project / "training_logs/t/config.yaml").read_text().startswith("seed: 7\n")

@@ -221,5 +221,5 @@ def test_a_pruned_output_is_still_known_but_cannot_be_read(tmp_path: Path) -> No
         pruned.verified(pruned.manifest.shards[0])
     assert str(caught.value) == (
         f"{tmp_path}/a: found a pruned output; needed its files. "
-        "Raise the keep settings before the next run; to have these again, redo the iteration they are of."
+        "Run rollout with another --out to have them again, and raise the keep settings."
     )

@@ -263,9 +263,8 @@ def test_a_finished_output_of_other_configuration_is_refused(undisturbed: Path) 
     [
         (lambda out: (out / "metrics-00001.parquet").unlink(), "metrics-00001.parquet: found no such file; needed"),
         (lambda out: (out / "manifest.json").write_text("{"), "manifest.json: found an unreadable manifest ("),
-        (lambda out: mark_pruned(out), "undisturbed: found an output of rollout that was pruned; needed"),
     ],
-    ids=["file", "manifest", "pruned"],
+    ids=["file", "manifest"],
 )
 def test_a_damaged_output_is_made_again_only_when_asked(
     damage: Callable[[Path], Any], words: str, undisturbed: Path
@@ -276,6 +275,17 @@ def test_a_damaged_output_is_made_again_only_when_asked(
     assert words in str(caught.value) and " Pass --overwrite to " in str(caught.value)
     assert make(undisturbed, overwrite=True) == [0, 1, 2, 3]
     readable(undisturbed)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pruned_output_is_finished(overwrite: bool, undisturbed: Path) -> None:
+    mark_pruned(undisturbed)
+    for path in undisturbed.glob("*.parquet"):
+        path.unlink()
+    assert make(undisturbed, overwrite=overwrite) is None
+    with pytest.raises(DataError, match="made from other inputs or configuration"):
+        make(undisturbed, config=2)
+    assert make(undisturbed, config=2, overwrite=True) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "photos"])

@@ -13,12 +13,18 @@ from dapo_stages.console import say
 from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import MANIFEST, read_manifest
 from dapo_stages.shards import write_text
+from dapo_stages.stages.at_work import check_idle, join
+from dapo_stages.stages.makefile import for_make
 from dapo_stages.stages.options import ConfigFile, Overrides
 
 
 def main(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else stdout.", metavar="FILE")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run that --make is about, there or not.", metavar="DIR"),
+    ] = None,
     make: Annotated[
         Path | None, typer.Option("--make", help="File to write with what the Makefile includes.", metavar="FILE")
     ] = None,
@@ -26,12 +32,14 @@ def main(
         list[Path] | None,
         typer.Option("--for", help="Output of an iteration that is made next. May be repeated.", metavar="DIR"),
     ] = None,
+    note: Annotated[Path | None, typer.Option("--note", help="Where a make leaves its process.", hidden=True)] = None,
     set_: Overrides = None,
 ) -> None:
     """Check a configuration and write it out with every key resolved.
 
     A file that already says the same is left alone, time stamp included. With --out, a data.source that is a path has
-    to be there, and what --for names must not be finished with other settings.
+    to be there, what --for names must not be finished with other settings, and that of a run changes only while nothing
+    is at work on the run.
 
     Example: dapo-stages config --config pipelines/embedded.yaml --out training_logs/first/config.yaml
     """
@@ -53,6 +61,10 @@ def main(
         _check_finished(folder, out, settings, words)
     if not (out.parent / "data" / MANIFEST).exists():  # here and not after a policy has been made
         check_source(settings.data)
+    if note is not None:
+        join(note)
+    if out.is_file() and read_text(out, errors="replace") != text:
+        check_idle(out.parent, note)
     if _write(out, text):
         say(f"config: wrote {out}")
 

@@ -1,6 +1,6 @@
 """What the Makefile includes: answers of the configuration, and which outputs of a run contents say are up to date.
 
-make itself compares times alone, and a copy, an unpacked archive or a clock that was set back has none of the right ones.
+make itself compares times, and those of a copy, an unpacked archive or a clock that was set back say nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SOUND, STALE = "sound", "stale"
 
 
 def for_make(config: Config, run: Path | None) -> str:
-    """The text of that file: variables of make, which what is off leaves empty, and `state/OUTPUT := sound`, or `stale`."""
+    """The text of that file: variables of make. What is off is empty; `state/OUTPUT` is `sound` or `stale`."""
     answers = {
         "planned_iterations": str(config.planned_iterations),
         "lag": str(config.lag),

@@ -12,6 +12,7 @@ from dapo_stages.stages.options import ConfigFile, DryRun, Json, Of, Overrides, 
 
 if TYPE_CHECKING:
     from dapo_stages.config import Config
+    from dapo_stages.manifests import Manifest, Source
     from dapo_stages.outputs import Output, Plan
 
 
@@ -50,7 +51,7 @@ def main(
     from dapo_stages.reporting.trackers import feed_of, track
 
     settings = load_config(config, set_)
-    plans = _plans(run, iteration, settings)
+    plans = _plans(run, iteration, settings, overwrite=overwrite)
     if dry_run and as_json:
         answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
@@ -83,10 +84,11 @@ def main(
         say(str(speed))
 
 
-def _plans(run: Path, only: int | None, settings: Config) -> dict[int, Plan]:
-    """What to make for which iteration; without `only`, those whose report is missing or older than its inputs.
+def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) -> dict[int, Plan]:
+    """What to make for which iteration; without `only`, those whose report is missing or of other inputs.
 
-    A report whose inputs were pruned since stays as it is: it cannot be made again.
+    One made with other settings stays as it is, as every finished output does, unless it is to be overwritten. One
+    whose inputs were pruned since always does: it cannot be made again.
     """
     from dapo_stages.console import say
     from dapo_stages.errors import DataError
@@ -94,7 +96,8 @@ def _plans(run: Path, only: int | None, settings: Config) -> dict[int, Plan]:
     from dapo_stages.reporting.fragments import LAYOUT
     from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, pruned, sources
 
-    plans = {}
+    plans: dict[int, Plan] = {}
+    others: list[int] = []
     reported = False
     for number in iterations(run) if only is None else [only]:
         found = sources(run, number)
@@ -109,20 +112,27 @@ def _plans(run: Path, only: int | None, settings: Config) -> dict[int, Plan]:
             continue
         section = settings.sections("report.samples", "report.completions") | {"layout": LAYOUT}
         plan = Plan("report", out, section, settings.seed, found)
-        if only is not None or plan.state() != "complete" or _older(plan):
+        if only is not None or made is None or _is_of_others(made, found):
             plans[number] = plan
+        elif plan.state() != "complete":
+            others.append(number)
+            if overwrite:
+                plans[number] = plan
+    if others and not overwrite:
+        say(f"report: {len(others)} of other settings stay as they are; --overwrite makes them again")
     if not plans and not reported:
         where = run if only is None else iteration_folder(run, only)
         raise DataError(where, "no finished output of any stage", "at least one", "Run rollout or evaluate first.")
     return plans
 
 
-def _older(plan: Plan) -> bool:
-    """Whether an input was published after the report: then make would ask for it again and again."""
-    from dapo_stages.manifests import MANIFEST
+def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
+    """Whether a report is of other outputs than there are now, or of an older version."""
+    from dapo_stages.reporting.fragments import LAYOUT
 
-    made = (plan.out / MANIFEST).stat().st_mtime_ns
-    return any((source.folder / MANIFEST).stat().st_mtime_ns > made for source in plan.inputs.values())
+    now = {name: source.manifest.content_hash for name, source in inputs.items()}
+    was = {name: source.content_hash for name, source in made.inputs.items()}
+    return now != was or made.config.get("layout") != LAYOUT
 
 
 def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
@@ -152,7 +162,4 @@ def _grown(plan: Plan) -> bool:
         return True
     now = {name: source.manifest.content_hash for name, source in plan.inputs.items()}
     same = all(now.get(name) == source.content_hash for name, source in made.inputs.items())
-    older = made.config.get("layout") != LAYOUT
-    config = {**plan.config, **made.config, "layout": LAYOUT}
-    more = made.inputs.keys() < now.keys() or (older and made.inputs.keys() == now.keys())
-    return same and config == plan.config and made.seed == plan.seed and more
+    return same and (made.inputs.keys() < now.keys() or made.config.get("layout") != LAYOUT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from reporting import tiny_run
 from support.commands import run as command
 
 from dapo_stages.manifests import mark_pruned
+from dapo_stages.unfinished import locked
 
 CLIP = ("--set", "weights.clip=[0.5, 2.0]")
 
@@ -77,6 +80,46 @@ def test_a_configuration_that_has_changed_since_is_no_reason_to_refuse(run: Path
     assert command("config", "--config", config, *CLIP, "--out", config).code == 0
     assert ask(run, "iter-0002/weights", "--set", "keep.policies=7")[0] == 0
     assert ask(run, "iter-0002/weights", "--set", "weights.clip=[0.4, 2.5]")[0] == 3
+
+
+@pytest.fixture()
+def changed(run: Path) -> list[object]:
+    """Words of a command that would change the configuration of the run."""
+    return ["config", "--config", run / "config.yaml", *CLIP, "--out", run / "config.yaml"]
+
+
+def test_a_configuration_stays_while_an_output_is_written(run: Path, changed: list[object]) -> None:
+    before = (run / "config.yaml").read_bytes()
+    with locked(run / "iter-0003/rollout"):
+        refused = command(*changed)
+        same = command(*changed[:3], *changed[-2:])
+    assert refused.code == 4 and same.code == 0 and (run / "config.yaml").read_bytes() == before
+    assert refused.stderr == (
+        f"{run}: found it at work ({run}/iter-0003/rollout) by other settings; needed the same. Wait, stop it, or name "
+        "another run (RUN=…).\n"
+    )
+    assert command(*changed).code == 0 and (run / "config.yaml").read_bytes() != before
+
+
+def test_a_configuration_stays_while_another_make_goes_by_it(run: Path, changed: list[object], tmp_path: Path) -> None:
+    before = (run / "config.yaml").read_bytes()
+    first, second = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    notes = [tmp_path / f"make/my-run-{make.pid}" for make in (first, second)]
+    unchanged = [*changed[:3], *changed[-2:]]
+    try:
+        assert command(*unchanged, "--note", notes[0]).code == 0
+        refused = command(*changed, "--note", notes[1])
+        assert refused.code == 4 and f"found it at work (make (process {first.pid})) by other" in refused.stderr
+        assert (run / "config.yaml").read_bytes() == before
+        assert command(*unchanged, "--note", notes[1]).code == 0
+        assert command(*changed, "--note", tmp_path / f"make/run-{second.pid}").code == 0  # of another run
+    finally:
+        for make in (first, second):
+            make.kill()
+            make.wait()
+    third = tmp_path / f"make/my-run-{os.getpid()}"
+    assert command(*changed, "--set", "keep.policies=7", "--note", third).code == 0
+    assert sorted((tmp_path / "make").glob("my-run-*")) == [third]  # notes of makes that have ended are gone
 
 
 def test_make_is_told_what_its_rules_depend_on(tmp_path: Path) -> None:

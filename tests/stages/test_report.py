@@ -177,9 +177,33 @@ def test_a_report_takes_in_what_came_since(tmp_path: Path) -> None:
     assert not (run / "iter-0003/report").exists()
 
 
-def test_a_changed_setting_is_refused_without_overwrite(run: Path) -> None:
+@pytest.mark.parametrize("changed", ["report.samples=1", "report.completions=1", "seed=9"])
+def test_a_changed_setting_is_for_reports_that_are_not_made_yet(run: Path, changed: str) -> None:
+    report(run, "--iteration", "0")
+    report(run, "--iteration", "1")
+    before = {number: read_manifest(run / f"iter-000{number}/report") for number in (0, 1)}
+    done = report(run, "--set", changed)
+    assert done.exit_code == 0
+    assert "report: 2 of other settings stay as they are; --overwrite makes them again" in done.stderr
+    assert {number: read_manifest(run / f"iter-000{number}/report") for number in (0, 1)} == before
+    made = read_manifest(run / "iter-0002/report")
+    key, value = changed.split("=")
+    assert str({**made.config, "seed": made.seed}[key]) == value
+    again = report(run, "--set", changed)
+    assert again.exit_code == 0 and read_manifest(run / "iter-0002/report") == made
+
+
+def test_a_report_that_lacks_an_evaluation_gets_it_under_other_settings_too(tmp_path: Path) -> None:
+    run = tiny_run.build(tmp_path / "tiny", last="train")
     report(run)
-    refused = report(run, "--set", "report.samples=1")
+    tiny_run.evaluation(run, 2, greedy=0.5)
+    assert report(run, "--set", "report.samples=1").exit_code == 0
+    assert "eval" in read_manifest(run / "iter-0002/report").inputs
+
+
+def test_a_changed_setting_for_a_report_by_name_is_refused_without_overwrite(run: Path) -> None:
+    report(run)
+    refused = report(run, "--iteration", "0", "--set", "report.samples=1")
     assert refused.exit_code == 1 and refused.exception is not None
     assert str(refused.exception) == (
         f"{run}/iter-0000/report: found an output of report made from other inputs or configuration; "
