@@ -14,42 +14,69 @@ from pathlib import Path
 
 import pytest
 from faults.projects import Project
+from faults.table import record
 
 from dapo_stages.manifests import MANIFEST, read_manifest
 
-KEEP = "keep: {rollouts: 1, states: 1, policies: 1}"
-ONE_MORE = ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
+ITERATIONS = 3
+PRUNED = ("rollout", "attention", "weights", "train/policy", "train/state")
+ITERATION = ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
 
 
-def project(folder: Path, iterations: int) -> Project:
-    """A run that is planned for three iterations, and is to come so far; of the earlier ones little is kept."""
-    made = Project(folder, 3)
+def project(folder: Path, keep: int | None = None) -> Project:
+    """A run of three iterations. What `keep` says is kept of the earlier ones; else everything."""
+    made = Project(folder, ITERATIONS)
+    newest = "null" if keep is None else str(keep)
     settings = made.folder / "tiny.yaml"
-    settings.write_text(re.sub(r"keep: .*", KEEP, settings.read_text()))
-    made.iterations = iterations
+    kept = f"keep: {{rollouts: {newest}, states: {newest}, policies: {newest}}}"
+    settings.write_text(re.sub(r"keep: .*", kept, settings.read_text()))
     return made
 
 
 @dataclass
-class Runs:
-    """A run of two of its three iterations, of the first of which there are manifests, evaluations and reports."""
+class Original:
+    """A run to be copied, what make has to ask for in the copy, and what has come of it where nothing was copied."""
 
     folder: Path
-    hashes: dict[str, str]  # of all three, where nothing was copied
+    left: list[str]
+    hashes: dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    made = project(tmp_path_factory.mktemp("original"), 2)
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    """Two of three iterations; of the first there are manifests, evaluations and reports."""
+    made = project(tmp_path_factory.mktemp("pruned"), keep=1)
     try:
+        made.iterations = 2
         made.finish()
-        pruned = ("rollout", "attention", "weights", "train/policy", "train/state")
-        assert all(read_manifest(made.run / "iter-0001" / part).pruned for part in pruned)
+        assert all(read_manifest(made.run / "iter-0001" / part).pruned for part in PRUNED)
         two = made.folder / "two"
         shutil.copytree(made.run, two)
-        made.iterations = 3
+        made.iterations = ITERATIONS
         made.finish()
-        return Runs(two, made.hashes())
+        return Original(two, ITERATION, made.hashes())
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def half_way(pruned: Original, tmp_path_factory: pytest.TempPathFactory) -> Original:
+    """The same before its second report, and with a rollout of the third iteration that was interrupted."""
+    folder = tmp_path_factory.mktemp("half way") / "t"
+    shutil.copytree(pruned.folder, folder)
+    shutil.rmtree(folder / "iter-0002/report")
+    (folder / "iter-0003/rollout").mkdir(parents=True)
+    (folder / "iter-0003/rollout/.partial.json").write_text('{"fingerprint": "", "shards": []}')
+    return Original(folder, ["report", *ITERATION], pruned.hashes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    """All iterations, whole."""
+    made = project(tmp_path_factory.mktemp("finished"))
+    try:
+        made.finish()
+        return Original(made.run, [], made.hashes())
     finally:
         made.close()
 
@@ -58,22 +85,14 @@ def by_cp(run: Path, copy: Path) -> None:
     """As cp -r, an upload or a container image: times in any order."""
     shutil.copytree(run, copy, copy_function=shutil.copyfile)
     for path in copy.rglob(MANIFEST):
-        when = random.Random(path.parent.name).randrange(10**9)
+        when = random.Random(path.relative_to(copy).as_posix()).randrange(10**9)
         os.utime(path, (when, when))
-
-
-def by_cp_half_way(run: Path, copy: Path) -> None:
-    """Before its last report, with a rollout that was interrupted."""
-    by_cp(run, copy)
-    shutil.rmtree(copy / "iter-0002/report")
-    (copy / "iter-0003/rollout").mkdir(parents=True)
-    (copy / "iter-0003/rollout/.partial.json").write_text('{"fingerprint": "", "shards": []}')
 
 
 def by_clock(run: Path, copy: Path) -> None:
     """The clock was set back by an hour after the first iteration."""
     shutil.copytree(run, copy)
-    for path in copy.glob(f"iter-0002/*/{MANIFEST}"):
+    for path in (*copy.glob(f"iter-000[23]/*/{MANIFEST}"), *copy.glob(f"iter-000[23]/*/*/{MANIFEST}")):
         when = path.stat().st_mtime - 3600
         os.utime(path, (when, when))
 
@@ -98,31 +117,35 @@ def by_git(run: Path, copy: Path) -> None:
     shutil.rmtree(copy / ".git")
 
 
-@pytest.mark.parametrize(
-    ("way", "more"),
-    [
-        pytest.param(by_cp, ONE_MORE, marks=pytest.mark.faults),
-        (by_cp_half_way, ["report", *ONE_MORE]),
-        (by_clock, ONE_MORE),
-        pytest.param(by_tar, ONE_MORE, marks=pytest.mark.faults),
-        pytest.param(by_git, ONE_MORE, marks=pytest.mark.faults),
-    ],
-)
+# Those of `make test`; the others are for `make test-faults`.
+FEW = {("half_way", by_cp), ("pruned", by_clock)}
+CASES = [
+    pytest.param(state, way, id=f"{state}-{way.__name__}", marks=() if (state, way) in FEW else pytest.mark.faults)
+    for state in ("pruned", "half_way", "finished")
+    for way in (by_cp, by_clock, by_tar, by_git)
+]
+
+
+@pytest.mark.parametrize(("state", "way"), CASES)
 def test_a_copy_goes_on_where_it_was(
-    way: Callable[[Path, Path], None], more: list[str], runs: Runs, tmp_path: Path
+    state: str, way: Callable[[Path, Path], None], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    copy = project(tmp_path, 3)
+    original: Original = request.getfixturevalue(state)
+    copy = project(tmp_path, keep=None if state == "finished" else 1)
     copy.run.parent.mkdir()
-    way(runs.folder, copy.run)
+    way(original.folder, copy.run)
     try:
         copy.finish()
-        assert asked(copy) == more
-        assert copy.hashes() == runs.hashes
+        assert asked(copy) == original.left
+        # The last iteration that make is asked for is evaluated, so two of three have an evaluation that three have not.
+        found = copy.hashes()
+        assert {name: found[name] for name in original.hashes} == original.hashes
         times = copy.times()
         copy.finish()
         assert copy.times() == times and asked(copy) == []
     finally:
         copy.close()
+    record(19, 1, state.replace("_", "-"))
 
 
 def asked(project: Project) -> list[str]:

@@ -92,6 +92,11 @@ ROWS = {
         "loss or gradient not a number, exploding ratio, equal rewards, collapse of the format",
         "12",
     ),
+    19: Row(
+        "A run goes on in a copy, and after a clock was set back.",
+        "cp -r, git, tar and a clock set back; of a finished, a half-way and a pruned run; content hashes compared",
+        "12",
+    ),
 }
 
 
