@@ -86,9 +86,12 @@ def fail(message: str, code: int) -> bool:
     True for the first that fails: it is the one that says why. Signals are ignored from here on, so that it is told to
     its end: a launcher sends them to all as soon as one process ends.
     """
+    global _found
     _ignore_signals()
     if count() == 1:
         return True
+    if isinstance(_found, _InterruptedSearch) and _has_agent():
+        _found = None  # the launcher's store is there, and knows whether another process has failed before
     try:
         return _channel(_LEAVE).fail(message, code)
     except RankError:
@@ -126,13 +129,17 @@ def _joined() -> _Channel | None:
     return None if isinstance(_found, RankError) else _found
 
 
+class _InterruptedSearch(RankError):
+    """A signal came before it was known whether the others can be reached."""
+
+
 _found: _Channel | RankError | None = None
 
 
 def _connection(patience: float) -> _Channel | RankError:
     global _found
     if _found is None:
-        _found = RankError(_lost(_host(count()), "a signal ended the search for it"))  # if one does
+        _found = _InterruptedSearch(_lost(_host(count()), "a signal ended the search for it"))  # if one does
         try:
             _found = _Channel(rank(), count(), patience)
         except RankError as error:

@@ -159,6 +159,27 @@ def test_who_fails_before_it_has_joined_looks_for_the_first_process_for_a_moment
     assert first and 0.5 < seconds < 5
 
 
+def test_who_is_stopped_while_it_looks_for_the_launcher_knows_that_another_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The launcher stops the others as soon as one has failed, which has said why."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr(ranks, "_found", None)
+    monkeypatch.setattr(ranks, "_ignore_signals", lambda: None)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(ranks, "_await", lambda *where: (_ for _ in ()).throw(InterruptedStage("stopped")))
+        with pytest.raises(InterruptedStage):
+            ranks.join()
+    PrefixStore("dapo_stages/0", store).add("failures", 1)
+    assert ranks.fail("stopped", 130) is False
+    ranks.leave()
+
+
 @pytest.mark.parametrize("at_work", [0.0, 60.0], ids=["waiting", "at work"])
 def test_a_failure_ends_the_others_with_its_exit_code(at_work: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_BEAT", 0.2)
