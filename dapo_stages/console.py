@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dapo_stages import ranks
@@ -26,6 +27,18 @@ _SECONDS_BETWEEN_LINES = 5.0
 _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
+def take_any_text() -> None:
+    """Let stdout and stderr take every character: one that the locale has not is written as `\\u2713`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def takes_unicode(stream: TextIO) -> bool:
+    """Whether it has every character by itself, so that a program that reads it gets what was written."""
+    return (stream.encoding or "utf-8").lower().replace("_", "-").startswith("utf")
+
+
 def say(text: str) -> None:
     """A plain line for people, on stderr, so that stdout stays for --json."""
     if ranks.rank() == 0:
@@ -35,7 +48,7 @@ def say(text: str) -> None:
 def answer(result: Mapping[str, Any]) -> None:
     """The machine-readable result of a command, on stdout."""
     if ranks.rank() == 0:
-        text = json.dumps(result, allow_nan=False, ensure_ascii=False, default=str)
+        text = json.dumps(result, allow_nan=False, ensure_ascii=not takes_unicode(sys.stdout), default=str)
         print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 

@@ -55,11 +55,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(_explain(path, error)) from None
 
 
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML, every key spelled out."""
+def dump_config(config: Config, *, unicode: bool = True) -> str:
+    """The resolved configuration as YAML, every key spelled out; without `unicode` in the characters of ASCII."""
     import yaml
 
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=unicode)
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

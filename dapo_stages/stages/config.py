@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from dapo_stages.bounded import read_text
 from dapo_stages.config import Config, dump_config, load_config
-from dapo_stages.console import say
+from dapo_stages.console import say, takes_unicode
 from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import MANIFEST, read_manifest
 from dapo_stages.shards import write_text
@@ -45,7 +46,7 @@ def main(
         _write(make, _for_make(settings))
         return
     if out is None:
-        print(text, end="")
+        print(dump_config(settings, unicode=takes_unicode(sys.stdout)), end="")
         return
     _check_run(out, yaml.safe_load(text))
     words = ["--config", str(config), *(word for override in set_ or [] for word in ("--set", override))]
