@@ -86,6 +86,9 @@ def _import() -> None:
     """Import what stages do. There is no garbage in it, so nothing looks for any, now or in the children."""
     import gc
 
+    from dapo_stages.console import take_any_text
+
+    take_any_text()  # a child's streams are other files, whose text layer can no longer change that
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the driver itself would not survive a fork
     gc.disable()
     folder = Path(__file__).parent
