@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from dapo_stages import __version__, ranks
 from dapo_stages.console import take_any_text
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
+from dapo_stages.unseen import visible
 
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
 COMMANDS = {
@@ -119,8 +120,6 @@ def main() -> None:
 def _end(why: str, code: int) -> NoReturn:
     """Say why, in the first of several processes to fail, and exit. Reasons quote data, which steers no terminal."""
     if ranks.fail(why, code):
-        from dapo_stages.reporting.text import visible
-
         print(visible(why), file=sys.stderr)
     sys.exit(code)
 

@@ -16,6 +16,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dapo_stages import ranks
+from dapo_stages.unseen import visible
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -42,7 +43,12 @@ def takes_unicode(stream: TextIO) -> bool:
 def say(text: str) -> None:
     """A plain line for people, on stderr, so that stdout stays for --json."""
     if ranks.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Lines for people that are the result of a command, on stdout, without colour."""
+    print(visible(text))
 
 
 def answer(result: Mapping[str, Any]) -> None:
@@ -70,6 +76,7 @@ def colourful(stream: TextIO) -> bool:
 
 def painted(text: str, style: str) -> str:
     """Text for stdout in a style of rich such as `bold red`; plain where there is no colour."""
+    text = visible(text)
     if not style or not colourful(sys.stdout):
         return text
     from rich.color import ColorSystem
