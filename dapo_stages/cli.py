@@ -16,7 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from dapo_stages import __version__, ranks
+from dapo_stages.console import take_any_text
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
+from dapo_stages.unseen import visible
 
 # Command -> first line of its help, the same as in its module (tests/test_cli.py); the pipeline first, in its order.
 COMMANDS = {
@@ -89,6 +91,7 @@ def stages(
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked), 5 (halted) or 130
     (interrupted), and 1 where another process of the stage is gone."""
+    take_any_text()
     # Threads of torch that spin while they wait take the cores from whatever runs beside, as the Makefile says.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
@@ -105,9 +108,8 @@ def main() -> None:
         what = " ".join(str(error).split())[:200]
         _end(f"found no memory left{f' ({what})' if what else ''}; needed more. Use smaller batches.", EXIT_BAD_INPUT)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MENDABLE:
-            where = error.filename2 or error.filename or "writing"  # the second: what is copied or renamed to
-            _end(f"{where}: {_MENDABLE[error.errno]}, then run it again.", EXIT_BAD_INPUT)
+        if why := _mendable(error):
+            _end(why, EXIT_BAD_INPUT)
         if ranks.fail(repr(error), EXIT_LOST):
             raise
         sys.exit(EXIT_LOST)
@@ -118,13 +120,24 @@ def main() -> None:
 def _end(why: str, code: int) -> NoReturn:
     """Say why, in the first of several processes to fail, and exit. Reasons quote data, which steers no terminal."""
     if ranks.fail(why, code):
-        from dapo_stages.reporting.text import visible
-
         print(visible(why), file=sys.stderr)
     sys.exit(code)
 
 
-# What the file system refuses and a person can mend.
+def _mendable(error: Exception) -> str | None:
+    """What to say of an error of the system that a person can mend; None of another one."""
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        where = error.filename2 or error.filename or "writing"  # the second: what is copied or renamed to
+        return f"{where}: {_MENDABLE[error.errno]}, then run it again."
+    if isinstance(error, UnicodeEncodeError) and not error.encoding.startswith("utf"):
+        return (
+            f"{error.object[:200]!a}: found characters that the locale's {error.encoding} has not; needed one that has "
+            "them. Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run it again."
+        )
+    return None
+
+
+# What the file system refuses.
 _MENDABLE = {
     errno.ENOSPC: "found a full disk; needed room. Make some",
     errno.EDQUOT: "found a used-up quota; needed room. Make some",

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dapo_stages import ranks
+from dapo_stages.unseen import visible
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -26,16 +28,33 @@ _SECONDS_BETWEEN_LINES = 5.0
 _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
+def take_any_text() -> None:
+    """Let stdout and stderr take every character: one that the locale has not is written as `\\u2713`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def takes_unicode(stream: TextIO) -> bool:
+    """Whether it has every character by itself, so that a program that reads it gets what was written."""
+    return (stream.encoding or "utf-8").lower().replace("_", "-").startswith("utf")
+
+
 def say(text: str) -> None:
     """A plain line for people, on stderr, so that stdout stays for --json."""
     if ranks.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Lines for people that are the result of a command, on stdout, without colour."""
+    print(visible(text))
 
 
 def answer(result: Mapping[str, Any]) -> None:
     """The machine-readable result of a command, on stdout."""
     if ranks.rank() == 0:
-        text = json.dumps(result, allow_nan=False, ensure_ascii=False, default=str)
+        text = json.dumps(result, allow_nan=False, ensure_ascii=not takes_unicode(sys.stdout), default=str)
         print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
@@ -57,6 +76,7 @@ def colourful(stream: TextIO) -> bool:
 
 def painted(text: str, style: str) -> str:
     """Text for stdout in a style of rich such as `bold red`; plain where there is no colour."""
+    text = visible(text)
     if not style or not colourful(sys.stdout):
         return text
     from rich.color import ColorSystem

@@ -13,6 +13,7 @@ import sys
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
+from dapo_stages.console import take_any_text
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def main() -> None:
     """Run the launcher on `sys.argv`; what it cannot launch is bad input."""
     from yaml import YAMLError
 
+    take_any_text()
     try:
         _launch()
     except (ImportError, ValueError, OSError, YAMLError) as error:

@@ -2,7 +2,8 @@
 
 Same command line, streams, exit code and signals as `python -m dapo_stages`. The first command that needs a model
 starts a parent, which imports what stages import and forks a child per command; it ends when nobody has asked for
-anything for a while. Where there is no parent, or it is killed, the command runs in its own process as ever.
+anything for a while. Where there is no parent, or it is killed or stopped, the command runs in its own process as ever,
+and so it does where it cannot be told whether the parent may do the same as the command (dapo_stages/inherited.py).
 
 This module imports little of the standard library and nothing else: it is what a command waits for.
 """
@@ -13,19 +14,27 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
+import select
 import signal
 import socket
 import stat
+import struct
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
+
+from dapo_stages.inherited import inherited, is_stopped, look_into
 
 # Commands that start a parent; the others use one that is there.
 STARTS = ("init-policy", "prepare-data", "rollout", "score-attention", "train-step", "evaluate")
 STARTED = b"+"
+PATIENCE = 5.0  # seconds that a command waits for what takes milliseconds
+_IMPORTING = 60.0  # seconds that a parent may take to import everything, on a slow disk
+_TICK = 0.5  # seconds between looks at a parent that says nothing
+_WORD = 16  # bytes
 # Of shells, of make and of our Makefile: other for every command, and read by nothing that is imported.
 _PASSING = {
     *("_", "SHLVL", "PWD", "OLDPWD", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"),
@@ -44,6 +53,10 @@ def main() -> None:
     run()
 
 
+class _Stuck(OSError):
+    """Something that answers at once has not, for as long as a command waits; it goes on without a parent."""
+
+
 def _ask(arguments: list[str]) -> int | None:
     """The exit code of the command in a child of the parent, negative for a signal; None: run it here."""
     if sys.platform != "linux" or not arguments or "--help" in arguments:
@@ -51,27 +64,30 @@ def _ask(arguments: list[str]) -> int | None:
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     for number in numbers:
         signal.signal(number, signal.SIG_DFL)
+    stopped: list[int] = []
     try:
-        connection = _connect(start=arguments[0] in STARTS)
-        if connection is None:
+        found = _connect(start=arguments[0] in STARTS)
+        if found is None:
             return None
+        connection, parent = found
         request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "signals": numbers}
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-        if connection.recv(1) != STARTED:
+        said = _first_of(connection, parent)
+        if not said.startswith(STARTED):
             return None
-    except OSError:
-        return None
-    stopped: list[int] = []
+        child = int(said.removeprefix(STARTED))
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        with suppress(OSError):
-            connection.send(bytes([number]))
+        def forward(number: int, frame: FrameType | None) -> None:
+            stopped.append(number)
+            with suppress(OSError):
+                os.kill(child, number)
 
-    for number in numbers:
-        signal.signal(number, forward)
-    try:
-        answer = connection.recv(16)
+        for number in numbers:
+            signal.signal(number, forward)
+        answer = _last_of(connection, child)
+    except _Stuck as stuck:
+        print(f"dapo-stages: {stuck}. This command goes on by itself.", file=sys.stderr, flush=True)
+        answer = b""
     except OSError:
         answer = b""
     if answer:
@@ -79,39 +95,102 @@ def _ask(arguments: list[str]) -> int | None:
     return -stopped[0] if stopped else None  # the parent was killed, and the child with it
 
 
-def _connect(*, start: bool) -> socket.socket | None:
-    """A connection to the parent of commands such as this one, started if need be."""
+def _first_of(connection: socket.socket, parent: int) -> bytes:
+    """What a parent says first: that the command runs, and as which process. It may have to import everything first."""
+    begun = time.monotonic()
+    connection.settimeout(_TICK)
+    while True:
+        try:
+            return connection.recv(_WORD)
+        except TimeoutError:
+            waited = time.monotonic() - begun
+            if waited < (PATIENCE if is_stopped(parent) else _IMPORTING):
+                continue
+        with suppress(OSError):  # it ends then, and the next command starts another one
+            Path(connection.getpeername()).unlink()
+        raise _Stuck(
+            f"found that process {parent}, which commands are forked from, has not answered for {waited:.0f} s; needed "
+            f"one that runs. `kill -KILL {parent}` ends it"
+        )
+
+
+def _last_of(connection: socket.socket, child: int) -> bytes:
+    """What a parent says last, the exit code; nothing if it has ended, and its children with it."""
+    connection.settimeout(None)
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    with suppress(OSError):  # an old kernel, or it has ended already
+        waiting.register(os.pidfd_open(child), select.POLLIN)
+    if connection.fileno() not in dict(waiting.poll()):
+        connection.settimeout(PATIENCE)
+    try:
+        return connection.recv(_WORD)
+    except TimeoutError:
+        raise _Stuck(
+            f"found that this command's process {child} has ended, and that the one it was forked from has not said "
+            f"how for {PATIENCE:.0f} s; needed its exit code"
+        ) from None
+
+
+def _connect(*, start: bool) -> tuple[socket.socket, int] | None:
+    """A connection to the parent of commands such as this one, started if need be, and its process."""
     folder = _folder()
     path = folder / key()
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        _wait_for(lock)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(PATIENCE)
         try:
             connection.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             if not start:
                 return None
             path.unlink(missing_ok=True)
-            _start(path)
+            parent = _start(path)
             connection.connect(str(path))
-    return connection
+        else:
+            parent, _ = peer(connection)
+            look_into(parent)
+    return connection, parent
 
 
-def _start(path: Path) -> None:
-    """Start a parent. It is handed a socket that listens already, so nobody has to wait until it is ready."""
+def _wait_for(lock: IO[str]) -> None:
+    """Take a lock that others hold for milliseconds."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() < end:
+            time.sleep(0.02)
+            continue
+        raise _Stuck(
+            f"found {lock.name} locked by another process for {PATIENCE:.0f} s; needed it for a moment. `fuser "
+            f"{lock.name}` names that process"
+        )
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end: who connected, or who listens."""
+    process, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return process, user
+
+
+def _start(path: Path) -> int:
+    """Start a parent; its process. Its socket listens already, so nobody has to wait until it is ready."""
     import subprocess
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
         listener.listen(64)
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "dapo_stages.preloaded", str(listener.fileno()), str(path)],
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is for the commands
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )
+        ).pid
 
 
 def _folder() -> Path:
@@ -127,16 +206,8 @@ def _folder() -> Path:
 
 def key() -> str:
     """Hash of what a process inherits and of what it imports: a parent serves commands that have the same."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    inherited = {
-        "environment": sorted((name, value) for name, value in os.environ.items() if name not in _PASSING),
-        "limits": {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if "RLIMIT_" in name},
-        "group": Path("/proc/self/cgroup").read_text(),
-        "cores": sorted(os.sched_getaffinity(0)),
-        "rest": [mask, os.getpriority(os.PRIO_PROCESS, 0), os.getgroups()],
-    }
-    return hashlib.sha256(json.dumps([inherited, python()]).encode()).hexdigest()[:24]
+    environment = sorted((name, value) for name, value in os.environ.items() if name not in _PASSING)
+    return hashlib.sha256(json.dumps([environment, inherited(), python()]).encode()).hexdigest()[:24]
 
 
 def python() -> list[object]:

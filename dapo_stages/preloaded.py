@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
-import struct
 import sys
 import time
 from contextlib import suppress
@@ -22,7 +22,8 @@ from pathlib import Path
 from selectors import EVENT_READ, PollSelector
 from typing import NamedTuple
 
-from dapo_stages.preload import STARTED, key, python
+from dapo_stages.inherited import look_into
+from dapo_stages.preload import STARTED, key, peer, python
 
 # What stages import when they run. No torch operation may run before the fork: OpenMP would not work after it.
 MODULES = (
@@ -49,17 +50,19 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Fork a child per connection until nobody asks any more."""
     listening, path = int(sys.argv[1]), Path(sys.argv[2])
+    listener = socket.socket(fileno=listening)
     if key() != path.name:
         return
+    listener.listen()  # again: from now on commands are told that it is this process that does
     imported, found = python(), path.stat().st_ino
     idle = float(os.environ.get(IDLE, _IDLE_SECONDS))
     _import()
     os.chdir("/")
-    parent = _Parent(socket.socket(fileno=listening))
+    parent = _Parent(listener)
     while parent.children or (time.monotonic() - parent.used < idle and _inode(path) == found and python() == imported):
         parent.turn()
-    with open(path.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(path.parent / "lock", "w", encoding="utf-8") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _inode(path) == found:
             path.unlink()
 
@@ -83,6 +86,9 @@ def _import() -> None:
     """Import what stages do. There is no garbage in it, so nothing looks for any, now or in the children."""
     import gc
 
+    from dapo_stages.console import take_any_text
+
+    take_any_text()  # a child's streams are other files, whose text layer can no longer change that
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the driver itself would not survive a fork
     gc.disable()
     folder = Path(__file__).parent
@@ -124,7 +130,7 @@ class _Parent:
             elif event.fileobj == child.process.sentinel:
                 self._ended(child)
             else:
-                self._told(child)
+                self._left(child)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -142,18 +148,13 @@ class _Parent:
         self._selector.register(process.sentinel, EVENT_READ, child)
         self._selector.register(connection, EVENT_READ, child)
         with suppress(OSError):
-            connection.send(STARTED)
+            connection.send(STARTED + str(process.pid).encode())
 
-    def _told(self, child: _Child) -> None:
-        """Pass a signal on; a command's own process that was killed takes its child with it."""
-        try:
-            number = child.connection.recv(1)
-        except OSError:
-            number = b""
+    def _left(self, child: _Child) -> None:
+        """A command's own process that was killed takes its child with it."""
         if child.process.pid is not None:
-            os.kill(child.process.pid, number[0] if number else signal.SIGKILL)
-        if not number:
-            self._selector.unregister(child.connection)
+            os.kill(child.process.pid, signal.SIGKILL)
+        self._selector.unregister(child.connection)
 
     def _ended(self, child: _Child) -> None:
         child.process.join()
@@ -184,11 +185,17 @@ class _Parent:
 
 
 def _receive(connection: socket.socket) -> _Request:
-    """What a command's own process asks for; OSError, ValueError or TypeError if it is not one of this user's."""
+    """What a command's own process asks for; OSError, ValueError or TypeError if it does not ask any more, or is not
+    one of this user's, or may do more than this process."""
     connection.settimeout(_TICK)
-    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    process, user = peer(connection)
     if user != os.getuid():
         raise PermissionError("another user's command")
+    look_into(process)
+    waiting = select.poll()
+    waiting.register(connection, 0)
+    if waiting.poll(0):
+        raise ConnectionResetError("the command has waited for too long, and runs by itself")
     data, streams, _, _ = socket.recv_fds(connection, _MOST, 3)
     return _Request(**json.loads(data), streams=streams)
 
@@ -201,7 +208,7 @@ def _become(request: _Request) -> None:
     for target, stream in enumerate(request.streams):
         os.dup2(stream, target)
         os.close(stream)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (as long as the process)
+    sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115 (as long as the process)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=os.isatty(1))
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -22,6 +22,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from dapo_stages.errors import DapoStagesError, PeerError, RankError
+from dapo_stages.unseen import visible
 
 Item = TypeVar("Item")
 
@@ -226,7 +227,7 @@ class _Channel:
                 os.kill(os.getpid(), signal.SIGTERM)
         if not self._over.wait(_STUCK):
             if self.fail(str(trouble), trouble.exit_code):
-                print(trouble, file=sys.stderr, flush=True)
+                print(visible(str(trouble)), file=sys.stderr, flush=True)
             os._exit(trouble.exit_code)
 
     def _beat(self, beats: dict[int, tuple[int, int]]) -> DapoStagesError | None:

@@ -335,12 +335,17 @@ def test_values_of_overrides_are_yaml(override: str, key: str, value: object, tm
             "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. Correct the option.",
         ),
         ("seed.more=1", "--set seed.more=1: found a single value at `seed`; needed keys below it. Correct the option."),
-        ("train.betas=[0.9", "--set train.betas=[0.9: found a value that is no valid YAML; needed one. Quote it."),
         ("train.bta=1", f"run.yaml: found unknown key `train.bta`; needed another: did you mean `beta`?\n{MEND}"),
     ],
 )
 def test_an_override_that_cannot_be_applied_is_named(override: str, message: str, tmp_path: Path) -> None:
     assert refused(tmp_path, "seed: 4", override) == message
+
+
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    said = refused(tmp_path, "", "train.betas=[0.9")
+    assert said.startswith("--set train.betas=[0.9: found a value that is no valid YAML (while parsing a flow sequence")
+    assert said.endswith("); needed one. Quote it.")
 
 
 def test_an_override_cannot_bring_back_extends(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from selectors import EVENT_READ
@@ -56,9 +57,11 @@ class Place:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
 
+    within: list[str] = field(default_factory=list)  # what runs the command
+
     def start(self, *args: object, program: str = "dapo_stages.preload", **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", program, *(str(arg) for arg in args)],
+            [*self.within, sys.executable, "-m", program, *(str(arg) for arg in args)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -130,6 +133,23 @@ def test_commands_are_children_of_the_parent_in_their_own_folder_and_environment
 
 def test_another_environment_is_not_served(place: Place, parent: int) -> None:
     assert place.run("config", "--config", "pipelines/smoke.yaml", OMP_NUM_THREADS="1").code == 0
+    assert place.last()[1] != str(parent)
+
+
+UNTOLD = "import os, sys; os.nice(1); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@pytest.mark.parametrize(
+    "within",
+    [["unshare", "--net"], ["setpriv", "--no-new-privs"], [sys.executable, "-c", UNTOLD]],
+    ids=lambda it: it[0],
+)
+def test_a_command_in_a_sandbox_is_not_served_by_a_parent_outside(within: list[str], place: Place, parent: int) -> None:
+    with suppress(OSError):  # where the first ones are not there, or not allowed, the last one is
+        if subprocess.run([*within, "true"], stderr=subprocess.DEVNULL).returncode:
+            within = [sys.executable, "-c", UNTOLD]
+    result = replace(place, within=within).run("config", "--config", "pipelines/smoke.yaml")
+    assert result.code == 0
     assert place.last()[1] != str(parent)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from dapo_stages.bounded import read_text
 from dapo_stages.config.run import Config
+from dapo_stages.config.strict_yaml import parse
 from dapo_stages.errors import ConfigError
 
-if TYPE_CHECKING:
-    import yaml
-
-
+# Around a configuration that says all of them, so that one that was cut off is no shorter configuration.
+_FIRST, _LAST = "# Every key of a run, down to the line that says so.", "# That was every key."
 _MOST = 1 << 20  # bytes of a configuration
 
 
@@ -55,11 +54,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(_explain(path, error)) from None
 
 
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML, every key spelled out."""
+def dump_config(config: Config, *, unicode: bool = True) -> str:
+    """The resolved configuration as YAML, every key spelled out; without `unicode` in the characters of ASCII."""
     import yaml
 
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=unicode)
+    return f"{_FIRST}\n{text}{_LAST}\n"
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -68,12 +68,11 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         if seen and path.exists() and not path.is_file():  # the first may be a pipe of the shell
             raise OSError("no regular file")
-        values = yaml.load(read_text(path, _MOST), _strict_loader()) or {}
+        text = read_text(path, _MOST)
+        values = parse(text) or {}
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: found invalid YAML ({reason}); needed valid YAML. Mend the file.") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: found YAML nested too deeply; needed valid YAML. Mend the file.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: found no file that can be read ({error}); needed a YAML file. Name one, such as "
@@ -82,6 +81,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = type(values).__name__
         raise ConfigError(f"{path}: found a {found}; needed keys and values, such as `seed: 42`. Mend the file.")
+    _check_whole(path, text, values)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -92,21 +92,24 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
 
 
-def _strict_loader() -> type[yaml.SafeLoader]:
-    """YAML's safe loader, which by itself keeps the last of two sections of the same name without a word."""
-    import yaml
+def _check_whole(path: Path, text: str, values: dict[str, Any]) -> None:
+    """Refuse a configuration with every key that was cut off: what is missing would be the defaults of today.
 
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"`{twice}` stands there twice", problem_mark=node.start_mark
-                )
-            return super().construct_mapping(node, deep)
-
-    return Loader
+    Older versions wrote neither the first line nor the last; their last key was always the same.
+    """
+    order = list(Config.model_fields)
+    begun = text[: len(_FIRST)]
+    if begun and _FIRST.startswith(begun):
+        whole, needed = _LAST in text, _LAST
+    else:
+        whole, needed = list(values)[:4] != order[:4] or order[-1] in values, f"{order[-1]}: {{}}"
+    if not whole:
+        last = next(reversed(values), None)
+        raise ConfigError(
+            f"{path}: found that it breaks off {f'after `{last}`' if last else 'at once'}; needed every key of the "
+            f"run, down to the line `{needed}`. Fetch a whole copy, or move it away and write it anew from what "
+            "the run began with (make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
+        )
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -136,9 +139,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"--set {override}: found a single value at `{parent}`; needed keys below it. Correct the option."
             )
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: found a value that is no valid YAML; needed one. Quote it.") from None
+        values[last] = parse(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"--set {override:.200}: found a value that is no valid YAML ({reason}); needed one. Quote it."
+        ) from None
 
 
 def _explain(path: Path, error: ValidationError) -> str:

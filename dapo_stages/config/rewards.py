@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Section
+from dapo_stages.config.base import LONGEST, Count, Section
 from dapo_stages.config.engines import Endpoint
 
 
@@ -43,7 +43,7 @@ class JudgeConfig(Endpoint):
         "training_logs/judge-cache.sqlite", min_length=1, description="File of answers, inside the working folder."
     )
     concurrency: Count = Field(16, description="Requests under way at the same time.")
-    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds to wait for an answer.")
+    timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(120.0, description="Seconds to wait for an answer.")
 
     RUNNING: ClassVar[set[str]] = {*Endpoint.model_fields, "cache"}
 

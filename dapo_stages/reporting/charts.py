@@ -34,6 +34,9 @@ class Series:
     points: Points
     band: list[tuple[float, float, float]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", one_line(self.name))  # a slice's, or a plug-in's: it is in legends and titles
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -93,7 +96,7 @@ def picture(chart: Chart) -> str:
         y = _HEIGHT + _ROW * index + 8
         dash = ' stroke-dasharray="5 3"' if index % 2 else ""
         line = f'<line class="line" x1="{_LEFT}" x2="{_LEFT + 30}" y1="{y}" y2="{y}"{dash}/>'
-        name = f'<text class="name" x="{_LEFT + 38}" y="{y + 4}">{escape(one_line(series.name))}</text>'
+        name = f'<text class="name" x="{_LEFT + 38}" y="{y + 4}">{escape(series.name)}</text>'
         legend.append(f'<g class="s{index % COLOURS}">{line}{name}</g>')
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
     style = f"<style>{_STYLE}</style>"

@@ -18,7 +18,7 @@ from dapo_stages.reporting.charts import COLOURS, draw
 from dapo_stages.reporting.curves import Cost, curves, histograms
 from dapo_stages.reporting.figures import Figures, figure, interval_method
 from dapo_stages.reporting.tables import Table
-from dapo_stages.reporting.text import number, percent
+from dapo_stages.reporting.text import number, one_line, percent
 
 MOST_COMPLETIONS = 2000  # in a page, and
 MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
@@ -38,7 +38,9 @@ def render(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     template = environment.from_string(_part("report.html.j2"))
     style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
     charts = [*curves(all_figures, cost), *histograms(all_figures)]
@@ -93,6 +95,11 @@ def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
             since = f"{shown(before)} in iteration {first}" if first != last else f"iteration {last}"
             found.append({"name": name, "value": shown(now), "since": since})
     return found
+
+
+def _shown(value: Any) -> Any:
+    """What the template puts into the page: text of others stays on its line. Markup is of this package."""
+    return one_line(value) if type(value) is str else value
 
 
 def _part(name: str) -> str:

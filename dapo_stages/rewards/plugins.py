@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,16 +19,11 @@ from typing import Any
 from dapo_stages.config import RewardsConfig
 from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.rewards.process import LONGEST_TIMEOUT, Child, Lost
+from dapo_stages.rewards.secrecy import without_secrets
 from dapo_stages.shards import Row, sha256_of
 
 RESERVED = frozenset({"accuracy", "format", "judge", "overlong", "vgr"})
 START_LIMIT = 60.0  # seconds to import a file, where rewards.plugin_timeout is not longer
-
-_SECRET = re.compile(
-    r"(?:^|_)(?:API)?(?:KEYS?|AUTH|PASS|PAT|DSN|COOKIE|SALT)(?:_|$)|TOKENS?(?:_|$)|API_?KEY|SECRET|PASSW|CREDENTIAL|._PWD$",
-    re.IGNORECASE,
-)
-_WITH_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]+@", re.IGNORECASE)
 
 
 class Plugins:
@@ -129,16 +123,6 @@ class Plugins:
             f"rewards.plugins.{name}: {path}: found {reply.get('error')}; needed a file that Python can import. "
             "Mend the file and run the command again."
         )
-
-
-def without_secrets(environment: Mapping[str, str], wanted: Sequence[str] = ()) -> dict[str, str]:
-    """The variables that a plug-in may see: none whose name speaks of a key, token, password or the like, and none
-    that holds a URL with a password; `wanted` ones come along in any case."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name in wanted or not (_SECRET.search(name) or _WITH_PASSWORD.search(value))
-    }
 
 
 def inside(key: str, relative: str, root: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dapo_stages.errors import DapoStagesError
 from dapo_stages.rewards.process import LONGEST_TIMEOUT, PROGRAM, Child, Lost
+from dapo_stages.rewards.secrecy import without_secrets
 
 START_LIMIT = 60.0  # seconds to import math-verify, on a busy machine too
 LONGEST = 1000  # characters; no final answer is longer, and hostile ones are
@@ -43,7 +44,7 @@ class Worker:
 
     def __init__(self, program: Path | None = None) -> None:
         self._program = program or PROGRAM
-        self._child = Child("symbolic", program=program)
+        self._child = Child("symbolic", program=program, environment=without_secrets(os.environ))
         self._lock = threading.Lock()
 
     @property

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 MEMORY = 2 * 1024**3  # bytes for comparing expressions; a tower of powers would take all there is
@@ -29,9 +30,11 @@ def main() -> None:
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it then closes our stdin
     requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull) as nothing:
+    with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)  # nothing that a library prints may reach the replies
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale
     try:
         answer = {"symbolic": symbolic, "plugins": plugins}[sys.argv[1] if len(sys.argv) > 1 else "symbolic"]()
     except Failure as failure:

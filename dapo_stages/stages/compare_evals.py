@@ -241,11 +241,12 @@ def _notes(found: dict[str, Any], most: int) -> list[str]:
 
 
 def _show(found: dict[str, Any], most: int) -> None:
+    from dapo_stages.console import tell
     from dapo_stages.reporting.tables import print_table
 
-    print(f"A: {found['a']}\nB: {found['b']}\n")
+    tell(f"A: {found['a']}\nB: {found['b']}\n")
     print_table(_table(found))
-    print("\n" + "\n".join(_notes(found, most)))
+    tell("\n" + "\n".join(_notes(found, most)))
 
 
 def _markdown(found: dict[str, Any], most: int) -> str:

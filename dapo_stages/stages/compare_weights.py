@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dapo_stages.console import answer
+from dapo_stages.console import answer, tell
 from dapo_stages.errors import DataError
 from dapo_stages.manifests import MANIFEST, Source
 from dapo_stages.outputs import Output, Plan
@@ -83,7 +83,7 @@ def main(
     print_table(schemes_table(found))
     print()
     print_table(pairs_table(found))
-    print(out / TEXT)
+    tell(str(out / TEXT))
 
 
 def _rollouts(sources: list[Source], named: Path | None) -> Source:

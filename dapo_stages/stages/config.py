@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from dapo_stages.bounded import read_text
 from dapo_stages.config import Config, dump_config, load_config
-from dapo_stages.console import say
+from dapo_stages.config.strict_yaml import parse
+from dapo_stages.console import say, takes_unicode
 from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import MANIFEST, read_manifest
 from dapo_stages.shards import write_text
@@ -43,8 +45,6 @@ def main(
 
     Example: dapo-stages config --config pipelines/embedded.yaml --out training_logs/first/config.yaml
     """
-    import yaml
-
     from dapo_stages.data.sources import check_source
 
     settings = load_config(config, set_)
@@ -53,9 +53,9 @@ def main(
         _write(make, for_make(settings, run))
         return
     if out is None:
-        print(text, end="")
+        print(dump_config(settings, unicode=takes_unicode(sys.stdout)), end="")
         return
-    _check_run(out, yaml.safe_load(text))
+    _check_run(out, settings.model_dump(mode="json"))
     words = ["--config", str(config), *(word for override in set_ or [] for word in ("--set", override))]
     for folder in outputs or []:
         _check_finished(folder, out, settings, words)
@@ -85,7 +85,7 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
     if not out.is_file():
         return
     try:
-        before = yaml.safe_load(read_text(out))
+        before = parse(read_text(out))
     except (yaml.YAMLError, ValueError):
         before = None
     if not isinstance(before, dict):
@@ -93,7 +93,8 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
     for part, section, key in (("policy", "model", "name"), ("data", "data", "source")):
         if not (out.parent / part / MANIFEST).exists():
             continue
-        had, has = (config.get(section, {}).get(key) for config in (before, values))
+        old = before.get(section)
+        had, has = old.get(key) if isinstance(old, dict) else None, values[section][key]
         if had != has:
             raise ConfigError(
                 f"{out}: found {section}.{key} {has!r}; needed {had!r}, which {out.parent / part} was made from. "

@@ -97,7 +97,7 @@ def _check_machine(place: Path, *, as_json: bool) -> None:
             use = f" (for {check.needed_for})" if check.needed_for and check.state != "ok" else ""
             print(f"{painted(mark, style)} {check.name}: {visible(check.found)}{use}", flush=True)
             if check.do and check.state != "ok":
-                print(f"    {check.do}")
+                print(f"    {visible(check.do)}")
     problems = [check.name for check in found if check.state == "problem"]
     if as_json:
         answer({"ok": not problems, "checks": [asdict(check) for check in found]})

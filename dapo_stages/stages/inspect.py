@@ -69,7 +69,7 @@ def _result(hit: Hit) -> dict[str, Any]:
 
 
 def _show(hit: Hit, picture: Protocol | None) -> None:
-    from dapo_stages.console import painted
+    from dapo_stages.console import painted, tell
     from dapo_stages.reporting.text import number, one_line, signed, visible
 
     one, prompt = hit.completion, hit.prompt
@@ -77,7 +77,7 @@ def _show(hit: Hit, picture: Protocol | None) -> None:
     slice_ = f", {one_line(prompt['slice'])}" if prompt["slice"] else ""
     about = f"(iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
     print(f"{painted(one_line(one['completion_id']), 'bold')}  {about}")
-    print(f"prompt     {hit.shard}, row {hit.row}")
+    tell(f"prompt     {hit.shard}, row {hit.row}")
     names = [f" {one_line(image['path'])}" if image["path"] else "" for image in prompt["images"] or [{"path": None}]]
     print(f"picture    {', '.join(size + name for size, name in zip(sizes, names, strict=True))}")
     _print_pictures(hit, picture)

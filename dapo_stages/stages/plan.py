@@ -10,7 +10,7 @@ import typer
 
 from dapo_stages.bounded import read_json
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import answer
+from dapo_stages.console import answer, tell
 from dapo_stages.errors import ConfigError, ModelError
 from dapo_stages.maths import devices
 from dapo_stages.maths.costs import Rates
@@ -168,7 +168,7 @@ def _from_hub(name: str) -> Any:
 def _show(found: dict[str, Any], plan: Plan, nodes: int, machine: str) -> None:
     """For people: memory, time, bytes, and what limits."""
     group, dtype = found["group"], plan.config.model.dtype
-    print(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
+    tell(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
     print(
         f"{nodes} node(s) of {machine}, train-step {found['parallel']}; a prompt of {group['prompt']} tokens "
         f"({group['vision']} of its picture), {group['completions']} completions of {group['completion']}"
@@ -191,7 +191,7 @@ def _show(found: dict[str, Any], plan: Plan, nodes: int, machine: str) -> None:
     print(_line("on disk at most", found["kept"] / GB, f"of {iterations} iterations"))
     print("")
     for line in _verdict(found):
-        print(line)
+        tell(line)
 
 
 def _line(name: str, total: float, parts: str) -> str:

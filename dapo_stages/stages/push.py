@@ -9,7 +9,7 @@ import typer
 
 from dapo_stages.bounded import read_json
 from dapo_stages.config import load_config
-from dapo_stages.console import answer, say
+from dapo_stages.console import answer, say, tell
 from dapo_stages.errors import ConfigError, DataError, HubError
 from dapo_stages.manifests import MANIFEST, Source
 from dapo_stages.stages.options import DryRun, Json
@@ -160,8 +160,8 @@ def _show(repo: str, private: bool, files: list[str], card: str, *, as_json: boo
         answer({"repo": repo, "private": private, "files": [CARD, *files], "card": card})
         return
     say(f"push would send to {repo}{' (private)' if private else ''}:")
-    print("\n".join([CARD, *files]))
-    print(f"\n{card}", end="")
+    tell("\n".join([CARD, *files]))
+    tell(f"\n{card.rstrip()}")
 
 
 def _send(source: Source, subject: Subject, files: list[str], card: str, private: bool) -> str:

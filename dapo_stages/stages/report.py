@@ -41,13 +41,12 @@ def main(
     from dataclasses import asdict
 
     from dapo_stages.config import load_config
-    from dapo_stages.console import answer, painted, progress, say
+    from dapo_stages.console import answer, painted, progress, say, tell
     from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.blow_ups import halts
     from dapo_stages.reporting.fragments import Reported
     from dapo_stages.reporting.pace import pace
     from dapo_stages.reporting.tables import print_table
-    from dapo_stages.reporting.text import visible
     from dapo_stages.reporting.trackers import feed_of, track
 
     settings = load_config(config, set_)
@@ -76,10 +75,10 @@ def main(
         return
     print_table(reported.table())
     if best:
-        print(f"best: {best} -> {run / best.policy}")
+        tell(f"best: {best} -> {run / best.policy}")
     for why in halts(run):
-        print(painted(visible(why), "bold red"))
-    print(page)
+        print(painted(why, "bold red"))
+    tell(str(page))
     if plans and (speed := pace(run, of or settings.planned_iterations)):
         say(str(speed))
 

@@ -34,7 +34,7 @@ def main(
     """
     from dataclasses import asdict
 
-    from dapo_stages.console import answer, painted
+    from dapo_stages.console import answer, painted, tell
     from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.pace import pace
     from dapo_stages.reporting.progress import next_move, planned_iterations, survey, trouble
@@ -68,19 +68,19 @@ def main(
         return
     _print_states(progress)
     if problem:
-        print(painted(visible(problem), "bold red"))
+        print(painted(problem, "bold red"))
     if changed:
         print("made with other settings than config.yaml has now; what is finished stays, --overwrite makes it again:")
-        print("\n".join(f"  {difference}" for difference in changed))
+        tell("\n".join(f"  {difference}" for difference in changed))
     _print_figures(progress)
     if best:
-        print(f"Best: {best} -> {run / best.policy}")
+        tell(f"Best: {best} -> {run / best.policy}")
     if speed:
-        print(f"Pace: {speed}")
+        tell(f"Pace: {speed}")
     if move.command is None:
-        print(f"\nNothing to do but wait ({move.why}).")
+        tell(f"\nNothing to do but wait ({move.why}).")
         return
-    print(f"\nNext ({move.why}):\n  {painted(move.command, 'bold')}")
+    print(f"\nNext ({visible(move.why)}):\n  {painted(move.command, 'bold')}")
     if run.parent.name == "training_logs" and Path("Makefile").exists():
         wanted, configured = max(planned or 0, move.beyond or 0), planned_iterations(run)
         more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make goes as far as was planned
@@ -105,7 +105,7 @@ def _print_states(progress: Progress) -> None:
     from dapo_stages.console import painted
     from dapo_stages.reporting.runs import FOLDERS
     from dapo_stages.reporting.tables import Table, print_table
-    from dapo_stages.reporting.text import NOTHING, one_line
+    from dapo_stages.reporting.text import NOTHING, one_line, visible
 
     print(", ".join(f"{name}: {painted(found.state, _STYLES[found.state])}" for name, found in progress.setup.items()))
     if not progress.iterations:
@@ -118,7 +118,7 @@ def _print_states(progress: Progress) -> None:
         print_table(Table(["iteration", *FOLDERS], rows), _STYLES)
     for place, name, found in progress.outputs():
         if found.why:
-            print(f"{place}{name} is {painted(found.state, _STYLES[found.state])}: {one_line(found.why)}")
+            print(f"{visible(place)}{name} is {painted(found.state, _STYLES[found.state])}: {one_line(found.why)}")
 
 
 def _print_figures(progress: Progress) -> None:

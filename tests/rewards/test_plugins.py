@@ -14,7 +14,7 @@ import pytest
 
 from dapo_stages.config import RewardsConfig
 from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.rewards.plugins import Plugins, without_secrets
+from dapo_stages.rewards.plugins import Plugins
 
 TEXTS = ["<answer>B</answer>", "<answer>C</answer>", ""]
 ROW: dict[str, object] = {"solution": "B", "problem": "What colour is it?", "prompt_id": "p7"}
@@ -259,23 +259,6 @@ def test_secrets_of_the_environment_stay_here(tmp_path: Path, monkeypatch: pytes
     assert score(load(tmp_path, mine="mine.py:f"))["mine"][0] == 8 + 16
     listed = load(tmp_path, environment=["JUDGE_OF_MINE_API_KEY"], mine="mine.py:f")
     assert score(listed)["mine"][0] == 4 + 8 + 16
-
-
-def test_what_counts_as_a_secret() -> None:
-    secrets = """
-        WANDB_API_KEY HF_TOKEN HUGGING_FACE_HUB_TOKEN OPENAI_API_KEY DAPO_STAGES_API_KEY AWS_ACCESS_KEY_ID PGPASSWORD
-        AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN GOOGLE_APPLICATION_CREDENTIALS GITHUB_TOKEN DB_PASSWORD MYSQL_PWD
-        SSH_AUTH_SOCK SENTRY_DSN apikey api_key GITHUBTOKEN CI_JOB_TOKEN CLIENT_SECRET GH_PAT SIGNING_KEY
-    """
-    plain = """
-        PATH HOME PWD OLDPWD LANG LC_ALL PYTHONPATH OMP_NUM_THREADS CUDA_VISIBLE_DEVICES TOKENIZERS_PARALLELISM RANK
-        WORLD_SIZE HF_HOME LD_LIBRARY_PATH VIRTUAL_ENV TMPDIR KEYBOARD PATTERN AUTHOR COMPASS MONKEY
-    """
-    both = dict.fromkeys(f"{secrets} {plain}".split(), "x")
-    assert without_secrets(both) == dict.fromkeys(plain.split(), "x")
-    urls = {"HTTPS_PROXY": "http://me:pass@proxy:3128", "HTTP_PROXY": "http://proxy:3128", "AT": "http://x/a:b@c"}
-    assert without_secrets(urls).keys() == {"HTTP_PROXY", "AT"}
-    assert without_secrets(urls, ["HTTPS_PROXY"]) == urls
 
 
 # ---- finding the functions

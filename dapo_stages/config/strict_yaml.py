@@ -1,0 +1,77 @@
+"""YAML without surprises: plain values, each key once, no alias that is endless or stands for a great deal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import yaml
+
+_DEEPEST = 50  # levels
+_MOST = 100_000  # values, those behind aliases counted wherever they are named
+
+
+def parse(text: str) -> Any:
+    """The value of a document. Raises yaml.YAMLError for whatever is wrong with it."""
+    import yaml
+
+    loader = _loader()(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, 1, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, level: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node stands for, and how many levels; an alias inside of what it names has no end of them."""
+    import yaml
+
+    if id(node) not in known:
+        inside: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inside = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        if level <= _DEEPEST:
+            found = [_measure(child, level + 1, known) for child in inside]
+            known[id(node)] = 1 + sum(count for count, _ in found), 1 + max((high for _, high in found), default=0)
+    count, high = known.get(id(node), (1, _DEEPEST + 1))
+    if high > _DEEPEST:
+        raise yaml.MarkedYAMLError(problem="nested too deeply, or without an end", problem_mark=node.start_mark)
+    if count > _MOST:
+        raise yaml.MarkedYAMLError(problem=f"more than {_MOST} values", problem_mark=node.start_mark)
+    return count, high
+
+
+def _loader() -> type[yaml.SafeLoader]:
+    """YAML's safe loader, which by itself keeps the last of two sections of the same name, and fails in many ways at a
+    value that is not of its tag."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            if isinstance(node, yaml.MappingNode):
+                keys = [key.value for key, _ in node.value]
+                twice = next((key for key in keys if keys.count(key) > 1), None)
+                if twice is not None:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"`{twice}` stands there twice", problem_mark=node.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+                kind = node.tag.rpartition(":")[2]
+                raise yaml.constructor.ConstructorError(
+                    problem=f"no {kind} that can be read ({error})", problem_mark=node.start_mark
+                ) from None
+
+    return Loader
