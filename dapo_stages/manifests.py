@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -262,7 +263,8 @@ class Source:
 
     def misses(self) -> list[str]:
         """Names of files that are gone or of another size, without reading any: a first look at an output."""
-        return [shard.name for shard in self.unpruned() if _size(self.folder / shard.name) != shard.bytes]
+        folder = str(self.folder)
+        return [shard.name for shard in self.unpruned() if _size(f"{folder}/{shard.name}") != shard.bytes]
 
     def unpruned(self) -> list[Shard]:
         """The files that are to be there."""
@@ -292,8 +294,12 @@ def kind_of(name: str) -> str:
     return head if number.isdigit() else stem
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _size(path: str) -> int | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _hash(value: object) -> str:
