@@ -114,8 +114,10 @@ help: ## this list
 
 setup: $(VENV)/ready ## the virtual environment, with exactly the versions that were tested
 
+# The prune of the last report too, where make was killed between the two.
 iterate: ## train: ITERS iterations of the pipeline, with evaluations and a report
 	@$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
+	@$(PY) $(DAPO) prune $(config) --run $(R)
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
 

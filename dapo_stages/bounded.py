@@ -19,7 +19,7 @@ def read_text(path: Path, most: int = SMALL, errors: str = "strict") -> str:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size  # 0 for what is no regular file
-        content = b"" if size > most else file.read(most + 1)
+        content = b"" if size > most else file.read((size or most) + 1)
     if max(size, len(content)) > most:
         raise ValueError(f"more than {shown(most)}")
     return content.decode("utf-8", errors)

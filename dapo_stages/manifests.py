@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -82,15 +84,53 @@ def write_manifest(folder: Path, manifest: Manifest, times: tuple[int, int] | No
     write_text(folder / MANIFEST, text + "\n", times)
 
 
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Within, a manifest is read once as long as its file stays the same: for commands that look at a whole run."""
+    global _known
+    before = _known
+    _known = {} if before is None else before
+    try:
+        yield
+    finally:
+        _known = before
+
+
+# Of each file: by what it would be seen to be another one (inode, size, times), and what it says.
+_known: dict[str, tuple[tuple[int, ...], Manifest]] | None = None
+
+
 def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     """Read a folder's manifest and check that it is whole, of this version, and of the stage expected.
 
     Raises DataError naming the file, what was found, what is needed and the next move.
     """
+    path = folder / MANIFEST
+    manifest = _recall(path) or _read(folder, path, stage)
+    if stage is not None and manifest.stage != stage:
+        raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
+    return manifest
+
+
+def _recall(path: Path) -> Manifest | None:
+    if _known is None or (known := _known.get(str(path))) is None:
+        return None
+    return known[1] if known[0] == _identity(path) else None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(folder: Path, path: Path, stage: str | None) -> Manifest:
     from dapo_stages.schemas import SCHEMA_VERSION
 
-    path = folder / MANIFEST
     redo = stage or "the stage that makes this folder"
+    identity = _identity(path) if _known is not None else ()
     try:
         values = read_json(path)
         version = values.get("schema_version", SCHEMA_VERSION)
@@ -117,8 +157,8 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     outside = next((shard.name for shard in manifest.shards if not is_inside(shard.name)), None)
     if outside is not None:
         raise DataError(path, f"the file {outside!r}", f"files inside {folder}", f"Run {redo} again.")
-    if stage is not None and manifest.stage != stage:
-        raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
+    if _known is not None:
+        _known[str(path)] = identity, manifest
     return manifest
 
 
@@ -223,7 +263,8 @@ class Source:
 
     def misses(self) -> list[str]:
         """Names of files that are gone or of another size, without reading any: a first look at an output."""
-        return [shard.name for shard in self.unpruned() if _size(self.folder / shard.name) != shard.bytes]
+        folder = str(self.folder)
+        return [shard.name for shard in self.unpruned() if _size(f"{folder}/{shard.name}") != shard.bytes]
 
     def unpruned(self) -> list[Shard]:
         """The files that are to be there."""
@@ -253,8 +294,12 @@ def kind_of(name: str) -> str:
     return head if number.isdigit() else stem
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _size(path: str) -> int | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _hash(value: object) -> str:

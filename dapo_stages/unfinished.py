@@ -28,7 +28,7 @@ PARTS = frozenset({"policy", "reference", "state", WRITING})  # folders written 
 
 def halted(out: Path) -> str:
     """Why the last run of a stage gave up before it had an output; empty if it did not."""
-    for path in (out / HALTED, out / NEXT / HALTED):
+    for path in (Path(name) for name in (f"{out}/{HALTED}", f"{out}/{NEXT}/{HALTED}") if os.path.exists(name)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(read_json(path)["why"])
     return ""

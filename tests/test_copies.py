@@ -137,7 +137,7 @@ def test_a_copy_goes_on_where_it_was(
     try:
         copy.finish()
         assert asked(copy) == original.left
-        # The last iteration that make is asked for is evaluated, so two of three have an evaluation that three have not.
+        # The last iteration is evaluated, whichever it is, so two of three have an evaluation that three have not.
         found = copy.hashes()
         assert {name: found[name] for name in original.hashes} == original.hashes
         times = copy.times()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import ROOT
-from support.make import attempt, dry, make, project_with
+from support.make import STAND_IN, attempt, dry, make, project_with
 
 
 @pytest.fixture()
@@ -50,6 +50,17 @@ def test_iterate_runs_every_stage_once_in_order(project: Path) -> None:
 def test_iterate_again_does_nothing(project: Path) -> None:
     make(project, "iterate")
     assert make(project, "iterate") == []
+
+
+def test_a_make_that_was_killed_before_it_pruned_prunes_the_next_time(tmp_path: Path) -> None:
+    """The last report is there, so its rule does not run again."""
+    prunes = 'prune) echo prune >> calls; [ ! -e kill ] || kill -9 $PPID; exit 0 ;;'
+    project = project_with(tmp_path, 1, STAND_IN.replace("status|prune) exit 0 ;;", f"status) exit 0 ;;\n  {prunes}"))
+    (project / "kill").touch()
+    assert attempt(project, "iterate", "ITERS=1").returncode == -9
+    assert (project / "training_logs/t/iter-0001/report/manifest.json").exists()
+    (project / "kill").unlink()
+    assert make(project, "iterate", "ITERS=1") == ["prune"]
 
 
 def test_raising_iters_continues(project: Path) -> None:

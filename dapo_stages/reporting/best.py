@@ -36,15 +36,14 @@ def find_best(run: Path) -> Best | None:
     Ties: the better sampled accuracy, then the earlier policy, which moved less from where it started. The starting
     policy takes part. Policies that were pruned, or changed since they were evaluated, do not. Only manifests are read.
     """
-    found = [one for number in iterations(run) if (one := _evaluated(run, number))]
-    metric = next((name for name in METRICS if any(name in evaluation.counts for _, evaluation, _ in found)), None)
-    ranked = [one for one in found if metric in one[1].counts]
-    if metric is None or not ranked:
-        return None
-    number, evaluation, policy = max(
-        ranked, key=lambda one: (one[1].counts[metric], one[1].counts.get("sampled_accuracy", 0.0), -one[0])
-    )
-    return Best(number, policy_of(number), metric, evaluation.counts[metric], policy.content_hash)
+    found = [(number, made.counts, made) for number in iterations(run) if (made := _evaluation(run, number))]
+    for metric in METRICS:
+        ranked = [one for one in found if metric in one[1]]
+        ranked.sort(key=lambda one: (one[1][metric], one[1].get("sampled_accuracy", 0.0), -one[0]), reverse=True)
+        for number, counts, evaluation in ranked:  # of most policies nobody needs to know whether they are there
+            if policy := _judged(run, number, evaluation):
+                return Best(number, policy_of(number), metric, counts[metric], policy.content_hash)
+    return None
 
 
 def write_best(run: Path) -> Best | None:
@@ -62,14 +61,20 @@ def policy_of(iteration: int) -> str:
     return f"{iteration_folder(Path(), iteration)}/train/policy" if iteration else "policy"
 
 
-def _evaluated(run: Path, number: int) -> tuple[int, Manifest, Manifest] | None:
-    """(iteration, evaluation, policy) where the policy is there and is the one that was evaluated."""
+def _evaluation(run: Path, number: int) -> Manifest | None:
     try:
-        evaluation = manifest_of(iteration_folder(run, number) / "eval", "evaluate")
-        policy = manifest_of(run / policy_of(number))
+        return manifest_of(iteration_folder(run, number) / "eval", "evaluate")
     except DataError:  # damaged; status says so
         return None
-    if evaluation is None or policy is None or policy.pruned:
+
+
+def _judged(run: Path, number: int, evaluation: Manifest) -> Manifest | None:
+    """The policy of an iteration, where it is there and is the one that was evaluated."""
+    try:
+        policy = manifest_of(run / policy_of(number))
+    except DataError:
         return None
     judged = evaluation.inputs.get("policy")
-    return (number, evaluation, policy) if judged and judged.content_hash == policy.content_hash else None
+    if policy is None or policy.pruned or judged is None:
+        return None
+    return policy if judged.content_hash == policy.content_hash else None

@@ -6,17 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dapo_stages.reporting.text import number, one_line, percent
 
 Points = list[tuple[float, float]]
 Unit = Literal["number", "percent"]
+_T = TypeVar("_T")
 
 COLOURS = 8  # classes s0 … s7 in the page
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 _ROW = 18  # of the legend
+_DOTS = 240  # of a curve: more cannot be told apart
 _INKS = ("#0072b2", "#d55e00", "#009e73", "#b6589a", "#8a6d00", "#3a9bd6", "#444b57", "#e69f00")  # the page's, by day
 _STYLE = (
     "svg{background:#fff;font:12px system-ui,sans-serif}text{fill:#5b6675;text-anchor:middle}.end{text-anchor:end}"
@@ -142,21 +144,47 @@ def _x_axis(frame: _Frame, chart: Chart) -> list[str]:
 
 def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
     """A line with a dot per point. Every second line is dashed, so that colour is not the only difference."""
-    places = [(frame.x(x), frame.y(y)) for x, y in series.points]
+    points, band = _thinned(series.points), _thinned_band(series.band)
+    places = [(frame.x(x), frame.y(y)) for x, y in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
-    ends = {x: f" ({_said(low, chart)} to {_said(high, chart)})" for x, low, high in series.band}
+    shown = {x for x, _ in points}
+    ends = {x: f" ({_said(low, chart)} to {_said(high, chart)})" for x, low, high in series.band if x in shown}
     parts = [f'<g class="s{index % COLOURS}">']
-    if len(series.band) > 1:
-        edge = [(x, low) for x, low, _ in series.band] + [(x, high) for x, _, high in reversed(series.band)]
+    if len(band) > 1:
+        edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
         outline = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
         parts.append(f'<polygon class="band" points="{outline}"/>')
     parts.append(f'<polyline class="line" points="{line}"{dash}/>')
     radius = 2.8 if len(places) <= 40 else 1.6
-    for (x, y), (place, value) in zip(places, series.points, strict=True):
+    for (x, y), (place, value) in zip(places, points, strict=True):
         title = escape(f"{chart.x_label} {place:g}: {series.name} {_said(value, chart)}{ends.get(place, '')}")
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>')
     return "".join([*parts, "</g>"])
+
+
+def _thinned(points: Points) -> Points:
+    """Of a long curve the first point and the last, and of neighbours the lowest and the highest."""
+    if len(points) <= _DOTS:
+        return points
+    kept = {points[0], points[-1]}
+    for few in _neighbours(points):
+        kept |= {min(few, key=lambda point: point[1]), max(few, key=lambda point: point[1])}
+    return sorted(kept)
+
+
+def _thinned_band(band: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
+    """The same of a band: of neighbours the lowest and the highest end."""
+    if len(band) <= _DOTS:
+        return band
+    parts = _neighbours(band)
+    inside = [(few[0][0], min(low for _, low, _ in few), max(high for _, _, high in few)) for few in parts]
+    return [*inside, (band[-1][0], *inside[-1][1:])]
+
+
+def _neighbours(values: Sequence[_T]) -> list[Sequence[_T]]:
+    size = math.ceil(2 * len(values) / _DOTS)
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def _bars(frame: _Frame, series: Series, index: int, chart: Chart) -> str:

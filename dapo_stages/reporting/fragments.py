@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
+from dapo_stages.manifests import Manifest, Source
 from dapo_stages.reporting import html, markdown
-from dapo_stages.reporting.best import find_best, write_best
+from dapo_stages.reporting.best import Best, write_best
 from dapo_stages.reporting.browse import Browsed, browsed
 from dapo_stages.reporting.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.histograms import histograms
@@ -22,6 +22,7 @@ from dapo_stages.shards import Shard, write_text
 
 LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, BROWSED = "figures.json", "completions.json"
+IN_FULL = 100  # iterations that the run's Markdown has whole; older ones have their own
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
 
@@ -53,8 +54,10 @@ class Reported:
             if manifest_of(folder := iteration_folder(run, iteration) / "report", "report") is not None
         }
         self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
-        self.seconds = {iteration: seconds_of(run, iteration) for iteration in self._sources}
-        self.memory = {iteration: memory_of(run, iteration) for iteration in self._sources}
+        costs = {iteration: _cost(run, iteration, source.manifest) for iteration, source in self._sources.items()}
+        self.seconds = {iteration: one["seconds"] for iteration, one in costs.items()}
+        self.memory = {iteration: one["memory"] for iteration, one in costs.items()}
+        self.best: Best | None = None
 
     def table(self, *, stages: bool = False) -> Table:
         """One row per iteration."""
@@ -63,7 +66,7 @@ class Reported:
     def write(self) -> Path:
         """Rebuild the run's documents; the path of the page."""
         name = self.run.resolve().name
-        write_best(self.run)
+        self.best = write_best(self.run)
         table = self.table(stages=True)
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
@@ -95,7 +98,7 @@ class Reported:
             "prompts": f"{sum(rollout['groups'] for rollout in rollouts):,}",
             "completions": f"{sum(rollout['completions'] for rollout in rollouts):,}",
             "attention": _span([f["iteration"] for f in self.figures if attention_is_off(f)], "not measured in"),
-            "best": str(find_best(self.run) or ""),
+            "best": str(self.best or ""),
             "optimiser steps": f"{updates:,}",
             "time in stages": f"{minutes:.1f} min",
             "up to": ended.replace("T", " ").replace("+00:00", " UTC"),
@@ -103,12 +106,33 @@ class Reported:
         }
         return {name: value for name, value in facts.items() if value}
 
+    def hashes(self) -> tuple[dict[int, str], dict[int, str]]:
+        """By iteration, what tells its report, and the figures in it, from others."""
+        reports = {iteration: source.manifest.content_hash for iteration, source in self._sources.items()}
+        return reports, {iteration: _file(source, FIGURES).sha256 for iteration, source in self._sources.items()}
+
     def _texts(self, name: str) -> list[str]:
-        return [source.text(_file(source, name)) for source in self._sources.values()]
+        """The parts of a document: the newest iterations whole, so that it does not grow without an end."""
+        left = list(self._sources)[:-IN_FULL]
+        texts = [source.text(_file(source, name)) for source in list(self._sources.values())[-IN_FULL:]]
+        return [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}"), *texts] if left else texts
 
     def _load(self, iteration: int, name: str) -> Any:
         source = self._sources[iteration]
         return source.json(_file(source, name))
+
+
+def cost(run: Path, iteration: int) -> dict[str, dict[str, float]]:
+    """What the stages of an iteration took, as its report notes it: so nobody has to read all their manifests again."""
+    return {"seconds": seconds_of(run, iteration), "memory": memory_of(run, iteration)}
+
+
+def _cost(run: Path, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:
+    """The same, as far as a report has noted it."""
+    noted = {name: report.counts.get(name) for name in ("seconds", "memory")}
+    values = [value for one in noted.values() for value in (one.values() if isinstance(one, dict) else [None])]
+    whole = all(isinstance(value, int | float) for value in values)
+    return noted if whole else cost(run, iteration)  # type: ignore[return-value]
 
 
 def _file(source: Source, name: str) -> Shard:

@@ -111,6 +111,12 @@ def weights_document(run: str, fragments: Iterable[str]) -> str:
     return _document(f"Token weights of {run}", [legend], fragments)
 
 
+def left_out(iterations: Sequence[int], last: str) -> str:
+    """What is said in a document instead of its oldest iterations; `last`: where the last of these is."""
+    which = f"Iteration {iterations[0]} is" if len(iterations) == 1 else f"Iterations {iterations[0]} to {iterations[-1]} are"
+    return f"{which} left out here; each has its own page, the last of them {last}\n"
+
+
 def eval_document(run: str, table: Table, fragments: Iterable[str]) -> str:
     """eval_results.md."""
     return _document(f"Held-out results of {run}", [markdown_table(table.headers, table.rows)], fragments)

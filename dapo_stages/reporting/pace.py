@@ -37,16 +37,18 @@ class Pace:
 
 def pace(run: Path, of: int) -> Pace | None:
     """The pace of a run that is to have `of` iterations; None before the first is trained. Only manifests are read."""
-    times = {}
-    for number in iterations(run):
+    times: dict[int, list[tuple[float, float]]] = {}  # newest first
+    for number in reversed(iterations(run)):
         made = _made(iteration_folder(run, number))
         if number and "train" in made:
             times[number] = [_interval(manifest) for manifest in made.values()]
+        if len(times) == _WINDOW:
+            break
     if not times:
         return None
-    numbers = sorted(times)[-_WINDOW:]
-    mean = busy(interval for number in numbers for interval in times[number]) / len(numbers)
-    return Pace(numbers[-1], of, busy(times[numbers[-1]]), mean)
+    newest = max(times)
+    mean = busy(interval for intervals in times.values() for interval in intervals) / len(times)
+    return Pace(newest, of, busy(times[newest]), mean)
 
 
 def busy(intervals: Iterable[tuple[float, float]]) -> float:

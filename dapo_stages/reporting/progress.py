@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError
-from dapo_stages.reporting.runs import FOLDERS, Found, iteration_folder, iterations, look
+from dapo_stages.reporting.runs import FOLDERS, Found, held_locks, iteration_folder, iterations, look
 
 CONFIG = "config.yaml"
 SETUP = {"policy": "init-policy", "data": "prepare-data"}
@@ -47,9 +47,10 @@ class Move:
 
 def survey(run: Path) -> Progress:
     """Look at every output folder; only manifests are read."""
-    setup = {name: look(run, run / name, stage) for name, stage in SETUP.items()}
+    held = held_locks()
+    setup = {name: look(run, run / name, stage, held) for name, stage in SETUP.items()}
     found = {
-        number: {name: look(run, iteration_folder(run, number) / name, stage) for name, stage in FOLDERS.items()}
+        number: {name: look(run, iteration_folder(run, number) / name, stage, held) for name, stage in FOLDERS.items()}
         for number in iterations(run)
     }
     return Progress(run, setup, found)

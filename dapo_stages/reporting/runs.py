@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ FOLDERS = {
 REPORTED = tuple(name for name in FOLDERS if name != "report")
 
 _ITERATION = re.compile(r"iter-(\d{4,})")
+_INSIDE = re.compile(r"(?:.*/)?(iter-\d{4,}(?:/.*)?)", re.DOTALL)  # a path: from the last iteration's folder on
 
 State = Literal["done", "pruned", "stale", "running", "unfinished", "halted", "missing", "damaged"]
 
@@ -56,7 +59,7 @@ def iterations(run: Path) -> list[int]:
 
 def manifest_of(folder: Path, stage: str | None = None) -> Manifest | None:
     """The manifest of an output, pruned or not; None if there is none yet."""
-    return read_manifest(folder, stage) if (folder / MANIFEST).exists() else None
+    return read_manifest(folder, stage) if os.path.exists(f"{folder}/{MANIFEST}") else None
 
 
 def sources(run: Path, iteration: int) -> dict[str, Source]:
@@ -94,9 +97,12 @@ def _manifests(run: Path, iteration: int) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def look(run: Path, folder: Path, stage: str) -> Found:
-    """The state of one output folder of a run. No file of it is read but the manifest."""
-    if locked(folder):
+def look(run: Path, folder: Path, stage: str, held: Collection[int] | None = None) -> Found:
+    """The state of one output folder of a run. No file of it is read but the manifest.
+
+    `held`: the locks that are held, for a look at many folders.
+    """
+    if locked(folder, held):
         return Found("running", "a process is writing here")
     try:
         manifest = manifest_of(folder, stage)
@@ -116,24 +122,29 @@ def look(run: Path, folder: Path, stage: str) -> Found:
     return Found(state, "; ".join(changed), manifest.seconds, manifest.ended)
 
 
-def locked(folder: Path) -> bool:
+def locked(folder: Path, held: Collection[int] | None = None) -> bool:
     """Whether a process of this machine holds the lock of an output, as far as the system tells (Linux)."""
     with suppress(OSError):
         number = (folder / LOCK).stat().st_ino
-        held = (line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines())
-        return any(words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(number) for words in held)
+        return number in (held_locks() if held is None else held)
     return False
+
+
+def held_locks() -> set[int]:
+    """Inodes of the files that processes of this machine hold a lock of; none where the system does not tell."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return set()
+    return {int(words[5].rpartition(":")[2]) for line in lines if (words := line.split())[1] == "FLOCK"}
 
 
 def place_of(run: Path, recorded: str) -> Path:
     """Where an input recorded in a manifest is now: inside this run, even if the run was moved or copied."""
-    parts = Path(recorded).parts
-    for index in reversed(range(len(parts))):
-        if _ITERATION.fullmatch(parts[index]):
-            return run.joinpath(*parts[index:])
-    if parts and parts[-1] in {"data", "policy"} and (run / parts[-1]).is_dir():
-        return run / parts[-1]
-    return Path(recorded)
+    if inside := _INSIDE.fullmatch(recorded):
+        return run / inside[1]
+    name = os.path.basename(recorded)
+    return run / name if name in {"data", "policy"} and (run / name).is_dir() else Path(recorded)
 
 
 def _changed(run: Path, manifest: Manifest, name: str) -> str:

@@ -37,6 +37,20 @@ class Difference:
         return f"{self.key} was {_short(self.was)}, now {_short(self.now)} ({made}{more})"
 
 
+@dataclass(frozen=True)
+class _Now:
+    """The configuration of an iteration (0: of none), and as it is without schedules, which evaluations go by."""
+
+    config: Config
+    values: list[dict[str, Any]]
+    recorded: list[dict[str, Any]]  # as manifests have it: most sections are simply equal
+
+    @classmethod
+    def of(cls, config: Config, number: int) -> _Now:
+        configs = [config.at(number), config] if number and config.schedules else [config]
+        return cls(config, [one.model_dump(mode="json") for one in configs], [one.recorded() for one in configs])
+
+
 def differences(run: Path) -> list[Difference]:
     """By key, as the manifests recorded them. None where config.yaml cannot be read; what make does is not changed:
     finished outputs stay."""
@@ -45,14 +59,17 @@ def differences(run: Path) -> list[Difference]:
     except ConfigError:
         return []
     found: dict[tuple[str, str, str], Difference] = {}
+    now, of = _Now.of(config, 0), 0
     for where, folder, stage, number in _outputs(run):
+        if number != of and config.schedules:
+            now, of = _Now.of(config, number), number
         try:
             manifest = manifest_of(folder, stage)
         except DataError:  # damaged; status says so
             continue
         if manifest is None:
             continue
-        for difference in of_output(manifest, number, config):
+        for difference in _differing(manifest, now):
             name = (difference.key, str(difference.was), str(difference.now))
             found.setdefault(name, difference).outputs.append(f"{where}{folder.name}")
     return list(found.values())
@@ -60,16 +77,24 @@ def differences(run: Path) -> list[Difference]:
 
 def of_output(manifest: Manifest, number: int, config: Config) -> Iterator[Difference]:
     """What an output of an iteration (0: of none) recorded, where this configuration says something else."""
-    recorded = {"seed": manifest.seed, **dict(_leaves(manifest.config))}
-    recorded |= dict(_unrecorded(manifest.config, config))
+    return _differing(manifest, _Now.of(config, number))
+
+
+def _differing(manifest: Manifest, now: _Now) -> Iterator[Difference]:
+    sections = {
+        name: values
+        for name, values in manifest.config.items()
+        if not any(_at(recorded, name) == values for recorded in now.recorded)
+    }
+    recorded = {"seed": manifest.seed, **dict(_leaves(sections))}
+    recorded |= dict(_unrecorded(sections, now.config))
     # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
     if manifest.stage in {"score-attention", "train-step"}:
         recorded.pop(_DRAWN, None)
-    current = _current(config, number)
     for key, was in recorded.items():
-        now = [_at(values, key) for values in current]
-        if was not in now and _NOWHERE not in now:
-            yield Difference(key, was, now[0])
+        values = [_at(current, key) for current in now.values]
+        if was not in values and _NOWHERE not in values:
+            yield Difference(key, was, values[0])
 
 
 def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:
@@ -79,12 +104,6 @@ def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:
         for name, stage in FOLDERS.items():
             if name != "report":
                 yield f"iteration {number}, ", iteration_folder(run, number) / name, stage, number
-
-
-def _current(config: Config, number: int) -> list[dict[str, Any]]:
-    """The configuration of an iteration, and as it is without schedules, which evaluations go by."""
-    plain = config.model_dump(mode="json")
-    return [config.at(number).model_dump(mode="json"), plain] if number and config.schedules else [plain]
 
 
 def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,26 +1,40 @@
-"""TensorBoard's event files; read back, they say what is there already."""
+"""TensorBoard's event files. A note beside them says what they have; where it is not of these files, they are read."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.bounded import read_json
 from dapo_stages.reporting.histograms import Histogram
 from dapo_stages.reporting.media import STAGES, Media, picture_of
 from dapo_stages.reporting.samples import Sample
 from dapo_stages.reporting.text import markdown_block, markdown_inline, markdown_table
-from dapo_stages.reporting.trackers import PER_UPDATE, Feed, Points, by_step, news
-from dapo_stages.shards import publish_file, writing
+from dapo_stages.reporting.trackers import PER_UPDATE, Feed, Points, by_step, lacking, news
+from dapo_stages.shards import publish_file, write_text, writing
 
-FOLDER = "runs"
+FOLDER, NOTE = "runs", "dapo-stages.json"
 _CONFIG, _STAGES = "configuration", "stages"  # tags of texts
 _REPORT = re.compile(r"report ([0-9a-f]{64})")
+
+
+@dataclass
+class _Has:
+    """What event files have: points (iteration -> key), tables and histograms (iteration -> report), configuration."""
+
+    files: int
+    bytes: int
+    points: dict[int, str] = field(default_factory=dict)
+    media: dict[int, str] = field(default_factory=dict)
+    config: str = ""
 
 
 def send(feed: Feed) -> list[int]:
@@ -29,10 +43,17 @@ def send(feed: Feed) -> list[int]:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     folder = feed.run / FOLDER
-    before = sorted(folder.glob("events.out.tfevents.*"))
-    logged, reports, config = _read(before)
-    afresh, new, media, left = news(feed, logged, reports)
+    before = _files(folder)
+    noted = _noted(folder, before)
+    only = lacking(feed, noted.points) if noted else None
+    if noted is None or only is None:
+        logged, reports, config = _read(list(before))
+    else:
+        logged, reports, config = {}, noted.media, noted.config
+    afresh, new, media, left = news(feed, logged, reports, only)
     if not new and not media:
+        if only is None and before:
+            _note(folder, feed, reports, config)
         return left
     updates = by_step(new, lambda name: name.startswith(PER_UPDATE))
     events = [(step, _scalars(values)) for step, values in updates.items()]
@@ -52,7 +73,34 @@ def send(feed: Feed) -> list[int]:
     )
     for path in before if afresh else ():
         path.unlink()
+    sent = {iteration: feed.reports[iteration] for iteration in media}
+    _note(folder, feed, sent if afresh else {**reports, **sent}, text or config)
     return left
+
+
+def _files(folder: Path) -> dict[Path, int]:
+    """The event files, with their sizes."""
+    return {path: path.stat().st_size for path in sorted(folder.glob("events.out.tfevents.*"))}
+
+
+def _note(folder: Path, feed: Feed, media: Mapping[int, str], config: str) -> None:
+    """After the files: a note that is older than they are is not of them."""
+    files = _files(folder)
+    has = _Has(len(files), sum(files.values()), feed.told(), dict(media), config)
+    write_text(folder / NOTE, json.dumps(asdict(has), ensure_ascii=False) + "\n")
+
+
+def _noted(folder: Path, files: Mapping[Path, int]) -> _Has | None:
+    """The note; None where there is none of these very files."""
+    try:
+        found = read_json(folder / NOTE)
+        points, media = (
+            {int(iteration): str(key) for iteration, key in found[name].items()} for name in ("points", "media")
+        )
+        noted = _Has(int(found["files"]), int(found["bytes"]), points, media, str(found["config"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return noted if (noted.files, noted.bytes) == (len(files), sum(files.values())) else None
 
 
 def _write(path: Path, events: Sequence[Any]) -> None:

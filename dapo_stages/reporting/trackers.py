@@ -1,7 +1,7 @@
 """The same figures for TensorBoard and Weights & Biases: each point once, however often a report is made.
 
-All comes from the files of the run's reports, so a tracker can be switched on at any time. Each knows what it was given
-before: TensorBoard's own event files, a note beside W&B's.
+All comes from the files of the run's reports, so a tracker can be switched on at any time. What each was given before
+is noted beside its files, iteration by iteration: what is there already is not gone through point by point.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dapo_stages.console import say
 from dapo_stages.manifests import Source
 from dapo_stages.reporting.figures import Figures
 from dapo_stages.reporting.media import Media, load_media
-from dapo_stages.reporting.runs import iteration_folder, manifest_of
+from dapo_stages.reporting.runs import iteration_folder
+
+if TYPE_CHECKING:
+    from dapo_stages.reporting.fragments import Reported
 
 Points = dict[tuple[str, int], float]  # (name, step) -> value
 
@@ -29,12 +32,34 @@ class Feed:
 
     run: Path
     project: str
-    points: Points
+    figures: Sequence[Figures]
+    keys: Mapping[int, str]  # iteration -> what tells its figures from others
     config: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[int, str] = field(default_factory=dict)  # iteration -> content hash of its report
     made: Collection[int] = ()  # iterations whose report was made just now
     backfill: bool = False
     media: Callable[[int], Media] = lambda iteration: Media(iteration)
+
+    def points(self, iterations: Collection[int] | None = None) -> Points:
+        """Every number of these iterations (else of all) by name and step."""
+        found: Points = {}
+        for figures, step in self._steps():
+            number = figures["iteration"]
+            if iterations is None or number in iterations:
+                found |= {(name, number): value for name, value in _leaves(figures, "") if name != "iteration"}
+                for index, update in enumerate(_updates(figures), step + 1):
+                    found |= {(f"{PER_UPDATE}{name}", index): value for name, value in update.items()}
+        return found
+
+    def told(self) -> dict[int, str]:
+        """What to note of the points of each iteration: its figures, and the optimiser steps before it."""
+        return {figures["iteration"]: f"{self.keys[figures['iteration']]} {step}" for figures, step in self._steps()}
+
+    def _steps(self) -> Iterator[tuple[Figures, int]]:
+        step = 0
+        for figures in self.figures:
+            yield figures, step
+            step += len(_updates(figures))
 
 
 class News(NamedTuple):
@@ -47,16 +72,12 @@ class News(NamedTuple):
 
 
 def feed_of(
-    run: Path, all_figures: Sequence[Figures], project: str, config: Mapping[str, Any],
-    made: Collection[int] = (), *, backfill: bool = False,
-) -> Feed:  # fmt: skip
+    reported: Reported, project: str, config: Mapping[str, Any], made: Collection[int] = (), *, backfill: bool = False
+) -> Feed:
     """The feed of a run's finished reports."""
-    reports = {}
-    for figures in all_figures:
-        manifest = manifest_of(iteration_folder(run, figures["iteration"]) / "report", "report")
-        if manifest is not None:
-            reports[figures["iteration"]] = manifest.content_hash
-    return Feed(run, project, points(all_figures), config, reports, made, backfill, partial(_media, run))
+    reports, keys = reported.hashes()
+    media = partial(_media, reported.run)
+    return Feed(reported.run, project, reported.figures, keys, config, reports, made, backfill, media)
 
 
 def track(feed: Feed, trackers: Sequence[str]) -> None:
@@ -77,32 +98,28 @@ def track(feed: Feed, trackers: Sequence[str]) -> None:
             )
 
 
-def points(all_figures: Sequence[Figures]) -> Points:
-    """Every number of every iteration by name and step."""
-    found: Points = {}
-    step = 0
-    for figures in all_figures:
-        for name, value in _leaves(figures, ""):
-            if name != "iteration":
-                found[name, figures["iteration"]] = value
-        for update in (figures.get("train") or {}).get("updates") or []:
-            step += 1
-            found |= {(f"{PER_UPDATE}{name}", step): value for name, value in update.items()}
-    return found
+def lacking(feed: Feed, noted: Mapping[int, str]) -> set[int] | None:
+    """The iterations whose points are not noted yet; None where noted ones are not as they are now."""
+    told = feed.told()
+    same = all(told.get(iteration) == key for iteration, key in noted.items())
+    return told.keys() - noted.keys() if same else None
 
 
-def news(feed: Feed, logged: Points, sent: Mapping[int, str]) -> News:
-    """What is new to a tracker that has these points, and the media of these iterations (with their reports' hash)."""
+def news(feed: Feed, logged: Points, sent: Mapping[int, str], only: Collection[int] | None = None) -> News:
+    """What is new to a tracker that has these points, and the media of these iterations (with their reports' hash).
+
+    `only`: the iterations that it has no points of; those of all others it has.
+    """
     near = 1e-6  # trackers keep float32
-    wanted = feed.points
+    wanted = feed.points(only)
     changed = [
         key for key, old in logged.items() if key not in wanted or abs(wanted[key] - old) > near * (1 + abs(old))
     ]
     afresh = bool(changed) or any(feed.reports.get(iteration) != key for iteration, key in sent.items())
     due = feed.reports.keys() if feed.backfill else feed.reports.keys() & {*feed.made, *(sent if afresh else ())}
-    lacking = feed.reports.keys() if afresh else feed.reports.keys() - sent.keys()
-    new = wanted if afresh else {key: wanted[key] for key in wanted.keys() - logged.keys()}
-    return News(afresh, new, sorted(due & lacking), sorted(lacking - due))
+    missing = feed.reports.keys() if afresh else feed.reports.keys() - sent.keys()
+    new = feed.points() if afresh else {key: wanted[key] for key in wanted.keys() - logged.keys()}
+    return News(afresh, new, sorted(due & missing), sorted(missing - due))
 
 
 def by_step(wanted: Points, keep: Callable[[str], bool]) -> dict[int, dict[str, float]]:
@@ -120,6 +137,10 @@ def _leaves(value: object, name: str) -> Iterator[tuple[str, float]]:
             yield from _leaves(inner, f"{name}/{key}" if name else str(key))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, float(value)
+
+
+def _updates(figures: Figures) -> Sequence[Mapping[str, float]]:
+    return (figures.get("train") or {}).get("updates") or []
 
 
 def _media(run: Path, iteration: int) -> Media:

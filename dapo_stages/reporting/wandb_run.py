@@ -15,7 +15,7 @@ from dapo_stages.bounded import read_json
 from dapo_stages.console import say
 from dapo_stages.reporting.media import COLUMNS, STAGES, Media
 from dapo_stages.reporting.pictures import decoded
-from dapo_stages.reporting.trackers import PER_UPDATE, Feed, Points, by_step, news
+from dapo_stages.reporting.trackers import PER_UPDATE, Feed, News, Points, by_step, lacking, news
 from dapo_stages.shards import write_text
 
 FOLDER, STATE = "wandb", "dapo-stages.json"
@@ -29,8 +29,9 @@ class _Sent:
     id: str = ""
     steps: int = 0  # records so far: the next part of the run goes on counting
     open: bool = False
-    logged: Points = field(default_factory=dict)
+    points: dict[int, str] = field(default_factory=dict)  # iteration -> key
     media: dict[int, str] = field(default_factory=dict)
+    logged: Points = field(default_factory=dict)  # what older versions noted instead
 
 
 def mode() -> str:
@@ -48,7 +49,7 @@ def send(feed: Feed) -> list[int]:
     """
     path = feed.run / FOLDER / STATE
     sent = _read(path)
-    changed, new, media, left = news(feed, sent.logged, sent.media)
+    changed, new, media, left = _news(feed, sent)
     if mode() == "disabled":
         return []
     if not new and not media and not sent.open:
@@ -57,14 +58,14 @@ def send(feed: Feed) -> list[int]:
         why = "an earlier report was interrupted" if sent.open else "figures have changed"
         say(f"wandb: {why}, and W&B takes nothing back: run {sent.id} stays as it is, a new one begins")
         feed, sent = replace(feed, made={*feed.made, *sent.media}), _Sent()
-        _, new, media, left = news(feed, sent.logged, sent.media)
+        _, new, media, left = _news(feed, sent)
     first, sent.id = not sent.id, sent.id or uuid.uuid4().hex[:8]
     import wandb
 
     try:
-        with _place(feed.run), _run(feed, sent.id, first=first) as tracked:
+        with _place(feed.run), _run(feed, sent.id, new, first=first) as tracked:
             sent.open = True
-            sent.logged |= new
+            sent.points = feed.told()
             sent.media |= {iteration: feed.reports[iteration] for iteration in media}
             _write(path, sent)
             for step, values in by_step(new, lambda name: name.startswith(PER_UPDATE)).items():
@@ -82,8 +83,16 @@ def send(feed: Feed) -> list[int]:
     return left
 
 
+def _news(feed: Feed, sent: _Sent) -> News:
+    if sent.logged:
+        return news(feed, sent.logged, sent.media)
+    only = lacking(feed, sent.points)
+    found = news(feed, {}, sent.media, only)
+    return found if only is not None else found._replace(afresh=True)
+
+
 @contextmanager
-def _run(feed: Feed, identity: str, *, first: bool) -> Iterator[Any]:
+def _run(feed: Feed, identity: str, new: Points, *, first: bool) -> Iterator[Any]:
     import wandb
 
     settings = wandb.Settings(
@@ -103,7 +112,7 @@ def _run(feed: Feed, identity: str, *, first: bool) -> Iterator[Any]:
     ) as tracked:
         tracked.define_metric("iteration")
         tracked.define_metric("optimiser_step")
-        for part in {f"{name.split('/')[0]}/*" for name, _ in feed.points} | {"histograms/*", *_TABLES}:
+        for part in {f"{name.split('/')[0]}/*" for name, _ in new} | {"histograms/*", *_TABLES}:
             of_updates = part.startswith(PER_UPDATE)
             tracked.define_metric(part, step_metric="optimiser_step" if of_updates else "iteration")
         yield tracked
@@ -153,15 +162,16 @@ def _image(picture: bytes | None) -> Any:
 def _read(path: Path) -> _Sent:
     try:
         found = read_json(path)
-        logged = {(str(name), int(step)): float(value) for name, step, value in found["logged"]}
-        media = {int(iteration): str(key) for iteration, key in found.get("media", {}).items()}
+        logged = {(str(name), int(step)): float(value) for name, step, value in found.get("logged", ())}
+        points, media = (
+            {int(iteration): str(key) for iteration, key in found.get(name, {}).items()} for name in ("points", "media")
+        )
         steps = int(found.get("steps", len(logged)))
-        return _Sent(str(found["id"]), steps, bool(found.get("open")), logged, media)
+        return _Sent(str(found["id"]), steps, bool(found.get("open")), points, media, logged)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _Sent()
 
 
 def _write(path: Path, sent: _Sent) -> None:
-    rows = [[name, step, value] for (name, step), value in sorted(sent.logged.items())]
-    state = {"id": sent.id, "steps": sent.steps, "open": sent.open, "media": sent.media, "logged": rows}
-    write_text(path, json.dumps(state, allow_nan=False))
+    state = {"id": sent.id, "steps": sent.steps, "open": sent.open, "points": sent.points, "media": sent.media}
+    write_text(path, json.dumps(state))

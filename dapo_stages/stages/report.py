@@ -42,15 +42,16 @@ def main(
 
     from dapo_stages.config import load_config
     from dapo_stages.console import answer, painted, progress, say, tell
-    from dapo_stages.reporting.best import find_best
+    from dapo_stages.manifests import remembered
     from dapo_stages.reporting.blow_ups import halts
     from dapo_stages.reporting.fragments import Reported
     from dapo_stages.reporting.pace import pace
-    from dapo_stages.reporting.tables import print_table
+    from dapo_stages.reporting.tables import print_table, shortened
     from dapo_stages.reporting.trackers import feed_of, track
 
     settings = load_config(config, set_)
-    plans = _plans(run, iteration, settings, overwrite=overwrite)
+    with remembered():
+        plans = _plans(run, iteration, settings, overwrite=overwrite)
     if dry_run and as_json:
         answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
@@ -60,20 +61,20 @@ def main(
         else nullcontext(lambda done, note: None) as advance
     ):
         for number, plan in plans.items():
-            _report(number, plan, overwrite=overwrite, dry_run=dry_run)
+            _report(run, number, plan, overwrite=overwrite, dry_run=dry_run)
             advance(1, "")
     if dry_run:
         return
-    reported = Reported(run)
-    page, best = reported.write(), find_best(run)
-    config_values = settings.model_dump(mode="json")
-    project, trackers = settings.report.project, settings.report.trackers
-    track(feed_of(run, reported.figures, project, config_values, list(plans), backfill=backfill), trackers)
+    with remembered():
+        reported = Reported(run)
+        page, best = reported.write(), reported.best
+        feed = feed_of(reported, settings.report.project, settings.model_dump(mode="json"), plans, backfill=backfill)
+        track(feed, settings.report.trackers)
     if as_json:
         found = {"report": str(page), "best": asdict(best) if best else None, "made": list(plans)}
         answer({"stage": "report", **found, "iterations": reported.figures})
         return
-    print_table(reported.table())
+    print_table(shortened(reported.table()))
     if best:
         tell(f"best: {best} -> {run / best.policy}")
     for why in halts(run):
@@ -134,8 +135,8 @@ def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
     return now != was or made.config.get("layout") != LAYOUT
 
 
-def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
-    from dapo_stages.reporting.fragments import fragments
+def _report(run: Path, iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
+    from dapo_stages.reporting.fragments import cost, fragments
     from dapo_stages.shards import write_text
     from dapo_stages.stages import frame
 
@@ -146,7 +147,7 @@ def _report(iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> No
         with output.files() as folder:
             for name, text in files.items():
                 write_text(folder / name, text)
-        output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs)}
+        output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs), **cost(run, iteration)}
 
     frame.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False, alone=True)
 

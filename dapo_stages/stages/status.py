@@ -35,6 +35,7 @@ def main(
     from dataclasses import asdict
 
     from dapo_stages.console import answer, painted, tell
+    from dapo_stages.manifests import remembered
     from dapo_stages.reporting.best import find_best
     from dapo_stages.reporting.pace import pace
     from dapo_stages.reporting.progress import next_move, planned_iterations, survey, trouble
@@ -42,10 +43,11 @@ def main(
     from dapo_stages.reporting.text import visible
 
     _require(run)
-    progress = survey(run)
-    move, best, changed = next_move(progress), find_best(run), differences(run)
     planned = of if of is not None else planned_iterations(run)
-    speed = pace(run, planned) if planned is not None else None
+    with remembered():
+        progress = survey(run)
+        move, best, changed = next_move(progress), find_best(run), differences(run)
+        speed = pace(run, planned) if planned is not None else None
     problem = trouble(run)
     if as_json:
         answer(

@@ -172,6 +172,7 @@ def test_a_missing_input_leaves_no_trace(command: str, home: Path) -> None:
     if command in gone:
         (home / READS[command]).mkdir()
         (home / READS[command] / "manifest.json").write_text("{}")
+        (home / READS[command] / "prompts-00000.parquet").touch()  # prune looks at what has files
     unchanged(home, lambda: call(command, "new/out"), {3})
 
 

@@ -9,8 +9,10 @@ import pytest
 from reporting import tiny_run
 from support.commands import run as command
 
-from dapo_stages.manifests import Source, read_manifest
-from dapo_stages.outputs import Output, Plan
+from dapo_stages.errors import LockedError
+from dapo_stages.manifests import Source, mark_pruned, read_manifest
+from dapo_stages.outputs import Output, Plan, open_output
+from dapo_stages.unfinished import locked
 
 
 @pytest.fixture()
@@ -102,3 +104,61 @@ def test_a_policy_under_an_adapter_stays_as_long_as_the_adapter(run: Path) -> No
     checkpoint(run, 5)
     prune(run, *keep)
     assert left(run, "policy") == [5]
+
+
+@pytest.mark.parametrize(("part", "output"), [("rollout", "rollout"), ("train/state", "train")])
+def test_what_another_run_writes_is_left_alone(run: Path, part: str, output: str) -> None:
+    """As an old iteration that is made again: its old files are its output until the new ones are."""
+    out, before = run / "iter-0001" / output, tree(run / "iter-0001" / part)
+    replacement = out / ".next/prompts-00000.parquet"
+    with locked(out):
+        replacement.parent.mkdir()
+        replacement.touch()
+        said = prune(run, "--set", "keep.rollouts=1", "--set", "keep.states=1")
+        assert f"prune: leaves {run}/iter-0001/{part} alone, another run is writing there" in said
+        with pytest.raises(LockedError), locked(out):  # nobody writes beside it
+            pass
+        assert tree(run / "iter-0001" / part).items() >= before.items() and replacement.exists()
+        assert read_manifest(run / "iter-0001/attention").pruned  # which nobody writes
+    assert f"prune: removing the files of {run}/iter-0001/{part}" in prune(
+        run, "--set", "keep.rollouts=1", "--set", "keep.states=1"
+    )
+    assert replacement.exists()  # what an interrupted run has finished
+
+
+def test_the_lock_that_others_wait_for_stays(run: Path) -> None:
+    """A process that has opened it, and one that comes later, must mean the same file."""
+    lock = run / "iter-0001/rollout/.lock"
+    before = lock.stat().st_ino
+    prune(run, "--set", "keep.rollouts=1")
+    assert read_manifest(run / "iter-0001/rollout").pruned and lock.stat().st_ino == before
+
+
+def test_a_finished_replacement_is_not_lost(run: Path) -> None:
+    """Its run was killed before it moved it in: the same command does that."""
+    out = run / "iter-0001/rollout"
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dapo_stages.outputs.finish_replacement", lambda out: None)
+        plan = Plan("rollout", out, {"iteration": 1, "rollout": {"prompts_per_iteration": 3}}, 1)
+        with open_output(plan, overwrite=True) as output:
+            assert output is not None
+            output.write("prompts", 0, [tiny_run.prompt(1, 0, correct=2)])
+            output.publish()
+            raise KeyboardInterrupt
+    before = tree(out)
+    assert f"prune: leaves {out} alone, a finished replacement is not moved in yet" in prune(
+        run, "--set", "keep.rollouts=1"
+    )
+    assert tree(out) == before
+
+
+def test_a_prune_that_was_cut_off_is_finished(run: Path) -> None:
+    mark_pruned(run / "iter-0001/rollout")
+    before = (run / "iter-0001/rollout/manifest.json").read_bytes()
+    prune(run, "--set", "keep.rollouts=1")
+    assert tree(run / "iter-0001/rollout") == {".lock": b"", "manifest.json": before}
+    assert prune(run, "--set", "keep.rollouts=1") == ""
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
