@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from dapo_stages import ranks
 from dapo_stages.config import Config
 from dapo_stages.console import say
+from dapo_stages.data.control import CONTROL_TOKENS
 from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import Source
 from dapo_stages.stages.policies import base_of, is_adapter, open_policy, verify
@@ -18,9 +19,17 @@ from dapo_stages.stages.policies import base_of, is_adapter, open_policy, verify
 if TYPE_CHECKING:
     from dapo_stages.engines import Engine
 
+_PROMPTS = {"rollout": "train", "evaluate": "held_out"}  # the table that a stage takes its prompts from
 
-def open_engine(source: Source, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
-    """Verify a policy folder and put it, or what it refers to, into the engine of the stage."""
+
+def open_engine(
+    inputs: Mapping[str, Source], config: Config, stage: Literal["rollout", "evaluate"] = "rollout"
+) -> Engine:
+    """Verify a policy folder and put it, or what it refers to, into the engine of the stage.
+
+    Raises EngineError before anything is sampled if the engine cannot take a prompt of the stage's data.
+    """
+    source = inputs["policy"]
     name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
     if name == "transformers":
         return _transformers(source, config, stage)
@@ -35,8 +44,11 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
     verify(source)
     tokens = load_tokens(base_of(source))
     if name == "server":
-        from dapo_stages.engines.server_engine import ServerEngine
+        from dapo_stages.engines.server_engine import ServerEngine, check_text
 
+        if CONTROL_TOKENS in inputs["data"].manifest.counts:
+            for row in inputs["data"].rows(_PROMPTS[stage], ("prompt_id", "prompt_text")):
+                check_text(f"{stage}.engine=server", row)
         return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
     from dapo_stages.engines.vllm_engine import VllmEngine
 

@@ -189,4 +189,4 @@ class Evaluation:
 
     @cached_property
     def _engine(self) -> Engine:
-        return open_engine(self._output.plan.inputs["policy"], self._config, "evaluate")
+        return open_engine(self._output.plan.inputs, self._config, "evaluate")

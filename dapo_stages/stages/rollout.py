@@ -289,7 +289,7 @@ class Rollout:
 
     @cached_property
     def _engine(self) -> Engine:
-        return open_engine(self._source, self._config)
+        return open_engine(self._output.plan.inputs, self._config)
 
 
 def _times(factor: float, count: int) -> int:
