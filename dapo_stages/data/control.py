@@ -1,9 +1,10 @@
 """Text is data: no text of a data set becomes a control token of the prompt it stands in.
 
-A tokenizer looks for its added tokens (`<|im_start|>`, `<|image_pad|>`, `<tool_call>`, …) in all of a prompt's text and
-cannot tell the chat template's from those that a question quotes. So a mark is set inside the latter before the template
-sees them: they are then no tokens, neither to the template nor to the processor. A twin of the tokenizer encodes such a
-prompt. It takes the marks out after it has looked for added tokens, so the quoted ones are tokenised like all other text.
+A tokenizer looks for its added tokens (`<|im_start|>`, `<|image_pad|>`, `<tool_call>`, …) in all of a prompt's text,
+and cannot tell the chat template's from those that a question quotes. So a mark is set inside the latter before the
+template sees them: they are then no tokens, neither to the template nor to the processor. A twin of the tokenizer
+encodes such a prompt. It takes the marks out after it has looked for added tokens, so that what was quoted is tokenised
+like all other text.
 
 A prompt that quotes none never meets the twin. The stored `prompt_text` keeps its marks, so that whoever tokenises it
 again does not read the control tokens either.

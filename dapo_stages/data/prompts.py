@@ -142,7 +142,7 @@ class PromptMaker:
         ours = 1 if question.system is None and conversation[0]["role"] == "system" else 0
         texts = [*texts_of(conversation[ours:]), question.solution]
         if any(MARK in text for text in texts):
-            raise UnusableRow(f"text with {ascii(MARK)}, which marks control tokens here")
+            raise UnusableRow(f"text with {MARK!a}, which marks control tokens here")
         if not (found := self._control.found(texts)):
             return conversation
         named = f"{', '.join(found[:3])} in its text"

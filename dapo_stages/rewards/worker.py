@@ -1,4 +1,4 @@
-"""The process that compares expressions, runs plug-ins or fills in chat templates: JSON lines in on stdin, out on stdout.
+"""The process that compares expressions, runs plug-ins or fills in chat templates: JSON lines from stdin to stdout.
 
 Run by its path, it imports nothing of this package: it starts fast and can be killed at any moment. The kernel ends it
 when its parent dies, and its alarm ends a request that never returns where the kernel cannot.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,17 +19,9 @@ from dapo_stages.stages.policies import base_of, is_adapter, open_policy, verify
 if TYPE_CHECKING:
     from dapo_stages.engines import Engine
 
-_PROMPTS = {"rollout": "train", "evaluate": "held_out"}  # the table that a stage takes its prompts from
 
-
-def open_engine(
-    inputs: Mapping[str, Source], config: Config, stage: Literal["rollout", "evaluate"] = "rollout"
-) -> Engine:
-    """Verify a policy folder and put it, or what it refers to, into the engine of the stage.
-
-    Raises EngineError before anything is sampled if the engine cannot take a prompt of the stage's data.
-    """
-    source = inputs["policy"]
+def open_engine(source: Source, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
+    """Verify a policy folder and put it, or what it refers to, into the engine of the stage."""
     name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
     if name == "transformers":
         return _transformers(source, config, stage)
@@ -44,16 +36,22 @@ def open_engine(
     verify(source)
     tokens = load_tokens(base_of(source))
     if name == "server":
-        from dapo_stages.engines.server_engine import ServerEngine, check_text
+        from dapo_stages.engines.server_engine import ServerEngine
 
-        if CONTROL_TOKENS in inputs["data"].manifest.counts:
-            for row in inputs["data"].rows(_PROMPTS[stage], ("prompt_id", "prompt_text")):
-                check_text(f"{stage}.engine=server", row)
         return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
     from dapo_stages.engines.vllm_engine import VllmEngine
 
     with _merged(source, config) as checkpoint:
         return VllmEngine(checkpoint, tokens, config, stage)
+
+
+def check_prompts(data: Source, kind: str, engine: str) -> None:
+    """Raise EngineError, before anything is sampled, if the engine cannot take a prompt of a table."""
+    if engine == "server" and CONTROL_TOKENS in data.manifest.counts:
+        from dapo_stages.engines.server_engine import check_text
+
+        for row in data.rows(kind, ("prompt_id", "prompt_text")):
+            check_text(engine, row)
 
 
 def _transformers(source: Source, config: Config, stage: str) -> Engine:

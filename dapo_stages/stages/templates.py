@@ -68,9 +68,10 @@ class _Watched:
         reply = self._child.start(_START_LIMIT)
         if not reply.get("ready"):
             self._child.kill()
+            reason = reply.get("error")
             raise ModelError(
-                f"chat template: found no process to fill it in ({reply.get('error')}); needed transformers and jinja2. "
-                "Install them again."
+                f"chat template: found no process to fill it in ({reason}); needed transformers and jinja2. Install "
+                "them again."
             )
 
     def _given_up(self, lost: Lost) -> Exception:
