@@ -43,7 +43,9 @@ class JudgeConfig(Endpoint):
         "training_logs/judge-cache.sqlite", min_length=1, description="File of answers, inside the working folder."
     )
     concurrency: Count = Field(16, description="Requests under way at the same time.")
-    timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="Seconds to wait for an answer.")
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="Seconds to wait for an answer; the whole of it may take twice as long."
+    )
 
     RUNNING: ClassVar[set[str]] = {*Endpoint.model_fields, "cache"}
 

@@ -30,11 +30,11 @@ class ControlTokens:
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._tokenizer = _tokenizer_of(processor)
         template = str(getattr(processor, "chat_template", None) or "")
-        added = self._tokenizer.added_tokens_decoder
+        added = getattr(self._tokenizer, "added_tokens_decoder", {})
         tokens = {index: token for index, token in added.items() if _is_control(token, template)}
-        self._ids = {*tokens, *self._tokenizer.all_special_ids}
+        self._ids = {*tokens, *getattr(self._tokenizer, "all_special_ids", ())}
         self._normalizes = any(token.normalized for token in tokens.values())
         names = {*(token.content for token in tokens.values()), *_of_processor(processor)}
         self._pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")

@@ -130,7 +130,7 @@ class PromptMaker:
     @cached_property
     def _longest(self) -> int | None:
         """The longest text in bytes that can become a prompt of the length allowed; None where that is not known."""
-        each = bytes_per_token(self.processor.tokenizer)
+        each = bytes_per_token(getattr(self.processor, "tokenizer", None))
         return None if each is None else each * self.data.max_prompt_length
 
     @cached_property

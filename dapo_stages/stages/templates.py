@@ -21,7 +21,7 @@ def chat_template(processor: Any) -> Iterator[Render | None]:
     """What fills in the template of a processor; None where the template is ours and needs no watching."""
     from dapo_stages.models.embedded_tokenizer import CHAT_TEMPLATE
 
-    template = processor.chat_template
+    template = getattr(processor, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default")
     if template == CHAT_TEMPLATE or not isinstance(template, str):  # without one, transformers says what to do
