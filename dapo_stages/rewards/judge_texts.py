@@ -66,7 +66,7 @@ def score_of(answer: str, scale: tuple[float, float]) -> float | None:
     low, high = scale
     found = _last(answer, "score")
     if found is None:
-        text = re.sub(rf"\s*(?:/|out of)\s*{re.escape(f'{high:g}')}(?![\d.]*\d)", "", answer)
+        text = re.sub(rf"(?:(?<!\s)\s+)?(?:/|out of)\s*{re.escape(f'{high:g}')}(?![\d.]*\d)", "", answer)
         numbers = _NUMBER.findall(text)
         found = float(numbers[-1]) if numbers else None
     if not _is_number(found) or not low <= found <= high:
