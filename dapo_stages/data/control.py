@@ -98,7 +98,7 @@ def plain_twin(processor: Any) -> Any:
     unmark = {"type": "Replace", "pattern": {"String": MARK}, "content": ""}
     steps = [unmark] if backend["normalizer"] is None else [unmark, backend["normalizer"]]
     backend["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    twin = copy.deepcopy(tokenizer)
+    twin = copy.copy(tokenizer)
     twin._tokenizer = Tokenizer.from_str(json.dumps(backend))
     if tokenizer is processor:
         return twin

@@ -172,7 +172,7 @@ def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[Raw
             first, future = waiting.popleft()
             yield first, future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # one may wait for a chat template, which is ended next
 
 
 def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> Row | Dropped | None:

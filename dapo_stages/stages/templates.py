@@ -12,7 +12,7 @@ from dapo_stages.rewards.process import Child, Lost
 
 _START_LIMIT = 60.0  # seconds to import transformers, on a busy machine too
 _LIMIT = 10.0  # seconds for one conversation
-_MOST_LOST = 3  # conversations that may take longer; then it is the template, not a row
+_MOST_LOST = 2  # conversations that may take longer; then it is the template, not a row
 _LONGEST = 64 << 20  # characters, where no shorter text is too long
 
 
@@ -49,7 +49,8 @@ class _Watched:
         try:
             if not self._child.runs:
                 self._start()
-            request = self._fixed | {"conversation": conversation, "longest": min(longest or _LONGEST, _LONGEST)}
+            longest = min(longest or _LONGEST, _LONGEST)
+            request = self._fixed | {"conversation": conversation, "longest": longest, "limit": _LIMIT}
             reply = self._child.ask(request, _LIMIT)
         except Lost as lost:
             raise self._given_up(lost) from None
