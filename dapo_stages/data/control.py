@@ -34,7 +34,8 @@ class ControlTokens:
         template = str(getattr(processor, "chat_template", None) or "")
         added = getattr(self._tokenizer, "added_tokens_decoder", {})
         tokens = {index: token for index, token in added.items() if _is_control(token, template)}
-        self._ids = {*tokens, *getattr(self._tokenizer, "all_special_ids", ())}
+        special = {*tokens, *getattr(self._tokenizer, "all_special_ids", ())}
+        self._ids = special - {getattr(self._tokenizer, "unk_token_id", None)}  # which text makes, too
         self._normalizes = any(token.normalized for token in tokens.values())
         names = {*(token.content for token in tokens.values()), *_of_processor(processor)}
         self._pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")

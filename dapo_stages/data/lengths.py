@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-# Bytes that Unicode's composition (NFC) makes one byte of, at most: U+212A, of three bytes, becomes the letter K.
-COMPOSED = 3
+# Bytes that Unicode's composition (NFC) makes one byte of are fewer: 3.5 at most, U+1FBE U+0308 U+0301 becoming U+0390.
+COMPOSED = 4
 
 
 def bytes_per_token(tokenizer: Any) -> int | None:

@@ -145,9 +145,9 @@ class PromptMaker:
             raise UnusableRow(f"text with {MARK!a}, which marks control tokens here")
         if not (found := self._control.found(texts)):
             return conversation
-        named = f"{', '.join(found[:3])} in its text"
+        named = f"control tokens in its text ({', '.join(found[:3])})"
         if self.data.on_control_tokens == "error":
-            needed = "text without the tokenizer's control tokens"
+            needed = "text without those of the tokenizer"
             raise DataError(raw.where, named, needed, "Mend the row, or set data.on_control_tokens=escape or drop.")
         if self.data.on_control_tokens == "drop":
             raise _ControlTokens(named)
