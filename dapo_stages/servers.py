@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from dapo_stages.bounded import shown
+from dapo_stages.compressed import ASKED, TooLarge, unpacked
 from dapo_stages.config import Endpoint
 from dapo_stages.console import say
 from dapo_stages.errors import ConfigError, EngineError
@@ -24,9 +25,14 @@ CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 
 _PASSING = frozenset({408, 425, 429, *range(500, 600)})  # what a server answers while it starts, is busy or restarts
 _LONGEST_WAIT = 60.0  # seconds between two tries
+_WHOLE = 2  # times the time-out, which ends silences: then an answer that drips is ended, too
 _LONGEST_ANSWER = 256 << 20  # bytes, decompressed
 
 _Form = TypeVar("_Form", bound=BaseModel)
+
+
+class _Unreadable(Exception):
+    """An answer that was damaged on its way, or packed as nobody asked for."""
 
 
 class RefusedError(EngineError):
@@ -51,7 +57,7 @@ class Server:
             return httpx.AsyncClient(
                 trust_env=not near,  # no proxy knows this machine's own address
                 base_url=settings.url.rstrip("/"),
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+                headers={"Accept-Encoding": ASKED} | ({"Authorization": f"Bearer {key}"} if key else {}),
                 timeout=httpx.Timeout(settings.timeout, pool=None),
                 limits=httpx.Limits(max_connections=settings.concurrency),
             )
@@ -78,7 +84,10 @@ class Server:
         for attempt in range(settings.retries + 1):
             wait = settings.backoff * 2**attempt
             try:
-                async with client.stream("POST" if content else "GET", path, json=content) as response:
+                async with (
+                    asyncio.timeout(_WHOLE * settings.timeout),
+                    client.stream("POST" if content else "GET", path, json=content) as response,
+                ):
                     said = await self._read(response)
                 if response.is_success:
                     return form.model_validate_json(said)
@@ -88,8 +97,12 @@ class Server:
                 wait = max(wait, _asked_for(response))
             except ValidationError as error:  # it was cut, or comes from something in between
                 found = f"an answer of another form ({error.errors()[0]['msg']})"
+            except TimeoutError:
+                found = f"an answer that was not whole after {_WHOLE * settings.timeout:g} s"
             except httpx.TransportError as error:
                 found = " ".join(f"{type(error).__name__} {error}".split())
+            except _Unreadable as error:
+                found = str(error)
             if attempt < settings.retries:
                 wait = min(wait, _LONGEST_WAIT)
                 say(f"{self.where}: {found}; trying again in {wait:.0f} s")
@@ -103,14 +116,20 @@ class Server:
 
     async def _read(self, response: httpx.Response) -> bytes:
         """What the server says, without our key: some quote it, and answers are kept and printed."""
-        said = bytearray()
-        async for piece in response.aiter_bytes():
-            said += piece
-            if len(said) > _LONGEST_ANSWER:
-                found, needed = f"an answer beyond {shown(_LONGEST_ANSWER)}", "one of a few tokens"
-                raise EngineError(self.where, found, needed, f"Look at what answers at {self._section}.url.")
+        packed = bytearray()
+        try:
+            async for piece in response.aiter_raw():  # httpx would unpack without a bound
+                packed += piece
+                if len(packed) > _LONGEST_ANSWER:
+                    raise TooLarge
+            said = unpacked(bytes(packed), response.headers.get("content-encoding", ""), _LONGEST_ANSWER)
+        except TooLarge:
+            found, needed = f"an answer beyond {shown(_LONGEST_ANSWER)}", "one of a few tokens"
+            raise EngineError(self.where, found, needed, f"Look at what answers at {self._section}.url.") from None
+        except ValueError as error:
+            raise _Unreadable(str(error)) from None
         key = self._credential()
-        return bytes(said).replace(key.encode(), b"[key]") if key else bytes(said)
+        return said.replace(key.encode(), b"[key]") if key else said
 
     def _refused(self, status: int, found: str) -> RefusedError:
         needed = "an answer"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Section
+from dapo_stages.config.base import Count, Later, Section
 
 
 class ColumnsConfig(Section):
@@ -62,6 +62,11 @@ class DataConfig(Section):
         1024, description="Longest prompt in tokens, image tokens included; longer ones are dropped and counted."
     )
     on_bad_image: Literal["skip", "error"] = Field("skip", description="Drop and count an unreadable row, or stop.")
+    on_control_tokens: Annotated[Literal["escape", "drop", "error"], Later("escape")] = Field(
+        "escape",
+        description="Rows that quote control tokens of the tokenizer (`<|im_end|>`): tokenise these as ordinary text, "
+        "drop and count the rows, or stop.",
+    )
     system_prompt: str | None = Field(
         None, description="System message; null takes the built-in one, '' leaves it out."
     )

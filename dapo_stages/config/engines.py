@@ -33,7 +33,9 @@ class Endpoint(Section):
         "http://localhost:8000", pattern=r"^https?://[^\s/]+", description="Where it answers, without /v1."
     )
     concurrency: Count = Field(32, description="Requests under way at the same time.")
-    timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(600.0, description="Seconds to wait for an answer.")
+    timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(
+        600.0, description="Seconds to wait for an answer; the whole of it may take twice as long."
+    )
     retries: Annotated[int, Field(ge=0)] = Field(5, description="Further tries after a failure that may pass.")
     backoff: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Seconds before the first further try; twice as long before each one after it, at most 60."

@@ -43,7 +43,9 @@ class JudgeConfig(Endpoint):
         "training_logs/judge-cache.sqlite", min_length=1, description="File of answers, inside the working folder."
     )
     concurrency: Count = Field(16, description="Requests under way at the same time.")
-    timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(120.0, description="Seconds to wait for an answer.")
+    timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(
+        120.0, description="Seconds to wait for an answer; the whole of it may take twice as long."
+    )
 
     RUNNING: ClassVar[set[str]] = {*Endpoint.model_fields, "cache"}
 
@@ -62,12 +64,12 @@ class RewardsConfig(Section):
     )
     overlong_cache: Count = Field(50, description="L_cache: the reward falls over this many tokens before L_max.")
     symbolic: bool = Field(True, description="Compare non-letter answers with math-verify.")
-    symbolic_timeout: Annotated[float, Field(gt=0)] = Field(5.0, description="Seconds for one symbolic comparison.")
+    symbolic_timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(5.0, description="Seconds for one symbolic comparison.")
     plugins: dict[str, str] = Field(
         {},
         description="Further rewards: name -> path/to/file.py:function, inside the working folder.",
     )
-    plugin_timeout: Annotated[float, Field(gt=0)] = Field(
+    plugin_timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(
         30.0, description="Seconds that a plug-in may take for one group."
     )
     plugin_environment: list[str] = Field(

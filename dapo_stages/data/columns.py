@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, timedelta
+from numbers import Number
 from typing import Any
 
 from dapo_stages.config import ColumnsConfig
@@ -12,6 +14,7 @@ from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.errors import DataError
 
 CONVERSATIONS = ("prompt", "messages")  # looked for where there is no problem column
+_EXACT = 2**53  # up to here every whole number is a float of its own
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ def check_columns(source: str, found: Sequence[str], names: ColumnsConfig) -> No
 
 def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
     """The question of a row; raises UnusableRow saying what it lacks."""
+    values = {name: None if is_missing(value) else value for name, value in values.items()}
     solution = values.get(names.solution)
     if isinstance(solution, list) and len(solution) == 1:
         solution = solution[0]
-    if solution is None or isinstance(solution, list | dict) or not str(solution).strip():
+    if isinstance(solution, list | dict) or not _string(solution).strip():
         raise UnusableRow(f"no {names.solution}")
     problem = values.get(names.problem)
     column = _conversation_column([name for name, value in values.items() if value is not None], names)
@@ -79,14 +83,13 @@ def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
         system, turns = _conversation(values[column], column)
     else:
         raise UnusableRow(f"no {names.problem}")
-    label = values.get(names.slice) if names.slice else None
     question = Question(
         pictures=_pictures(values.get(names.image)),
         turns=turns,
         system=system,
-        solution=str(solution),
-        slice="" if label is None else str(label),
-        labels={name: str(value) for name in names.slices if (value := values.get(name)) is not None},
+        solution=_string(solution),
+        slice=_string(values.get(names.slice)) if names.slice else "",
+        labels={name: _string(value) for name in names.slices if (value := values.get(name)) is not None},
     )
     texts = [question.solution, question.slice, *question.labels.values(), system or "", *(text for _, text in turns)]
     try:
@@ -94,6 +97,21 @@ def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
     except UnicodeEncodeError:
         raise UnusableRow("text with half a character (a lone surrogate)") from None
     return question
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, or what stands for it in columns of numbers (NaN) and of times (NaT)."""
+    return value is None or (isinstance(value, Number | date | timedelta) and value != value)
+
+
+def _string(value: Any) -> str:
+    """A cell as text; nothing for one that is missing.
+
+    A whole number is written without a point: a column of whole numbers with gaps holds 2.0 where 2 was meant.
+    """
+    if is_missing(value):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else str(value)
 
 
 def _conversation_column(found: Sequence[str], names: ColumnsConfig) -> str | None:
@@ -130,13 +148,13 @@ def _conversation(value: Any, column: str) -> tuple[str | None, list[tuple[str, 
 def _text(content: Any) -> str:
     """Text of a message; pictures among its parts become placeholders."""
     if not isinstance(content, list):
-        return "" if content is None else str(content)
+        return _string(content)
     pieces = []
     for part in content:
         if isinstance(part, Mapping) and str(part.get("type", "")).startswith("image"):
             pieces.append(PLACEHOLDER)
         elif isinstance(part, Mapping):
-            pieces.append(str(part.get("text") or ""))
+            pieces.append(_string(part.get("text")))
         else:
-            pieces.append("" if part is None else str(part))
+            pieces.append(_string(part))
     return "".join(pieces)

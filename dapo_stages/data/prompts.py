@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -13,20 +14,33 @@ from typing import TYPE_CHECKING, Any, Literal
 from dapo_stages.config import DataConfig
 from dapo_stages.data import chat
 from dapo_stages.data.columns import Question, UnusableRow, question_of
+from dapo_stages.data.control import MARK, ControlTokens, texts_of
 from dapo_stages.data.images import encode, prepare
+from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.sources import RawRow, RawSource
-from dapo_stages.errors import ModelError
+from dapo_stages.errors import DataError, ModelError
 from dapo_stages.shards import Row
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Conversation = list[dict[str, Any]]
+Render = Callable[[Conversation, int | None], str]  # a conversation and the longest text that is of use -> its text
+
+
+class Refused(Exception):
+    """A chat template makes no text of a conversation."""
+
+
+class TooLong(Exception):
+    """A text has more characters than can become a prompt."""
 
 
 @dataclass(frozen=True)
 class Dropped:
     """A row that becomes no prompt."""
 
-    kind: Literal["long", "images", "other"]
+    kind: Literal["long", "images", "control", "other"]
     why: str
 
 
@@ -38,12 +52,14 @@ class PromptMaker:
     processor: Any
     data: DataConfig
     parse_solution: Callable[[str], str]
+    render: Render | None = None  # None: by the processor itself, for templates that are trusted
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse to be called twice at a time
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
         """The prompt of a row, in the columns of `held_out`, or why there is none.
 
-        A prompt longer than `max_prompt_length` is dropped, never cut. Raises BadImage for an unreadable picture.
+        A prompt longer than `max_prompt_length` is dropped, never cut. Raises BadImage for an unreadable picture, and
+        DataError for a control token where none is wanted.
         """
         try:
             question = question_of(raw.values, self.data.columns)
@@ -51,19 +67,21 @@ class PromptMaker:
             if not solution:
                 raise UnusableRow(f"no answer in {question.solution[:60]!r}")
             conversation = messages_of(question, self.data.system_prompt)
+            conversation = self._as_data(raw, conversation, question)
         except UnusableRow as reason:
             return Dropped("other", f"{raw.where}: {reason}")
+        except _ControlTokens as reason:
+            return Dropped("control", f"{raw.where}: {reason}")
         images = [self._image(raw, picture) for picture in question.pictures]
         with self._alone:
             try:
-                text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # whatever a template leads to; it runs in jinja's sandbox
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                return Dropped("other", f"{raw.where}: the chat template refuses it ({said})")
-            token = getattr(self.processor, "image_token", None)
-            if token is not None and text.count(token) != len(images):
-                return Dropped("other", f"{raw.where}: {text.count(token)} places for {len(images)} pictures")
-            ids, grids = tokens_of(self.processor, text, images)
+                text, ids, grids = self._encoded(conversation, images)
+            except TooLong as length:
+                return Dropped("long", f"{raw.where}: {length}, more than data.max_prompt_length tokens can hold")
+            except Refused as reason:
+                return Dropped("other", f"{raw.where}: {reason}")
+            except _ControlTokens as reason:
+                return Dropped("control", f"{raw.where}: {reason}")
         if len(ids) > self.data.max_prompt_length:
             return Dropped("long", f"{raw.where}: {len(ids)} tokens, more than data.max_prompt_length")
         return {
@@ -79,10 +97,70 @@ class PromptMaker:
             "labels": json.dumps(question.labels, ensure_ascii=False) if question.labels else None,
         }
 
+    def _encoded(
+        self, conversation: Conversation, images: Sequence[Image.Image]
+    ) -> tuple[str, list[int], list[list[int]]]:
+        """The text of a conversation after the chat template, its tokens, and the patch grids of its pictures."""
+        render = self.render or self._rendered
+        try:
+            text = render(conversation, self._longest and 2 * self._longest)  # marks come on top
+        except Refused as reason:
+            raise Refused(f"the chat template refuses it ({reason})") from None
+        size = len(text.replace(MARK, "").encode())
+        if self._longest is not None and size > self._longest:
+            raise TooLong(f"{size:,} bytes of text")
+        token = getattr(self.processor, "image_token", None)
+        if token is not None and text.count(token) != len(images):
+            raise Refused(f"{text.count(token)} places for {len(images)} pictures")
+        processor = self._control.processor_of(text) if MARK in text else self.processor
+        if processor is None:
+            raise _ControlTokens("control tokens that this tokenizer cannot take as text")
+        try:
+            return text, *tokens_of(processor, text, images)
+        except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # of the processor
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise Refused(f"the processor refuses it ({said})") from None
+
+    def _rendered(self, conversation: Conversation, longest: int | None) -> str:
+        try:
+            return str(self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # whatever a template leads to; it runs in jinja's sandbox
+            raise Refused(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
+
+    @cached_property
+    def _longest(self) -> int | None:
+        """The longest text in bytes that can become a prompt of the length allowed; None where that is not known."""
+        each = bytes_per_token(getattr(self.processor, "tokenizer", None))
+        return None if each is None else each * self.data.max_prompt_length
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self.processor)
+
+    def _as_data(self, raw: RawRow, conversation: list[dict[str, Any]], question: Question) -> list[dict[str, Any]]:
+        """The conversation with the control tokens of the row's own texts marked; a system message of ours stays."""
+        ours = 1 if question.system is None and conversation[0]["role"] == "system" else 0
+        texts = [*texts_of(conversation[ours:]), question.solution]
+        if any(MARK in text for text in texts):
+            raise UnusableRow(f"text with {MARK!a}, which marks control tokens here")
+        if not (found := self._control.found(texts)):
+            return conversation
+        named = f"control tokens in its text ({', '.join(found[:3])})"
+        if self.data.on_control_tokens == "error":
+            needed = "text without those of the tokenizer"
+            raise DataError(raw.where, named, needed, "Mend the row, or set data.on_control_tokens=escape or drop.")
+        if self.data.on_control_tokens == "drop":
+            raise _ControlTokens(named)
+        return conversation[:ours] + self._control.as_text(conversation[ours:])
+
     def _image(self, raw: RawRow, cell: Any) -> Image.Image:
         picture = self.source.picture(raw, cell)
         where = f"{raw.where}: {picture.name}" if isinstance(picture, Path) else raw.where
         return prepare(picture, where, max_size=self.data.max_image_size, max_pixels=self.data.max_image_pixels)
+
+
+class _ControlTokens(Exception):
+    """A row with control tokens where such rows are not wanted."""
 
 
 def messages_of(question: Question, system_prompt: str | None) -> list[dict[str, Any]]:

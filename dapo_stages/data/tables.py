@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Table:
         """Names of the columns, of the first row where the file has no header; empty for a file without rows."""
         if self._suffix == ".parquet":
             with self._parquet() as file:
-                return _renamed(self.path, file.schema_arrow.names) if file.metadata.num_rows else []
+                return self._columns_of(file.schema_arrow) if file.metadata.num_rows else []
         return list(next(self.rows(), {}))
 
     def count(self) -> int | None:
@@ -77,7 +78,7 @@ class Table:
             needed = f"one of {', '.join(SUFFIXES)}"
             raise DataError(self.path, f"a {self._suffix or 'nameless'} file", needed, "Convert it, or name another.")
         for row in readers[self._suffix]():
-            yield dict(zip(_renamed(self.path, list(row)), row.values(), strict=True))
+            yield dict(zip(self._named(list(row)), row.values(), strict=True))
 
     @property
     def _suffix(self) -> str:
@@ -99,8 +100,8 @@ class Table:
         from dapo_stages.checks import undecodable
 
         with self._parquet() as file:
-            names = file.schema_arrow.names
-            needed = [name for name, new in zip(names, _renamed(self.path, names), strict=True) if new in self.wanted]
+            named = zip(file.schema_arrow.names, self._columns_of(file.schema_arrow), strict=True)
+            needed = [name for name, new in named if new in self.wanted]
             batch, before = None, 0
             try:
                 for group in range(file.metadata.num_row_groups):
@@ -139,7 +140,7 @@ class Table:
 
     def _json(self, line: str, number: int) -> Any:
         try:
-            return json.loads(line)
+            return json.loads(line, object_pairs_hook=partial(self._keys_once, f" line {number}"))
         except (ValueError, RecursionError) as error:
             raise self._unreadable(f"line {number}", f"no JSON ({_short(error)})") from None
 
@@ -158,7 +159,7 @@ class Table:
         try:
             read = read_text(self.path, REPORT, errors="surrogateescape").removeprefix("\ufeff")
             text = "\n".join(self._utf8(read.split("\n")))
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=partial(self._keys_once, ""))
         except (ValueError, OSError, RecursionError) as error:
             if not isinstance(error, json.JSONDecodeError) or text.lstrip().startswith("["):
                 raise self._damaged(error) from None
@@ -178,6 +179,7 @@ class Table:
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 content = csv.DictReader(self._utf8(lines(file, _LONGEST_LINE)), strict=True)
+                self._once([name for name in content.fieldnames or () if name.strip()], "column")
                 for number, row in enumerate(content, start=1):
                     if None in row:
                         raise DataError(
@@ -193,6 +195,37 @@ class Table:
         if not isinstance(row, dict):
             raise DataError(f"{self.path} {where}", f"a {type(row).__name__}", "an object (a row)", "Mend the file.")
         return row
+
+    def _columns_of(self, schema: Any) -> list[str]:
+        """The names of a Parquet file's columns. Raises DataError if one is there twice, inside structs too."""
+        self._once(schema.names, "column")
+        for field in schema:
+            self._check_fields(field.name, field.type)
+        return self._named(schema.names)
+
+    def _check_fields(self, path: str, kind: Any) -> None:
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        self._once([f"{path}.{name}" for name in names], "field")
+        for number, name in enumerate(names):
+            self._check_fields(f"{path}.{name}", kind.field(number).type)
+
+    def _named(self, names: list[str]) -> list[str]:
+        """The columns by the names they have here, no two of them the same."""
+        return self._once(_renamed(self.path, names), "column")
+
+    def _keys_once(self, where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object of JSON, which must not say two things under one key."""
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            self._once([name for name, _ in pairs], "key", where)
+        return found
+
+    def _once(self, names: list[str], what: str, where: str = "") -> list[str]:
+        if len(set(names)) < len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            found, do = f"the {what} `{double[:100]}` twice", "Take one of them out."
+            raise DataError(f"{self.path}{where}", found, "each once", do)
+        return names
 
     def _damaged(self, error: Exception) -> DataError:
         found, needed = f"a damaged file ({_short(error)})", f"a whole {self._suffix} file"

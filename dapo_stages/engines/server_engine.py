@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from dapo_stages.config import Config
 from dapo_stages.console import say
+from dapo_stages.data.control import MARK
 from dapo_stages.engines import Completion
 from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
 from dapo_stages.errors import EngineError
@@ -87,6 +88,8 @@ class ServerEngine:
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
         """Completions of each prompt; the first lasting failure ends all requests."""
+        for row in prompts:
+            check_text(self._where, row)
         found = asyncio.run(self._all(requests(prompts, seed, samples, greedy)))
         return by_prompt(found, len(prompts))
 
@@ -218,6 +221,18 @@ class ServerEngine:
         if not abs(values[0]) <= _CERTAIN:  # raw logits may be far above
             found, needed = f"log-prob {values[0]:.3f} of a token that was certain", "0, as it was sampled from"
             raise EngineError(self._where, found, needed, do)
+
+
+def check_text(where: str, row: Row) -> None:
+    """Refuse a prompt that quotes control tokens: a server takes texts, and reads them as control tokens again."""
+    if MARK in row["prompt_text"]:
+        raise EngineError(
+            f"{where}: prompt {row['prompt_id']}",
+            "a question that quotes control tokens",
+            "one without, as a server would obey them",
+            "Run prepare-data with data.on_control_tokens=drop, or set the engine to transformers or vllm, which take "
+            "token ids.",
+        )
 
 
 def messages_of(row: Row, family: Family) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dapo_stages.data.control import MARK, plain_twin
 from dapo_stages.errors import DataError
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.packing import Prompt
@@ -51,7 +52,9 @@ def prompt_from(inputs: Mapping[str, torch.Tensor]) -> Prompt:
 
 def _whole(row: Row, pictures: list[Any], processor: Any) -> Prompt:
     """A prompt of a family that is not known here: its processor makes all of it again, so that nothing is missing."""
-    prompt = prompt_from(processor(text=[row["prompt_text"]], images=pictures or None, return_tensors="pt"))
+    text = row["prompt_text"]
+    processor = plain_twin(processor) if MARK in text else processor
+    prompt = prompt_from(processor(text=[text], images=pictures or None, return_tensors="pt"))
     if prompt.ids.tolist() != list(row["prompt_ids"]):
         raise DataError(
             f"prompt {row['prompt_id']}",

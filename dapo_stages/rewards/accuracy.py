@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from dapo_stages.rewards import symbolic as _symbolic
 from dapo_stages.rewards.answers import (
@@ -14,8 +13,11 @@ from dapo_stages.rewards.answers import (
     read_answer,
     read_choice,
 )
+from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.tags import open_text_commands, unboxed
 
+_FINAL = ".,;!。，"
+_BRACKETS = {("\\(", "\\)"), ("\\[", "\\]")}
 _CHOICE = re.compile(r"[A-J]")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°)")
@@ -81,9 +83,9 @@ def _same_expression(wanted: str, answer: str, timeout: float) -> bool:
 
 def _plain(text: str) -> str:
     """Text as it is compared: no case, delimiters, articles, or final punctuation, and single spaces."""
-    text = unicodedata.normalize("NFKC", _bare(text)).casefold()
+    text = nfkc(_bare(text)).casefold()
     text = re.sub(r"^(?:the|an?)\s+", "", text.strip("\"'“”‘’` "))
-    text = re.sub(r"(?<=\d)\s+(?=[a-z%°\u4e00-\u9fff])|\s*([,;:=+/*()\[\]{}<>])\s*", r"\1", text)
+    text = re.sub(r"(?<=\d)\s+(?=[a-z%°\u4e00-\u9fff])|(?:(?<!\s)\s+)?([,;:=+/*()\[\]{}<>])\s*", r"\1", text)
     return re.sub(r"\s+", " ", text).strip(" .!?。")
 
 
@@ -91,18 +93,35 @@ def _bare(text: str) -> str:
     """The answer without boxes, LaTeX delimiters, Markdown, text commands and final punctuation."""
     if boxed := unboxed(text):
         text = boxed[-1][1]
-    text = open_text_commands(re.sub(r"(?<!\*)\*\*(?=\S)([^*]*)\*\*(?!\*)|`", r"\1", text)).strip()
+    text = open_text_commands(re.sub(r"(?<!\*)\*\*(?=\S)([^*]*)\*\*(?!\*)|`", r"\1", text))
+    text = _undelimited(text)
+    kept = len(text.rstrip(_FINAL))
+    if not text[:kept].strip() or text[kept - 1].isspace():
+        kept += 1  # punctuation that ends no word is the answer itself
+    return text[:kept].strip()
+
+
+def _undelimited(text: str) -> str:
+    """The text without LaTeX's delimiters and blanks around it, however many there are."""
+    start, end = 0, len(text)
     while True:
-        inner = re.fullmatch(r"\$\$?(.*?)\$\$?|\\\((.*)\\\)|\\\[(.*)\\\]", text, re.DOTALL)
-        if inner is None:
-            return re.sub(r"(?<=\S)[.,;!。，]+$", "", text).strip()
-        text = next(group for group in inner.groups() if group is not None).strip()
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if (both := (text[start : start + 2], text[max(start, end - 2) : end])) in _BRACKETS and end - start > 3:
+            start, end = start + 2, end - 2
+        elif end - start > 1 and text[start] == text[end - 1] == "$":
+            start += 2 if both[0] == "$$" and end - start > 2 else 1
+            end -= 2 if text[max(start, end - 2) : end] == "$$" else 1
+        else:
+            return text[start:end]
 
 
 def _quantity(text: str) -> tuple[str, str]:
     """(expression in LaTeX, unit in lower case or ""): "12 cm" -> ("12", "cm")."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: "^{" + power[0].translate(_SUPERSCRIPTS) + "}", text)
-    text = _CURRENCY.sub("", unicodedata.normalize("NFKC", _DEGREES.sub(" degrees", text)))
+    text = _CURRENCY.sub("", nfkc(_DEGREES.sub(" degrees", text)))
     text = text.replace("−", "-").replace("×", r"\times ").replace("÷", r"\div ").replace("**", "^")
     unit = ""
     if measured := _UNIT.fullmatch(text):

@@ -19,14 +19,14 @@ answer ends with it.
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Literal, NamedTuple
 
 from dapo_stages.rewards.letters import leading, lone, names_several, stated
+from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.tags import answer_blocks, outside_think, unboxed, without_answer_tags, without_markup
 
 _STATED_TEXT = re.compile(
-    r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*(?:应该|应)?\s*(?:是|为|:|：)\s*[:：]?)([^\n]+)", re.IGNORECASE
+    r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?)([^\n]+)", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[;；。！？]|,\s+(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])")
 _LONGEST_LINE = 200  # characters of a one-line completion that may be an answer as a whole
@@ -73,7 +73,7 @@ def read_answer(text: str) -> Reading:
 
 def read_choice(text: str) -> Reading:
     """The letter A to J that a completion chose, in upper case, and its place. See the module for the order."""
-    outside = unicodedata.normalize("NFKC", outside_think(text))
+    outside = nfkc(outside_think(text))
     for content in answer_blocks(outside)[-1:]:
         if names_several(content):
             return Reading(None, "none")
@@ -93,7 +93,7 @@ def parse_solution(solution: str) -> str:
     text = (answer_blocks(outside) or [outside])[-1].strip()
     if boxed := unboxed(text):
         text = boxed[-1][1].strip()
-    plain = without_markup(unicodedata.normalize("NFKC", text))
+    plain = without_markup(nfkc(text))
     letter = None if names_several(plain) else leading(plain)
     return letter or text
 

@@ -37,6 +37,10 @@ What to judge:
 The order of the answers and their length mean nothing. End with one line of JSON: {{"better": 1}}, {{"better": 2}}, \
 or {{"better": 0}} if neither is better."""
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w]|\.\d)")
+_CONTROL = re.compile(
+    r"[<\[](?=[|｜]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_turn|INST|SYS\w*|TOOL\w*|AVAILABLE_TOOLS)[>\]])"
+    r"|(?<=[|｜])(?=>)"
+)
 _OBJECT = re.compile(r"\{[^{}]{0,2000}\}")
 
 
@@ -66,7 +70,7 @@ def score_of(answer: str, scale: tuple[float, float]) -> float | None:
     low, high = scale
     found = _last(answer, "score")
     if found is None:
-        text = re.sub(rf"\s*(?:/|out of)\s*{re.escape(f'{high:g}')}(?![\d.]*\d)", "", answer)
+        text = re.sub(rf"(?:(?<!\s)\s+)?(?:/|out of)\s*{re.escape(f'{high:g}')}(?![\d.]*\d)", "", answer)
         numbers = _NUMBER.findall(text)
         found = float(numbers[-1]) if numbers else None
     if not _is_number(found) or not low <= found <= high:
@@ -115,8 +119,11 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _plain(text: str) -> str:
-    """Without control tokens of chat templates (`<|…|>`), which some servers read in texts, too."""
-    return text.encode("utf-8", "replace").decode().replace("<|", "< |").replace("|>", "| >")
+    """Without control tokens of chat templates, which some servers read in texts, too: a blank takes them apart.
+
+    Which ones a judge has is not known here: those in the form `<|…|>`, and the usual ones of other families.
+    """
+    return _CONTROL.sub(lambda match: f"{match[0]} ", text.encode("utf-8", "replace").decode())
 
 
 def _marked(parts: Mapping[str, str]) -> str:

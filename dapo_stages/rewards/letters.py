@@ -1,6 +1,7 @@
 """Option letters in a text that holds no tags: in front of a short answer, stated, or standing alone.
 
-Texts come in Unicode's NFKC form, where full-width letters and punctuation are the plain ones.
+Texts come in Unicode's NFKC form, where full-width letters and punctuation are the plain ones. Blanks are matched
+possessively (`\s*+`) where more of them may follow: no text takes longer than its length.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _AND_ANOTHER = re.compile(
 
 _HEDGES = (
     r"(?:(?:therefore|thus|then|hence|clearly|definitely|probably|likely|most|simply|just|indeed|the"
-    rf"|{_NAMED})\s*:?\s+){{0,4}}"
+    rf"|{_NAMED})(?:\s*+:)?\s++){{0,4}}"
 )
 _RIGHT = r"(?:correct|best|accurate|answer|true|right(?!\s+(?:of|to|above|below|behind|in|next|before|after)\b))"
 _STATEMENTS = tuple(
@@ -45,22 +46,23 @@ _STATEMENTS = tuple(
     for pattern in (
         rf"\b(?:answer|(?:correct|right|best|my|final|chosen)\s+(?:option|choice|letter|one))"
         rf"(?:\s+(?:to|for)\s+(?:the|this|that)\s+(?:question|problem))?\s*"
-        rf"(?:is|was|should\s+be|would\s+be|must\s+be|will\s+be|has\s+to\s+be|:|=|-|–|—)\s*:?\s*"
+        rf"(?:is|was|should\s+be|would\s+be|must\s+be|will\s+be|has\s+to\s+be|:|=|-|–|—)\s*+(?::\s*+)?"
         rf"{_HEDGES}{_OPEN}{_LETTER}",
         rf"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?{_LETTER}[)\].]?\s+(?:is|was|seems|looks|appears|must\s+be)\s+"
         rf"(?:to\s+be\s+)?(?:clearly\s+|definitely\s+|therefore\s+|indeed\s+)?(?:the\s+)?(?:only\s+|most\s+)?{_RIGHT}\b",
         rf"(?<!not )(?<!n't )(?<!n’t )(?<!never )\b(?:choose|chose|pick|picked|select|selected|go\s+with|going\s+with"
-        rf"|opt\s+for)\s+(?:the\s+)?(?:{_NAMED}\s*)?:?\s*{_OPEN}{_LETTER}",
-        r"(?:答案|正确的?选项|正确的是|最佳选项)\s*(?:应该|应当|应|就|显然|一定|可能)?\s*(?:是|为|选择|选|:|=){0,3}\s*:?\s*"
-        rf"(?:选项|选)?\s*{_OPEN}{_LETTER}",
-        r"(?<!不)(?<!不能)(?<!不应)(?<!不应该)(?<!不该)(?<!不会)(?<!不可)(?<!别)(?<!勿)选(?!项)(?:择|的是|了|为)?\s*:?\s*"
-        rf"(?:选项|答案)?\s*{_OPEN}{_LETTER}",
-        rf"(?<![A-Za-z0-9]){_LETTER}{_CLOSE}\s*(?:选项|项)?\s*(?:才是|是|为)?\s*最?(?:正确|对的|答案)",
+        rf"|opt\s+for)\s++(?:the\s++)?(?:{_NAMED}\s*+)?:?\s*+{_OPEN}{_LETTER}",
+        r"(?:答案|正确的?选项|正确的是|最佳选项)\s*+(?:应该|应当|应|就|显然|一定|可能)?\s*+(?:是|为|选择|选|:|=){0,3}\s*+"
+        rf"(?::\s*+)?(?:选项|选)?\s*+{_OPEN}{_LETTER}",
+        r"(?<!不)(?<!不能)(?<!不应)(?<!不应该)(?<!不该)(?<!不会)(?<!不可)(?<!别)(?<!勿)选(?!项)(?:择|的是|了|为)?\s*+(?::\s*+)?"
+        rf"(?:选项|答案)?\s*+{_OPEN}{_LETTER}",
+        rf"(?<![A-Za-z0-9]){_LETTER}{_CLOSE}\s*+(?:选项|项)?\s*+(?:才是|是|为)?\s*+最?(?:正确|对的|答案)",
     )
 )
 _SENTENCE_ENDS = re.compile(rf"{_CLOSE}\s*(?:$|[\n.,;:!?。])")
 _LEAD = re.compile(
-    rf"{_OPEN}(?:(?:the\s+)?(?:correct\s+|final\s+)?(?:{_NAMED}|选项|答案|选)\s*(?:is|是|为)?\s*:?\s*)?{_OPEN}{_LETTER}",
+    rf"{_OPEN}(?:(?:the\s+)?(?:correct\s+|final\s+)?(?:{_NAMED}|选项|答案|选)\s*+(?:is|是|为)?\s*+(?::\s*+)?)?"
+    rf"{_OPEN}{_LETTER}",
     re.IGNORECASE,
 )
 _LONE = re.compile(
@@ -74,8 +76,8 @@ _RULED_OUT_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _RULED_OUT_AFTER = re.compile(
-    rf"{_CLOSE}\s*(?:(?:is|was|are|seems)\s+(?:clearly\s+|definitely\s+)?(?:wrong|incorrect|false|not|out)\b"
-    r"|(?:is|was)n['’]t\b|(?:选项|项)?\s*(?:是)?(?:错|不正确|不对|不符))",
+    rf"{_CLOSE}\s*+(?:(?:is|was|are|seems)\s+(?:clearly\s+|definitely\s+)?(?:wrong|incorrect|false|not|out)\b"
+    r"|(?:is|was)n['’]t\b|(?:选项|项)?\s*+(?:是)?(?:错|不正确|不对|不符))",
     re.IGNORECASE,
 )
 

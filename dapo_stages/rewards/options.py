@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+
+from dapo_stages.rewards.normal import nfkc
 
 # A. red | A) red | (A) red | A: red | A、red, at the start of a line or after a space.
 _OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-J])(?:[.:、]\s*|\)\s*)(?=\S)")
@@ -12,7 +13,7 @@ _OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-J])(?:[.:、]\s*|\)\s*)(?=\S)")
 def num_options(problem: str) -> int | None:
     """How many options the question names, in the order A, B, C, …; None where it names fewer than two."""
     found = 0
-    for match in _OPTION.finditer(unicodedata.normalize("NFKC", problem)):
+    for match in _OPTION.finditer(nfkc(problem)):
         if match[1] == "ABCDEFGHIJ"[found : found + 1]:
             found += 1
     return found if found > 1 else None

@@ -6,7 +6,6 @@ import re
 
 _FLAGS = re.IGNORECASE | re.DOTALL
 _THINK_TAG = re.compile(r"<(/?)think>", _FLAGS)
-_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", _FLAGS)
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _BRACE = re.compile(r"\\\\|\\[{}]|(?P<box>\\(?:boxed|fbox)\s*\{)|(?P<open>\{)|(?P<close>\})")
 _LONGEST_BOX = 1000  # characters
@@ -38,7 +37,14 @@ def outside_think(text: str) -> str:
 
 def answer_blocks(text: str) -> list[str]:
     """What each complete `<answer>…</answer>` holds; of nested ones the inner one counts."""
-    return _ANSWER.findall(text)
+    blocks: list[str] = []
+    opened: re.Match[str] | None = None
+    for tag in _ANSWER_TAG.finditer(text):
+        closes = tag[0].startswith("</")
+        if closes and opened is not None:
+            blocks.append(text[opened.end() : tag.start()])
+        opened = None if closes else tag
+    return blocks
 
 
 def without_answer_tags(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The process that compares expressions, or runs plug-ins: JSON lines in on stdin, JSON lines out on stdout.
+"""The process that compares expressions, runs plug-ins or fills in chat templates: JSON lines from stdin to stdout.
 
 Run by its path, it imports nothing of this package: it starts fast and can be killed at any moment. The kernel ends it
 when its parent dies, and its alarm ends a request that never returns where the kernel cannot.
@@ -16,7 +16,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any, TextIO
 
-MEMORY = 2 * 1024**3  # bytes for comparing expressions; a tower of powers would take all there is
+MEMORY = 2 * 1024**3  # bytes for expressions and templates; a tower of powers would take all there is
 GRACE = 2.0  # seconds that the parent has to notice a time-out before the alarm rings
 LARGEST = 3.4028234e38  # of float32, the type of a reward's column
 LONGEST = 300  # characters of what is said of a failure
@@ -36,7 +36,8 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale
     try:
-        answer = {"symbolic": symbolic, "plugins": plugins}[sys.argv[1] if len(sys.argv) > 1 else "symbolic"]()
+        answers = {"symbolic": symbolic, "plugins": plugins, "templates": templates}
+        answer = answers[sys.argv[1] if len(sys.argv) > 1 else "symbolic"]()
     except Failure as failure:
         _reply(replies, {"ready": False, **failure.args[0]})
         return
@@ -86,6 +87,36 @@ def compare(solution: str, answer: str) -> bool:
         parse(f"${text}$", reading, fallback_mode="no_fallback", parsing_timeout=None) for text in (solution, answer)
     )
     return bool(gold and given and verify(gold, given, timeout_seconds=None))
+
+
+# ---- chat templates
+
+
+def templates() -> Answer:
+    """Answers {template, values, conversation, longest} by {text}, {characters} of one that is longer, or {refused}.
+
+    It is filled in as transformers does it, in jinja's sandbox, which bounds neither time nor memory.
+    """
+    try:
+        from transformers.utils.chat_template_utils import render_jinja_template
+    except ImportError as error:
+        raise Failure({"error": str(error)}) from None
+    _limit_memory()
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            (text,), _ = render_jinja_template(
+                [request["conversation"]],
+                chat_template=request["template"],
+                add_generation_prompt=True,
+                **request["values"],
+            )
+            text.encode()  # a template may cut characters in half
+        except Exception as error:  # whatever a template leads to
+            return {"refused": " ".join(f"{type(error).__name__}: {error}"[:LONGEST].split())}
+        return {"text": text} if len(text) <= request["longest"] else {"characters": len(text)}
+
+    return answer
 
 
 # ---- plug-ins

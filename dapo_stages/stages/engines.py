@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from dapo_stages import ranks
 from dapo_stages.config import Config
 from dapo_stages.console import say
+from dapo_stages.data.control import CONTROL_TOKENS
 from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import Source
 from dapo_stages.stages.policies import base_of, is_adapter, open_policy, verify
@@ -42,6 +43,15 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
 
     with _merged(source, config) as checkpoint:
         return VllmEngine(checkpoint, tokens, config, stage)
+
+
+def check_prompts(data: Source, kind: str, engine: str) -> None:
+    """Raise EngineError, before anything is sampled, if the engine cannot take a prompt of a table."""
+    if engine == "server" and CONTROL_TOKENS in data.manifest.counts:
+        from dapo_stages.engines.server_engine import check_text
+
+        for row in data.rows(kind, ("prompt_id", "prompt_text")):
+            check_text(engine, row)
 
 
 def _transformers(source: Source, config: Config, stage: str) -> Engine:

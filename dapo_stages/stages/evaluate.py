@@ -18,7 +18,7 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan
 from dapo_stages.shards import Row, write_text
 from dapo_stages.stages import frame
-from dapo_stages.stages.engines import open_engine
+from dapo_stages.stages.engines import check_prompts, open_engine
 from dapo_stages.stages.eval_tallies import COLUMNS, Tallies
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
@@ -189,4 +189,6 @@ class Evaluation:
 
     @cached_property
     def _engine(self) -> Engine:
-        return open_engine(self._output.plan.inputs["policy"], self._config, "evaluate")
+        inputs = self._output.plan.inputs
+        check_prompts(inputs["data"], "held_out", self._settings.engine)
+        return open_engine(inputs["policy"], self._config, "evaluate")

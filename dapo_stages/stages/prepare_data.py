@@ -14,6 +14,7 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import Advance, progress
+from dapo_stages.data.control import CONTROL_TOKENS, MARK
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source, source_files
@@ -24,10 +25,12 @@ from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.policies import base_of, check_policy
+from dapo_stages.stages.templates import chat_template
 
 ROWS_PER_SHARD = 512
 _THREADS = 8  # pictures are decoded, scaled and encoded outside Python's lock
 _NAMED = 5  # dropped rows that the manifest names
+_DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "other"))
 
 PolicyOrNone = Annotated[
     Path | None,
@@ -71,13 +74,14 @@ def main(
 def _work(output: Output, config: Config, policy: Source | None) -> None:
     from dapo_stages.rewards.answers import parse_solution
 
-    source = open_source(config)
-    maker = PromptMaker(source, _processor(config, policy), config.data, parse_solution)
+    source, processor = open_source(config), _processor(config, policy)
     output.counts = {"train": 0, "held_out": 0, "dropped_long": 0, "dropped_images": 0, "dropped_other": 0}
     output.counts["dropped_rows"] = []
-    for part in PARTS:
-        with progress(f"prepare-data {part}", source.totals.get(part)) as advance:
-            _write_part(output, maker, part, advance)
+    with chat_template(processor) as render:
+        maker = PromptMaker(source, processor, config.data, parse_solution, render)
+        for part in PARTS:
+            with progress(f"prepare-data {part}", source.totals.get(part)) as advance:
+                _write_part(output, maker, part, advance)
     _check_parts(source, output.counts)
 
 
@@ -111,7 +115,9 @@ def _write_part(output: Output, maker: PromptMaker, part: Part, advance: Advance
     done: list[str] = []
     number = 0
     while output.has(shard_name(part, number)):
-        done += [row["prompt_id"] for row in output.reopen(part, number, ["prompt_id"])]
+        for row in output.reopen(part, number, ["prompt_id", "prompt_text"]):
+            done.append(row["prompt_id"])
+            _count_control(row, output.counts)
         number += 1
     prompts = _prompts(maker, part, done, output.counts, advance)
     while (first := next(prompts, None)) is not None:
@@ -125,12 +131,13 @@ def _prompts(
     """The prompts of a part that are not done yet. Rows that an interrupted run dropped are counted again."""
     kept = set(done)
     for raw, row in _ahead(maker, part, kept):
-        dropped = sum(counts[f"dropped_{kind}"] for kind in ("long", "images", "other"))
+        dropped = sum(number for key, number in counts.items() if key in _DROPPED)
         advance(1, f"{dropped} dropped" if dropped else "")
         if row is None:
             counts[part] += 1
         elif isinstance(row, Dropped):
-            counts[f"dropped_{row.kind}"] += 1
+            key = f"dropped_{row.kind}"
+            counts[key] = counts.get(key, 0) + 1
             if len(counts["dropped_rows"]) < _NAMED:
                 counts["dropped_rows"].append(row.why)
         elif counts[part] < len(kept):
@@ -138,9 +145,16 @@ def _prompts(
             raise DataError(raw.where, found, "an unchanged data set", "Pass --overwrite to start afresh.")
         else:
             counts[part] += 1
+            _count_control(row, counts)
             if part == "train":
                 del row["labels"]  # for evaluate alone
             yield row
+
+
+def _count_control(row: Row, counts: dict[str, Any]) -> None:
+    """Count a prompt that quotes control tokens; where there is none, there is no such count."""
+    if MARK in row["prompt_text"]:
+        counts[CONTROL_TOKENS] = counts.get(CONTROL_TOKENS, 0) + 1
 
 
 def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:
@@ -158,7 +172,7 @@ def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[Raw
             first, future = waiting.popleft()
             yield first, future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # one may wait for a chat template, which is ended next
 
 
 def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> Row | Dropped | None:
@@ -174,7 +188,7 @@ def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> 
 
 def _check_parts(source: RawSource, counts: dict[str, Any]) -> None:
     """Both parts need a prompt; only a source of a single row may go without held-out ones."""
-    rows = sum(counts[key] for key in counts if key != "dropped_rows")
+    rows = sum(number for key, number in counts.items() if key in (*PARTS, *_DROPPED))
     why = "; ".join(counts["dropped_rows"][:2])
     do = "Mend the rows, or change data.max_prompt_length, data.max_image_pixels or data.split_seed (with --overwrite)."
     if not rows:

@@ -21,7 +21,7 @@ from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan, shard_name
 from dapo_stages.shards import Row
 from dapo_stages.stages import frame
-from dapo_stages.stages.engines import open_engine
+from dapo_stages.stages.engines import check_prompts, open_engine
 from dapo_stages.stages.history import chances_of_rows, earlier_rollouts
 from dapo_stages.stages.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
 from dapo_stages.stages.options import Policy as PolicyFolder
@@ -289,6 +289,7 @@ class Rollout:
 
     @cached_property
     def _engine(self) -> Engine:
+        check_prompts(self._output.plan.inputs["data"], "train", self._config.rollout.engine)
         return open_engine(self._source, self._config)
 
 

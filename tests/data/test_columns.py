@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from dapo_stages.config import ColumnsConfig
@@ -139,3 +142,37 @@ def test_each_column_has_its_key(found: list[str], names: ColumnsConfig, key: st
 def test_a_conversation_column_stands_in_for_the_problem() -> None:
     check_columns("cats", ["image", "prompt", "solution"], NAMES)
     check_columns("cats", ["image", "messages", "solution"], NAMES)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("missing", [None, NAN, Decimal("nan"), np.float64("nan"), pd.NaT, "", " \n\t", [NAN], [None]])
+def test_a_missing_answer_is_no_answer(missing: Any) -> None:
+    with pytest.raises(UnusableRow, match="no solution"):
+        question_of({"problem": "What?", "solution": missing}, ColumnsConfig())
+
+
+@pytest.mark.parametrize("missing", [None, NAN, "", "  "])
+def test_a_missing_question_is_no_question(missing: Any) -> None:
+    with pytest.raises(UnusableRow, match="no problem"):
+        question_of({"problem": missing, "solution": "A"}, ColumnsConfig())
+
+
+def test_missing_cells_are_nothing_wherever_they_stand() -> None:
+    names = ColumnsConfig(slice="kind", slices=("level",))
+    turns = [{"role": "user", "content": NAN}, {"role": "user", "content": ["What", {"type": "text", "text": NAN}, "?"]}]
+    cells = {"problem": NAN, "prompt": turns, "image": NAN, "solution": "A", "kind": NAN, "level": NAN}
+    names = names.model_copy(update={"messages": "prompt"})
+    question = question_of(cells, names)
+    assert question.turns == [("user", ""), ("user", "What?")]
+    assert (question.pictures, question.slice, question.labels) == ([], "", {})
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [(2.0, "2"), (-3.0, "-3"), (2.5, "2.5"), (1e300, "1e+300"), (7, "7"), (True, "True"), ("2.0", "2.0"), ("nan", "nan")],
+)
+def test_numbers_become_the_text_that_was_meant(cell: Any, text: str) -> None:
+    """A column of whole numbers with gaps is one of floats, so 2.0 was 2; what is text already stays as it is."""
+    assert question_of({"problem": "?", "solution": cell}, ColumnsConfig()).solution == text

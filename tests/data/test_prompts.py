@@ -153,7 +153,6 @@ def test_long_prompts_are_dropped_and_never_cut(make: Make, png: Png) -> None:
     [
         ({"problem": "Is <image> <image>?"}, "2 <image> for 1 pictures"),
         ({"problem": "Is <image>?", "image": None}, "1 <image> for 0 pictures"),
-        ({"problem": "Is <|image_pad|> it?"}, "2 places for 1 pictures"),
         ({"problem": " "}, "no problem"),
         ({"solution": None}, "no solution"),
         ({"solution": "<answer></answer>"}, "no answer in '<answer></answer>'"),
