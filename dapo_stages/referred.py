@@ -44,12 +44,15 @@ def is_checked(about: Mapping[str, Any]) -> bool:
 def fetched(about: Mapping[str, Any], *, download: bool = True) -> Path:
     """The checkpoint as a folder of this machine. One of the hub is in its cache; what is not yet, is downloaded.
 
-    Without a revision the newest one is taken, where the hub can be reached. Raises ModelError.
+    Without a revision the newest one is taken, where the hub can be reached. Raises ModelError; DataError for a folder
+    that is gone.
     """
     from huggingface_hub import snapshot_download
 
     name, revision = str(about[REFERENCE]), about.get(REVISION)
     if revision is None and (Path(name).is_absolute() or Path(name).is_dir()):
+        if not Path(name).is_dir():
+            raise DataError(name, "no such folder", "the checkpoint that was referred to", _AGAIN)
         return Path(name)
     try:
         if revision is not None and (here := _in_cache(about)) is not None:
@@ -96,10 +99,9 @@ def refer_to(place: Mapping[str, Any]) -> dict[str, Any]:
 
 def names_in(folder: Path) -> list[str]:
     """Names of the files that a checkpoint consists of."""
-    found = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         path.name
-        for path in found
+        for path in folder.iterdir()
         if any(fnmatch(path.name, pattern) for pattern in (WEIGHTS, *BESIDE)) and path.is_file()
     )
 
@@ -124,9 +126,6 @@ def differences(
 ) -> Iterator[DataError]:
     """All files that differ, lack or are there in addition; `again` trusts no hash that is kept from earlier."""
     recorded = _recorded(about)
-    if not folder.is_dir():
-        yield DataError(folder, "no such folder", "the checkpoint that was referred to", _AGAIN)
-        return
     there = set(names_in(folder))
     for name, (size, digest) in recorded.items():
         if not weights and fnmatch(name, WEIGHTS):

@@ -115,7 +115,7 @@ def look(run: Path, folder: Path, stage: str) -> Found:
         return Found("damaged", f"gone or cut: {which}", manifest.seconds, manifest.ended)
     referred = _referred(manifest)
     if isinstance(referred, DataError):
-        why = f"{referred.where}: {referred.found}; needed {referred.needed}"
+        why = f"{referred.where}: found {referred.found}; needed {referred.needed}"
         return Found("damaged", why, manifest.seconds, manifest.ended)
     changed = [reason for name in manifest.inputs if (reason := _changed(run, manifest, name))]
     state: State = "stale" if changed else "pruned" if manifest.pruned else "done"

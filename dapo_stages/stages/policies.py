@@ -28,15 +28,18 @@ def check_policy(source: Source) -> Source:
     return source
 
 
-def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False) -> Policy:
+def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False, attention: bool = False) -> Policy:
     """Verify a policy folder and load it, or what it refers to.
 
-    A policy that is an adapter is merged into its base for use, and kept apart if it is to be trained on.
+    A policy that is an adapter is merged into its base for use, and kept apart if it is to be trained on. With
+    `attention`, one whose attention cannot be read is refused before it is loaded.
     """
     from dapo_stages.models.adapters import load_adapter
-    from dapo_stages.models.policy import load_policy
+    from dapo_stages.models.policy import check_family, load_policy
 
     verify(source)
+    if attention:
+        check_family(folder_of(source), attention=True)
     policy = load_policy(folder_of(source), config)
     if is_adapter(source):
         load_adapter(policy, source.folder, trainable=trainable)
