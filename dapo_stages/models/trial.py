@@ -54,6 +54,7 @@ def try_out(policy: Policy, path: str | Path) -> None:
     from dapo_stages.models.separate import row_inputs
 
     check_values(path, policy.model.named_parameters())
+    check_values(path, policy.model.named_buffers())  # such as frequencies of positions: SDPA hides what comes of NaN
     prompt = prompt_with_a_picture(path, policy.processor)
     if prompt is None or any(hasattr(one, "ds_id") for one in policy.model.parameters()):
         return
