@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from dapo_stages.bounded import REPORT, is_inside, read_json, read_text
 from dapo_stages.errors import DataError
 from dapo_stages.lookups import RowIndex, RowLookup
+from dapo_stages.referred import FILES, verify_referred
 from dapo_stages.shards import Row, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
@@ -69,12 +70,19 @@ def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dic
     return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "inputs": input_hashes})
 
 
-def content_hash(stage: str, config: dict[str, Any], seed: int, shards: Sequence[Shard]) -> str:
-    """Hash of a result: the same work done again gives the same hash, whenever and wherever it ran."""
+def content_hash(
+    stage: str, config: dict[str, Any], seed: int, shards: Sequence[Shard], policy: Mapping[str, Any] | None = None
+) -> str:
+    """Hash of a result: the same work done again gives the same hash, whenever and wherever it ran.
+
+    The files of a checkpoint that a `policy` refers to count like files of its own, where they are recorded.
+    """
     from dapo_stages.schemas import SCHEMA_VERSION
 
     files = sorted((shard.name, shard.sha256) for shard in shards)
-    return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "shards": files})
+    result = {"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "shards": files}
+    referred = (policy or {}).get(FILES)
+    return _hash(result if referred is None else result | {FILES: referred})
 
 
 def write_manifest(folder: Path, manifest: Manifest, times: tuple[int, int] | None = None) -> None:
@@ -144,7 +152,9 @@ def _read(folder: Path, path: Path, stage: str | None) -> Manifest:
         checksum = values.pop(_CHECKSUM, None)  # manifests of older versions have none
         edited = checksum not in (None, _hash(values))
         manifest = Manifest.model_validate(values)
-        edited |= manifest.content_hash != content_hash(manifest.stage, manifest.config, manifest.seed, manifest.shards)
+        edited |= manifest.content_hash != content_hash(
+            manifest.stage, manifest.config, manifest.seed, manifest.shards, manifest.policy
+        )
     except FileNotFoundError:
         found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
         needed = f"the manifest of a finished {stage or 'stage'}"
@@ -257,9 +267,10 @@ class Source:
         return DataError(path, f"a damaged file ({error})", "a whole one", f"Run {self.manifest.stage} again.")
 
     def verify_all(self) -> None:
-        """Check every file of the folder but those of pruned parts."""
+        """Check every file of the folder but those of pruned parts, and of the checkpoint that a policy refers to."""
         for shard in self.unpruned():
             self.verified(shard)
+        verify_referred(self.manifest.policy)
 
     def misses(self) -> list[str]:
         """Names of files that are gone or of another size, without reading any: a first look at an output."""

@@ -37,8 +37,8 @@ from dapo_stages.shards import (
     Shard,
     ShardReader,
     describe_file,
-    fsync_file,
     fsync_folder,
+    settle_file,
     sha256_of,
     write_shard,
     write_text,
@@ -178,7 +178,7 @@ class Output:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
                 if file.is_file() and file.name not in {MANIFEST, LOCK} and not is_note(file.name):
-                    fsync_file(file)
+                    settle_file(file)
                     self._add(describe_file(self.folder, file))
         fsync_folder(self.folder)
         self._note()
@@ -195,7 +195,7 @@ class Output:
             yield waiting
             finished = sorted(path for path in waiting.iterdir() if path.is_file())
             for path in finished:
-                fsync_file(path)
+                settle_file(path)
                 self._add(describe_file(waiting, path))
         self._note()
         for path in finished:
@@ -253,7 +253,7 @@ class Output:
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 3),
             memory=peak(),
-            content_hash=content_hash(stage, plan.config, plan.seed, shards),
+            content_hash=content_hash(stage, plan.config, plan.seed, shards, policy),
         )
 
     def _add(self, shard: Shard) -> None:

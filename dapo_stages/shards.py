@@ -9,8 +9,9 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,24 @@ def fsync_file(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def settle_file(path: Path) -> None:
+    """Make a file that a library wrote durable, and readable by whom the umask lets read.
+
+    Libraries that write to a temporary file and rename it (safetensors) leave it closed to everybody else.
+    """
+    wanted = 0o666 & ~_umask()
+    if stat.S_IMODE(path.stat().st_mode) != wanted:
+        with suppress(PermissionError):  # a file system without modes
+            path.chmod(wanted)
+    fsync_file(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be asked for by setting it
+    os.umask(mask)
+    return mask
 
 
 def publish_file(temporary: Path, final: Path) -> None:

@@ -51,6 +51,17 @@ def _no_waiting_for_disks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_hashes_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the home of whoever runs the tests, but by processes that these start."""
+    from dapo_stages import hashes
+
+    folder = tmp_path_factory.mktemp("hashes")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(hashes, "place", lambda: folder / "hashes.json")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_is_heard() -> None:
     """A shell starts what it runs in the background deaf to SIGINT, and all that tests start would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -64,7 +64,9 @@ class RewardsConfig(Section):
     )
     overlong_cache: Count = Field(50, description="L_cache: the reward falls over this many tokens before L_max.")
     symbolic: bool = Field(True, description="Compare non-letter answers with math-verify.")
-    symbolic_timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(5.0, description="Seconds for one symbolic comparison.")
+    symbolic_timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(
+        5.0, description="Seconds for one symbolic comparison."
+    )
     plugins: dict[str, str] = Field(
         {},
         description="Further rewards: name -> path/to/file.py:function, inside the working folder.",

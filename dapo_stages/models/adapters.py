@@ -7,6 +7,7 @@ would round it to the base's few levels, and what samples would no longer be wha
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from dapo_stages.config import LoraSettings
 from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.models.checkpoints import ADAPTER, scale_of
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.reading import reading
+from dapo_stages.models.trial import check_values
 
 
 def add_adapter(policy: Policy, settings: LoraSettings) -> None:
@@ -101,6 +104,9 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
     if not (folder / ADAPTER).is_file():  # peft would unpickle another file
         raise DataError(folder, f"an adapter without {ADAPTER}", "its weights", "Name a policy written by train-step.")
     apart = trainable or policy.is_quantized
-    adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
+    with reading(folder), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")  # it would draw them at random
+        adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
+    check_values(folder, ((name, one) for name, one in adapted.named_parameters() if "lora_" in name))
     policy.model = adapted if apart else adapted.merge_and_unload()
     policy.model.eval()

@@ -11,8 +11,9 @@ import torch
 
 from dapo_stages.bounded import REPORT, read_json
 from dapo_stages.errors import DataError, ModelError
+from dapo_stages.referred import INDEX
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SINGLE = "model.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what peft puts before the name of a module
 
@@ -90,6 +91,21 @@ class Checkpoint:
         tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
         return tensor
 
+    def type_of(self, name: str) -> str:
+        """The type it is stored in, as safetensors calls it."""
+        return str(self._open(self._file_of[name]).get_slice(name).get_dtype())
+
+    def check_layout(self) -> None:
+        """Refuse an index that does not say what is in the files: loaders read one or the other. Raises DataError."""
+        if not (self.folder / INDEX).is_file():
+            return
+        for file, names in self.layout.items():
+            there = set(self._open(file).keys())
+            for name in sorted(there ^ set(names))[:1]:
+                found = f"it without {name}" if name in names else f"{name} in it"
+                needed = "that tensor, as the index says" if name in names else "it named by the index for this file"
+                raise DataError(self.folder / file, found, needed, "Save it again with save_pretrained.")
+
     @cached_property
     def _file_of(self) -> dict[str, str]:
         return {name: file for file, names in self.layout.items() for name in names}
@@ -166,25 +182,18 @@ class Adapted:
         return found
 
 
-def check_files(folder: Path) -> None:
-    """Refuse a checkpoint whose index leads to files elsewhere, before anybody follows it. Raises DataError."""
-    if (folder / INDEX).is_file():
-        Checkpoint(folder).layout  # noqa: B018
-
-
 def _is_plain(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
 
 
 def empty_model(path: str | Path) -> Any:
     """The model of a checkpoint, by folder or hub id, without its weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
-    from dapo_stages.models.launches import whole_models
-
-    with torch.device("meta"), whole_models():
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    with torch.device("meta"):  # not by from_config, which under ZeRO-3 would split it over the ranks
+        return (kind[0] if isinstance(kind, tuple) else kind)(config)
 
 
 def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:

@@ -11,14 +11,9 @@ from typing import Any
 import torch
 
 from dapo_stages.errors import ModelError
-from dapo_stages.models.checkpoints import INDEX, Checkpoint, Tensors
+from dapo_stages.models.checkpoints import Checkpoint, Tensors
+from dapo_stages.referred import BESIDE
 
-# What a checkpoint consists of beside its weights: settings, chat template, tokenizer. Never code, never pickles.
-# Known names only: what else lies in a folder of one's own is nobody's business, and `push` sends what is copied.
-_BESIDE = (
-    INDEX, "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "vocab.json", "vocab.txt",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "*processor_config.json", "chat_template.*",
-)  # fmt: skip
 _BOOKKEEPING = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache"}
 
 
@@ -49,7 +44,7 @@ def merge(sources: Sequence[Tensors], shares: Sequence[float], names: Sequence[s
 def copy_beside(source: Path, target: Path, but: Collection[str] = ()) -> list[str]:
     """Copy what is beside the weights of a checkpoint, their index included; the names of the files."""
     names = [path.name for path in sorted(source.iterdir()) if path.name not in but]
-    names = [name for name in names if any(fnmatch(name, pattern) for pattern in _BESIDE)]
+    names = [name for name in names if any(fnmatch(name, pattern) for pattern in BESIDE)]
     for name in names:
         shutil.copyfile(source / name, target / name)
     return names

@@ -15,12 +15,14 @@ from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models import attention, decoding
-from dapo_stages.models.checkpoints import check_files
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.packing import Group, Packed, Prompt, pack
 from dapo_stages.models.quantization import compute_exactly, quantized
+from dapo_stages.models.reading import reading
 from dapo_stages.models.separate import SeparateRows
-from dapo_stages.models.tokens import Tokens, end_ids_of, unusable
+from dapo_stages.models.soundness import check_checkpoint
+from dapo_stages.models.tokens import Tokens, check_tokens, end_ids_of
+from dapo_stages.models.trial import try_out
 
 
 @dataclass
@@ -165,7 +167,6 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
 
     Raises ModelError if it cannot be loaded or does not read pictures and write text.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
@@ -173,7 +174,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
 
     disable_progress_bar()  # ours says what takes long
     if Path(path).is_dir():
-        check_files(Path(path))
+        check_checkpoint(Path(path))
     shared = check_family(path) in FAMILIES
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
@@ -181,7 +182,7 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
     if config.quantization is not None:
         how |= quantized(config.quantization, getattr(torch, config.dtype), device)
-    try:
+    with reading(path):
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False, **how
         )
@@ -192,12 +193,12 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
             compute_exactly(model)
         dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
         policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise unusable(path, error) from None
+        check_tokens(path, policy.tokens)
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(
             f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
         )
+    try_out(policy, path)
     return policy
 
 
@@ -217,10 +218,8 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     """
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
-    try:
+    with reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise unusable(path, error) from None
     family = str(config.model_type)
     if kernel := _foreign_kernel(config):
         raise ModelError(

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.errors import ModelError
+from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.reading import reading
 
 
 @dataclass(frozen=True)
@@ -57,34 +59,44 @@ def load_tokens(path: str | Path) -> Tokens:
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    try:
+    with reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise unusable(path, error) from None
-    try:
-        generation = GenerationConfig.from_pretrained(path)
-    except OSError:  # older checkpoints have the settings in the model's configuration
-        generation = GenerationConfig.from_model_config(config)
-    return Tokens(
-        tokenizer,
-        int(config.get_text_config().vocab_size),
-        end_ids_of(generation, tokenizer),
-        getattr(config, "image_token_id", None),
-        str(config.model_type),
-    )
+        try:
+            generation = GenerationConfig.from_pretrained(path)
+        except OSError:  # older checkpoints have the settings in the model's configuration
+            generation = GenerationConfig.from_model_config(config)
+        tokens = Tokens(
+            tokenizer,
+            int(config.get_text_config().vocab_size),
+            end_ids_of(generation, tokenizer),
+            getattr(config, "image_token_id", None),
+            str(config.model_type),
+        )
+        check_tokens(path, tokens)
+    return tokens
 
 
-def end_ids_of(generation: Any, tokenizer: Any) -> list[int]:
+def check_tokens(path: str | Path, tokens: Tokens) -> None:
+    """Refuse a vocabulary whose ids the model's embedding has no rows for. Raises ModelError that names the key."""
+    most = max(tokens.tokenizer.get_vocab().values(), default=-1)
+    named: list[tuple[str, object]] = [("eos_token_id", end) for end in tokens.end_ids]
+    named += [("the tokenizer's largest id", most)]
+    named += [("pad_token_id", pad) for pad in [tokens.tokenizer.pad_token_id] if pad is not None]
+    named += [("image_token_id", image) for image in [tokens.image_token_id] if image is not None]
+    if tokens.architecture in FAMILIES and tokens.image_token_id is None:
+        named += [("image_token_id", None)]
+    if not tokens.end_ids:
+        named += [("eos_token_id", None)]
+    for key, value in named:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < tokens.vocabulary:
+            raise ModelError(
+                f"{path}: found {key} {str(value)[:40]!r}; needed an id from 0 to {tokens.vocabulary - 1}, as "
+                "config.json has a vocab_size of that. Mend config.json, generation_config.json or the tokenizer."
+            )
+
+
+def end_ids_of(generation: Any, tokenizer: Any) -> list[Any]:
     """The tokens that end a completion: those of the generation settings, else the tokenizer's."""
     ends = tokenizer.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
-    return list(ends) if isinstance(ends, list | tuple) else [int(ends)]
-
-
-def unusable(path: str | Path, error: Exception) -> ModelError:
-    """The error of a checkpoint that cannot be read."""
-    reason = " ".join(str(error).split())[:300]
-    return ModelError(
-        f"{path}: found no usable checkpoint ({reason}); needed a transformers folder with safetensors, or a hub id "
-        "that can be reached. Mend model.name and run init-policy again."
-    )
+    return list(ends) if isinstance(ends, list | tuple) else [ends]

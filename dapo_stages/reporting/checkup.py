@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from dapo_stages.console import Advance
-from dapo_stages.errors import DataError
+from dapo_stages.errors import DataError, ModelError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
+from dapo_stages.referred import FILES, REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.reporting.best import POINTER, find_best
 from dapo_stages.reporting.progress import CONFIG, SETUP, command, setup_command, trouble
 from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, locked, place_of
@@ -76,7 +77,9 @@ def places(run: Path) -> list[Place]:
 
 def size(run: Path) -> int:
     """How many files there are to compare with their checksums."""
-    return sum(len(read_manifest(place.folder).shards) for place in places(run) if _manifest(place) is not None)
+    found = [manifest for place in places(run) if (manifest := _manifest(place)) is not None]
+    referred = (files for manifest in found if isinstance(files := manifest.policy.get(FILES), list))
+    return sum(len(manifest.shards) for manifest in found) + sum(map(len, referred))
 
 
 def checkup(run: Path, advance: Advance) -> Iterator[Finding]:
@@ -134,6 +137,7 @@ def _output(run: Path, place: Place, advance: Advance) -> Iterator[Finding]:
         yield _of(run, error, f"{place.redo(run)}.")
         return
     yield from _files(run, place, source, advance)
+    yield from _referred(run, place, source.manifest, advance)
     yield from _inputs(run, place, source.manifest)
     yield from _parts(run, place, source.manifest)
     yield from _orphans(run, place, source.manifest)
@@ -176,6 +180,26 @@ def _files(run: Path, place: Place, source: Source, advance: Advance) -> Iterato
             yield _of(run, error, f"{place.redo(run)}.")
     if whole and not source.manifest.pruned:
         yield from _tables(run, place, source)
+
+
+def _referred(run: Path, place: Place, manifest: Manifest, advance: Advance) -> Iterator[Finding]:
+    """Whether the checkpoint that a policy refers to is the one it was; every file is read again."""
+    about, where = manifest.policy, _relative(run, place.folder)
+    if not refers(about):
+        return
+    if not is_checked(about):
+        found, needed = f"no hashes of {about[REFERENCE]}, which it refers to", "them, to know whether it has changed"
+        yield Finding("note", where, found, needed, "Nothing: older versions recorded none, and the run goes on.")
+        return
+    try:
+        folder = fetched(about, download=False)
+        for error in differences(about, folder, again=True, advance=lambda name: advance(1, f"{where}: {name}")):
+            yield _of(run, error, error.do)
+    except ModelError:
+        found, needed = f"{about[REFERENCE]}, which it refers to, nowhere on this machine", "it, to be compared"
+        yield Finding("note", where, found, needed, "Nothing: it is fetched when it is needed.")
+    except DataError as error:
+        yield _of(run, error, f"{place.redo(run)}.")
 
 
 def _tables(run: Path, place: Place, source: Source) -> Iterator[Finding]:

@@ -115,7 +115,9 @@ class Reported:
         """The parts of a document: the newest iterations whole, so that it does not grow without an end."""
         left = list(self._sources)[:-IN_FULL]
         texts = [source.text(_file(source, name)) for source in list(self._sources.values())[-IN_FULL:]]
-        return [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}"), *texts] if left else texts
+        return (
+            [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}"), *texts] if left else texts
+        )
 
     def _load(self, iteration: int, name: str) -> Any:
         source = self._sources[iteration]

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from dapo_stages.errors import DataError
+from dapo_stages.errors import DataError, ModelError
 from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
+from dapo_stages.referred import REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.unfinished import LOCK, halted
 
 # Folder of an iteration -> the stage that writes it, in the order they run.
@@ -98,7 +99,8 @@ def _manifests(run: Path, iteration: int) -> dict[str, Manifest]:
 
 
 def look(run: Path, folder: Path, stage: str, held: Collection[int] | None = None) -> Found:
-    """The state of one output folder of a run. No file of it is read but the manifest.
+    """The state of one output folder of a run. No file of it is read but the manifest; of a checkpoint that a policy
+    refers to, only what has changed since it was last read.
 
     `held`: the locks that are held, for a look at many folders.
     """
@@ -117,9 +119,29 @@ def look(run: Path, folder: Path, stage: str, held: Collection[int] | None = Non
     if misses:
         which = misses[0] if len(misses) == 1 else f"{misses[0]} and {len(misses) - 1} more"
         return Found("damaged", f"gone or cut: {which}", manifest.seconds, manifest.ended)
+    referred = _referred(manifest)
+    if isinstance(referred, DataError):
+        why = f"{referred.where}: found {referred.found}; needed {referred.needed}"
+        return Found("damaged", why, manifest.seconds, manifest.ended)
     changed = [reason for name in manifest.inputs if (reason := _changed(run, manifest, name))]
     state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
-    return Found(state, "; ".join(changed), manifest.seconds, manifest.ended)
+    why = "; ".join(changed) or referred
+    return Found(state, why, manifest.seconds, manifest.ended)
+
+
+def _referred(manifest: Manifest) -> DataError | str:
+    """What is wrong with the checkpoint that a policy refers to, or why nobody can tell; empty if nothing is."""
+    about = manifest.policy
+    if not refers(about):
+        return ""
+    if not is_checked(about):
+        return f"{about[REFERENCE]}, which it refers to, cannot be checked: an older version recorded no hashes of it"
+    try:
+        return next(differences(about, fetched(about, download=False)), "")
+    except ModelError:
+        return f"{about[REFERENCE]}, which it refers to, is not on this machine"
+    except DataError as error:
+        return error
 
 
 def locked(folder: Path, held: Collection[int] | None = None) -> bool:

@@ -14,7 +14,7 @@ from dapo_stages.console import say
 from dapo_stages.data.control import CONTROL_TOKENS
 from dapo_stages.errors import ConfigError
 from dapo_stages.manifests import Source
-from dapo_stages.stages.policies import base_of, is_adapter, open_policy, verify
+from dapo_stages.stages.policies import base_of, folder_of, is_adapter, open_policy, verify
 
 if TYPE_CHECKING:
     from dapo_stages.engines import Engine
@@ -31,10 +31,13 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
             f"Start it without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size "
             "to the GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
         )
+    from dapo_stages.models.soundness import check_checkpoint
     from dapo_stages.models.tokens import load_tokens
 
     verify(source)
-    tokens = load_tokens(base_of(source))
+    folder = folder_of(source)
+    check_checkpoint(folder)
+    tokens = load_tokens(folder)
     if name == "server":
         from dapo_stages.engines.server_engine import ServerEngine
 
@@ -67,7 +70,7 @@ def _transformers(source: Source, config: Config, stage: str) -> Engine:
 def _merged(source: Source, config: Config) -> Iterator[str | Path]:
     """The checkpoint; of an adapter, a copy of its base with the adapter in it, for as long as it is being read."""
     if not is_adapter(source):
-        yield base_of(source)
+        yield folder_of(source)
         return
     from dapo_stages.models.policy import save_policy
 

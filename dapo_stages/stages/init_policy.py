@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dapo_stages.config import Config, load_config
 from dapo_stages.console import progress, say
 from dapo_stages.outputs import Output, Plan
@@ -79,19 +77,33 @@ def _embedded(output: Output, config: Config) -> None:
 
 
 def _reference(output: Output, config: Config) -> None:
-    """A hub model or a checkpoint folder: check that it can be used, and refer to it."""
+    """A hub model or a checkpoint folder: check that it can be used, and refer to it as it is now."""
     from dapo_stages.models.adapters import check_targets
-    from dapo_stages.models.checkpoints import empty_model
+    from dapo_stages.models.checkpoints import Checkpoint, empty_model
     from dapo_stages.models.families import FAMILIES
     from dapo_stages.models.policy import check_family
+    from dapo_stages.models.processor import load_processor
+    from dapo_stages.models.reading import reading
+    from dapo_stages.models.soundness import check_checkpoint, check_numbers
+    from dapo_stages.models.tokens import load_tokens
+    from dapo_stages.models.trial import check_values, prompt_with_a_picture
+    from dapo_stages.referred import fetched, place_of, refer_to
 
     name = config.model.name
-    if Path(name).is_dir():
-        name = str(Path(name).resolve())
-    family = check_family(name)
+    place = place_of(name)
+    folder = fetched(place)
+    check_numbers(folder)
+    family = check_family(folder)
+    check_checkpoint(folder)
+    load_tokens(folder)
+    with reading(folder):
+        processor = load_processor(folder)
+    prompt_with_a_picture(folder, processor)
     if config.train.lora is not None:
-        check_targets(empty_model(name), config.train.lora)
-    say(f"init-policy: {name} is a {family} checkpoint")
+        check_targets(empty_model(folder), config.train.lora)
+    checkpoint = Checkpoint(folder)
+    check_values(folder, ((tensor, checkpoint.read(tensor)) for tensor in checkpoint.shapes))
+    say(f"init-policy: {place['reference']} is a {family} checkpoint")
     if family not in FAMILIES:
         say("init-policy: its attention cannot be read and its prompts not be shared; set attention.enabled to false")
-    output.policy = {"version": 0, "model": config.model.name, "reference": name}
+    output.policy = {"version": 0, "model": name, **refer_to(place)}

@@ -155,8 +155,9 @@ class Merge:
         """Let mergekit write into a folder of its own, then take from it what belongs to a checkpoint."""
         import subprocess
 
-        from dapo_stages.models.checkpoints import INDEX, Checkpoint
+        from dapo_stages.models.checkpoints import Checkpoint
         from dapo_stages.models.merging import copy_beside, require_same
+        from dapo_stages.referred import INDEX
 
         program = _mergekit()
         with self._output.files() as folder:

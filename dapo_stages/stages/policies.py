@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapo_stages.config import ModelConfig
-from dapo_stages.errors import DataError, ModelError
+from dapo_stages.errors import DataError
 from dapo_stages.manifests import Source
+from dapo_stages.referred import REFERENCE, fetched, refers
 
 if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
@@ -27,45 +28,34 @@ def check_policy(source: Source) -> Source:
     return source
 
 
-def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False) -> Policy:
+def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False, attention: bool = False) -> Policy:
     """Verify a policy folder and load it, or what it refers to.
 
-    A policy that is an adapter is merged into its base for use, and kept apart if it is to be trained on.
+    A policy that is an adapter is merged into its base for use, and kept apart if it is to be trained on. With
+    `attention`, one whose attention cannot be read is refused before it is loaded.
     """
     from dapo_stages.models.adapters import load_adapter
-    from dapo_stages.models.policy import load_policy
+    from dapo_stages.models.policy import check_family, load_policy
 
     verify(source)
-    policy = load_policy(base_of(source), config)
+    if attention:
+        check_family(folder_of(source), attention=True)
+    policy = load_policy(folder_of(source), config)
     if is_adapter(source):
         load_adapter(policy, source.folder, trainable=trainable)
     return policy
 
 
 def base_of(source: Source) -> str | Path:
-    """The checkpoint itself: this folder, the hub model it refers to, or the base of an adapter."""
-    about = source.manifest.policy
-    if "reference" in about:
-        return str(about["reference"])
-    if is_adapter(source):
-        return base_of(adapted_by(source))
-    return source.folder
+    """The name of the checkpoint itself: this folder, what it refers to (a folder, a hub id), or that of an adapter."""
+    whole = adapted_by(source) if is_adapter(source) else source
+    return str(whole.manifest.policy[REFERENCE]) if refers(whole.manifest.policy) else whole.folder
 
 
 def folder_of(source: Source) -> Path:
-    """The checkpoint as a folder of this machine; one of the hub is fetched into the cache, without any code in it."""
-    from huggingface_hub import snapshot_download
-
-    where = base_of(source)
-    if Path(where).is_dir():
-        return Path(where)
-    try:
-        return Path(snapshot_download(str(where), allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt"]))
-    except (OSError, ValueError) as error:  # huggingface_hub's errors are OSErrors
-        raise ModelError(
-            f"{where}: found no way to fetch it ({' '.join(str(error).split())[:200]}); needed the checkpoint that "
-            f"{source.folder} refers to. Check the connection, or set model.name to a folder and run init-policy again."
-        ) from None
+    """The same as a folder of this machine; one of the hub is fetched into the cache, without any code in it."""
+    whole = adapted_by(source) if is_adapter(source) else source
+    return fetched(whole.manifest.policy) if refers(whole.manifest.policy) else whole.folder
 
 
 def is_adapter(source: Source) -> bool:
@@ -75,11 +65,15 @@ def is_adapter(source: Source) -> bool:
 
 def adapted_by(source: Source) -> Source:
     """The policy that an adapter was trained on."""
-    return check_policy(Source((source.folder / str(source.manifest.policy["base"])).resolve()))
+    base = check_policy(Source((source.folder / str(source.manifest.policy["base"])).resolve()))
+    if is_adapter(base):
+        do = "Name a policy written by train-step."
+        raise DataError(source.folder, f"an adapter over the adapter {base.folder}", "one over a checkpoint", do)
+    return base
 
 
 def verify(source: Source) -> None:
-    """Check every file of a policy and of the policy under it."""
+    """Check every file of a policy, of what it refers to, and of the policy under it."""
     source.verify_all()
     if is_adapter(source):
         adapted_by(source).verify_all()

@@ -21,10 +21,11 @@ from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.manifests import Source
 from dapo_stages.outputs import Output, Plan, shard_name
+from dapo_stages.referred import verify_referred
 from dapo_stages.shards import Row
 from dapo_stages.stages import frame
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
-from dapo_stages.stages.policies import base_of, check_policy
+from dapo_stages.stages.policies import check_policy, folder_of
 from dapo_stages.stages.templates import chat_template
 
 ROWS_PER_SHARD = 512
@@ -87,12 +88,15 @@ def _work(output: Output, config: Config, policy: Source | None) -> None:
 
 def _processor(config: Config, policy: Source | None) -> Any:
     from dapo_stages.models.processor import load_processor
+    from dapo_stages.models.soundness import check_numbers
+    from dapo_stages.models.trial import prompt_with_a_picture
 
     if policy is not None:
         for shard in policy.manifest.shards:
             if not shard.name.endswith(".safetensors"):
                 policy.verified(shard)
-        place = str(base_of(policy))
+        verify_referred(policy.manifest.policy, weights=False)
+        place = str(folder_of(policy))
     elif config.model.name == "embedded":
         from dapo_stages.models.embedded import build_processor
         from dapo_stages.models.embedded_tokenizer import build_tokenizer
@@ -100,14 +104,18 @@ def _processor(config: Config, policy: Source | None) -> Any:
         return build_processor(build_tokenizer(config.data.synthetic.task))
     else:
         place = config.model.name
+    if Path(place).is_dir():
+        check_numbers(Path(place))
     try:
-        return load_processor(place)
+        processor = load_processor(place)
     except Exception as error:  # tokenizers raises nothing else
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"{place}: found no usable tokenizer and image processor ({reason}); needed a checkpoint folder, or a hub "
             "id that can be reached. Mend model.name, or pass --policy."
         ) from None
+    prompt_with_a_picture(place, processor)
+    return processor
 
 
 def _write_part(output: Output, maker: PromptMaker, part: Part, advance: Advance) -> None:

@@ -20,7 +20,7 @@ from dapo_stages.stages import frame
 from dapo_stages.stages.guard import Guard
 from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
 from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import base_of, check_policy, is_adapter, open_policy
+from dapo_stages.stages.policies import check_policy, folder_of, is_adapter, open_policy
 from dapo_stages.stages.references import (
     NAME,
     check_reference,
@@ -175,7 +175,7 @@ class TrainStep:
         config, settings = self._config, self._config.train
         source = self._inputs["policy"]
         if settings.lora is not None:
-            check_targets(empty_model(base_of(source)), settings.lora)
+            check_targets(empty_model(folder_of(source)), settings.lora)
         accelerator = self._accelerator = join(config.model, device_of(config.model))
         if is_due(settings, self._iteration):
             require_alike(source, self._inputs[NAME])

@@ -18,7 +18,7 @@ def publish(folder: Path, stage: str, *, policy: dict[str, Any] | None = None, n
     config: dict[str, Any] = {}
     manifest = Manifest(
         stage=stage, schema_version=_version(), package_version="0", config=config, seed=1, inputs={}, shards=shards,
-        policy=policy or {}, started="", ended="", seconds=0.0, content_hash=content_hash(stage, config, 1, shards),
+        policy=policy or {}, started="", ended="", seconds=0.0, content_hash=content_hash(stage, config, 1, shards, policy),
     )  # fmt: skip
     write_manifest(folder, manifest)
     return folder
@@ -30,7 +30,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     values.pop("checksum", None)  # manifests of older versions have none
     change(values)
     shards = [Shard(**shard) for shard in values["shards"]]
-    values["content_hash"] = content_hash(values["stage"], values["config"], values["seed"], shards)
+    values["content_hash"] = content_hash(values["stage"], values["config"], values["seed"], shards, values["policy"])
     (folder / MANIFEST).write_text(json.dumps(values), encoding="utf-8")
 
 

@@ -85,5 +85,3 @@ def _moved(source: Input, run: Path, model: int, number: int, hashes: dict[str, 
             path = path.replace(f"/{old}/", f"/{new}/")
             break
     return Input(path=path, content_hash=hashes.get(str(place_of(run, path)), source.content_hash))
-
-

@@ -1,0 +1,69 @@
+"""A checkpoint tried out on one small picture: settings that load and then fail are found before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dapo_stages.errors import ModelError
+from dapo_stages.models.reading import reading
+
+if TYPE_CHECKING:
+    from dapo_stages.models.packing import Prompt
+    from dapo_stages.models.policy import Policy
+
+_SIDE = 56  # pixels
+
+
+def check_values(path: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Refuse weights that are no numbers. Raises ModelError that names the tensor."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{path}: found NaN or infinity in the tensor {name}; needed finite weights. Fetch the checkpoint "
+                "again, or go back to a policy before it was damaged."
+            )
+
+
+def prompt_with_a_picture(path: str | Path, processor: Any) -> Prompt | None:
+    """What a processor makes of a small picture and a word; None if it does not say how a picture is asked for.
+
+    Raises ModelError if it fails.
+    """
+    from PIL import Image
+
+    from dapo_stages.models.inputs import prompt_from
+
+    token = getattr(processor, "image_token", None)
+    if token is None:
+        return None
+    picture = Image.new("RGB", (_SIDE, _SIDE), (127, 127, 127))
+    with reading(path):
+        inputs = processor(text=[f"{token}?"], images=[picture], return_tensors="pt")
+        return prompt_from(inputs)
+
+
+def try_out(policy: Policy, path: str | Path) -> None:
+    """Compute one forward pass, as the separate rows of a training step. Raises ModelError if it fails.
+
+    Under ZeRO-3 no rank has whole weights yet, and only what the processor makes is looked at.
+    """
+    from dapo_stages.models.separate import row_inputs
+
+    check_values(path, policy.model.named_parameters())
+    check_values(path, policy.model.named_buffers())  # such as frequencies of positions: SDPA hides what comes of NaN
+    prompt = prompt_with_a_picture(path, policy.processor)
+    if prompt is None or any(hasattr(one, "ds_id") for one in policy.model.parameters()):
+        return
+    policy.attend("separate")
+    with reading(path), torch.no_grad():
+        logits = policy.base(**row_inputs(policy, prompt, [policy.end_ids[:1]]), use_cache=False).logits
+        finite = bool(torch.isfinite(logits).all())
+    if not finite:
+        raise ModelError(
+            f"{path}: found NaN or infinity in what the model says of a grey picture; needed finite logits. Mend its "
+            "config.json (such as rope_theta, rms_norm_eps), or model.dtype, or fetch the checkpoint again."
+        )
