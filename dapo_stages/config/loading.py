@@ -107,8 +107,8 @@ def _check_whole(path: Path, text: str, values: dict[str, Any]) -> None:
     if not whole:
         raise ConfigError(
             f"{path}: found that it breaks off after `{list(values)[-1]}`; needed every key of the run, down to the "
-            f"line `{needed}`. Fetch a whole copy, or move it away and write it anew from what the run began with (make "
-            "iterate RUN=… CONFIG=…). If nothing is missing, add that line."
+            f"line `{needed}`. Fetch a whole copy, or move it away and write it anew from what the run began with "
+            "(make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
         )
 
 
