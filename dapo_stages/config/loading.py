@@ -14,8 +14,8 @@ from dapo_stages.config.run import Config
 from dapo_stages.config.strict_yaml import parse
 from dapo_stages.errors import ConfigError
 
-# Around a configuration that says all of them, so that one that was cut off is no shorter configuration.
-_FIRST, _LAST = "# Every key of a run, down to the line that says so.", "# That was every key."
+# Ends of the first and the last line of a configuration that says every key: one that was cut off is no shorter one.
+_FIRST, _LAST = "  # every key follows, down to the line that says so", "# That was every key."
 _MOST = 1 << 20  # bytes of a configuration
 
 
@@ -59,7 +59,8 @@ def dump_config(config: Config, *, unicode: bool = True) -> str:
     import yaml
 
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=unicode)
-    return f"{_FIRST}\n{text}{_LAST}\n"
+    first, _, others = text.partition("\n")
+    return f"{first}{_FIRST}\n{others}{_LAST}\n"
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -98,17 +99,16 @@ def _check_whole(path: Path, text: str, values: dict[str, Any]) -> None:
     Older versions wrote neither the first line nor the last; their last key was always the same.
     """
     order = list(Config.model_fields)
-    begun = text[: len(_FIRST)]
-    if begun and _FIRST.startswith(begun):
+    value, mark, begun = text.partition("\n")[0].partition(_FIRST[:4])
+    if value.startswith(f"{order[0]}:") and mark and _FIRST.startswith(mark + begun):
         whole, needed = _LAST in text, _LAST
     else:
         whole, needed = list(values)[:4] != order[:4] or order[-1] in values, f"{order[-1]}: {{}}"
     if not whole:
-        last = next(reversed(values), None)
         raise ConfigError(
-            f"{path}: found that it breaks off {f'after `{last}`' if last else 'at once'}; needed every key of the "
-            f"run, down to the line `{needed}`. Fetch a whole copy, or move it away and write it anew from what "
-            "the run began with (make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
+            f"{path}: found that it breaks off after `{list(values)[-1]}`; needed every key of the run, down to the "
+            f"line `{needed}`. Fetch a whole copy, or move it away and write it anew from what the run began with "
+            "(make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
         )
 
 
