@@ -265,5 +265,5 @@ def test_a_checkpoint_folder_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"model: {{name: {tmp_path}/empty}}\n")
     result = run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy")
     assert (result.code, result.stdout) == (3, "")
-    assert result.stderr.startswith(f"{tmp_path}/empty: found ") and "; needed " in result.stderr
+    assert result.stderr.startswith(f"{tmp_path}/empty/config.json: found ") and "; needed " in result.stderr
     assert not (tmp_path / "policy/manifest.json").exists()

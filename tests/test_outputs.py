@@ -485,3 +485,33 @@ def test_a_killed_writer_leaves_no_lock(writer: Any, tmp_path: Path) -> None:
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert make(tmp_path / "out") == [0, 1, 2, 3]
+
+
+# ---- Who may read it
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_path: Path) -> None:
+    """Also what safetensors writes, closed to all others, and copies of files that were read-only."""
+    before = os.umask(mask)
+    try:
+        with open_output(plan(tmp_path / "out")) as output:
+            assert output is not None
+            output.write("metrics", 0, rows(schema_of("metrics"), 3))
+            with output.files() as folder:
+                (folder / "model.safetensors").write_bytes(b"closed")
+                (folder / "model.safetensors").chmod(0o600)
+                (folder / "config.json").write_text("{}")
+                (folder / "config.json").chmod(0o444)
+            (output.folder / "policy").mkdir()
+            (output.folder / "policy/model.safetensors").write_bytes(b"closed")
+            (output.folder / "policy/model.safetensors").chmod(0o600)
+            output.add_files("policy")
+            output.publish_part("policy")
+            output.publish()
+        assert os.umask(mask) == mask  # asking for it does not change it
+    finally:
+        os.umask(before)
+    made = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert made.pop(".lock", mode) is not None
+    assert made == dict.fromkeys(["metrics-00000.parquet", "model.safetensors", "config.json", "manifest.json"], mode)

@@ -11,6 +11,7 @@ import torch
 
 from dapo_stages.bounded import REPORT, read_json
 from dapo_stages.errors import DataError, ModelError
+from dapo_stages.models.reading import reading
 from dapo_stages.referred import INDEX
 
 SINGLE = "model.safetensors"
@@ -130,7 +131,8 @@ class Adapted:
     def __init__(self, base: Checkpoint, adapter: Path) -> None:
         self._base, self._adapter = base, Checkpoint(adapter, ADAPTER)
         self._scale = scale_of(adapter)
-        self._modules = self._located()
+        with reading(adapter):  # a factor may be missing
+            self._modules = self._located()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -162,8 +164,7 @@ class Adapted:
 
     def _located(self) -> dict[str, str]:
         """Name of a tensor in the base -> module of the adapter that changes it."""
-        ends = (".lora_A.weight", ".lora_embedding_A")
-        wanted = {key.partition(".lora_")[0] for key in self._adapter.shapes if key.endswith(ends)}
+        wanted = {key.partition(".lora_")[0] for key in self._adapter.shapes}
         names = names_in_memory(self._base)
         found = {
             stored: module
@@ -217,7 +218,7 @@ def scale_of(adapter: Path) -> float:
     try:
         settings = read_json(adapter / ADAPTER_CONFIG)
         scale = float(settings["lora_alpha"]) / int(settings["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise DataError(
             adapter / ADAPTER_CONFIG, f"no settings of an adapter ({error})", "those of a LoRA adapter",
             "Name a policy written by train-step.",

@@ -15,7 +15,7 @@ import torch
 
 from dapo_stages.bounded import read_json
 from dapo_stages.errors import DataError
-from dapo_stages.models.checkpoints import ADAPTER_CONFIG, SINGLE, Checkpoint, empty_model
+from dapo_stages.models.checkpoints import ADAPTER_CONFIG, SINGLE, Checkpoint, empty_model, names_in_memory
 from dapo_stages.models.reading import reading
 from dapo_stages.referred import INDEX
 
@@ -115,7 +115,9 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder = checkpoint.folder
     with reading(folder):
         model = empty_model(folder)
@@ -133,7 +135,8 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     if found.unexpected_keys:
         needed = "only tensors that its config.json has a place for"
         raise DataError(where, f"the tensor {_some(found.unexpected_keys)}", needed, _FETCH)
-    for name, has, wanted in sorted(found.mismatched_keys):
+    for renamed, has, wanted in sorted(found.mismatched_keys):
+        name = next((name for name, other in names_in_memory(checkpoint).items() if other == renamed), renamed)
         needed = f"{tuple(wanted)}, as its config.json says"
         raise DataError(where, f"the tensor {name} of shape {tuple(has)}", needed, _FETCH)
     for name, reason in found.conversion_errors.items():

@@ -20,7 +20,7 @@ def main(
     """Make the starting policy.
 
     `model.name: embedded` builds the small Qwen2.5-VL and warms it up, without any download. A hub id or a folder is
-    referred to, not copied.
+    referred to, not copied: its revision and the SHA-256 of its files are recorded, and others refused from then on.
 
     Example: dapo-stages init-policy --config pipelines/embedded.yaml --out training_logs/first/policy
     """

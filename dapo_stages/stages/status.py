@@ -28,7 +28,8 @@ def main(
 ) -> None:
     """Say what exists per iteration and stage, which outputs are stale and why, and the next command.
 
-    Only manifests and sizes of files are read: `report` and the stages themselves verify contents.
+    Only manifests and sizes of files are read: `report` and the stages themselves verify contents. Of a model that the
+    run refers to, files are read that changed since they were last hashed.
 
     Example: dapo-stages status --run training_logs/demo
     """

@@ -18,7 +18,8 @@ def publish(folder: Path, stage: str, *, policy: dict[str, Any] | None = None, n
     config: dict[str, Any] = {}
     manifest = Manifest(
         stage=stage, schema_version=_version(), package_version="0", config=config, seed=1, inputs={}, shards=shards,
-        policy=policy or {}, started="", ended="", seconds=0.0, content_hash=content_hash(stage, config, 1, shards, policy),
+        policy=policy or {}, started="", ended="", seconds=0.0,
+        content_hash=content_hash(stage, config, 1, shards, policy),
     )  # fmt: skip
     write_manifest(folder, manifest)
     return folder

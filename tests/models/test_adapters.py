@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.pipeline import Run
 from support.prompts import prompt
 
 from dapo_stages.config import LoraSettings, ModelConfig
-from dapo_stages.errors import ConfigError
+from dapo_stages.errors import ConfigError, DapoStagesError
 from dapo_stages.models.adapters import add_adapter, check_targets, load_adapter
 from dapo_stages.models.checkpoints import Adapted, Checkpoint, empty_model, names_in_memory
 from dapo_stages.models.logprobs import GroupLogprobs
@@ -109,3 +109,31 @@ def test_a_tied_head_is_saved_once(checkpoint: Path, gathered: bool, tmp_path: P
     found, before = load_file(tmp_path / "model.safetensors"), load_file(checkpoint / "model.safetensors")
     assert found.keys() == before.keys()
     assert all(torch.equal(value, before[name].bfloat16()) for name, value in found.items())
+
+
+@pytest.mark.parametrize("how", ["one factor less", "another shape", "NaN", "rank 0", "settings are a list"])
+def test_a_damaged_adapter_is_refused(how: str, checkpoint: Path, tmp_path: Path) -> None:
+    """peft would draw a missing factor at random."""
+    policy = load_policy(checkpoint, TINY)
+    add_adapter(policy, lora("q_proj"))
+    save_policy(policy, tmp_path)
+    file, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if "lora_A" in name)
+    if how == "one factor less":
+        del tensors[name]
+    elif how == "another shape":
+        tensors[name] = torch.ones(2, 3)
+    elif how == "NaN":
+        tensors[name][0, 0] = float("nan")
+    elif how == "rank 0":
+        settings.write_text(settings.read_text().replace('"r": 4', '"r": 0'))
+    else:
+        settings.write_text("[]")
+    save_file(tensors, file)
+    for trainable in (False, True):
+        with pytest.raises(DapoStagesError, match=f"{tmp_path}.*; needed "):
+            load_adapter(load_policy(checkpoint, TINY), tmp_path, trainable=trainable)
+    if how != "NaN":
+        with pytest.raises(DapoStagesError, match=f"{tmp_path}.*; needed "):
+            Adapted(Checkpoint(checkpoint), tmp_path)

@@ -1,4 +1,4 @@
-"""Hostile and damaged checkpoints: refused with file and key by init-policy and by every loader, and by no traceback."""
+"""Hostile and damaged checkpoints: refused, with file and key, by init-policy and by every loader."""
 
 from __future__ import annotations
 
@@ -235,3 +235,12 @@ def test_what_a_family_leaves_out_or_has_in_addition(folder: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(folder)
     save_file({name: value.clone() for name, value in model.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
     load_policy(folder, TINY)
+
+
+@pytest.mark.parametrize("name", ["patch: 0", "patch: text", "size: huge", "size: text", "mean: one number"])
+def test_prepare_data_looks_at_what_makes_its_prompts(name: str, folder: Path, tmp_path: Path) -> None:
+    """Without a policy it has the model's name alone."""
+    CASES[name][0](folder)
+    settings = ["--set", f"model.name={folder}", "--out", tmp_path / "data"]
+    result = run("prepare-data", "--config", CONFIG, *settings)
+    assert result.code == 3 and "Traceback" not in result.stderr and str(folder) in result.stderr

@@ -245,15 +245,17 @@ def test_other_architectures_and_shapes_are_refused(small_run: Run, tmp_path: Pa
     refused(result, f"{tmp_path}/qwen3: found config.architectures ['Qwen3VLForConditionalGeneration']; needed")
 
     cut = tmp_path / "cut"
-    cut.mkdir()
-    for path in small_run.policy(0).iterdir():
-        (cut / path.name).write_bytes(path.read_bytes())
-    tensors = weights_of(cut)
+    tensors = weights_of(small_run.policy(0))
     name = "model.layers.0.mlp.up_proj.weight"
     tensors[name] = tensors[name][:-1].clone()
-    save_file(tensors, cut / "model.safetensors", metadata={"format": "pt"})
-    small_run.command("init-policy", "--out", tmp_path / "short", model__name=cut)
-    result = run("merge", "--policy", small_run.policy(0), "--policy", tmp_path / "short", "--out", tmp_path / "out")
+
+    def fill(output: Output) -> None:
+        copy_beside(small_run.policy(0), output.folder)
+        save_file(tensors, output.folder / "model.safetensors", metadata={"format": "pt"})
+        output.add_files(*(path.name for path in output.folder.iterdir() if not path.name.startswith(".")))
+
+    publish(Plan("init-policy", cut, {}, 0), fill)
+    result = run("merge", "--policy", small_run.policy(0), "--policy", cut, "--out", tmp_path / "out")
     refused(result, f"{cut}: found {name} of shape (343, 128); needed shape (344, 128), as in {small_run.policy(0)}")
 
 

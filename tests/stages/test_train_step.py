@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -441,3 +442,12 @@ def test_weights_of_a_group_without_a_prompt_are_refused(
     )
     result = small_run.attempt("train-step", *small_run.train_inputs(1), "--out", tmp_path / "t")
     assert result.code == 3 and "whose prompt is not there" in result.stderr
+
+
+def test_everybody_may_read_a_policy_whom_the_umask_lets_read(small_run: Run) -> None:
+    """Such as the account of a server that generates."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    files = [path for path in small_run.folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
