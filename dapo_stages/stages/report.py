@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dapo_stages.config import Config
     from dapo_stages.outputs import Output, Plan
 
+_SHOWN = 50  # iterations on the terminal; all are in the documents
+
 
 def main(
     config: ConfigFile,
@@ -45,7 +47,7 @@ def main(
     from dapo_stages.reporting.blow_ups import halts
     from dapo_stages.reporting.fragments import Reported
     from dapo_stages.reporting.pace import pace
-    from dapo_stages.reporting.tables import print_table, shortened
+    from dapo_stages.reporting.tables import print_table
     from dapo_stages.reporting.text import visible
     from dapo_stages.reporting.trackers import feed_of, track
 
@@ -74,7 +76,7 @@ def main(
         found = {"report": str(page), "best": asdict(best) if best else None, "made": list(plans)}
         answer({"stage": "report", **found, "iterations": reported.figures})
         return
-    print_table(shortened(reported.table()))
+    print_table(reported.table(_SHOWN))
     if best:
         print(f"best: {best} -> {run / best.policy}")
     for why in halts(run):
