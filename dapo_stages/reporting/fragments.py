@@ -83,10 +83,11 @@ class Reported:
     def _browsed(self) -> Iterator[Browsed]:
         """Completions of each iteration, newest first, read when the page asks for them.
 
-        Reports of older versions whose rollouts are gone have none.
+        Reports of older versions whose rollouts are gone have none, nor have those that were asked for none.
         """
         for iteration, source in reversed(self._sources.items()):
-            if any(shard.name == BROWSED for shard in source.manifest.shards):
+            wanted = source.manifest.config.get("report.completions") != 0
+            if wanted and any(shard.name == BROWSED for shard in source.manifest.shards):
                 yield self._load(iteration, BROWSED)
 
     def _facts(self) -> dict[str, str]:
