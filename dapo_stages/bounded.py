@@ -17,18 +17,28 @@ def read_text(path: Path, most: int = SMALL, errors: str = "strict") -> str:
 
     `errors` is what becomes of the bytes that are not, as for bytes.decode.
     """
+    return read_bytes(path, most).decode("utf-8", errors)
+
+
+def read_bytes(path: Path, most: int = SMALL) -> bytes:
+    """A whole file. Raises ValueError if it has more than `most` bytes; OSError."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size  # 0 for what is no regular file
         content = b"" if size > most else file.read((size or most) + 1)
     if max(size, len(content)) > most:
         raise ValueError(f"more than {shown(most)}")
-    return content.decode("utf-8", errors)
+    return content
 
 
 def read_json(path: Path, most: int = SMALL) -> Any:
     """A whole file of JSON. Raises ValueError as above, and if it is no JSON or nested too deeply; OSError."""
+    return parsed(read_text(path, most))
+
+
+def parsed(text: str) -> Any:
+    """A text of JSON. Raises ValueError if it is none, or nested too deeply."""
     try:
-        return json.loads(read_text(path, most))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("brackets nested too deeply") from None
 

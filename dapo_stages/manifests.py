@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dapo_stages.bounded import REPORT, is_inside, read_json, read_text
+from dapo_stages.bounded import REPORT, is_inside, parsed, read_bytes, read_json
 from dapo_stages.errors import DataError
 from dapo_stages.lookups import RowIndex, RowLookup
 from dapo_stages.referred import FILES, verify_referred
@@ -22,6 +22,7 @@ from dapo_stages.shards import Row, Shard, ShardReader, sha256_of, write_text
 
 MANIFEST = "manifest.json"
 _CHECKSUM = "checksum"
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class Input(BaseModel):
@@ -249,19 +250,25 @@ class Source:
 
     def text(self, shard: Shard) -> str:
         """A small file in whole, after checking that it is the one that was published."""
-        path = self.verified(shard)
+        path = self.folder / shard.name
         try:
-            return read_text(path, REPORT)
+            content = read_bytes(path, REPORT)
+            if self.manifest.pruned or hashlib.sha256(content).hexdigest() != shard.sha256:
+                self.verified(shard)  # which says what is wrong
+            return content.decode("utf-8")
+        except OSError:
+            self.verified(shard)
+            raise
         except ValueError as error:
             raise self._unreadable(path, error) from None
 
     def json(self, shard: Shard) -> Any:
         """The same for a file of JSON."""
-        path = self.verified(shard)
+        text = self.text(shard)
         try:
-            return read_json(path, REPORT)
+            return parsed(text)
         except ValueError as error:
-            raise self._unreadable(path, error) from None
+            raise self._unreadable(self.folder / shard.name, error) from None
 
     def _unreadable(self, path: Path, error: ValueError) -> DataError:
         return DataError(path, f"a damaged file ({error})", "a whole one", f"Run {self.manifest.stage} again.")
@@ -314,5 +321,4 @@ def _size(path: str) -> int | None:
 
 
 def _hash(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()

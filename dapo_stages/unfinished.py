@@ -26,7 +26,7 @@ WRITING = ".writing"  # files that are not finished yet
 PARTS = frozenset({"policy", "reference", "state", WRITING})  # folders written into before their files are noted
 
 
-def halted(out: Path) -> str:
+def halted(out: Path | str) -> str:
     """Why the last run of a stage gave up before it had an output; empty if it did not."""
     for path in (Path(name) for name in (f"{out}/{HALTED}", f"{out}/{NEXT}/{HALTED}") if os.path.exists(name)):
         with suppress(OSError, ValueError, KeyError, TypeError):

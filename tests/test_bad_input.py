@@ -116,7 +116,7 @@ def test_a_pruned_folder(tiny: Path) -> None:
     assert run("prune", "--config", tiny / "keep.yaml", "--run", tiny).code == 0
     after = read_manifest(tiny / "iter-0001/rollout"), (tiny / "iter-0001/rollout/manifest.json").stat().st_mtime_ns
     assert after == (before[0].model_copy(update={"pruned": True}), before[1])
-    assert os.listdir(tiny / "iter-0001/rollout") == ["manifest.json"]
+    assert sorted(os.listdir(tiny / "iter-0001/rollout")) == [".lock", "manifest.json"]
     refused(
         weigh(tiny),
         f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Run rollout with another --out to "
@@ -135,7 +135,8 @@ def test_a_prune_that_was_cut_off_is_finished_by_the_next_one(tiny: Path) -> Non
     (folder / "attention-00000.parquet").write_bytes(left)
     result = run("prune", "--config", tiny / "keep.yaml", "--run", tiny)
     assert result.stderr == f"prune: removing the files of {folder}\n"
-    assert os.listdir(folder) == ["manifest.json"]
+    assert sorted(os.listdir(folder)) == [".lock", "manifest.json"]
+    assert run("prune", "--config", tiny / "keep.yaml", "--run", tiny).stderr == ""
 
 
 # Files

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dapo_stages.bounded import read_json
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Manifest
+from dapo_stages.manifests import MANIFEST, Manifest
 from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of
 from dapo_stages.reporting.text import percent
 from dapo_stages.shards import write_text
@@ -36,13 +38,13 @@ def find_best(run: Path) -> Best | None:
     Ties: the better sampled accuracy, then the earlier policy, which moved less from where it started. The starting
     policy takes part. Policies that were pruned, or changed since they were evaluated, do not. Only manifests are read.
     """
-    found = [(number, made.counts, made) for number in iterations(run) if (made := _evaluation(run, number))]
+    found = {number: counts for number in iterations(run) if (counts := _counts(run, number))}
     for metric in METRICS:
-        ranked = [one for one in found if metric in one[1]]
-        ranked.sort(key=lambda one: (one[1][metric], one[1].get("sampled_accuracy", 0.0), -one[0]), reverse=True)
-        for number, counts, evaluation in ranked:  # of most policies nobody needs to know whether they are there
-            if policy := _judged(run, number, evaluation):
-                return Best(number, policy_of(number), metric, counts[metric], policy.content_hash)
+        ranked = [number for number, counts in found.items() if metric in counts]
+        worth = {number: (found[number][metric], found[number].get(METRICS[-1], 0.0), -number) for number in ranked}
+        for number in sorted(ranked, key=worth.__getitem__, reverse=True):
+            if policy := _judged(run, number):
+                return Best(number, policy_of(number), metric, found[number][metric], policy.content_hash)
     return None
 
 
@@ -61,20 +63,24 @@ def policy_of(iteration: int) -> str:
     return f"{iteration_folder(Path(), iteration)}/train/policy" if iteration else "policy"
 
 
-def _evaluation(run: Path, number: int) -> Manifest | None:
+def _counts(run: Path, number: int) -> dict[str, float]:
+    """What an evaluation claims. Only the best claim is worth checking, and a check costs three times as much."""
     try:
-        return manifest_of(iteration_folder(run, number) / "eval", "evaluate")
-    except DataError:  # damaged; status says so
-        return None
+        counts = read_json(iteration_folder(run, number) / "eval" / MANIFEST)["counts"]
+        claims = {name: float(counts[name]) for name in METRICS if name in counts}
+        return claims if all(map(math.isfinite, claims.values())) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
-def _judged(run: Path, number: int, evaluation: Manifest) -> Manifest | None:
+def _judged(run: Path, number: int) -> Manifest | None:
     """The policy of an iteration, where it is there and is the one that was evaluated."""
     try:
+        evaluation = manifest_of(iteration_folder(run, number) / "eval", "evaluate")
         policy = manifest_of(run / policy_of(number))
-    except DataError:
+    except DataError:  # damaged; status says so
+        return None
+    if evaluation is None or policy is None or policy.pruned:
         return None
     judged = evaluation.inputs.get("policy")
-    if policy is None or policy.pruned or judged is None:
-        return None
-    return policy if judged.content_hash == policy.content_hash else None
+    return policy if judged and judged.content_hash == policy.content_hash else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations
+from dapo_stages.reporting.runs import iteration_folder, iterations
 from dapo_stages.unfinished import halted
 
 # Reason (models/guard.py) -> what is said of it.
@@ -37,8 +37,7 @@ def skipped(figures: Mapping[str, Any]) -> str:
 
 
 def halts(run: Path) -> Iterator[str]:
-    """Why outputs of a run that were begun are not there: `iteration 3, train is halted: …`."""
+    """Why train-steps of a run that were begun have no output: `iteration 3, train is halted: …`."""
     for number in iterations(run):
-        for name in FOLDERS:
-            if why := halted(iteration_folder(run, number) / name):
-                yield f"iteration {number}, {name} is halted: {why}"
+        if why := halted(f"{iteration_folder(run, number)}/train"):
+            yield f"iteration {number}, train is halted: {why}"

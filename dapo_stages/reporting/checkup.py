@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from dapo_stages.manifests import MANIFEST, Manifest, Source, read_manifest
 from dapo_stages.referred import FILES, REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.reporting.best import POINTER, find_best
 from dapo_stages.reporting.progress import CONFIG, SETUP, command, setup_command, trouble
-from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, locked, place_of
+from dapo_stages.reporting.runs import FOLDERS, held_locks, iteration_folder, iterations, locked, place_of
 from dapo_stages.unfinished import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
 
 State = Literal["problem", "leftover", "note"]
@@ -92,8 +93,11 @@ def checkup(run: Path, advance: Advance) -> Iterator[Finding]:
     if not outputs:
         do = "Name the folder of a run, such as training_logs/first."
         yield Finding("problem", ".", "no output of any stage", "a run", do)
+    held, asked = held_locks(), time.monotonic()
     for place in outputs:
-        yield from _output(run, place, advance)
+        if time.monotonic() - asked > 1.0:  # an answer may take milliseconds, all files minutes
+            held, asked = held_locks(), time.monotonic()
+        yield from _output(run, place, advance, held)
     yield from _best(run)
 
 
@@ -120,15 +124,16 @@ def _loose(run: Path) -> Iterator[Finding]:
                 yield _orphan(run, path)
 
 
-def _output(run: Path, place: Place, advance: Advance) -> Iterator[Finding]:
+def _output(run: Path, place: Place, advance: Advance, held: Collection[int]) -> Iterator[Finding]:
     where = _relative(run, place.folder)
-    if locked(place.folder):
+    if locked(place.folder, held):
         yield Finding("note", where, "a process that is writing here", "nothing", "Wait for it.")
         return
     if is_swapping(place.folder):
         found, needed = "a finished replacement that is not moved in", "one output"
         yield Finding("problem", where, found, needed, f"{place.redo(run)}: it carries on.")
-    yield from _unfinished(run, place)
+    left = leftovers(place.folder)
+    yield from _unfinished(run, place, left)
     if not (place.folder / MANIFEST).exists():
         return
     try:
@@ -140,12 +145,12 @@ def _output(run: Path, place: Place, advance: Advance) -> Iterator[Finding]:
     yield from _referred(run, place, source.manifest, advance)
     yield from _inputs(run, place, source.manifest)
     yield from _parts(run, place, source.manifest)
-    yield from _orphans(run, place, source.manifest)
+    yield from _orphans(run, place, source.manifest, left)
 
 
-def _unfinished(run: Path, place: Place) -> Iterator[Finding]:
+def _unfinished(run: Path, place: Place, left: Sequence[Path]) -> Iterator[Finding]:
     """What an interrupted run left: the whole of an unfinished output, else each thing by itself."""
-    where, left = _relative(run, place.folder), leftovers(place.folder)
+    where = _relative(run, place.folder)
     for path in left:
         if is_temporary(path):
             yield _temporary(run, path)
@@ -277,12 +282,12 @@ def _parts(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
             yield Finding("problem", where, f"{what} ({own[:12]})", f"one of {wanted[:12]}", f"{place.redo(run)}.")
 
 
-def _orphans(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
+def _orphans(run: Path, place: Place, manifest: Manifest, left: Sequence[Path]) -> Iterator[Finding]:
     listed = {shard.name for shard in manifest.shards} | {MANIFEST} | {f"{part}/{MANIFEST}" for part in PARTS}
-    left = set(leftovers(place.folder))
+    known = set(left)
     for path in sorted(place.folder.rglob("*")) if not is_swapping(place.folder) else ():
         name = path.relative_to(place.folder).as_posix()
-        if path.is_file() and path not in left and name not in listed and not _is_ours(path):
+        if path.is_file() and path not in known and name not in listed and not _is_ours(path):
             yield _orphan(run, path)
 
 

@@ -133,18 +133,19 @@ def _distribution(figures: Figures) -> dict[str, list[list[float]]]:
 
 def _series(all_figures: Sequence[Figures], name: str, path: tuple[str, ...]) -> Series:
     """A figure over iterations; those of an evaluation with their intervals."""
-    values = ((f["iteration"], figure(f, *path)) for f in all_figures)
-    ends = ((f["iteration"], _interval(f, path)) for f in all_figures)
-    return Series(
-        name,
-        [(float(iteration), value) for iteration, value in values if value is not None],
-        [(float(iteration), *pair) for iteration, pair in ends if pair is not None],
-    )
+    series = Series(name, [])
+    for figures in all_figures:
+        if (value := figure(figures, *path)) is not None:
+            iteration = float(figures["iteration"])
+            series.points.append((iteration, value))
+            if path[0] == "eval" and (ends := _interval(figures, path)) is not None:
+                series.band.append((iteration, *ends))
+    return series
 
 
 def _interval(figures: Figures, path: tuple[str, ...]) -> tuple[float, float] | None:
     """Ends of a held-out figure's interval: under `intervals` of the part it belongs to, at the same place."""
-    for cut in range(len(path) - 1, 0, -1) if path[0] == "eval" else ():
+    for cut in range(len(path) - 1, 0, -1):
         value: Any = figures
         for key in (*path[:cut], "intervals", *path[cut:]):
             value = value.get(key) if isinstance(value, dict) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Manifest, Source
+from dapo_stages.manifests import MANIFEST, Manifest, Source
 from dapo_stages.reporting import html, markdown
 from dapo_stages.reporting.best import Best, write_best
 from dapo_stages.reporting.browse import Browsed, browsed
@@ -51,7 +51,7 @@ class Reported:
         self._sources = {
             iteration: Source(folder, "report")
             for iteration in iterations(run)
-            if manifest_of(folder := iteration_folder(run, iteration) / "report", "report") is not None
+            if ((folder := iteration_folder(run, iteration) / "report") / MANIFEST).exists()
         }
         self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
         costs = {iteration: _cost(run, iteration, source.manifest) for iteration, source in self._sources.items()}
@@ -59,15 +59,19 @@ class Reported:
         self.memory = {iteration: one["memory"] for iteration, one in costs.items()}
         self.best: Best | None = None
 
-    def table(self, *, stages: bool = False) -> Table:
-        """One row per iteration."""
-        return overview(self.figures, self.seconds, stages=stages)
+    def table(self, most: int) -> Table:
+        """One row per iteration; of more than `most` the first and the newest."""
+        left = len(self.figures) > most
+        shown = [*self.figures[:1], *self.figures[-(most - 2) :]] if left else self.figures
+        table = overview(shown, self.seconds, stages=False)
+        between = ["…", *[""] * (len(table.headers) - 1)]
+        return Table(table.headers, [table.rows[0], between, *table.rows[1:]]) if left else table
 
     def write(self) -> Path:
         """Rebuild the run's documents; the path of the page."""
         name = self.run.resolve().name
         self.best = write_best(self.run)
-        table = self.table(stages=True)
+        table = overview(self.figures, self.seconds, stages=True)
         write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
@@ -79,10 +83,11 @@ class Reported:
     def _browsed(self) -> Iterator[Browsed]:
         """Completions of each iteration, newest first, read when the page asks for them.
 
-        Reports of older versions whose rollouts are gone have none.
+        Reports of older versions whose rollouts are gone have none, nor have those that were asked for none.
         """
         for iteration, source in reversed(self._sources.items()):
-            if any(shard.name == BROWSED for shard in source.manifest.shards):
+            wanted = source.manifest.config.get("report.completions") != 0
+            if wanted and any(shard.name == BROWSED for shard in source.manifest.shards):
                 yield self._load(iteration, BROWSED)
 
     def _facts(self) -> dict[str, str]:
@@ -113,11 +118,9 @@ class Reported:
 
     def _texts(self, name: str) -> list[str]:
         """The parts of a document: the newest iterations whole, so that it does not grow without an end."""
-        left = list(self._sources)[:-IN_FULL]
-        texts = [source.text(_file(source, name)) for source in list(self._sources.values())[-IN_FULL:]]
-        return (
-            [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}"), *texts] if left else texts
-        )
+        left, whole = list(self._sources)[:-IN_FULL], list(self._sources.values())[-IN_FULL:]
+        said = [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}")] if left else []
+        return said + [source.text(_file(source, name)) for source in whole]
 
     def _load(self, iteration: int, name: str) -> Any:
         source = self._sources[iteration]

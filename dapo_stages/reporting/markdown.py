@@ -113,12 +113,8 @@ def weights_document(run: str, fragments: Iterable[str]) -> str:
 
 def left_out(iterations: Sequence[int], last: str) -> str:
     """What is said in a document instead of its oldest iterations; `last`: where the last of these is."""
-    which = (
-        f"Iteration {iterations[0]} is"
-        if len(iterations) == 1
-        else f"Iterations {iterations[0]} to {iterations[-1]} are"
-    )
-    return f"{which} left out here; each has its own page, the last of them {last}\n"
+    which = f"{len(iterations)} earlier iteration(s), {iterations[0]} to {iterations[-1]}"
+    return f"{which}, are in their own folders only, the last of them in `{last}`.\n"
 
 
 def eval_document(run: str, table: Table, fragments: Iterable[str]) -> str:

@@ -63,14 +63,6 @@ def slice_accuracy(figures: Figures, name: str) -> float | None:
     return greedy if greedy is not None else figure(figures, "eval", "by_slice", name, "sampled_accuracy")
 
 
-def shortened(table: Table, most: int = 50) -> Table:
-    """The first row and the newest, where there are more: what lies between is in the run's documents."""
-    if len(table.rows) <= most:
-        return table
-    between = ["…"] + [""] * (len(table.headers) - 1)
-    return Table(table.headers, [table.rows[0], between, *table.rows[-(most - 2) :]])
-
-
 def print_table(table: Table, styles: Mapping[str, str] | None = None) -> None:
     """On stdout: drawn by rich on a terminal, aligned plain text elsewhere. `styles`: of cells, by their text."""
     if drawn(sys.stdout):

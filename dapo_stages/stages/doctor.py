@@ -49,14 +49,16 @@ def _check_run(run: Path, *, repair: bool, as_json: bool) -> None:
 
     from dapo_stages.console import answer, painted, progress
     from dapo_stages.errors import EXIT_BAD_INPUT
+    from dapo_stages.manifests import remembered
     from dapo_stages.reporting.checkup import checkup, size
     from dapo_stages.reporting.repair import remove
     from dapo_stages.reporting.text import one_line
 
     removed = remove(run) if repair else []
-    files = size(run)
-    with progress("doctor: files", files) as advance:
-        findings = list(checkup(run, advance))
+    with remembered():
+        files = size(run)
+        with progress("doctor: files", files) as advance:
+            findings = list(checkup(run, advance))
     problems = [finding for finding in findings if finding.state == "problem"]
     if as_json:
         found = [asdict(finding) for finding in findings]

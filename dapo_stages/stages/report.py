@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dapo_stages.manifests import Manifest, Source
     from dapo_stages.outputs import Output, Plan
 
+_SHOWN = 50  # iterations on the terminal; all are in the documents
+
 
 def main(
     config: ConfigFile,
@@ -46,7 +48,7 @@ def main(
     from dapo_stages.reporting.blow_ups import halts
     from dapo_stages.reporting.fragments import Reported
     from dapo_stages.reporting.pace import pace
-    from dapo_stages.reporting.tables import print_table, shortened
+    from dapo_stages.reporting.tables import print_table
     from dapo_stages.reporting.trackers import feed_of, track
 
     settings = load_config(config, set_)
@@ -74,7 +76,7 @@ def main(
         found = {"report": str(page), "best": asdict(best) if best else None, "made": list(plans)}
         answer({"stage": "report", **found, "iterations": reported.figures})
         return
-    print_table(shortened(reported.table()))
+    print_table(reported.table(_SHOWN))
     if best:
         tell(f"best: {best} -> {run / best.policy}")
     for why in halts(run):

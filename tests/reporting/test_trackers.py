@@ -90,6 +90,27 @@ def test_tensorboard_gets_each_point_once(tmp_path: Path) -> None:
     assert ("rollout/accuracy", 2, 0.625) in found and ("update/loss", 3, 0.2) in found
 
 
+def test_what_is_noted_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the note is of these very files: it is not if one has gone, or one came from elsewhere."""
+    from dapo_stages.reporting import tensorboard_events
+
+    reads: list[int] = []
+    reading = tensorboard_events._read
+    monkeypatch.setattr(tensorboard_events, "_read", lambda paths: reads.append(len(paths)) or reading(paths))
+    track(feed(tmp_path, FIRST), ["tensorboard"])
+    track(feed(tmp_path, FIRST, SECOND), ["tensorboard"])
+    assert reads == [0]
+    first, second = sorted((tmp_path / "runs").glob("events.*"))
+    second.unlink()
+    track(feed(tmp_path, FIRST, SECOND), ["tensorboard"])
+    assert reads == [0, 1]
+    assert set(events(tmp_path).values()) == {1} and len(events(tmp_path)) == 6
+    (tmp_path / "runs/dapo-stages.json").write_text("{")
+    track(feed(tmp_path, FIRST, SECOND), ["tensorboard"])
+    track(feed(tmp_path, FIRST, SECOND), ["tensorboard"])
+    assert reads == [0, 1, 2] and first.exists()
+
+
 def test_an_iteration_done_again_replaces_its_tensorboard_points(tmp_path: Path) -> None:
     track(feed(tmp_path, FIRST), ["tensorboard"])
     track(feed(tmp_path, AGAIN), ["tensorboard"])
@@ -153,6 +174,20 @@ def test_wandb_works_offline_and_sends_nothing_twice(tmp_path: Path) -> None:
     assert [row["_number"] for row in rows] == list(range(5))  # both parts can be joined
     assert json.loads((tmp_path / "wandb/dapo-stages.json").read_text())["id"] == identity
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_wandb_goes_on_from_a_note_of_before_it_noted_iterations(tmp_path: Path) -> None:
+    """It had every point by itself; with thousands of iterations that took longer to read than to train one."""
+    pytest.importorskip("wandb")
+    track(feed(tmp_path, FIRST), ["wandb"])
+    path = tmp_path / "wandb/dapo-stages.json"
+    note = json.loads(path.read_text())
+    logged = [[name, step, value] for (name, step), value in feed(tmp_path, FIRST).points().items()]
+    path.write_text(json.dumps({**{key: note[key] for key in ("id", "steps", "open", "media")}, "logged": logged}))
+    track(feed(tmp_path, FIRST, SECOND), ["wandb"])
+    ((identity, rows),) = records(tmp_path).items()
+    assert identity == note["id"] and len(rows) == 5
+    assert json.loads(path.read_text())["points"].keys() == {"1", "2"}
 
 
 def test_what_changed_begins_another_wandb_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

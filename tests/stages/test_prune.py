@@ -10,7 +10,7 @@ from reporting import tiny_run
 from support.commands import run as command
 
 from dapo_stages.errors import LockedError
-from dapo_stages.manifests import Source, mark_pruned, read_manifest
+from dapo_stages.manifests import Source, read_manifest
 from dapo_stages.outputs import Output, Plan, open_output
 from dapo_stages.unfinished import locked
 
@@ -150,14 +150,6 @@ def test_a_finished_replacement_is_not_lost(run: Path) -> None:
         run, "--set", "keep.rollouts=1"
     )
     assert tree(out) == before
-
-
-def test_a_prune_that_was_cut_off_is_finished(run: Path) -> None:
-    mark_pruned(run / "iter-0001/rollout")
-    before = (run / "iter-0001/rollout/manifest.json").read_bytes()
-    prune(run, "--set", "keep.rollouts=1")
-    assert tree(run / "iter-0001/rollout") == {".lock": b"", "manifest.json": before}
-    assert prune(run, "--set", "keep.rollouts=1") == ""
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -23,13 +23,15 @@ def lengthen(run: Path, last: int) -> None:
     hashes = {str(path): manifest.content_hash for path, manifest in template.items()}
     start = max(os.stat(path / MANIFEST).st_mtime_ns for path in template)
     for number in range(model + 1, last + 1):
+        now: dict[str, str] = {}  # content hash in the template -> of this iteration
         for step, (path, manifest) in enumerate(template.items()):
             folder = iteration_folder(run, number) / path.relative_to(iteration_folder(run, model))
             time = start + (number - model) * 60_000_000_000 + step * 1_000_000_000
             copy = _copied(path, folder, manifest, model, number)
             inputs = {name: _moved(source, run, model, number, hashes) for name, source in manifest.inputs.items()}
-            copy = copy.model_copy(update={"inputs": inputs})
-            hashes[str(folder)] = copy.content_hash
+            policy = {name: now.get(value, value) for name, value in manifest.policy.items()}
+            copy = copy.model_copy(update={"inputs": inputs, "policy": policy})
+            now[manifest.content_hash] = hashes[str(folder)] = copy.content_hash
             write_manifest(folder, copy, (time, time))
 
 
