@@ -161,7 +161,10 @@ def test_a_missing_question_is_no_question(missing: Any) -> None:
 
 def test_missing_cells_are_nothing_wherever_they_stand() -> None:
     names = ColumnsConfig(slice="kind", slices=("level",))
-    turns = [{"role": "user", "content": NAN}, {"role": "user", "content": ["What", {"type": "text", "text": NAN}, "?"]}]
+    turns = [
+        {"role": "user", "content": NAN},
+        {"role": "user", "content": ["What", {"type": "text", "text": NAN}, "?"]},
+    ]
     cells = {"problem": NAN, "prompt": turns, "image": NAN, "solution": "A", "kind": NAN, "level": NAN}
     names = names.model_copy(update={"messages": "prompt"})
     question = question_of(cells, names)
@@ -171,7 +174,16 @@ def test_missing_cells_are_nothing_wherever_they_stand() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "text"),
-    [(2.0, "2"), (-3.0, "-3"), (2.5, "2.5"), (1e300, "1e+300"), (7, "7"), (True, "True"), ("2.0", "2.0"), ("nan", "nan")],
+    [
+        (2.0, "2"),
+        (-3.0, "-3"),
+        (2.5, "2.5"),
+        (1e300, "1e+300"),
+        (7, "7"),
+        (True, "True"),
+        ("2.0", "2.0"),
+        ("nan", "nan"),
+    ],
 )
 def test_numbers_become_the_text_that_was_meant(cell: Any, text: str) -> None:
     """A column of whole numbers with gaps is one of floats, so 2.0 was 2; what is text already stays as it is."""

@@ -220,7 +220,8 @@ def test_rows_that_quote_control_tokens_are_kept_and_counted_or_dropped(run: Run
     counts = json.loads(dropped.stdout)["counts"]
     assert (counts["train"] + counts["held_out"], counts["dropped_control"]) == (9, 3)
     assert sorted(why.split(": ")[1] for why in counts["dropped_rows"]) == [
-        f"control tokens in its text ({names})" for names in ("<tool_call>", "<|im_end|>, <|im_start|>", "<|video_pad|>")
+        f"control tokens in its text ({names})"
+        for names in ("<tool_call>", "<|im_end|>, <|im_start|>", "<|video_pad|>")
     ]
     with pytest.raises(DataError, match=r"found control tokens in its text \(.*\); needed text without"):
         run(out="refused", source=source, on_control_tokens="error")
