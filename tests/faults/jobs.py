@@ -124,7 +124,8 @@ class Case:
 
             points, _, config = _read(sorted(self.folder / name for name in events))
             said = repr((sorted(points.items()), config))
-            found = {name: value for name, value in found.items() if name not in events} | {"tensorboard": said}
+            beside = {*events, "shown/runs/dapo-stages.json"}  # a note of how many files there are
+            found = {name: value for name, value in found.items() if name not in beside} | {"tensorboard": said}
         if self.job == "prune":  # make goes by the times
             found |= {
                 f"time of {path.relative_to(self.folder)}": str(path.stat().st_mtime_ns)
