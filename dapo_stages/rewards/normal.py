@@ -10,7 +10,7 @@ _BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # all other marks have a combi
 
 
 def nfkc(text: str) -> str:
-    """The text in NFKC form. Python sorts the marks of one letter in quadratic time, so no letter keeps more than 30."""
+    """The text in NFKC form. Python sorts the marks of a letter in quadratic time, so rows of more than 30 are cut."""
     return text if text.isascii() else unicodedata.normalize("NFKC", _stream_safe(text))
 
 

@@ -1,7 +1,7 @@
 """No text takes the answer parser longer than its length: what a policy writes, and what stands in a data set.
 
-Each text here would keep a parser that looks at blanks, marks or brackets again and again busy for minutes or hours; the
-limit only ends such a test, no time is compared.
+Each text here would keep a parser that looks at blanks, marks or brackets again and again busy for minutes or hours.
+The limit only ends such a test; no time is compared.
 """
 
 from __future__ import annotations
