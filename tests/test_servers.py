@@ -70,6 +70,7 @@ def test_a_packed_answer_is_read(encoding: str, pack: Callable[[bytes], bytes]) 
         (WELL, "br", "an answer packed as 'br', not as gzip, deflate"),
         (gzip.compress(gzip.compress(WELL)), "gzip, gzip", "an answer packed as 'gzip, gzip', not as gzip, deflate"),
     ],
+    ids=["cut", "no gzip", "damaged", "not packed", "brotli", "twice"],
 )
 def test_one_that_cannot_be_unpacked_is_asked_for_again(
     content: bytes, encoding: str, said: str, capsys: pytest.CaptureFixture[str]
