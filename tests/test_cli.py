@@ -83,22 +83,15 @@ def test_every_option_has_a_help_text(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_takes_less_than_half_a_second_and_no_torch(command: str) -> None:
-    """Seconds of the processor, not of the clock: other work on the machine counts less."""
-    seconds = []
-    while len(seconds) < 3 and min(seconds, default=1.0) >= 0.5:
-        arguments = [sys.executable, "-c", SPY, *([command] if command else []), "--help"]
-        with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-            assert child.stderr is not None and child.stderr.read() == "[] 0\n"
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        seconds.append(usage.ru_utime + usage.ru_stime)
-    assert min(seconds) < 0.5
+def test_help_loads_nothing_that_takes_long(command: str) -> None:
+    arguments = [sys.executable, "-c", SPY, *([command] if command else []), "--help"]
+    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert (done.stderr, done.returncode) == ("[] 0\n", 0)
 
 
+HEAVY = '"torch", "transformers", "datasets", "deepspeed", "numpy", "pyarrow", "pandas", "PIL", "httpx", "jinja2"'
 # Runs a command and says what it loaded, and its exit code.
-SPY = """
+SPY = f"""
 import sys
 import tomllib
 from dapo_stages import cli
@@ -106,7 +99,7 @@ try:
     cli.main()
 except SystemExit as stop:
     code = stop.code
-print(sorted({"torch", "transformers", "datasets", "deepspeed"} & set(sys.modules)), code, file=sys.stderr)
+print(sorted({{{HEAVY}}} & set(sys.modules)), code, file=sys.stderr)
 """
 
 
@@ -148,26 +141,23 @@ def test_stages_without_a_model_work_without_torch(tiny: Path, tmp_path: Path) -
 # Completion by Tab
 
 
-def completed(*words: str) -> tuple[list[str], float]:
-    """What bash is offered for the last of some words, and the seconds it took, of the processor."""
-    code = "import resource, sys; sys.argv = ['dapo-stages']; from dapo_stages import cli\n"
+def completed(*words: str) -> list[str]:
+    """What bash is offered for the last of some words, without anything that takes long to load."""
+    code = "import sys; sys.argv = ['dapo-stages']; from dapo_stages import cli\n"
     code += "try: cli.main()\n"
     code += "except SystemExit: pass\n"
-    code += "assert not {'torch', 'transformers'} & set(sys.modules)\n"
-    code += "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, file=sys.stderr)"
+    code += f"assert not {{{HEAVY}}} & set(sys.modules)\n"
     asked = {"_DAPO_STAGES_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words)}
     result = fresh(code=code, **asked, COMP_CWORD=str(len(words) - 1))
     assert result.code == 0, result.stderr
-    return result.stdout.split(), float(result.stderr)
+    return result.stdout.split()
 
 
-def test_tab_completes_commands_options_and_values_in_half_a_second() -> None:
+def test_tab_completes_commands_options_and_values() -> None:
     offered = [completed("dapo-stages", "sta"), completed("dapo-stages", "inspect", "--fi")]
     offered += [completed("dapo-stages", "inspect", "--find", "d"), completed("dapo-stages", "rollout", "--it")]
-    assert [words for words, _ in offered] == [["status"], ["--find"], ["disagree"], ["--iteration"]]
-    assert min(seconds for _, seconds in offered) < 0.5
-    commands, _ = completed("dapo-stages", "")
-    assert commands == list(COMMANDS)
+    assert offered == [["status"], ["--find"], ["disagree"], ["--iteration"]]
+    assert completed("dapo-stages", "") == list(COMMANDS)
 
 
 def test_the_script_for_bash_is_one_that_bash_takes() -> None:
