@@ -251,14 +251,13 @@ class Source:
     def text(self, shard: Shard) -> str:
         """A small file in whole, after checking that it is the one that was published."""
         path = self.folder / shard.name
+        if self.manifest.pruned or _size(str(path)) != shard.bytes:
+            self.verified(shard)  # which says what is wrong
         try:
             content = read_bytes(path, REPORT)
-            if self.manifest.pruned or hashlib.sha256(content).hexdigest() != shard.sha256:
-                self.verified(shard)  # which says what is wrong
+            if hashlib.sha256(content).hexdigest() != shard.sha256:
+                self.verified(shard)
             return content.decode("utf-8")
-        except OSError:
-            self.verified(shard)
-            raise
         except ValueError as error:
             raise self._unreadable(path, error) from None
 

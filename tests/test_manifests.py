@@ -13,7 +13,7 @@ import pytest
 from support.rows import rows
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Manifest, Source, mark_pruned, read_manifest, write_manifest
+from dapo_stages.manifests import Manifest, Source, mark_pruned, read_manifest, remembered, write_manifest
 from dapo_stages.outputs import Plan, open_output
 from dapo_stages.schemas import schema_of
 
@@ -210,6 +210,23 @@ def test_pruning_keeps_time_stamp_and_hash(tmp_path: Path) -> None:
     after = read_manifest(tmp_path / "a", "rollout")
     assert after.pruned and after == made.model_copy(update={"pruned": True})
     assert (tmp_path / "a/manifest.json").stat().st_mtime_ns == 10**18
+
+
+def test_what_is_remembered_of_a_manifest_ends_with_its_file(tmp_path: Path) -> None:
+    """Also where the new one has the time of the old."""
+    made = make(tmp_path / "a")
+    with remembered():
+        one = read_manifest(tmp_path / "a")
+        assert read_manifest(tmp_path / "a", "rollout") is one
+        with pytest.raises(DataError, match="found the output of rollout; needed the output of evaluate"):
+            read_manifest(tmp_path / "a", "evaluate")
+        mark_pruned(tmp_path / "a")
+        assert read_manifest(tmp_path / "a") == made.model_copy(update={"pruned": True})
+        (tmp_path / "a/manifest.json").unlink()
+        with pytest.raises(DataError, match="found an unfinished output"):
+            read_manifest(tmp_path / "a")
+    make(tmp_path / "b")
+    assert read_manifest(tmp_path / "b") is not read_manifest(tmp_path / "b")
 
 
 def test_a_pruned_output_is_still_known_but_cannot_be_read(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _loose(run: Path) -> Iterator[Finding]:
                 yield _orphan(run, path)
 
 
-def _output(run: Path, place: Place, advance: Advance, held: Collection[int]) -> Iterator[Finding]:
+def _output(run: Path, place: Place, advance: Advance, held: Collection[str]) -> Iterator[Finding]:
     where = _relative(run, place.folder)
     if locked(place.folder, held):
         yield Finding("note", where, "a process that is writing here", "nothing", "Wait for it.")

@@ -98,7 +98,7 @@ def _manifests(run: Path, iteration: int) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def look(run: Path, folder: Path, stage: str, held: Collection[int] | None = None) -> Found:
+def look(run: Path, folder: Path, stage: str, held: Collection[str] | None = None) -> Found:
     """The state of one output folder of a run. No file of it is read but the manifest; of a checkpoint that a policy
     refers to, only what has changed since it was last read.
 
@@ -144,21 +144,21 @@ def _referred(manifest: Manifest) -> DataError | str:
         return error
 
 
-def locked(folder: Path, held: Collection[int] | None = None) -> bool:
+def locked(folder: Path, held: Collection[str] | None = None) -> bool:
     """Whether a process of this machine holds the lock of an output, as far as the system tells (Linux)."""
     with suppress(OSError):
-        number = (folder / LOCK).stat().st_ino
+        number = str((folder / LOCK).stat().st_ino)
         return number in (held_locks() if held is None else held)
     return False
 
 
-def held_locks() -> set[int]:
+def held_locks() -> set[str]:
     """Inodes of the files that processes of this machine hold a lock of; none where the system does not tell."""
     try:
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return set()
-    return {int(words[5].rpartition(":")[2]) for line in lines if (words := line.split())[1] == "FLOCK"}
+    return {words[5].rpartition(":")[2] for line in lines if (words := line.split())[1] == "FLOCK"}
 
 
 def place_of(run: Path, recorded: str) -> Path:

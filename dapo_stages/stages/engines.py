@@ -31,19 +31,18 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
             f"Start it without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size "
             "to the GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
         )
-    from dapo_stages.models.soundness import check_checkpoint
     from dapo_stages.models.tokens import load_tokens
 
     verify(source)
-    folder = folder_of(source)
-    check_checkpoint(folder)
-    tokens = load_tokens(folder)
+    tokens = load_tokens(folder_of(source))
     if name == "server":
         from dapo_stages.engines.server_engine import ServerEngine
 
         return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
     from dapo_stages.engines.vllm_engine import VllmEngine
+    from dapo_stages.models.soundness import check_checkpoint
 
+    check_checkpoint(folder_of(source))
     with _merged(source, config) as checkpoint:
         return VllmEngine(checkpoint, tokens, config, stage)
 

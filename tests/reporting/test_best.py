@@ -74,6 +74,17 @@ def test_policies_that_are_gone_or_were_made_again_do_not_count(run: Path) -> No
     assert best(run) == 1
 
 
+@pytest.mark.parametrize("claim", [0.75, float("nan"), "much"])
+def test_an_evaluation_whose_manifest_was_edited_does_not_count(run: Path, claim: object) -> None:
+    evaluated(run, 1, greedy_accuracy=0.25)
+    evaluated(run, 2, greedy_accuracy=0.5)
+    path = run / "iter-0002/eval/manifest.json"
+    values = json.loads(path.read_text())
+    values["counts"]["greedy_accuracy"] = claim
+    path.write_text(json.dumps(values))
+    assert best(run) == 1
+
+
 def test_the_pointer_holds_in_a_copy_of_the_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     evaluated(run, 1, greedy_accuracy=0.25)
     write_best(run)
