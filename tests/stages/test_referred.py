@@ -242,3 +242,15 @@ def test_a_damaged_file_of_the_cache_is_named(small_run: Run, hub: Path, tmp_pat
 def test_one_that_is_not_in_the_cache_is_named(small_run: Run, hub: Path, tmp_path: Path) -> None:
     result = small_run.attempt("init-policy", "--out", tmp_path / "policy", model__name="someone/else")
     refused(result, "someone/else: found no way to fetch it")
+
+
+def test_an_adapter_over_an_adapter_is_refused(small_run: Run, tmp_path: Path) -> None:
+    """Above all one over itself, whose base would be looked for without an end."""
+    from faults import forged
+
+    for name, base in (("run/policy", "."), ("one", "../two"), ("two", "../one")):
+        (tmp_path / name).mkdir(parents=True)
+        forged.publish(tmp_path / name, "policy", policy={"version": 1, "base": base})
+    refused(score(small_run, tmp_path / "run"), "found an adapter over the adapter")
+    rollouts = ["--rollouts", small_run.at(1) / "rollout", "--out", tmp_path / "out"]
+    refused(small_run.attempt("score-attention", "--policy", tmp_path / "one", *rollouts), "over the adapter")
