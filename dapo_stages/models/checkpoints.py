@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -193,8 +194,21 @@ def empty_model(path: str | Path) -> Any:
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    with torch.device("meta"):  # not by from_config, which under ZeRO-3 would split it over the ranks
+    with torch.device("meta"), _not_split():
         return (kind[0] if isinstance(kind, tuple) else kind)(config)
+
+
+@contextmanager
+def _not_split() -> Iterator[None]:
+    """Within, transformers does not know of ZeRO-3, under which it splits what it builds over the ranks."""
+    from transformers.integrations import deepspeed
+
+    held = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
