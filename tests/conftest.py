@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from support import machine
 from support.selection import has_policy, select
 
 from dapo_stages.config import ModelConfig
+
+# The same examples on every machine, however slow it is.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 if TYPE_CHECKING:
     from support.pipeline import Run

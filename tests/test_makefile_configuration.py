@@ -206,4 +206,4 @@ esac
         (project / "wait").unlink()
         assert first.wait(timeout=60) == 0
     assert attempt(project, "report", "PRELOAD=0", "SET=--set seed=7").returncode == 0
-    assert (project / "training_logs/t/config.yaml").read_text().splitlines()[1] == "seed: 7"
+    assert (project / "training_logs/t/config.yaml").read_text().startswith("seed: 7")
