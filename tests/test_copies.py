@@ -118,7 +118,7 @@ def by_git(run: Path, copy: Path) -> None:
 
 
 # Those of `make test`; the others are for `make test-faults`.
-FEW = {("half_way", by_cp), ("pruned", by_clock)}
+FEW = {("half_way", by_cp)}
 CASES = [
     pytest.param(state, way, id=f"{state}-{way.__name__}", marks=() if (state, way) in FEW else pytest.mark.faults)
     for state in ("pruned", "half_way", "finished")
