@@ -10,8 +10,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+from support.commands import Result, fresh
 from support.long_run import lengthen
 from support.pipeline import Run
 
@@ -64,9 +66,16 @@ def _seconds(name: str, what: str, took: dict[int, list[float]], files: dict[int
     )
 
 
+class _Processes(Run):
+    """A run whose stages are processes of their own."""
+
+    def attempt(self, stage: str, *args: object, **settings: Any) -> Result:
+        return fresh(stage, *self.options(**settings), *args, OMP_NUM_THREADS="1")
+
+
 def _runs(place: Path) -> dict[int, Path]:
     """Two real iterations of the smallest run, and from there on the second again and again, its large files linked."""
-    begun = Run(place / "begun")
+    begun = _Processes(place / "begun")
     begun.start()
     begun.command(
         "evaluate", "--policy", begun.policy(0), "--data", begun.folder / "data", "--out", begun.at(0) / "eval"
