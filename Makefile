@@ -148,7 +148,7 @@ $(R)/iter-0000/report/manifest.json: $(call made_of,iter-0000/report,$(R)/iter-0
 
 # $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it trains,
 # $(5) that policy, $(6) what it carries on from, $(7) manifest of the policy it samples with, $(8) that policy,
-# $(9) name of its folder
+# $(9) name of its folder. The last line: an evaluation that is still to come makes a report that lacks it again.
 define iteration
 .PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
 
@@ -174,9 +174,9 @@ $(2)/eval/manifest.json: $(call made_of,$(9)/eval,$(2)/train/manifest.json $(R)/
 
 $(2)/report/manifest.json: $(call made_of,$(9)/report,$(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json)) \
   $(3)/report/manifest.json
-$(if $(state/$(9)/eval),,$(if $(call evaluated,$(1)),$(2)/report/manifest.json: $(2)/eval/manifest.json))
 	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
 	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
+$(if $(state/$(9)/eval),,$(if $(call evaluated,$(1)),$(2)/report/manifest.json: $(2)/eval/manifest.json))
 endef
 
 # The policy after iteration $(1), 0 for the starting one, and the manifest that says it is there.

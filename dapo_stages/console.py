@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dapo_stages import ranks
-from dapo_stages.unseen import visible
+from dapo_stages.unseen import STEERING, visible
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 Advance = Callable[[int, str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
-# What JSON leaves as it is and a terminal obeys: controls of eight bits, marks of direction, ends of lines.
-_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_STEERING = re.compile(f"[{STEERING}]")
 
 
 def take_any_text() -> None:

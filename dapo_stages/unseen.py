@@ -6,7 +6,8 @@ import re
 
 # Controls but line break and tab; marks, embeddings, overrides and isolates of direction, which reorder text; lines
 # that end unseen; halves of characters. A zero-width joiner stays: it is part of some scripts and emoji.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+STEERING = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # those of them that JSON leaves as they are
+_UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f{STEERING}\ud800-\udfff]")
 
 
 def visible(text: str) -> str:

@@ -15,18 +15,16 @@ _WORDS = (
     *("OTP", "TOTP", "MNEMONIC"),
 )
 _PARTS = (
-    *(
-        "TOKENS?(?:_|$)",
-        "SECRET",
-        "PASSW",
-        "PASSPHRASE",
-        "PASSCODE",
-        "CREDENTIAL",
-        "COOKIE",
-        "BEARER",
-        "JWT",
-        "WEBHOOK",
-    ),
+    "TOKENS?(?:_|$)",
+    "SECRET",
+    "PASSW",
+    "PASSPHRASE",
+    "PASSCODE",
+    "CREDENTIAL",
+    "COOKIE",
+    "BEARER",
+    "JWT",
+    "WEBHOOK",
     "AUTH(?!OR(?!IZ))",  # no author, no authority
     "CONN(?:ECTION)?_?STR",
     "(?:API|SSH|GPG|ACCESS|PRIVATE|SIGNING|ENCRYPTION|MASTER|DEPLOY)_?KEY",

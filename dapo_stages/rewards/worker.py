@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, TextIO
 
@@ -60,11 +61,7 @@ class Failure(Exception):
 def symbolic() -> Answer:
     """Answers {solution, answer} by {equal}."""
     logging.disable(logging.CRITICAL)
-    try:
-        import math_verify  # noqa: F401
-    except ImportError as error:
-        raise Failure({"error": str(error)}) from None
-    _limit_memory()
+    _loaded("math_verify")
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -97,15 +94,11 @@ def templates() -> Answer:
 
     It is filled in as transformers does it, in jinja's sandbox, which bounds neither time nor memory.
     """
-    try:
-        from transformers.utils.chat_template_utils import render_jinja_template
-    except ImportError as error:
-        raise Failure({"error": str(error)}) from None
-    _limit_memory()
+    library = _loaded("transformers.utils.chat_template_utils")
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
-            (text,), _ = render_jinja_template(
+            (text,), _ = library.render_jinja_template(
                 [request["conversation"]],
                 chat_template=request["template"],
                 add_generation_prompt=True,
@@ -257,6 +250,16 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit()
+
+
+def _loaded(library: str) -> Any:
+    """A module; from then on, memory is bounded. Raises Failure if it is not installed."""
+    try:
+        found = import_module(library)
+    except ImportError as error:
+        raise Failure({"error": str(error)}) from None
+    _limit_memory()
+    return found
 
 
 def _limit_memory() -> None:

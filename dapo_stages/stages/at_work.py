@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dapo_stages.errors import LockedError
-from dapo_stages.reporting.runs import locked
+from dapo_stages.reporting.runs import held_locks, locked
 from dapo_stages.shards import write_text
 from dapo_stages.unfinished import LOCK
 
@@ -29,7 +29,8 @@ def check_idle(run: Path, note: Path | None) -> None:
     """Raises LockedError while an output of a run is written, or a make other than the one of this note is at work."""
     makes = [other for other in _notes(note) if other != note and _is_alive(other)] if note is not None else []
     locks = (lock.parent for pattern in (f"*/{LOCK}", f"*/*/{LOCK}") for lock in run.glob(pattern))
-    at_work = [f"make (process {_process(make)})" for make in makes] + [str(out) for out in locks if locked(out)]
+    held = held_locks()
+    at_work = [f"make (process {_process(make)})" for make in makes] + [str(out) for out in locks if locked(out, held)]
     if at_work:
         raise LockedError(
             f"{run}: found it at work ({', '.join(at_work)}) by other settings; needed the same. Wait, stop it, or "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dapo_stages.config import Config
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Manifest
+from dapo_stages.manifests import Manifest, remembered
 from dapo_stages.reporting.progress import SETUP
 from dapo_stages.reporting.runs import FOLDERS, REPORTED, iteration_folder, iterations, manifest_of, place_of
 
@@ -36,7 +36,8 @@ def states(run: Path) -> dict[str, str]:
     Sound: made from what its inputs hold now, which are all sound. Stale: made from something else. Left out: missing,
     damaged, or made from one of these or of a stale one; make goes by times there. Only manifests are read.
     """
-    return _Survey(run).states
+    with remembered():
+        return _Survey(run).states
 
 
 class _Survey:
@@ -44,7 +45,6 @@ class _Survey:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._manifests: dict[Path, Manifest | None] = {}
         self.states: dict[str, str] = {}
         for name in SETUP:
             self._look(run / name)
@@ -53,7 +53,7 @@ class _Survey:
                 self._look(iteration_folder(run, number) / name)
 
     def _look(self, folder: Path) -> None:
-        manifest = self._manifest(folder)
+        manifest = _readable(folder)
         if manifest is None:
             return
         places = {name: place_of(self._run, source.path) for name, source in manifest.inputs.items()}
@@ -66,7 +66,7 @@ class _Survey:
     def _compared(self, manifest: Manifest, places: dict[str, Path]) -> str:
         state = SOUND
         for name, place in places.items():
-            now = self._manifest(place)
+            now = _readable(place)
             if now is None:
                 return ""
             if now.content_hash != manifest.inputs[name].content_hash:
@@ -77,18 +77,10 @@ class _Survey:
 
     def _of_report(self, folder: Path, report: Manifest, state: str) -> str:
         """A report is of all that its iteration has; once something of that is pruned, it stays as it is."""
-        there = {name: self._manifest(folder.parent / name) for name in REPORTED}
+        there = {name: _readable(folder.parent / name) for name in REPORTED}
         if any(manifest is not None and manifest.pruned for manifest in there.values()):
             return SOUND
         return state if report.inputs.keys() >= {name for name, found in there.items() if found is not None} else STALE
-
-    def _manifest(self, folder: Path) -> Manifest | None:
-        if folder not in self._manifests:
-            try:
-                self._manifests[folder] = manifest_of(folder)
-            except DataError:  # damaged; who reads it says so
-                self._manifests[folder] = None
-        return self._manifests[folder]
 
     def _is_of_run(self, place: Path) -> bool:
         return place.is_relative_to(self._run)
@@ -96,3 +88,11 @@ class _Survey:
     def _output_of(self, place: Path) -> str:
         """`RUN/iter-0001/train/policy` -> `iter-0001/train`."""
         return "/".join(place.relative_to(self._run).parts[:2])
+
+
+def _readable(folder: Path) -> Manifest | None:
+    """The manifest of an output; None if there is none, or it is damaged, which who reads the output says."""
+    try:
+        return manifest_of(folder)
+    except DataError:
+        return None
