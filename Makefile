@@ -101,7 +101,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
-        experiments test test-quick test-seeds test-ranks test-faults soak audit lint format docs notebook bench real-size venv-vllm \
+        experiments test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook bench real-size venv-vllm \
         test-vllm clean clean-run FORCE
 
 help: ## this list
@@ -330,7 +330,7 @@ test-quick: $(VENV)/ready-dev ## those that need no policy, for whoever changes 
 test-seeds: $(VENV)/ready-dev ## those with a policy, as on other machines: kernels, threads, seeds; started again, it goes on
 	PYTHONPATH=tests $(PY) -m seeds --jobs $(JOBS)
 
-test-ranks: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), 4 minutes
+test-slow: $(VENV)/ready-dev ## further launches of several processes (ZeRO-3, FSDP2), a study, 6 minutes
 	$(PY) -m pytest -m slow
 
 ## SOAK_ITERATIONS: length of the soak

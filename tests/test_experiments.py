@@ -74,6 +74,7 @@ SMOKE = (
 )
 
 
+@pytest.mark.slow
 def test_a_study_of_two_seeds_is_run_and_told(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "pipelines", with_makefile(tmp_path) / "pipelines")
     settings = " ".join(f"--set {setting}" for setting in SMOKE.split())

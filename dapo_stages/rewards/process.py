@@ -88,6 +88,12 @@ class Child:
             raise Lost("is not running", late=False)
         return self._exchange(self._process, json.dumps(request, default=_bytes).encode() + b"\n", timeout)
 
+    def interrupt(self) -> None:
+        """End it from another thread than the one that asks, which gets Lost and clears up."""
+        process = self._process
+        if process is not None:
+            _end(process, self._owner)
+
     def kill(self) -> None:
         """End it, and what it has started, at once."""
         process, self._process = self._process, None
@@ -161,13 +167,19 @@ def _close(process: subprocess.Popen[bytes], owner: int) -> None:
     _kill(process, owner)
 
 
-def _kill(process: subprocess.Popen[bytes], owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         return
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
     process.kill()
     process.wait()
+
+
+def _kill(process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:
+        return
+    _end(process, owner)
     for pipe in _pipes(process):
         with suppress(OSError):  # what was left to write has nowhere to go
             pipe.close()

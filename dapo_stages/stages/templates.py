@@ -41,14 +41,20 @@ class _Watched:
         self._fixed = {"template": template, "values": values}
         self._child = Child("templates")
         self._lost, self._closed = 0, False
+        self._error: ModelError | None = None  # once it is given up, for all who ask after that
 
     def render(self, conversation: Conversation, longest: int | None) -> str:
         """The text of a conversation. Raises Refused, TooLong, and ModelError where the template is no good."""
         if self._closed:
             raise Refused("the stage is ending")
+        if self._error is not None:
+            raise self._error
         try:
             if not self._child.runs:
                 self._start()
+                if self._closed:  # meanwhile, with the process before this one
+                    self._child.kill()
+                    raise Refused("the stage is ending")
             longest = min(longest or _LONGEST, _LONGEST)
             request = self._fixed | {"conversation": conversation, "longest": longest, "limit": _LIMIT}
             reply = self._child.ask(request, _LIMIT)
@@ -63,7 +69,7 @@ class _Watched:
     def close(self) -> None:
         """End the process at once, whatever it is doing; who waits for it is answered."""
         self._closed = True
-        self._child.kill()
+        self._child.interrupt()
 
     def _start(self) -> None:
         reply = self._child.start(_START_LIMIT)
@@ -79,7 +85,8 @@ class _Watched:
         self._lost += 1
         if self._lost < _MOST_LOST or self._closed:
             return Refused(f"it {lost}")
-        return ModelError(
+        self._error = ModelError(
             f"chat template of the tokenizer: found one that {lost} at {self._lost} conversations; needed one that "
             f"writes a text within {_LIMIT:g} s and 2 GiB. Look into it, and take another checkpoint."
         )
+        return self._error

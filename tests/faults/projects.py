@@ -98,9 +98,7 @@ class Project:
         _wait(lambda: not self._stages() and not proc.of_session(make.pid))
 
     def hashes(self) -> dict[str, str]:
-        """Content hash of every output but the reports, which say how long things took."""
-        found = {path.parent.relative_to(self.run).as_posix(): path.parent for path in self.run.rglob(MANIFEST)}
-        return {name: read_manifest(path).content_hash for name, path in found.items() if not name.endswith("report")}
+        return hashes(self.run)
 
     def times(self) -> dict[str, int]:
         """When each output was published, or found to be as it should be."""
@@ -125,6 +123,12 @@ class Project:
     def _stages(self) -> list[int]:
         found = self._ours()
         return [process for process in found if proc.parent_of(process) in found]
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Content hash of every output but the reports, which say how long things took."""
+    found = {path.parent.relative_to(run).as_posix(): path.parent for path in run.rglob(MANIFEST)}
+    return {name: read_manifest(path).content_hash for name, path in found.items() if not name.endswith("report")}
 
 
 def disturb(project: Project, kills: int, generator: random.Random, mean: float, ways: tuple[str, ...] = WAYS) -> int:

@@ -41,7 +41,7 @@ from faults.table import record
 VOCABULARY = 64
 POLICY: Any = SimpleNamespace(tokens=SimpleNamespace(image_token_id=2, vocabulary=VOCABULARY), processor=None)
 LARGEST = float(np.finfo(np.float32).max)
-MANY = [100, pytest.param(1500, marks=pytest.mark.faults)]
+MANY = [40, pytest.param(1500, marks=pytest.mark.faults)]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def calls_of_generate(patched: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each batch that is sampled."""
+    generate, calls = transformers_engine.generate, []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        return generate(*args, **kwargs)  # type: ignore[arg-type]
+
+    patched.setattr(transformers_engine, "generate", counted)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
+    """What comes of a rollout when nothing happens: its content hash and how many batches were sampled."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("undisturbed"))
+        calls = calls_of_generate(patched)
+        Path("mine.py").write_text(MINE)
+        Path("mood").write_text("")
+        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", "r", **SHARDS)  # type: ignore[arg-type]
+        return Source(Path("r")).manifest.content_hash, len(calls)
+
+
 @pytest.mark.parametrize(
     ("mood", "said"),
     [
@@ -54,18 +78,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_failure_is_an_error_and_the_same_command_carries_on(
-    small_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, mood: str, said: str
+    small_run: Run, undisturbed: tuple[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch, mood: str, said: str
 ) -> None:
-    generate, calls = transformers_engine.generate, []
-
-    def counted(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        return generate(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(transformers_engine, "generate", counted)
+    content_hash, batches = undisturbed
+    calls = calls_of_generate(monkeypatch)
     rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
-    small_run.command(*rollout, "undisturbed", **SHARDS)  # type: ignore[arg-type]
-    batches = len(calls)
     Path("mood").write_text(mood)
     result = small_run.attempt(*rollout, "r", **SHARDS, rewards__plugin_timeout=1.5)  # type: ignore[arg-type]
     assert result.code == 3 and said in result.stderr and "Traceback" not in result.stderr
@@ -74,7 +91,7 @@ def test_a_failure_is_an_error_and_the_same_command_carries_on(
     before = len(calls)
     small_run.command(*rollout, "r", **SHARDS, rewards__plugin_timeout=30)  # type: ignore[arg-type]
     assert len(calls) - before == batches * 2 // 3  # the first of three shards stayed
-    assert Source(Path("r")).manifest.content_hash == Source(Path("undisturbed")).manifest.content_hash
+    assert Source(Path("r")).manifest.content_hash == content_hash
 
 
 def test_no_opinion_is_null_and_adds_nothing(small_run: Run, folder: Path) -> None:

@@ -73,8 +73,9 @@ def test_one_without_an_end_is_given_up(
         assert render is not None
         with pytest.raises(Refused, match=r"it took more than 0\.3 s"):
             render(messages("What?", 0), None)
-        with pytest.raises(ModelError, match=r"found one that took more than 0\.3 s at 2 conversations; needed one"):
-            render(messages("What?", 0), None)
+        for _ in range(2):  # given up for good: rows that were on their way wait for it no more
+            with pytest.raises(ModelError, match=r"one that took more than 0\.3 s at 2 conversations; needed one"):
+                render(messages("What?", 0), None)
 
 
 def prepare(folder: Path, tmp_path: Path) -> list[Any]:

@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
     """One that says nothing of clients that have gone away: tests read what the code under test says."""
 
     daemon_threads = True
+    request_queue_size = 64  # who finds the queue full tries again after a second
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):
