@@ -321,7 +321,7 @@ JOBS ?= 2
 # Tests of a file share what they have made, so they stay together.
 PYTEST = $(PY) -m pytest -n $(JOBS) --dist loadscope
 
-test: $(VENV)/ready-dev ## the tests, 10 minutes
+test: $(VENV)/ready-dev ## the tests, 8 minutes
 	$(PYTEST)
 
 test-quick: $(VENV)/ready-dev ## those that need no policy, for whoever changes a line, 1 minute

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,16 +112,35 @@ def checkpoints(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two iterations of every stage, in this process. Tests read it and write beside it, never into it."""
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Two iterations of every stage, in the process that is first to ask. Tests read it and never write into it."""
     from support.pipeline import Run
 
     machine.set_threads()
-    run = Run(tmp_path_factory.mktemp("run"))
-    run.start()
-    run.iteration(1)
-    run.iteration(2)
-    return run
+    base = tmp_path_factory.getbasetemp()
+    with once(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base, "run") as (folder, first):
+        run = Run(folder)
+        if first:
+            run.start()
+            run.iteration(1)
+            run.iteration(2)
+    before = times(folder)
+    yield run
+    assert times(folder) == before
+
+
+@contextmanager
+def once(place: Path, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all workers share, and whether it is for us to fill; others wait meanwhile."""
+    folder, filled = place / name, place / f"{name}.filled"
+    with open(place / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder, not filled.exists()
+        filled.touch()
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture()

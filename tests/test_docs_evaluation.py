@@ -17,7 +17,6 @@ PAGE = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 def test_its_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "training_logs").mkdir()
     (tmp_path / "training_logs/first").symlink_to(small_run.folder)
-    small_run.command("config", "--out", small_run.folder / "config.yaml")
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
     for command in block.replace("\\\n", " ").splitlines():

@@ -22,7 +22,6 @@ def first(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A working folder in which training_logs/first is a finished run."""
     (tmp_path / "training_logs").mkdir()
     (tmp_path / "training_logs/first").symlink_to(small_run.folder)
-    small_run.command("config", "--out", small_run.folder / "config.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -27,7 +27,6 @@ COMMANDS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)`
 def test_a_command_runs(command: str, small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "training_logs").mkdir()
     (tmp_path / "training_logs/first").symlink_to(small_run.folder)
-    small_run.command("config", "--out", small_run.folder / "config.yaml")
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(command)
     result = run(*arguments)

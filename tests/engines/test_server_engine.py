@@ -93,10 +93,11 @@ def test_failures_that_pass_are_tried_again(
     small_run: Run, well: tuple[Path, FakeServer], tmp_path: Path, fault: Fault, said: str
 ) -> None:
     with FakeServer(small_run.policy(0), faults=[None, fault, None, fault]) as server:
-        patience = 0.75 if fault is slow else 30
+        patience = 1.5 if fault is slow else 30
         result = attempt(small_run, server, tmp_path / "r", engines__server__timeout=patience)
     assert result.code == 0, result.stderr
-    assert result.stderr.count("trying again in") == 2 and said in result.stderr
+    again = result.stderr.count("trying again in")
+    assert (again >= 2 if fault is slow else again == 2) and said in result.stderr  # a busy machine is slow by itself
     assert Source(tmp_path / "r").manifest.content_hash == Source(well[0]).manifest.content_hash
 
 

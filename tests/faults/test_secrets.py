@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import close_session
 from PIL import Image
 from reporting import tiny_run
 from support.commands import Result, fresh, run
@@ -37,7 +38,9 @@ def _canaries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
+    close_session()  # the hub's client keeps the proxies it was made with
     yield
+    close_session()
     assert leaks(tmp_path) == {}
 
 

@@ -336,16 +336,17 @@ def test_long_hostile_text_is_read_quickly(piece: str) -> None:
     assert time.process_time() - start < 3
 
 
+@pytest.mark.parametrize("megabytes", [2, pytest.param(10, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("piece", ["x", "<think>", "<answer>B</answer> ", "The answer is B. ", "</answer>选\n"])
-def test_10_megabytes_are_read_in_linear_time(piece: str) -> None:
+def test_megabytes_are_read_in_linear_time(piece: str, megabytes: int) -> None:
     """Ten times the text takes about ten times as long; a quadratic reader would take a hundred times."""
     seconds = []
-    for size in (1_000_000, 10_000_000):
+    for size in (megabytes * 100_000, megabytes * 1_000_000):
         text = piece * (size // len(piece))
         start = time.process_time()
         assert accuracy(text, "B") in (0.0, 1.0) and format_reward(text) == 0.0
         seconds.append(time.process_time() - start)
-    print(f"{piece!r}: {seconds[1]:.2f} s for 10 MB")
+    print(f"{piece!r}: {seconds[1]:.2f} s for {megabytes} MB")
     assert seconds[1] < 30 * max(seconds[0], 0.01)
 
 

@@ -61,10 +61,9 @@ def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run with its configuration and an evaluated start, as make leaves it."""
+    """A copy of the run with an evaluated start, as make leaves it."""
     folder = tmp_path_factory.mktemp("runs") / "looker"
     shutil.copytree(small_run.folder, folder)
-    small_run.command("config", "--out", folder / "config.yaml")
     small_run.command(
         "evaluate", "--policy", folder / "policy", "--data", folder / "data", "--out", folder / "iter-0000/eval"
     )

@@ -215,14 +215,13 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(policy: Policy) ->
     assert not torch.autograd.grad(loss, new)[0].isfinite().any()
 
 
-def test_the_loss_is_the_weighted_token_mean(small_run: Run) -> None:
+def test_the_loss_is_the_weighted_token_mean(small_run: Run, tmp_path: Path) -> None:
     """At ratio 1 and an engine factor of 1 the loss is minus the mean over tokens of weight times advantage."""
     weights = table(small_run.at(1) / "weights", "weights")
     used = weights[weights.in_loss]
     want = -sum((row.token_weights * row.advantage).sum() for row in used.itertuples())
     want /= used.token_weights.map(len).sum()
-    out = small_run.folder / "one-update"
-    found = metrics(train(small_run, out, train__updates_per_iteration=1))
+    found = metrics(train(small_run, tmp_path / "t", train__updates_per_iteration=1))
     assert found.loss[0] == pytest.approx(want, abs=1e-4)
     assert found.tokens[0] == used.token_weights.map(len).sum()
 

@@ -46,6 +46,7 @@ class Run:
         return ["--config", CONFIG, *(flag for override in overrides for flag in ("--set", override))]
 
     def start(self) -> None:
+        self.command("config", "--out", self.folder / "config.yaml")
         self.command("init-policy", "--out", self.folder / "policy")
         self.command("prepare-data", "--policy", self.folder / "policy", "--out", self.folder / "data")
 
