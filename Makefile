@@ -324,7 +324,7 @@ PYTEST = $(PY) -m pytest -n $(JOBS) --dist loadscope
 test: $(VENV)/ready-dev ## the tests, 8 minutes
 	$(PYTEST)
 
-test-quick: $(VENV)/ready-dev ## those that need no policy, for whoever changes a line, 1 minute
+test-quick: $(VENV)/ready-dev ## those that need no policy, for whoever changes a line, 90 seconds
 	$(PYTEST) --quick
 
 test-seeds: $(VENV)/ready-dev ## those with a policy, as on other machines: kernels, threads, seeds; started again, it goes on

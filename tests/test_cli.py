@@ -119,6 +119,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert result.code == 0 and result.stdout.startswith("seed: ")
 
 
+@pytest.mark.long
 def test_stages_without_a_model_work_without_torch(tiny: Path, tmp_path: Path) -> None:
     """In a Python that has neither torch nor transformers, on the files of a run."""
     calls = {
@@ -300,6 +301,7 @@ cli.main()
     assert (result.code, result.stderr) == (3, "file: found one; needed two. Mend it.\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_an_interrupted_stage_exits_with_130_and_the_same_command_finishes_it(
     name: str, tiny: Path, tmp_path: Path

@@ -18,6 +18,8 @@ from faults.table import record
 
 from dapo_stages.manifests import MANIFEST, read_manifest
 
+pytestmark = pytest.mark.long
+
 PRUNED = ("rollout", "attention", "weights", "train/policy", "train/state")
 ITERATION = ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
 

@@ -11,6 +11,8 @@ import pytest
 from support.commands import ROOT, run
 from support.pipeline import Run
 
+pytestmark = pytest.mark.long
+
 PAGE = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 
 

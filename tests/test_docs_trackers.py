@@ -11,6 +11,8 @@ import pytest
 from reporting import tiny_run
 from support.commands import ROOT, run
 
+pytestmark = pytest.mark.long
+
 PAGE = (ROOT / "docs/trackers.md").read_text(encoding="utf-8")
 
 

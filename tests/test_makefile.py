@@ -12,6 +12,8 @@ import pytest
 from support.commands import ROOT
 from support.make import STAND_IN, attempt, dry, make, project_with
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture()
 def project(tmp_path: Path) -> Path:

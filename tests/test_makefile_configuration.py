@@ -15,6 +15,8 @@ import yaml
 from support.commands import run
 from support.make import attempt, dry, make, project_with
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture()
 def project(tmp_path: Path) -> Path:

@@ -103,6 +103,7 @@ def test_row_groups_are_small(kind: str, sizes: list[int], tmp_path: Path) -> No
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == sizes
 
 
+@pytest.mark.long
 def test_large_pictures_end_a_row_group(tmp_path: Path) -> None:
     """Three of 40 MB: the second passes 64 MB."""
     large = [{"bytes": bytes(40 << 20), "path": None}]

@@ -12,6 +12,8 @@ import pytest
 from support.commands import ROOT
 from support.make import ANSWERS, with_makefile
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = ROOT / "pipelines/slurm"
 
 # Answers like sbatch, and keeps what it was asked.

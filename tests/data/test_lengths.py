@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ def test_a_long_text_is_dropped_without_being_tokenised(processor: Any) -> None:
     assert dropped.why == "cats row 3: 1,000,198 bytes of text, more than data.max_prompt_length tokens can hold"
 
 
+@pytest.mark.long
 def test_no_character_takes_more_bytes_before_composition_than_is_allowed_for() -> None:
     """For every character, the longest text that NFC makes it of: each part by its longest spelling."""
     characters = [c for c in map(chr, range(sys.maxunicode + 1)) if not 0xD800 <= ord(c) <= 0xDFFF]

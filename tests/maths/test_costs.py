@@ -77,6 +77,7 @@ def test_separate_rows_compute_the_prompt_as_often_as_there_are_completions() ->
     assert 3 < separate / costs.forward(SMALL, load, logits=False) < 4
 
 
+@pytest.mark.long
 def test_operations_of_a_forward_pass_are_those_that_torch_counts() -> None:
     """torch counts whole squares of attention where half is masked: a few percent more here."""
     import torch

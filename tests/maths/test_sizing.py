@@ -56,6 +56,7 @@ def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
     assert score(D7, long, 1, 64, 2, 0).total <= score(D7, long, 1, 4096, 2, 0).total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("b", [4, 2])
 def test_activations_are_what_autograd_keeps_for_a_layer(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one layer more adds to the tensors saved for the backward pass of a group."""

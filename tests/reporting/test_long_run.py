@@ -18,6 +18,8 @@ from dapo_stages.manifests import MANIFEST
 from dapo_stages.reporting import fragments
 from dapo_stages.reporting.charts import Chart, Series, draw
 
+pytestmark = pytest.mark.long
+
 SOME, MANY = 110, 210  # more than the documents have whole
 
 

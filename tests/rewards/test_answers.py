@@ -426,6 +426,7 @@ FUZZ = [
 ]
 
 
+@pytest.mark.long
 def test_nothing_makes_the_parser_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 000 strings, half of marks and words that mean something here, half of any characters; the seed is fixed.
 

@@ -178,6 +178,7 @@ def test_a_function_that_hangs_is_killed_and_the_key_is_named(tmp_path: Path, bo
     )
 
 
+@pytest.mark.long
 def test_what_a_hanging_function_has_started_is_ended_with_it(tmp_path: Path) -> None:
     body = "import subprocess; p = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(p.pid)); p.wait()"
     here = Path.cwd()

@@ -122,6 +122,7 @@ def test_without_an_installed_package_it_still_answers(tmp_path: Path, monkeypat
 # Asking torch
 
 
+@pytest.mark.long
 def test_torch_names_its_devices() -> None:
     import torch
 
