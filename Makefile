@@ -19,7 +19,7 @@ EVAL_EVERY ?= 1
 EXTRAS     ?= trackers
 PYTHON     ?= python3
 VENV       ?= .venv
-# 1: stages are forked from a process that has torch already (dapo_stages/preload.py); 0: each starts afresh.
+# 1: stages are forked from a process that has torch already (dapo_stages/entrypoints/preload.py); 0: each starts afresh.
 # Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
 
@@ -88,9 +88,9 @@ ROLLOUT_PYTHON  ?= $(PY)
 SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
-DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.preload)
+DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
 # What starts a stage, by its LAUNCH; launched ones do not pass through the process that has torch already.
-start      = $(if $(filter-out 1,$(1)),-m dapo_stages.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(DAPO))
+start      = $(if $(filter-out 1,$(1)),-m dapo_stages.entrypoints.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(DAPO))
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: found $(1); needed a number of processes, or one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))

@@ -1,6 +1,6 @@
 """`python -m dapo_stages` is the console script `dapo-stages`."""
 
-from dapo_stages.cli import main
+from dapo_stages.entrypoints.cli import main
 
 if __name__ == "__main__":
     main()

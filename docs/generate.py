@@ -15,8 +15,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from typer.models import ArgumentInfo
 
-from dapo_stages.cli import COMMANDS
 from dapo_stages.config import Config
+from dapo_stages.entrypoints.cli import COMMANDS, module_of
 
 HERE = Path(__file__).parent
 PIPELINE = 5  # the first commands of COMMANDS
@@ -61,7 +61,7 @@ def sections(model: type[BaseModel] = Config, place: str = "") -> Iterator[tuple
 
 
 def _command(name: str) -> str:
-    module = import_module(f"dapo_stages.stages.{name.replace('-', '_')}")
+    module = import_module(module_of(name))
     summary, *rest = inspect.cleandoc(module.main.__doc__).split("\n\n")
     parts = [f"### {name}\n", f"{' '.join(summary.split())}\n"]
     for paragraph in rest:

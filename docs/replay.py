@@ -14,10 +14,10 @@ from statistics import mean
 import numpy as np
 
 from dapo_stages.config import ReplayConfig
+from dapo_stages.handoff.shards import write_text
 from dapo_stages.maths.replay import RULES, Entry, admissible, draw, drawn_again, rated, update
-from dapo_stages.reporting.charts import Chart, Series, picture
-from dapo_stages.reporting.text import markdown_table
-from dapo_stages.shards import write_text
+from dapo_stages.reporting.page.charts import Chart, Series, picture
+from dapo_stages.terminal.safe_text import markdown_table
 
 HERE = Path(__file__).parent
 GROUPS, COMPLETIONS, RIGHT, FORMAT = 64, 8, 2.5, 0.5

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_disks() -> Iterator[None]:
-    """Nothing in a temporary folder has to survive a power cut; tests/test_shards.py checks that fsync is called."""
+    """Nothing in a temporary folder has to survive a power cut; tests/handoff/test_shards.py checks fsync."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -60,7 +60,7 @@ def _no_waiting_for_disks() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _no_hashes_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is kept in the home of whoever runs the tests, but by processes that these start."""
-    from dapo_stages import hashes
+    from dapo_stages.handoff import hashes
 
     folder = tmp_path_factory.mktemp("hashes")
     with pytest.MonkeyPatch.context() as patched:
@@ -146,6 +146,6 @@ def times(folder: Path) -> dict[Path, int]:
 @pytest.fixture()
 def policy(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Policy:
     """A fresh copy of it in memory, float32; of another family where a test is parametrised with its name."""
-    from dapo_stages.models.policy import load_policy
+    from dapo_stages.models.policy_loading import load_policy
 
     return load_policy(checkpoints(getattr(request, "param", "qwen2_5_vl")), TINY)

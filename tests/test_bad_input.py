@@ -16,9 +16,9 @@ from support.commands import Result, run
 from support.rows import picture, rows
 from support.words import WordProcessor
 
-from dapo_stages.manifests import read_manifest
-from dapo_stages.outputs import Plan
-from dapo_stages.schemas import schema_of
+from dapo_stages.handoff.manifests import read_manifest
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import schema_of
 
 
 @pytest.fixture()

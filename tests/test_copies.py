@@ -16,7 +16,7 @@ import pytest
 from faults.projects import Project, hashes
 from faults.table import record
 
-from dapo_stages.manifests import MANIFEST, read_manifest
+from dapo_stages.handoff.manifests import MANIFEST, read_manifest
 
 pytestmark = pytest.mark.long
 

@@ -14,9 +14,9 @@ import pytest
 from reporting import tiny_run
 from support.commands import ROOT, run
 
-from dapo_stages.reporting import health
-from dapo_stages.reporting.health import Check
-from dapo_stages.reporting.runs import State
+from dapo_stages.processes import machine_check
+from dapo_stages.processes.machine_check import Check
+from dapo_stages.runs.layout import State
 
 PAGE = (ROOT / "docs/terminal.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "completion" not in line])
 def test_commands_run(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(health, "probe", lambda: {"torch": "2.13.0", "cuda": None, "threads": 2, "devices": []})
+    monkeypatch.setattr(machine_check, "probe", lambda: {"torch": "2.13.0", "cuda": None, "threads": 2, "devices": []})
     program, *arguments = shlex.split(command)
     result = run(*arguments)
     assert (program, result.code) == ("dapo-stages", 0), result.stderr
@@ -46,7 +46,7 @@ def test_the_completion_that_is_installed_completes_in_bash(tmp_path: Path) -> N
     (command,) = [line for line in COMMANDS if "completion" in line]
     program = tmp_path / "bin/dapo-stages"
     program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nfrom dapo_stages.cli import main\nmain()\n")
+    program.write_text(f"#!{sys.executable}\nfrom dapo_stages.entrypoints.cli import main\nmain()\n")
     program.chmod(0o755)
     environment = {"HOME": str(tmp_path), "PATH": f"{program.parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     script = f"""

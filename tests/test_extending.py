@@ -18,12 +18,12 @@ from support.pipeline import Run, table
 from support.prompts import groups
 
 from dapo_stages.config import ModelConfig, load_config
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.maths import schemes
 from dapo_stages.models.families import FAMILIES, Family
-from dapo_stages.models.policy import load_policy
+from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.tokens import load_tokens
-from dapo_stages.rewards.plugins import Plugins
+from dapo_stages.rewards.isolated.plugins import Plugins
 from dapo_stages.stages import rollout, weight_tokens
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ def test_a_name_that_the_locale_has_not_is_bad_input(tmp_path: Path) -> None:
     here = tmp_path / "found.yaml"
     here.write_text("{}\n", encoding="utf-8")
     code = (
-        "import sys; from dapo_stages import cli; from dapo_stages.stages import config\n"
+        "import sys; from dapo_stages.entrypoints import cli; from dapo_stages.tools import config\n"
         "config.load_config = lambda *_: open(chr(0x6570) + chr(0x636e))\n"
         f"sys.argv = ['dapo-stages', 'config', '--config', {str(here)!r}]\n"
         "cli.main()"
@@ -105,7 +105,7 @@ def test_a_plug_in_prints_what_it_likes(tmp_path: Path) -> None:
     )
     code = (
         "from pathlib import Path; from dapo_stages.config import RewardsConfig\n"
-        "from dapo_stages.rewards.plugins import Plugins\n"
+        "from dapo_stages.rewards.isolated.plugins import Plugins\n"
         f"plugins = Plugins(RewardsConfig(plugins={{'mine': 'mine.py:f'}}), Path({str(tmp_path)!r}))\n"
         "print(plugins.score(['one'], [1], {'prompt_id': 'p'}))"
     )

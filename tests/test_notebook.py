@@ -52,8 +52,8 @@ def test_every_cell_runs_and_the_figures_are_drawn(executed: tuple[dict[str, Any
 
 def test_its_figures_are_those_of_the_files(executed: tuple[dict[str, Any], dict[str, Any]], small_run: Run) -> None:
     """Against the report's own streaming of the same rows."""
-    from dapo_stages.reporting.figures import collect
-    from dapo_stages.reporting.runs import sources
+    from dapo_stages.reporting.iteration.figures import collect
+    from dapo_stages.runs.layout import sources
 
     everything = executed[1]["everything"]
     for number in (1, 2):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from support.commands import ROOT, run
 
-from dapo_stages.cli import COMMANDS
 from dapo_stages.config import Config, dump_config
+from dapo_stages.entrypoints.cli import COMMANDS
 
 COMMANDS_PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
 KEYS_PAGE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")

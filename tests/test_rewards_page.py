@@ -9,7 +9,7 @@ import pytest
 from support.commands import ROOT
 
 from dapo_stages.config import Config, RewardsConfig, load_config
-from dapo_stages.rewards.plugins import Plugins
+from dapo_stages.rewards.isolated.plugins import Plugins
 
 PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
 

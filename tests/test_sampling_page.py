@@ -17,7 +17,7 @@ from support.pipeline import Run
 
 from dapo_stages.config import Config, CurriculumConfig, load_config
 from dapo_stages.config.schedules import SCHEDULED
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 
 PAGE = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
 COMMANDS = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S)]

@@ -144,7 +144,7 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
     for node, words in enumerate(started):
         launch = " ".join(words[1 : words.index("train-step")])
         assert launch == (
-            "-m dapo_stages.launch --config_file pipelines/accelerate/multi-node.yaml --num_machines 2 "
+            "-m dapo_stages.entrypoints.launch --config_file pipelines/accelerate/multi-node.yaml --num_machines 2 "
             f"--num_processes 16 --machine_rank {node} --main_process_ip node07 --main_process_port 29500"
         )
     assert (run / "iter-0001/train/manifest.json").exists()

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from support.commands import Result, run
 
 from dapo_stages.config import Config, Section
-from dapo_stages.manifests import Source, read_manifest
+from dapo_stages.handoff.manifests import Source, read_manifest
 
 pytestmark = pytest.mark.long
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dapo_stages.bounded import read_text
 from dapo_stages.config.run import Config
 from dapo_stages.config.strict_yaml import parse
 from dapo_stages.errors import ConfigError
+from dapo_stages.small_files import read_text
 
 # Ends of the first and the last line of a configuration that says every key: one that was cut off is no shorter one.
 _FIRST, _LAST = "  # every key follows, down to the line that says so", "# That was every key."

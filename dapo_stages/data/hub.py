@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.bounded import is_inside, read_json
 from dapo_stages.config import DataConfig
 from dapo_stages.data.columns import wanted_columns
 from dapo_stages.data.images import BadImage
 from dapo_stages.errors import DataError
+from dapo_stages.small_files import is_inside, read_json
 
 _ARCHIVED = re.compile(r"(zip|tar|gzip|bz2|xz|zstd|lz4)://")
 

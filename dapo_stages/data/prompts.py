@@ -19,7 +19,7 @@ from dapo_stages.data.images import encode, prepare
 from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.sources import RawRow, RawSource
 from dapo_stages.errors import DataError, ModelError
-from dapo_stages.shards import Row
+from dapo_stages.handoff.shards import Row
 
 if TYPE_CHECKING:
     from PIL import Image

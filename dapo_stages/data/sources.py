@@ -13,9 +13,9 @@ from dapo_stages.config import Config, DataConfig
 from dapo_stages.data.columns import check_columns, wanted_columns
 from dapo_stages.data.hub import Fetch, is_saved, open_hub, open_saved
 from dapo_stages.data.images import BadImage
-from dapo_stages.data.tables import SUFFIXES, Table, find_tables
+from dapo_stages.data.table_files import SUFFIXES, Table, find_tables
 from dapo_stages.errors import DataError
-from dapo_stages.shards import sha256_of
+from dapo_stages.handoff.shards import sha256_of
 
 Part = Literal["train", "held_out"]
 PARTS: tuple[Part, ...] = ("train", "held_out")
@@ -165,7 +165,7 @@ def _is_path(source: str) -> bool:
 
 def _embedded(config: Config) -> RawSource:
     """Training and held-out questions are streams of their own, so that neither size changes the other's rows."""
-    from dapo_stages.data.tasks import task
+    from dapo_stages.data.embedded.tasks import task
 
     sizes: dict[Part, int] = {"train": config.data.synthetic.train, "held_out": config.data.synthetic.held_out}
     totals = {part: min(size, config.data.max_rows or size) for part, size in sizes.items()}

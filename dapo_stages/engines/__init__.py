@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import Tokens
-from dapo_stages.shards import Row
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
 from dapo_stages.errors import EngineError
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import Tokens
-from dapo_stages.shards import Row
 
 # Added to the logits of tokens that are never sampled, the most that servers take. RolloutConfig bounds the
 # temperature, which divides it: what is left of their probability is far below float32's resolution.

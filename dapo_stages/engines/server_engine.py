@@ -17,15 +17,15 @@ import httpx
 from pydantic import BaseModel
 
 from dapo_stages.config import Config
-from dapo_stages.console import say
 from dapo_stages.data.control import MARK
 from dapo_stages.engines import Completion
 from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
 from dapo_stages.errors import EngineError
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.tokens import Tokens
-from dapo_stages.servers import CHAT, MODELS, Server, picture
-from dapo_stages.shards import Row
+from dapo_stages.processes.servers import CHAT, MODELS, Server, picture
+from dapo_stages.terminal.console import say
 
 NAME, KEY = "server", "DAPO_STAGES_API_KEY"
 _CERTAIN = 0.01  # a token lifted by 100 has log-prob 0, up to this; unprocessed it would be far below

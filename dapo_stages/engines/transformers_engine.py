@@ -12,13 +12,13 @@ import torch
 
 from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
-from dapo_stages.engines.separate import Pick, generate_separately
-from dapo_stages.models.decoding import Prefill, Prefixes, Room, of_any_size
+from dapo_stages.engines.prompt_by_prompt import Pick, generate_separately
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
-from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
-from dapo_stages.shards import Row
+from dapo_stages.models.shared_prefix.decoding import Prefill, Prefixes, Room, of_any_size
+from dapo_stages.models.shared_prefix.packing import Group, Prompt
 
 if TYPE_CHECKING:
     from transformers import Cache

@@ -18,8 +18,8 @@ from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, comple
 from dapo_stages.engines.vllm_copies import Copies
 from dapo_stages.engines.vllm_model import load
 from dapo_stages.errors import EngineError
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import Tokens
-from dapo_stages.shards import Row
 
 if TYPE_CHECKING:
     import vllm

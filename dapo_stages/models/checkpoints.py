@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import torch
 
-from dapo_stages.bounded import REPORT, read_json
 from dapo_stages.errors import DataError, ModelError
+from dapo_stages.handoff.referred import INDEX
 from dapo_stages.models.reading import reading
-from dapo_stages.referred import INDEX
+from dapo_stages.small_files import REPORT, read_json
 
 SINGLE = "model.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

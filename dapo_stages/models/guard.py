@@ -6,35 +6,3 @@ of a rollout). All numbers are sums over all ranks, so that all ranks decide ali
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Mapping
-from typing import Literal
-
-from dapo_stages.config import TrainConfig
-
-Reason = Literal["non_finite", "grad_norm", "ratio", "engine_ratio", "no_signal"]
-
-
-def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | None:
-    """What the loss and the log-ratios say, before a gradient is exchanged; None: nothing is wrong.
-
-    `sums` are those of policy_loss over all micro-batches, with `loss`, `signal_max` (the largest abs(advantage)),
-    `engine_diff_sum` and `engine_tokens`.
-    """
-    if not all(math.isfinite(sums[name]) for name in ("loss", "log_ratio_sum")):  # a loss of no tokens is 0
-        return "non_finite"
-    most = config.guard.max_log_ratio or math.inf
-    if sums["log_ratio_sum"] > most * sums["tokens"]:
-        return "ratio"
-    if sums["engine_diff_sum"] > most * sums["engine_tokens"]:
-        return "engine_ratio"
-    idle = sums["signal_max"] == 0 and config.beta == 0 and config.entropy_coefficient == 0
-    return "no_signal" if idle and config.guard.no_signal != "train" else None
-
-
-def after_step(norm: float, config: TrainConfig) -> Reason | None:
-    """What the gradient's norm before clipping says. DeepSpeed tells it only when the step is done."""
-    if not math.isfinite(norm):
-        return "non_finite"
-    return "grad_norm" if norm > (config.guard.max_grad_norm or math.inf) else None

@@ -9,9 +9,9 @@ import torch
 
 from dapo_stages.data.control import MARK, plain_twin
 from dapo_stages.errors import DataError
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import FAMILIES
-from dapo_stages.models.packing import Prompt
-from dapo_stages.shards import Row
+from dapo_stages.models.shared_prefix.packing import Prompt
 
 _OF_FAMILIES = frozenset(family.processor for family in FAMILIES.values())
 

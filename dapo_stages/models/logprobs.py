@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from dapo_stages.models.packing import Packed
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.precision import autocast
-from dapo_stages.models.separate import SeparateRows, logits_of
+from dapo_stages.models.separate_rows import logits_of
+from dapo_stages.models.shared_prefix.packing import Packed, SeparateRows
 
 
 class GroupLogprobs(torch.nn.Module):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from dapo_stages.errors import ModelError
+from dapo_stages.handoff.referred import BESIDE
 from dapo_stages.models.checkpoints import Checkpoint, Tensors
-from dapo_stages.referred import BESIDE
 
 _BOOKKEEPING = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache"}
 

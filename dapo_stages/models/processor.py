@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.bounded import read_json, read_text
 from dapo_stages.models.families import FAMILIES
+from dapo_stages.small_files import read_json, read_text
 
 
 def load_processor(path: str | Path) -> Any:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from dapo_stages.bounded import read_json
 from dapo_stages.errors import DataError
+from dapo_stages.handoff.referred import INDEX
 from dapo_stages.models.checkpoints import ADAPTER_CONFIG, SINGLE, Checkpoint, empty_model, names_in_memory
 from dapo_stages.models.reading import reading
-from dapo_stages.referred import INDEX
+from dapo_stages.small_files import read_json
 
 _MOST_LAYERS = 4096  # of layers, or experts in one; each is made before a weight is looked at
 _MOST = 1 << 40  # of any other whole number

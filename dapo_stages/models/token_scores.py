@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from dapo_stages.models.logprobs import log_distribution
-from dapo_stages.models.packing import Packed
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.precision import autocast
+from dapo_stages.models.shared_prefix.packing import Packed
 
 Scores = dict[str, torch.Tensor]  # by column of the attention files, [sum C] each
 

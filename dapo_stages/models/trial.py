@@ -12,8 +12,8 @@ from dapo_stages.errors import ModelError
 from dapo_stages.models.reading import reading
 
 if TYPE_CHECKING:
-    from dapo_stages.models.packing import Prompt
     from dapo_stages.models.policy import Policy
+    from dapo_stages.models.shared_prefix.packing import Prompt
 
 _SIDE = 56  # pixels
 
@@ -51,7 +51,7 @@ def try_out(policy: Policy, path: str | Path) -> None:
 
     Under ZeRO-3 no rank has whole weights yet, and only what the processor makes is looked at.
     """
-    from dapo_stages.models.separate import row_inputs
+    from dapo_stages.models.separate_rows import row_inputs
 
     check_values(path, policy.model.named_parameters())
     check_values(path, policy.model.named_buffers())  # such as frequencies of positions: SDPA hides what comes of NaN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from dapo_stages.rewards import symbolic as _symbolic
 from dapo_stages.rewards.answers import (
     Reading,
     extract_answer,
@@ -13,6 +12,7 @@ from dapo_stages.rewards.answers import (
     read_answer,
     read_choice,
 )
+from dapo_stages.rewards.isolated import symbolic as _symbolic
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.tags import open_text_commands, unboxed
 

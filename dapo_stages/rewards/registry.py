@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dapo_stages.config import RewardsConfig
-from dapo_stages.maths.rewards import overlong
+from dapo_stages.maths.group_rewards import overlong
 from dapo_stages.rewards.accuracy import accuracy
 from dapo_stages.rewards.format import format_reward
-from dapo_stages.rewards.plugins import Plugins
-from dapo_stages.shards import Row
+from dapo_stages.rewards.isolated.plugins import Plugins
 
 if TYPE_CHECKING:
-    from dapo_stages.rewards.judge import Judge
+    from dapo_stages.rewards.judging.judge import Judge
+from dapo_stages.rewards.scored import Group, Scored
 
 JUDGE = "judge"
-
-
-class Group(NamedTuple):
-    """A prompt's row and its completions."""
-
-    row: Row
-    texts: Sequence[str]
-    lengths: Sequence[int]  # tokens of each completion, end token included
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The rewards of one completion."""
-
-    accuracy: float  # 1 or 0
-    format: float  # 1 or 0
-    overlong: float  # -1 … 0
-    others: dict[str, float | None]  # in the order of Rewards.names; None: no opinion
-
-    @property
-    def columns(self) -> dict[str, float | None]:
-        """By the names of the columns."""
-        built_in = {"accuracy": self.accuracy, "format": self.format, "overlong": self.overlong}
-        return {f"reward_{name}": value for name, value in (built_in | self.others).items()}
 
 
 class Rewards:
@@ -93,6 +68,6 @@ class Rewards:
     def _open_judge(self, root: Path) -> Judge | None:
         if self._config.judge is None:
             return None
-        from dapo_stages.rewards.judge import Judge
+        from dapo_stages.rewards.judging.judge import Judge
 
         return Judge(self._config.judge, root)

@@ -12,21 +12,23 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import progress
+from dapo_stages.engines.engine_choice import check_prompts, open_engine
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row, write_text
-from dapo_stages.stages import frame
-from dapo_stages.stages.engines import check_prompts, open_engine
-from dapo_stages.stages.eval_tallies import COLUMNS, Tallies
-from dapo_stages.stages.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
-from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, version_of
+from dapo_stages.groups.answer_tallies import COLUMNS, Tallies
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import check_policy, version_of
+from dapo_stages.handoff.shards import Row, write_text
+from dapo_stages.terminal.console import progress
+from dapo_stages.terminal.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
+from dapo_stages.terminal.options import Policy as PolicyFolder
 
 if TYPE_CHECKING:
     from dapo_stages.engines import Completion, Engine
-    from dapo_stages.rewards.registry import Rewards, Scored
+    from dapo_stages.rewards.registry import Rewards
+    from dapo_stages.rewards.scored import Scored
 
 SECTIONS = (
     "model.dtype",
@@ -75,7 +77,7 @@ def main(
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, Path.cwd(), judge=False)
     section = settings.sections(*SECTIONS) | {"rewards": rewards.section}
     plan = Plan("evaluate", out, section, settings.seed, inputs, rewards.names)
-    frame.run(
+    carry_out.run(
         plan,
         lambda output: Evaluation(output, settings, rewards).run(),
         overwrite=overwrite,
@@ -111,7 +113,7 @@ class Evaluation:
             self._conclude(range(len(parts)))
 
     def _conclude(self, shards: range) -> None:
-        from dapo_stages.stages.eval_figures import metrics
+        from dapo_stages.groups.answer_metrics import metrics
 
         tallies, settings = Tallies(), self._settings
         for number in shards:
@@ -131,7 +133,7 @@ class Evaluation:
     def _answers(self, number: int, questions: list[Row]) -> Iterator[Row]:
         import numpy as np
 
-        from dapo_stages.rewards.registry import Group
+        from dapo_stages.rewards.scored import Group
 
         size = len(questions) if self._engine.batches_itself else self._settings.batch_groups
         for start in range(0, len(questions), size):
@@ -163,7 +165,7 @@ class Evaluation:
 
     def _row(self, question: Row, mode: str, sample: int, completion: Completion, text: str, scored: Scored) -> Row:
         from dapo_stages.rewards.accuracy import reading
-        from dapo_stages.rewards.options import num_options
+        from dapo_stages.rewards.offered_options import num_options
 
         read = reading(text, question["solution"])
         return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import progress, say
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.stages import frame
-from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.terminal.console import progress, say
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
 
 def main(
@@ -31,7 +32,7 @@ def main(
         *(["warm_up", "data.system_prompt", "data.synthetic.task", "data.synthetic.shuffled"] if embedded else []),
     )
     plan = Plan("init-policy", out, section, settings.seed)
-    frame.run(
+    carry_out.run(
         plan,
         lambda output: _embedded(output, settings) if embedded else _reference(output, settings),
         overwrite=overwrite,
@@ -45,11 +46,12 @@ def _embedded(output: Output, config: Config) -> None:
     import torch
 
     from dapo_stages.data.chat import SYSTEM_PROMPT
-    from dapo_stages.data.tasks import task
+    from dapo_stages.data.embedded.tasks import task
     from dapo_stages.models.adapters import check_targets
-    from dapo_stages.models.embedded import build, build_processor
-    from dapo_stages.models.policy import Policy, save_policy
-    from dapo_stages.models.warm_up import WarmUp, warm_up
+    from dapo_stages.models.embedded.embedded_policy import build, build_processor
+    from dapo_stages.models.embedded.warm_up import WarmUp, warm_up
+    from dapo_stages.models.policy import Policy
+    from dapo_stages.models.policy_loading import save_policy
 
     synthetic = config.data.synthetic
     model, tokenizer = build(config.seed, synthetic.task)
@@ -78,16 +80,16 @@ def _embedded(output: Output, config: Config) -> None:
 
 def _reference(output: Output, config: Config) -> None:
     """A hub model or a checkpoint folder: check that it can be used, and refer to it as it is now."""
+    from dapo_stages.handoff.referred import fetched, place_of, refer_to
     from dapo_stages.models.adapters import check_targets
     from dapo_stages.models.checkpoints import Checkpoint, empty_model
     from dapo_stages.models.families import FAMILIES
-    from dapo_stages.models.policy import check_family
+    from dapo_stages.models.policy_loading import check_family
     from dapo_stages.models.processor import load_processor
     from dapo_stages.models.reading import reading
     from dapo_stages.models.soundness import check_checkpoint, check_numbers
     from dapo_stages.models.tokens import load_tokens
     from dapo_stages.models.trial import check_values, prompt_with_a_picture
-    from dapo_stages.referred import fetched, place_of, refer_to
 
     name = config.model.name
     place = place_of(name)

@@ -13,20 +13,21 @@ from typing import Annotated, Any
 import typer
 
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import Advance, progress
 from dapo_stages.data.control import CONTROL_TOKENS, MARK
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source, source_files
 from dapo_stages.errors import DataError, ModelError
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan, shard_name
-from dapo_stages.referred import verify_referred
-from dapo_stages.shards import Row
-from dapo_stages.stages import frame
-from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
-from dapo_stages.stages.policies import check_policy, folder_of
-from dapo_stages.stages.templates import chat_template
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output, shard_name
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import check_policy, folder_of
+from dapo_stages.handoff.referred import verify_referred
+from dapo_stages.handoff.shards import Row
+from dapo_stages.models.chat_templates import chat_template
+from dapo_stages.terminal.console import Advance, progress
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
 ROWS_PER_SHARD = 512
 _THREADS = 8  # pictures are decoded, scaled and encoded outside Python's lock
@@ -62,7 +63,7 @@ def main(
         seed=settings.seed,
         inputs={} if opened is None else {"policy": opened},
     )
-    frame.run(
+    carry_out.run(
         plan,
         lambda output: _work(output, settings, opened),
         overwrite=overwrite,
@@ -98,8 +99,8 @@ def _processor(config: Config, policy: Source | None) -> Any:
         verify_referred(policy.manifest.policy, weights=False)
         place = str(folder_of(policy))
     elif config.model.name == "embedded":
-        from dapo_stages.models.embedded import build_processor
-        from dapo_stages.models.embedded_tokenizer import build_tokenizer
+        from dapo_stages.models.embedded.embedded_policy import build_processor
+        from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer
 
         return build_processor(build_tokenizer(config.data.synthetic.task))
     else:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dapo_stages.stages.options import ConfigFile, DryRun, Json, Of, Overrides, Overwrite
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Of, Overrides, Overwrite
 
 if TYPE_CHECKING:
     from dapo_stages.config import Config
-    from dapo_stages.manifests import Manifest, Source
-    from dapo_stages.outputs import Output, Plan
+    from dapo_stages.handoff.manifests import Manifest, Source
+    from dapo_stages.handoff.outputs import Output
+    from dapo_stages.handoff.plans import Plan
 
 _SHOWN = 50  # iterations on the terminal; all are in the documents
 
@@ -43,13 +44,14 @@ def main(
     from dataclasses import asdict
 
     from dapo_stages.config import load_config
-    from dapo_stages.console import answer, painted, progress, say, tell
-    from dapo_stages.manifests import remembered
-    from dapo_stages.reporting.blow_ups import halts
-    from dapo_stages.reporting.fragments import Reported
-    from dapo_stages.reporting.pace import pace
-    from dapo_stages.reporting.tables import print_table
-    from dapo_stages.reporting.trackers import feed_of, track
+    from dapo_stages.handoff.manifests import remembered
+    from dapo_stages.reporting.run_report import Reported
+    from dapo_stages.reporting.trackers.feed import feed_of
+    from dapo_stages.reporting.trackers.sending import track
+    from dapo_stages.runs.pace import pace
+    from dapo_stages.runs.progress import halts
+    from dapo_stages.terminal.console import answer, painted, progress, say, tell
+    from dapo_stages.terminal.printed_table import print_table
 
     settings = load_config(config, set_)
     with remembered():
@@ -92,11 +94,11 @@ def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) ->
     One made with other settings stays as it is, as every finished output does, unless it is to be overwritten. One
     whose inputs were pruned since always does: it cannot be made again.
     """
-    from dapo_stages.console import say
     from dapo_stages.errors import DataError
-    from dapo_stages.outputs import Plan
-    from dapo_stages.reporting.fragments import LAYOUT
-    from dapo_stages.reporting.runs import iteration_folder, iterations, manifest_of, pruned, sources
+    from dapo_stages.handoff.plans import Plan
+    from dapo_stages.reporting.run_report import LAYOUT
+    from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, pruned, sources
+    from dapo_stages.terminal.console import say
 
     plans: dict[int, Plan] = {}
     others: list[int] = []
@@ -130,7 +132,7 @@ def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) ->
 
 def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
     """Whether a report is of other outputs than there are now, or of an older version."""
-    from dapo_stages.reporting.fragments import LAYOUT
+    from dapo_stages.reporting.run_report import LAYOUT
 
     now = {name: source.manifest.content_hash for name, source in inputs.items()}
     was = {name: source.content_hash for name, source in made.inputs.items()}
@@ -138,9 +140,9 @@ def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
 
 
 def _report(run: Path, iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
-    from dapo_stages.reporting.fragments import cost, fragments
-    from dapo_stages.shards import write_text
-    from dapo_stages.stages import frame
+    from dapo_stages.handoff import carry_out
+    from dapo_stages.handoff.shards import write_text
+    from dapo_stages.reporting.run_report import cost, fragments
 
     def work(output: Output) -> None:
         figures, files = fragments(
@@ -151,13 +153,13 @@ def _report(run: Path, iteration: int, plan: Plan, *, overwrite: bool, dry_run: 
                 write_text(folder / name, text)
         output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs), **cost(run, iteration)}
 
-    frame.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False, alone=True)
+    carry_out.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False, alone=True)
 
 
 def _grown(plan: Plan) -> bool:
     """Whether the report only lacks outputs that came since, or is of an older version: replacing it loses nothing."""
-    from dapo_stages.reporting.fragments import LAYOUT
-    from dapo_stages.reporting.runs import manifest_of
+    from dapo_stages.reporting.run_report import LAYOUT
+    from dapo_stages.runs.layout import manifest_of
 
     made = manifest_of(plan.out, "report")
     if made is None:

@@ -14,24 +14,26 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import Advance, progress, say
+from dapo_stages.engines.engine_choice import check_prompts, open_engine
 from dapo_stages.errors import DataError
-from dapo_stages.lookups import RowIndex
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan, shard_name
-from dapo_stages.shards import Row
-from dapo_stages.stages import frame
-from dapo_stages.stages.engines import check_prompts, open_engine
-from dapo_stages.stages.history import chances_of_rows, earlier_rollouts
-from dapo_stages.stages.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
-from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, version_of
+from dapo_stages.groups.history import chances_of_rows, earlier_rollouts
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.lookups import RowIndex
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output, shard_name
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import check_policy, version_of
+from dapo_stages.handoff.shards import Row
+from dapo_stages.terminal.console import Advance, progress, say
+from dapo_stages.terminal.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
+from dapo_stages.terminal.options import Policy as PolicyFolder
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dapo_stages.engines import Completion, Engine
-    from dapo_stages.rewards.registry import Rewards, Scored
+    from dapo_stages.rewards.registry import Rewards
+    from dapo_stages.rewards.scored import Scored
 
 SECTIONS = ("model.dtype", "model.quantization", "rollout")
 
@@ -72,7 +74,7 @@ def main(
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
     section = settings.sections(*SECTIONS) | {"rewards": rewards.section, "iteration": iteration}
     plan = Plan("rollout", out, section, settings.seed, inputs, rewards.names)
-    frame.run(
+    carry_out.run(
         plan,
         lambda output: Rollout(output, settings, rewards, iteration).run(),
         overwrite=overwrite,
@@ -185,7 +187,7 @@ class Rollout:
             advance(sum(map(self._is_wanted, correct)), f"accuracy {accuracy:.3f}")
 
     def _completions(self, shard: RoundShard, table: RowIndex) -> Iterator[Row]:
-        from dapo_stages.rewards.registry import Group
+        from dapo_stages.rewards.scored import Group
 
         prompts = [table[index] for index in shard.prompts]
         sampled = self._generate(shard.number, prompts)

@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import progress
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row
-from dapo_stages.stages import frame
-from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
-from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, open_policy
-from dapo_stages.stages.sampled import as_sampled, check_tokens, groups_of
+from dapo_stages.groups.sampled_groups import as_sampled, check_tokens, groups_of
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import check_policy
+from dapo_stages.handoff.shards import Row
+from dapo_stages.terminal.console import progress
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
+from dapo_stages.terminal.options import Policy as PolicyFolder
 
 if TYPE_CHECKING:
     import torch
 
-    from dapo_stages.models.masses import Scored
-    from dapo_stages.models.packing import Group, Packed
     from dapo_stages.models.policy import Policy
+    from dapo_stages.models.shared_prefix.masses import Scored
+    from dapo_stages.models.shared_prefix.packing import Group, Packed
     from dapo_stages.models.token_scores import Scores
 
 SECTIONS = ("model.dtype", "model.quantization", "attention")
@@ -62,7 +63,9 @@ def main(
     settings = as_sampled(settings, inputs["rollouts"])
     sampled_from = [TEMPERATURE] if _scores_tokens(settings) else []
     plan = Plan("score-attention", out, settings.sections(*SECTIONS, *sampled_from), settings.seed, inputs)
-    frame.run(plan, lambda output: Scoring(output, settings).run(), overwrite=overwrite, dry_run=dry_run, as_json=json)
+    carry_out.run(
+        plan, lambda output: Scoring(output, settings).run(), overwrite=overwrite, dry_run=dry_run, as_json=json
+    )
 
 
 class Scoring:
@@ -122,8 +125,8 @@ class Scoring:
 
     def _score(self, prompts: list[Row], members: dict[str, list[Row]], pictured: frozenset[str]) -> dict[str, Row]:
         from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.masses import MassRecorder, prompt_kinds
-        from dapo_stages.models.packing import Group
+        from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
+        from dapo_stages.models.shared_prefix.packing import Group
 
         policy = self._policy
         groups: list[Group] = []
@@ -165,7 +168,7 @@ class Scoring:
     def _token_scores(self, prompts: list[Row], groups: list[Group], packed: Packed, hidden: torch.Tensor) -> Scores:
         """Log-probs and entropies of a batch, and if asked for, those with its pictures blanked."""
         from dapo_stages.models.inputs import blanked, prompt_of
-        from dapo_stages.models.packing import Group
+        from dapo_stages.models.shared_prefix.packing import Group
         from dapo_stages.models.token_scores import hidden_states, token_scores
 
         blank, policy, config = None, self._policy, self._config
@@ -178,7 +181,7 @@ class Scoring:
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
-        from dapo_stages.schemas import SCHEMAS
+        from dapo_stages.handoff.schemas import SCHEMAS
 
         empty: Row = dict.fromkeys(SCHEMAS["attention"].names)
         counts = {"num_text_tokens": 0, "num_vision_tokens": 0}
@@ -186,6 +189,8 @@ class Scoring:
 
     @cached_property
     def _policy(self) -> Policy:
+        from dapo_stages.models.policy_loading import open_policy
+
         policy = open_policy(self._output.plan.inputs["policy"], self._config.model, attention=True)
         policy.attend("grouped")
         return policy
@@ -213,9 +218,9 @@ def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> It
 
 def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice) -> Row:
     """One attention row; `tokens` are the completion's among those of the scores."""
-    from dapo_stages.maths.attention import segments, summarise
-    from dapo_stages.models.masses import TEXT, VISION
-    from dapo_stages.schemas import MASSES, SEGMENTS, TOKEN_SCORES
+    from dapo_stages.handoff.schemas import MASSES, SEGMENTS, TOKEN_SCORES
+    from dapo_stages.maths.grounding import segments, summarise
+    from dapo_stages.models.shared_prefix.masses import TEXT, VISION
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
     summary = summarise(scored.masses.numpy(), num_text, num_vision)

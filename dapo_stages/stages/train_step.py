@@ -11,17 +11,20 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import progress, say
 from dapo_stages.errors import DataError, HaltedError, ModelError
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row, writing
-from dapo_stages.stages import frame
-from dapo_stages.stages.guard import Guard
-from dapo_stages.stages.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
-from dapo_stages.stages.options import Policy as PolicyFolder
-from dapo_stages.stages.policies import check_policy, folder_of, is_adapter, open_policy
-from dapo_stages.stages.references import (
+from dapo_stages.groups.sampled_groups import as_sampled
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import check_policy, folder_of, is_adapter
+from dapo_stages.handoff.shards import Row, writing
+from dapo_stages.processes import collectives
+from dapo_stages.terminal.console import progress, say
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
+from dapo_stages.terminal.options import Policy as PolicyFolder
+from dapo_stages.training.halting import Guard
+from dapo_stages.training.references import (
     NAME,
     check_reference,
     is_due,
@@ -29,14 +32,13 @@ from dapo_stages.stages.references import (
     require_alike,
     write_reference,
 )
-from dapo_stages.stages.sampled import as_sampled
-from dapo_stages.stages.train_groups import data_metrics, engine_difference, group_metrics, read_groups
+from dapo_stages.training.train_groups import data_metrics, engine_difference, group_metrics, read_groups
 
 if TYPE_CHECKING:
-    from dapo_stages.models.batches import MiniBatch, TrainGroup
-    from dapo_stages.models.parallel import Worker
     from dapo_stages.models.policy import Policy
-    from dapo_stages.models.update import Trainer
+    from dapo_stages.training.batches import MiniBatch, TrainGroup
+    from dapo_stages.training.launching.rank_workers import Worker
+    from dapo_stages.training.update import Trainer
 
 SECTIONS = (
     "model.dtype",
@@ -91,7 +93,7 @@ def main(
     iteration = int(inputs["weights"].manifest.config["iteration"])
     section = settings.sections(*SECTIONS) | {"iteration": iteration}
     plan = Plan("train-step", out, section, settings.seed, inputs)
-    frame.run(
+    carry_out.run(
         plan,
         lambda output: TrainStep(output, settings, iteration).run(),
         overwrite=overwrite,
@@ -134,7 +136,7 @@ class TrainStep:
         import numpy as np
         import torch
 
-        from dapo_stages.models.launches import among_ranks
+        from dapo_stages.training.launching.frameworks import among_ranks
 
         self._output.restart()
         self._guard.check_rollouts()
@@ -166,11 +168,11 @@ class TrainStep:
     def _prepare(self) -> tuple[Policy, Trainer]:
         from dapo_stages.models.adapters import add_adapter, check_adapter, check_targets
         from dapo_stages.models.checkpoints import empty_model
-        from dapo_stages.models.launches import holds_master_weights, join, splits_weights
-        from dapo_stages.models.optimizers import Optimizers, freeze
-        from dapo_stages.models.policy import device_of
+        from dapo_stages.models.policy_loading import device_of, open_policy
         from dapo_stages.models.precision import use_master_weights
-        from dapo_stages.models.update import Trainer
+        from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
+        from dapo_stages.training.optimizers import Optimizers, freeze
+        from dapo_stages.training.update import Trainer
 
         config, settings = self._config, self._config.train
         source = self._inputs["policy"]
@@ -215,12 +217,12 @@ class TrainStep:
     def _load_state(self, worker: Worker) -> None:
         from safetensors import SafetensorError
 
-        from dapo_stages.models.state import load_state
+        from dapo_stages.training.state import load_state
 
         state = self._inputs["state"]
         if ranks.local_rank() == 0:  # once on every machine
             state.verify_all()
-        ranks.barrier()
+        collectives.barrier()
         try:
             load_state(worker, state.folder)
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
@@ -233,7 +235,7 @@ class TrainStep:
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
-        from dapo_stages.models.batches import mini_batch
+        from dapo_stages.training.batches import mini_batch
 
         config, settings = self._config, self._config.train
         sizes = [len(group.samples) for group in groups]
@@ -287,8 +289,8 @@ class TrainStep:
         """The ranks write the state together; the policy and all manifests are of rank 0."""
         import os
 
-        from dapo_stages.models.policy import save_policy
-        from dapo_stages.models.state import save_state
+        from dapo_stages.models.policy_loading import save_policy
+        from dapo_stages.training.state import save_state
 
         source = self._inputs["policy"]
         about = {"version": self._iteration, "model": self._config.model.name}

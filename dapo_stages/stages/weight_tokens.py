@@ -9,16 +9,17 @@ from typing import Annotated
 import typer
 
 from dapo_stages.config import Config, load_config
-from dapo_stages.console import Advance, progress, say
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.shards import Row
-from dapo_stages.stages import frame
-from dapo_stages.stages.group_scores import GroupScores, reward_columns, reward_weights, score_group
-from dapo_stages.stages.options import ConfigFile, DryRun, Iteration, Json, Out, Overrides, Overwrite, Rollouts
-from dapo_stages.stages.replay_buffer import ReplayBuffer
-from dapo_stages.stages.sampled import groups_of
+from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
+from dapo_stages.groups.replay_buffer import ReplayBuffer
+from dapo_stages.groups.sampled_groups import groups_of
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.shards import Row
+from dapo_stages.terminal.console import Advance, progress, say
+from dapo_stages.terminal.options import ConfigFile, DryRun, Iteration, Json, Out, Overrides, Overwrite, Rollouts
 
 SECTIONS = ("weights", "planned_iterations")
 _LOGPROBS = ("--set attention.logprobs=true", "attention.logprobs: true")
@@ -66,7 +67,7 @@ def main(
             del inputs["replay"]
     section = settings.sections(*SECTIONS) | {"iteration": iteration}
     plan = Plan("weight-tokens", out, section, settings.seed, inputs, rewards)
-    frame.run(
+    carry_out.run(
         plan,
         lambda output: Weighting(output, settings, iteration).run(),
         overwrite=overwrite,
@@ -101,7 +102,7 @@ class Weighting:
     """Rewards of all groups are in memory, tokens of one shard at a time."""
 
     def __init__(self, output: Output, config: Config, iteration: int) -> None:
-        from dapo_stages.maths.rewards import phase
+        from dapo_stages.maths.group_rewards import phase
 
         self._output, self._config, self._iteration = output, config, iteration
         self._settings = config.weights
@@ -157,7 +158,7 @@ class Weighting:
     def _group(self, group_id: str, rows: list[Row], looks: dict[str, float | None], shard: int) -> GroupScores:
         import numpy as np
 
-        from dapo_stages.maths.rewards import vgr_rewards
+        from dapo_stages.maths.group_rewards import vgr_rewards
 
         missing = [row["completion_id"] for row in rows if row["completion_id"] not in looks]
         if missing:
@@ -239,7 +240,7 @@ class Weighting:
         import numpy as np
 
         from dapo_stages.maths.schemes import raw_weights
-        from dapo_stages.maths.weights import token_weights
+        from dapo_stages.maths.token_weights import token_weights
 
         settings = self._settings
         if look["status"] == "no_image":

@@ -11,11 +11,11 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from dapo_stages.maths.estimates import Estimate, estimate, paired
-from dapo_stages.reporting.charts import Chart, Series, picture
-from dapo_stages.reporting.study import StudyRun, of_seeds, read_study, stage_seconds
-from dapo_stages.reporting.text import NOTHING, markdown_table
-from dapo_stages.shards import write_text
+from dapo_stages.handoff.shards import write_text
+from dapo_stages.maths.seed_statistics import Estimate, estimate, paired
+from dapo_stages.reporting.page.charts import Chart, Series, picture
+from dapo_stages.runs.study import StudyRun, of_seeds, read_study, stage_seconds
+from dapo_stages.terminal.safe_text import NOTHING, markdown_table
 
 HERE = Path(__file__).parent
 BASELINE, TWIN, WEIGHTED = "baseline", "experiment1", "experiment5"

@@ -11,8 +11,8 @@ import torch
 from benchmarks import models, trl_side
 from dapo_stages.config import SamplerConfig
 from dapo_stages.engines.transformers_engine import generate
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group
 
 OURS = "prompts prefilled once, 8 rows each decoded from that cache; log-probs of the sampling distribution"
 THEIRS = "GRPOTrainer's generation: every prompt 8 times through vision tower and prefill, sampling; no log-probs"

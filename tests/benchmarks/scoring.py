@@ -8,10 +8,10 @@ import torch
 from transformers.utils.logging import set_verbosity_error
 
 from benchmarks import limits, models, trl_side
-from dapo_stages.maths import costs
-from dapo_stages.models.masses import MassRecorder, prompt_kinds
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
+from dapo_stages.models.shared_prefix.packing import Group
+from dapo_stages.planning import stage_costs
 
 OURS = "one packed forward of the group, masses of completion rows chunk by chunk; no logits"
 THEIRS = (
@@ -56,7 +56,7 @@ class Scoring:
     @property
     def operations(self) -> float:
         """Of one scoring pass, with the prefix shared."""
-        return costs.scoring(limits.dimensions(self._policy), limits.load_of(self._group))
+        return stage_costs.scoring(limits.dimensions(self._policy), limits.load_of(self._group))
 
     def _our_masses(self) -> torch.Tensor:
         with torch.inference_mode():

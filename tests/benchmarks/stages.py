@@ -55,7 +55,7 @@ class Workspace:
 
     def command(self, stage: str, *args: object) -> Ran:
         """`python -m dapo_stages STAGE …` in the folder, waited for; its messages go to log.txt."""
-        module = "dapo_stages.preload" if self.preloaded else "dapo_stages"
+        module = "dapo_stages.entrypoints.preload" if self.preloaded else "dapo_stages"
         words = [sys.executable, "-m", module, stage, "--config", "run.yaml", *map(str, args)]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -120,10 +120,10 @@ def workspace(folder: Path, config: dict[str, Any]) -> Workspace:
 def load_seconds(folder: Path) -> float:
     """Seconds to import the model classes and open the policy, in a fresh process."""
     from dapo_stages.config import ModelConfig
-    from dapo_stages.manifests import Source
+    from dapo_stages.handoff.manifests import Source
 
     started = time.perf_counter()
-    from dapo_stages.stages.policies import open_policy
+    from dapo_stages.models.policy_loading import open_policy
 
     open_policy(Source(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
     return time.perf_counter() - started

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group, Prompt
 
 Reward = Callable[..., list[float]]
 

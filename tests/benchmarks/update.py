@@ -11,12 +11,12 @@ import torch
 
 from benchmarks import limits, models, trl_side
 from dapo_stages.config import TrainConfig
-from dapo_stages.models.batches import Sample, TrainGroup, mini_batch
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.update import Trainer
+from dapo_stages.models.shared_prefix.packing import Group, Prompt
+from dapo_stages.training.batches import Sample, TrainGroup, mini_batch
+from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.update import Trainer
 
 OURS = "forward, loss with token weights and engine correction, entropy, metrics, backward, clipping, AdamW step"
 THEIRS = "forward, loss, entropy, metrics, backward, clipping, fused AdamW step; no token weights, no engine correction"
@@ -134,7 +134,7 @@ def small() -> Update:
     """A mini-batch of the embedded default: 16 groups of 8, one micro-batch, real prompts, well-formed answers."""
     from support.prompts import prompt
 
-    from dapo_stages.data.synthetic import LETTERS, THOUGHTS, question
+    from dapo_stages.data.embedded.colours import LETTERS, THOUGHTS, question
 
     policy = models.small()
     tokenizer = policy.processor.tokenizer

@@ -14,8 +14,8 @@ from dapo_stages.config import Config
 
 @pytest.fixture(scope="session")
 def processor() -> Any:
-    from dapo_stages.models.embedded import build_processor
-    from dapo_stages.models.embedded_tokenizer import build_tokenizer
+    from dapo_stages.models.embedded.embedded_policy import build_processor
+    from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer
 
     return build_processor(build_tokenizer())
 

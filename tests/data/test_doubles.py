@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dapo_stages.data.columns import wanted_columns
-from dapo_stages.data.tables import Table
+from dapo_stages.data.table_files import Table
 from dapo_stages.errors import DataError
 
 

@@ -16,8 +16,8 @@ from dapo_stages.data.chat import SYSTEM_PROMPT
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.handoff.schemas import SCHEMAS
 from dapo_stages.rewards.answers import parse_solution
-from dapo_stages.schemas import SCHEMAS
 
 Configure = Callable[..., Config]
 Png = Callable[..., bytes]

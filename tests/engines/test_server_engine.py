@@ -21,10 +21,10 @@ from dapo_stages.config import ServerConfig
 from dapo_stages.data.images import encode
 from dapo_stages.engines.server_engine import ServerEngine, messages_of
 from dapo_stages.errors import EngineError
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.tokens import load_tokens
-from dapo_stages.servers import Server
+from dapo_stages.processes.servers import Server
 
 QUICK = {"rollout__engine": "server", "engines__server__backoff": 0, "rollout__dynamic_sampling": "false"}
 
@@ -300,7 +300,7 @@ def test_ctrl_c_does_not_wait_for_answers(small_run: Run, tmp_path: Path) -> Non
 
 def test_the_model_stays_out_of_memory(small_run: Run, tmp_path: Path) -> None:
     code = (
-        "import sys; from dapo_stages import cli\n"
+        "import sys; from dapo_stages.entrypoints import cli\n"
         "try: cli.main()\n"
         "except SystemExit as stop: assert not stop.code\n"
         "print([name for name in sys.modules if 'modeling_qwen' in name or name == 'dapo_stages.models.policy'])\n"

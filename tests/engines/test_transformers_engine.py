@@ -15,8 +15,8 @@ from dapo_stages.config import SamplerConfig
 from dapo_stages.engines import transformers_engine
 from dapo_stages.engines.transformers_engine import generate
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group
 
 
 def stir(policy: Policy) -> None:

@@ -14,10 +14,11 @@ from reporting import tiny_run
 from safetensors.numpy import save_file
 from support.rows import Row, rows
 
-from dapo_stages.manifests import Source, content_hash, write_manifest
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.schemas import schema_of
-from dapo_stages.shards import Shard, sha256_of
+from dapo_stages.handoff.manifests import Source, content_hash, write_manifest
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import schema_of
+from dapo_stages.handoff.shards import Shard, sha256_of
 
 # Kind of shard -> the stage that writes it.
 STAGES = {

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.manifests import MANIFEST, Manifest, content_hash, read_manifest, write_manifest
-from dapo_stages.shards import Shard, sha256_of
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, content_hash, read_manifest, write_manifest
+from dapo_stages.handoff.shards import Shard, sha256_of
 
 
 def publish(folder: Path, stage: str, *, policy: dict[str, Any] | None = None, names: tuple[str, ...] = ()) -> Path:
@@ -59,6 +59,6 @@ def _shard(folder: Path, path: Path, names: tuple[str, ...]) -> Shard:
 
 
 def _version() -> int:
-    from dapo_stages.schemas import SCHEMA_VERSION
+    from dapo_stages.handoff.schemas import SCHEMA_VERSION
 
     return SCHEMA_VERSION

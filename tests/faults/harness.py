@@ -23,8 +23,8 @@ from typing import Any
 
 from support.commands import ROOT
 
-from dapo_stages.manifests import MANIFEST, Source
-from dapo_stages.unfinished import LOCK
+from dapo_stages.handoff.manifests import MANIFEST, Source
+from dapo_stages.handoff.unfinished import LOCK
 from faults.parent import STILL
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from support.pipeline import Run
 
-from dapo_stages.manifests import MANIFEST
-from dapo_stages.unfinished import LOCK
+from dapo_stages.handoff.manifests import MANIFEST
+from dapo_stages.handoff.unfinished import LOCK
 from faults.harness import NONE, Ended, Fault, Parent, Running, check_published, contents
 
 Command = list[object]
@@ -120,7 +120,7 @@ class Case:
             found = {name: value for name, value in found.items() if not _TEMPORARY.fullmatch(name)}
         events = [name for name in found if "tfevents" in name]
         if events:
-            from dapo_stages.reporting.tensorboard_events import _read
+            from dapo_stages.reporting.trackers.tensorboard_events import _read
 
             points, _, config = _read(sorted(self.folder / name for name in events))
             said = repr((sorted(points.items()), config))

@@ -24,7 +24,7 @@ STILL = 1000  # no exit code
 
 def main() -> None:
     """Serve until stdin is closed."""
-    from dapo_stages.preloaded import _import
+    from dapo_stages.entrypoints.preloaded import _import
 
     _import()
     answers = os.fdopen(os.dup(1), "w")
@@ -51,7 +51,7 @@ def _run(request: dict[str, Any]) -> None:
     """In a child: one thread, deterministic algorithms, the fault, the command; at its end, the state of the RNGs."""
     import torch
 
-    from dapo_stages.cli import main as command
+    from dapo_stages.entrypoints.cli import main as command
 
     place = Path(request["place"])
     for target, name in enumerate(("/dev/null", place / "stdout", place / "stderr")):

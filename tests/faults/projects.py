@@ -17,8 +17,8 @@ from support import proc
 from support.commands import ROOT
 from support.make import with_makefile
 
-from dapo_stages.manifests import MANIFEST, read_manifest
-from dapo_stages.preloaded import IDLE
+from dapo_stages.entrypoints.preloaded import IDLE
+from dapo_stages.handoff.manifests import MANIFEST, read_manifest
 
 CONFIG = """
 extends: pipelines/smoke.yaml

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.manifests import read_manifest
+from dapo_stages.handoff.manifests import read_manifest
 from faults.harness import check_published
 from faults.projects import WAYS, Project
 from faults.table import record

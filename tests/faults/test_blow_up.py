@@ -23,15 +23,15 @@ from support.pipeline import Run, metrics
 from support.updates import train_groups, trainer_of
 
 from dapo_stages.config import GuardSettings, TrainConfig
-from dapo_stages.manifests import Manifest, Source, content_hash, read_manifest, write_manifest
-from dapo_stages.models.batches import MiniBatch, mini_batch
+from dapo_stages.handoff.manifests import Manifest, Source, content_hash, read_manifest, write_manifest
+from dapo_stages.handoff.shards import describe_file
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.update import Trainer
-from dapo_stages.reporting.blow_ups import REASONS
-from dapo_stages.reporting.curves import curves
-from dapo_stages.reporting.figures import collect
-from dapo_stages.reporting.markdown import rollout_fragment
-from dapo_stages.shards import describe_file
+from dapo_stages.reporting.documents.markdown import rollout_fragment
+from dapo_stages.reporting.iteration.figures import collect
+from dapo_stages.reporting.page.curves import curves
+from dapo_stages.training.batches import MiniBatch, mini_batch
+from dapo_stages.training.blow_ups import REASONS
+from dapo_stages.training.update import Trainer
 from faults.table import record
 
 OFF: dict[str, Any] = {"max_grad_norm": None, "max_log_ratio": None, "no_signal": "train"}

@@ -19,7 +19,7 @@ from support.commands import run as command
 from support.pipeline import Run
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source, read_manifest
+from dapo_stages.handoff.manifests import Source, read_manifest
 from faults.folders import EVERYTHING, KINDS, files_of, flips, name_of, publish, read, republish
 from faults.table import record
 

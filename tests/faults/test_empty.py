@@ -16,10 +16,11 @@ from support.commands import Result
 from support.commands import run as command
 from support.words import WordProcessor
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.schemas import schema_of
-from dapo_stages.shards import Row
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import schema_of
+from dapo_stages.handoff.shards import Row
 from faults.folders import republish, rewrite
 from faults.table import record
 

@@ -24,8 +24,8 @@ from support.words import WordProcessor
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import DapoStagesError
-from dapo_stages.manifests import Source
-from dapo_stages.models.policy import check_family, load_policy
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.models.policy_loading import check_family, load_policy
 from dapo_stages.models.tokens import load_tokens
 from faults import data_sets, forged, payloads
 from faults.pictures import noise, saved
@@ -205,7 +205,7 @@ def test_an_adapter_is_plain_lora_in_safetensors(
 def test_an_optimiser_state_is_never_unpickled(name: str, canary: Path, tmp_path: Path) -> None:
     from safetensors import SafetensorError
 
-    from dapo_stages.models.state import load_state
+    from dapo_stages.training.state import load_state
 
     (tmp_path / name).write_bytes(payloads.of_torch(canary))
     about = {"optimizer": "adamw", "weights": [], "files": {name: []}}
@@ -376,7 +376,7 @@ def test_a_picture_in_a_shard_is_never_handed_to_another_program(
 
 
 def test_a_judges_cache_is_never_unpickled(canary: Path, tmp_path: Path) -> None:
-    from dapo_stages.rewards.judge_cache import JudgeCache
+    from dapo_stages.rewards.judging.judge_cache import JudgeCache
 
     (tmp_path / "cache").write_bytes(payloads.pickled(canary))
     with pytest.raises(DapoStagesError, match="needed a file of a judge's answers"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 from faults.harness import Action, Ended, Fault
 from faults.jobs import JOBS, Bench, Case
 from faults.table import record

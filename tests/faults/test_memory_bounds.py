@@ -17,7 +17,7 @@ from reporting import tiny_run
 from support.commands import Result
 from support.words import WordProcessor
 
-from dapo_stages.manifests import read_manifest
+from dapo_stages.handoff.manifests import read_manifest
 from faults import data_sets, forged
 from faults.limited import MIB, limited, sparse
 from faults.pictures import bomb, chunk, ico_with, noise, png, png_with_text, saved
@@ -190,7 +190,7 @@ def test_a_column_that_swells_is_refused_before_it_does(
     column: str, codec: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if limit is not None:
-        monkeypatch.setattr("dapo_stages.data.tables._BYTES_AT_ONCE", limit * MIB)
+        monkeypatch.setattr("dapo_stages.data.table_files._BYTES_AT_ONCE", limit * MIB)
     table = zeros(tmp_path / "rows.parquet", column, [1, 1, ((limit or 256) + 4) * MIB], codec)
     refused(prepare(table, tmp_path), f"{table} column {column}: found ")
 
@@ -321,10 +321,10 @@ def test_an_answer_without_an_end_is_cut_off(tmp_path: Path, monkeypatch: pytest
 
     import httpx
 
-    from dapo_stages import servers
     from dapo_stages.config import JudgeConfig
     from dapo_stages.errors import EngineError
-    from dapo_stages.rewards.judge import _Reply
+    from dapo_stages.processes import servers
+    from dapo_stages.rewards.judging.judge import _Reply
 
     sent = []
 

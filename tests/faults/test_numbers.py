@@ -27,14 +27,16 @@ from support.pipeline import Run
 
 from dapo_stages.config import load_config
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source, kind_of, write_manifest
+from dapo_stages.handoff.manifests import Source, kind_of, write_manifest
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.resuming import open_output
+from dapo_stages.handoff.schemas import NOT_FINITE, TOKEN_SCORES
+from dapo_stages.handoff.shards import Row, Shard
 from dapo_stages.maths.schemes import SCHEMES
-from dapo_stages.models.batches import mini_batch
-from dapo_stages.outputs import Output, Plan, open_output
-from dapo_stages.schemas import NOT_FINITE, TOKEN_SCORES
-from dapo_stages.shards import Row, Shard
-from dapo_stages.stages.train_groups import read_groups
 from dapo_stages.stages.weight_tokens import Weighting
+from dapo_stages.training.batches import mini_batch
+from dapo_stages.training.train_groups import read_groups
 from faults.folders import republish, rewrite
 from faults.table import record
 

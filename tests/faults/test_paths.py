@@ -19,8 +19,8 @@ from dapo_stages.config import Config, JudgeConfig
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.sources import open_source
 from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.manifests import read_manifest
-from dapo_stages.rewards.judge import Judge
+from dapo_stages.handoff.manifests import read_manifest
+from dapo_stages.rewards.judging.judge import Judge
 from faults import data_sets, forged
 from faults.pictures import noise, saved
 from faults.table import record
@@ -226,7 +226,7 @@ def test_a_part_made_by_a_link_is_not_followed_when_a_run_is_pruned(tiny: Path, 
 def test_an_index_names_files_beside_it(how: str, file: Any, checkpoint: Path, tmp_path: Path) -> None:
     from dapo_stages.config import ModelConfig
     from dapo_stages.models.checkpoints import Checkpoint
-    from dapo_stages.models.policy import load_policy
+    from dapo_stages.models.policy_loading import load_policy
 
     folder = tmp_path / "policy"
     shutil.copytree(checkpoint, folder)
@@ -245,7 +245,7 @@ def test_an_index_names_files_beside_it(how: str, file: Any, checkpoint: Path, t
 def test_an_optimiser_state_is_read_from_its_own_folder(file: str, tmp_path: Path) -> None:
     from unittest.mock import Mock
 
-    from dapo_stages.models.state import load_state
+    from dapo_stages.training.state import load_state
 
     (tmp_path / "state").mkdir()
     about = {"optimizer": "adamw", "weights": [], "files": {file.format(outside=tmp_path): []}}

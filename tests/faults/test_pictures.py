@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from support.words import WordProcessor
 
-from dapo_stages.manifests import Source, read_manifest
-from dapo_stages.shards import Row
+from dapo_stages.handoff.manifests import Source, read_manifest
+from dapo_stages.handoff.shards import Row
 from faults import data_sets
 from faults.pictures import noise, readable, saved, unreadable
 from faults.table import record

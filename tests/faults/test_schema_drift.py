@@ -12,9 +12,9 @@ from reporting import tiny_run
 from support.rows import rows
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Plan
-from dapo_stages.schemas import LATER
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import LATER
 from faults.folders import KINDS, name_of, publish, read, republish, rewrite, schema
 from faults.table import record
 

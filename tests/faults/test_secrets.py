@@ -20,8 +20,8 @@ from support.words import WordProcessor
 
 from dapo_stages.config import JudgeConfig
 from dapo_stages.errors import ConfigError, EngineError
-from dapo_stages.rewards.judge import Judge
-from dapo_stages.rewards.registry import Group
+from dapo_stages.rewards.judging.judge import Judge
+from dapo_stages.rewards.scored import Group
 from faults import data_sets, forged
 from faults.leaks import CANARIES, ENVIRONMENT, PROXY_PASSWORD, SECRETS, found_in, leaks
 from faults.pictures import noise, saved
@@ -145,7 +145,7 @@ def test_a_stage_that_needs_no_model(name: str, tiny: Path) -> None:
 
 
 def test_doctor_says_only_whether_they_are_set(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dapo_stages.reporting.health.probe", lambda: {"error": "not asked"})
+    monkeypatch.setattr("dapo_stages.processes.machine_check.probe", lambda: {"error": "not asked"})
     result = clean(run("doctor", "--json"), {0, 3})
     found = {check["name"]: check["found"] for check in json.loads(result.stdout)["checks"]}
     assert (found["HF_TOKEN"], found["WANDB_API_KEY"]) == ("set", "set")
@@ -166,9 +166,9 @@ def test_preparing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_traceback(tiny: Path) -> None:
     """An error that nobody foresaw, in a process of its own, where Python prints all it knows."""
     code = (
-        "import sys; from unittest import mock; from dapo_stages import cli\n"
+        "import sys; from unittest import mock; from dapo_stages.entrypoints import cli\n"
         "sys.argv = ['dapo-stages', 'status', '--run', sys.argv[1]]\n"
-        "with mock.patch('dapo_stages.reporting.progress.survey', side_effect=RuntimeError('nobody foresaw this')):\n"
+        "with mock.patch('dapo_stages.runs.progress.survey', side_effect=RuntimeError('nobody foresaw this')):\n"
         "    cli.main()\n"
     )
     result = clean(fresh(tiny, code=code), {1})
@@ -187,7 +187,7 @@ def test_a_traceback(tiny: Path) -> None:
 def test_a_plug_in_that_tells_its_environment(body: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from dapo_stages.config import RewardsConfig
     from dapo_stages.errors import DataError
-    from dapo_stages.rewards.plugins import Plugins
+    from dapo_stages.rewards.isolated.plugins import Plugins
 
     (tmp_path / "mine.py").write_text(f"import os\ndef f(completions, rows):\n    {body}\n")
     plugins = Plugins(RewardsConfig(plugins={"mine": "mine.py:f"}), tmp_path)

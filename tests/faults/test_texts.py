@@ -25,10 +25,10 @@ from support.rows import rows
 from support.words import WordProcessor
 
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Plan
-from dapo_stages.reporting.text import visible
-from dapo_stages.shards import ShardReader, write_shard
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.shards import ShardReader, write_shard
+from dapo_stages.terminal.safe_text import visible
 from faults.folders import KINDS, republish, rewrite, schema
 from faults.table import record
 

@@ -15,8 +15,10 @@ from reporting import tiny_run
 from support.commands import Result, run
 from support.rows import rows
 
-from dapo_stages.outputs import Output, Plan, open_output
-from dapo_stages.schemas import schema_of
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.resuming import open_output
+from dapo_stages.handoff.schemas import schema_of
 from faults import data_sets, forged
 from faults.pictures import noise, saved
 from faults.table import record
@@ -156,7 +158,7 @@ def test_looking_leaves_no_trace(command: str, home: Path) -> None:
 
 
 def test_doctor_leaves_no_trace(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dapo_stages.reporting.health.probe", lambda: {"error": "not asked"})
+    monkeypatch.setattr("dapo_stages.processes.machine_check.probe", lambda: {"error": "not asked"})
     unchanged(home, lambda: run("doctor", "--place", "new/folder"), {0, 3})
 
 

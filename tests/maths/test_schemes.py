@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dapo_stages.config import WeightsConfig
-from dapo_stages.maths.attention import KINDS, summarise
+from dapo_stages.maths.grounding import KINDS, summarise
 from dapo_stages.maths.schemes import SCHEMES, columns, raw_weights
 
 NAN, INF = float("nan"), float("inf")

@@ -15,9 +15,10 @@ from dapo_stages.errors import ConfigError, DapoStagesError
 from dapo_stages.models.adapters import add_adapter, check_targets, load_adapter
 from dapo_stages.models.checkpoints import Adapted, Checkpoint, empty_model, names_in_memory
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.packing import Group
-from dapo_stages.models.policy import Policy, load_policy, save_policy
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import load_policy, save_policy
 from dapo_stages.models.precision import use_master_weights
+from dapo_stages.models.shared_prefix.packing import Group
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
 

@@ -7,7 +7,7 @@ import torch
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
-from dapo_stages.models.policy import device_of
+from dapo_stages.models.policy_loading import device_of
 
 
 @pytest.fixture()

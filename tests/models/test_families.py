@@ -14,7 +14,8 @@ from dapo_stages.config import ModelConfig
 from dapo_stages.data.images import encode
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.models.inputs import prompt_of
-from dapo_stages.models.policy import Policy, check_family, load_policy, save_policy
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import check_family, load_policy, save_policy
 
 Checkpoints = Callable[[str], Path]
 PROCESSORS = {

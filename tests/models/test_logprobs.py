@@ -10,8 +10,8 @@ import torch
 from support.prompts import prompt
 
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group
 
 
 def test_compiled_logprobs_are_the_same_from_few_graphs(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

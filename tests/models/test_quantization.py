@@ -12,8 +12,9 @@ from support.prompts import prompt
 from dapo_stages.config import ModelConfig, load_config
 from dapo_stages.errors import ConfigError, ModelError
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.packing import Group
-from dapo_stages.models.policy import Policy, load_policy
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.models.shared_prefix.packing import Group
 
 
 def tiny(quantization: str | None) -> ModelConfig:

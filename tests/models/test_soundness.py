@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import DapoStagesError
-from dapo_stages.models.policy import load_policy
+from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.soundness import check_checkpoint
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")

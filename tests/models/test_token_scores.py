@@ -14,9 +14,9 @@ from torch.distributions import Categorical, kl_divergence
 
 from dapo_stages.models import inputs
 from dapo_stages.models.inputs import prompt_of
-from dapo_stages.models.masses import MassRecorder, prompt_kinds
-from dapo_stages.models.packing import Group
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
+from dapo_stages.models.shared_prefix.packing import Group
 from dapo_stages.models.token_scores import hidden_states, token_scores
 
 SIZES = [[(84, 56)], [(56, 112), (140, 84)], []]  # of the pictures in support.prompts.groups

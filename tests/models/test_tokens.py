@@ -13,7 +13,7 @@ from support.families import OTHER, SHARED
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
-from dapo_stages.models.policy import check_family, load_policy
+from dapo_stages.models.policy_loading import check_family, load_policy
 from dapo_stages.models.processor import load_processor
 from dapo_stages.models.tokens import Tokens, load_tokens
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from reporting import tiny_run
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Plan
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.plans import Plan
 
 # What is said -> what is shown (None: just that). Control and direction characters are shown as symbols.
 PAYLOADS: list[tuple[str, str | None]] = [

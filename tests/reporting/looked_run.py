@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image
 from reporting import tiny_run
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Plan
-from dapo_stages.schemas import MASSES, SEGMENTS, TOKEN_SCORES
-from dapo_stages.shards import Row
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import MASSES, SEGMENTS, TOKEN_SCORES
+from dapo_stages.handoff.shards import Row
 
 # Qwen2.5-VL's processor rounds both sides to multiples of 28 pixels, 2 × 2 patches of 14: 300 × 200 becomes 308 × 196.
 SIZE, GRID, ROWS, COLUMNS = (300, 200), [1, 14, 22], 7, 11

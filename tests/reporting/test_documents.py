@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from reporting.tiny_run import HOSTILE, picture
 
-from dapo_stages.reporting.charts import Chart, Series, draw, nice_ticks
-from dapo_stages.reporting.html import page_data, render
-from dapo_stages.reporting.markdown import weighted_tokens
-from dapo_stages.reporting.pictures import size_of, thumbnail
-from dapo_stages.reporting.tables import Table, aligned
-from dapo_stages.reporting.text import markdown_block, markdown_table, number, percent, visible
+from dapo_stages.reporting.documents.markdown import weighted_tokens
+from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
+from dapo_stages.reporting.page.charts import Chart, Series, draw, nice_ticks
+from dapo_stages.reporting.page.html import page_data, render
+from dapo_stages.terminal.printed_table import Table, aligned
+from dapo_stages.terminal.safe_text import markdown_block, markdown_table, number, percent, visible
 
 
 def test_a_table_keeps_its_columns_whatever_is_in_a_cell() -> None:

@@ -15,9 +15,9 @@ from reporting.hostile_run import FIELDS, PAYLOADS, shown
 from support.browser import complaints, requests, visit
 from support.commands import run as command
 
-from dapo_stages.reporting.html import render
-from dapo_stages.reporting.pictures import thumbnail
-from dapo_stages.reporting.tables import Table
+from dapo_stages.reporting.iteration.thumbnails import thumbnail
+from dapo_stages.reporting.page.html import render
+from dapo_stages.terminal.printed_table import Table
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

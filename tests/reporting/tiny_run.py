@@ -10,10 +10,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan, open_output
-from dapo_stages.schemas import MASSES, SCHEMAS, SEGMENTS, TOKEN_SCORES
-from dapo_stages.shards import Row, write_text
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.resuming import open_output
+from dapo_stages.handoff.schemas import MASSES, SCHEMAS, SEGMENTS, TOKEN_SCORES
+from dapo_stages.handoff.shards import Row, write_text
 
 HOSTILE = "<script>alert(1)</script> [/box] | `x` ```\n# 标题 \x1b[31m红色\n</td><answer>B</answer>"
 WORDS = ["<think>", " The", " circle", " is", " red", ".", "</think>", "\n", "<answer>", "A", "</answer>"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dapo_stages.rewards import symbolic
 from dapo_stages.rewards.accuracy import accuracy
+from dapo_stages.rewards.isolated import symbolic
 
 
 @pytest.mark.parametrize(

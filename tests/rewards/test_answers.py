@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from dapo_stages.rewards import symbolic
 from dapo_stages.rewards.accuracy import accuracy
 from dapo_stages.rewards.answers import extract_answer, extract_choice, parse_solution
 from dapo_stages.rewards.format import format_reward
+from dapo_stages.rewards.isolated import symbolic
 
 TAGGED = [
     ("<think>red</think><answer>B</answer>", "B", "the layout asked for"),

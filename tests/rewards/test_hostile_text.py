@@ -16,9 +16,9 @@ import pytest
 from dapo_stages.rewards.accuracy import accuracy, reading
 from dapo_stages.rewards.answers import parse_solution, read_answer, read_choice
 from dapo_stages.rewards.format import format_reward
-from dapo_stages.rewards.judge_texts import better_of, score_of
+from dapo_stages.rewards.judging.judge_texts import better_of, score_of
 from dapo_stages.rewards.normal import nfkc
-from dapo_stages.rewards.options import num_options
+from dapo_stages.rewards.offered_options import num_options
 
 LENGTH = 60_000
 PARSERS: list[Callable[[str], object]] = [

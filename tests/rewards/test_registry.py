@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from dapo_stages.config import JudgeConfig, RewardsConfig
-from dapo_stages.rewards.registry import Group, Rewards, Scored
+from dapo_stages.rewards.registry import Rewards
+from dapo_stages.rewards.scored import Group, Scored
 
 TEXT = "<think>It is green.</think><answer>B</answer>"
 ROW: dict[str, object] = {"solution": "B", "problem": "What colour is it?"}

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from dapo_stages.rewards.isolated.symbolic import Worker
 from dapo_stages.rewards.secrecy import without_secrets
-from dapo_stages.rewards.symbolic import Worker
 
 SECRETS = """
     WANDB_API_KEY HF_TOKEN HUGGING_FACE_HUB_TOKEN OPENAI_API_KEY DAPO_STAGES_API_KEY AWS_ACCESS_KEY_ID PGPASSWORD

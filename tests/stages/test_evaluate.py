@@ -24,16 +24,16 @@ from dapo_stages.config import SamplerConfig
 from dapo_stages.data.images import decode, encode
 from dapo_stages.engines.transformers_engine import generate
 from dapo_stages.errors import InterruptedStage
-from dapo_stages.manifests import Source, read_manifest
-from dapo_stages.maths.intervals import METHOD
+from dapo_stages.groups.answer_metrics import metrics
+from dapo_stages.groups.answer_tallies import OTHER, Tallies, by_slices
+from dapo_stages.handoff.manifests import Source, read_manifest
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.maths.question_statistics import METHOD
 from dapo_stages.models.inputs import prompt_of
-from dapo_stages.models.policy import load_policy
+from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.tokens import Tokens
-from dapo_stages.outputs import Output
-from dapo_stages.reporting.figures import collect
-from dapo_stages.reporting.markdown import eval_fragment
-from dapo_stages.stages.eval_figures import metrics
-from dapo_stages.stages.eval_tallies import OTHER, Tallies, by_slices
+from dapo_stages.reporting.documents.markdown import eval_fragment
+from dapo_stages.reporting.iteration.figures import collect
 
 
 def test_metrics_are_means_of_the_rows(small_run: Run) -> None:

@@ -10,8 +10,9 @@ from reporting import tiny_run
 from support.groups import buffer, sampled, trained_on, weigh
 from support.pipeline import table
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
 
 FLAT, QUARTER, HALF, MOST = [1.0] * 4, [1.0, 0, 0, 0], [1.0, 1, 0, 0], [1.0, 1, 1, 0]  # Σ|R - mean| is 0, 1.5, 2, 1.5
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from dapo_stages.data.prompts import PromptMaker
 from dapo_stages.errors import DataError
-from dapo_stages.manifests import Source, read_manifest
-from dapo_stages.schemas import SCHEMAS
+from dapo_stages.handoff.manifests import Source, read_manifest
+from dapo_stages.handoff.schemas import SCHEMAS
 from dapo_stages.stages import prepare_data
 from dapo_stages.stages.prepare_data import main
 
@@ -41,14 +41,14 @@ def png(colour: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
 @pytest.fixture(autouse=True)
 def one_processor(monkeypatch: pytest.MonkeyPatch, embedded_processor: Any) -> None:
     """The embedded processor, built once for all tests."""
-    monkeypatch.setattr("dapo_stages.models.embedded.build_processor", lambda _: embedded_processor)
-    monkeypatch.setattr("dapo_stages.models.embedded_tokenizer.build_tokenizer", lambda task: None)
+    monkeypatch.setattr("dapo_stages.models.embedded.embedded_policy.build_processor", lambda _: embedded_processor)
+    monkeypatch.setattr("dapo_stages.models.embedded.embedded_tokenizer.build_tokenizer", lambda task: None)
 
 
 @pytest.fixture(scope="session")
 def embedded_processor() -> Any:
-    from dapo_stages.models.embedded import build_processor
-    from dapo_stages.models.embedded_tokenizer import build_tokenizer
+    from dapo_stages.models.embedded.embedded_policy import build_processor
+    from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer
 
     return build_processor(build_tokenizer())
 
@@ -270,8 +270,9 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
 def test_the_tokenizer_of_a_policy_is_used(
     run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dapo_stages.outputs import Plan, open_output
-    from dapo_stages.shards import sha256_of
+    from dapo_stages.handoff.plans import Plan
+    from dapo_stages.handoff.resuming import open_output
+    from dapo_stages.handoff.shards import sha256_of
 
     folder = tmp_path / "policy"
     with open_output(Plan("init-policy", folder, {}, 0)) as output:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from support.pipeline import Run, metrics, table
 
-from dapo_stages.manifests import Source, content_hash, write_manifest
-from dapo_stages.schemas import schema_of
-from dapo_stages.shards import write_shard
+from dapo_stages.handoff.manifests import Source, content_hash, write_manifest
+from dapo_stages.handoff.schemas import schema_of
+from dapo_stages.handoff.shards import write_shard
 
 # A reward that differs in every group, so that all may be stored.
 SETTINGS = {

@@ -17,7 +17,8 @@ from support.commands import ROOT
 from support.commands import run as run_command
 from typer.testing import CliRunner, Result
 
-from dapo_stages.manifests import mark_pruned, read_manifest
+from dapo_stages.entrypoints.cli import module_of
+from dapo_stages.handoff.manifests import mark_pruned, read_manifest
 from dapo_stages.stages.report import main
 
 DOCUMENTS = ("rollout_results.md", "token_weights.md", "eval_results.md", "report.html")
@@ -215,7 +216,7 @@ def test_a_changed_setting_for_a_report_by_name_is_refused_without_overwrite(run
 
 def test_reports_of_an_older_version_are_made_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr("dapo_stages.reporting.fragments.LAYOUT", 2)
+        older.setattr("dapo_stages.reporting.run_report.LAYOUT", 2)
         assert report(run).exit_code == 0
     assert json.loads(report(run, "--json").stdout)["made"] == [0, 1, 2]
     assert json.loads(report(run, "--json").stdout)["made"] == []
@@ -223,7 +224,7 @@ def test_reports_of_an_older_version_are_made_again(run: Path, monkeypatch: pyte
 
 def test_reports_without_completions_for_the_page_are_shown_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
-        older.setattr("dapo_stages.reporting.fragments.BROWSED", "other.json")
+        older.setattr("dapo_stages.reporting.run_report.BROWSED", "other.json")
         assert report(run).exit_code == 0
     assert report(run).exit_code == 0
     text = (run / "report.html").read_text()
@@ -294,12 +295,12 @@ def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     assert report(tmp_path / "nowhere").exit_code == 2
 
 
-@pytest.mark.parametrize("stage", ["report", "status", "inspect"])
-def test_torch_stays_out(run: Path, stage: str) -> None:
-    arguments = {"report": ["--config", str(run / "config.yaml")], "status": [], "inspect": ["it1-p0-s0"]}[stage]
+@pytest.mark.parametrize("command", ["report", "status", "inspect"])
+def test_torch_stays_out(run: Path, command: str) -> None:
+    arguments = {"report": ["--config", str(run / "config.yaml")], "status": [], "inspect": ["it1-p0-s0"]}[command]
     code = (
         "import sys, typer\n"
-        f"from dapo_stages.stages.{stage} import main\n"
+        f"from {module_of(command)} import main\n"
         "app = typer.Typer(); app.command()(main)\n"
         f"app({['--run', str(run), *arguments]!r}, standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'wandb', 'pandas'} & sys.modules.keys()\n"
@@ -307,10 +308,10 @@ def test_torch_stays_out(run: Path, stage: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True)
 
 
-@pytest.mark.parametrize("stage", ["report", "status", "inspect"])
-def test_help_loads_neither_arrow_nor_jinja(stage: str) -> None:
+@pytest.mark.parametrize("command", ["report", "status", "inspect"])
+def test_help_loads_neither_arrow_nor_jinja(command: str) -> None:
     code = (
-        f"import sys; import dapo_stages.stages.{stage}\n"
+        f"import sys; import {module_of(command)}\n"
         "assert not {'pyarrow', 'jinja2', 'PIL', 'numpy', 'pydantic'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -13,7 +13,7 @@ from support.processes import together
 from support.server import fails
 
 from dapo_stages.engines import transformers_engine
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 
 # Three shards of four groups; `mood` says what happens at the second one.
 SHARDS = {

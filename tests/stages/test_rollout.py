@@ -15,7 +15,7 @@ from support.answers import num_right, right_as_read
 from support.pipeline import Run, metrics, table
 
 from dapo_stages.engines import transformers_engine
-from dapo_stages.manifests import Source, mark_pruned
+from dapo_stages.handoff.manifests import Source, mark_pruned
 from dapo_stages.models.tokens import Tokens
 
 

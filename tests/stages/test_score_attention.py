@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.pipeline import Run, table
 
-from dapo_stages.manifests import Source
-from dapo_stages.shards import Row
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.shards import Row
 from dapo_stages.stages.score_attention import Scoring
 
 MASSES = ["mass_vision", "mass_text", "mass_other", "mass_first", "mass_generated"]

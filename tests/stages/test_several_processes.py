@@ -18,8 +18,8 @@ from support.pipeline import Run
 from support.processes import together
 
 from dapo_stages.errors import InterruptedStage
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
 
 # A reward that does to rank 1 what the files beside it say, at the first group of its second shard.
 PLUGIN = """
@@ -85,7 +85,7 @@ def launch(folder: Path, *args: object) -> Result:
     """The command in two processes, through the launcher, as the Makefile calls it."""
     processes = ["--config_file", ROOT / "pipelines/accelerate/processes.yaml", "--num_processes", 2]
     done = subprocess.run(
-        [sys.executable, "-m", "dapo_stages.launch", *map(str, [*processes, *args])],
+        [sys.executable, "-m", "dapo_stages.entrypoints.launch", *map(str, [*processes, *args])],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -20,17 +20,18 @@ from support.updates import TINY
 from dapo_stages.config import TrainConfig
 from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.shards import Row
 from dapo_stages.maths.schedule import learning_rate_factor
-from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup, mini_batch
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.parallel import Worker
-from dapo_stages.models.policy import Policy, load_policy
-from dapo_stages.models.state import load_state
-from dapo_stages.models.update import Chosen, Trainer
-from dapo_stages.shards import Row
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.stages.train_step import TrainStep
+from dapo_stages.training.batches import MiniBatch, Sample, TrainGroup, mini_batch
+from dapo_stages.training.launching.rank_workers import Worker
+from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.state import load_state
+from dapo_stages.training.update import Chosen, Trainer
 
 
 def train(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:

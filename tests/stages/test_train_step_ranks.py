@@ -23,13 +23,13 @@ from support.launched import KILLED
 from support.pipeline import CONFIG, Run, metrics
 from support.updates import POISONED, SETTINGS, TINY, steps
 
-from dapo_stages.manifests import Source
-from dapo_stages.maths.costs import state_traffic, traffic
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.parallel import Worker
-from dapo_stages.models.policy import load_policy
-from dapo_stages.models.state import load_state
+from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.planning.stage_costs import state_traffic, traffic
+from dapo_stages.training.launching.rank_workers import Worker
+from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.state import load_state
 
 ALL = ["updates", "chain", "carried", "lora"]
 # Name -> configuration of accelerate, processes, and what is done inside.
@@ -105,10 +105,10 @@ def launcher(module: str, launch: str) -> list[str]:
 
 
 def train_step(launch: str, run: Run, settings: list[str], out: Path) -> list[str]:
-    """The command on the data of iteration 1, as `dapo_stages.launch` starts it in several processes."""
+    """The command on the data of iteration 1, as `dapo_stages.entrypoints.launch` starts it in several processes."""
     sets = [word for setting in [*run.settings, *settings] for word in ("--set", setting)]
     words = ["train-step", "--config", CONFIG, *sets, *run.train_inputs(1), "--out", out]
-    return [*launcher("dapo_stages.launch", launch), *map(str, words)]
+    return [*launcher("dapo_stages.entrypoints.launch", launch), *map(str, words)]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

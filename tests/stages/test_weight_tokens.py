@@ -11,10 +11,10 @@ from support import groups
 from support.commands import run as command
 from support.pipeline import Run, table
 
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import TOKEN_SCORES
 from dapo_stages.maths.schemes import SCHEMES
-from dapo_stages.outputs import Plan
-from dapo_stages.schemas import TOKEN_SCORES
 
 LOW = {"weights__replay__min_reward": 0.1}  # of rewards 0 and 1: every group that varies enters
 

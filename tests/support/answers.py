@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dapo_stages.rewards.registry import Group, Rewards, Scored
+from dapo_stages.rewards.registry import Rewards
+from dapo_stages.rewards.scored import Group, Scored
 
 _SCORE: Callable[..., list[list[Scored]]] = Rewards.score
 

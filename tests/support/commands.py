@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from dapo_stages import cli
+from dapo_stages.entrypoints import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 

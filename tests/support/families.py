@@ -10,9 +10,10 @@ import transformers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from dapo_stages.models.embedded import build, build_processor
-from dapo_stages.models.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
-from dapo_stages.models.policy import Policy, save_policy
+from dapo_stages.models.embedded.embedded_policy import build, build_processor
+from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import save_policy
 from dapo_stages.models.processor import picture_processor
 from support import machine
 

@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 from reporting import tiny_run
 
-from dapo_stages.manifests import Source
-from dapo_stages.outputs import Output, Plan
-from dapo_stages.schemas import SCHEMAS
-from dapo_stages.shards import Row
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import SCHEMAS
+from dapo_stages.handoff.shards import Row
 from support.commands import run
 from support.pipeline import table
 

@@ -19,20 +19,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
 def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
-    from dapo_stages import ranks
+    from dapo_stages.processes import collectives
     from support import machine
 
     machine.set_threads()
     list_no_files_of_others()
     if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
-        from dapo_stages.models import fsdp, launches
+        from dapo_stages.training.launching import frameworks, fsdp
 
-        launches.Replicated = fsdp.Sharded
+        frameworks.Replicated = fsdp.Sharded
         parts = tuple(part for part in parts if part != "sharded")
     for part in parts:
         name, _, other = part.partition(":")  # a part may have a checkpoint of its own
         PARTS[name](out, Path(other) if other else checkpoint, run)
-    ranks.leave()  # as the console script does: a thread that talks while Python shuts down would end in std::terminate
+    collectives.leave()  # as cli.py: a thread that talks while Python shuts down would end in std::terminate
 
 
 def list_no_files_of_others() -> None:
@@ -53,7 +53,7 @@ def updates(out: Path, checkpoint: Path, run: Path) -> None:
     """Gradients of every step; the state after one of the runs."""
     from safetensors.torch import save_file
 
-    from dapo_stages.models.state import save_state
+    from dapo_stages.training.state import save_state
     from support.updates import SETTINGS, steps
 
     for number in range(len(SETTINGS)):
@@ -100,8 +100,8 @@ def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
     import torch
 
     from dapo_stages.config import TrainConfig
-    from dapo_stages.models.batches import mini_batch
-    from dapo_stages.models.state import load_state, save_state
+    from dapo_stages.training.batches import mini_batch
+    from dapo_stages.training.state import load_state, save_state
     from support.updates import TINY, train_groups, trainer_of
 
     low = {"settings": ["model.dtype=bfloat16"]}
@@ -125,8 +125,8 @@ def traffic(out: Path, checkpoint: Path, run: Path) -> None:
     """Bytes that a rank sends for an update in bfloat16, and to put a state together."""
     from dapo_stages import ranks
     from dapo_stages.config import TrainConfig
-    from dapo_stages.models import zero
-    from dapo_stages.models.batches import mini_batch
+    from dapo_stages.training.batches import mini_batch
+    from dapo_stages.training.launching import zero
     from support.traffic import Sent
     from support.updates import TINY, train_groups, trainer_of
 

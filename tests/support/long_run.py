@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from dapo_stages.manifests import MANIFEST, Input, Manifest, content_hash, read_manifest, write_manifest
-from dapo_stages.reporting.runs import FOLDERS, iteration_folder, iterations, place_of
-from dapo_stages.shards import Shard, describe_file
-from dapo_stages.unfinished import LOCK
+from dapo_stages.handoff.manifests import MANIFEST, Input, Manifest, content_hash, read_manifest, write_manifest
+from dapo_stages.handoff.shards import Shard, describe_file
+from dapo_stages.handoff.unfinished import LOCK
+from dapo_stages.runs.layout import iteration_folder, iterations, place_of
+from dapo_stages.runs.pipeline import FOLDERS
 
 _PARTS = ("policy", "state", "reference")  # of a train-step, published before it
 

@@ -23,7 +23,7 @@ esac
 # python -m dapo_stages STAGE … --out DIR: write DIR/manifest.json and note the call.
 STAND_IN = """
 [ "$1" = -m ] && [ "$2" != pip ] || exit 0
-[ "$2" = dapo_stages.launch ] && launcher=$3
+[ "$2" = dapo_stages.entrypoints.launch ] && launcher=$3
 shift 2
 while [ -n "$launcher" ]; do
   case $1 in --*) launched="$launched $2"; shift 2 ;; *) break ;; esac

@@ -46,16 +46,17 @@ def main() -> None:
     """Import what stages import, then fork a child per command."""
     from PIL import Image
 
-    from dapo_stages.preloaded import MODULES
+    from dapo_stages.entrypoints import cli
+    from dapo_stages.entrypoints.preloaded import MODULES
 
-    for name in (*MODULES, "dapo_stages.models.update", "deepspeed"):  # transformers imports the last when it saves
+    for name in (*MODULES, "dapo_stages.training.update", "deepspeed"):  # transformers imports the last when it saves
         import_module(name)
     Image.init()
     import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen2_5_vl")
     fork = get_context("fork")
     note, found = Path(sys.argv[1]), []
     for folder, words in json.loads(note.read_text(encoding="utf-8")):
-        import_module(f"dapo_stages.stages.{words[0].replace('-', '_')}")
+        import_module(cli.module_of(words[0]))
         gc.collect()
         gc.freeze()
         here, there = fork.Pipe()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 from support import machine
 from support.commands import ROOT, Result, run
 

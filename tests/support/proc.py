@@ -14,7 +14,7 @@ def preloaded(folder: Path) -> list[int]:
             words = path.read_bytes()
         except OSError:
             continue
-        if b"dapo_stages.preloaded" in words and str(folder).encode() in words:
+        if b"dapo_stages.entrypoints.preloaded" in words and str(folder).encode() in words:
             found.append(int(path.parent.name))
     return found
 

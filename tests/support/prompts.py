@@ -10,8 +10,8 @@ from PIL import Image
 
 from dapo_stages.data.chat import SYSTEM_PROMPT, messages
 from dapo_stages.models.inputs import prompt_from
-from dapo_stages.models.packing import Group, Prompt
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group, Prompt
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from dapo_stages.config import ModelConfig, TrainConfig
-from dapo_stages.models.batches import MiniBatch, Sample, TrainGroup, mini_batch
-from dapo_stages.models.launches import join
-from dapo_stages.models.optimizers import Optimizers
-from dapo_stages.models.parallel import Step
-from dapo_stages.models.policy import Policy, load_policy
-from dapo_stages.models.update import Trainer
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.training.batches import MiniBatch, Sample, TrainGroup, mini_batch
+from dapo_stages.training.launching.frameworks import join
+from dapo_stages.training.launching.rank_workers import Step
+from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.update import Trainer
 from support.prompts import groups
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from dapo_stages.config import ModelConfig
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.models.packing import Group
-from dapo_stages.models.policy import load_policy
+from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.models.shared_prefix.packing import Group
 from support.commands import ROOT
 from support.pipeline import Run, metrics, table
 from support.processes import free_port

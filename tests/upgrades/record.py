@@ -75,17 +75,18 @@ def save_checkpoint(folder: Path) -> None:
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from dapo_stages.models import embedded
-    from dapo_stages.models.policy import Policy, save_policy
+    from dapo_stages.models.embedded.embedded_policy import embedded_policy
+    from dapo_stages.models.policy import Policy
+    from dapo_stages.models.policy_loading import save_policy
 
-    tokenizer = embedded.build_tokenizer("colours")
-    shape = embedded._architecture(tokenizer)
+    tokenizer = embedded_policy.build_tokenizer("colours")
+    shape = embedded_policy._architecture(tokenizer)
     shape["text_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     shape["text_config"]["rope_parameters"] |= {"mrope_section": [1, 1, 2]}
     shape["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**shape)).eval()
-    policy = Policy(model, embedded.build_processor(tokenizer), torch.device("cpu"), torch.float32)
+    policy = Policy(model, embedded_policy.build_processor(tokenizer), torch.device("cpu"), torch.float32)
     save_policy(policy, folder)
 
 

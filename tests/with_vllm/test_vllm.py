@@ -17,9 +17,9 @@ from support.vllm import Rollout, differences, train
 
 from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
-from dapo_stages.manifests import Source
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import load_tokens
-from dapo_stages.shards import Row
 
 
 def test_completions_have_pictures_ids_and_logprobs(run: Run, sampled: Path) -> None:
@@ -142,7 +142,7 @@ def test_several_processes_of_vllm_give_the_completions_of_one(
 
 # On CPUs the engine does not let vLLM compile, as that takes longer than it saves.
 COMPILING = """
-from dapo_stages.cli import main
+from dapo_stages.entrypoints.cli import main
 from dapo_stages.engines import vllm_engine
 
 load = vllm_engine.load

@@ -1,0 +1,1 @@
+"""The demo data: coloured shapes and scenes, drawn here."""

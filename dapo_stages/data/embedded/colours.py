@@ -1,0 +1,62 @@
+"""The embedded task `colours`: one coloured shape per picture, a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from dapo_stages.data.embedded.drawing import COLOURS, ground, paint, with_noise
+from dapo_stages.data.embedded.questions import Question, draw_answer
+
+SIZE = 56  # pixels a side: 4 × 4 patches of 14, 2 × 2 vision tokens after merging
+
+# The order of the options is fixed, so that a letter is one look away: reading a shuffled list is a second skill.
+LETTERS = dict(zip(COLOURS, "ABCD", strict=True))
+PRIOR = {"circle": "red", "square": "green", "triangle": "blue", "diamond": "yellow"}  # what most of them look like
+WORDINGS = ("What colour is the {}?", "Which colour does the {} have?", "Name the colour of the {}.")
+THOUGHTS = ("The {shape} is {colour}.", "I see a {colour} {shape}.", "This {shape} looks {colour}.")
+OPTIONS = "\n".join(f"{letter}. {colour}" for colour, letter in LETTERS.items())
+
+
+def question(seed: int, index: int, *, biased: float | None = None, shuffled: bool = False) -> Question:
+    """Question `index` of the stream `seed`.
+
+    `biased` is the probability of the shape's usual colour (the other colours share the rest); None draws all
+    colours alike, so that wording, shape, place, size and background say nothing about the answer. The
+    options have one order; `shuffled` is refused.
+    """
+    if shuffled:
+        raise ValueError("the options of `colours` have one order; found shuffled")
+    rng = np.random.default_rng([seed, index, 0 if biased is None else 1])
+    shape = str(rng.choice(list(PRIOR)))
+    colour = draw_answer(rng, list(COLOURS), PRIOR[shape], biased)
+    wording = str(rng.choice(WORDINGS))
+    return _asked(shape, colour, wording, _draw(rng, shape, colour))
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Every problem with every well-formed completion."""
+    blank = Image.new("RGB", (1, 1))
+    for shape in PRIOR:
+        for colour in COLOURS:
+            for wording in WORDINGS:
+                for thought in range(len(THOUGHTS)):
+                    asked = _asked(shape, colour, wording, blank)
+                    yield asked.problem, asked.completion(colour, thought)
+
+
+def _asked(shape: str, colour: str, wording: str, image: Image.Image) -> Question:
+    problem = f"{wording.format(shape)}\n{OPTIONS}"
+    thoughts = {option: tuple(said.format(shape=shape, colour=option) for said in THOUGHTS) for option in COLOURS}
+    return Question(image, problem, LETTERS, colour, PRIOR[shape], thoughts, columns={"shape": shape, "colour": colour})
+
+
+def _draw(rng: np.random.Generator, shape: str, colour: str) -> Image.Image:
+    """The shape somewhere in the picture."""
+    image = ground(rng, SIZE)
+    half = rng.uniform(0.20, 0.38) * SIZE
+    x, y = rng.uniform(half + 1, SIZE - half - 1, size=2)
+    paint(rng, image, shape, colour, (x, y, half))
+    return with_noise(rng, image)

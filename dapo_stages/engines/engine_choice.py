@@ -1,0 +1,83 @@
+"""Opening the engine that a stage is configured with, on a policy folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+from dapo_stages import ranks
+from dapo_stages.config import Config
+from dapo_stages.data.control import CONTROL_TOKENS
+from dapo_stages.errors import ConfigError
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.policy_folders import base_of, folder_of, is_adapter, verify
+from dapo_stages.terminal.console import say
+
+if TYPE_CHECKING:
+    from dapo_stages.engines import Engine
+
+
+def open_engine(source: Source, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
+    """Verify a policy folder and put it, or what it refers to, into the engine of the stage."""
+    name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
+    if name == "transformers":
+        return _transformers(source, config, stage)
+    if name == "vllm" and ranks.count() > 1:
+        raise ConfigError(
+            f"{stage}.engine: found vllm in {ranks.count()} processes; needed one, as vLLM starts processes by itself. "
+            f"Start it without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size "
+            "to the GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
+        )
+    from dapo_stages.models.tokens import load_tokens
+
+    verify(source)
+    tokens = load_tokens(folder_of(source))
+    if name == "server":
+        from dapo_stages.engines.server_engine import ServerEngine
+
+        return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
+    from dapo_stages.engines.vllm_engine import VllmEngine
+    from dapo_stages.models.soundness import check_checkpoint
+
+    check_checkpoint(folder_of(source))
+    with _merged(source, config) as checkpoint:
+        return VllmEngine(checkpoint, tokens, config, stage)
+
+
+def check_prompts(data: Source, kind: str, engine: str) -> None:
+    """Raise EngineError, before anything is sampled, if the engine cannot take a prompt of a table."""
+    if engine == "server" and CONTROL_TOKENS in data.manifest.counts:
+        from dapo_stages.engines.server_engine import check_text
+
+        for row in data.rows(kind, ("prompt_id", "prompt_text")):
+            check_text(engine, row)
+
+
+def _transformers(source: Source, config: Config, stage: str) -> Engine:
+    from dapo_stages.engines.transformers_engine import TransformersEngine
+    from dapo_stages.models.policy_loading import open_policy
+
+    policy = open_policy(source, config.model)
+    if not policy.shares_prefixes:
+        say(f"{stage}: this model cannot share a prompt among its completions; prompts are answered one by one")
+    return TransformersEngine(policy, config.rollout)
+
+
+@contextmanager
+def _merged(source: Source, config: Config) -> Iterator[str | Path]:
+    """The checkpoint; of an adapter, a copy of its base with the adapter in it, for as long as it is being read."""
+    from dapo_stages.models.policy_loading import open_policy
+
+    if not is_adapter(source):
+        yield folder_of(source)
+        return
+    from dapo_stages.models.policy_loading import save_policy
+
+    with TemporaryDirectory(prefix="dapo-stages-merged-") as folder:
+        merged = open_policy(source, config.model.model_copy(update={"device": "cpu"}))
+        save_policy(merged, Path(folder))
+        del merged
+        yield Path(folder)

@@ -1,0 +1,100 @@
+"""Starts a stage in several processes.
+
+    python -m dapo_stages.entrypoints.launch [options of accelerate launch] STAGE …
+
+It is `accelerate launch … -m dapo_stages STAGE …` with the exit code of the process that failed first instead of 1 and
+a stack trace, and with the cores shared out among the processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from subprocess import CalledProcessError
+from typing import TYPE_CHECKING
+
+from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from dapo_stages.terminal.console import take_any_text
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def main() -> None:
+    """Run the launcher on `sys.argv`; what it cannot launch is bad input."""
+    from yaml import YAMLError
+
+    take_any_text()
+    try:
+        _launch()
+    except (ImportError, ValueError, OSError, YAMLError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        print(
+            f"accelerate launch: found that it cannot start ({reason}); needed accelerate, and a configuration that it "
+            "takes. Install it, or name a file of pipelines/accelerate.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def _launch() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch import cuda
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.ERROR)  # the processes speak for themselves
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    args = launch_command_parser().parse_args()
+    args.training_script_args = [args.training_script, *args.training_script_args]
+    args.training_script, args.module = "dapo_stages", True
+    processes, machines = args.num_processes, args.num_machines
+    if args.config_file:
+        defaults = load_config_from_file(args.config_file)
+        processes, machines = processes or defaults.num_processes, machines or defaults.num_machines
+    if processes:
+        os.environ["DAPO_STAGES_PROCESSES"] = str(processes)  # accelerate may start fewer without a word
+    cores = len(os.sched_getaffinity(0)) * (machines or 1) // max(processes or 1, 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
+    if not cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        launch_command(args)
+    except ChildFailedError as error:
+        sys.exit(_exit_code(*_first_failure(error)))
+    except CalledProcessError as error:  # of a configuration with one process
+        sys.exit(_exit_code(0, error.returncode))
+    except SignalException:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _first_failure(error: ChildFailedError) -> tuple[int, int]:
+    """The rank that failed first, and its exit code.
+
+    Of several in the same second, which is all that torch knows, one that was killed: the others fail at once where
+    they wait for it. The launcher's own SIGTERM is no reason.
+    """
+    first, failure = error.get_first_failure()
+    for rank, other in error.failures.items():
+        if other.timestamp == failure.timestamp and other.exitcode < 0 and other.exitcode != -signal.SIGTERM:
+            return rank, other.exitcode
+    return first, failure.exitcode
+
+
+def _exit_code(rank: int, code: int) -> int:
+    """That of a shell; a process that was killed could not say why, so it is said here."""
+    if code >= 0:
+        return code
+    print(
+        f"rank {rank} was ended by {signal.Signals(-code).name}; what is finished stays. See why (memory?), and run "
+        "the same command again to carry on.",
+        file=sys.stderr,
+    )
+    return 128 - code
+
+
+if __name__ == "__main__":
+    main()

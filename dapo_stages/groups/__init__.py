@@ -1,0 +1,1 @@
+"""Groups of completions and what is counted about them; no models."""

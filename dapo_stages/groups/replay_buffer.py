@@ -1,0 +1,174 @@
+"""The replay buffer as files: read from the weights folder of the iteration before, written to this one's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dapo_stages.config import ReplayConfig
+from dapo_stages.errors import DataError
+from dapo_stages.groups.group_scores import GroupScores, reward_columns, score_group
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.shards import Row
+
+if TYPE_CHECKING:
+    from dapo_stages.maths.replay import Entry
+
+_GROUP_EXTRA = ("score", "mean_reward", "std_reward", "draws")
+_COMPLETION_EXTRA = ("reward_vgr", "token_weights")
+
+
+class ReplayBuffer:
+    """Groups of earlier iterations, whole: pictures, token ids, sampling log-probs and weights.
+
+    Scores and rewards of all stored groups are in memory, their tokens and pictures are streamed.
+    """
+
+    def __init__(
+        self, source: Source | None, settings: ReplayConfig, iteration: int, weights: Mapping[str, float]
+    ) -> None:
+        self._source, self._settings, self._iteration = source, settings, iteration
+        self.entries = self._read_entries() if source is not None and settings.size else []
+        self.groups = self._read_groups(weights) if self.entries else {}
+
+    def exchange(self, fresh: list[GroupScores], target: int, seed: int) -> tuple[list[GroupScores], set[str]]:
+        """Stored groups to train on, without replacement, and the ids of the fresh ones that they stand in for."""
+        import numpy as np
+
+        from dapo_stages.maths.replay import RULES, draw, drawn_again, importance, rated
+
+        def now(group: GroupScores) -> Entry:
+            return rated(group.group_id, group.iteration, group.rewards)
+
+        settings, stored = self._settings, self.entries
+        if settings.rule == "better":
+            stored = [now(self.groups[entry.group_id]) for entry in stored]
+        rule = RULES[settings.rule]
+        found = rule([now(group) for group in fresh], stored, target, settings.var_epsilon, settings.min_reward)
+        rng = np.random.default_rng([seed, self._iteration])
+        drawn, likelihood = draw(found.candidates, found.count, rng, settings.priority_alpha)
+        groups = [self.groups[entry.group_id] for entry in drawn]
+        for group, value in zip(groups, importance(likelihood, settings.priority_beta), strict=True):
+            group.importance = float(value)
+        self.entries = drawn_again(self.entries, {entry.group_id for entry in drawn})
+        return groups, {entry.group_id for entry in found.leaving[: len(drawn)]}
+
+    def copy_replayed(self, output: Output, replayed: list[GroupScores]) -> dict[str, list[float]]:
+        """Write the data of replayed groups beside the weights; gives back their stored token weights by completion."""
+        weights: dict[str, list[float]] = {}
+        if not replayed or self._source is None:
+            return weights
+        prompts, completions = [], []
+        with (
+            self._source.lookup("buffer", "group_id") as stored,
+            self._source.lookup("buffer-completions", "group_id") as members,
+        ):
+            for group in replayed:
+                rows = members.all(group.group_id)
+                weights |= {row["completion_id"]: row["token_weights"] for row in rows}
+                prompts.append(_without(stored.one(group.group_id), _GROUP_EXTRA))
+                completions += [_without(row, _COMPLETION_EXTRA) for row in rows]
+        output.write("replayed-prompts", 0, prompts)
+        output.write("replayed-completions", 0, completions)
+        return weights
+
+    def write_next(self, output: Output, rollouts: Source, fresh: list[GroupScores]) -> int:
+        """Write the buffer as it is after this iteration; `fresh` are the groups that may enter. Gives its size."""
+        from dapo_stages.maths.replay import Entry, score, update
+
+        new = [
+            Entry(group.group_id, group.iteration, score(group.advantages, group.std), group.mean, group.std)
+            for group in fresh
+            if group.advantages is not None
+        ]
+        settings = self._settings
+        kept = update(self.entries, new, settings.size, settings.max_staleness, self._iteration, settings.max_replays)
+        entering = {group.group_id: group for group in fresh}
+        entering = {entry.group_id: entering[entry.group_id] for entry in kept if entry.group_id in entering}
+        staying = {entry.group_id for entry in kept} - entering.keys()
+        # `draws` came later: where there are none, the file is what it was before there was such a column.
+        names = _GROUP_EXTRA if any(entry.draws for entry in kept) else _GROUP_EXTRA[:-1]
+        scores = {entry.group_id: {name: getattr(entry, name) for name in names} for entry in kept}
+        output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
+        output.write("buffer-completions", 0, self._completions(output, rollouts, entering, staying))
+        return len(kept)
+
+    def _read_entries(self) -> list[Entry]:
+        from dapo_stages.maths.replay import Entry, unspent
+
+        rows = self._rows("buffer", ["group_id", "iteration", *_GROUP_EXTRA])
+        # A buffer of this iteration or a later one would bring a group's completions in twice.
+        oldest, newest = self._iteration - self._settings.max_staleness, self._iteration - 1
+        alive = (row | {"draws": row["draws"] or 0} for row in rows if oldest <= row["iteration"] <= newest)
+        entries = unspent([Entry(**row) for row in alive], self._settings.max_replays)
+        for entry in entries:
+            if entry.score < 0:
+                raise self._unusable(
+                    "buffer", f"{entry.score:g} in column score of group {entry.group_id}", "0 or more"
+                )
+        return entries
+
+    def _read_groups(self, weights: Mapping[str, float]) -> dict[str, GroupScores]:
+        import numpy as np
+
+        plugins = tuple(self._source.manifest.rewards) if self._source else ()
+        members: dict[str, list[Row]] = {entry.group_id: [] for entry in self.entries}
+        for row in self._rows("buffer-completions", [*reward_columns(plugins), "reward_vgr"]):
+            if row["group_id"] in members:
+                members[row["group_id"]].append(row)
+        if missing := [group_id for group_id, rows in members.items() if not rows]:
+            raise self._unusable("buffer-completions", f"no completion of group {missing[0]}", "at least one")
+        return {
+            entry.group_id: score_group(
+                entry.group_id,
+                entry.iteration,
+                members[entry.group_id],
+                np.array([row["reward_vgr"] for row in members[entry.group_id]], dtype=float),
+                weights,
+            )
+            for entry in self.entries
+        }
+
+    def _prompts(
+        self, rollouts: Source, entering: dict[str, GroupScores], staying: set[str], scores: dict[str, Row]
+    ) -> Iterator[Row]:
+        for row in self._rows("buffer") if staying else ():
+            if row["group_id"] in staying:
+                yield _without(row, _GROUP_EXTRA) | scores[row["group_id"]]
+        for row in rollouts.rows("prompts") if entering else ():
+            if row["group_id"] in entering:
+                yield row | scores[row["group_id"]]
+
+    def _completions(
+        self, output: Output, rollouts: Source, entering: dict[str, GroupScores], staying: set[str]
+    ) -> Iterator[Row]:
+        for row in self._rows("buffer-completions") if staying else ():
+            if row["group_id"] in staying:
+                yield row
+        vgr = {
+            completion_id: float(value)
+            for group in entering.values()
+            for completion_id, value in zip(group.completion_ids, group.components["vgr"], strict=True)
+        }
+        for shard in sorted({group.shard for group in entering.values() if group.shard is not None}):
+            written = output.reopen("weights", shard, ["completion_id", "token_weights"])
+            weights = {row["completion_id"]: row["token_weights"] for row in written}
+            with rollouts.reader("completions", rollouts.shards("completions")[shard]) as reader:
+                for row in reader.rows():
+                    key = row["completion_id"]
+                    if key in vgr:
+                        yield row | {"reward_vgr": vgr[key], "token_weights": weights[key]}
+
+    def _unusable(self, kind: str, found: str, needed: str) -> DataError:
+        folder = self._source.folder if self._source is not None else Path()
+        do = "Run weight-tokens again for the iteration before, or leave --replay out."
+        return DataError(folder / f"{kind}-00000.parquet", found, needed, do)
+
+    def _rows(self, kind: str, columns: list[str] | None = None) -> Iterator[Row]:
+        return self._source.rows(kind, columns) if self._source is not None else iter(())
+
+
+def _without(row: Row, names: tuple[str, ...]) -> Row:
+    return {name: value for name, value in row.items() if name not in names}

@@ -1,0 +1,114 @@
+"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end.
+
+Where several processes run a stage, each fills its part of the output, and the first publishes the whole.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dapo_stages import ranks
+from dapo_stages.errors import ConfigError
+from dapo_stages.handoff.manifests import Manifest, read_manifest
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.resuming import open_output
+from dapo_stages.processes import collectives
+from dapo_stages.terminal.console import answer, say
+
+
+def run(
+    plan: Plan,
+    work: Callable[[Output], None],
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    alone: bool = False,
+) -> None:
+    """Carry out a plan: `work` fills the output, which is then published.
+
+    An output that is already there is left alone; an interrupted one goes on where it stopped. `alone` is for work
+    that several processes cannot share. Raises ConfigError if they were started for it, or fewer than asked for.
+    """
+    _check_launch()
+    if alone and ranks.count() > 1:
+        raise ConfigError(
+            f"{plan.stage}: found {ranks.count()} processes; needed one, it shares nothing out. Start it without a "
+            "launcher."
+        )
+    if dry_run:
+        _describe(plan, as_json)
+        return
+    started = time.monotonic()
+    with open_output(plan, overwrite=overwrite) as output:
+        if output is not None:
+            work(output)
+            _publish(output)
+        if ranks.rank() > 0:
+            return
+        manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"
+    seconds = time.monotonic() - started
+    if as_json:
+        answer(_result(plan, manifest, status, seconds))
+    else:
+        what = ", ".join(f"{key} {_short(value)}" for key, value in manifest.counts.items() if _is_scalar(value))
+        say(f"{plan.stage}: {status} in {seconds:.1f} s -> {plan.out}" + (f" ({what})" if what else ""))
+
+
+def _check_launch() -> None:
+    """Refuse a launch of fewer processes than asked for: accelerate falls back without a word."""
+    found = ranks.count()
+    asked = int(os.environ.get("DAPO_STAGES_PROCESSES", found))
+    if asked != found:
+        raise ConfigError(
+            f"accelerate launch: found {found} process(es); needed {asked}, as configured. Write, for several on CPUs, "
+            "distributed_type MULTI_GPU or DEEPSPEED and use_cpu false, as in pipelines/accelerate/ddp-cpu.yaml."
+        )
+
+
+def _publish(output: Output) -> None:
+    """Publish what all processes wrote; none is done before it is there."""
+    output.share()
+    if ranks.rank() == 0:
+        output.publish()
+    collectives.barrier()
+
+
+def _describe(plan: Plan, as_json: bool) -> None:
+    moves = {
+        "new": "would write",
+        "partial": "would carry on in",
+        "complete": "has nothing to do in",
+        "stale": "would replace (with --overwrite)",
+    }
+    state = plan.state()
+    if as_json:
+        inputs = {name: str(source.folder) for name, source in plan.inputs.items()}
+        answer({"stage": plan.stage, "out": str(plan.out), "state": state, "inputs": inputs, "config": plan.config})
+        return
+    say(f"{plan.stage} {moves[state]} {plan.out}")
+    for name, source in plan.inputs.items():
+        say(f"  from {name} {source.folder} ({source.manifest.content_hash[:12]})")
+
+
+def _result(plan: Plan, manifest: Manifest, status: str, seconds: float) -> dict[str, Any]:
+    return {
+        "stage": plan.stage,
+        "status": status,
+        "out": str(plan.out),
+        "content_hash": manifest.content_hash,
+        "counts": manifest.counts,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, int | float | str)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,323 @@
+"""manifest.json: the one file that says an output exists, what it holds, and what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.lookups import RowIndex, RowLookup
+from dapo_stages.handoff.referred import FILES, verify_referred
+from dapo_stages.handoff.shards import Row, Shard, ShardReader, sha256_of, write_text
+from dapo_stages.small_files import REPORT, is_inside, parsed, read_bytes, read_json
+
+MANIFEST = "manifest.json"
+_CHECKSUM = "checksum"
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class Input(BaseModel):
+    """An output of another stage that this one read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    content_hash: str
+
+
+class Manifest(BaseModel):
+    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`.
+
+    The file has a `checksum` besides, of all its other fields.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    stage: str
+    schema_version: int
+    package_version: str
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, Input]
+    shards: list[Shard]
+    rewards: list[str] = []
+    counts: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
+    started: str
+    ended: str
+    seconds: float
+    memory: int | None = None  # bytes at the peak, of the (first) process
+    content_hash: str
+    pruned: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """What the output was made from: the same fingerprint means that nothing needs doing."""
+        hashes = {name: source.content_hash for name, source in self.inputs.items()}
+        return fingerprint(self.stage, self.config, self.seed, hashes)
+
+
+def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dict[str, str]) -> str:
+    """Hash of everything that decides a stage's result."""
+    from dapo_stages.handoff.schemas import SCHEMA_VERSION
+
+    return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "inputs": input_hashes})
+
+
+def content_hash(
+    stage: str, config: dict[str, Any], seed: int, shards: Sequence[Shard], policy: Mapping[str, Any] | None = None
+) -> str:
+    """Hash of a result: the same work done again gives the same hash, whenever and wherever it ran.
+
+    The files of a checkpoint that a `policy` refers to count like files of its own, where they are recorded.
+    """
+    from dapo_stages.handoff.schemas import SCHEMA_VERSION
+
+    files = sorted((shard.name, shard.sha256) for shard in shards)
+    result = {"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "shards": files}
+    referred = (policy or {}).get(FILES)
+    return _hash(result if referred is None else result | {FILES: referred})
+
+
+def write_manifest(folder: Path, manifest: Manifest, times: tuple[int, int] | None = None) -> None:
+    """Publish a manifest; call it last."""
+    values = manifest.model_dump(mode="json")
+    text = json.dumps(values | {_CHECKSUM: _hash(values)}, indent=1, allow_nan=False)
+    write_text(folder / MANIFEST, text + "\n", times)
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Within, a manifest is read once as long as its file stays the same: for commands that look at a whole run."""
+    global _known
+    before = _known
+    _known = {} if before is None else before
+    try:
+        yield
+    finally:
+        _known = before
+
+
+# Of each file: by what it would be seen to be another one (inode, size, times), and what it says.
+_known: dict[str, tuple[tuple[int, ...], Manifest]] | None = None
+
+
+def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
+    """Read a folder's manifest and check that it is whole, of this version, and of the stage expected.
+
+    Raises DataError naming the file, what was found, what is needed and the next move.
+    """
+    path = folder / MANIFEST
+    manifest = _recall(path) or _read(folder, path, stage)
+    if stage is not None and manifest.stage != stage:
+        raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
+    return manifest
+
+
+def _recall(path: Path) -> Manifest | None:
+    if _known is None or (known := _known.get(str(path))) is None:
+        return None
+    return known[1] if known[0] == _identity(path) else None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(folder: Path, path: Path, stage: str | None) -> Manifest:
+    from dapo_stages.handoff.schemas import SCHEMA_VERSION
+
+    redo = stage or "the stage that makes this folder"
+    identity = _identity(path) if _known is not None else ()
+    try:
+        values = read_json(path)
+        version = values.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                path,
+                f"schema version {version}",
+                f"version {SCHEMA_VERSION}",
+                f"Run {redo} again, or use the version of dapo-stages it was made with.",
+            )
+        checksum = values.pop(_CHECKSUM, None)  # manifests of older versions have none
+        edited = checksum not in (None, _hash(values))
+        manifest = Manifest.model_validate(values)
+        edited |= manifest.content_hash != content_hash(
+            manifest.stage, manifest.config, manifest.seed, manifest.shards, manifest.policy
+        )
+    except FileNotFoundError:
+        found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
+        needed = f"the manifest of a finished {stage or 'stage'}"
+        raise DataError(path, found, needed, f"Run {redo} (again) first.") from None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
+    if edited:
+        raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
+    outside = next((shard.name for shard in manifest.shards if not is_inside(shard.name)), None)
+    if outside is not None:
+        raise DataError(path, f"the file {outside!r}", f"files inside {folder}", f"Run {redo} again.")
+    if _known is not None:
+        _known[str(path)] = identity, manifest
+    return manifest
+
+
+def mark_pruned(folder: Path) -> None:
+    """Say that the files were removed on purpose; the time stamp stays, so make redoes nothing."""
+    before = (folder / MANIFEST).stat()
+    pruned = read_manifest(folder).model_copy(update={"pruned": True})
+    write_manifest(folder, pruned, (before.st_atime_ns, before.st_mtime_ns))
+
+
+class Source:
+    """A published folder, opened for reading. Shards are verified when they are first opened."""
+
+    def __init__(self, folder: Path, stage: str | None = None) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder, stage)
+        self._verified: set[str] = set()
+
+    def shards(self, kind: str) -> list[Shard]:
+        """The shards of a kind, in order: `completions` -> completions-00000.parquet, …"""
+        return [shard for shard in self.manifest.shards if kind_of(shard.name) == kind]
+
+    def reader(self, kind: str, shard: Shard) -> ShardReader:
+        """Open one shard, after checking its size, SHA-256, columns and number of rows."""
+        from dapo_stages.handoff.schemas import schema_of
+
+        schema = schema_of(kind, tuple(self.manifest.rewards), self.manifest.stage)
+        reader = ShardReader(self.verified(shard), schema, self.manifest.stage)
+        if (found := sum(reader.row_group_sizes)) != shard.rows:
+            reader.close()
+            needed = f"{shard.rows}, as its manifest says"
+            raise DataError(reader.path, f"{found} rows", needed, f"Run {self.manifest.stage} again.")
+        return reader
+
+    def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """All rows of a kind, one row group in memory at a time."""
+        for shard in self.shards(kind):
+            with self.reader(kind, shard) as reader:
+                yield from reader.rows(columns)
+
+    @contextmanager
+    def index(self, kind: str) -> Iterator[RowIndex]:
+        """Rows by number, for a table that may be large."""
+        index = RowIndex([(shard.rows or 0, partial(self.reader, kind, shard)) for shard in self.shards(kind)])
+        try:
+            yield index
+        finally:
+            index.close()
+
+    @contextmanager
+    def lookup(self, kind: str, key: str, columns: Sequence[str] | None = None) -> Iterator[RowLookup]:
+        """Rows by key, in any order; of these columns, where not all are needed."""
+        with ExitStack() as stack:
+            readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
+            yield RowLookup(readers, key, columns, where=self.folder / f"{kind}-*.parquet")
+
+    def verified(self, shard: Shard) -> Path:
+        """The path of a shard or file, after checking that it is the one that was published."""
+        path = self.folder / shard.name
+        if shard.name in self._verified:
+            return path
+        redo = f"Run {self.manifest.stage} again."
+        if self.manifest.pruned:
+            raise DataError(
+                self.folder,
+                "a pruned output",
+                "its files",
+                f"Run {self.manifest.stage} with another --out to have them again, and raise the keep settings.",
+            )
+        if not path.is_file():
+            raise DataError(path, "no such file", "the file its manifest lists", redo)
+        if path.stat().st_size != shard.bytes:
+            raise DataError(path, f"{path.stat().st_size} bytes", f"{shard.bytes} bytes (it was cut or replaced)", redo)
+        if sha256_of(path) != shard.sha256:
+            raise DataError(path, "a changed file", "the checksum in its manifest", redo)
+        self._verified.add(shard.name)
+        return path
+
+    def text(self, shard: Shard) -> str:
+        """A small file in whole, after checking that it is the one that was published."""
+        path = self.folder / shard.name
+        if self.manifest.pruned or _size(str(path)) != shard.bytes:
+            self.verified(shard)  # which says what is wrong
+        try:
+            content = read_bytes(path, REPORT)
+            if hashlib.sha256(content).hexdigest() != shard.sha256:
+                self.verified(shard)
+            return content.decode("utf-8")
+        except ValueError as error:
+            raise self._unreadable(path, error) from None
+
+    def json(self, shard: Shard) -> Any:
+        """The same for a file of JSON."""
+        text = self.text(shard)
+        try:
+            return parsed(text)
+        except ValueError as error:
+            raise self._unreadable(self.folder / shard.name, error) from None
+
+    def _unreadable(self, path: Path, error: ValueError) -> DataError:
+        return DataError(path, f"a damaged file ({error})", "a whole one", f"Run {self.manifest.stage} again.")
+
+    def verify_all(self) -> None:
+        """Check every file of the folder but those of pruned parts, and of the checkpoint that a policy refers to."""
+        for shard in self.unpruned():
+            self.verified(shard)
+        verify_referred(self.manifest.policy)
+
+    def misses(self) -> list[str]:
+        """Names of files that are gone or of another size, without reading any: a first look at an output."""
+        folder = str(self.folder)
+        return [shard.name for shard in self.unpruned() if _size(f"{folder}/{shard.name}") != shard.bytes]
+
+    def unpruned(self) -> list[Shard]:
+        """The files that are to be there."""
+        if self.manifest.pruned:
+            return []
+        parts = {shard.name.split("/")[0] for shard in self.manifest.shards if "/" in shard.name}
+        pruned = {p for p in parts if (self.folder / p / MANIFEST).exists() and read_manifest(self.folder / p).pruned}
+        return [shard for shard in self.manifest.shards if shard.name.split("/")[0] not in pruned]
+
+    def require_input(self, name: str, other: Source) -> None:
+        """Refuse to go on if this was made from another version of an input than the one given now."""
+        made_from = self.manifest.inputs.get(name)
+        if made_from is None or made_from.content_hash != other.manifest.content_hash:
+            found = made_from.path if made_from else f"no {name}"
+            raise DataError(
+                self.folder / MANIFEST,
+                f"an output made from other {name} ({found})",
+                f"one made from {other.folder}",
+                f"Run {self.manifest.stage} on {other.folder}, or name the folder that belongs to it.",
+            )
+
+
+def kind_of(name: str) -> str:
+    """`completions-00003.parquet` -> `completions`; `metrics.parquet` -> `metrics`."""
+    stem = name.removesuffix(".parquet")
+    head, _, number = stem.rpartition("-")
+    return head if number.isdigit() else stem
+
+
+def _size(path: str) -> int | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()

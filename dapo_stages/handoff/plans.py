@@ -1,0 +1,48 @@
+"""What a stage was asked to make, and whether it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.manifests import (
+    MANIFEST,
+    Source,
+    fingerprint,
+    read_manifest,
+)
+from dapo_stages.handoff.unfinished import (
+    notes,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage was asked to make, known before it starts."""
+
+    stage: str
+    out: Path
+    config: dict[str, Any]
+    seed: int
+    inputs: dict[str, Source] = field(default_factory=dict)
+    rewards: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        hashes = {name: source.manifest.content_hash for name, source in self.inputs.items()}
+        return fingerprint(self.stage, self.config, self.seed, hashes)
+
+    def state(self) -> str:
+        """`new`, `partial`, `complete` (nothing to do) or `stale` (made from something else).
+
+        An output whose files were pruned is complete: what it was made from still stands in its manifest.
+        """
+        if (self.out / MANIFEST).exists():
+            try:
+                made = read_manifest(self.out)
+            except DataError:  # damaged, or of another version
+                return "stale"
+            return "complete" if made.fingerprint == self.fingerprint else "stale"
+        return "partial" if notes(self.out) else "new"

@@ -1,0 +1,1 @@
+"""The demo model, small enough for a laptop: real architecture, made here."""

@@ -1,0 +1,1 @@
+"""A group is a prompt and its completions: the prompt is computed once."""

@@ -1,0 +1,88 @@
+"""Attention over packed groups, registered with transformers as `dapo_grouped`.
+
+A prompt's keys and values are computed once per group and seen by all its completions. Exact: the same numbers as
+one row per completion, gradients included (tests/models/shared_prefix/test_packing.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from dapo_stages.models.shared_prefix.packing import Span
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from dapo_stages.models.shared_prefix.masses import MassRecorder
+from dapo_stages.models.shared_prefix.packing import fold
+
+NAME = "dapo_grouped"
+
+
+def grouped(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    spans: tuple[Span, ...] | None = None,
+    recorder: MassRecorder | None = None,
+    block_mask: BlockMask | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer over a packed row: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
+
+    With a `block_mask` (models/flex.py) it is one call of FlexAttention, else SDPA group by group. Without `spans`, and
+    in layers that are not causal (a vision tower), it is plain SDPA.
+    """
+    if spans is None or not getattr(module, "is_causal", False):
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    if recorder is not None:
+        recorder.record(int(module.layer_idx), query[0], key[0], scaling)  # type: ignore[arg-type]
+    if block_mask is not None:
+        from dapo_stages.models.shared_prefix import flex
+
+        return flex.attend(query, key, value, block_mask, scaling), None
+    parts: list[torch.Tensor] = []
+    for span in spans:
+        parts += _group(query[0], key[0], value[0], span, scaling, dropout)
+    return torch.cat(parts, 1).transpose(0, 1)[None].contiguous(), None
+
+
+def _group(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float | None, dropout: float
+) -> tuple[torch.Tensor, ...]:
+    prompt = slice(span.start, span.start + span.prefix)
+    k_prompt, v_prompt = key[:, prompt], value[:, prompt]
+    prefix = F.scaled_dot_product_attention(
+        query[None, :, prompt],
+        k_prompt[None],
+        v_prompt[None],
+        is_causal=True,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=True,
+    )
+    if not span.lengths:
+        return (prefix[0],)
+    count, longest = span.fold.shape
+    q, k, v = (fold(states, span) for states in (query, key, value))
+    repeats = query.shape[0] // key.shape[0]
+    k = torch.cat([k_prompt.expand(count, -1, -1, -1), k], 2).repeat_interleave(repeats, 1)
+    v = torch.cat([v_prompt.expand(count, -1, -1, -1), v], 2).repeat_interleave(repeats, 1)
+    suffix = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, scale=scaling, dropout_p=dropout)
+    flat = suffix.transpose(0, 1).reshape(query.shape[0], count * longest, -1)
+    return prefix[0], flat.index_select(1, span.unfold)
+
+
+AttentionInterface.register(NAME, grouped)  # with no mask function beside it, so the mask stays None

@@ -1,0 +1,146 @@
+"""How much attention each completion token paid to the picture, the question and the rest, layer by layer.
+
+Only rows of completions are scored, a chunk of them at a time, and reduced at once to five masses; a full
+tokens-by-tokens matrix never exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
+
+VISION, TEXT, OTHER, FIRST = range(4)  # kinds of prompt keys; the fifth mass is `generated`
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Attention of one completion of C tokens."""
+
+    masses: torch.Tensor  # [L, C, 5] vision, text, other, first, generated; mean over heads
+    patches: torch.Tensor | None  # [L, C, V] attention on each vision token; mean over heads
+
+
+class _Recorded(Exception):
+    """The last layer's masses are there: its output, the norm and the head after it are of no use."""
+
+
+class MassRecorder:
+    """Collects the masses while a packed batch passes through the layers.
+
+    Row t is the attention of the position that predicted token t (`predicting`: its own key counts as generated,
+    except for row 0, which is the prompt's last position) or of token t's own position (`token`).
+    """
+
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        kinds: Sequence[torch.Tensor],
+        num_layers: int,
+        query: Literal["predicting", "token"] = "predicting",
+        chunk_rows: int = 256,
+        patches: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
+        attention is kept per vision token."""
+        self._spans, self._kinds, self._query, self._chunk = spans, kinds, query, chunk_rows
+        self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
+        self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
+        self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
+        self._to_the_end = False
+
+    def collect(self, model: Any, packed: Packed) -> list[list[Scored]]:
+        """Run a packed batch through the model (without its head) as far as needed; per group, per completion."""
+        with torch.inference_mode(), suppress(_Recorded):
+            model(**packed.model_inputs, recorder=self)
+        return self._results()
+
+    def collect_all(self, model: Any, packed: Packed) -> tuple[list[list[Scored]], torch.Tensor]:
+        """The same, going on to the end: also the hidden states that predict the completion tokens, [sum C, D]."""
+        self._to_the_end = True
+        with torch.inference_mode():
+            hidden = model(**packed.model_inputs, recorder=self).last_hidden_state[0]
+            return self._results(), hidden.index_select(0, packed.predicting)
+
+    def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]."""
+        with torch.no_grad():
+            for group, span in enumerate(self._spans):
+                masses, looks = self._score(group, span, query, key, scaling)
+                self._masses[group][layer] = masses
+                self._looks[group][layer] = looks
+        if not self._to_the_end and all(masses is not None for layers in self._masses for masses in layers):
+            raise _Recorded
+
+    def _results(self) -> list[list[Scored]]:
+        scored: list[list[Scored]] = []
+        for group, span in enumerate(self._spans):
+            completions: list[Scored] = []
+            masses = _stacked(self._masses[group])
+            chosen = self._patches[group]
+            looks = _stacked(self._looks[group]) if chosen else None
+            for i, length in enumerate(span.lengths):
+                patches = looks[:, chosen.index(i), :length] if looks is not None and i in chosen else None
+                completions.append(Scored(masses[:, i, :length], patches))
+            scored.append(completions)
+        return scored
+
+    def _score(
+        self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = query.shape[0]
+        repeats = heads // key.shape[0]
+        last = span.start + span.prefix - 1
+        q = fold(query, span)
+        shift = int(self._query == "predicting")
+        if shift:
+            before = query[None, :, last : last + 1].expand(q.shape[0], -1, -1, -1)
+            q = torch.cat([before, q[:, :, :-1]], 2)
+        k_prompt = key[:, span.start : last + 1].repeat_interleave(repeats, 0).float().transpose(-1, -2)
+        k_own = fold(key, span).repeat_interleave(repeats, 1).float().transpose(-1, -2)
+        kinds = self._kinds[group].to(query.device)
+        one_hot = torch.nn.functional.one_hot(kinds, 4).float()
+        steps = max(1, self._chunk // q.shape[0])
+        masses, looks = [], []
+        for start in range(0, q.shape[2], steps):
+            rows = q[:, :, start : start + steps].float() * scaling
+            # Rows of a chunk see no completion key past their last one, so later keys are not even multiplied.
+            own = rows @ k_own[..., : start + steps]
+            seen = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(start - shift)
+            scores = torch.cat([rows @ k_prompt, own.masked_fill(~seen, float("-inf"))], -1)
+            probabilities = scores.softmax(-1).mean(1)  # [N, rows, P + keys]
+            prompt = probabilities[..., : span.prefix]
+            generated = probabilities[..., span.prefix :].sum(-1, keepdim=True)
+            masses.append(torch.cat([prompt @ one_hot, generated], -1).cpu())
+            if self._patches[group]:
+                looks.append(prompt[self._patches[group]][..., kinds == VISION].cpu())
+        return torch.cat(masses, 1), torch.cat(looks, 1) if looks else None
+
+
+def prompt_kinds(ids: Sequence[int], vision: Sequence[bool], special: frozenset[int], system_end: int) -> torch.Tensor:
+    """The kind of every prompt token, [P]: first, vision, text or other.
+
+    Text is what is not first, not vision, not special and not before `system_end`, the length of the leading
+    system message.
+    """
+    kinds = []
+    for place, (token, is_vision) in enumerate(zip(ids, vision, strict=True)):
+        if place == 0:
+            kinds.append(FIRST)
+        elif is_vision:
+            kinds.append(VISION)
+        else:
+            kinds.append(OTHER if token in special or place < system_end else TEXT)
+    return torch.tensor(kinds)
+
+
+def _stacked(layers: list[torch.Tensor | None]) -> torch.Tensor:
+    found = [layer for layer in layers if layer is not None]
+    if len(found) != len(layers):
+        raise RuntimeError(f"attention was recorded in {len(found)} of {len(layers)} layers")
+    return torch.stack(found)

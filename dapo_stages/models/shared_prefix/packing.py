@@ -1,0 +1,151 @@
+"""Groups in one row: each prompt once, its completions after it, nothing padded.
+
+    [prompt 1 | completion 1.1 | completion 1.2 … | prompt 2 | completion 2.1 …]
+
+Positions of every completion restart where its prompt ends, so each sees exactly what it would see in a row of
+its own. Shapes: P prompt length, C completion length, N completions of a group, T tokens of the packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model takes it: token ids [P] with image placeholders expanded, and its pictures."""
+
+    ids: torch.Tensor
+    pixel_values: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what separate rows of a model need beside these
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """All but the ids, by the model's names."""
+        known = {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+        return {name: value for name, value in known.items() if value is not None} | dict(self.others)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and N completions of it (token ids [C_i], end token included); none to run the prompt alone."""
+
+    prompt: Prompt
+    completions: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one group lies in the packed row, and how its completions fold into a padded [N, C] block."""
+
+    start: int
+    prefix: int
+    lengths: tuple[int, ...]
+    fold: torch.Tensor  # [N, C] row of each token; padding repeats the completion's last row
+    unfold: torch.Tensor  # [sum C_i] place of each token in the flattened [N * C] block
+    mask: torch.Tensor  # [C, P + C] True where a completion's query sees a key
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed row, ready for the model."""
+
+    input_ids: torch.Tensor  # [1, T]
+    position_ids: torch.Tensor  # [3, 1, T]
+    pixel_values: torch.Tensor | None
+    image_grid_thw: torch.Tensor | None
+    spans: tuple[Span, ...]
+    predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
+    targets: torch.Tensor  # [sum C] the completion tokens
+    block_mask: Any = None  # who sees whom, for FlexAttention
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """Keywords of the model's forward. The mask stays None: `attention.grouped` knows who sees whom."""
+        inputs: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": None,
+            "use_cache": False,
+            "spans": self.spans,
+        }
+        if self.block_mask is not None:
+            inputs["block_mask"] = self.block_mask
+        if self.pixel_values is not None:
+            inputs |= {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+        return inputs
+
+
+def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: torch.device) -> Packed:
+    """Pack groups into one row. `positions` holds the prompts' positions [3, P], as the model computes them."""
+    ids: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    predicting: list[torch.Tensor] = []
+    spans: list[Span] = []
+    start = 0
+    for group, prompt_positions in zip(groups, positions, strict=True):
+        span = _span(start, len(group.prompt.ids), [len(c) for c in group.completions])
+        after = int(prompt_positions.max()) + 1
+        ids += [group.prompt.ids, *(torch.tensor(c, dtype=torch.long) for c in group.completions)]
+        places.append(prompt_positions)
+        places += [(after + torch.arange(length)).expand(3, -1) for length in span.lengths]
+        last = start + span.prefix - 1
+        offset = start + span.prefix
+        for length in span.lengths:
+            predicting.append(torch.cat([torch.tensor([last]), torch.arange(offset, offset + length - 1)]))
+            offset += length
+        spans.append(span)
+        start = offset
+    pixels = [g.prompt.pixel_values for g in groups if g.prompt.pixel_values is not None]
+    grids = [g.prompt.image_grid_thw for g in groups if g.prompt.image_grid_thw is not None]
+    targets = [torch.tensor(c, dtype=torch.long) for g in groups for c in g.completions]
+    return Packed(
+        input_ids=torch.cat(ids)[None].to(device),
+        position_ids=torch.cat(places, 1)[:, None].to(device),
+        pixel_values=torch.cat(pixels).to(device) if pixels else None,
+        image_grid_thw=torch.cat(grids).to(device) if grids else None,
+        spans=tuple(_to(span, device) for span in spans),
+        predicting=torch.cat([torch.arange(0), *predicting]).to(device),
+        targets=torch.cat([torch.arange(0), *targets]).to(device),
+    )
+
+
+def _span(start: int, prefix: int, lengths: list[int]) -> Span:
+    if min(lengths, default=1) < 1:
+        raise ValueError("a completion has at least one token")
+    longest = max(lengths, default=0)
+    first = start + prefix
+    offsets = [first, *(first + total for total in accumulate(lengths))][:-1]
+    steps = torch.arange(longest)
+    rows = [offset + steps.clamp(max=length - 1) for offset, length in zip(offsets, lengths, strict=True)]
+    fold = torch.stack(rows) if rows else steps.reshape(0, 0)
+    unfold = torch.cat([steps[:0], *(i * longest + torch.arange(length) for i, length in enumerate(lengths))])
+    # Padding keys come after every real query of their completion, so the causal mask hides them as well.
+    mask = torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix)
+    return Span(start, prefix, tuple(lengths), fold, unfold, mask)
+
+
+def _to(span: Span, device: torch.device) -> Span:
+    return Span(
+        span.start, span.prefix, span.lengths, span.fold.to(device), span.unfold.to(device), span.mask.to(device)
+    )
+
+
+def fold(states: torch.Tensor, span: Span) -> torch.Tensor:
+    """The completions of one group as a padded block: [heads, T, D] -> [N, heads, C, D]."""
+    count, longest = span.fold.shape
+    block = states.index_select(1, span.fold.flatten())
+    return block.reshape(states.shape[0], count, longest, -1).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class SeparateRows:
+    """Groups whose completions go through the model in rows of their own."""
+
+    groups: Sequence[Group]

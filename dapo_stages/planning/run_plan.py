@@ -1,0 +1,288 @@
+"""A run in numbers before it starts: configuration, model and machine in; peaks and bytes of stages out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Literal
+
+from dapo_stages.config import Config
+from dapo_stages.errors import ConfigError
+from dapo_stages.planning import stage_costs, stage_memory
+from dapo_stages.planning.dimensions import Dimensions
+from dapo_stages.planning.stage_memory import Memory, Parallel, Training, Work
+
+GIB = 2**30
+Seconds = dict[str, dict[str, float]]  # by stage and what takes them
+TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
+# Beside live bytes. On CPUs measured: the imported program, and what a stage adds to it
+# (tests/planning/test_measured_memory.py). On CUDA an assumption: context, kernels, NCCL.
+OVERHEAD = {"cpu": {"program": 440 * 2**20, "process": 80 * 2**20}, "cuda": {"process": 3 * 2**29}}
+# Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
+HEADROOM = {"cpu": 0.65, "cuda": 0.9}
+_TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, its configuration and the machine it is to run on."""
+
+    d: Dimensions
+    config: Config
+    ranks: int
+    parallel: Parallel
+    device: Literal["cuda", "cpu"]
+    rates: stage_costs.Rates
+    prompt_tokens: int | None = None
+    vision_tokens: int | None = None
+    completion_tokens: int | None = None
+    informative: float = 1.0  # share of groups that dynamic sampling keeps
+    questions: int = 0  # held out
+
+    @property
+    def b(self) -> int:
+        """Bytes of a value."""
+        return _TYPES[self.config.model.dtype]
+
+    @property
+    def work(self) -> Work:
+        """One group, as long as the configuration allows where nothing else is said."""
+        data = self.config.data
+        longest = self.prompt_tokens or data.max_prompt_length
+        side = round(data.max_image_size / (28 if self.d.merge == 4 else 14))
+        vision = min(side**2, max(0, longest - TEXT_TOKENS)) if self.vision_tokens is None else self.vision_tokens
+        completion = self.completion_tokens or self.config.rollout.max_completion_length
+        return Work(longest, completion, self.config.rollout.num_generations, vision * self.d.merge)
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """Parameters that are trained, and that are frozen."""
+        train = self.config.train
+        if train.lora is not None:
+            try:
+                return self.d.adapter(train.lora.rank, train.lora.target_modules), self.d.parameters
+            except KeyError as error:
+                raise ConfigError(
+                    f"train.lora.target_modules: found {error}; needed one of {', '.join(self.d.linears)}. Set it."
+                ) from None
+        frozen = self.d.vision if train.freeze_vision else 0
+        return self.d.parameters - frozen, frozen
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the model as it is sampled from."""
+        return stage_memory.weights_of(self.d, self.b, self.config.model.quantization)
+
+    @property
+    def shard(self) -> float:
+        """Groups of a shard of rollouts, on average."""
+        settings = self.config.rollout
+        return self._asked / ceil(self._asked / settings.groups_per_shard)
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """Of rollouts in an iteration, all ranks together: sampled, and needed."""
+        settings = self.config.rollout
+        rounds, share = (settings.max_resample_rounds, self.informative) if settings.dynamic_sampling else (1, 1.0)
+        most = rounds * ceil(self._asked / settings.groups_per_shard)
+        target, oversample = settings.prompts_per_iteration, settings.oversample
+        return stage_costs.asked_for(target, self.shard, self.ranks, share, oversample, most)
+
+    @property
+    def _asked(self) -> int:
+        """Groups of a round."""
+        return ceil(self.config.rollout.prompts_per_iteration * self.config.rollout.oversample - 1e-9)
+
+    @property
+    def sampled(self) -> int:
+        """Groups that rollout leaves, all ranks together."""
+        return round(self.shards[1] * self.shard)
+
+    @property
+    def kept(self) -> int:
+        """Those of them that are scored: the informative ones, but for the surplus if it is not kept."""
+        settings = self.config.rollout
+        if not settings.dynamic_sampling:
+            return self.sampled
+        found = round(self.sampled * self.informative)
+        return found if settings.surplus == "keep" else min(found, settings.prompts_per_iteration)
+
+    @property
+    def used(self) -> int:
+        """Groups that are trained on, all ranks together."""
+        settings = self.config.rollout
+        return self.kept if settings.surplus == "keep" else min(self.kept, settings.prompts_per_iteration)
+
+    @property
+    def groups(self) -> int:
+        """Groups that are trained on, on one rank."""
+        return -(-self.used // self.ranks)
+
+    @property
+    def completions(self) -> int:
+        """Of an update, on one rank."""
+        per_iteration = self.used * self.work.count
+        return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
+
+    @property
+    def refers(self) -> bool:
+        """Whether a KL term needs a reference."""
+        return self.config.train.beta > 0 or "train.beta" in self.config.schedules
+
+    @property
+    def batch(self) -> int:
+        """Completions of a micro-batch."""
+        return min(self.config.train.batch_completions, self.completions)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an update, on one rank."""
+        return -(-self.completions // self.batch)
+
+    def memory(self) -> dict[str, Memory]:
+        """Peak of each stage that holds a model."""
+        config, work, d, b = self.config, self.work, self.d, self.b
+        prompts = -(-self.batch // work.count)
+        trained, frozen = self.trained
+        training = Training(
+            self.groups,
+            self.micro_batches,
+            config.train.gradient_checkpointing,
+            config.train.logprob_chunk,
+            trained,
+            self.weights if frozen == self.d.parameters else frozen * self.b,
+            self.parallel,
+            self.ranks,
+            foreach=self.device == "cuda",
+            reference=self.weights if self.refers else 0,
+        )
+        scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
+        found = {
+            "rollout": self._sampling(),
+            "score-attention": stage_memory.score(d, work, scored, config.attention.chunk_rows, b, self.weights),
+            "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
+        }
+        return {stage: self._held(memory) for stage, memory in found.items()}
+
+    def _sampling(self) -> Memory:
+        """Of the engine that generates: ours by its parts, vLLM's least (it takes its share whatever it needs), none of
+        a server's."""
+        config, work = self.config, self.work
+        if config.rollout.engine == "server":
+            return Memory({}, {})
+        if config.rollout.engine == "vllm":
+            gpus = config.engines.vllm.tensor_parallel_size
+            row = stage_memory.rollout(self.d, replace(work, count=1), 1, self.b, 0)
+            return Memory({"weights": self.weights // gpus, "a single completion": row.total // gpus}, {})
+        return stage_memory.rollout(self.d, work, min(self.groups, config.rollout.batch_groups), self.b, self.weights)
+
+    def room(self, memory: float) -> int | None:
+        """Completions of full length that vLLM has cache for at the same time; None for other engines."""
+        settings = self.config.engines.vllm
+        if self.config.rollout.engine != "vllm":
+            return None
+        share = int(memory * GIB * settings.gpu_memory_utilization)
+        tokens = stage_memory.vllm(self.d, self.weights, self.b, share, settings.tensor_parallel_size)
+        return tokens // (self.work.prompt + self.work.completion)
+
+    def files(self, picture_bytes: int) -> dict[str, int]:
+        """Bytes on disk of an iteration; `train-step: reference` is of the iterations that move it."""
+        config, (trained, _) = self.config, self.trained
+        found = stage_costs.shards(self.d, self.work, self.sampled, picture_bytes, config.attention.patch_completions)
+        moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
+        policy = trained if config.train.lora is not None else self.d.parameters
+        master = trained * 4 if self.b == 2 else 0
+        found |= {"train-step: policy": policy * self.b, "train-step: state": moments + master}
+        moves = config.train.beta > 0 and config.train.reference_update_every is not None
+        return {**found, "train-step: reference": policy * self.b} if moves else found
+
+    def answer(self, name: str, memory: float, picture_bytes: int, seconds: Seconds) -> dict[str, Any]:
+        """Everything that is shown."""
+        usable = int(memory * GIB * HEADROOM[self.device])
+        peaks, files = self.memory(), self.files(picture_bytes)
+        slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
+        worst = max(peaks, key=lambda stage: peaks[stage].total)
+        return {
+            "model": name,
+            "parameters": self.d.parameters,
+            "trained": self.trained[0],
+            "parallel": self.parallel,
+            "ranks": self.ranks,
+            "group": {
+                "prompt": self.work.prompt,
+                "vision": self.work.patches // self.d.merge,
+                "completion": self.work.completion,
+                "completions": self.work.count,
+            },
+            "memory": {s: {"device": m.device, "host": m.host, "total": m.total} for s, m in peaks.items()},
+            "usable": usable,
+            "fits": {stage: peak.total <= usable for stage, peak in peaks.items()},
+            "ways": {stage: self._ways(stage, usable) for stage, peak in peaks.items() if peak.total > usable},
+            "sampled": self.sampled,
+            "seconds": seconds,
+            "iteration": sum(sum(parts.values()) for parts in seconds.values()),
+            "bytes": files,
+            "kept": self._kept(files),
+            "room": self.room(memory),
+            "fullest": worst,
+            "slowest": slowest,
+            "slowest_part": max(seconds[slowest], key=lambda part: seconds[slowest][part]),
+        }
+
+    def _held(self, memory: Memory) -> Memory:
+        """With what a process holds beside live bytes; on a CPU, device and host are one memory."""
+        overhead = OVERHEAD[self.device]
+        if self.device == "cpu":
+            return Memory({**memory.device, **memory.host, **overhead}, {})
+        return Memory({**memory.device, **overhead}, memory.host)
+
+    def _kept(self, files: dict[str, int]) -> int:
+        """Bytes on disk at the fullest: what the keep section keeps, the best policy, those that rollouts of a lagging
+        run still need, the newest policy and state, which are there before the oldest are pruned, and the newest of the
+        references, or all."""
+        config = self.config
+        planned, keep = config.planned_iterations, config.keep
+        rollouts = sum(files[stage] for stage in ("rollout", "score-attention", "weight-tokens"))
+        more = (0, 1 + keep.best + config.lag, 1)
+        least = (keep.rollouts, keep.policies, keep.states)
+        counts = [min(planned, kept + extra if kept else planned) for kept, extra in zip(least, more, strict=True)]
+        sizes = (rollouts, files["train-step: policy"], files["train-step: state"])
+        references = 1 if keep.policies else planned // (config.train.reference_update_every or planned)
+        moved = references * files.get("train-step: reference", 0)
+        return moved + sum(count * size for count, size in zip(counts, sizes, strict=True))
+
+    def _ways(self, stage: str, usable: int) -> dict[str, int]:
+        """What could be changed for a stage that does not fit -> its peak then; only what makes it fit, if anything."""
+        tried = {name: other.memory()[stage].total for name, other in self._others(stage)}
+        enough = {name: peak for name, peak in tried.items() if peak <= usable}
+        return enough or tried
+
+    def _others(self, stage: str) -> list[tuple[str, Plan]]:
+        config = self.config
+        smaller = {
+            "rollout": ["rollout.batch_groups=1"],
+            "score-attention": [f"attention.batch_completions={config.rollout.num_generations}"],
+            "train-step": ["train.gradient_checkpointing=true", "train.batch_completions=1", "train.logprob_chunk=256"],
+        }[stage]
+        found = [(" ".join(smaller), self._with(*smaller))]
+        if stage != "train-step":
+            return found
+        shared: list[Parallel] = ["zero2", "zero3", "zero3-offload"] if self.ranks > 1 else ["zero2-offload"]
+        found += [(f"--parallel {name}", replace(self, parallel=name)) for name in shared if name != self.parallel]
+        if config.train.lora is None:
+            found.append(("train.lora={rank: 16}", self._with("train.lora={rank: 16}")))
+        return found
+
+    def _with(self, *settings: str) -> Plan:
+        values = self.config.model_dump(mode="json")
+        for setting in settings:
+            section, rest = setting.split(".", 1)
+            key, value = rest.split("=", 1)
+            values[section][key] = _yaml(value)
+        return replace(self, config=Config.model_validate(values))
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)

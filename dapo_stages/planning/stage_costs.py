@@ -1,0 +1,171 @@
+"""Time and bytes of an iteration: operations and traffic over the rates of a device. Formulas: docs/sizing.md.
+
+A multiply and an add are two operations. Only matrix products count, so real rates are a share of the peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+from dapo_stages.planning.dimensions import Dimensions
+from dapo_stages.planning.stage_memory import FLOAT, Work
+
+# Bytes a completion token takes on disk, measured on shards of the embedded and a 14 M model: ids, log-probs and texts;
+# five masses and the VGR; the weight.
+COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
+SEGMENTS = 4  # of layers, for each of which attention per image token is kept in float16
+# A decoding step calls torch so often, by layer and once, as tests/planning/test_stage_costs.py counts.
+LAYER_CALLS, STEP_CALLS = 80, 70
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations and bytes per second that one rank reaches."""
+
+    operations: float
+    memory: float
+    disk: float  # of all ranks together
+    link: float  # between ranks
+    call: float = 0.0  # seconds between two calls of torch, Python included: a device is no faster than it is called
+    hashed: float = 1.43e9  # SHA-256 in one process, measured
+    cached: float = 2.4e9  # tensors from files that the page cache has, in one process, measured
+
+    def loading(self, size: float) -> float:
+        """Seconds in which every rank reads the same bytes; the disk gives them once."""
+        return size / min(self.disk, self.cached)
+
+    def verifying(self, size: float) -> float:
+        """Seconds in which one process, or every rank for itself, hashes the same bytes."""
+        return size / min(self.disk, self.hashed)
+
+
+class Lengths(Protocol):
+    """One group in numbers: tokens of its prompt and of each completion, and patches of each picture."""
+
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def completions(self) -> Sequence[int]: ...
+    @property
+    def pictures(self) -> Sequence[int]: ...
+
+
+def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
+    """Operations of a forward pass over one group, its prompt once.
+
+    2 · tokens · weights of the layers' matrices; 4 h for each pair of a query and a key it sees (scores, then values);
+    the head on completion rows; the same over patches, whose pairs are those of a window in all but the full layers.
+    """
+    matrices = 2 * d.hidden * d.hidden + 2 * d.hidden * d.kv + 3 * d.hidden * d.mlp
+    pairs, answers = _pairs(group.prompt) + completion_pairs(group), sum(group.completions)
+    text = d.layers * (2 * (group.prompt + answers) * matrices + 4 * d.hidden * pairs)
+    head = 2 * answers * d.hidden * d.vocabulary if logits else 0
+    return float(text + head + sum(_picture(d, patches) for patches in group.pictures))
+
+
+def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: bool = False) -> float:
+    """A forward pass without head, and the scores of completion rows once more: SDPA does not hand its own out.
+
+    The last layer stops at its queries and keys: no values, attention, output projection or MLP is needed there. Not so
+    where log-probs are asked for, which need all of it, and the head; `blank` is another pass like that.
+    """
+    seen, tokens = completion_pairs(group), group.prompt + sum(group.completions)
+    if logprobs or blank:
+        return (2 if blank else 1) * forward(d, group, logits=True) + 2 * d.layers * d.hidden * seen
+    unneeded = 2 * tokens * (d.hidden * d.kv + d.hidden**2 + 3 * d.hidden * d.mlp)
+    unneeded += 4 * d.hidden * (_pairs(group.prompt) + seen)
+    return forward(d, group, logits=False) + 2 * d.layers * d.hidden * seen - unneeded
+
+
+def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, called: bool) -> float:
+    """Seconds in which `groups` groups are generated: a prefill, then a step per token, bound by reading weights and
+    caches from memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest."""
+    rows = groups * work.count
+    prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
+    cache = 2 * d.layers * d.kv * b * groups * (work.prompt + work.count * work.completion / 2)
+    text = d.parameters - d.vision
+    calls = rates.call * (LAYER_CALLS * d.layers + STEP_CALLS) if called else 0.0
+    step = max((text * b + cache) / rates.memory, 2 * text * rows / rates.operations, calls)
+    return prefill + work.completion * step
+
+
+def update(d: Dimensions, work: Work, *, checkpointing: bool, updates: int) -> float:
+    """Operations of training on one group: forward, a backward of twice as many, once more forward if activations are
+    recomputed, and once for the old log-probs of all mini-batches but the first."""
+    passes = (4 if checkpointing else 3) + (1 - 1 / updates)
+    return passes * forward(d, work, logits=True)
+
+
+def traffic(
+    parallel: str, trained: int, parameters: int, micro_batches: int, forwards: float, ranks: int, b: int
+) -> float:
+    """Bytes a rank sends for one update, of `forwards` more passes without gradient.
+
+    All gradients are summed in float32. DDP and ZeRO-1 all-reduce them once per update, ZeRO-2 once per micro-batch:
+    its reduce_scatter is an all-reduce (use_multi_rank_bucket_allreduce). ZeRO-3 scatters them per micro-batch, and
+    gathers all weights for every forward and backward; the others gather those trained once per update.
+    """
+    share = (ranks - 1) / ranks
+    if parallel == "ddp":
+        return 2 * share * trained * FLOAT
+    if parallel.startswith("zero3"):
+        return share * (trained * FLOAT * micro_batches + parameters * b * (2 * micro_batches + forwards))
+    reductions = 1 if parallel == "zero1" else micro_batches
+    return share * trained * (2 * FLOAT * reductions + b)
+
+
+def state_traffic(parallel: str, state: int, ranks: int) -> float:
+    """Bytes a rank sends while a state is written: DeepSpeed puts each tensor together on all ranks, by all-reduce, or
+    under ZeRO-3 by gathering."""
+    if not parallel.startswith("zero"):
+        return 0.0
+    return (ranks - 1) / ranks * state * (1 if parallel.startswith("zero3") else 2)
+
+
+def asked_for(target: int, size: float, ranks: int, share: float, oversample: float, most: int) -> tuple[int, int]:
+    """Shards of `size` groups until `target` are informative, where a `share` is: those sampled, and those needed.
+
+    As rollout asks: `oversample` times what is missing at a time, and at least a shard for each rank, the surplus of
+    which serves the next time. `most` is what the rounds give.
+    """
+    kept, needed, sampled = 0.0, 0, 0
+    while kept < target and needed < most:
+        portion = min(ceil(oversample * (target - kept) / size - 1e-9), most - needed)
+        missing = max(0, needed + portion - sampled)
+        sampled = min(most, sampled + ceil(missing / ranks) * ranks)
+        needed += portion
+        kept += portion * size * share
+    return sampled, needed
+
+
+def completion_pairs(group: Lengths) -> int:
+    """Pairs of a completion's query and a key it sees: the whole prompt, and its own tokens up to itself."""
+    return sum(length * group.prompt + _pairs(length) for length in group.completions)
+
+
+def shards(d: Dimensions, work: Work, groups: int, picture_bytes: int, patch_completions: int) -> dict[str, int]:
+    """Bytes of the Parquet files of an iteration, by stage."""
+    tokens = groups * work.count * work.completion
+    looks = patch_completions * work.completion * (work.patches // d.merge) * SEGMENTS * 2
+    return {
+        "rollout": groups * (picture_bytes + 4 * work.prompt) + tokens * COMPLETION_BYTES,
+        "score-attention": tokens * ATTENTION_BYTES + looks,
+        "weight-tokens": tokens * WEIGHT_BYTES,
+    }
+
+
+def _pairs(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def _picture(d: Dimensions, patches: int) -> float:
+    v = d.vision_hidden
+    matrices = 4 * v * v + (3 if d.gated else 2) * v * d.vision_mlp
+    windowed = d.vision_layers - d.vision_full_layers
+    pairs = d.vision_full_layers * patches**2 + windowed * patches * min(d.window, patches)
+    wide = d.merge * v
+    merger = patches // d.merge * (wide * wide + wide * d.hidden)
+    return float(2 * patches * d.patch * v + d.vision_layers * 2 * patches * matrices + 4 * v * pairs + 2 * merger)

@@ -1,0 +1,237 @@
+"""Memory of a rank, stage by stage: live bytes at the peak, named, from the sizes of model and work.
+
+What an allocator keeps beside live bytes is not in here. The formulas are those of docs/sizing.md, held to measured
+peaks by tests/planning/test_measured_memory.py. Letters: h hidden, m width of the MLP, L layers, V vocabulary, kv width
+of the keys, P prompt and C completion tokens, N completions of a prompt, T tokens of a packed row, b bytes of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dapo_stages.planning.dimensions import Dimensions
+
+Parallel = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
+FLOAT = 4  # bytes of a float32, in which pictures, logits and attention scores are
+PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
+BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
+LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
+# Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantisation).
+QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One group: P prompt tokens with `patches` of its pictures, N completions of C tokens."""
+
+    prompt: int
+    completion: int
+    count: int
+    patches: int
+
+    @property
+    def completions(self) -> list[int]:
+        """Length of each completion."""
+        return [self.completion] * self.count
+
+    @property
+    def pictures(self) -> list[int]:
+        """Patches, as if of one picture."""
+        return [self.patches]
+
+    @property
+    def tokens(self) -> int:
+        """Of the packed row."""
+        return self.prompt + self.count * self.completion
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak by what holds them, and bytes of host memory that are not the device's."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.device.values())
+
+
+def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
+    """Bytes of the weights, those of the text's linear layers in few bits if quantised."""
+    matrices = d.matrices * (QUANTIZED[quantization] if quantization else b)
+    return int(matrices) + (d.parameters - d.matrices) * b
+
+
+def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Memory:
+    """Generation of `groups` prompts at a time: the fullest of prefill, sharing out their cache, and decoding."""
+    rows, prompts = groups * work.count, groups * work.prompt
+    prefix = _cache(d, prompts, b)
+    step = 5 * rows * d.heads * (work.prompt + work.completion) * FLOAT + 5 * rows * d.vocabulary * FLOAT
+    decode = {
+        "cache of the prompts": prefix,
+        "cache of the completions": _cache(d, rows * work.completion, b),
+        "scores and logits of a step": step,
+    }
+    share = {"cache of the prompts": 2 * prefix}
+    prefill = {
+        "cache of the prompts": prefix,
+        "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b)),
+    }
+    peak = max(prefill, share, decode, key=_sum)
+    return Memory({"weights": weights, **_pictures(d, groups * work.patches), **peak}, {})
+
+
+def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int) -> Memory:
+    """Scoring `groups` in one row: layers without gradient, attention group by group, `chunk_rows` rows of scores."""
+    tokens, patches = groups * work.tokens, groups * work.patches
+    own = work.count * work.completion * d.hidden
+    steps = min(chunk_rows, work.count * work.completion)
+    scores = 4 * d.heads * steps * (work.prompt + work.completion) * FLOAT
+    states = (5 * d.hidden + 2 * d.kv) * tokens * b + _embedded(d, tokens, b)
+    attention = states + max(scores + (2 * own + d.hidden * work.prompt) * FLOAT, _repeated(d, work) * b)
+    peak = {
+        "one layer": max(_text(d, tokens, b), _vision(d, patches, b)),
+        "attention of a group": 0,
+    }
+    if attention > peak["one layer"]:
+        peak = {"one layer": states, "attention of a group": attention - states}
+    return Memory({"weights": weights, **_pictures(d, patches), **peak}, {})
+
+
+@dataclass(frozen=True)
+class Training:
+    """How train-step is configured."""
+
+    groups: int  # of the iteration, on this rank
+    micro_batches: int  # per update, on this rank
+    checkpointing: bool
+    logprob_chunk: int
+    trained: int  # parameters that get gradients
+    frozen: int  # bytes of the others
+    parallel: Parallel
+    ranks: int
+    foreach: bool  # the optimiser's step works on all weights at once, as torch's does on CUDA
+    reference: int  # bytes of the policy that a KL term needs, held whole while log-probs are recalled; 0 without one
+
+
+def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memory:
+    """An update: weights, gradients, optimiser, and the fullest of head, backward through a layer, optimiser step.
+
+    `work` is a micro-batch: `work.count` completions of as many groups as it takes, `prompts` of them.
+    """
+    each = Work(work.prompt, work.completion, max(1, work.count // prompts), work.patches)
+    autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
+    states, step, host = _states(d, t, b)
+    tokens, patches, rows = prompts * each.tokens, prompts * work.patches, prompts * each.count * work.completion
+    one, every = _saved_text(d, each, prompts, b), _saved_vision(d, patches, b)
+    layers = d.layers * one + d.vision_layers * every
+    residual = FLOAT if autocast else b
+    kept = tokens * d.layers * d.hidden * residual + patches * d.vision_layers * d.vision_hidden * residual
+    gradients = (3 * d.mlp + 3 * d.hidden) * tokens * b + _repeated(d, each) * b
+    activations = (kept if t.checkpointing else layers) + _embedded(d, tokens, b)
+    logits = 5 * min(rows, t.logprob_chunk) * d.vocabulary * FLOAT
+    cast = {"weights cast to bfloat16": 2 * t.trained} if autocast else {}
+    head = {"activations": activations, "logits": logits, **cast}
+    backward = {
+        "activations": activations + (max(one, every) if t.checkpointing else 0),
+        "gradients of a layer": gradients,
+    }
+    backward |= {} if t.checkpointing else cast
+    recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
+    peak = max(head, backward, step, recall, key=_sum)
+    host["prepared prompts"] = min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
+    return Memory({**states, **_pictures(d, patches), **peak}, host)
+
+
+def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
+    """Tokens of cache that vLLM has room for: its share of the memory of `gpus` that split the model, without weights.
+
+    Negative where the model is too large.
+    """
+    return (share * gpus - weights) // _cache(d, 1, b)
+
+
+def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Bytes of weights, gradients and optimiser on a rank; of the optimiser's step; and of the host.
+
+    DeepSpeed's as it estimates them itself (runtime/zero: estimate_zero2_model_states_mem_needs and its like): of each
+    trained weight 2 bytes, and 18 split over the ranks: gradients in bfloat16 and float32, float32 weights, moments.
+    """
+    n, frozen, ranks = t.trained, t.frozen, t.ranks
+    if t.parallel in ("single", "ddp"):
+        weights = frozen + n * FLOAT
+        gradients = n * FLOAT * (2 if t.parallel == "ddp" else 1)  # DDP keeps a copy in its buckets
+        states = {"weights": weights, "gradients": gradients if t.micro_batches > 1 else 0, "moments": 2 * n * FLOAT}
+        step = {"gradients in the step": 0 if t.micro_batches > 1 else gradients, "step": n * FLOAT if t.foreach else 0}
+        return states, step, {}
+    shard = n // ranks
+    buckets = 2 * min(BUCKET, n) * b
+    host: dict[str, int] = {}
+    if t.parallel.startswith("zero3"):
+        live = min(LIVE, d.parameters) * b
+        states = {"weights": (frozen + n * b) // ranks, "gathered weights": live}
+    else:
+        states = {"weights": frozen + n * b}
+    gradients = n * b if t.parallel == "zero1" else shard * b
+    exact = {"gradients": gradients + shard * FLOAT, "float32 weights and moments": 3 * shard * FLOAT}
+    if t.parallel.endswith("offload"):
+        host = {"offloaded optimiser": shard * (b + 4 * FLOAT)}
+    else:
+        states |= exact
+    return {**states, "buckets": buckets}, {}, host
+
+
+def _pictures(d: Dimensions, patches: int) -> dict[str, int]:
+    """Prepared pictures, once as prompts and once joined in the packed row."""
+    return {"pictures": 2 * patches * d.patch * FLOAT}
+
+
+def _cache(d: Dimensions, tokens: int, b: int) -> int:
+    """Keys and values of tokens in all layers."""
+    return 2 * d.layers * d.kv * tokens * b
+
+
+def _text(d: Dimensions, tokens: int, b: int) -> int:
+    """One text layer without gradient: gate, up and their product beside the residual stream and its norm."""
+    return (3 * d.mlp + 2 * d.hidden) * tokens * b + _embedded(d, tokens, b)
+
+
+def _embedded(d: Dimensions, tokens: int, b: int) -> int:
+    """What is there for all layers: embeddings without and with pictures, cosines and sines on three axes."""
+    return tokens * (2 * d.hidden * b + 6 * d.hidden // d.heads * FLOAT)
+
+
+def _vision(d: Dimensions, patches: int, b: int) -> int:
+    """One vision layer without gradient: its MLP, or q, k, v and what turning them (in float32) takes."""
+    mlp, attention = 3 * d.vision_mlp + 2 * d.vision_hidden, 10 * d.vision_hidden
+    return max(mlp * b, attention * b) * patches
+
+
+def _repeated(d: Dimensions, work: Work) -> int:
+    """Keys and values of a group as its completions see them: per row, then per head."""
+    return 2 * work.count * (work.prompt + work.completion) * (d.kv + d.hidden)
+
+
+def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
+    """What the backward pass of a text layer needs, counted with torch.autograd.graph.saved_tensors_hooks.
+
+    Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), 2 kv; per group the keys and values
+    that its completions see, their queries and outputs, and the prompt's output.
+    """
+    norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 4) * d.hidden * b
+    per_token = 4 * d.mlp * b + norms + others + 2 * d.kv * b
+    seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.hidden + work.prompt * d.hidden
+    return groups * (work.tokens * per_token + seen * b)
+
+
+def _saved_vision(d: Dimensions, patches: int, b: int) -> int:
+    """The same of a vision layer: per patch 4 m of the MLP and 13 h (14 h with norms in float32)."""
+    norms, others = 2 * d.vision_hidden * FLOAT, (12 if b == 2 else 11) * d.vision_hidden * b
+    return patches * (4 * d.vision_mlp * b + norms + others)
+
+
+def _sum(items: Mapping[str, int]) -> int:
+    return sum(items.values())

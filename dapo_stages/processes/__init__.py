@@ -1,0 +1,1 @@
+"""Other processes and machines: ranks of a launch, children that run code of others, servers."""

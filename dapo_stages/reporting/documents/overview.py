@@ -1,0 +1,53 @@
+"""The table with a row per iteration: for Markdown, HTML and terminals alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dapo_stages.reporting.iteration.figures import Figures, figure, slices
+from dapo_stages.runs.pipeline import REPORTED
+from dapo_stages.terminal.printed_table import Table
+from dapo_stages.terminal.safe_text import NOTHING, number, percent
+
+_MAX_SLICES = 4
+_SECONDS = "seconds: " + "+".join(REPORTED)
+
+
+def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, float]], *, stages: bool) -> Table:
+    """One row per iteration; with `stages` a column of seconds for each stage, else one for all of them."""
+    names = slices(list(all_figures))[:_MAX_SLICES]
+    timed = REPORTED if stages else ()
+    headers = ["iteration", "reward", "rollout accuracy", "format", "held-out greedy", "held-out sampled"]
+    headers += [*names, "VGR", *([f"{name}\u00a0s" for name in timed] or [_SECONDS])]
+    rows = []
+    for figures in all_figures:
+        took = seconds.get(figures["iteration"], {})
+        rows.append(
+            [
+                str(figures["iteration"]),
+                number(figure(figures, "weights", "reward")),
+                percent(figure(figures, "rollout", "accuracy")),
+                percent(figure(figures, "rollout", "format")),
+                percent(figure(figures, "eval", "greedy_accuracy")),
+                percent(figure(figures, "eval", "sampled_accuracy")),
+                *(percent(slice_accuracy(figures, name)) for name in names),
+                number(figure(figures, "attention", "vgr_all")),
+                *([_seconds(took.get(name), ".1f") for name in timed] or [_together(took)]),
+            ]
+        )
+    return Table(headers, rows)
+
+
+def _together(took: Mapping[str, float]) -> str:
+    """Seconds of all stages in one cell, in the order of _SECONDS: 7+4+1+9+19."""
+    return "+".join(_seconds(took.get(name), ".0f") for name in REPORTED) if took else NOTHING
+
+
+def _seconds(took: float | None, form: str) -> str:
+    return NOTHING if took is None else format(took, form)
+
+
+def slice_accuracy(figures: Figures, name: str) -> float | None:
+    """Held-out accuracy on one slice: greedy, or sampled where there was no greedy evaluation."""
+    greedy = figure(figures, "eval", "by_slice", name, "greedy_accuracy")
+    return greedy if greedy is not None else figure(figures, "eval", "by_slice", name, "sampled_accuracy")

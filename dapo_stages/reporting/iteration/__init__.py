@@ -1,0 +1,1 @@
+"""The report of an iteration: figures, samples, pictures."""

@@ -1,0 +1,121 @@
+"""A few groups of an iteration in full: picture, question, completions, rewards, tokens with their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.shards import Row
+from dapo_stages.reporting.iteration.figures import rewards_of
+from dapo_stages.reporting.iteration.heat import pictured
+from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
+
+MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
+
+# Of attention rows only these: attention per image token is thousands of times larger.
+_ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
+
+Sample = dict[str, Any]
+
+
+def collect_samples(sources: Mapping[str, Source], count: int) -> list[Sample]:
+    """`count` groups of the rollout: those with attention per image token first, then those that train, then others."""
+    if "rollout" not in sources or count == 0:
+        return []
+    rollout = sources["rollout"]
+    looked = pictured(sources["attention"]) if "attention" in sources else set()
+    chosen = _choose(rollout, looked, count)
+    with rollout.lookup("prompts", "group_id") as prompts, rollout.lookup("completions", "group_id") as completions:
+        members = {name: completions.all(name) for name in chosen}
+        wanted = {row["completion_id"] for rows in members.values() for row in rows}
+        attention, weights = attention_rows(sources, wanted), weight_rows(sources, wanted)
+        samples = []
+        for name, rows in members.items():
+            shown = [join(row, attention, weights) for row in rows]
+            samples.append(_group(prompts.one(name), shown))
+        return samples
+
+
+def attention_rows(sources: Mapping[str, Source], wanted: Collection[str]) -> dict[str, Row]:
+    """The attention rows of some completions, without what is kept per image token."""
+    if "attention" not in sources:
+        return {}
+    rows = sources["attention"].rows("attention", _ATTENTION)
+    return {row["completion_id"]: row for row in rows if row["completion_id"] in wanted}
+
+
+def weight_rows(sources: Mapping[str, Source], wanted: Collection[str]) -> dict[str, Row]:
+    """The weights rows of some completions."""
+    if "weights" not in sources:
+        return {}
+    return {row["completion_id"]: row for row in sources["weights"].rows("weights") if row["completion_id"] in wanted}
+
+
+def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> Sample:
+    """A completion with what attention and weights say about it; a list is empty where they say nothing."""
+    looked, weight = (rows.get(row["completion_id"], {}) for rows in (attention, weights))
+    rewards = {name: row[name] for name in rewards_of(list(row))}
+    rewards |= {name: weight[name] for name in rewards_of(list(weight))}
+    return {
+        "completion_id": row["completion_id"],
+        "sample": row["sample"],
+        "text": row["text"],
+        "finish_reason": row["finish_reason"],
+        "tokens": row["token_texts"],
+        "token_weights": weight.get("token_weights") or [],
+        "token_vgr": [_finite(vgr) for vgr in looked.get("vgr") or ()],
+        "vgr": _finite(looked.get("vgr_all")),
+        "aei_vision": _finite(looked.get("aei_vision_all")),
+        "attention_status": looked.get("status"),
+        "reward": weight.get("reward"),
+        "rewards": {name.removeprefix("reward_"): value for name, value in rewards.items()},
+        "advantage": weight.get("advantage"),
+        "in_loss": weight.get("in_loss"),
+        "why": weight.get("why", ""),
+    }
+
+
+def image_of(image: Row) -> dict[str, Any]:
+    """A picture as the page shows it, with its own width and height; None where it cannot be read."""
+    width, height = size_of(image["bytes"]) or (None, None)
+    return {"uri": thumbnail(image["bytes"]), "width": width, "height": height}
+
+
+def _choose(rollout: Source, looked: Collection[str], count: int) -> list[str]:
+    rows = rollout.rows("completions", ["completion_id", "group_id"])
+    first = {row["group_id"] for row in rows if row["completion_id"] in looked}
+    groups = list(rollout.rows("prompts", ["group_id", "kept"]))
+    groups.sort(key=lambda row: (row["group_id"] not in first, not row["kept"]))
+    return [row["group_id"] for row in groups[:count]]
+
+
+def _group(prompt: Row, completions: list[Sample]) -> Sample:
+    shown = completions
+    if len(shown) > MAX_COMPLETIONS:
+        shown = sorted(shown, key=_reward, reverse=True)
+        shown = shown[: MAX_COMPLETIONS // 2] + shown[-(MAX_COMPLETIONS // 2) :]
+    return {
+        "group_id": prompt["group_id"],
+        "prompt_id": prompt["prompt_id"],
+        "slice": prompt["slice"],
+        "problem": prompt["problem"],
+        "solution": prompt["solution"],
+        "round": prompt["round"],
+        "kept": prompt["kept"],
+        "num_correct": prompt["num_correct"],
+        "num_completions": len(completions),
+        "images": [image_of(image) for image in prompt["images"] or []],
+        "completions": shown,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """A completion that saw nothing of the picture has no VGR; JSON knows no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _reward(sample: Sample) -> float:
+    reward = sample["reward"] if sample["reward"] is not None else sample["rewards"].get("accuracy", 0.0)
+    return float(reward)

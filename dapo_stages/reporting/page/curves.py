@@ -1,0 +1,206 @@
+"""Which curves a run has: a list to read and to extend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dapo_stages.handoff.schemas import SEGMENTS
+from dapo_stages.reporting.iteration.figures import Figures, figure, slices
+from dapo_stages.reporting.page.charts import Chart, Series, Unit, drop_empty
+from dapo_stages.runs.pipeline import REPORTED
+
+# Names in a legend -> where the number is.
+Paths = Mapping[str, tuple[str, ...]]
+Cost = Mapping[int, Mapping[str, float]]  # iteration -> stage -> seconds, or GiB
+
+_BINS = 24
+_MODES = ("greedy", "sampled")
+_AT_K = ("pass_at_k", "majority_at_k")  # where evaluate puts them, by k as text
+
+
+def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Chart]:
+    """All charts that have something to show; `cost` has the `seconds` and the `memory` (GiB) of stages, if known."""
+    rewards = {name for f in all_figures for name in f.get("weights") or {} if name.startswith("reward_")}
+    parts = sorted(rewards - {"reward_std"})
+    named = slices(list(all_figures))
+    rollout_slices = {name for f in all_figures for name in (f.get("rollout") or {}).get("by_slice") or {}}
+
+    def chart(title: str, y_label: str, paths: Paths, unit: Unit = "number") -> Chart:
+        return Chart(title, y_label, [_series(all_figures, name, path) for name, path in paths.items()], unit)
+
+    accuracy: Paths = {
+        "rollout": ("rollout", "accuracy"),
+        "held-out greedy": ("eval", "greedy_accuracy"),
+        "held-out sampled": ("eval", "sampled_accuracy"),
+        "sampled, well-formed": ("eval", "sampled_accuracy_well_formed"),
+        "picture blanked": ("eval", "blank_accuracy"),
+    }
+    return drop_empty(
+        [
+            chart("Accuracy", "correct answers", accuracy, "percent"),
+            _by_slice(all_figures, named),
+            chart(
+                "Rollout accuracy by slice", "correct answers", _below("rollout", "by_slice", rollout_slices), "percent"
+            ),
+            chart("Several samples of a held-out question", "right answers", _samples(all_figures), "percent"),
+            _over_k(all_figures),
+            chart("Reward", "mean total reward", {"total": ("weights", "reward")}),
+            chart("Parts of the reward", "mean", {name.removeprefix("reward_"): ("weights", name) for name in parts}),
+            chart(
+                "Format",
+                "well-formed",
+                {
+                    "rollout": ("rollout", "format"),
+                    "held-out greedy": ("eval", "greedy_format"),
+                    "held-out sampled": ("eval", "sampled_format"),
+                },
+                "percent",
+            ),
+            chart(
+                "Completion length",
+                "tokens",
+                {"rollout mean": ("rollout", "mean_tokens"), "held-out mean": ("eval", "mean_tokens")},
+            ),
+            chart(
+                "Shares of a rollout",
+                "share",
+                {"truncated completions": ("rollout", "truncated"), "informative prompts": ("rollout", "informative")},
+                "percent",
+            ),
+            chart("VGR by layers (lower is more grounded)", "VGR", {s: ("attention", f"vgr_{s}") for s in SEGMENTS}),
+            chart(
+                "Attention efficiency, all layers",
+                "AEI",
+                {"vision": ("attention", "aei_vision_all"), "text": ("attention", "aei_text_all")},
+            ),
+            chart("Entropy", "nats per token", {"entropy": ("train", "entropy")}),
+            chart("KL", "nats per token", {"KL to the reference": ("train", "kl")}),
+            chart(
+                "Engine against trainer",
+                "nats per token",
+                {"mean |Δ log-prob|": ("train", "engine_diff_mean"), "KL": ("train", "engine_kl")},
+            ),
+            chart("Engine against trainer, worst token", "|Δ log-prob|", {"largest": ("train", "engine_diff_max")}),
+            chart(
+                "Clipped ratios",
+                "share of tokens",
+                {"below 1 − ε_low": ("train", "clip_low"), "above 1 + ε_high": ("train", "clip_high")},
+                "percent",
+            ),
+            chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
+            chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
+            *_skipped(all_figures),
+            _per_stage("Time", "seconds per stage", cost.get("seconds", {})),
+            _per_stage("Memory", "GiB at the peak of a stage", cost.get("memory", {})),
+        ]
+    )
+
+
+def _skipped(all_figures: Sequence[Figures]) -> list[Chart]:
+    """Nothing, for a run that has skipped no update."""
+    shares = _series(all_figures, "skipped", ("train", "skipped"))
+    lost = any(share for _, share in shares.points)
+    return [Chart("Skipped updates", "share of the updates", [shares], "percent")] if lost else []
+
+
+def histograms(all_figures: Sequence[Figures]) -> list[Chart]:
+    """How rewards and advantages are distributed in the first and in the latest iteration that has any."""
+    charts = []
+    for name, title in (("reward", "Distribution of rewards"), ("advantage", "Distribution of advantages")):
+        found = {f["iteration"]: pairs for f in all_figures if (pairs := _distribution(f).get(name))}
+        shown = {iteration: found[iteration] for iteration in dict.fromkeys((min(found), max(found)))} if found else {}
+        values = [value for pairs in shown.values() for value, _ in pairs]
+        low, high = min(values, default=0.0), max(values, default=0.0)
+        width = (high - low) / _BINS or 0.1
+        bins = round((high - low) / width) or 1
+        series = []
+        for iteration, pairs in shown.items():
+            counts = [0.0] * bins
+            for value, count in pairs:
+                counts[min(int((value - low) / width), bins - 1)] += count
+            shares = [count / sum(counts) for count in counts]
+            points = [(low + (index + 0.5) * width, share) for index, share in enumerate(shares)]
+            series.append(Series(f"iteration {iteration}", points))
+        charts.append(Chart(title, "completions", series, "percent", name, width))
+    return drop_empty(charts)
+
+
+def _distribution(figures: Figures) -> dict[str, list[list[float]]]:
+    """Values with their numbers, by name."""
+    return (figures.get("weights") or {}).get("distribution") or {}
+
+
+def _series(all_figures: Sequence[Figures], name: str, path: tuple[str, ...]) -> Series:
+    """A figure over iterations; those of an evaluation with their intervals."""
+    series = Series(name, [])
+    for figures in all_figures:
+        if (value := figure(figures, *path)) is not None:
+            iteration = float(figures["iteration"])
+            series.points.append((iteration, value))
+            if path[0] == "eval" and (ends := _interval(figures, path)) is not None:
+                series.band.append((iteration, *ends))
+    return series
+
+
+def _interval(figures: Figures, path: tuple[str, ...]) -> tuple[float, float] | None:
+    """Ends of a held-out figure's interval: under `intervals` of the part it belongs to, at the same place."""
+    for cut in range(len(path) - 1, 0, -1):
+        value: Any = figures
+        for key in (*path[:cut], "intervals", *path[cut:]):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            return value[0], value[1]
+    return None
+
+
+def _ks(figures: Figures) -> list[int]:
+    """The k of an iteration's pass@k, the largest being the number of samples; none without an evaluation."""
+    return sorted(int(k) for k in (figures.get("eval") or {}).get("pass_at_k") or {})
+
+
+def _samples(all_figures: Sequence[Figures]) -> Paths:
+    """Greedy beside mean, majority and pass of all samples that a question got; nothing where it got one at most."""
+    found: dict[str, tuple[str, ...]] = {}
+    for n in sorted({max(ks) for f in all_figures if (ks := _ks(f))} - {1}):
+        found[f"majority@{n}"] = ("eval", "majority_at_k", str(n))
+        found[f"pass@{n}"] = ("eval", "pass_at_k", str(n))
+    # The mean does not depend on the number of samples, but for how exact it is.
+    return {"greedy": ("eval", "greedy_accuracy"), "mean": ("eval", "sampled_accuracy"), **found} if found else {}
+
+
+def _over_k(all_figures: Sequence[Figures]) -> Chart:
+    """What more samples are worth, in the first and in the latest evaluation that has several."""
+    several = {f["iteration"]: f for f in all_figures if len(_ks(f)) > 1}
+    series = []
+    for iteration in dict.fromkeys((min(several), max(several))) if several else ():
+        here = several[iteration]
+        for name in _AT_K:
+            paths = {k: ("eval", name, str(k)) for k in _ks(here)}
+            points = [(float(k), value) for k, path in paths.items() if (value := figure(here, *path)) is not None]
+            band = [(float(k), *ends) for k, path in paths.items() if (ends := _interval(here, path)) is not None]
+            series.append(Series(f"{name.partition('_')[0]}@k, iteration {iteration}", points, band))
+    return Chart("pass@k and majority@k", "right answers", series, "percent", "k")
+
+
+def _below(part: str, key: str, names: set[str]) -> Paths:
+    return {name: (part, key, name) for name in sorted(names)}
+
+
+def _by_slice(all_figures: Sequence[Figures], names: Sequence[str]) -> Chart:
+    """Greedy accuracy, or that of samples where there was no greedy evaluation."""
+    series = []
+    for name in names:
+        greedy, sampled = (
+            _series(all_figures, name, ("eval", "by_slice", name, f"{mode}_accuracy")) for mode in _MODES
+        )
+        series.append(greedy if greedy.points else sampled)
+    return Chart("Held-out accuracy by slice", "correct answers", series, "percent")
+
+
+def _per_stage(title: str, y_label: str, cost: Cost) -> Chart:
+    series = [
+        Series(name, [(float(iteration), took[name]) for iteration, took in cost.items() if name in took])
+        for name in REPORTED
+    ]
+    return Chart(title, y_label, series)

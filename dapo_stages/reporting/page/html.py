@@ -1,0 +1,115 @@
+"""report.html: one file that needs no network and no other file.
+
+Text of models and data sets is data: the template escapes it, and what the script shows comes from a block of JSON and
+is only ever set as text. The page's policy allows its one script and its one style sheet, by hash, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from dapo_stages.reporting.iteration.browse import Browsed
+from dapo_stages.reporting.iteration.figures import Figures, figure, interval_method
+from dapo_stages.reporting.page.charts import COLOURS, draw
+from dapo_stages.reporting.page.curves import Cost, curves, histograms
+from dapo_stages.terminal.printed_table import Table
+from dapo_stages.terminal.safe_text import number, one_line, percent
+
+MOST_COMPLETIONS = 2000  # in a page, and
+MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
+_SCRIPTS = ("common.js", "choose.js", "look.js", "cards.js", "start.js")
+_IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def render(
+    run: str,
+    table: Table,
+    all_figures: Sequence[Figures],
+    cost: Mapping[str, Cost],
+    browsed: Iterable[Browsed],
+    facts: Mapping[str, str],
+) -> str:
+    """The whole page; `browsed` newest first."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    template = environment.from_string(_part("report.html.j2"))
+    style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
+    charts = [*curves(all_figures, cost), *histograms(all_figures)]
+    methods = [interval_method(figures.get("eval", {})) for figures in all_figures]
+    data, shown = page_data(browsed)
+    return template.render(
+        run=run,
+        table=table,
+        facts=facts,
+        headlines=headlines(all_figures),
+        charts=[{"chart": chart, "svg": Markup(draw(chart)), "colours": COLOURS} for chart in charts],
+        methods="; ".join(dict.fromkeys(method for method in methods if method)),
+        data=Markup(data.translate(_IN_SCRIPT)),
+        shown=shown,
+        style=Markup(style),
+        script=Markup(script),
+        hashes={"style": _hash(style), "script": _hash(script)},
+    )
+
+
+def page_data(
+    browsed: Iterable[Browsed], completions: int = MOST_COMPLETIONS, size: int = MOST_BYTES
+) -> tuple[str, int]:
+    """JSON of the first groups that fit into a page, and their number of completions."""
+    found: list[str] = []
+    shown = large = 0
+    for one in browsed:
+        for group in one["groups"]:
+            text = _json({"iteration": one["iteration"], **group})
+            shown, large = shown + len(group["completions"]), large + len(text.encode("utf-8", "replace"))
+            if found and (shown > completions or large > size):
+                return f"[{','.join(found)}]", shown - len(group["completions"])
+            found.append(text)
+    return f"[{','.join(found)}]", shown
+
+
+def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
+    """The numbers a reader looks for first, each with where it started."""
+    wanted = [
+        ("held-out, greedy", ("eval", "greedy_accuracy"), percent),
+        ("held-out, sampled", ("eval", "sampled_accuracy"), percent),
+        ("rollout accuracy", ("rollout", "accuracy"), percent),
+        ("well-formed in rollout", ("rollout", "format"), percent),
+        ("reward", ("weights", "reward"), number),
+        ("VGR", ("attention", "vgr_all"), number),
+    ]
+    found = []
+    for name, path, shown in wanted:
+        values = [(f["iteration"], value) for f in all_figures if (value := figure(f, *path)) is not None]
+        if values:
+            (first, before), (last, now) = values[0], values[-1]
+            since = f"{shown(before)} in iteration {first}" if first != last else f"iteration {last}"
+            found.append({"name": name, "value": shown(now), "since": since})
+    return found
+
+
+def _shown(value: Any) -> Any:
+    """What the template puts into the page: text of others stays on its line. Markup is of this package."""
+    return one_line(value) if type(value) is str else value
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names an inline style or script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,170 @@
+"""What each iteration contributes to a report, and the run's documents made of these parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source
+from dapo_stages.handoff.shards import Shard, write_text
+from dapo_stages.reporting.documents import markdown
+from dapo_stages.reporting.documents.overview import overview
+from dapo_stages.reporting.iteration.browse import Browsed, browsed
+from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, collect
+from dapo_stages.reporting.iteration.histograms import histograms
+from dapo_stages.reporting.iteration.samples import collect_samples
+from dapo_stages.reporting.page import html
+from dapo_stages.reporting.trackers.media import HISTOGRAMS, SAMPLES
+from dapo_stages.runs.best import Best, write_best
+from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, memory_of, seconds_of
+from dapo_stages.terminal.printed_table import Table
+
+LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
+FIGURES, BROWSED = "figures.json", "completions.json"
+IN_FULL = 100  # iterations that the run's Markdown has whole; older ones have their own
+ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
+
+
+def fragments(
+    iteration: int, sources: Mapping[str, Source], count: int, completions: int
+) -> tuple[Figures, dict[str, str]]:
+    """The figures of an iteration, and its files by name: `count` groups in Markdown, `completions` in the page."""
+    figures = collect(iteration, sources)
+    samples = collect_samples(sources, count)
+    return figures, {
+        FIGURES: _json(figures),
+        SAMPLES: _json(samples),
+        BROWSED: _json(browsed(iteration, sources, completions)),
+        HISTOGRAMS: _json(histograms(sources)),
+        ROLLOUT: markdown.rollout_fragment(figures, samples),
+        WEIGHTS: markdown.weights_fragment(figures, samples),
+        EVAL: markdown.eval_fragment(figures, sources.get("eval"), count),
+    }
+
+
+class Reported:
+    """The reports of all iterations of a run, as far as they are finished."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._sources = {
+            iteration: Source(folder, "report")
+            for iteration in iterations(run)
+            if ((folder := iteration_folder(run, iteration) / "report") / MANIFEST).exists()
+        }
+        self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
+        costs = {iteration: _cost(run, iteration, source.manifest) for iteration, source in self._sources.items()}
+        self.seconds = {iteration: one["seconds"] for iteration, one in costs.items()}
+        self.memory = {iteration: one["memory"] for iteration, one in costs.items()}
+        self.best: Best | None = None
+
+    def table(self, most: int) -> Table:
+        """One row per iteration; of more than `most` the first and the newest."""
+        left = len(self.figures) > most
+        shown = [*self.figures[:1], *self.figures[-(most - 2) :]] if left else self.figures
+        table = overview(shown, self.seconds, stages=False)
+        between = ["…", *[""] * (len(table.headers) - 1)]
+        return Table(table.headers, [table.rows[0], between, *table.rows[1:]]) if left else table
+
+    def write(self) -> Path:
+        """Rebuild the run's documents; the path of the page."""
+        name = self.run.resolve().name
+        self.best = write_best(self.run)
+        table = overview(self.figures, self.seconds, stages=True)
+        write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
+        write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
+        write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
+        cost = {"seconds": self.seconds, "memory": self.memory}
+        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts())
+        write_text(self.run / PAGE, page)
+        return self.run / PAGE
+
+    def _browsed(self) -> Iterator[Browsed]:
+        """Completions of each iteration, newest first, read when the page asks for them.
+
+        Reports of older versions whose rollouts are gone have none, nor have those that were asked for none.
+        """
+        for iteration, source in reversed(self._sources.items()):
+            wanted = source.manifest.config.get("report.completions") != 0
+            if wanted and any(shard.name == BROWSED for shard in source.manifest.shards):
+                yield self._load(iteration, BROWSED)
+
+    def _facts(self) -> dict[str, str]:
+        """What a reader wants to know about the run as a whole."""
+        rollouts = [figures["rollout"] for figures in self.figures if figures.get("rollout")]
+        updates = sum(len((figures.get("train") or {}).get("updates") or []) for figures in self.figures)
+        ended = max((source.manifest.ended for source in self._sources.values()), default="")
+        version = next((source.manifest.package_version for source in reversed(self._sources.values())), "")
+        minutes = sum(second for took in self.seconds.values() for second in took.values()) / 60
+        facts = {
+            "policy": _model(self.run),
+            "iterations": str(len(rollouts)),
+            "prompts": f"{sum(rollout['groups'] for rollout in rollouts):,}",
+            "completions": f"{sum(rollout['completions'] for rollout in rollouts):,}",
+            "attention": _span([f["iteration"] for f in self.figures if attention_is_off(f)], "not measured in"),
+            "best": str(self.best or ""),
+            "optimiser steps": f"{updates:,}",
+            "time in stages": f"{minutes:.1f} min",
+            "up to": ended.replace("T", " ").replace("+00:00", " UTC"),
+            "dapo-stages": version,
+        }
+        return {name: value for name, value in facts.items() if value}
+
+    def hashes(self) -> tuple[dict[int, str], dict[int, str]]:
+        """By iteration, what tells its report, and the figures in it, from others."""
+        reports = {iteration: source.manifest.content_hash for iteration, source in self._sources.items()}
+        return reports, {iteration: _file(source, FIGURES).sha256 for iteration, source in self._sources.items()}
+
+    def _texts(self, name: str) -> list[str]:
+        """The parts of a document: the newest iterations whole, so that it does not grow without an end."""
+        left, whole = list(self._sources)[:-IN_FULL], list(self._sources.values())[-IN_FULL:]
+        said = [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}")] if left else []
+        return said + [source.text(_file(source, name)) for source in whole]
+
+    def _load(self, iteration: int, name: str) -> Any:
+        source = self._sources[iteration]
+        return source.json(_file(source, name))
+
+
+def cost(run: Path, iteration: int) -> dict[str, dict[str, float]]:
+    """What the stages of an iteration took, as its report notes it: so nobody has to read all their manifests again."""
+    return {"seconds": seconds_of(run, iteration), "memory": memory_of(run, iteration)}
+
+
+def _cost(run: Path, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:
+    """The same, as far as a report has noted it."""
+    noted = {name: report.counts.get(name) for name in ("seconds", "memory")}
+    values = [value for one in noted.values() for value in (one.values() if isinstance(one, dict) else [None])]
+    whole = all(isinstance(value, int | float) for value in values)
+    return noted if whole else cost(run, iteration)  # type: ignore[return-value]
+
+
+def _file(source: Source, name: str) -> Shard:
+    for shard in source.manifest.shards:
+        if shard.name == name:
+            return shard
+    raise DataError(source.folder, f"no {name}", "a whole report", "Run report --overwrite for this iteration.")
+
+
+def _span(iterations: list[int], what: str) -> str:
+    """`not measured in iterations 1 to 6`; nothing where there are none."""
+    if not iterations:
+        return ""
+    first, last = iterations[0], iterations[-1]
+    return f"{what} iteration {first}" if first == last else f"{what} {len(iterations)} iterations, {first} to {last}"
+
+
+def _model(run: Path) -> str:
+    """The model that the run started from, as init-policy recorded it."""
+    manifest = manifest_of(run / "policy")
+    config = manifest.config if manifest is not None else {}
+    section = config.get("model")
+    name = config.get("model.name") or (section.get("name") if isinstance(section, dict) else None)
+    return name if isinstance(name, str) else ""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,0 +1,95 @@
+"""What trackers show of an iteration besides numbers: completions with pictures, histograms, the stages' hashes."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.reporting.iteration.histograms import Histogram
+from dapo_stages.reporting.iteration.samples import Sample
+from dapo_stages.runs.layout import iteration_folder, manifest_of
+from dapo_stages.runs.pipeline import FOLDERS, REPORTED
+from dapo_stages.terminal.safe_text import visible
+
+SAMPLES, HISTOGRAMS = "samples.json", "histograms.json"
+_LONGEST = 10_000  # characters of a text that trackers get
+_HASH = 12  # characters of a content hash, as stages print it
+
+COLUMNS = (
+    "iteration", "group", "completion", "picture", "problem", "solution", "text", "tokens (weight)", "reward",
+    "rewards", "advantage", "VGR", "in loss",
+)  # fmt: skip
+STAGES = ("stage", "content hash", "made from")
+
+
+@dataclass(frozen=True)
+class Media:
+    """An iteration as its report has it. `report` is the content hash of that."""
+
+    iteration: int
+    report: str = ""
+    samples: list[Sample] = field(default_factory=list)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    stages: list[tuple[str, str, str]] = field(default_factory=list)  # STAGES
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of COLUMNS for each completion; `picture` is an encoded picture, or None."""
+        return [self._row(sample, one) for sample in self.samples for one in sample["completions"]]
+
+    def _row(self, sample: Sample, one: Sample) -> dict[str, Any]:
+        pairs = zip(one["tokens"], one["token_weights"], strict=False)
+        values = (
+            self.iteration,
+            sample["group_id"],
+            one["completion_id"],
+            picture_of(sample),
+            shown(sample["problem"]),
+            shown(sample["solution"]),
+            shown(one["text"]),
+            shown("".join(f"{token}({weight:.2f})" for token, weight in pairs)),
+            one["reward"],
+            ", ".join(f"{name} {value:.2f}" for name, value in one["rewards"].items() if value is not None),
+            one["advantage"],
+            one["vgr"],
+            one["in_loss"],
+        )
+        return dict(zip(COLUMNS, values, strict=True))
+
+
+def load_media(run: Path, report: Source, iteration: int) -> Media:
+    """From a report's folder, and the manifests beside it; reports of before histograms have none."""
+    files = {shard.name: shard for shard in report.manifest.shards}
+    found = {name: report.json(files[name]) for name in (SAMPLES, HISTOGRAMS) if name in files}
+    return Media(
+        iteration,
+        report.manifest.content_hash,
+        found.get(SAMPLES, []),
+        found.get(HISTOGRAMS, {}),
+        _stages(run, iteration),
+    )
+
+
+def picture_of(sample: Sample) -> bytes | None:
+    """The first picture of a group, small, as PNG or JPEG."""
+    uri = next((image["uri"] for image in sample["images"] if image["uri"]), None)
+    return base64.b64decode(uri.partition(",")[2]) if uri else None
+
+
+def shown(text: str) -> str:
+    """A text of the model or the data as trackers get it: not endless, and nothing in it steers a terminal."""
+    rest = f" … ({len(text):,} characters)" if len(text) > _LONGEST else ""
+    return visible(text[:_LONGEST]) + rest
+
+
+def _stages(run: Path, iteration: int) -> list[tuple[str, str, str]]:
+    """Each output of an iteration by its hash, and the hashes of what it was made from."""
+    rows = []
+    for name in REPORTED:
+        manifest = manifest_of(iteration_folder(run, iteration) / name, FOLDERS[name])
+        if manifest is not None:
+            made_from = (f"{key} {source.content_hash[:_HASH]}" for key, source in manifest.inputs.items())
+            rows.append((manifest.stage, manifest.content_hash[:_HASH], ", ".join(made_from)))
+    return rows

@@ -1,0 +1,157 @@
+"""Rewards from the user's own files: `path/to/file.py:function`, called once per group, in a process of their own.
+
+    def brevity(completions: list[str], rows: list[dict]) -> list[float | None]:
+        return [-float(row["num_tokens"]) for row in rows]
+
+`rows[i]` is the prompt's row (`problem`, `solution`, `prompt_id`, `slice`, `images`, …) with `sample` and `num_tokens`
+of `completions[i]`. None is no opinion: the column is null, and adds nothing to the completion's total.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from dapo_stages.config import RewardsConfig
+from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.handoff.shards import Row, sha256_of
+from dapo_stages.processes.child import LONGEST_TIMEOUT, Child, Lost
+from dapo_stages.rewards.secrecy import without_secrets
+
+RESERVED = frozenset({"accuracy", "format", "judge", "overlong", "vgr"})
+START_LIMIT = 60.0  # seconds to import a file, where rewards.plugin_timeout is not longer
+
+
+class Plugins:
+    """The configured functions, in one process that is started with them and kept."""
+
+    def __init__(self, config: RewardsConfig, root: Path) -> None:
+        """Find the files and run each once, so that mistakes show before anything is sampled.
+
+        Raises ConfigError where a name cannot be a column, a path leaves `root`, or a file or function is missing.
+        """
+        self._where = dict(sorted(config.plugins.items()))  # by name: path/to/file.py:function
+        self._timeout = config.plugin_timeout
+        self.hashes: dict[str, str] = {}
+        functions: dict[str, tuple[str, str]] = {}
+        for name, where in self._where.items():
+            if not name.isidentifier() or name in RESERVED:
+                raise ConfigError(
+                    f"rewards.plugins.{name}: found the name {name!r}; needed letters, digits and _, and none of "
+                    f"{', '.join(sorted(RESERVED))}. Rename the plug-in in the configuration."
+                )
+            path, function = _locate(f"rewards.plugins.{name}", where, root)
+            functions[name], self.hashes[name] = (str(path), function), sha256_of(path)
+        environment = without_secrets(os.environ, config.plugin_environment)
+        self._child = Child("plugins", json.dumps(functions), environment=environment, speaks=True)
+        if functions:
+            self._start(functions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the functions, sorted; each gives a column `reward_<name>`."""
+        return tuple(self._where)
+
+    def score(self, completions: Sequence[str], lengths: Sequence[int], row: Row) -> dict[str, list[float | None]]:
+        """Rewards of a group by name, one per completion; `lengths` are in tokens, `row` is the prompt's.
+
+        Raises DataError naming file, function and completion where the function raises, is late, ends the process, or
+        gives anything but finite numbers (of float32, the column's type) and None, one per completion.
+        """
+        return {name: self._ask(name, completions, lengths, row) for name in self._where}
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.close()
+
+    def _ask(self, name: str, completions: Sequence[str], lengths: Sequence[int], row: Row) -> list[float | None]:
+        count = len(completions)
+        request = {
+            "name": name,
+            "completions": list(completions),
+            "row": row,
+            "columns": [{"sample": sample, "num_tokens": length} for sample, length in enumerate(lengths)],
+            "limit": min(self._timeout, LONGEST_TIMEOUT),
+        }
+        among = f"the {count} completions of prompt {row.get('prompt_id', '?')}"
+        where = self._where[name]
+        needed = f"a finite number, or None, for each of {count} completions from reward {name}"
+        do = "Mend it and run the command again, with --overwrite if the file was edited."
+        try:
+            reply = self._child.ask(request, self._timeout)
+        except Lost as lost:
+            if not lost.late:
+                raise DataError(where, f"that it {lost} over {among}", needed, do) from None
+            needed = f"their rewards within rewards.plugin_timeout={self._timeout:g} s"
+            do = "Raise rewards.plugin_timeout and run the command again (finished shards stay), or mend the function."
+            raise DataError(where, f"no result for {among}; it was ended", needed, do) from None
+        values = reply.get("values")
+        if isinstance(values, list) and len(values) == count and all(map(_is_reward, values)):
+            return values
+        index, found = reply.get("index"), str(reply.get("found", "no values"))
+        if isinstance(index, int) and 0 <= index < count:
+            among = f"completion {index} of prompt {row.get('prompt_id', '?')}, {completions[index]!r:.120}"
+        raise DataError(where, f"{found} for {among}", needed, do)
+
+    def _start(self, functions: Mapping[str, tuple[str, str]]) -> None:
+        timeout = max(START_LIMIT, self._timeout)
+        try:
+            reply = self._child.start(timeout)
+        except Lost as lost:
+            names = ", ".join(f"rewards.plugins.{name}" for name in functions)
+            files = ", ".join(sorted({path for path, _ in functions.values()}))
+            do = "Raise rewards.plugin_timeout" if lost.late else "Mend the file"
+            raise ConfigError(
+                f"{names}: {files}: found that importing it {lost}; needed a file that Python can import. {do} and run "
+                "the command again."
+            ) from None
+        if reply.get("ready") is True:
+            return
+        name = str(reply["name"])
+        self._child.close()
+        path, function = functions[name]
+        if reply.get("missing"):
+            raise ConfigError(
+                f"rewards.plugins.{name}: {path}: found no function {function}; needed `def {function}(completions, "
+                "rows)`. Write it, or correct the name in the configuration."
+            )
+        raise ConfigError(
+            f"rewards.plugins.{name}: {path}: found {reply.get('error')}; needed a file that Python can import. "
+            "Mend the file and run the command again."
+        )
+
+
+def inside(key: str, relative: str, root: Path) -> Path:
+    """`root / relative`; ConfigError naming `key` where that lies outside `root`, symbolic links followed."""
+    absolute = PurePosixPath(relative).is_absolute() or PureWindowsPath(relative).anchor != ""
+    folder = root.resolve()
+    path = folder / relative
+    if absolute or ".." in PureWindowsPath(relative).parts or not path.resolve().is_relative_to(folder):
+        raise ConfigError(
+            f"{key}: found {relative!r}, which leads out of {folder}; needed a path inside the working "
+            "folder. Copy the file there and name it by a relative path without `..`."
+        )
+    return path
+
+
+def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
+    """(existing file inside root, function name)."""
+    relative, separator, function = where.rpartition(":")
+    if not separator or not relative or not function.isidentifier():
+        raise ConfigError(f"{key}: found {where!r}; needed path/to/file.py:function. Correct it in the configuration.")
+    path = inside(key, relative, root)
+    if path.suffix != ".py" or not path.is_file():
+        found = "no such file" if not path.exists() else "no Python file"
+        raise ConfigError(
+            f"{key}: {path}: found {found}; needed a Python file with the function {function}. "
+            "Write it, or correct the path in the configuration (it is relative to the working folder)."
+        )
+    return path.resolve(), function
+
+
+def _is_reward(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and isfinite(value))

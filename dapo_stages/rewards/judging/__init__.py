@@ -1,0 +1,1 @@
+"""Rewards by a judge model on a server."""

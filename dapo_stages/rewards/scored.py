@@ -1,0 +1,36 @@
+"""What is scored, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from dapo_stages.handoff.shards import Row
+
+if TYPE_CHECKING:
+    pass
+
+
+class Group(NamedTuple):
+    """A prompt's row and its completions."""
+
+    row: Row
+    texts: Sequence[str]
+    lengths: Sequence[int]  # tokens of each completion, end token included
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The rewards of one completion."""
+
+    accuracy: float  # 1 or 0
+    format: float  # 1 or 0
+    overlong: float  # -1 … 0
+    others: dict[str, float | None]  # in the order of Rewards.names; None: no opinion
+
+    @property
+    def columns(self) -> dict[str, float | None]:
+        """By the names of the columns."""
+        built_in = {"accuracy": self.accuracy, "format": self.format, "overlong": self.overlong}
+        return {f"reward_{name}": value for name, value in (built_in | self.others).items()}

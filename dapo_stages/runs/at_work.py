@@ -1,0 +1,62 @@
+"""Who is at work on a run: its configuration does not change under them.
+
+A stage that writes holds the lock of its output. Between two stages nothing is locked, so each make leaves a note of
+its process: a file RUN-PROCESS, beside what it includes of that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from dapo_stages.errors import LockedError
+from dapo_stages.handoff.shards import write_text
+from dapo_stages.handoff.unfinished import LOCK
+from dapo_stages.runs.layout import held_locks, locked
+
+
+def join(note: Path) -> None:
+    """Leave the note of a make; those of makes that have ended go."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    for other in _notes(note):
+        if not _is_alive(other):
+            other.unlink(missing_ok=True)
+    write_text(note, _started(_process(note)))
+
+
+def check_idle(run: Path, note: Path | None) -> None:
+    """Raises LockedError while an output of a run is written, or a make other than the one of this note is at work."""
+    makes = [other for other in _notes(note) if other != note and _is_alive(other)] if note is not None else []
+    locks = (lock.parent for pattern in (f"*/{LOCK}", f"*/*/{LOCK}") for lock in run.glob(pattern))
+    held = held_locks()
+    at_work = [f"make (process {_process(make)})" for make in makes] + [str(out) for out in locks if locked(out, held)]
+    if at_work:
+        raise LockedError(
+            f"{run}: found it at work ({', '.join(at_work)}) by other settings; needed the same. Wait, stop it, or "
+            "name another run (RUN=…)."
+        )
+
+
+def _notes(note: Path) -> Iterator[Path]:
+    run = note.name.rpartition("-")[0]
+    return (path for path in note.parent.iterdir() if path.name.rpartition("-")[::2] == (run, str(_process(path))))
+
+
+def _is_alive(note: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return note.read_text(encoding="utf-8") == _started(_process(note)) != ""
+    return False
+
+
+def _process(note: Path) -> int:
+    number = note.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _started(process: int) -> str:
+    """When a process of this machine started, in ticks since the machine did; empty if there is none, or no /proc."""
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        return fields.split()[19]
+    return ""

@@ -1,0 +1,86 @@
+"""The best policy of a run so far, by held-out accuracy."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.manifests import MANIFEST, Manifest
+from dapo_stages.handoff.shards import write_text
+from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.small_files import read_json
+from dapo_stages.terminal.safe_text import percent
+
+POINTER = "best.json"
+METRICS = ("greedy_accuracy", "sampled_accuracy")
+
+
+@dataclass(frozen=True)
+class Best:
+    """An evaluated policy; its folder is relative to the run, so that the pointer survives a move."""
+
+    iteration: int
+    policy: str
+    metric: str
+    value: float
+    policy_hash: str
+
+    def __str__(self) -> str:
+        return f"iteration {self.iteration}, held-out {self.metric.removesuffix('_accuracy')} {percent(self.value)}"
+
+
+def find_best(run: Path) -> Best | None:
+    """The policy with the best greedy accuracy, or, where nothing was answered greedily, the best sampled accuracy.
+
+    Ties: the better sampled accuracy, then the earlier policy, which moved less from where it started. The starting
+    policy takes part. Policies that were pruned, or changed since they were evaluated, do not. Only manifests are read.
+    """
+    found = {number: counts for number in iterations(run) if (counts := _counts(run, number))}
+    for metric in METRICS:
+        ranked = [number for number, counts in found.items() if metric in counts]
+        worth = {number: (found[number][metric], found[number].get(METRICS[-1], 0.0), -number) for number in ranked}
+        for number in sorted(ranked, key=worth.__getitem__, reverse=True):
+            if policy := _judged(run, number):
+                return Best(number, policy_of(number), metric, found[number][metric], policy.content_hash)
+    return None
+
+
+def write_best(run: Path) -> Best | None:
+    """Point to the best policy in best.json; no evaluation, no pointer."""
+    best = find_best(run)
+    if best is None:
+        (run / POINTER).unlink(missing_ok=True)
+    else:
+        write_text(run / POINTER, json.dumps(asdict(best), indent=1, allow_nan=False) + "\n")
+    return best
+
+
+def policy_of(iteration: int) -> str:
+    """Folder of the policy that an iteration ends with, relative to the run."""
+    return f"{iteration_folder(Path(), iteration)}/train/policy" if iteration else "policy"
+
+
+def _counts(run: Path, number: int) -> dict[str, float]:
+    """What an evaluation claims. Only the best claim is worth checking, and a check costs three times as much."""
+    try:
+        counts = read_json(iteration_folder(run, number) / "eval" / MANIFEST)["counts"]
+        claims = {name: float(counts[name]) for name in METRICS if name in counts}
+        return claims if all(map(math.isfinite, claims.values())) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _judged(run: Path, number: int) -> Manifest | None:
+    """The policy of an iteration, where it is there and is the one that was evaluated."""
+    try:
+        evaluation = manifest_of(iteration_folder(run, number) / "eval", "evaluate")
+        policy = manifest_of(run / policy_of(number))
+    except DataError:  # damaged; status says so
+        return None
+    if evaluation is None or policy is None or policy.pruned:
+        return None
+    judged = evaluation.inputs.get("policy")
+    return policy if judged and judged.content_hash == policy.content_hash else None

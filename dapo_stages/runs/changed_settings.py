@@ -1,0 +1,148 @@
+"""Which outputs of a run were made with other settings than its configuration has now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dapo_stages.config import Config, Section, load_config
+from dapo_stages.errors import ConfigError, DataError
+from dapo_stages.handoff.manifests import Manifest
+from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.runs.pipeline import FOLDERS, SETUP
+from dapo_stages.runs.progress import CONFIG
+from dapo_stages.terminal.safe_text import one_line
+
+_SHOWN = 3
+_DRAWN = "rollout.sampler.temperature"
+_NOWHERE = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key, its value when some outputs were made, the value now, and these outputs (`iteration 2, weights`)."""
+
+    key: str
+    was: Any
+    now: Any
+    outputs: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.outputs) - _SHOWN} more" if len(self.outputs) > _SHOWN else ""
+        made = "; ".join(self.outputs[:_SHOWN])
+        return f"{self.key} was {_short(self.was)}, now {_short(self.now)} ({made}{more})"
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The configuration of an iteration (0: of none), and as it is without schedules, which evaluations go by."""
+
+    config: Config
+    values: list[dict[str, Any]]
+    recorded: list[dict[str, Any]]  # as manifests have it: most sections are simply equal
+
+    @classmethod
+    def of(cls, config: Config, number: int) -> _Now:
+        configs = [config.at(number), config] if number and config.schedules else [config]
+        return cls(config, [one.model_dump(mode="json") for one in configs], [one.recorded() for one in configs])
+
+
+def differences(run: Path) -> list[Difference]:
+    """By key, as the manifests recorded them. None where config.yaml cannot be read; what make does is not changed:
+    finished outputs stay."""
+    try:
+        config = load_config(run / CONFIG)
+    except ConfigError:
+        return []
+    found: dict[tuple[str, str, str], Difference] = {}
+    now, of = _Now.of(config, 0), 0
+    for where, folder, stage, number in _outputs(run):
+        if number != of and config.schedules:
+            now, of = _Now.of(config, number), number
+        try:
+            manifest = manifest_of(folder, stage)
+        except DataError:  # damaged; status says so
+            continue
+        if manifest is None:
+            continue
+        for difference in _differing(manifest, now):
+            name = (difference.key, str(difference.was), str(difference.now))
+            found.setdefault(name, difference).outputs.append(f"{where}{folder.name}")
+    return list(found.values())
+
+
+def of_output(manifest: Manifest, number: int, config: Config) -> Iterator[Difference]:
+    """What an output of an iteration (0: of none) recorded, where this configuration says something else."""
+    return _differing(manifest, _Now.of(config, number))
+
+
+def _differing(manifest: Manifest, now: _Now) -> Iterator[Difference]:
+    sections = {
+        name: values
+        for name, values in manifest.config.items()
+        if not any(_at(recorded, name) == values for recorded in now.recorded)
+    }
+    recorded = {"seed": manifest.seed, **dict(_leaves(sections))}
+    recorded |= dict(_unrecorded(sections, now.config))
+    # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
+    if manifest.stage in {"score-attention", "train-step"}:
+        recorded.pop(_DRAWN, None)
+    for key, was in recorded.items():
+        values = [_at(current, key) for current in now.values]
+        if was not in values and _NOWHERE not in values:
+            yield Difference(key, was, values[0])
+
+
+def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:
+    """(`iteration 2, `, folder, stage, 2) of every output there may be but reports, which settings do not change."""
+    yield from (("", run / name, stage, 0) for name, stage in SETUP.items())
+    for number in iterations(run):
+        for name, stage in FOLDERS.items():
+            if name != "report":
+                yield f"iteration {number}, ", iteration_folder(run, number) / name, stage, number
+
+
+def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{place}{name}.")
+        else:
+            yield f"{place}{name}", value
+
+
+def _unrecorded(recorded: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any]]:
+    """Keys of recorded sections that came later and are not recorded, with the default that this stands for."""
+    for name in recorded:
+        section: Any = config
+        for key in name.split("."):
+            section = getattr(section, key, None)
+        yield from _later(section, recorded[name], name)
+
+
+def _later(section: Any, recorded: Any, place: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(section, Section) or not isinstance(recorded, Mapping):
+        return
+    yield from ((f"{place}.{key}", default) for key, default in section.later().items() if key not in recorded)
+    for key, values in recorded.items():
+        yield from _later(getattr(section, key, None), values, f"{place}.{key}")
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key; None inside of a section that is null, _NOWHERE where there is no such key."""
+    for name in key.split("."):
+        if values is None:
+            return None
+        if not isinstance(values, dict) or name not in values:
+            return _NOWHERE
+        values = values[name]
+    return values
+
+
+def _short(value: Any) -> str:
+    text = one_line(str(value))
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,98 @@
+"""What the Makefile includes: answers of the configuration, and which outputs of a run contents say are up to date.
+
+make itself compares times, and those of a copy, an unpacked archive or a clock that was set back say nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dapo_stages.config import Config
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.manifests import Manifest, remembered
+from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, place_of
+from dapo_stages.runs.pipeline import FOLDERS, REPORTED, SETUP
+
+SOUND, STALE = "sound", "stale"
+
+
+def for_make(config: Config, run: Path | None) -> str:
+    """The text of that file: variables of make. What is off is empty; `state/OUTPUT` is `sound` or `stale`."""
+    answers = {
+        "planned_iterations": str(config.planned_iterations),
+        "lag": str(config.lag),
+        "engine": config.rollout.engine,
+        "evaluate_engine": config.evaluate.engine,
+        "curriculum": "on" if config.rollout.curriculum else "",
+        "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",
+    }
+    answers |= {f"state/{name}": state for name, state in (states(run) if run is not None else {}).items()}
+    return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items())
+
+
+def states(run: Path) -> dict[str, str]:
+    """`sound` or `stale` by output, such as `iter-0001/rollout`; one that nothing can be said of is left out.
+
+    Sound: made from what its inputs hold now, which are all sound. Stale: made from something else. Left out: missing,
+    damaged, or made from one of these or of a stale one; make goes by times there. Only manifests are read.
+    """
+    with remembered():
+        return _Survey(run).states
+
+
+class _Survey:
+    """Looks at every output once, each after those that it may be made from."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self.states: dict[str, str] = {}
+        for name in SETUP:
+            self._look(run / name)
+        for number in iterations(run):
+            for name in FOLDERS:
+                self._look(iteration_folder(run, number) / name)
+
+    def _look(self, folder: Path) -> None:
+        manifest = _readable(folder)
+        if manifest is None:
+            return
+        places = {name: place_of(self._run, source.path) for name, source in manifest.inputs.items()}
+        state = self._compared(manifest, places)
+        if manifest.stage == "report" and state != "":
+            state = self._of_report(folder, manifest, state)
+        if state:
+            self.states[folder.relative_to(self._run).as_posix()] = state
+
+    def _compared(self, manifest: Manifest, places: dict[str, Path]) -> str:
+        state = SOUND
+        for name, place in places.items():
+            now = _readable(place)
+            if now is None:
+                return ""
+            if now.content_hash != manifest.inputs[name].content_hash:
+                return STALE
+            if self._is_of_run(place) and self.states.get(self._output_of(place)) != SOUND:
+                state = ""
+        return state
+
+    def _of_report(self, folder: Path, report: Manifest, state: str) -> str:
+        """A report is of all that its iteration has; once something of that is pruned, it stays as it is."""
+        there = {name: _readable(folder.parent / name) for name in REPORTED}
+        if any(manifest is not None and manifest.pruned for manifest in there.values()):
+            return SOUND
+        return state if report.inputs.keys() >= {name for name, found in there.items() if found is not None} else STALE
+
+    def _is_of_run(self, place: Path) -> bool:
+        return place.is_relative_to(self._run)
+
+    def _output_of(self, place: Path) -> str:
+        """`RUN/iter-0001/train/policy` -> `iter-0001/train`."""
+        return "/".join(place.relative_to(self._run).parts[:2])
+
+
+def _readable(folder: Path) -> Manifest | None:
+    """The manifest of an output; None if there is none, or it is damaged, which who reads the output says."""
+    try:
+        return manifest_of(folder)
+    except DataError:
+        return None

@@ -1,0 +1,80 @@
+"""How fast a run goes: seconds per iteration so far, and what is left, from the times in the manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.manifests import Manifest
+from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.runs.pipeline import FOLDERS
+from dapo_stages.terminal.console import duration
+
+PAUSE = 60.0  # seconds without a stage: up to these the next one was starting, more are an interruption
+_WINDOW = 10  # iterations that the mean is over: completions get longer or shorter while a policy learns
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The newest iteration that is trained, of how many, and its seconds beside the mean of the last ten."""
+
+    iteration: int
+    of: int
+    last: float
+    mean: float
+
+    @property
+    def left(self) -> float:
+        """Seconds until the last iteration, at the mean pace; 0 once it is there."""
+        return self.mean * max(self.of - self.iteration, 0)
+
+    def __str__(self) -> str:
+        pace = f"iteration {self.iteration} of {self.of}: {duration(self.last)}, {duration(self.mean)} on average"
+        return f"{pace}; about {duration(self.left)} left" if self.left else pace
+
+
+def pace(run: Path, of: int) -> Pace | None:
+    """The pace of a run that is to have `of` iterations; None before the first is trained. Only manifests are read."""
+    times: dict[int, list[tuple[float, float]]] = {}  # newest first
+    for number in reversed(iterations(run)):
+        made = _made(iteration_folder(run, number))
+        if number and "train" in made:
+            times[number] = [_interval(manifest) for manifest in made.values()]
+        if len(times) == _WINDOW:
+            break
+    if not times:
+        return None
+    newest = max(times)
+    mean = busy(interval for intervals in times.values() for interval in intervals) / len(times)
+    return Pace(newest, of, busy(times[newest]), mean)
+
+
+def busy(intervals: Iterable[tuple[float, float]]) -> float:
+    """Seconds within intervals of (start, end), those that overlap counted once, short gaps too, pauses not."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        begin = reached if start - reached <= PAUSE else start
+        total += max(end - begin, 0.0)
+        reached = max(reached, end)
+    return total
+
+
+def _made(folder: Path) -> dict[str, Manifest]:
+    found = {}
+    for name, stage in FOLDERS.items():
+        try:
+            manifest = manifest_of(folder / name, stage)
+        except DataError:  # damaged; status says so
+            continue
+        if manifest is not None:
+            found[name] = manifest
+    return found
+
+
+def _interval(manifest: Manifest) -> tuple[float, float]:
+    """When a stage started and ended, in seconds; one that carried on after an interruption: its last session."""
+    ended = datetime.fromisoformat(manifest.ended).timestamp()
+    return ended - manifest.seconds, ended

@@ -1,0 +1,194 @@
+"""How far a run has come: the state of every output, and the command that takes it further."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapo_stages.config import load_config
+from dapo_stages.errors import ConfigError
+from dapo_stages.handoff.unfinished import halted
+from dapo_stages.runs.layout import Found, held_locks, iteration_folder, iterations, look
+from dapo_stages.runs.pipeline import FOLDERS, IN_ORDER, NEEDED, SETUP
+
+CONFIG = "config.yaml"
+_DEFAULT = "pipelines/embedded.yaml"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The outputs of a run: those before the first iteration, and those of each iteration."""
+
+    run: Path
+    setup: dict[str, Found]
+    iterations: dict[int, dict[str, Found]]
+
+    def outputs(self) -> Iterator[tuple[str, str, Found]]:
+        """(where, name, what is there) of every output: `iteration 2, `, `weights`, …"""
+        for place, found in (
+            ("", self.setup),
+            *((f"iteration {n}, ", outputs) for n, outputs in self.iterations.items()),
+        ):
+            yield from ((place, name, one) for name, one in found.items())
+
+
+@dataclass(frozen=True)
+class Move:
+    """A command to run next, and why that one; none while there is nothing to do but wait."""
+
+    command: str | None
+    why: str
+    beyond: int | None = None  # the iteration it begins, where the run has all that were planned
+
+
+def survey(run: Path) -> Progress:
+    """Look at every output folder; only manifests are read."""
+    held = held_locks()
+    setup = {name: look(run, run / name, stage, held) for name, stage in SETUP.items()}
+    found = {
+        number: {name: look(run, iteration_folder(run, number) / name, stage, held) for name, stage in FOLDERS.items()}
+        for number in iterations(run)
+    }
+    return Progress(run, setup, found)
+
+
+def next_move(progress: Progress) -> Move:
+    """What is running; else the first output that has to be made again, or is missing at the end of the run."""
+    run = progress.run
+    if running := [f"{place}{name}" for place, name, found in progress.outputs() if found.state == "running"]:
+        return Move(None, f"{', '.join(running)}: running")
+    if not (run / CONFIG).exists():
+        return Move(
+            shlex.join(["dapo-stages", "config", "--config", _DEFAULT, "--out", str(run / CONFIG)]),
+            "config.yaml: missing",
+        )
+    for name, found in progress.setup.items():
+        if found.state not in {"done", "pruned"}:
+            return Move(
+                setup_command(run, name, again=found.state in {"stale", "damaged"}), f"{name}: {_because(found)}"
+            )
+    for number, outputs in progress.iterations.items():
+        for name in IN_ORDER:
+            found = outputs[name]
+            if found.state in {"stale", "unfinished", "halted", "damaged"}:
+                again = found.state in {"stale", "damaged"} or found.ended is not None
+                return Move(command(run, number, name, again=again), f"iteration {number}, {name}: {_because(found)}")
+    last = max(progress.iterations, default=None)
+    if last is None:
+        return Move(command(run, 0, "eval"), "the starting point is not evaluated yet")
+    for number, outputs in progress.iterations.items():  # rollouts may be ahead of training
+        missing = _missing_at_the_end(number, outputs)
+        if missing and (number == last or missing in NEEDED):
+            return Move(command(run, number, missing), f"iteration {number}, {missing}: missing")
+    planned = planned_iterations(run)
+    if planned and last >= planned:
+        why = f"all {planned} planned iterations are finished; one more"
+        return Move(command(run, last + 1, "rollout"), why, last + 1)
+    return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
+
+
+def command(run: Path, number: int, name: str, *, again: bool = False, settings: Sequence[str] = ()) -> str:
+    """The command that makes an output of an iteration, as a line for a shell: by its run's configuration, or by these
+    words in its place."""
+    folder, before = iteration_folder(run, number), iteration_folder(run, number - 1)
+    policy = _policy_after(run, number - 1)
+    sampler = _policy_after(run, number - 1 - _lag(run))
+    arguments: dict[str, list[str | Path]] = {
+        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number), *_history(run)],
+        "attention": ["--policy", sampler, "--rollouts", folder / "rollout"],
+        "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
+                    *_if_there("--replay", before / "weights")],
+        "train": ["--policy", policy, "--rollouts", folder / "rollout", "--weights", folder / "weights",
+                  *_if_there("--state", before / "train" / "state"), *_reference(run, number)],
+        "eval": ["--policy", _policy_after(run, number), "--data", run / "data"],
+        "report": ["--run", run, "--iteration", str(number)],
+    }  # fmt: skip
+    out: list[str | Path] = [] if name == "report" else ["--out", folder / name]
+    return _line(FOLDERS[name], run, [*arguments[name], *out], again=again, settings=settings)
+
+
+def _policy_after(run: Path, number: int) -> Path:
+    """The policy that an iteration made; the starting one before the first."""
+    return iteration_folder(run, number) / "train" / "policy" if number > 0 else run / "policy"
+
+
+def _lag(run: Path) -> int:
+    """Train-steps by which rollouts are behind, as the run is configured; what is wrong with that, its stages say."""
+    with suppress(ConfigError):
+        return load_config(run / CONFIG).lag
+    return 0
+
+
+def _reference(run: Path, number: int) -> list[str | Path]:
+    """The reference of an iteration's KL term, if it has one: the newest that a train-step before has left."""
+    with suppress(ConfigError):
+        if load_config(run / CONFIG).at(number).train.beta > 0:
+            before = (iteration_folder(run, n) / "train" / "reference" for n in range(number - 1, 0, -1))
+            left = (folder for folder in before if (folder / "manifest.json").exists())
+            return ["--reference", next(left, run / "policy")]
+    return []
+
+
+def _history(run: Path) -> list[str | Path]:
+    """The earlier rollouts of the run, if they decide what is asked next."""
+    with suppress(ConfigError):
+        if load_config(run / CONFIG).rollout.curriculum is not None:
+            return ["--history", run]
+    return []
+
+
+def planned_iterations(run: Path) -> int | None:
+    """Iterations that the run is configured for; None without a configuration that can be read."""
+    with suppress(ConfigError):
+        return load_config(run / CONFIG).planned_iterations
+    return None
+
+
+def trouble(run: Path) -> str | None:
+    """What is wrong with the run's configuration; None if nothing is, or if there is none yet."""
+    try:
+        if (run / CONFIG).exists():
+            load_config(run / CONFIG)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def setup_command(run: Path, name: str, *, again: bool = False) -> str:
+    """The command that makes an output of before the first iteration."""
+    policy: list[str | Path] = ["--policy", run / "policy"] if name == "data" else []
+    return _line(SETUP[name], run, [*policy, "--out", run / name], again=again)
+
+
+def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool, settings: Sequence[str] = ()) -> str:
+    by = settings or ["--config", str(run / CONFIG)]
+    words = ["dapo-stages", stage, *by, *(str(word) for word in arguments)]
+    return shlex.join([*words, "--overwrite"] if again else words)
+
+
+def _if_there(option: str, folder: Path) -> list[str | Path]:
+    return [option, folder] if (folder / "manifest.json").exists() else []
+
+
+def _missing_at_the_end(number: int, outputs: Mapping[str, Found]) -> str | None:
+    """The first missing output with nothing after it: one that later stages did without is not wanted."""
+    wanted = IN_ORDER if number else ("eval",)
+    present = [index for index, name in enumerate(wanted) if outputs[name].state != "missing"]
+    after = wanted[max(present, default=-1) + 1 :]
+    return after[0] if after else None
+
+
+def _because(found: Found) -> str:
+    if found.state == "halted":  # which says more than fits here
+        return "halted, after what its reason says to do"
+    return f"{found.state} ({found.why})" if found.why else found.state
+
+
+def halts(run: Path) -> Iterator[str]:
+    """Why train-steps of a run that were begun have no output: `iteration 3, train is halted: …`."""
+    for number in iterations(run):
+        if why := halted(f"{iteration_folder(run, number)}/train"):
+            yield f"iteration {number}, train is halted: {why}"

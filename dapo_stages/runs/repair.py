@@ -1,0 +1,33 @@
+"""Clearing up a run folder: what interrupted processes left, and nothing that was ever published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dapo_stages.errors import LockedError
+from dapo_stages.handoff.unfinished import is_temporary, leftovers, remove_leftovers
+from dapo_stages.runs.checkup import places
+from dapo_stages.runs.layout import iteration_folder, iterations, locked
+
+
+def remove(run: Path) -> list[str]:
+    """Remove temporary files and unpublished parts; their names below the run.
+
+    Outputs that are links, such as the policy that several runs start from, are left alone. Raises LockedError, and
+    removes nothing, while a process writes anywhere in the run.
+    """
+    folders = [place.folder for place in places(run)]
+    outputs = [folder for folder in folders if folder.resolve() == run.resolve() / folder.relative_to(run)]
+    busy = next((folder for folder in outputs if locked(folder)), None)
+    if busy is not None:
+        raise LockedError(
+            f"{busy}: found a process that is writing here; needed a run at rest. Wait for it, or stop it, and run the "
+            "same command again."
+        )
+    removed = [path for folder in outputs if leftovers(folder) for path in remove_leftovers(folder)]
+    for folder in (run, *(iteration_folder(run, number) for number in iterations(run))):
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and is_temporary(path):
+                path.unlink()
+                removed.append(path)
+    return [path.relative_to(run).as_posix() for path in removed]

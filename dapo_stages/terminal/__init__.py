@@ -1,0 +1,1 @@
+"""The terminal: what is said, asked for and printed."""

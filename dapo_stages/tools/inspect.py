@@ -1,0 +1,154 @@
+"""inspect: one completion in full, with its picture and its tokens coloured by their weight."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dapo_stages.terminal.options import Json
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from dapo_stages.reporting.iteration.search import Hit
+    from dapo_stages.reporting.iteration.terminal_pictures import Protocol
+
+_FURTHER = 5  # ids named beside the one that --find shows
+
+
+def main(
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    completion_id: Annotated[str | None, typer.Argument(help="Id of the completion.", metavar="COMPLETION_ID")] = None,
+    find: Annotated[
+        Literal["worst", "best", "disagree"] | None,
+        typer.Option("--find", help="By reward, or where answer and look disagree: right without looking, or wrong."),
+    ] = None,
+    iteration: Annotated[
+        int | None, typer.Option("--iteration", min=0, help="Where --find searches; else the latest with weights.")
+    ] = None,
+    picture: Annotated[
+        Literal["kitty", "iterm", "sixel", "blocks", "none"] | None,
+        typer.Option("--picture", help="How to draw the picture; else by what the terminal says it can."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.
+
+    --find goes through the latest iteration that has weights. `disagree`: right answers by how little they looked at
+    the picture (a high VGR), wrong ones by how much they did.
+
+    Example: dapo-stages inspect --run training_logs/demo --find disagree
+    """
+    from dapo_stages.reporting.iteration import search
+    from dapo_stages.terminal.console import answer
+    from dapo_stages.terminal.safe_text import one_line
+
+    if (completion_id is None) == (find is None):
+        raise typer.BadParameter("name either a completion id or --find worst|best|disagree.")
+    ranked = search.rank(run, find, iteration) if find else []
+    if find and not ranked:
+        raise typer.BadParameter("there is no completion to choose from.")
+    hit = search.find(run, completion_id or ranked[0])
+    further = ranked[1 : 1 + _FURTHER]
+    if as_json:
+        answer({**_result(hit), "further": further})
+        return
+    _show(hit, picture)
+    if further:
+        print(f"\nNext after it: {', '.join(map(one_line, further))}")
+
+
+def _result(hit: Hit) -> dict[str, Any]:
+    prompt = {name: hit.prompt[name] for name in ("group_id", "prompt_id", "slice", "problem", "solution")}
+    place = {"shard": str(hit.shard), "row": hit.row, "pictures": hit.pictures}
+    return {"iteration": hit.iteration, **hit.completion, "prompt": {**prompt, **place}}
+
+
+def _show(hit: Hit, picture: Protocol | None) -> None:
+    from dapo_stages.terminal.console import painted, tell
+    from dapo_stages.terminal.safe_text import number, one_line, signed, visible
+
+    one, prompt = hit.completion, hit.prompt
+    sizes = ["unreadable" if size is None else f"{size[0]}×{size[1]}" for size in hit.pictures] or ["none"]
+    slice_ = f", {one_line(prompt['slice'])}" if prompt["slice"] else ""
+    about = f"(iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
+    print(f"{painted(one_line(one['completion_id']), 'bold')}  {about}")
+    tell(f"prompt     {hit.shard}, row {hit.row}")
+    names = [f" {one_line(image['path'])}" if image["path"] else "" for image in prompt["images"] or [{"path": None}]]
+    print(f"picture    {', '.join(size + name for size, name in zip(sizes, names, strict=True))}")
+    _print_pictures(hit, picture)
+    print("question   " + visible(prompt["problem"]).replace("\n", "\n           "))
+    print(f"answer     {one_line(prompt['solution'])}")
+    parts = ", ".join(f"{one_line(name)} {number(value, 2)}" for name, value in one["rewards"].items())
+    print(f"reward     {number(one['reward'])} ({parts})")
+    print(f"advantage  {signed(one['advantage'])}{_loss(one)}")
+    print(f"VGR        {number(one['vgr'])}")
+    print(f"finish     {one_line(one['finish_reason'])}, {len(one['tokens'])} tokens\n")
+    _print_tokens(one)
+
+
+def _print_pictures(hit: Hit, wanted: Protocol | None) -> None:
+    """On a terminal, as it can; in half blocks only where there is colour. Elsewhere where --picture asks for it."""
+    from rich.console import Console
+
+    from dapo_stages.reporting.iteration.terminal_pictures import blocks, escaped, spoken
+    from dapo_stages.terminal.console import colourful, drawn
+
+    how = wanted or (spoken(os.environ) if drawn(sys.stdout) else "none")
+    if how == "none" or (how == "blocks" and not colourful(sys.stdout)):
+        return
+    for image in hit.prompt["images"] or []:
+        if how == "blocks":
+            if (text := blocks(image["bytes"])) is not None:
+                Console(highlight=False).print(text, end="", soft_wrap=True)
+        elif (sequence := escaped(image["bytes"], how)) is not None:
+            print(sequence)
+
+
+def _loss(one: dict[str, Any]) -> str:
+    from dapo_stages.terminal.safe_text import one_line
+
+    if one["in_loss"] is not False:
+        return ""
+    return f" (not in the loss{': ' + one_line(one['why']) if one['why'] else ''})"
+
+
+def _print_tokens(one: dict[str, Any]) -> None:
+    """Coloured on a terminal; elsewhere word(weight), or the plain text where there are no weights."""
+    from dapo_stages.reporting.documents.markdown import weighted_tokens
+    from dapo_stages.terminal.console import colourful
+    from dapo_stages.terminal.safe_text import visible
+
+    if colourful(sys.stdout):
+        from rich.console import Console
+
+        Console(highlight=False).print(coloured(one["tokens"], one["token_weights"]))
+    elif one["token_weights"]:
+        print(weighted_tokens(one["tokens"], one["token_weights"]))
+    else:
+        print(visible(one["text"]))
+
+
+def coloured(tokens: list[str], weights: list[float]) -> Text:
+    """Tokens on a ground from white (the lightest of this completion) to blue (the heaviest), never read as markup."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    from dapo_stages.terminal.safe_text import visible
+
+    text = Text()
+    low, high = min(weights, default=1.0), max(weights, default=1.0)
+    for index, token in enumerate(tokens):
+        if index >= len(weights) or high <= low:
+            text.append(visible(token))
+            continue
+        shade = (weights[index] - low) / (high - low)
+        red, green, blue = (round(255 + shade * (end - 255)) for end in (11, 83, 148))
+        ink = Color.parse("#ffffff" if shade > 0.5 else "#000000")
+        text.append(visible(token), Style(color=ink, bgcolor=Color.from_rgb(red, green, blue)))
+    return text

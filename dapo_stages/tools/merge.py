@@ -1,0 +1,192 @@
+"""merge: an adapter and its base, or several policies, in; one policy with all weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dapo_stages.errors import ConfigError
+from dapo_stages.handoff import carry_out
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import adapted_by, check_policy, folder_of, is_adapter, verify, version_of
+from dapo_stages.terminal.console import progress
+from dapo_stages.terminal.options import DryRun, Json, Out, Overwrite
+
+if TYPE_CHECKING:
+    from dapo_stages.models.checkpoints import Tensors
+
+MERGEKIT = "mergekit-yaml"
+
+
+def main(
+    policies: Annotated[
+        list[Path], typer.Option("--policy", help="Policy folder; repeat it, from old to new.", metavar="DIR")
+    ],
+    out: Out,
+    method: Annotated[
+        Literal["linear", "ema", "mergekit"],
+        typer.Option("--method", help="A weighted mean, a moving average from old to new, or mergekit's recipe."),
+    ] = "linear",
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="linear: weights in the order of the policies; else all the same.")
+    ] = None,
+    decay: Annotated[
+        float | None, typer.Option("--decay", help="ema: share that stays at each next policy, from 0 to below 1.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="mergekit: its YAML file.", metavar="FILE", exists=True, dir_okay=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Merge an adapter into its base, or average policies, into a standard checkpoint.
+
+    A single policy is an adapter that becomes part of its base, unquantised. Several are averaged tensor by tensor,
+    adapters together with their bases; weights are divided by their sum. A recipe for mergekit names its models itself;
+    --policy then says whose architecture, tokenizer and processor the result has.
+
+    Example: dapo-stages merge --policy iter-0004/train/policy --policy iter-0006/train/policy --method linear
+    --weights 1,3 --out merged
+    """
+    sources = [check_policy(Source(policy)) for policy in policies]
+    settings = _settings(method, len(sources), weights, decay, recipe)
+    if method != "mergekit" and len(sources) == 1 and not is_adapter(sources[0]):
+        raise ConfigError(f"{sources[0].folder}: found one policy, no adapter; needed several. Repeat --policy.")
+    plan = Plan("merge", out, settings, 0, _inputs(sources))
+    carry_out.run(
+        plan,
+        lambda output: Merge(output, sources).run(),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=json,
+        alone=True,
+    )
+
+
+def _settings(method: str, count: int, weights: str | None, decay: float | None, recipe: Path | None) -> dict[str, Any]:
+    """What decides the result; options of another method, missing and impossible ones are refused."""
+    from dapo_stages.maths.policy_averages import ema_shares, linear_shares
+
+    given = {"--weights": weights, "--decay": decay, "--recipe": recipe}
+    own = {"linear": "--weights", "ema": "--decay", "mergekit": "--recipe"}[method]
+    for option, value in given.items():
+        if value is not None and option != own:
+            raise ConfigError(f"{option}: found it with --method {method}; needed {own} only. Leave it out.")
+    if method == "mergekit":
+        if recipe is None:
+            raise ConfigError("--method mergekit: found no --recipe; needed mergekit's YAML file. Pass one.")
+        return {"method": method, "recipe": recipe.read_text(encoding="utf-8")}
+    if method == "ema" and decay is None:
+        raise ConfigError("--method ema: found no --decay; needed one, such as 0.9. Pass it.")
+    try:
+        shares = ema_shares(count, decay) if decay is not None else linear_shares(_numbers(weights, count))
+    except ValueError as error:
+        raise ConfigError(f"{own}: {error}. Mend it.") from None
+    return {"method": method, "shares": shares}
+
+
+def _numbers(text: str | None, count: int) -> list[float]:
+    if text is None:
+        return [1.0] * count
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"found {text!r}; needed a number for each policy, such as 1,3") from None
+    if len(numbers) != count:
+        raise ValueError(f"found {len(numbers)} weights for {count} policies; needed one each, such as 1,3")
+    return numbers
+
+
+def _inputs(sources: list[Source]) -> dict[str, Source]:
+    inputs: dict[str, Source] = {}
+    for number, source in enumerate(sources, start=1):
+        inputs[f"policy-{number}"] = source
+        if is_adapter(source):
+            inputs[f"base-{number}"] = adapted_by(source)
+    return inputs
+
+
+class Merge:
+    """One merge."""
+
+    def __init__(self, output: Output, sources: list[Source]) -> None:
+        self._output, self._sources = output, sources
+        self._settings = output.plan.config
+
+    def run(self) -> None:
+        """Write the checkpoint, and say what it is."""
+        if self._settings["method"] == "mergekit":
+            self._by_mergekit()
+        else:
+            self._average()
+        first = self._sources[0].manifest.policy
+        self._output.policy = {"version": max(map(version_of, self._sources)), "model": str(first.get("model", ""))}
+        self._output.counts |= {"policies": len(self._sources)}
+
+    def _average(self) -> None:
+        from dapo_stages.models.checkpoints import Adapted, Checkpoint
+        from dapo_stages.models.merging import copy_beside, merge, require_same
+
+        for source in self._sources:
+            verify(source)
+        bases = [Checkpoint(folder_of(source)) for source in self._sources]
+        require_same(bases)
+        tensors: list[Tensors] = [
+            Adapted(base, source.folder) if is_adapter(source) else base
+            for base, source in zip(bases, self._sources, strict=True)
+        ]
+        layout = bases[0].layout
+        with progress("merge: files", len(layout)) as advance:
+            for file, names in layout.items():
+                if not self._output.has(file):
+                    with self._output.files() as folder:
+                        merge(tensors, self._settings["shares"], names, folder / file)
+                advance(1, file)
+        with self._output.files() as folder:
+            copy_beside(bases[0].folder, folder)
+        self._output.counts["tensors"] = len(bases[0].shapes)
+
+    def _by_mergekit(self) -> None:
+        """Let mergekit write into a folder of its own, then take from it what belongs to a checkpoint."""
+        import subprocess
+
+        from dapo_stages.handoff.referred import INDEX
+        from dapo_stages.models.checkpoints import Checkpoint
+        from dapo_stages.models.merging import copy_beside, require_same
+
+        program = _mergekit()
+        with self._output.files() as folder:
+            made, recipe = folder / "mergekit", folder / "recipe.yaml"
+            recipe.write_text(self._settings["recipe"], encoding="utf-8")
+            done = subprocess.run([program, str(recipe), str(made)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            if done.returncode != 0:
+                said = " ".join(done.stdout.decode(errors="replace").split())[-400:]
+                found = f"found mergekit failing (… {said}); needed a recipe it carries out. Mend it."
+                raise ConfigError(f"--recipe: {found}")
+            base = folder_of(self._sources[0])
+            require_same([Checkpoint(base), Checkpoint(made)])
+            names = copy_beside(made, folder)
+            copy_beside(base, folder, but={INDEX, *names})
+            for path in made.glob("*.safetensors"):
+                path.rename(folder / path.name)
+
+
+def _mergekit() -> str:
+    """The program, from this Python's environment or the PATH."""
+    import shutil
+    import sys
+
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(MERGEKIT, path=beside) or shutil.which(MERGEKIT)
+    if found is None:
+        raise ConfigError(
+            f"--method mergekit: found no `{MERGEKIT}` on the PATH; needed mergekit. Install it, best in an "
+            "environment of its own: pipx install mergekit (or pip install mergekit)."
+        )
+    return found

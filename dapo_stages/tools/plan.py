@@ -1,0 +1,245 @@
+"""plan: a model, a configuration and some GPUs in; memory, time and bytes of every stage out, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dapo_stages.config import Config, load_config
+from dapo_stages.errors import ConfigError, ModelError
+from dapo_stages.maths import devices
+from dapo_stages.planning.dimensions import EMBEDDED, PUBLISHED, Dimensions, dimensions_of
+from dapo_stages.planning.run_plan import GIB, Plan
+from dapo_stages.planning.stage_costs import Rates
+from dapo_stages.planning.stage_memory import Parallel
+from dapo_stages.planning.stage_times import seconds_of
+from dapo_stages.small_files import read_json
+from dapo_stages.terminal.console import answer, tell
+from dapo_stages.terminal.options import Json, Overrides
+
+GB = 10**9
+QUESTIONS = 900  # held out: an assumption, a tenth of 9 000
+
+
+def main(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML configuration; else the defaults.", metavar="FILE")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder, hub id or `embedded`; else model.name.", metavar="NAME")
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of a node, a rank on each.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")] = 1,
+    gpu: Annotated[
+        devices.Gpu | None,
+        typer.Option("--gpu", help="Whose rates, and memory; else the one that --memory stands for, or h100."),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.1, help="GiB of memory of a rank; else all that --gpu has.")
+    ] = None,
+    parallel: Annotated[
+        Parallel | None,
+        typer.Option("--parallel", help="How train-step is split over ranks; else zero2, or single on one GPU."),
+    ] = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option("--device", help="What a rank computes on.")] = "cuda",
+    prompt: Annotated[
+        int | None, typer.Option("--prompt", min=1, help="Prompt tokens; else data.max_prompt_length.")
+    ] = None,
+    vision: Annotated[
+        int | None,
+        typer.Option("--vision", min=0, help="Picture tokens of a prompt; else those of data.max_image_size."),
+    ] = None,
+    completion: Annotated[
+        int | None, typer.Option("--completion", min=1, help="Completion tokens; else the most allowed.")
+    ] = None,
+    informative: Annotated[
+        float,
+        typer.Option("--informative", min=0.01, max=1, help="Share of groups some but not all of which are right."),
+    ] = 0.5,
+    questions: Annotated[
+        int | None,
+        typer.Option("--questions", min=0, help="Held-out questions; else evaluate.max_questions, or an assumed 900."),
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option("--tflops", min=0.001, help="Peak of a rank; else that of --gpu, or of two cores.")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", min=0.01, max=1, help="Share of it that is reached: an assumption.")
+    ] = devices.REACHED_OPERATIONS,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("--bandwidth", min=0.1, help="GB/s of memory that are reached; else 60 % of --gpu's."),
+    ] = None,
+    link: Annotated[
+        float | None, typer.Option("--link", min=0.01, help="GB/s between ranks; else 60 % of NVLink, PCIe or network.")
+    ] = None,
+    disk: Annotated[float, typer.Option("--disk", min=0.01, help="GB/s of the file system: an assumption.")] = 2.0,
+    picture: Annotated[float, typer.Option("--picture", min=0, help="KB of a stored picture: an assumption.")] = 300.0,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.
+
+    From the model's configuration alone; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every
+    formula, and what is measured and what assumed.
+
+    Example: dapo-stages plan --config pipelines/reference-7b.yaml --gpus 4 --memory 80
+    """
+    settings = _configuration(config, set_)
+    name = model or settings.model.name
+    ranks = gpus * nodes
+    layout = parallel or ("single" if ranks == 1 else "zero2")
+    if layout == "single" and ranks > 1:
+        raise ConfigError(f"--parallel single: found {ranks} GPUs; needed one. Name ddp or zero1 … zero3.")
+    gpu = gpu or devices.gpu_with(memory or devices.GPUS["h100"].memory)
+    machine = devices.GPUS[gpu] if device == "cuda" else devices.CPU
+    peak = machine.bfloat16 if settings.model.dtype == "bfloat16" else machine.float32
+    between = min(machine.link, devices.NETWORK) if nodes > 1 else machine.link
+    rates = Rates(
+        operations=(tflops or peak) * 1e12 * utilisation,
+        memory=(bandwidth or devices.REACHED_BYTES * machine.bandwidth) * GB,
+        disk=disk * GB,
+        link=(link or devices.REACHED_BYTES * between) * GB,
+        call=devices.CALL[device],
+    )
+    plan = Plan(
+        _dimensions(name),
+        settings,
+        ranks,
+        layout,
+        device,
+        rates,
+        prompt,
+        vision,
+        completion,
+        informative,
+        _questions(settings) if questions is None else questions,
+    )
+    answered = plan.answer(name, memory or machine.memory, int(picture * 1000), seconds_of(plan))
+    if as_json:
+        answer(answered)
+    else:
+        _show(answered, plan, nodes, f"{gpus} × {gpu.upper()}" if device == "cuda" else f"{gpus} rank(s) on CPUs")
+
+
+def _configuration(path: Path | None, overrides: list[str] | None) -> Config:
+    if path is not None:
+        return load_config(path, overrides)
+    from os import devnull
+
+    return load_config(Path(devnull), overrides)  # nothing but defaults
+
+
+def _questions(config: Config) -> int:
+    """Held-out questions that are answered, as far as the configuration says."""
+    held_out = config.data.synthetic.held_out if config.data.source == "embedded" else QUESTIONS
+    return min(held_out, config.evaluate.max_questions or held_out)
+
+
+def _dimensions(name: str) -> Dimensions:
+    """Of a checkpoint folder, a model that is built in, or one on the hub."""
+    path = Path(name) / "config.json"
+    try:
+        if path.is_file():
+            return dimensions_of(read_json(path))
+        return dimensions_of({**PUBLISHED, "embedded": EMBEDDED}.get(name) or _from_hub(name))
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"{name}: found {error} in its configuration; needed a Qwen2.5-VL or Qwen2-VL. Name one with --model."
+        ) from None
+
+
+def _from_hub(name: str) -> Any:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return read_json(Path(hf_hub_download(name, "config.json")))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{name}: found no config.json, neither in a folder nor on the hub ({reason}); needed one, or a name that "
+            f"is built in: {', '.join([*PUBLISHED, 'embedded'])}. Name one with --model."
+        ) from None
+
+
+def _show(found: dict[str, Any], plan: Plan, nodes: int, machine: str) -> None:
+    """For people: memory, time, bytes, and what limits."""
+    group, dtype = found["group"], plan.config.model.dtype
+    tell(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
+    print(
+        f"{nodes} node(s) of {machine}, train-step {found['parallel']}; a prompt of {group['prompt']} tokens "
+        f"({group['vision']} of its picture), {group['completions']} completions of {group['completion']}"
+    )
+    print("\nMemory of a rank at its peak, GiB of live bytes")
+    for stage, memory in found["memory"].items():
+        print(_line(stage, memory["total"] / GIB, _parts(memory["device"], GIB, 2)))
+        if memory["host"]:
+            print(_line("  on the host", sum(memory["host"].values()) / GIB, _parts(memory["host"], GIB, 2)))
+    print(f"\nAn iteration, seconds of the slowest rank at estimated rates; {found['sampled']} groups are sampled")
+    for stage, parts in found["seconds"].items():
+        print(_line(stage, sum(parts.values()), _parts(parts, 1, 1)))
+    iterations = plan.config.planned_iterations
+    print(
+        _line("all", found["iteration"], f"{iterations} iterations: {iterations * found['iteration'] / 3600:.1f} hours")
+    )
+    print("\nAn iteration, GB on disk")
+    for name, size in found["bytes"].items():
+        print(_line(name, size / GB, ""))
+    print(_line("on disk at most", found["kept"] / GB, f"of {iterations} iterations"))
+    print("")
+    for line in _verdict(found):
+        tell(line)
+
+
+def _line(name: str, total: float, parts: str) -> str:
+    return f"  {name:<18} {total:9.2f}  {parts}".rstrip()
+
+
+def _parts(parts: Mapping[str, float], unit: int, digits: int) -> str:
+    """`weights 15.45, logits 2.90`: the largest first, nothing that would show as 0."""
+    shown = sorted(parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{n} {v / unit:.{digits}f}" for n, v in shown if v / unit >= 0.5 * 10**-digits)
+
+
+def _verdict(found: dict[str, Any]) -> list[str]:
+    """What limits, and what could be changed."""
+    usable = found["usable"]
+    lines = []
+    if found["room"] is not None:
+        lines.append(f"vLLM has room for {found['room']} completions of full length at the same time.")
+    for stage, fits in found["fits"].items():
+        total = found["memory"][stage]["total"]
+        if fits:
+            lines.append(f"{stage} fits: {(usable - total) / GIB:.1f} GiB to spare of {usable / GIB:.1f} usable.")
+            continue
+        lines.append(f"{stage} does not fit: {(total - usable) / GIB:.1f} GiB more than the {usable / GIB:.1f} usable.")
+        for way, peak in found["ways"][stage].items():
+            lines.append(f"  {way}: {peak / GIB:.1f} GiB, {'fits' if peak <= usable else 'still too much'}")
+        if stage != "train-step" and found["memory"][stage]["device"].get("weights", 0) > usable:
+            lines.append("  a rank holds the whole model here: " + _ELSEWHERE[stage])
+    slowest, part = found["slowest"], found["slowest_part"]
+    share = sum(found["seconds"][slowest].values()) / found["iteration"]
+    lines.append(f"Slowest: {slowest}, {share:.0%} of an iteration, most of it {part}. {_FASTER[part]}")
+    return lines
+
+
+_ELSEWHERE = {
+    "rollout": "vLLM (engines.vllm.tensor_parallel_size) or a server splits it over GPUs.",
+    "score-attention": "score on a device with more memory, or set attention.enabled=false (all weights 1).",
+}
+_FASTER = {
+    "start-up": "Fewer, larger iterations (rollout.prompts_per_iteration).",
+    "verifying": "Fewer, larger iterations, or train.lora, whose files are small.",
+    "loading": "Fewer, larger iterations (rollout.prompts_per_iteration), or a faster --disk.",
+    "writing": "Fewer, larger iterations, a faster --disk, or train.lora, whose states are small.",
+    "hashing": "Fewer, larger iterations, or train.lora, whose files are small.",
+    "generation": "Larger batches (batch_groups) while they fit, fewer questions (evaluate.max_questions, EVAL_EVERY), "
+    "or vLLM; make -j2 evaluates beside the next iteration, LAG=1 samples beside training.",
+    "forward": "Raise attention.batch_completions while it fits, or add ranks.",
+    "updates": "Add ranks; train.gradient_checkpointing=false saves a quarter where it fits.",
+    "between ranks": "Larger train.batch_completions (fewer micro-batches), another --parallel, or a faster --link.",
+}

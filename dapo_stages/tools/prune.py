@@ -1,0 +1,133 @@
+"""prune: large files of old iterations out; their manifests stay, so that make redoes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dapo_stages.config import KeepConfig, load_config
+from dapo_stages.errors import LockedError
+from dapo_stages.handoff.manifests import MANIFEST, mark_pruned, read_manifest, remembered
+from dapo_stages.handoff.unfinished import LOCK, NEXT, is_swapping, locked
+from dapo_stages.runs.layout import iteration_folder, iterations
+from dapo_stages.runs.pipeline import FOLDERS
+from dapo_stages.terminal.console import say
+from dapo_stages.terminal.options import ConfigFile, DryRun, Overrides
+
+# What each `keep` setting is about: folders of an iteration, relative to it.
+PARTS = {
+    "rollouts": ("rollout", "attention", "weights"),
+    "states": ("train/state",),
+    "policies": ("train/policy", "train/reference"),
+}
+# Never removed. A lock that is gone while a process holds it, or waits for it, would let two write at the same time.
+_STAYS = frozenset({MANIFEST, LOCK, NEXT})
+
+
+def main(
+    config: ConfigFile,
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Remove large files of old iterations, as the keep section says; their manifests stay.
+
+    The newest trained iterations are kept, and (keep.best) the policy with the best held-out accuracy. Rollouts and
+    policies go only once their iteration is reported; a policy that an adapter needs stays as long as the adapter, and
+    all rollouts under a curriculum (rollout.curriculum), which goes by them. An output that another run is writing is
+    left alone.
+
+    Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
+    """
+    settings = load_config(config, set_)
+    with remembered():
+        going = prunable(run, settings.keep, settings.lag, curriculum=settings.rollout.curriculum is not None)
+    for folder in going:
+        if dry_run:
+            say(f"prune: would remove the files of {folder}")
+        else:
+            _prune(folder)
+
+
+def prunable(run: Path, keep: KeepConfig, lag: int = 0, *, curriculum: bool = False) -> list[Path]:
+    """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old.
+
+    Under a curriculum every rollout is an input of all later ones, of one that is being sampled too: would one go
+    meanwhile, an interrupted rollout could not carry on, and what is asked would depend on when it went.
+    """
+    folders = [iteration_folder(run, number) for number in iterations(run)]
+    trained = [folder for folder in folders if (folder / "train" / MANIFEST).exists()]
+    found = []
+    for name, parts in PARTS.items():
+        newest = getattr(keep, name)
+        if newest is not None and name == "policies":
+            newest = max(newest, 1 + lag)
+        for iteration in trained[:-newest] if newest is not None else []:
+            going = [iteration / part for part in parts if not (curriculum and part == "rollout")]
+            going = [folder for folder in going if _has_files(folder)]
+            if going and (name == "states" or (iteration / "report" / MANIFEST).exists()):
+                found += going
+    needed = _needed(run, keep, found)
+    going = [folder for folder in found if folder.resolve() not in needed]
+    for folder in going:  # before anything is removed: a damaged manifest cannot be marked
+        read_manifest(folder)
+    return going
+
+
+def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
+    """Policies that stay however old they are: the best one, the reference, and those under adapters that stay."""
+    from dapo_stages.runs.best import find_best
+
+    if not any(folder.name in {"policy", "reference"} for folder in going):
+        return set()
+    best = find_best(run) if keep.best else None
+    needed = {(run / best.policy).resolve()} if best else set()
+    references = [folder for folder in going if folder.name == "reference"]
+    if references:  # the newest of them is that of the first train-step after the policies that stay
+        needed.add(references[-1].resolve())
+    gone = {folder.resolve() for folder in going} - needed
+    for number in iterations(run):
+        folder = iteration_folder(run, number) / "train" / "policy"
+        adapter = read_manifest(folder) if _has_files(folder) else None
+        if adapter and "base" in adapter.policy and not adapter.pruned and folder.resolve() not in gone:
+            needed.add((folder / adapter.policy["base"]).resolve())
+    return needed
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether a published folder has more than its manifest; also one whose prune was cut off."""
+    try:
+        names = set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return MANIFEST in names and not names <= _STAYS
+
+
+def _prune(folder: Path) -> None:
+    """Remove the files of an output, or of a part of one, under the lock of its stage.
+
+    The manifest says so before anything goes: a cut-off prune never looks like damage. What an interrupted run has
+    for its replacement (.next) stays.
+    """
+    out = folder if folder.name in FOLDERS else folder.parent
+    try:
+        with locked(out):
+            if is_swapping(out):
+                say(f"prune: leaves {folder} alone, a finished replacement is not moved in yet; run its stage again")
+            elif _has_files(folder):  # nobody has replaced or pruned it meanwhile
+                say(f"prune: removing the files of {folder}")
+                _remove(folder)
+    except LockedError:
+        say(f"prune: leaves {folder} alone, another run is writing there")
+
+
+def _remove(folder: Path) -> None:
+    if not read_manifest(folder).pruned:
+        mark_pruned(folder)
+    for path in folder.iterdir():
+        if path.name not in _STAYS:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

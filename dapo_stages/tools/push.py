@@ -1,0 +1,210 @@
+"""push: a policy and its run in, a repository on the hub with weights, processor and model card out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dapo_stages.config import load_config
+from dapo_stages.errors import ConfigError, DataError, HubError
+from dapo_stages.handoff.manifests import MANIFEST, Source
+from dapo_stages.handoff.policy_folders import adapted_by, check_policy, is_adapter, verify
+from dapo_stages.small_files import read_json
+from dapo_stages.terminal.console import answer, say, tell
+from dapo_stages.terminal.options import DryRun, Json
+from dapo_stages.terminal.options import Policy as PolicyFolder
+
+if TYPE_CHECKING:
+    from dapo_stages.reporting.documents.model_card import Subject
+    from dapo_stages.reporting.iteration.figures import Figures
+
+CARD, ADAPTER_CONFIG, TOKEN = "README.md", "adapter_config.json", "HF_TOKEN"
+# What is sent: weights as safetensors, settings, tokenizer, chat template. Nothing that runs when it is loaded.
+SENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
+
+
+def main(
+    policy: PolicyFolder,
+    repo: Annotated[
+        str, typer.Option("--repo", help="Repository on the hub; made if it is not there.", metavar="USER/NAME")
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            help="Run it is of, for the card; else the one it lies in.",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="Licence for the card, as the hub names it: apache-2.0.", metavar="ID"),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model", help="Where on the hub the model is that it was trained from.", metavar="USER/NAME"
+        ),
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--evaluation", help="Folder written by evaluate for it, if none lies in the run.", metavar="DIR"),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Send a policy to the Hugging Face hub, with a model card made from its run.
+
+    Only safetensors, JSON, chat template and tokenizer files are sent. The token is read from HF_TOKEN, from nowhere
+    else. --dry-run prints the card and the list of files, and needs neither token nor network.
+
+    Example: dapo-stages push --policy training_logs/first/iter-0006/train/policy --repo user/name --dry-run
+    """
+    from dapo_stages.reporting.documents.model_card import model_card
+
+    source = check_policy(Source(policy))
+    _check_weights(source)
+    verify(source)
+    run = run if run is not None else _run_of(policy)
+    subject = _subject(source, repo, run, license_, base_model, evaluation)
+    files, card = _files(source), model_card(subject)
+    for name in sorted({shard.name for shard in source.manifest.shards} - set(files) - {CARD}):
+        say(f"push: {name} stays here")
+    if dry_run:
+        _show(repo, private, files, card, as_json=json)
+        return
+    where = _send(source, subject, files, card, private)
+    if json:
+        answer({"repo": repo, "url": where, "files": [CARD, *files]})
+    else:
+        say(f"push: done -> {where}")
+
+
+def _check_weights(source: Source) -> None:
+    if "reference" in source.manifest.policy:
+        raise DataError(
+            source.folder, "a reference to a model that is elsewhere", "weights of its own", "Name a trained policy."
+        )
+
+
+def _run_of(policy: Path) -> Path | None:
+    """The run that a policy lies in, if it lies where make puts it."""
+    folder = policy.resolve()
+    run = folder.parents[2] if folder.parts[-2:] == ("train", "policy") else folder.parent
+    return run if (run / "config.yaml").is_file() else None
+
+
+def _subject(
+    source: Source, repo: str, run: Path | None, license_: str | None, base_model: str | None, evaluation: Path | None
+) -> Subject:
+    """All that the card needs. Refuses names that are none, runs of other policies, and adapters without a base."""
+    from dapo_stages.reporting.documents.model_card import Subject, belongs_to, is_named
+
+    for option, name in (("--repo", repo), ("--base-model", base_model)):
+        if name is not None and not is_named(name):
+            raise ConfigError(f"{option}: found {name!r}; needed user/name, as on the hub. Mend it.")
+    if license_ is not None and not license_.replace("-", "").replace(".", "").isalnum():
+        raise ConfigError(f"--license: found {license_!r}; needed a name such as apache-2.0. Mend it.")
+    if run is not None and not belongs_to(run, source.manifest):
+        raise DataError(source.folder, f"a policy that {run} did not make", "one of that run", "Name its own --run.")
+    base_model = base_model or _base_on_hub(source)
+    if is_adapter(source) and base_model is None:
+        raise DataError(
+            source.folder,
+            "an adapter whose base is on this machine only",
+            "a base on the hub",
+            "Merge it (dapo-stages merge) and push that, or name where the base is: --base-model user/name.",
+        )
+    start, own = _figures(source, run, evaluation)
+    config = load_config(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else None
+    return Subject(repo, source.manifest, is_adapter(source), base_model, license_, config, start, own)
+
+
+def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple[Figures, Figures]:
+    """Held-out figures of the run's start and of this policy; empty where there are none."""
+    from dapo_stages.reporting.documents.model_card import held_out, held_out_in
+
+    start: Figures = {}
+    own: Figures = {}
+    if run is not None:
+        own = held_out_in(run, source.manifest)
+        if (run / "policy" / MANIFEST).exists():
+            start = held_out_in(run, Source(run / "policy").manifest)
+    if evaluation is not None:
+        own = held_out(Source(evaluation, "evaluate"), source.manifest)
+        if not own:
+            raise DataError(evaluation, "an evaluation of another policy", f"one of {source.folder}", "Name that one.")
+    return start, own
+
+
+def _base_on_hub(source: Source) -> str | None:
+    """The hub model that a policy was trained from; an adapter belongs to exactly the weights it was trained on."""
+    from dapo_stages.reporting.documents.model_card import is_hub_id
+
+    about = adapted_by(source).manifest.policy if is_adapter(source) else source.manifest.policy
+    name = about.get("reference") if is_adapter(source) else about.get("model")
+    return str(name) if is_hub_id(name) else None
+
+
+def _files(source: Source) -> list[str]:
+    return sorted(shard.name for shard in source.manifest.shards if Path(shard.name).suffix in SENT)
+
+
+def _show(repo: str, private: bool, files: list[str], card: str, *, as_json: bool) -> None:
+    if as_json:
+        answer({"repo": repo, "private": private, "files": [CARD, *files], "card": card})
+        return
+    say(f"push would send to {repo}{' (private)' if private else ''}:")
+    tell("\n".join([CARD, *files]))
+    tell(f"\n{card.rstrip()}")
+
+
+def _send(source: Source, subject: Subject, files: list[str], card: str, private: bool) -> str:
+    """Make the repository and upload exactly the files listed; the address of what was sent."""
+    from tempfile import TemporaryDirectory
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    from dapo_stages.processes.servers import secret
+
+    token = secret(TOKEN)
+    if not token:
+        raise ConfigError(f"{TOKEN}: found no token in the environment; needed one that may write. Export it.")
+    api = HfApi(token=token)
+    with TemporaryDirectory(prefix="dapo-stages-push-") as staged:
+        folder = Path(staged)
+        _stage(source, subject, files, card, folder)
+        try:
+            api.create_repo(subject.repo, private=private or None, exist_ok=True, repo_type="model")
+            commit = api.upload_folder(
+                repo_id=subject.repo,
+                folder_path=folder,
+                repo_type="model",
+                commit_message=f"Policy of iteration {subject.policy.policy.get('version', 0)}",
+            )
+        except (HfHubHTTPError, HTTPError, OSError) as error:
+            raise HubError(
+                f"{subject.repo}: found the hub refusing or out of reach ({' '.join(str(error).split())[:300]}); "
+                f"needed a connection and a token that may write there. Check {TOKEN} and run it again."
+            ) from None
+    return str(commit.commit_url)
+
+
+def _stage(source: Source, subject: Subject, files: list[str], card: str, folder: Path) -> None:
+    """Links to the files, the card, and the base's name in an adapter's settings, where peft looks for it."""
+    import json
+
+    for name in files:
+        (folder / name).symlink_to((source.folder / name).resolve())
+    (folder / CARD).write_text(card, encoding="utf-8")
+    if subject.is_adapter:
+        settings: dict[str, Any] = read_json(source.folder / ADAPTER_CONFIG)
+        settings["base_model_name_or_path"] = subject.base_model
+        (folder / ADAPTER_CONFIG).unlink()
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,155 @@
+"""status: how far a run has come, what is no longer up to date, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dapo_stages.errors import DataError
+from dapo_stages.terminal.options import Json, Of
+
+if TYPE_CHECKING:
+    from dapo_stages.runs.progress import Progress
+
+
+_STYLES = {
+    "done": "green", "pruned": "green", "running": "cyan", "unfinished": "yellow", "stale": "yellow",
+    "missing": "dim", "damaged": "bold red", "halted": "bold red",
+}  # fmt: skip
+_NAMED = 20  # runs, in an error
+
+
+def main(
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", file_okay=False)],
+    of: Of = None,
+    as_json: Json = False,
+) -> None:
+    """Say what exists per iteration and stage, which outputs are stale and why, and the next command.
+
+    Only manifests and sizes of files are read: `report` and the stages themselves verify contents. Of a model that the
+    run refers to, files are read that changed since they were last hashed.
+
+    Example: dapo-stages status --run training_logs/demo
+    """
+    from dataclasses import asdict
+
+    from dapo_stages.handoff.manifests import remembered
+    from dapo_stages.runs.best import find_best
+    from dapo_stages.runs.changed_settings import differences
+    from dapo_stages.runs.pace import pace
+    from dapo_stages.runs.progress import next_move, planned_iterations, survey, trouble
+    from dapo_stages.terminal.console import answer, painted, tell
+    from dapo_stages.terminal.safe_text import visible
+
+    _require(run)
+    planned = of if of is not None else planned_iterations(run)
+    with remembered():
+        progress = survey(run)
+        move, best, changed = next_move(progress), find_best(run), differences(run)
+        speed = pace(run, planned) if planned is not None else None
+    problem = trouble(run)
+    if as_json:
+        answer(
+            {
+                "run": str(run),
+                "setup": {name: found.as_dict() for name, found in progress.setup.items()},
+                "iterations": [
+                    {"iteration": number, "stages": {name: found.as_dict() for name, found in outputs.items()}}
+                    for number, outputs in progress.iterations.items()
+                ],
+                "figures": _latest_figures(progress),
+                "best": asdict(best) if best else None,
+                "pace": {**asdict(speed), "left": speed.left} if speed else None,
+                "configuration": [difference.as_dict() for difference in changed],
+                "trouble": problem,
+                "next": move.command,
+                "why": move.why,
+            }
+        )
+        return
+    _print_states(progress)
+    if problem:
+        print(painted(problem, "bold red"))
+    if changed:
+        print("made with other settings than config.yaml has now; what is finished stays, --overwrite makes it again:")
+        tell("\n".join(f"  {difference}" for difference in changed))
+    _print_figures(progress)
+    if best:
+        tell(f"Best: {best} -> {run / best.policy}")
+    if speed:
+        tell(f"Pace: {speed}")
+    if move.command is None:
+        tell(f"\nNothing to do but wait ({move.why}).")
+        return
+    print(f"\nNext ({visible(move.why)}):\n  {painted(move.command, 'bold')}")
+    if run.parent.name == "training_logs" and Path("Makefile").exists():
+        wanted, configured = max(planned or 0, move.beyond or 0), planned_iterations(run)
+        more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make goes as far as was planned
+        what = "The whole iteration" if wanted == move.beyond else "All that is left"
+        print(f"{what}:\n  {painted(f'make iterate RUN={run.name}{more}', 'bold')}")
+
+
+def _require(run: Path) -> None:
+    """Refuse a run that is not there; its name may be mistyped."""
+    from dapo_stages.runs.progress import CONFIG
+
+    if run.is_dir():
+        return
+    names = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    needed = f"one of those that are there: {shown}" if names else f"one, and there is none in {run.parent}"
+    raise DataError(run, "no run", needed, "Name another one, or start this one with make iterate.")
+
+
+def _print_states(progress: Progress) -> None:
+    """The table of states, and a line for each that is not simply done."""
+    from dapo_stages.runs.pipeline import FOLDERS
+    from dapo_stages.terminal.console import painted
+    from dapo_stages.terminal.printed_table import Table, print_table
+    from dapo_stages.terminal.safe_text import NOTHING, one_line, visible
+
+    print(", ".join(f"{name}: {painted(found.state, _STYLES[found.state])}" for name, found in progress.setup.items()))
+    if not progress.iterations:
+        print("no iteration yet")
+    else:
+        rows = [
+            [str(number), *(NOTHING if found.state == "missing" else found.state for found in outputs.values())]
+            for number, outputs in progress.iterations.items()
+        ]
+        print_table(Table(["iteration", *FOLDERS], rows), _STYLES)
+    for place, name, found in progress.outputs():
+        if found.why:
+            print(f"{visible(place)}{name} is {painted(found.state, _STYLES[found.state])}: {one_line(found.why)}")
+
+
+def _print_figures(progress: Progress) -> None:
+    from dapo_stages.reporting.documents.overview import overview
+    from dapo_stages.runs.layout import seconds_of
+    from dapo_stages.terminal.safe_text import one_line
+
+    figures = _latest_figures(progress)
+    if not figures:
+        return
+    seconds = {figures["iteration"]: seconds_of(progress.run, figures["iteration"])}
+    table = overview([figures], seconds, stages=False)
+    facts = ", ".join(f"{name} {value}" for name, value in zip(table.headers, table.rows[0], strict=True))
+    print(f"\nLast report: {one_line(facts)}")
+
+
+def _latest_figures(progress: Progress) -> dict[str, Any]:
+    """The figures of the latest iteration that has a report with a whole figures.json."""
+    from dapo_stages.runs.layout import iteration_folder
+    from dapo_stages.small_files import REPORT, read_json
+
+    for number in sorted(progress.iterations, reverse=True):
+        if progress.iterations[number]["report"].state not in {"done", "stale"}:
+            continue
+        path = iteration_folder(progress.run, number) / "report" / "figures.json"
+        try:
+            figures: dict[str, Any] = read_json(path, REPORT)
+        except (OSError, ValueError):
+            continue
+        return figures
+    return {}

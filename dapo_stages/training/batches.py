@@ -1,0 +1,191 @@
+"""What an optimiser step is computed from, cut into forward passes and dealt to the ranks.
+
+Everything here is a pure function of the groups and the number of ranks, so that every rank knows, without asking,
+what the others compute. A single process gets exactly the micro-batches that `micro_batches` makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from dapo_stages.models.shared_prefix.packing import Prompt
+
+
+@dataclass
+class Sample:
+    """One completion in training. Sequences are [C]."""
+
+    ids: Sequence[int]
+    sampling: Sequence[float]
+    weights: Sequence[float]
+    advantage: float
+    lag: int = 0  # train-steps between the policy that sampled it and the one that is trained (replay, lag)
+
+    @property
+    def current(self) -> bool:
+        """Whether the policy that is trained sampled it."""
+        return self.lag == 0
+
+
+@dataclass
+class TrainGroup:
+    """Completions of one prompt; the prompt is read when it is needed."""
+
+    group_id: str
+    prompt: Callable[[], Prompt]
+    samples: list[Sample]
+    prompt_tokens: int = 0
+    has_pictures: bool = True
+    counts: bool = True  # False: it goes through the model for company and is in no sum
+    replayed: bool = False  # from the replay buffer
+
+    @property
+    def cost(self) -> int:
+        """Tokens that go through the model: the prompt once, and all completions."""
+        return self.prompt_tokens + sum(len(sample.ids) for sample in self.samples)
+
+
+@dataclass
+class MicroBatch:
+    """What goes through the model at the same time."""
+
+    groups: list[TrainGroup]
+    whole_tokens: int = 0  # tokens in the loss of the micro-batch that this is a part of; 0: of this one
+    chunks: int = 1  # pieces that logits are cut into at least, so that all ranks call the head as often
+    old: torch.Tensor | None = None  # [sum C] log-probs before this train-step
+    reference: torch.Tensor | None = None  # [sum C]
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [sample for group in self.groups for sample in group.samples]
+
+    @property
+    def counts(self) -> list[bool]:
+        """Whether each sample is in the loss."""
+        return [group.counts for group in self.groups for _ in group.samples]
+
+    @property
+    def cost(self) -> int:
+        """Tokens that go through the model."""
+        return sum(group.cost for group in self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the loss."""
+        return sum(len(sample.ids) for group in self.groups if group.counts for sample in group.samples)
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits."""
+        return sum(len(sample.ids) for sample in self.samples)
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """One optimiser step: this rank's share of it, and the sizes of the whole over all ranks."""
+
+    batches: list[MicroBatch]
+    tokens: int
+    completions: int
+    parts: int  # micro-batches with tokens in the loss, as a single process has them
+
+
+def micro_batches(groups: Sequence[TrainGroup], most: int) -> list[MicroBatch]:
+    """Groups in forward passes of at most `most` completions; larger groups are cut, their prompt computed again."""
+    batches: list[MicroBatch] = []
+    size = most
+    for group in groups:
+        for start in range(0, len(group.samples), most):
+            part = replace(group, samples=group.samples[start : start + most])
+            if size + len(part.samples) > most:
+                batches.append(MicroBatch([]))
+                size = 0
+            batches[-1].groups.append(part)
+            size += len(part.samples)
+    return batches
+
+
+def mini_batch(groups: Sequence[TrainGroup], most: int, *, ranks: int = 1, rank: int = 0, chunk: int = 0) -> MiniBatch:
+    """What `rank` of `ranks` computes of an optimiser step on these groups, at most `most` completions at a time.
+
+    `chunk` is the number of rows of logits that are held in memory at the same time.
+    """
+    parts = micro_batches(groups, most)
+    mine = parts if ranks == 1 else deal(parts, ranks, chunk)[rank]
+    return MiniBatch(
+        mine,
+        tokens=sum(part.tokens for part in parts),
+        completions=sum(sum(part.counts) for part in parts),
+        parts=sum(part.tokens > 0 for part in parts),
+    )
+
+
+def deal(parts: Sequence[MicroBatch], ranks: int, chunk: int = 0) -> list[list[MicroBatch]]:
+    """Micro-batches per rank, equally many for each: sharded models communicate in every forward and backward pass.
+
+    In the k-th place all ranks have pieces of about the same cost, because they wait for each other there; the
+    costliest goes to the rank that has had least. Where there are too few pieces, the costliest are cut in two, and if
+    nothing can be cut, a rank repeats the cheapest group (of those with pictures, if any has some) with its shortest
+    completion, without counting it. If any group has pictures, this one also goes with each piece that has none, so
+    that all ranks call the vision tower in every pass.
+    """
+    pieces = _enough(list(parts), math.ceil(len(parts) / ranks) * ranks)
+    everything = [group for part in parts for group in part.groups]
+    seeing = [group for group in everything if group.has_pictures]
+    company = _silent(min(seeing or everything, key=lambda group: group.cost))
+    hands: list[list[MicroBatch]] = [[] for _ in range(ranks)]
+    pieces.sort(key=lambda piece: -piece.cost)
+    pieces += [MicroBatch([]) for _ in range(-len(pieces) % ranks)]
+    for start in range(0, len(pieces), ranks):
+        row = [_accompanied(piece, company) for piece in pieces[start : start + ranks]]
+        chunks = max(math.ceil(piece.rows / chunk) for piece in row) if chunk else 1
+        least_first = sorted(hands, key=lambda hand: sum(piece.cost for piece in hand))
+        for hand, piece in zip(least_first, row, strict=True):
+            hand.append(replace(piece, chunks=chunks))
+    return hands
+
+
+def _enough(pieces: list[MicroBatch], wanted: int) -> list[MicroBatch]:
+    """At least `wanted` pieces, if they can be cut that often."""
+    while len(pieces) < wanted:
+        divisible = [index for index, piece in enumerate(pieces) if len(piece.samples) > 1]
+        if not divisible:
+            break
+        costliest = max(divisible, key=lambda index: pieces[index].cost)
+        pieces[costliest : costliest + 1] = _halves(pieces[costliest])
+    return pieces
+
+
+def _halves(piece: MicroBatch) -> list[MicroBatch]:
+    """A piece in two of about the same cost, between groups where there are several."""
+    if len(piece.groups) == 1:
+        (group,) = piece.groups
+        middle = len(group.samples) // 2
+        halves = [[replace(group, samples=part)] for part in (group.samples[:middle], group.samples[middle:])]
+    else:
+        first, cost = 1, piece.groups[0].cost
+        while first < len(piece.groups) - 1 and 2 * (cost + piece.groups[first].cost) <= piece.cost:
+            cost += piece.groups[first].cost
+            first += 1
+        halves = [piece.groups[:first], piece.groups[first:]]
+    return [MicroBatch(groups, whole_tokens=piece.whole_tokens or piece.tokens) for groups in halves]
+
+
+def _silent(group: TrainGroup) -> TrainGroup:
+    """The group with its shortest completion, counting for nothing."""
+    return replace(group, samples=[min(group.samples, key=lambda sample: len(sample.ids))], counts=False)
+
+
+def _accompanied(piece: MicroBatch, company: TrainGroup) -> MicroBatch:
+    """A piece as all ranks need it: with pictures if any has some, and first those.
+
+    DeepSpeed exchanges gradients in the order in which they are complete, and that is the order of the first group in
+    the piece where groups go through the model one after the other; it must be the same on all ranks.
+    """
+    blind = company.has_pictures and not any(group.has_pictures for group in piece.groups)
+    groups = [*piece.groups, company] if blind or not piece.groups else piece.groups
+    return replace(piece, groups=sorted(groups, key=lambda group: not group.has_pictures))

@@ -1,0 +1,62 @@
+"""Updates that were not carried out, as metrics.parquet has them, and stages that gave up: in words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from dapo_stages.config import TrainConfig
+
+# Reason (models/guard.py) -> what is said of it.
+REASONS = {
+    "non_finite": "its loss or gradient is not finite",
+    "grad_norm": "its gradient is above train.guard.max_grad_norm",
+    "ratio": "its policy ratio is above train.guard.max_log_ratio",
+    "engine_ratio": "log-probs of engine and trainer differ by more than train.guard.max_log_ratio",
+    "no_signal": "its advantages are all 0",
+}
+_PREFIX = "skipped_"
+
+
+def reason_of(metrics: Mapping[str, float]) -> str | None:
+    """Why an update was skipped, or was to be; None if it was carried out for good."""
+    return next((name.removeprefix(_PREFIX) for name in metrics if name.startswith(_PREFIX)), None)
+
+
+def skipped(figures: Mapping[str, Any]) -> str:
+    """`2 of 4 updates were skipped (1: its loss …)`; empty where none was."""
+    updates = (figures.get("train") or {}).get("updates") or []
+    reasons = Counter(reason_of(update) or "non_finite" for update in updates if update.get("skipped"))
+    if not reasons:
+        return ""
+    each = "; ".join(f"{count}: {REASONS.get(reason, reason)}" for reason, count in reasons.items())
+    return f"{reasons.total()} of {len(updates)} updates were skipped ({each})."
+
+
+Reason = Literal["non_finite", "grad_norm", "ratio", "engine_ratio", "no_signal"]
+
+
+def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | None:
+    """What the loss and the log-ratios say, before a gradient is exchanged; None: nothing is wrong.
+
+    `sums` are those of policy_loss over all micro-batches, with `loss`, `signal_max` (the largest abs(advantage)),
+    `engine_diff_sum` and `engine_tokens`.
+    """
+    if not all(math.isfinite(sums[name]) for name in ("loss", "log_ratio_sum")):  # a loss of no tokens is 0
+        return "non_finite"
+    most = config.guard.max_log_ratio or math.inf
+    if sums["log_ratio_sum"] > most * sums["tokens"]:
+        return "ratio"
+    if sums["engine_diff_sum"] > most * sums["engine_tokens"]:
+        return "engine_ratio"
+    idle = sums["signal_max"] == 0 and config.beta == 0 and config.entropy_coefficient == 0
+    return "no_signal" if idle and config.guard.no_signal != "train" else None
+
+
+def after_step(norm: float, config: TrainConfig) -> Reason | None:
+    """What the gradient's norm before clipping says. DeepSpeed tells it only when the step is done."""
+    if not math.isfinite(norm):
+        return "non_finite"
+    return "grad_norm" if norm > (config.guard.max_grad_norm or math.inf) else None

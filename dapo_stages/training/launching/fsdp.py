@@ -1,0 +1,81 @@
+"""FSDP2: weights, gradients and optimiser state split over the ranks, layer by layer, by torch's fully_shard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dapo_stages.config import TrainConfig
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.training.launching.rank_workers import Ranked, State, check_shapes
+from dapo_stages.training.optimizers import Optimizers
+
+
+class Sharded(Ranked):
+    """Gradients are exchanged in every pass: to keep them whole until the last would take the memory that is saved."""
+
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
+        optimizers.only()
+        _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device)
+        super().__init__(accelerator, forward, Optimizers(forward.model, config), config)  # over the parts
+
+    def backward(self, loss: torch.Tensor) -> None:
+        torch.autograd.backward(loss * self.ranks)
+
+    def _clip(self) -> torch.Tensor:
+        return _whole(super()._clip())
+
+    def _held(self, parameter: Any) -> torch.Tensor:
+        part: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        return part.detach()
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        return self._collect(_whole)
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        gradient = self._trained[name].grad
+        return None if gradient is None else _whole(gradient)
+
+    def state_of(self, name: str) -> State:
+        return {key: _whole(value) for key, value in super().state_of(name).items()}
+
+    def set_state(self, name: str, state: State) -> None:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        parameter: Any = self._trained[name]
+        check_shapes(name, state, parameter.shape)
+        assert isinstance(parameter, DTensor)
+        parts = {
+            key: value
+            if key == "step"
+            else distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            for key, value in state.items()
+        }
+        super().set_state(name, parts)
+
+
+def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
+    """Split every layer by itself, and what remains as one; the layers are those that transformers never cuts."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    low = torch.bfloat16 if forward.rounds else None
+    how: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None),
+    }
+    if plugin is not None and plugin.cpu_offload:
+        how["offload_policy"] = plugin.cpu_offload
+    layers = {name for module in forward.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    for module in forward.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, **how, reshard_after_forward=plugin.reshard_after_forward if plugin else True)
+    fully_shard(forward, **how)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor that is split over the ranks, put together; any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value

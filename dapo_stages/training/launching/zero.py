@@ -1,0 +1,141 @@
+"""DeepSpeed ZeRO: optimiser state (stage 1), gradients (2) and weights (3) split over the ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+
+from dapo_stages.config import TrainConfig
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.training.launching.rank_workers import Ranked, State, Step, check_shapes
+from dapo_stages.training.optimizers import Optimizers
+
+
+class Zero(Ranked):
+    """DeepSpeed's engine, driven pass by pass; state and gradients are put together by its safe_… functions."""
+
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
+        super().__init__(accelerator, forward, optimizers, config)
+        adamw = optimizers.only()
+        _configure(accelerator.state.deepspeed_plugin, config, low=forward.rounds)
+        with redirect_stdout(sys.stderr):
+            self._engine = self._forward = accelerator.prepare(forward, adamw)[0]
+        self._zero = self._engine.optimizer
+        self._stage = int(self._engine.zero_optimization_stage())
+
+    @contextmanager
+    def pass_(self, *, last: bool) -> Iterator[None]:
+        self._engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss * self.ranks)
+
+    def step(self, factor: float, healthy: bool) -> Step:
+        self._optimizers.set_rates(self._zero.param_groups, factor)
+        self._engine.step()
+        if self._zero.overflow:  # found by DeepSpeed, which left all as it was; what is to be skipped is made NaN
+            return Step(float("inf"), False)
+        return Step(float(self._engine.get_global_grad_norm()), True)
+
+    def _held(self, parameter: Any) -> torch.Tensor:
+        if not hasattr(parameter, "ds_tensor"):
+            return super()._held(parameter)
+        part: Any = parameter.ds_tensor
+        size = part.ds_numel  # the last parts are filled up by whatever the memory held, be it NaN
+        held: torch.Tensor = part.detach()[: max(parameter.ds_numel - size * self.rank, 0)]
+        return held
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        if self._stage < 3:
+            return None
+        from deepspeed import zero
+
+        def whole(value: torch.Tensor) -> torch.Tensor:
+            with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
+                return value.detach().to("cpu", copy=True) if self.rank == 0 else value  # gone when the context ends
+
+        return self._collect(whole)
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        from deepspeed.utils import safe_get_full_grad
+
+        found: torch.Tensor | None = safe_get_full_grad(self._trained[name])
+        return found
+
+    def state_of(self, name: str) -> State:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self._trained[name]
+        state: State = {}
+        held = self._zero.optimizer.state.get(self._flat[0], {})
+        if held:
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+            state["step"] = torch.tensor(float(held["step"]))
+        if self._exact:
+            state["master"] = safe_get_full_fp32_param(parameter)
+        return state
+
+    def set_state(self, name: str, state: State) -> None:
+        parameter = self._trained[name]
+        check_shapes(name, state, getattr(parameter, "ds_shape", parameter.shape))
+        if "step" in state:
+            self._begin(float(state["step"]))
+        for key, value in state.items():
+            if key != "step":
+                self._set(parameter, value.to(parameter.device), key)
+
+    def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
+        """Put a whole tensor where DeepSpeed holds this rank's part of it."""
+        from deepspeed import utils
+
+        set_parameter, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        if self._stage == 3:
+            set_parameter, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+            # Parts are equally large, the last filled up; what sets whole tensors forgets that, and runs past the end.
+            size = parameter.ds_tensor.ds_numel
+            flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
+            value = flat.narrow(0, size * self.rank, size)
+        if key == "master":
+            set_parameter(parameter, value)
+        else:
+            set_moment(parameter, value, key)
+
+    @property
+    def _flat(self) -> list[torch.Tensor]:
+        """This rank's parts of the weights, flattened, as the optimiser knows them."""
+        name = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
+        found: list[torch.Tensor] = getattr(self._zero, name)
+        return found
+
+    def _begin(self, step: float) -> None:
+        """Give the optimiser, which makes its state in its first step, one of zeros to fill."""
+        base = self._zero.optimizer
+        for flat in self._flat:
+            state = base.state[flat]
+            if not state:
+                state |= {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
+            # One count for all: weights that never had a gradient have none of their own.
+            count = max(float(state.get("step", 0)), step)
+            state["step"] = torch.tensor(count) if isinstance(base, torch.optim.AdamW) else int(count)
+        if self._stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
+    """What is ours to say in DeepSpeed's configuration; accumulation and its scaling are the caller's."""
+    settings = plugin.deepspeed_config
+    settings |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+    }
+    if low:
+        settings["bf16"] |= {"check_grad_overflow": True}
+        settings.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
+        if plugin.zero_stage > 1:  # stage 1 would become another optimiser, which cannot skip a step
+            settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})

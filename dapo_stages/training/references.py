@@ -1,0 +1,93 @@
+"""The reference policy of the KL term: opened to be asked, and moved towards the policy now and then.
+
+TR-DPO (arXiv 2404.09656), its soft update: reference <- alpha · policy + (1 - alpha) · reference.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dapo_stages.config import Config, TrainConfig
+from dapo_stages.errors import ConfigError
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.policy_folders import check_policy, folder_of, is_adapter
+
+if TYPE_CHECKING:
+    from dapo_stages.models.checkpoints import Tensors
+    from dapo_stages.training.update import Trainer
+
+NAME = "reference"  # the option, the input, and the folder that a train-step leaves
+
+
+def check_reference(folder: Path | None, config: Config) -> dict[str, Source]:
+    """The input that a KL term needs; none where train.beta is 0. Raises ConfigError if it is not given."""
+    if config.train.beta == 0:
+        return {}
+    if folder is None:
+        raise ConfigError("train.beta is above 0: found no --reference; needed the policy to stay near. Pass one.")
+    if config.train.reference_update_every is not None and config.model.quantization is not None:
+        raise ConfigError(
+            f"train.reference_update_every: found it with model.quantization {config.model.quantization}, which would "
+            "round the new reference to other values than the policy; needed whole weights. Set one of them to null."
+        )
+    return {NAME: check_policy(Source(folder))}
+
+
+def is_due(settings: TrainConfig, iteration: int) -> bool:
+    """Whether the train-step of this iteration leaves a new reference."""
+    every = settings.reference_update_every
+    return settings.beta > 0 and every is not None and iteration % every == 0
+
+
+def open_reference(source: Source, config: Config) -> Trainer:
+    """Whole on every rank: each computes its own micro-batches, without the others."""
+    from dapo_stages.models.policy_loading import open_policy
+    from dapo_stages.training.launching.frameworks import whole_models
+    from dapo_stages.training.optimizers import Optimizers, freeze
+    from dapo_stages.training.update import Trainer
+
+    with whole_models():
+        policy = open_policy(source, config.model)
+    policy.attend("grouped")
+    freeze(policy.model.parameters())
+    return Trainer(
+        policy,
+        config.train,
+        config.rollout.sampler.temperature,
+        config.rollout.max_completion_length,
+        Optimizers(policy.model, config.train),
+    )
+
+
+def require_alike(policy: Source, reference: Source) -> None:
+    """Refuse, before anything is trained, to mix policies of different architectures or shapes."""
+    from dapo_stages.models.checkpoints import Checkpoint
+    from dapo_stages.models.merging import require_same
+
+    require_same([Checkpoint(folder_of(policy)), Checkpoint(folder_of(reference))])
+
+
+def write_reference(output: Output, trained: Path, *, adapter: bool, alpha: float) -> None:
+    """Mix the policy in the folder `trained` into the reference, tensor by tensor, in the memory of one file.
+
+    Adapters are mixed with their bases as what they make of the weights, so the new reference is a whole checkpoint:
+    averages of an adapter's two factors would be no average of policies.
+    """
+    from dapo_stages.models.checkpoints import Adapted, Checkpoint
+    from dapo_stages.models.merging import copy_beside, merge, require_same
+
+    before, folder = output.plan.inputs[NAME], output.folder / NAME
+    whole = Checkpoint(folder_of(output.plan.inputs["policy"]) if adapter else trained)
+    old = Checkpoint(folder_of(before))
+    require_same([whole, old])
+    sources: list[Tensors] = [
+        Adapted(whole, trained) if adapter else whole,
+        Adapted(old, before.folder) if is_adapter(before) else old,
+    ]
+    folder.mkdir()
+    for file, names in whole.layout.items():
+        merge(sources, [alpha, 1 - alpha], names, folder / file)
+    copy_beside(whole.folder, folder)
+    output.add_files(NAME)

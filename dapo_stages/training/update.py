@@ -1,0 +1,186 @@
+"""One mini-batch of DAPO: micro-batches forward and backward, then one optimiser step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from dapo_stages.config import TrainConfig
+from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
+from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.packing import Group, Packed, SeparateRows
+from dapo_stages.training.batches import MicroBatch, MiniBatch
+from dapo_stages.training.blow_ups import Reason, after_step, before_backward
+from dapo_stages.training.launching.frameworks import worker
+from dapo_stages.training.optimizers import Optimizers
+
+
+class Chosen(NamedTuple):
+    """The tokens of a mini-batch that are in the policy term."""
+
+    least_entropy: float | None  # those of this entropy and above; None: all
+    tokens: float  # their number, over all ranks
+
+
+class Trainer:
+    """A policy under training, by one process or together with the other ranks of a launch."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        temperature: float,
+        max_completion_length: int,
+        optimizers: Optimizers,
+        accelerator: Any = None,
+    ) -> None:
+        self._policy, self._config = policy, config
+        self._max_length = max_completion_length
+        forward = GroupLogprobs(
+            policy, temperature, config.logprob_chunk, entropy_gradient=config.entropy_coefficient > 0
+        )
+        self.worker = worker(accelerator, forward, optimizers, config)
+
+    def logprobs(self, batch: MicroBatch) -> torch.Tensor:
+        """Log-probs of a micro-batch as the policy is now, [sum C], without gradient and in the layout of training."""
+        with torch.no_grad():
+            return self.worker.forward(self._rows(batch), batch.chunks)[0]
+
+    def update(self, mini_batch: MiniBatch, factor: float) -> dict[str, float]:
+        """One optimiser step on a mini-batch, skipped by all ranks where it has blown up (models/guard.py).
+
+        `skipped` of the metrics is then 1, and so is `skipped_` and the reason. Where `old` is None the policy has not
+        changed since the rollout's train-step began, so the new log-probs are the old ones and the ratio is exactly 1.
+        """
+        totals: dict[str, torch.Tensor] = {}
+        chosen = self._chosen(mini_batch)
+        found: dict[str, float] = {}
+        reason: Reason | None = None
+        for number, batch in enumerate(mini_batch.batches, start=1):
+            last = number == len(mini_batch.batches)
+            with self.worker.pass_(last=last):
+                new, entropy = self.worker.forward(self._rows(batch), batch.chunks)
+                loss, sums = self._loss(batch, new, entropy, mini_batch, chosen)
+                totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
+                if last:
+                    found = self.worker.total(totals)
+                    reason = before_backward(found, self._config)
+                self.worker.backward(loss if reason is None else loss * math.nan)  # seen by DeepSpeed, too
+        step = self.worker.step(factor, healthy=reason is None)
+        reason = reason or after_step(step.norm, self._config)
+        metrics = self._metrics(found, found["loss"], step.norm, factor, mini_batch.completions)
+        return metrics | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
+
+    def _chosen(self, mini_batch: MiniBatch) -> Chosen:
+        """The tokens with the most entropy, by one threshold for the whole mini-batch."""
+        quantile = self._config.top_entropy_quantile
+        if quantile == 1:
+            return Chosen(None, mini_batch.tokens)
+        with torch.no_grad():
+            entropies = [
+                self.worker.forward(self._rows(batch), batch.chunks)[1][self._mask(batch)]
+                for batch in mini_batch.batches
+            ]
+        everything = self.worker.gather(torch.cat(entropies))
+        if not len(everything):  # none is a number
+            return Chosen(None, mini_batch.tokens)
+        least = entropy_threshold(everything, quantile)
+        return Chosen(least, float((everything >= least).sum()))
+
+    def _mask(self, batch: MicroBatch) -> torch.Tensor:
+        """[sum C] True for tokens in the loss: all but those that a rank computes for company."""
+        counts = [count for sample, count in zip(batch.samples, batch.counts, strict=True) for _ in sample.ids]
+        return torch.tensor(counts, dtype=torch.bool, device=self._policy.device)
+
+    def _rows(self, batch: MicroBatch) -> Packed | SeparateRows:
+        return self._policy.batch([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
+
+    def _loss(
+        self,
+        batch: MicroBatch,
+        new: torch.Tensor,
+        entropy: torch.Tensor,
+        mini_batch: MiniBatch,
+        chosen: Chosen,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config, samples, device = self._config, batch.samples, new.device
+        lengths = torch.tensor([len(s.ids) for s in samples], device=device)
+        per_token = torch.tensor([s.advantage for s in samples], device=device, dtype=new.dtype)
+        sampling = torch.tensor([v for s in samples for v in s.sampling], device=device, dtype=new.dtype)
+        mask = self._mask(batch)
+        old = new.detach() if batch.old is None else batch.old
+        tokens = mini_batch.tokens
+        if config.loss_type == "bnpo":
+            tokens = (batch.whole_tokens or batch.tokens) * mini_batch.parts
+        loss, sums = policy_loss(
+            new,
+            old,
+            sampling,
+            per_token.repeat_interleave(lengths),
+            mask,
+            torch.tensor([w for s in samples for w in s.weights], device=device, dtype=new.dtype),
+            normalizer=normalizer_of(config.loss_type, tokens, mini_batch.completions, self._max_length),
+            sequence_ids_T=torch.arange(len(samples), device=device).repeat_interleave(lengths),
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            delta=config.delta,
+            engine_is_cap=config.engine_is_cap,
+            engine_is_level=config.engine_is_level,
+            level=config.importance_sampling_level,
+            loss_type=config.loss_type,
+            beta=config.beta,
+            reference_T=batch.reference,
+            entropy_T=entropy,
+            entropy_mask_T=None if chosen.least_entropy is None else entropy >= chosen.least_entropy,
+            entropy_coefficient=config.entropy_coefficient,
+            entropy_normalizer=max(chosen.tokens, 1.0),
+        )
+        # A bad loss may have a good gradient, as clamps have; DeepSpeed looks at the gradient alone.
+        loss = torch.where(torch.isfinite(loss), loss, loss.detach() * new.sum())
+        # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
+        current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask
+        difference = torch.where(current, (old - sampling).abs(), torch.zeros_like(old))
+        sums |= {
+            "signal_max": torch.where(mask, per_token.repeat_interleave(lengths).abs(), torch.zeros_like(old)).max(),
+            "engine_tokens": current.sum(),
+            "engine_diff_sum": difference.sum(),
+            "engine_diff_max": difference.max(),
+        }
+        return loss, sums
+
+    def _metrics(
+        self, sums: dict[str, float], loss: float, norm: float, factor: float, completions: int
+    ) -> dict[str, float]:
+        tokens, compared = sums["tokens"], sums["engine_tokens"]
+
+        def mean(name: str) -> float:
+            return sums[name] / tokens
+
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": factor * self._config.learning_rate,
+            "log_ratio_mean": mean("log_ratio_sum"),
+            "ratio_mean": mean("ratio_sum"),
+            "ratio_min": sums["ratio_min"],
+            "ratio_max": sums["ratio_max"],
+            "clip_low": mean("clipped_low"),
+            "clip_high": mean("clipped_high"),
+            "clip_dual": mean("clipped_dual"),
+            "entropy": mean("entropy_sum"),
+            "kl": mean("kl_sum") if self._config.beta > 0 else math.nan,
+            "update_kl": mean("update_kl_sum"),
+            "weight_mean": mean("weight_sum"),
+            "is_weight_mean": mean("engine_is_sum"),
+            "is_weight_max": sums["engine_is_max"],
+            "is_capped": mean("engine_capped"),
+            "engine_diff_mean": sums["engine_diff_sum"] / compared if compared else math.nan,
+            "engine_diff_max": sums["engine_diff_max"] if compared else math.nan,
+            "engine_kl": mean("engine_kl_sum"),
+            "engine_tokens": compared,
+            "tokens": tokens,
+            "completions": float(completions),
+        }

@@ -1,0 +1,326 @@
+"""Commands forked from a parent that has torch: the same as commands of their own, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from selectors import EVENT_READ
+
+import pytest
+from reporting import tiny_run
+from support import proc
+from support.commands import ROOT, Result
+
+from dapo_stages.entrypoints import preload
+from dapo_stages.entrypoints.preloaded import IDLE, _Child, _Parent
+from dapo_stages.handoff.manifests import read_manifest
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")]
+
+# Runs in every Python of these tests: notes who runs a command, and stops one in its second file while it is told to.
+CUSTOMISED = """
+import os, sys, time
+from pathlib import Path
+from dapo_stages.entrypoints import cli
+from dapo_stages.handoff import outputs
+main, write = cli.main, outputs.write_shard
+here = Path(__file__).parent
+def noted():
+    with open(here / "notes", "a") as notes:
+        print(os.getpid(), os.getppid(), os.getcwd(), os.environ.get("MAKELEVEL"), file=notes)
+    main()
+def slowly(path, schema, rows):
+    if not path.name.startswith("weights"):
+        (here / f"waiting-{path.parents[0].name}").touch()
+        while (here / "wait").exists():
+            time.sleep(0.02)
+    return write(path, schema, rows)
+cli.main, outputs.write_shard = noted, slowly
+"""
+
+
+@dataclass
+class Place:
+    """A folder of sockets, and commands that look for parents there."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    within: list[str] = field(default_factory=list)  # what runs the command
+
+    def start(
+        self, *args: object, program: str = "dapo_stages.entrypoints.preload", **environment: str
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.within, sys.executable, "-m", program, *(str(arg) for arg in args)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=self.environment | environment,
+        )
+
+    def run(self, *args: object, program: str = "dapo_stages.entrypoints.preload", **environment: str) -> Result:
+        process = self.start(*args, program=program, **environment)
+        stdout, stderr = process.communicate(timeout=120)
+        return Result(process.returncode, stdout, stderr)
+
+    def parents(self) -> list[int]:
+        """Processes that serve sockets of this folder."""
+        return proc.parents_among(proc.preloaded(self.folder))
+
+    def last(self) -> list[str]:
+        """Process, parent, folder and MAKELEVEL of the command that started last."""
+        return (self.folder / "notes").read_text().splitlines()[-1].split()
+
+
+def wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    folder = Path(tempfile.mkdtemp(prefix="preload-"))  # short: the path of a socket has 107 bytes
+    (folder / "sitecustomize.py").write_text(CUSTOMISED)
+    found = Place(folder, os.environ | {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(folder), "COLUMNS": "200"})
+    yield found
+    shutil.rmtree(folder)
+    wait(lambda: not found.parents())  # the sockets are gone, so they end
+
+
+@pytest.fixture()
+def parent(place: Place) -> int:
+    """A parent that has imported everything."""
+    (place.folder / "wait").unlink(missing_ok=True)
+    for stale in place.folder.glob("waiting-*"):
+        stale.unlink()
+    result = place.run("init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run")
+    assert result == Result(0, "", f"init-policy would write {place.folder}/none\n")
+    (process,) = place.parents()
+    return process
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def weigh(tiny: Path, out: Path) -> list[object]:
+    here = tiny / "iter-0001"
+    inputs = ["--rollouts", here / "rollout", "--attention", here / "attention", "--iteration", 1, "--out", out]
+    return ["weight-tokens", "--config", tiny / "config.yaml", *inputs]
+
+
+def test_commands_are_children_of_the_parent_in_their_own_folder_and_environment(place: Place, parent: int) -> None:
+    assert place.run("config", "--config", "pipelines/smoke.yaml", MAKELEVEL="7").code == 0
+    assert place.last()[1:] == [str(parent), str(ROOT), "7"]
+    assert place.run("config", "--config", "pipelines/smoke.yaml", MAKELEVEL="8").code == 0
+    assert place.last()[1:] == [str(parent), str(ROOT), "8"]
+
+
+def test_another_environment_is_not_served(place: Place, parent: int) -> None:
+    assert place.run("config", "--config", "pipelines/smoke.yaml", OMP_NUM_THREADS="1").code == 0
+    assert place.last()[1] != str(parent)
+
+
+UNTOLD = "import os, sys; os.nice(1); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@pytest.mark.parametrize(
+    "within",
+    [["unshare", "--net"], ["setpriv", "--no-new-privs"], [sys.executable, "-c", UNTOLD]],
+    ids=lambda it: it[0],
+)
+def test_a_command_in_a_sandbox_is_not_served_by_a_parent_outside(within: list[str], place: Place, parent: int) -> None:
+    with suppress(OSError):  # where the first ones are not there, or not allowed, the last one is
+        if subprocess.run([*within, "true"], stderr=subprocess.DEVNULL).returncode:
+            within = [sys.executable, "-c", UNTOLD]
+    result = replace(place, within=within).run("config", "--config", "pipelines/smoke.yaml")
+    assert result.code == 0
+    assert place.last()[1] != str(parent)
+
+
+def test_output_and_exit_code_are_those_of_a_command_of_its_own(place: Place, parent: int, tiny: Path) -> None:
+    calls = (
+        ["config", "--config", "pipelines/smoke.yaml"],
+        ["status", "--run", tiny, "--json"],
+        ["nonsense"],
+        ["rollout", "--iteration", "one"],
+        ["config", "--config", place.folder / "none.yaml"],
+    )
+    codes = []
+    for call in calls:
+        found = place.run(*call)
+        assert place.last()[1] == str(parent), call
+        assert found == place.run(*call, program="dapo_stages")
+        codes.append(found.code)
+    assert codes == [0, 0, 2, 2, 3]
+
+
+def test_a_child_trains_with_every_thread(place: Place, parent: int, tmp_path: Path) -> None:
+    """OpenMP hangs in a child whose parent used it."""
+    small = [flag for setting in ("warm_up.steps=2", "warm_up.batch_size=64") for flag in ("--set", setting)]
+    arguments = ["init-policy", "--config", "pipelines/smoke.yaml", *small, "--out", tmp_path / "policy"]
+    assert place.run(*arguments).code == 0
+    assert place.last()[1] == str(parent)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_reaches_the_command_and_nothing_is_lost(
+    name: str, place: Place, parent: int, tiny: Path, tmp_path: Path
+) -> None:
+    (place.folder / "wait").touch()
+    process = place.start(*weigh(tiny, tmp_path / "out"))
+    wait((place.folder / "waiting-out").exists)
+    process.send_signal(getattr(signal, name))
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr.splitlines()[-1]) == (
+        130,
+        f"stopped by {name}; what is finished stays. Run the same command again to carry on.",
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", ".partial.json", "weights-00000.parquet"}
+    (place.folder / "wait").unlink()
+    assert place.run(*weigh(tiny, tmp_path / "out")).code == 0
+    assert place.last()[1] == str(parent)
+
+
+def test_a_killed_command_takes_its_child_with_it(place: Place, parent: int, tiny: Path, tmp_path: Path) -> None:
+    (place.folder / "wait").touch()
+    process = place.start(*weigh(tiny, tmp_path / "out"))
+    wait((place.folder / "waiting-out").exists)
+    child = int(place.last()[0])
+    assert proc.parent_of(child) == parent
+    process.kill()
+    process.communicate()
+    wait(lambda: proc.parent_of(child) is None)
+    (place.folder / "wait").unlink()
+    assert place.run(*weigh(tiny, tmp_path / "out")).code == 0
+
+
+def test_a_killed_child_ends_its_command_by_the_same_signal(
+    place: Place, parent: int, tiny: Path, tmp_path: Path
+) -> None:
+    (place.folder / "wait").touch()
+    process = place.start(*weigh(tiny, tmp_path / "out"))
+    wait((place.folder / "waiting-out").exists)
+    os.kill(int(place.last()[0]), signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_two_commands_at_once(place: Place, parent: int, tiny: Path, tmp_path: Path) -> None:
+    (place.folder / "wait").touch()
+    both = [place.start(*weigh(tiny, tmp_path / name)) for name in ("one", "two")]
+    for name in ("one", "two"):
+        wait((place.folder / f"waiting-{name}").exists)
+    (place.folder / "wait").unlink()
+    for process in both:
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    hashes = {read_manifest(tmp_path / name).content_hash for name in ("one", "two")}
+    assert len(hashes) == 1
+
+
+def test_a_command_whose_parent_is_killed_starts_over_by_itself(
+    place: Place, parent: int, tiny: Path, tmp_path: Path
+) -> None:
+    (place.folder / "wait").touch()
+    process = place.start(*weigh(tiny, tmp_path / "out"))
+    wait((place.folder / "waiting-out").exists)
+    child = int(place.last()[0])
+    (place.folder / "wait").unlink()
+    os.kill(child, signal.SIGSTOP)  # so that it cannot finish first
+    os.kill(parent, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr.splitlines()[-1].split(":")[0]) == (0, "weight-tokens")
+    assert place.last()[0] == str(process.pid)
+    assert proc.parent_of(child) is None
+    assert read_manifest(tmp_path / "out", "weight-tokens").shards
+    # Its socket is left, and nobody behind it.
+    assert place.run("config", "--config", "pipelines/smoke.yaml").code == 0
+
+
+def test_a_parent_ends_when_nobody_asks_any_more(place: Place) -> None:
+    before = set(place.parents())
+    arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
+    assert place.run(*arguments, **{IDLE: "0.1"}).code == 0
+    wait(lambda: set(place.parents()) == before)
+
+
+# Whose parent
+
+
+def test_the_key_changes_with_files_packages_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "site-packages").mkdir()
+    module = tmp_path / "ours/module.py"
+    module.touch()
+    monkeypatch.setattr(preload, "__file__", str(tmp_path / "ours/preload.py"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages")])
+    keys = [preload.key()]
+    os.utime(module, ns=(1, 1))
+    keys.append(preload.key())
+    os.utime(tmp_path / "site-packages", ns=(1, 1))
+    keys.append(preload.key())
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    keys.append(preload.key())
+    monkeypatch.setattr(sys, "executable", "/elsewhere/python")
+    keys.append(preload.key())
+    assert len(set(keys)) == 5
+    monkeypatch.setenv("MAKELEVEL", "12")
+    assert preload.key() == keys[-1]
+
+
+def test_a_command_and_its_child_may_end_in_the_same_moment() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        parent = _Parent(listener)
+        here, there = socket.socketpair()
+        process = get_context("fork").Process(target=int)
+        process.start()
+        child = _Child(process, here)
+        parent.children.append(child)
+        for ended in (process.sentinel, here):
+            parent._selector.register(ended, EVENT_READ, child)
+        there.close()
+        select.select([process.sentinel], [], [], 30)
+        parent.turn()
+        assert parent.children == [] and here.fileno() == -1
+
+
+def test_sockets_are_only_in_a_folder_of_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    name = f"dapo-stages-{os.getuid()}"
+    assert preload._folder().stat().st_mode & 0o777 == 0o700
+    (tmp_path / name).chmod(0o755)
+    with pytest.raises(PermissionError):
+        preload._folder()
+    (tmp_path / name).rename(tmp_path / "other")
+    (tmp_path / "other").chmod(0o700)
+    (tmp_path / name).symlink_to("other")
+    with pytest.raises(PermissionError):
+        preload._folder()
+
+
+def test_without_a_usable_folder_a_command_runs_by_itself(place: Place, tmp_path: Path) -> None:
+    for folder in (tmp_path / "missing", tmp_path / ("long" * 30)):
+        if folder.name != "missing":
+            folder.mkdir()
+        arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", tmp_path / "none", "--dry-run"]
+        result = place.run(*arguments, XDG_RUNTIME_DIR=str(folder))
+        assert result == Result(0, "", f"init-policy would write {tmp_path}/none\n")

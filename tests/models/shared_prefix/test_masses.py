@@ -1,0 +1,106 @@
+"""Masses equal an eager forward with output_attentions=True on the same tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.families import SHARED
+from support.prompts import groups, own_row, prompt
+
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, prompt_kinds
+from dapo_stages.models.shared_prefix.packing import Group
+
+
+def eager_masses(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
+    """[L, C, 5] by the definition, from full attention matrices, with kinds told by eye: strings, not our helper."""
+    policy.base.set_attn_implementation("eager")
+    row = own_row(policy, group.prompt, completion)
+    attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
+    tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
+    system = tokens.index("<|im_end|>") + 1 if tokens[1] == "system" else 0
+    kinds = []
+    for place, token in enumerate(tokens):
+        if place == 0:
+            kinds.append(3)
+        elif token == "<|image_pad|>":
+            kinds.append(0)
+        elif (token.startswith("<|") and token.endswith("|>")) or place < system:
+            kinds.append(2)
+        else:
+            kinds.append(1)
+    kinds += [4] * len(completion)
+    first = len(tokens) - (1 if query == "predicting" else 0)
+    found = []
+    for layer in attentions:
+        rows = layer[0].mean(0)[first : first + len(completion)]
+        found.append(torch.stack([rows[:, torch.tensor(kinds) == kind].sum(-1) for kind in range(5)], -1))
+    return torch.stack(found)
+
+
+def record(policy: Policy, cases: list[Group], query: str, chunk_rows: int) -> list[list[Scored]]:
+    policy.attend("grouped")
+    packed = policy.pack(cases)
+    kinds = []
+    for group in cases:
+        ids = group.prompt.ids.tolist()
+        vision = [token == policy.image_token_id for token in ids]
+        kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
+    everyone = [range(len(group.completions)) for group in cases]
+    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, query, chunk_rows, everyone)  # type: ignore[arg-type]
+    return recorder.collect(policy.base.model, packed)
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+@pytest.mark.parametrize("query", ["predicting", "token"])
+@pytest.mark.parametrize("chunk_rows", [5, 256])
+def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
+    cases = groups(policy)
+    scored = record(policy, cases, query, chunk_rows)
+    for group, found in zip(cases, scored, strict=True):
+        for completion, one in zip(group.completions, found, strict=True):
+            want = eager_masses(policy, group, list(completion), query)
+            assert (one.masses - want).abs().max().item() < 1e-5
+            assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+def test_grouped_query_attention_is_what_the_models_have(policy: Policy) -> None:
+    text = policy.base.config.get_text_config()
+    assert text.num_attention_heads > text.num_key_value_heads
+
+
+def test_a_prompt_without_system_message_has_text_from_the_start(policy: Policy) -> None:
+    policy.processor.chat_template = policy.processor.chat_template.replace("You are a helpful assistant.", "").replace(
+        "<|im_start|>system\n<|im_end|>\n", ""
+    )
+    group = Group(prompt(policy, "What colour?", [(56, 56)], system=None), [[1, 2, 3]])
+    assert policy.system_end(group.prompt.ids.tolist()) == 0
+    [[one]] = record(policy, [group], "predicting", 256)
+    want = eager_masses(policy, group, [1, 2, 3], "predicting")
+    assert (one.masses - want).abs().max().item() < 1e-5
+
+
+def test_patches_add_up_to_the_vision_mass(policy: Policy) -> None:
+    [[one, *_], *_] = record(policy, groups(policy)[:1], "predicting", 256)
+    assert one.patches is not None
+    assert torch.allclose(one.patches.sum(-1), one.masses[..., 0], atol=1e-6)
+
+
+def test_patches_are_kept_for_the_completions_asked_for(policy: Policy) -> None:
+    cases = groups(policy)[:1]
+    policy.attend("grouped")
+    packed = policy.pack(cases)
+    ids = cases[0].prompt.ids.tolist()
+    kinds = [prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)]
+    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, patches=[[2]])
+    [found] = recorder.collect(policy.base.model, packed)
+    assert [one.patches is not None for one in found] == [False, False, True, False]
+    [everyone] = record(policy, cases, "predicting", 256)
+    assert torch.allclose(found[2].patches, everyone[2].patches)
+
+
+def test_the_first_row_of_predicting_sees_no_completion(policy: Policy) -> None:
+    [[one, *_], *_] = record(policy, groups(policy)[:1], "predicting", 256)
+    assert one.masses[:, 0, 4].abs().max().item() == 0
+    assert one.masses[:, 1, 4].min().item() > 0

@@ -1,0 +1,102 @@
+"""plan against reality: predicted peaks of stages within 15 % of measured ones, of the embedded and a 14 M model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from benchmarks.iteration import SIZES
+from support.commands import fresh, run
+from support.memory import peaks
+
+from dapo_stages.planning.run_plan import OVERHEAD
+
+pytestmark = pytest.mark.long
+
+FOLDERS = {"rollout": "rollout", "score-attention": "attention", "train-step": "train"}
+# The sizes of the benchmarks, fewer prompts; `--prompt` and the others say what the questions come to.
+MODELS = {
+    "small": (
+        replace(SIZES["iteration-small"], prompts=64, updates=4),
+        ["--prompt=65", "--vision=4", "--completion=32"],
+    ),
+    "medium": (
+        replace(SIZES["iteration-medium"], prompts=4, updates=2, longest=32),
+        ["--prompt=303", "--vision=256", "--completion=32"],
+    ),
+}
+CHECKPOINTING = ["--set=train.gradient_checkpointing=true"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model, where its configuration is, and MiB of each command by the folder it made."""
+
+    model: str
+    folder: Path
+    mib: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """The commands of an iteration, run."""
+    model = request.param
+    size, _ = MODELS[model]
+    folder = tmp_path_factory.mktemp("memory") / model
+    size.make(folder, size)
+    commands = iteration(model)
+    found = peaks([(folder, words) for words in commands], folder.with_suffix(".json"))
+    return Measured(model, folder, {words[-1]: mib for words, mib in zip(commands, found, strict=True)})
+
+
+def iteration(model: str) -> list[list[str]]:
+    """The commands of an iteration, the last word of each the folder it makes."""
+    config = ["--config", "run.yaml"]
+    policy, rollouts = ["--policy", "policy"], ["--rollouts", "rollout"]
+    train = ["train-step", *config, *policy, *rollouts, "--weights", "weights"]
+    again = [[*train, *CHECKPOINTING, "--out", "checkpointing"]] if model == "medium" else []
+    return [
+        ["init-policy", *config, "--set", "warm_up.steps=1", "--out", "policy"],
+        ["prepare-data", *config, *policy, "--out", "data"],
+        ["rollout", *config, *policy, "--data", "data", "--iteration", "1", "--out", "rollout"],
+        ["score-attention", *config, *policy, *rollouts, "--out", "attention"],
+        ["weight-tokens", *config, *rollouts, "--attention", "attention", "--iteration", "1", "--out", "weights"],
+        [*train, "--out", "train"],
+        *again,
+    ]
+
+
+def predicted(folder: Path, *arguments: str) -> dict[str, float]:
+    """MiB of each stage beside the imported program, by `dapo-stages plan`."""
+    result = run("plan", "--config", folder / "run.yaml", "--device", "cpu", "--json", *arguments)
+    assert result.code == 0, result.stderr
+    found = json.loads(result.stdout)["memory"]
+    return {stage: (memory["total"] - memory["device"]["program"]) / 2**20 for stage, memory in found.items()}
+
+
+@pytest.mark.parametrize("measured", ["small", pytest.param("medium", marks=pytest.mark.slow)], indirect=True)
+def test_predicted_peaks_are_within_15_percent_of_measured_ones(measured: Measured) -> None:
+    folder, found = measured.folder, measured.mib
+    lengths = MODELS[measured.model][1]
+    want = predicted(folder, *lengths)
+    errors = {stage: want[stage] / found[made] - 1 for stage, made in FOLDERS.items()}
+    if "checkpointing" in found:
+        want = predicted(folder, *lengths, *CHECKPOINTING)
+        errors["checkpointing"] = want["train-step"] / found["checkpointing"] - 1
+    assert all(abs(error) <= 0.15 for error in errors.values()), (found, errors)
+    print(measured.model, {name: f"{mib:.0f} MiB" for name, mib in found.items()}, errors)
+
+
+def test_the_imported_program_is_as_large_as_plan_says() -> None:
+    """Resident once everything that a stage with a model imports is there."""
+    code = """
+from pathlib import Path
+from dapo_stages.entrypoints.preloaded import _import
+_import()
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
+"""
+    done = fresh(code=code)
+    assert done.code == 0, done.stderr
+    assert int(done.stdout) * 1024 == pytest.approx(OVERHEAD["cpu"]["program"], rel=0.25)

@@ -1,0 +1,111 @@
+"""Memory by parts: against DeepSpeed's own estimate, and against what autograd really keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dapo_stages.planning import stage_memory
+from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
+from dapo_stages.planning.stage_memory import Training, Work, rollout, score, train, vllm, weights_of
+
+D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
+WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
+FULL = Training(160, 4, True, 1024, D7.parameters, 0, "zero2", 4, True, 0)
+
+
+def test_zero_2_states_are_what_deepspeed_estimates() -> None:
+    """2 bytes of each weight and 18 over the ranks: estimate_zero2_model_states_mem_needs(8292166656, 4, 1, False)."""
+    held = train(D7, WORK, FULL, 1, 2).device
+    states = held["weights"] + held["gradients"] + held["float32 weights and moments"]
+    assert states == pytest.approx(2 * 8_292_166_656 + 18 * 8_292_166_656 / 4, rel=1e-6)
+
+
+def test_one_process_holds_float32_weights_gradients_and_moments() -> None:
+    held = train(D7, WORK, replace(FULL, parallel="single", ranks=1), 1, 2).device
+    assert held["weights"] + held["gradients"] + held["moments"] == 16 * 8_292_166_656
+
+
+def test_more_ranks_and_more_splitting_need_less() -> None:
+    totals = [
+        train(D7, WORK, replace(FULL, parallel=parallel, ranks=ranks), 1, 2).total
+        for parallel, ranks in (
+            ("ddp", 4),
+            ("zero1", 4),
+            ("zero2", 4),
+            ("zero2", 8),
+            ("zero3", 8),
+            ("zero3-offload", 8),
+        )
+    ]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_a_cache_has_two_vectors_per_layer_and_token() -> None:
+    """7B: 28 layers, 4 heads of 128 for keys and values: 57 344 bytes a token in bfloat16."""
+    held = rollout(D7, WORK, 8, 2, 0).device
+    assert held["cache of the completions"] == 64 * 384 * 57_344
+    assert held["cache of the prompts"] == 8 * 1024 * 57_344
+    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2) == (144 * 2**30 - 2 * 8_292_166_656) // 57_344
+
+
+def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
+    long = Work(prompt=4096, completion=1024, count=8, patches=0)
+    assert score(D7, long, 1, 64, 2, 0).total <= score(D7, long, 1, 4096, 2, 0).total
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("b", [4, 2])
+def test_activations_are_what_autograd_keeps_for_a_layer(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one layer more adds to the tensors saved for the backward pass of a group."""
+    from benchmarks import models
+
+    def bytes_of(layers: int, vision_layers: int) -> tuple[int, Dimensions]:
+        monkeypatch.setitem(models._TEXT, "num_hidden_layers", layers)
+        monkeypatch.setitem(models._VISION, "depth", vision_layers)
+        monkeypatch.setitem(models._VISION, "fullatt_block_indexes", [0])
+        policy = models.medium()
+        return _saved(policy, b), dimensions_of(policy.model.config.to_dict())
+
+    base, d = bytes_of(1, 1)
+    work = Work(prompt=303, completion=64, count=8, patches=896)
+    assert bytes_of(2, 1)[0] - base == pytest.approx(stage_memory._saved_text(d, work, 1, b), rel=0.03)
+    assert bytes_of(1, 2)[0] - base == pytest.approx(stage_memory._saved_vision(d, 896, b), rel=0.03)
+
+
+def _saved(policy: Any, b: int) -> int:
+    """Bytes saved in a forward pass over one group, without weights and their copies in bfloat16."""
+    import torch
+    from benchmarks import models
+
+    from dapo_stages.models.logprobs import GroupLogprobs
+    from dapo_stages.models.shared_prefix.packing import Group
+
+    policy.dtype = torch.bfloat16 if b == 2 else torch.float32
+    policy.attend("grouped")
+    batch = policy.batch([Group(models.prompt(policy, 303, (14, 16), 1), models.completions(8, 64, 2))])
+    shapes = {tuple(p.shape) for p in policy.model.parameters()} | {
+        tuple(p.shape[::-1]) for p in policy.model.parameters()
+    }
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes:
+            found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = GroupLogprobs(policy, 1.0)(batch)
+    del kept
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+def test_quantisation_stores_the_texts_linear_layers_in_few_bits() -> None:
+    """7B: 6.53 G weights; the vision tower, embedding and head stay as they are. nf4: 4.127 bits (QLoRA, section 3)."""
+    linear = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    rest = 2 * (8_292_166_656 - linear)
+    assert weights_of(D7, 2, "nf4") == pytest.approx(linear * 4.127 / 8 + rest, rel=1e-4)
+    assert weights_of(D7, 2, "int8") == linear + rest
+    assert weights_of(D7, 2) == 2 * 8_292_166_656

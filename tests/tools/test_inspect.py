@@ -1,0 +1,175 @@
+"""inspect: one completion in full, found by id or by what is remarkable about it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from reporting import tiny_run
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from dapo_stages.handoff.manifests import mark_pruned
+from dapo_stages.tools.inspect import coloured, main
+
+
+def inspect(run: Path, *arguments: str) -> Result:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    return CliRunner().invoke(app, ["--run", str(run), *arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def test_a_completion_is_shown_with_all_that_is_known_of_it(run: Path) -> None:
+    assert inspect(run, "it1-p0-s2").stdout == (
+        "it1-p0-s2  (iteration 1, prompt p0, prior-consistent)\n"
+        f"prompt     {run}/iter-0001/rollout/prompts-00000.parquet, row 0\n"
+        "picture    56×56\n"
+        "question   What colour is the circle?\n"
+        "           A. red | B. <b>blue</b>\n"
+        "answer     A\n"
+        "reward     0.500 (accuracy 0.00, format 1.00, overlong 0.00, vgr 0.25)\n"
+        "advantage  -0.600\n"
+        "VGR        3.000\n"
+        "finish     stop, 6 tokens\n"
+        "\n"
+        "<think>(0.50) The(0.70) circle(0.90) is(1.10) red(1.30) .(1.50)\n"
+    )
+
+
+def test_a_completion_without_weights_shows_its_text(run: Path) -> None:
+    text = inspect(run, "it1-p1-s0").stdout
+    assert text.endswith("11 tokens\n\n<think> The circle is red.</think>\n<answer>A</answer>\n")
+    assert ", row 1\n" in text
+
+
+def test_hostile_text_cannot_steer_the_terminal(run: Path) -> None:
+    text = inspect(run, "it1-p0-s3").stdout
+    assert "\x1b" not in text and "␛[31m红色" in text
+    assert "advantage  -1.200 (not in the loss: truncated)\n" in text
+
+
+def test_the_picture_is_drawn_on_a_terminal_or_where_it_is_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TERM_PROGRAM", raising=False)
+    for name in ("TMUX", "STY", "KITTY_WINDOW_ID", "LC_TERMINAL", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert "▀" not in inspect(run, "it1-p0-s0").stdout
+    assert "\x1b_Ga=T,f=100" in inspect(run, "it1-p0-s0", "--picture", "kitty").stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = inspect(run, "it1-p0-s0").stdout
+    assert shown.count("▀") == 40 * 20  # 56 × 56 pixels, made 40 × 40
+    assert "\x1b[38;2;0;0;0;48;2;255;255;255m<think>\x1b[0m" in shown
+    assert "▀" not in inspect(run, "it1-p0-s0", "--picture", "none").stdout
+    monkeypatch.setenv("TERM_PROGRAM", "iTerm.app")
+    assert "\x1b]1337;File=inline=1;" in inspect(run, "it1-p0-s0").stdout
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = inspect(run, "it1-p0-s0", "--picture", "blocks").stdout
+    assert "▀" not in plain and "<think>(0.50) The(0.60)" in plain
+
+
+# Each begins or ends what a terminal obeys: ESC, CSI in seven and eight bits, OSC 8 and 52, BEL, DCS, and marks of
+# direction.
+STEERING = {
+    "clear": "\x1b[2J\x1b[H",
+    "csi of eight bits": "\x9b31m",
+    "link": "\x1b]8;;https://example.com\x1b\\text\x1b]8;;\x1b\\",
+    "clipboard": "\x1b]52;c;aGVsbG8=\x07",
+    "title of eight bits": "\x9d0;title\x9c",
+    "bell and backspace": "\x07\x08\x08\x7f",
+    "device control": "\x1bP+q544e\x1b\\",
+    "carriage return": "reward     9.999\rreward",
+    "embedding": "\u202a\u202b\u202c\u202d\u202e",
+    "isolate": "\u2066\u2067\u2068\u2069",
+    "marks": "\u200e\u200f\u061c",
+    "ends of lines": "\x0b\x0c\x85\u2028\u2029",
+}
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("payload", STEERING.values(), ids=list(STEERING))
+def test_no_text_of_models_or_data_steers_the_terminal(
+    payload: str, colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, completion = tiny_run.prompt, tiny_run.completion
+
+    def asked(number: int, group: int, correct: int) -> dict[str, object]:
+        row = prompt(number, group, correct)
+        images = [{"bytes": row["images"][0]["bytes"], "path": payload}]
+        return row | {"problem": f"<{payload}>", "solution": payload, "slice": payload, "images": images}
+
+    def answered(number: int, group: int, sample: int) -> dict[str, object]:
+        row = completion(number, group, sample)
+        tokens = [payload, *row["token_texts"][1:]]
+        return row | {"text": payload, "token_texts": tokens, "finish_reason": payload}
+
+    monkeypatch.setattr(tiny_run, "prompt", asked)
+    monkeypatch.setattr(tiny_run, "completion", answered)
+    run = tiny_run.build(tmp_path / "tiny", last="weights")
+    monkeypatch.setenv("FORCE_COLOR", "1" if colour else "")
+    for name in ("it1-p0-s0", "it1-p1-s0"):  # with token weights, and without
+        result = inspect(run, name, "--picture", "none")
+        assert result.exit_code == 0, result.exception
+        ours = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout) if colour else result.stdout
+        assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", ours) == []
+        said = inspect(run, name, "--json").stdout
+        assert re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", said) == []
+        assert json.loads(said)["text"] == payload
+        assert "\x1b[31m" not in result.stdout and "\x1b[2J" not in result.stdout
+
+
+def test_worst_and_best_go_by_reward(run: Path) -> None:
+    assert json.loads(inspect(run, "--find", "worst", "--json").stdout)["completion_id"] == "it2-p0-s3"
+    best = json.loads(inspect(run, "--find", "best", "--json", "--iteration", "1").stdout)
+    assert (best["completion_id"], best["further"]) == ("it1-p0-s0", ["it1-p0-s1", "it1-p0-s2", "it1-p0-s3"])
+
+
+def test_disagree_finds_a_right_answer_without_a_look_or_a_wrong_one_with_it(run: Path) -> None:
+    """By rank of VGR, s0 … s3 stand at 0, 1/3, 2/3, 1; right ones count that, wrong ones its rest: 0 1/3 1/3 0."""
+    found = json.loads(inspect(run, "--find", "disagree", "--json").stdout)
+    assert {found["completion_id"], found["further"][0]} == {"it2-p0-s1", "it2-p0-s2"}
+
+
+def test_a_replayed_completion_is_found_after_its_rollout_was_pruned(tmp_path: Path) -> None:
+    run = tiny_run.build(tmp_path / "tiny")
+    assert json.loads(inspect(run, "it1-p0-s0", "--json").stdout)["iteration"] == 1
+    mark_pruned(run / "iter-0001/rollout")
+    for path in (run / "iter-0001/rollout").glob("*.parquet"):
+        path.unlink()
+    found = json.loads(inspect(run, "it1-p0-s0", "--json").stdout)
+    assert (found["iteration"], found["prompt"]["problem"][:4]) == (2, "What")
+    assert found["prompt"]["shard"] == f"{run}/iter-0002/weights/replayed-prompts-00000.parquet"
+
+
+def test_an_unknown_id_is_named_with_the_next_move(run: Path) -> None:
+    assert str(inspect(run, "nope").exception) == (
+        f"{run}: found no completion nope in 3 iterations; needed a completion_id of a completions-*.parquet "
+        "that is still there. Try --find worst."
+    )
+
+
+def test_either_an_id_or_find_is_needed(run: Path) -> None:
+    assert inspect(run).exit_code == 2
+    assert inspect(run, "it1-p0-s0", "--find", "best").exit_code == 2
+
+
+def test_tokens_are_coloured_from_light_to_heavy_and_never_markup() -> None:
+    text = coloured(["[/box]", " \x1b[2J"], [0.5, 1.5])
+    assert text.plain == "[/box] ␛[2J"
+    light, heavy = (str(span.style).split(" on ")[1] for span in text.spans)
+    assert (light, heavy) == ("#ffffff", "#0b5394")
+    Console(file=open("/dev/null", "w")).print(text)  # noqa: SIM115
+
+
+def test_equal_weights_have_no_colour() -> None:
+    assert coloured(["a", "b"], [1.0, 1.0]).spans == []

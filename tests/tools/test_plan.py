@@ -1,0 +1,222 @@
+"""plan: what it prints, what it refuses, and what it advises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.commands import ROOT, fresh, run
+
+REFERENCE = ("--config", ROOT / "pipelines/reference-7b.yaml")
+
+
+def plan(*arguments: object) -> dict[str, Any]:
+    result = run("plan", *arguments, "--json")
+    assert result.code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_the_reference_configuration_fits_on_four_gpus_of_80_gb() -> None:
+    found = plan(*REFERENCE, "--gpus", 4, "--memory", 80)
+    assert (found["parameters"], found["parallel"]) == (8_292_166_656, "zero2")
+    assert found["fits"] == {"rollout": True, "score-attention": True, "train-step": True}
+    assert found["bytes"]["train-step: state"] == 12 * 8_292_166_656
+    assert found["bytes"]["train-step: policy"] == 2 * 8_292_166_656
+
+
+def test_what_does_not_fit_is_told_what_helps() -> None:
+    found = plan(*REFERENCE, "--gpus", 1, "--memory", 80)
+    assert found["fits"]["train-step"] is False
+    assert all(peak <= found["usable"] for peak in found["ways"]["train-step"].values())
+    lora = plan(*REFERENCE, "--gpus", 1, "--memory", 80, "--set", "train.lora={rank: 16}")
+    assert lora["fits"]["train-step"] is True
+    shown = run("plan", *REFERENCE, "--gpus", 1, "--memory", 80).stdout
+    assert "train-step does not fit: " in shown and "  train.lora={rank: 16}: " in shown
+
+
+def test_72b_trains_on_nodes_and_is_too_large_for_a_rank_to_hold_whole() -> None:
+    model = "Qwen/Qwen2.5-VL-72B-Instruct"
+    found = plan(*REFERENCE, "--model", model, "--gpus", 8, "--nodes", 4, "--parallel", "zero3")
+    assert found["fits"] == {"rollout": False, "score-attention": False, "train-step": True}
+    shown = run("plan", *REFERENCE, "--model", model, "--gpus", 8, "--nodes", 4).stdout
+    assert "a rank holds the whole model here: vLLM (engines.vllm.tensor_parallel_size) or a server" in shown
+
+
+def test_engines_of_rollout_are_sized_by_what_they_hold() -> None:
+    large = (*REFERENCE, "--model", "Qwen/Qwen2.5-VL-72B-Instruct", "--gpus", 8, "--parallel", "zero3")
+    split = plan(*large, "--set", "rollout.engine=vllm", "--set", "engines.vllm.tensor_parallel_size=4")
+    assert split["fits"]["rollout"] and split["room"] > 64
+    assert plan(*large, "--set", "rollout.engine=vllm")["room"] < 0
+    assert plan(*large, "--set", "rollout.engine=server")["fits"]["rollout"]
+
+
+def test_longer_prompts_need_more_and_checkpointing_less() -> None:
+    def peak(*arguments: object) -> int:
+        return int(plan("--model", "embedded", "--device", "cpu", *arguments)["memory"]["train-step"]["total"])
+
+    assert peak("--prompt", 512) < peak("--prompt", 2048)
+    assert peak() < peak("--set", "train.gradient_checkpointing=false")
+
+
+def test_groups_in_reserve_are_sampled_and_trained_on_only_where_they_are_kept() -> None:
+    """64 groups on 2 ranks, in shards of 16: 2 shards each. 1.5 times of them asked for: 3 each."""
+    base = (*REFERENCE, "--gpus", 2, "--informative", 1, "--set", "rollout.prompts_per_iteration=64")
+    base += ("--set", "rollout.groups_per_shard=16")
+    spare = (*base, "--set", "rollout.oversample=1.5")
+    plain, discarding, keeping = plan(*base), plan(*spare), plan(*spare, "--set", "rollout.surplus=keep")
+
+    def seconds(found: dict[str, Any]) -> list[float]:
+        parts = found["seconds"]
+        own = (("rollout", "generation"), ("score-attention", "forward"), ("train-step", "updates"))
+        return [parts[stage][part] / plain["seconds"][stage][part] for stage, part in own]
+
+    assert seconds(discarding) == pytest.approx([1.5, 1, 1])
+    assert seconds(keeping) == pytest.approx([1.5, 1.5, 1.5])
+    assert discarding["bytes"]["rollout"] == pytest.approx(1.5 * plain["bytes"]["rollout"])
+
+
+def test_dynamic_sampling_asks_for_groups_until_enough_are_informative() -> None:
+    """160 groups of which half are informative: 10 shards of 32 are needed (tests/planning/test_stage_costs.py); all
+    are kept without dynamic sampling, and only the informative ones are scored with it."""
+    assert plan(*REFERENCE, "--informative", 0.5)["sampled"] == 320
+    fixed = plan(*REFERENCE, "--informative", 0.5, "--set", "rollout.dynamic_sampling=false")
+    assert fixed["sampled"] == 160
+    dynamic = plan(*REFERENCE, "--informative", 0.5)
+    assert dynamic["seconds"]["score-attention"] == pytest.approx(fixed["seconds"]["score-attention"])
+    generation = [found["seconds"]["rollout"]["generation"] for found in (dynamic, fixed)]
+    assert generation[0] == pytest.approx(2 * generation[1])
+
+
+def test_files_are_read_hashed_and_written_by_those_who_do() -> None:
+    """7B on 4 ranks: a policy of 16.6 GB, which every rank hashes and the first writes, and a state of 99.5 GB, which
+    one rank hashes, all read whole, and each writes and hashes a quarter of; the disk gives and takes 2 GB/s."""
+    policy, state = 2 * 8.292166656, 12 * 8.292166656
+    found = plan(*REFERENCE, "--gpus", 4)["seconds"]
+    assert found["train-step"]["verifying"] == pytest.approx((policy + state) / 1.43)
+    assert found["train-step"]["loading"] == pytest.approx((policy + state) / 2)
+    assert found["train-step"]["writing"] == pytest.approx((policy + state) / 2)
+    assert found["train-step"]["hashing"] == pytest.approx((policy + state / 4) / 1.43)
+    for stage in ("rollout", "score-attention", "evaluate"):
+        assert (found[stage]["verifying"], found[stage]["loading"]) == pytest.approx((policy / 1.43, policy / 2))
+
+
+def test_ranks_of_a_machine_send_over_nvlink_and_of_several_over_the_network() -> None:
+    """10 updates of 7B under ZeRO-2 send 2.11 TB, a state 149 GB; 60 % of 450 GB/s and of 50 GB/s."""
+    one = plan(*REFERENCE, "--gpus", 4)["seconds"]["train-step"]["between ranks"]
+    assert one == pytest.approx((2114.5 + 149.3) / 270, rel=1e-3)
+    several = plan(*REFERENCE, "--gpus", 2, "--nodes", 2)["seconds"]["train-step"]["between ranks"]
+    assert several == pytest.approx(one * 9)
+
+
+def test_an_adapter_reads_its_base_and_hashes_and_writes_itself() -> None:
+    """The base is the hub's, which has no checksums of ours."""
+    found = plan(*REFERENCE, "--gpus", 1, "--set", "train.lora={rank: 16}")
+    adapter = found["bytes"]["train-step: policy"] / 1e9
+    assert adapter < 0.1
+    seconds = found["seconds"]["rollout"]
+    assert seconds["verifying"] == pytest.approx(adapter / 1.43)
+    assert seconds["loading"] == pytest.approx((2 * 8.292166656 + adapter) / 2)
+
+
+def test_held_out_questions_are_answered_greedily_and_by_samples() -> None:
+    """900 questions in shards of 32 on 4 ranks: 8 shards of 2 batches each for the busiest, and 384 steps of 2 310
+    calls of 7 µs for each way of answering, more than 7B's weights take an H100 to read."""
+    found = plan(*REFERENCE, "--gpus", 4)["seconds"]["evaluate"]["generation"]
+    steps = 16 * 2 * 384 * 2310 * 7e-6
+    assert steps < found < 1.15 * steps  # and prefills
+    blank = plan(*REFERENCE, "--gpus", 4, "--set", "evaluate.blank_image=true")["seconds"]["evaluate"]["generation"]
+    assert blank == pytest.approx(1.5 * found, rel=0.01)
+    fewer = plan(*REFERENCE, "--gpus", 4, "--questions", 450)["seconds"]["evaluate"]["generation"]
+    assert fewer == pytest.approx(found / 2)
+    assert (
+        plan("--model", "embedded", "--set", "data.source=embedded", "--questions", 0)["seconds"]["evaluate"][
+            "generation"
+        ]
+        == 0
+    )
+
+
+def test_an_iteration_takes_what_its_stages_take() -> None:
+    found = plan(*REFERENCE, "--gpus", 4)
+    assert list(found["seconds"]) == ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
+    assert found["iteration"] == pytest.approx(sum(sum(parts.values()) for parts in found["seconds"].values()))
+    shown = run("plan", *REFERENCE, "--gpus", 4).stdout
+    assert f"100 iterations: {found['iteration'] / 36:.1f} hours" in shown
+
+
+def test_rates_are_those_of_the_device() -> None:
+    """An H100 has 989 / 165 of the operations of an RTX 4090, which 24 GB stand for; a CPU
+    computes float32 more slowly than bfloat16."""
+
+    def updates(*arguments: object) -> float:
+        return float(plan("--model", "Qwen/Qwen2.5-VL-3B-Instruct", *arguments)["seconds"]["train-step"]["updates"])
+
+    large = updates()
+    assert updates("--memory", 80) == updates("--gpu", "h100") == large
+    assert updates("--memory", 24) == updates("--gpu", "rtx4090") == pytest.approx(large * 989 / 165)
+    assert updates("--gpu", "l4") == pytest.approx(large * 989 / 121)
+    assert updates("--device", "cpu") == pytest.approx(large * 989 / 1.5)
+    assert updates("--device", "cpu", "--set", "model.dtype=float32") == pytest.approx(large * 989 / 0.35)
+    assert updates("--tflops", 494.5) == pytest.approx(2 * large)
+    assert "1 node(s) of 1 × RTX4090" in run("plan", *REFERENCE, "--memory", 24).stdout
+
+
+def test_a_reference_that_moves_is_another_policy_on_disk() -> None:
+    still = plan(*REFERENCE, "--set", "train.beta=0.01")
+    moving = plan(*REFERENCE, "--set", "train.beta=0.01", "--set", "train.reference_update_every=4")
+    policy = 2 * 8_292_166_656
+    assert moving["bytes"]["train-step: reference"] == policy and "train-step: reference" not in still["bytes"]
+    assert moving["kept"] - still["kept"] == policy
+    more = moving["seconds"]["train-step"]["writing"] - still["seconds"]["train-step"]["writing"]
+    assert more == pytest.approx(policy / 4 / 2e9)  # every fourth iteration, 2 GB/s
+
+
+def test_a_folder_is_read(checkpoint: Path) -> None:
+    assert plan("--model", checkpoint)["parameters"] == plan("--model", "embedded")["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nobody/nothing"), "nobody/nothing: found no config.json, neither in a folder nor on the hub ("),
+        (
+            ("--parallel", "single", "--gpus", 2),
+            "--parallel single: found 2 GPUs; needed one. Name ddp or zero1 … zero3.",
+        ),
+        (
+            ("--set", "train.lora={target_modules: [nose]}"),
+            "train.lora.target_modules: found 'nose'; needed one of q_proj,",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    arguments: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = run("plan", *arguments)
+    assert (result.code, result.stdout) == (3, "")
+    assert result.stderr.startswith(message)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    result = run("plan", "--model", tmp_path)
+    assert result.code == 3
+    assert result.stderr == (
+        f"{tmp_path}: found architecture `llava` in its configuration; needed a Qwen2.5-VL or Qwen2-VL. "
+        "Name one with --model.\n"
+    )
+
+
+def test_it_needs_no_torch() -> None:
+    hidden = (
+        "import sys; sys.modules |= {'torch': None, 'transformers': None}\n"
+        "from dapo_stages.entrypoints import cli; cli.main()"
+    )
+    result = fresh("plan", *REFERENCE, "--gpus", 4, code=hidden)
+    assert result.code == 0, result.stderr
+    assert result.stdout.startswith("Qwen/Qwen2.5-VL-7B-Instruct: 8,292,166,656 parameters")

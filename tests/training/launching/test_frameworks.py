@@ -1,0 +1,63 @@
+"""What a launch may be: accelerate's silent fallbacks and impossible combinations are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.processes import environment_of, free_port
+
+from dapo_stages.config import ModelConfig, TrainConfig
+from dapo_stages.errors import ConfigError
+from dapo_stages.training.launching.frameworks import join
+from dapo_stages.training.optimizers import Optimizers
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment of the only process of a launch, without a trace of what was before, nor of it afterwards."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    names = environment_of(rank=0, count=1, port=free_port())
+    # Without OMP_NUM_THREADS accelerate changes the number of threads, for all tests that follow.
+    for name, value in {**names, "LOCAL_WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    yield
+    AcceleratorState._reset_state(True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def config(dtype: str = "float32") -> ModelConfig:
+    return ModelConfig(name="embedded", dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("wanted", ["DEEPSPEED", "FSDP"])
+def test_a_launch_that_falls_back_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    """accelerate's use_cpu drops DeepSpeed, and FSDP on CPUs becomes DDP; neither says a word."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{wanted}", "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match=f"found 1 process.* of type MULTI_CPU; needed 1 of type {wanted}"):
+        join(config(), CPU)
+
+
+def test_a_process_that_is_alone_needs_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert join(config(), CPU) is None
+    monkeypatch.delenv("RANK")
+    assert join(config(), CPU) is None
+
+
+def test_float64_under_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="found float64 under DeepSpeed; needed bfloat16 or float32"):
+        join(config("float64"), CPU)
+
+
+def test_muon_where_weights_are_flattened_is_refused() -> None:
+    optimizers = Optimizers(torch.nn.Linear(3, 3), TrainConfig(optimizer="muon"))
+    with pytest.raises(ConfigError, match=r"found muon .* needed adamw"):
+        optimizers.only()
