@@ -40,12 +40,16 @@ ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-# What else the rules need to know, dapo-stages config is asked, for goals that are about a run: of the configuration
-# planned_iterations, lag, engines, curriculum and kl; of each output whether it is sound or stale by what it was made
-# from (state/iter-0001/rollout). Its answers lie outside of the run's folder: make writes what it includes under -n, too.
+# Goals that no run is asked for; all others are about one.
+PROJECT := help setup status doctor pictures experiments test test-quick test-seeds test-slow test-faults soak audit \
+           lint format docs notebook bench real-size venv-vllm test-vllm clean clean-run
+# What else the rules need to know, dapo-stages config is asked: of the configuration planned_iterations, lag, engines,
+# curriculum and kl; of each output whether it is sound or stale by what it was made from (state/iter-0001/rollout); and
+# the rules themselves (dapo_stages/runs/make_rules.py). Its answers lie outside of the run's folder: make writes what it
+# includes under -n, too.
 overrides := $(SET)$(if $(LAG), --set lag=$(LAG))
 ANSWERS   := build/make/$(RUN).mk
-ifneq ($(filter iterate rollout score-attention weight-tokens train-step evaluate report $(R)/%,$(MAKECMDGOALS)),)
+ifneq ($(filter-out $(PROJECT) %/ready %/ready-dev %/ready-deepspeed study/%,$(MAKECMDGOALS)),)
 dry := $(findstring n,$(firstword -$(MAKEFLAGS)))
 ifneq ($(and $(dry),$(if $(wildcard $(VENV)/ready),,missing)),)
 $(error make -n: found no environment in $(VENV); needed one, to read $(CONFIG). Run make setup first)
@@ -100,9 +104,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup iterate rollout score-attention weight-tokens train-step evaluate report status doctor pictures \
-        experiments test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook bench real-size venv-vllm \
-        test-vllm clean clean-run FORCE
+.PHONY: $(PROJECT) iterate report FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,51 +136,6 @@ made_of = $(if $(filter sound,$(state/$(1))),| $(2),$(if $(state/$(1)),FORCE) $(
 $(R)/config.yaml: FORCE | $(VENV)/ready $(if $(filter zero% multi-node,$(TRAIN_LAUNCH)),$(VENV)/ready-deepspeed)
 	@$(PY) $(DAPO) config --config '$(CONFIG)' $(overrides) --out $@ $(asked) --note build/make/$(RUN)-$$PPID
 
-$(R)/policy/manifest.json: | $(R)/config.yaml
-	$(PY) $(DAPO) init-policy $(config) --out $(@D) $(replace)
-
-$(R)/data/manifest.json: $(call made_of,data,$(R)/policy/manifest.json) $(R)/config.yaml
-	$(PY) $(DAPO) prepare-data $(config) --policy $(R)/policy --out $(@D) $(replace)
-
-$(R)/iter-0000/eval/manifest.json: $(call made_of,iter-0000/eval,$(R)/policy/manifest.json $(R)/data/manifest.json) $(R)/config.yaml
-	$(EVALUATE_PYTHON) $(EVALUATE_START) evaluate $(config) --policy $(R)/policy --data $(R)/data --out $(@D) $(replace)
-
-$(R)/iter-0000/report/manifest.json: $(call made_of,iter-0000/report,$(R)/iter-0000/eval/manifest.json) $(R)/config.yaml
-	$(PY) $(DAPO) report $(config) --run $(R) --iteration 0 $(replace)
-
-# $(1) iteration, $(2) its folder, $(3) folder of the one before, $(4) manifest of the policy it trains,
-# $(5) that policy, $(6) what it carries on from, $(7) manifest of the policy it samples with, $(8) that policy,
-# $(9) name of its folder. The last line: an evaluation that is still to come makes a report that lacks it again.
-define iteration
-.PRECIOUS: $(foreach part,rollout attention weights train eval report,$(2)/$(part)/manifest.json)
-
-$(2)/rollout/manifest.json: $(call made_of,$(9)/rollout,$(7) $(R)/data/manifest.json \
-  $(if $(6),$(if $(curriculum),$(3)/rollout/manifest.json))) $(R)/config.yaml
-	$$(ROLLOUT_PYTHON) $$(ROLLOUT_START) rollout $$(config) --policy $(8) --data $(R)/data --iteration $(1) \
-	  $(if $(curriculum),--history $(R)) --out $$(@D) $$(replace)
-
-$(2)/attention/manifest.json: $(call made_of,$(9)/attention,$(7) $(2)/rollout/manifest.json) $(R)/config.yaml
-	$$(SCORE_PYTHON) $$(SCORE_START) score-attention $$(config) --policy $(8) --rollouts $(2)/rollout --out $$(@D) $$(replace)
-
-$(2)/weights/manifest.json: $(call made_of,$(9)/weights,$(2)/rollout/manifest.json $(2)/attention/manifest.json \
-  $(if $(6),$(3)/weights/manifest.json)) $(R)/config.yaml
-	$$(PY) $$(DAPO) weight-tokens $$(config) --rollouts $(2)/rollout --attention $(2)/attention --iteration $(1) \
-	  $(if $(6),--replay $(3)/weights) --out $$(@D) $$(replace)
-
-$(2)/train/manifest.json: $(call made_of,$(9)/train,$(4) $(2)/weights/manifest.json) $(R)/config.yaml
-	$$(TRAIN_PYTHON) $$(TRAIN_START) train-step $$(config) --policy $(5) --rollouts $(2)/rollout --weights $(2)/weights \
-	  $(if $(6),--state $(3)/train/state) $(if $(kl),--reference $$(call reference,$(2))) --out $$(@D) $$(replace)
-
-$(2)/eval/manifest.json: $(call made_of,$(9)/eval,$(2)/train/manifest.json $(R)/data/manifest.json) $(R)/config.yaml
-	$$(EVALUATE_PYTHON) $$(EVALUATE_START) evaluate $$(config) --policy $(2)/train/policy --data $(R)/data --out $$(@D) $$(replace)
-
-$(2)/report/manifest.json: $(call made_of,$(9)/report,$(2)/train/manifest.json $(if $(call evaluated,$(1)),$(2)/eval/manifest.json)) \
-  $(3)/report/manifest.json
-	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
-	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
-$(if $(state/$(9)/eval),,$(if $(call evaluated,$(1)),$(2)/report/manifest.json: $(2)/eval/manifest.json))
-endef
-
 # The policy after iteration $(1), 0 for the starting one, and the manifest that says it is there.
 folder    = $(R)/$(if $(filter 0,$(1)),iter-0000,$(word $(1),$(folders)))
 policy    = $(if $(filter 0,$(1)),$(R)/policy,$(call folder,$(1))/train/policy)
@@ -203,22 +160,22 @@ due     := $(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS)) $(ITERS)
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
-$(foreach stage,ROLLOUT SCORE TRAIN EVALUATE,$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
+$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
+$(eval $(once))
 iterate: $(foreach n,0 $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json)
 endif
 
 # ---- One stage of one iteration --------------------------------------------------------------------------------------
 
 # With other settings than a finished output of these has, nothing is done (config --for): make would leave it.
-STAGES := rollout=rollout score-attention=attention weight-tokens=weights train-step=train evaluate=eval
 asked   = $(foreach goal,$(MAKECMDGOALS),$(patsubst $(goal)=%,--for $(here)/%,$(filter $(goal)=%,$(STAGES))))
 
-rollout:         $(here)/rollout/manifest.json ## sample the completions of iteration ITER
-score-attention: $(here)/attention/manifest.json ## measure where they looked
-weight-tokens:   $(here)/weights/manifest.json ## turn that into rewards, advantages and token weights
-train-step:      $(here)/train/manifest.json ## update the policy
-evaluate:        $(here)/eval/manifest.json ## answer the held-out questions with it
+rollout: ## sample the completions of iteration ITER
+score-attention: ## measure where they looked
+weight-tokens: ## turn that into rewards, advantages and token weights
+train-step: ## update the policy
+evaluate: ## answer the held-out questions with it
 report:          $(R)/config.yaml ## write the report of what is there
 	$(PY) $(DAPO) report $(config) --run $(R) --of $(ITERS)
 status: | $(VENV)/ready ## what exists, what is stale, what to run next

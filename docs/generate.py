@@ -72,7 +72,8 @@ def _command(name: str) -> str:
     if used:
         parts.append(f"A change of {_listed(used)} makes its output another one.\n")
     lines = ["| option | value | default | meaning |", "|---|---|---|---|"]
-    lines += [_option(one) for one in inspect.signature(module.main, eval_str=True).parameters.values()]
+    parameters = inspect.signature(module.main, eval_str=True).parameters.values()
+    lines += [_option(one) for one in parameters if not getattr(get_args(one.annotation)[1], "hidden", False)]
     return "\n".join([*parts, "\n".join(lines) + "\n"])
 
 

@@ -12,6 +12,8 @@ import pytest
 from support.commands import ROOT
 from support.make import STAND_IN, attempt, dry, make, project_with
 
+from dapo_stages.runs.pipeline import ITERATION
+
 pytestmark = pytest.mark.long
 
 
@@ -23,9 +25,9 @@ def project(tmp_path: Path) -> Path:
 
 def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    phony = re.search(r"^\.PHONY: (.*?)\n\n", text, re.M | re.S)
-    assert phony is not None
-    targets = set(phony[1].replace("\\\n", " ").split()) - {"FORCE"}
+    project = re.search(r"^PROJECT := (.*?[^\\])\n", text, re.M | re.S)
+    assert project is not None
+    targets = set(project[1].replace("\\\n", " ").split()) | {"iterate"} | {stage.command for stage in ITERATION}
     variables = set(re.findall(r"^([A-Z_]+) *\?=", text, re.M)) | {"ITER"}
     command = ["make", "--no-print-directory", "help"]
     shown = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True).stdout

@@ -91,8 +91,9 @@ def test_a_dry_run_prints_every_command_of_a_two_node_iteration() -> None:
     assert not (ROOT / "training_logs/ddm").exists()
 
 
-@pytest.mark.parametrize(("lag", "rollouts"), [("0", ["101", "104", "108"]), ("1", ["101", "101", "104"])])
-def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, rollouts: list[str]) -> None:
+# Jobs that make the policies by which the rollouts of three iterations are sampled and scored.
+@pytest.mark.parametrize(("lag", "samplers"), [("0", ["101", "104", "108"]), ("1", ["101", "101", "104"])])
+def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, samplers: list[str]) -> None:
     project = tmp_path / "project"
     shutil.copytree(SCRIPTS, project / "pipelines/slurm")
     shutil.copy(ROOT / "pipelines/embedded.yaml", project / "pipelines")
@@ -110,17 +111,17 @@ def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, r
         waits[f"{number} {' '.join(words[-2:])}"] = sorted(set(":".join(after).split(":")[1:]) - {""})
     assert waits == {
         "101 setup 0": [],
-        "102 rollout 1": [rollouts[0]],
-        "103 score 1": ["101", "102"],
-        "104 train 1": ["101", "103"],
-        "105 finish 1": ["101", "104"],
-        "106 rollout 2": [rollouts[1]],
-        "107 score 2": ["103", "106"],
-        "108 train 2": ["104", "107"],
+        "102 rollout 1": ["101"],
+        "103 score 1": ["102"],
+        "104 train 1": ["102", "103"],
+        "105 finish 1": ["104"],
+        "106 rollout 2": [samplers[1]],
+        "107 score 2": sorted({"103", "106", samplers[1]} - {"101"}),  # the first job comes before them all
+        "108 train 2": ["104", "106", "107"],
         "109 finish 2": ["105", "108"],
-        "110 rollout 3": [rollouts[2]],
-        "111 score 3": ["107", "110"],
-        "112 train 3": ["108", "111"],
+        "110 rollout 3": [samplers[2]],
+        "111 score 3": sorted({"107", "110", samplers[2]}),
+        "112 train 3": ["108", "110", "111"],
         "113 finish 3": ["109", "112"],
     }
 
@@ -175,7 +176,7 @@ def test_lagging_rollouts_wait_for_those_before_under_a_curriculum(tmp_path: Pat
     script = project / "pipelines/slurm/submit.sh"
     lines = call(script, "RUN=t", "CONFIG=run.yaml", "ITERS=3", "LAG=1", *more, DRY_RUN="1")
     waits = [line.split("--dependency=afterok:")[1].split()[0] for line in lines if "--job-name=t-rollout" in line]
-    assert waits == (["1", "1", "4"] if configured == "" else ["1", "1:2", "4:6"])
+    assert waits == (["1", "1", "4"] if configured == "" else ["1", "2", "6:4"])
 
 
 def test_vllm_is_asked_by_one_process_of_one_node(tmp_path: Path) -> None:

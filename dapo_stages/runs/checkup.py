@@ -15,7 +15,7 @@ from dapo_stages.handoff.referred import FILES, REFERENCE, differences, fetched,
 from dapo_stages.handoff.unfinished import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
 from dapo_stages.runs.best import POINTER, find_best
 from dapo_stages.runs.layout import held_locks, iteration_folder, iterations, locked, place_of
-from dapo_stages.runs.pipeline import _EXPECTED, FOLDERS, SETUP
+from dapo_stages.runs.pipeline import FOLDERS, SETUP, STAGES
 from dapo_stages.runs.progress import CONFIG, command, setup_command, trouble
 from dapo_stages.terminal.console import Advance
 
@@ -235,19 +235,12 @@ def _inputs(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _expected(run: Path, place: Place, name: str) -> Path | None:
-    form = _EXPECTED.get((place.folder.name, name))
-    if form is None or place.number is None:
+    """Where an input is expected; None of one that may come from elsewhere, as the policy of a rollout under a lag."""
+    if place.number is None or place.folder.name not in FOLDERS:
         return None
-    here, before = (iteration_folder(run, number) for number in (place.number, place.number - 1))
-    return Path(
-        form.format(
-            run=run,
-            here=here,
-            before=before,
-            policy_before=before / "train/policy" if place.number > 1 else run / "policy",
-            policy_here=here / "train/policy" if place.number else run / "policy",
-        )
-    )
+    found = next((one for one in STAGES[place.folder.name].inputs if one.name == name and one.of != "sampler"), None)
+    expected = found.place(place.number) if found is not None and found.when == "always" else None
+    return run / expected if expected is not None else None
 
 
 def _parts(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:

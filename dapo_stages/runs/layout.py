@@ -14,7 +14,7 @@ from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, read_manifest
 from dapo_stages.handoff.referred import REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.handoff.unfinished import LOCK, halted
-from dapo_stages.runs.pipeline import FOLDERS, REPORTED
+from dapo_stages.runs.pipeline import FOLDERS, REPORTED, iteration_name
 
 _ITERATION = re.compile(r"iter-(\d{4,})")
 _INSIDE = re.compile(r"(?:.*/)?(iter-\d{4,}(?:/.*)?)", re.DOTALL)  # a path: from the last iteration's folder on
@@ -37,7 +37,7 @@ class Found:
 
 def iteration_folder(run: Path, iteration: int) -> Path:
     """`run`, 3 -> run/iter-0003."""
-    return run / f"iter-{iteration:04d}"
+    return run / iteration_name(iteration)
 
 
 def iterations(run: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the Makefile includes: answers of the configuration, and which outputs of a run contents say are up to date.
+"""What the Makefile includes: answers of the configuration, which outputs of a run contents say are up to date, rules.
 
 make itself compares times, and those of a copy, an unpacked archive or a clock that was set back say nothing.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from dapo_stages.config import Config
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Manifest, remembered
+from dapo_stages.runs import make_rules
 from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, place_of
 from dapo_stages.runs.pipeline import FOLDERS, REPORTED, SETUP
 
@@ -27,7 +28,7 @@ def for_make(config: Config, run: Path | None) -> str:
         "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",
     }
     answers |= {f"state/{name}": state for name, state in (states(run) if run is not None else {}).items()}
-    return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items())
+    return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items()) + "\n" + make_rules.text()
 
 
 def states(run: Path) -> dict[str, str]:

@@ -1,35 +1,102 @@
-"""The pipeline: its stages, their folders, and what each is made from."""
+"""The pipeline, told once: its stages in order, the folder each writes, and what each reads.
+
+make's rules, `status`, `doctor` and the jobs of a cluster come from this table. A further stage is a line here, a
+module in stages/, and a schema of what it writes.
+"""
 
 from __future__ import annotations
 
-# (output, input) -> where that input is expected: this iteration's outputs, or those of the one before.
-_EXPECTED = {
-    ("rollout", "data"): "{run}/data",
-    ("attention", "rollouts"): "{here}/rollout",
-    ("weights", "rollouts"): "{here}/rollout",
-    ("weights", "attention"): "{here}/attention",
-    ("weights", "replay"): "{before}/weights",
-    ("train", "rollouts"): "{here}/rollout",
-    ("train", "weights"): "{here}/weights",
-    ("train", "policy"): "{policy_before}",
-    ("train", "state"): "{before}/train/state",
-    ("eval", "policy"): "{policy_here}",
-    ("eval", "data"): "{run}/data",
-}
+from dataclasses import dataclass
+from typing import Literal
+
+Of = Literal["run", "this", "previous", "sampler"]
+When = Literal["always", "curriculum", "kl"]
 
 
-SETUP = {"policy": "init-policy", "data": "prepare-data"}
-IN_ORDER = ("rollout", "attention", "weights", "train", "eval", "report")
-NEEDED = IN_ORDER[:4]  # by the next iteration
+@dataclass(frozen=True)
+class Input:
+    """What a stage reads, by the name of its option and in its manifest, and which output of a run that is.
+
+    `of`: it belongs to the run itself, to this iteration, to the one before, or to the one whose policy samples, `lag`
+    before that. `when`: the configuration asks for it.
+    """
+
+    name: str
+    output: str
+    of: Of = "this"
+    when: When = "always"
+
+    def place(self, number: int, lag: int = 0) -> str | None:
+        """Its folder below the run's for an iteration; None where there is none yet, as before the first."""
+        if self.of == "run":
+            return self.output
+        owner = {"this": number, "previous": number - 1, "sampler": max(number - 1 - lag, 0)}[self.of]
+        if self.output == "policy":
+            return policy_after(owner)
+        return f"{iteration_name(owner)}/{self.output}" if owner > 0 else None
 
 
-# Folder of an iteration -> the stage that writes it, in the order they run.
-FOLDERS = {
-    "rollout": "rollout",
-    "attention": "score-attention",
-    "weights": "weight-tokens",
-    "train": "train-step",
-    "eval": "evaluate",
-    "report": "report",
-}
+@dataclass(frozen=True)
+class Stage:
+    """A command, the folder it writes (of the run, or of each iteration), and what it reads."""
+
+    command: str
+    folder: str
+    inputs: tuple[Input, ...] = ()
+    numbered: bool = False  # it is told the iteration's number
+    launch: str = ""  # prefix of make's variables for its Python and its processes: ROLLOUT_PYTHON, ROLLOUT_LAUNCH
+
+
+_DATA = Input("data", "data", "run")
+_ROLLOUTS = Input("rollouts", "rollout")
+
+BEFORE = (
+    Stage("init-policy", "policy"),
+    Stage("prepare-data", "data", (Input("policy", "policy", "run"),)),
+)
+ITERATION = (
+    Stage(
+        "rollout",
+        "rollout",
+        (Input("policy", "policy", "sampler"), _DATA, Input("history", "rollout", "previous", "curriculum")),
+        numbered=True,
+        launch="ROLLOUT",
+    ),
+    Stage("score-attention", "attention", (Input("policy", "policy", "sampler"), _ROLLOUTS), launch="SCORE"),
+    Stage(
+        "weight-tokens",
+        "weights",
+        (_ROLLOUTS, Input("attention", "attention"), Input("replay", "weights", "previous")),
+        numbered=True,
+    ),
+    Stage(
+        "train-step",
+        "train",
+        (
+            Input("policy", "policy", "previous"),
+            _ROLLOUTS,
+            Input("weights", "weights"),
+            Input("state", "train/state", "previous"),
+            Input("reference", "train/reference", "previous", "kl"),
+        ),
+        launch="TRAIN",
+    ),
+    Stage("evaluate", "eval", (Input("policy", "policy"), _DATA), launch="EVALUATE"),
+    Stage("report", "report", numbered=True),
+)
+
+SETUP = {stage.folder: stage.command for stage in BEFORE}
+FOLDERS = {stage.folder: stage.command for stage in ITERATION}
+STAGES = {stage.folder: stage for stage in (*BEFORE, *ITERATION)}
 REPORTED = tuple(name for name in FOLDERS if name != "report")
+NEEDED = ("rollout", "attention", "weights", "train")  # by the next iteration
+
+
+def iteration_name(number: int) -> str:
+    """3 -> iter-0003."""
+    return f"iter-{number:04d}"
+
+
+def policy_after(number: int) -> str:
+    """The policy that an iteration made, below the run's folder; the starting one before the first."""
+    return f"{iteration_name(number)}/train/policy" if number > 0 else "policy"

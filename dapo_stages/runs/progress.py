@@ -10,9 +10,10 @@ from pathlib import Path
 
 from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError
+from dapo_stages.handoff.manifests import MANIFEST
 from dapo_stages.handoff.unfinished import halted
 from dapo_stages.runs.layout import Found, held_locks, iteration_folder, iterations, look
-from dapo_stages.runs.pipeline import FOLDERS, IN_ORDER, NEEDED, SETUP
+from dapo_stages.runs.pipeline import FOLDERS, NEEDED, SETUP, STAGES, Input
 
 CONFIG = "config.yaml"
 _DEFAULT = "pipelines/embedded.yaml"
@@ -71,7 +72,7 @@ def next_move(progress: Progress) -> Move:
                 setup_command(run, name, again=found.state in {"stale", "damaged"}), f"{name}: {_because(found)}"
             )
     for number, outputs in progress.iterations.items():
-        for name in IN_ORDER:
+        for name in FOLDERS:
             found = outputs[name]
             if found.state in {"stale", "unfinished", "halted", "damaged"}:
                 again = found.state in {"stale", "damaged"} or found.ended is not None
@@ -93,26 +94,26 @@ def next_move(progress: Progress) -> Move:
 def command(run: Path, number: int, name: str, *, again: bool = False, settings: Sequence[str] = ()) -> str:
     """The command that makes an output of an iteration, as a line for a shell: by its run's configuration, or by these
     words in its place."""
-    folder, before = iteration_folder(run, number), iteration_folder(run, number - 1)
-    policy = _policy_after(run, number - 1)
-    sampler = _policy_after(run, number - 1 - _lag(run))
-    arguments: dict[str, list[str | Path]] = {
-        "rollout": ["--policy", sampler, "--data", run / "data", "--iteration", str(number), *_history(run)],
-        "attention": ["--policy", sampler, "--rollouts", folder / "rollout"],
-        "weights": ["--rollouts", folder / "rollout", "--attention", folder / "attention", "--iteration", str(number),
-                    *_if_there("--replay", before / "weights")],
-        "train": ["--policy", policy, "--rollouts", folder / "rollout", "--weights", folder / "weights",
-                  *_if_there("--state", before / "train" / "state"), *_reference(run, number)],
-        "eval": ["--policy", _policy_after(run, number), "--data", run / "data"],
-        "report": ["--run", run, "--iteration", str(number)],
-    }  # fmt: skip
-    out: list[str | Path] = [] if name == "report" else ["--out", folder / name]
-    return _line(FOLDERS[name], run, [*arguments[name], *out], again=again, settings=settings)
+    stage = STAGES[name]
+    given = [(one.of == "previous", word) for one in stage.inputs for word in _given(run, number, one)]
+    options = [word for earlier, word in given if not (earlier and stage.numbered)]
+    options += ["--run", run] if name == "report" else []
+    options += ["--iteration", str(number)] if stage.numbered else []
+    options += [word for earlier, word in given if earlier and stage.numbered]
+    options += ["--out", iteration_folder(run, number) / name] if name != "report" else []
+    return _line(stage.command, run, options, again=again, settings=settings)
 
 
-def _policy_after(run: Path, number: int) -> Path:
-    """The policy that an iteration made; the starting one before the first."""
-    return iteration_folder(run, number) / "train" / "policy" if number > 0 else run / "policy"
+def _given(run: Path, number: int, one: Input) -> list[str | Path]:
+    """The option for an input, where the run has or will have one."""
+    if one.name == "history":
+        return _history(run)
+    if one.name == "reference":
+        return _reference(run, number)
+    place = one.place(number, _lag(run) if one.of == "sampler" else 0)
+    if place is None or (one.of == "previous" and one.output != "policy" and not (run / place / MANIFEST).exists()):
+        return []
+    return [f"--{one.name}", run / place]
 
 
 def _lag(run: Path) -> int:
@@ -159,8 +160,8 @@ def trouble(run: Path) -> str | None:
 
 def setup_command(run: Path, name: str, *, again: bool = False) -> str:
     """The command that makes an output of before the first iteration."""
-    policy: list[str | Path] = ["--policy", run / "policy"] if name == "data" else []
-    return _line(SETUP[name], run, [*policy, "--out", run / name], again=again)
+    options = [word for one in STAGES[name].inputs for word in _given(run, 0, one)]
+    return _line(STAGES[name].command, run, [*options, "--out", run / name], again=again)
 
 
 def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool, settings: Sequence[str] = ()) -> str:
@@ -169,13 +170,9 @@ def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool, se
     return shlex.join([*words, "--overwrite"] if again else words)
 
 
-def _if_there(option: str, folder: Path) -> list[str | Path]:
-    return [option, folder] if (folder / "manifest.json").exists() else []
-
-
 def _missing_at_the_end(number: int, outputs: Mapping[str, Found]) -> str | None:
     """The first missing output with nothing after it: one that later stages did without is not wanted."""
-    wanted = IN_ORDER if number else ("eval",)
+    wanted = tuple(FOLDERS) if number else ("eval",)
     present = [index for index, name in enumerate(wanted) if outputs[name].state != "missing"]
     after = wanted[max(present, default=-1) + 1 :]
     return after[0] if after else None

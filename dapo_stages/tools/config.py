@@ -14,6 +14,7 @@ from dapo_stages.errors import ConfigError
 from dapo_stages.handoff.manifests import MANIFEST, read_manifest
 from dapo_stages.handoff.shards import write_text
 from dapo_stages.runs.at_work import check_idle, join
+from dapo_stages.runs.jobs import jobs as of_cluster
 from dapo_stages.runs.makefile import for_make
 from dapo_stages.small_files import read_text
 from dapo_stages.terminal.console import say, takes_unicode
@@ -34,6 +35,10 @@ def main(
         list[Path] | None,
         typer.Option("--for", help="Output of an iteration that is made next. May be repeated.", metavar="DIR"),
     ] = None,
+    jobs: Annotated[
+        tuple[int, int] | None,
+        typer.Option("--jobs", help="Print the jobs of so many iterations, finished every so many.", hidden=True),
+    ] = None,
     note: Annotated[Path | None, typer.Option("--note", help="Where a make leaves its process.", hidden=True)] = None,
     set_: Overrides = None,
 ) -> None:
@@ -51,6 +56,10 @@ def main(
     text = dump_config(settings)
     if make is not None:
         _write(make, for_make(settings, run))
+        return
+    if jobs is not None:
+        for job in of_cluster(settings, *jobs):
+            print(job.name, job.iteration, *job.after)
         return
     if out is None:
         print(dump_config(settings, unicode=takes_unicode(sys.stdout)), end="")

@@ -22,8 +22,11 @@ done
 run=("RUN=$RUN" ${CONFIG:+"CONFIG=$CONFIG"} ${SET:+"SET=$SET"} ${ITERS:+"ITERS=$ITERS"} ${LAG:+"LAG=$LAG"})
 goal=training_logs/$RUN/configured
 asked=$(env -u CONFIG -u SET -u ITERS -u LAG make -n --silent "${run[@]}" "$goal" \
-  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(evaluate_engine) \$(curriculum))")
-read -r ITERS LAG ROLLOUT_ENGINE EVALUATE_ENGINE curriculum <<< "$asked"
+  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(evaluate_engine))")
+read -r ITERS LAG ROLLOUT_ENGINE EVALUATE_ENGINE <<< "$asked"
+config=${CONFIG:-$(ls "training_logs/$RUN/config.yaml" 2>/dev/null || echo pipelines/embedded.yaml)}
+# As make does, the shell takes SET apart.
+jobs=$(eval "${VENV:-.venv}/bin/python -m dapo_stages config --config '$config' $SET --set lag=$LAG --jobs $ITERS $EVAL_EVERY")
 export CLUSTER RUN SET LAG ROLLOUT_ENGINE EVALUATE_ENGINE EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
 # vLLM and a server are asked by one process.
 nodes_for() { case $1 in vllm|server) echo 1 ;; *) echo "$ROLLOUT_NODES" ;; esac; }
@@ -56,21 +59,15 @@ submit() {
   fi
 }
 
-# What an iteration waits for: train[k] and finished[k] are the jobs that make policy k and report it.
-submit setup 0 1
-setup=$job
-declare -A train=([0]=$setup)
-finished=$setup scored=$setup rolled=()
-for ((k = 1; k <= ITERS; k++)); do
-  sampler=$((k - 1 - LAG > 0 ? k - 1 - LAG : 0))
-  submit rollout "$k" "$ROLLOUTS" "${train[$sampler]}" ${rolled[@]+"${rolled[@]}"}
-  [ -z "$curriculum" ] || rolled=("$job")  # each reads those before it
-  submit score "$k" "$ROLLOUT_NODES" "$job" "$scored"
-  scored=$job
-  submit train "$k" "$TRAIN_NODES" "$scored" "${train[$((k - 1))]}"
-  train[$k]=$job
-  if ((k % EVAL_EVERY == 0 || k == ITERS)); then
-    submit finish "$k" "$EVALUATIONS" "$job" "$finished"
-    finished=$job
-  fi
-done
+# Each waits for the jobs whose outputs it reads.
+declare -A number
+while read -r stage iteration after; do
+  case $stage in
+    rollout) nodes=$ROLLOUTS ;; score) nodes=$ROLLOUT_NODES ;; train) nodes=$TRAIN_NODES ;; finish) nodes=$EVALUATIONS ;;
+    *) nodes=1 ;;
+  esac
+  waits=()
+  for name in $after; do waits+=("${number[$name]}"); done
+  submit "$stage" "$iteration" "$nodes" ${waits[@]+"${waits[@]}"} < /dev/null
+  number[$stage/$iteration]=$job
+done <<< "$jobs"

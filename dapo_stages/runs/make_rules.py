@@ -1,0 +1,93 @@
+"""make's rules for the outputs of a run, from the table of the pipeline, in the variables of the Makefile."""
+
+from __future__ import annotations
+
+from dapo_stages.runs.pipeline import BEFORE, ITERATION, REPORTED, Input, Stage
+
+# An evaluation is wanted of some iterations only. One that is still to come makes a report that lacks it again.
+_REPORT = """\
+$(2)/report/manifest.json: $(call made_of,$(9)/report,%s $(if $(call evaluated,$(1)),$(2)/eval/manifest.json)) \\
+  $(3)/report/manifest.json
+	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
+	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
+$(if $(state/$(9)/eval),,$(if $(call evaluated,$(1)),$(2)/report/manifest.json: $(2)/eval/manifest.json))
+"""
+_START_REPORT = """\
+$(R)/iter-0000/report/manifest.json: $(call made_of,iter-0000/report,$(R)/iter-0000/eval/manifest.json) $(R)/config.yaml
+	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration 0 $$(replace)
+"""
+
+
+def text() -> str:
+    """Two texts for the Makefile to evaluate.
+
+    `once`: rules of the outputs before the first iteration, and a goal for each stage of an iteration.
+
+    `iteration`, for each iteration, with the parameters 1 its number, 2 its folder, 3 the folder of the one before,
+    4 manifest of the policy it trains, 5 that policy, 6 what it carries on from (nothing in the first), 7 manifest of
+    the policy it samples with, 8 that policy, 9 the name of its folder.
+    """
+    evaluation = next(stage for stage in ITERATION if stage.folder == "eval")
+    stages = [stage for stage in ITERATION if stage.folder != "report"]
+    lines = [
+        f"STAGES := {' '.join(f'{stage.command}={stage.folder}' for stage in stages)}",
+        f"launched := {' '.join(stage.launch for stage in stages if stage.launch)}",
+        "",
+        "define once",
+        *(_before(stage, stage.folder) for stage in BEFORE),
+        _before(evaluation, f"iter-0000/{evaluation.folder}"),
+        _START_REPORT,
+        f".PHONY: {' '.join(stage.command for stage in stages)}",
+        *(f"{stage.command}: $(here)/{stage.folder}/manifest.json" for stage in stages),
+        "endef\n",
+        "define iteration",
+        f".PRECIOUS: $(foreach part,{' '.join(stage.folder for stage in ITERATION)},$(2)/$(part)/manifest.json)\n",
+        *(_of_iteration(stage) for stage in stages),
+        _REPORT % " ".join(f"$(2)/{name}/manifest.json" for name in REPORTED if name != "eval"),
+        "endef",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _before(stage: Stage, folder: str) -> str:
+    """The rule of an output that comes before the first iteration."""
+    places = {one.name: str(one.place(0)) for one in stage.inputs}
+    made_from = " ".join(f"$(R)/{place}/manifest.json" for place in places.values())
+    options = "".join(f" --{name} $(R)/{place}" for name, place in places.items())
+    return _rule(stage, f"$(R)/{folder}", folder, made_from, options)
+
+
+def _of_iteration(stage: Stage) -> str:
+    """The rule of an output of an iteration; what only its recipe needs is expanded when that runs."""
+    given = [_read(one) for one in stage.inputs]
+    made_from = " ".join(dict.fromkeys(manifest for manifest, _ in given if manifest))
+    number = [" --iteration $(1)"] if stage.numbered else []
+    options = "".join([*(option for _, option in given), *number])
+    return _rule(stage, f"$(2)/{stage.folder}", f"$(9)/{stage.folder}", made_from, options)
+
+
+def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) -> str:
+    start = f"$$({stage.launch}_PYTHON) $$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
+    return (
+        f"{folder}/manifest.json: $(call made_of,{name},{made_from}) $(R)/config.yaml\n"
+        f"\t{start} {stage.command} $$(config){options} --out $$(@D) $$(replace)\n"
+    )
+
+
+def _read(one: Input) -> tuple[str, str]:
+    """Manifest of an input, and the option for it."""
+    name, folder = one.name, one.output.partition("/")[0]
+    if name == "history":  # all earlier rollouts, which the stage finds in the run
+        return f"$(if $(6),$(if $({one.when}),$(3)/{folder}/manifest.json))", f" $(if $({one.when}),--{name} $(R))"
+    if name == "reference":  # left by some train-step before, and looked for when it is needed
+        return "", f" $(if $({one.when}),--{name} $$(call reference,$(2)))"
+    if one.of == "run":
+        return f"$(R)/{folder}/manifest.json", f" --{name} $(R)/{one.output}"
+    if one.of == "sampler":
+        return "$(7)", f" --{name} $(8)"
+    if one.of == "previous":
+        if one.output == "policy":
+            return "$(4)", f" --{name} $(5)"
+        return f"$(if $(6),$(3)/{folder}/manifest.json)", f" $(if $(6),--{name} $(3)/{one.output})"
+    place = "train/policy" if one.output == "policy" else one.output
+    return f"$(2)/{place.partition('/')[0]}/manifest.json", f" --{name} $(2)/{place}"
