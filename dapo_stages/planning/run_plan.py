@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from typing import Any, Literal
 
@@ -15,12 +17,22 @@ from dapo_stages.planning.stage_memory import Memory, Parallel, Training, Work
 GIB = 2**30
 Seconds = dict[str, dict[str, float]]  # by stage and what takes them
 TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
-# Beside live bytes. On CPUs measured: the imported program, and what a stage adds to it
+# Beside live bytes. On CPUs measured: the imported program, by torch's build, and what a stage adds to it
 # (tests/planning/test_measured_memory.py). On CUDA an assumption: context, kernels, NCCL.
-OVERHEAD = {"cpu": {"program": 440 * 2**20, "process": 80 * 2**20}, "cuda": {"process": 3 * 2**29}}
+PROGRAM = {"cpu": 440 * 2**20, "cuda": 800 * 2**20}
+PROCESS = {"cpu": 80 * 2**20, "cuda": 3 * 2**29}
 # Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
 HEADROOM = {"cpu": 0.65, "cuda": 0.9}
 _TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def torch_build() -> Literal["cpu", "cuda"]:
+    """Which torch is installed, told by its version alone: PyPI's for Linux comes with CUDA's libraries."""
+    try:
+        found = version("torch")
+    except PackageNotFoundError:
+        return "cpu"
+    return "cpu" if "+cpu" in found or sys.platform != "linux" else "cuda"
 
 
 @dataclass(frozen=True)
@@ -231,10 +243,10 @@ class Plan:
 
     def _held(self, memory: Memory) -> Memory:
         """With what a process holds beside live bytes; on a CPU, device and host are one memory."""
-        overhead = OVERHEAD[self.device]
+        process = {"process": PROCESS[self.device]}
         if self.device == "cpu":
-            return Memory({**memory.device, **memory.host, **overhead}, {})
-        return Memory({**memory.device, **overhead}, memory.host)
+            return Memory({**memory.device, **memory.host, "program": PROGRAM[torch_build()]} | process, {})
+        return Memory({**memory.device, **process}, memory.host)
 
     def _kept(self, files: dict[str, int]) -> int:
         """Bytes on disk at the fullest: what the keep section keeps, the best policy, those that rollouts of a lagging

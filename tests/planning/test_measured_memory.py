@@ -11,7 +11,7 @@ from benchmarks.iteration import SIZES
 from support.commands import fresh, run
 from support.memory import peaks
 
-from dapo_stages.planning.run_plan import OVERHEAD
+from dapo_stages.planning.run_plan import PROGRAM, torch_build
 
 pytestmark = pytest.mark.long
 
@@ -99,4 +99,4 @@ print(next(line.split()[1] for line in Path("/proc/self/status").read_text().spl
 """
     done = fresh(code=code)
     assert done.code == 0, done.stderr
-    assert int(done.stdout) * 1024 == pytest.approx(OVERHEAD["cpu"]["program"], rel=0.25)
+    assert int(done.stdout) * 1024 == pytest.approx(PROGRAM[torch_build()], rel=0.25)
