@@ -40,16 +40,14 @@ ifneq ($(wildcard $(R)/config.yaml),)
 CONFIG := $(R)/config.yaml
 endif
 endif
-# Goals that no run is asked for; all others are about one.
-PROJECT := help setup status doctor pictures experiments test test-quick test-seeds test-slow test-faults soak audit \
-           lint format docs notebook bench real-size venv-vllm test-vllm clean clean-run
-# What else the rules need to know, dapo-stages config is asked: of the configuration planned_iterations, lag, engines,
-# curriculum and kl; of each output whether it is sound or stale by what it was made from (state/iter-0001/rollout); and
-# the rules themselves (dapo_stages/runs/make_rules.py). Its answers lie outside of the run's folder: make writes what it
-# includes under -n, too.
+# What else the rules need to know, dapo-stages config is asked, for goals that are about a run: of the configuration
+# planned_iterations, lag, engines, curriculum and kl; of each output whether it is sound or stale by what it was made
+# from (state/iter-0001/rollout); and the rules themselves (dapo_stages/runs/make_rules.py). Its answers lie outside of
+# the run's folder: make writes what it includes under -n, too.
+ABOUT_A_RUN := iterate rollout score-attention weight-tokens train-step evaluate report
 overrides := $(SET)$(if $(LAG), --set lag=$(LAG))
 ANSWERS   := build/make/$(RUN).mk
-ifneq ($(filter-out $(PROJECT) %/ready %/ready-dev %/ready-deepspeed study/%,$(MAKECMDGOALS)),)
+ifneq ($(filter $(ABOUT_A_RUN) $(R)/%,$(MAKECMDGOALS)),)
 dry := $(findstring n,$(firstword -$(MAKEFLAGS)))
 ifneq ($(and $(dry),$(if $(wildcard $(VENV)/ready),,missing)),)
 $(error make -n: found no environment in $(VENV); needed one, to read $(CONFIG). Run make setup first)
@@ -104,7 +102,8 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: $(PROJECT) iterate report FORCE
+.PHONY: $(ABOUT_A_RUN) help setup status doctor pictures experiments test test-quick test-seeds test-slow test-faults \
+        soak audit lint format docs notebook bench real-size venv-vllm test-vllm clean clean-run FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

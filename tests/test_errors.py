@@ -195,7 +195,7 @@ def _is_move(text: str) -> bool:
 # Parts that come whole from elsewhere, and what checks them there.
 PASSED_ON = {
     "‹damage.do›": "another DataError's",
-    "‹own›: ‹error›. Mend it.": "found and needed are maths/averages.py's (tests/tools/test_merge.py)",
+    "‹own›: ‹error›. Mend it.": "found and needed are maths/policy_averages.py's (tests/tools/test_merge.py)",
     "‹'\\n'.join([*lines, 'Mend the file, or the --set option, and run the command again.'])›": "a line for each key "
     "(test_each_key_of_a_configuration_that_is_refused_is_explained)",
 }

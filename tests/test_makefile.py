@@ -25,15 +25,24 @@ def project(tmp_path: Path) -> Path:
 
 def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    project = re.search(r"^PROJECT := (.*?[^\\])\n", text, re.M | re.S)
-    assert project is not None
-    targets = set(project[1].replace("\\\n", " ").split()) | {"iterate"} | {stage.command for stage in ITERATION}
+    about_a_run = re.search(r"^ABOUT_A_RUN := (.*)$", text, re.M)
+    phony = re.search(r"^\.PHONY: \$\(ABOUT_A_RUN\) (.*?)\n\n", text, re.M | re.S)
+    assert phony is not None and about_a_run is not None
+    assert set(about_a_run[1].split()) == {"iterate", *(stage.command for stage in ITERATION)}
+    targets = {*phony[1].replace("\\\n", " ").split(), *about_a_run[1].split()} - {"FORCE"}
     variables = set(re.findall(r"^([A-Z_]+) *\?=", text, re.M)) | {"ITER"}
     command = ["make", "--no-print-directory", "help"]
     shown = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True).stdout
     assert sorted(re.findall(r"^  make ([a-z-]+) +\S", shown, re.M)) == sorted(targets)
     listed = re.findall(r"^  ([A-Z_]+(?: [A-Z_]+)*)(?:: |  +)\S", shown, re.M)
     assert sorted(name for names in listed for name in names.split()) == sorted(variables)
+
+
+def test_a_goal_that_there_is_not_installs_nothing_and_asks_nothing(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    done = attempt(project, "itrate")
+    assert done.returncode == 2 and "No rule to make target 'itrate'" in done.stderr and done.stdout == ""
+    assert not (project / ".venv").exists() and not (project / "build").exists()
 
 
 def test_the_report_is_told_how_long_the_run_is_to_be(project: Path) -> None:

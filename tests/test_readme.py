@@ -51,6 +51,25 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert "://" in link or (page.parent / link.partition("#")[0]).exists(), link
 
 
+# Of a user, of an example, of another program.
+NOT_OURS = ("path/to/file.py", "ours/", "linked/", "custom_generate/", "verl/")
+
+
+def test_every_file_of_ours_that_is_named_exists() -> None:
+    """By its path, or the end of it, in pages, comments and messages."""
+    places = [ROOT / name for name in ("dapo_stages", "tests", "docs", "pipelines")]
+    found = {path.relative_to(ROOT).as_posix() for place in places for path in place.rglob("*.py")}
+    wrong = []
+    for path in [*PAGES, *(ROOT / name for name in sorted(found)), ROOT / "Makefile", ROOT / "pyproject.toml"]:
+        named = re.findall(r"(?<![\w/.-])(?:\.\./)*((?:\w+/)+\w+\.py)\b", path.read_text(encoding="utf-8"))
+        wrong += [
+            f"{path.name}: {name}"
+            for name in named
+            if not name.startswith(NOT_OURS) and not any(f"/{one}".endswith(f"/{name}") for one in found)
+        ]
+    assert wrong == []
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     for page in PAGES[1:]:
         assert f"(docs/{page.name})" in README, page.name

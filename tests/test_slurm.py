@@ -204,6 +204,17 @@ def test_a_wrong_configuration_submits_nothing(tmp_path: Path, programs: str) ->
     assert not (tmp_path / "jobs").exists()
 
 
+def test_what_is_no_number_of_iterations_submits_nothing(tmp_path: Path, programs: str) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "pipelines", project / "pipelines")
+    with_makefile(project)
+    environment = {"PATH": programs, "JOBS": str(tmp_path / "jobs")}
+    command = [project / "pipelines/slurm/submit.sh", "RUN=t", "ITERS=3", "EVAL_EVERY=0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3 and "EVAL_EVERY: found 0; needed a whole number of at least 1" in done.stderr
+    assert not (tmp_path / "jobs").exists()
+
+
 def test_the_node_number_replaces_its_placeholder() -> None:
     words = ["printf", "%s\n", "--machine_rank", "MACHINE_RANK"]
     assert call(SCRIPTS / "node.sh", *words, SLURM_NODEID="3") == ["--machine_rank", "3"]

@@ -188,7 +188,7 @@ class _Rows:
 
 
 class _SharedPrefixes:
-    """Runs the model step by step; what is known of the prompts serves all their rows (models/decoding.py)."""
+    """Runs the model step by step; what is known of the prompts serves all their rows (shared_prefix/decoding.py)."""
 
     def __init__(self, prefilled: _Prefilled, repeats: int) -> None:
         from transformers import DynamicCache

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from dapo_stages import __version__
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
 from dapo_stages.processes import collectives
+from dapo_stages.runs.pipeline import STAGES
 from dapo_stages.terminal.console import take_any_text
 from dapo_stages.terminal.unseen import visible
 
@@ -49,14 +50,9 @@ COMMANDS = {
 }
 
 
-STAGES = frozenset(COMMANDS) & {
-    "rollout", "score-attention", "weight-tokens", "train-step", "report", "init-policy", "prepare-data", "evaluate",
-}  # fmt: skip
-
-
 def module_of(command: str) -> str:
     """The module whose `main` a command is: `train-step` -> dapo_stages.stages.train_step."""
-    package = "stages" if command in STAGES else "tools"
+    package = "stages" if any(command == stage.command for stage in STAGES.values()) else "tools"
     return f"dapo_stages.{package}.{command.replace('-', '_')}"
 
 

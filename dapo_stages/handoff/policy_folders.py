@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.referred import REFERENCE, fetched, refers
-
-if TYPE_CHECKING:
-    pass
 
 STAGES = ("init-policy", "policy", "reference", "merge")
 

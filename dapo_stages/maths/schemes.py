@@ -1,4 +1,4 @@
-"""Weighting schemes: what a token counts before smoothing, scaling and clipping (maths/weights.py).
+"""Weighting schemes: what a token counts before smoothing, scaling and clipping (token_weights.py).
 
 A scheme is a function of columns of a completion's attention row, named like its parameters: per-token columns come as
 [T], numbers as they are. It returns [T], not negative; a token with a value that is not finite will weigh 1.

@@ -3,7 +3,7 @@
 Needed of a family: its decoder reads AttentionInterface in every layer, attention there is causal and over all
 tokens, keywords given to `model` reach those layers, and the positions of a prompt depend on nothing after it. Each
 family is held to separate rows, to an eager forward and to transformers' own generate in tests/models and
-tests/engines. Every other image-text-to-text model is trained with separate rows (`separate.py`).
+tests/engines. Every other image-text-to-text model is trained with separate rows (`separate_rows.py`).
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dapo_stages.models.shared_prefix.packing import Prompt
+from dapo_stages.models.shared_prefix.packing import Prompt, SeparateRows
 
 if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.packing import SeparateRows
 
 
 def logits_of(policy: Policy, batch: SeparateRows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

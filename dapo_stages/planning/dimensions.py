@@ -154,7 +154,7 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-7B-Instruct": _published("qwen2_vl", 3584, 18944, 28, 28, 4, 152064),
 }
 
-# The embedded policy (models/embedded.py).
+# The embedded policy (models/embedded/embedded_policy.py).
 EMBEDDED: dict[str, Any] = {
     "model_type": "qwen2_5_vl",
     "hidden_size": 128,

@@ -1,8 +1,8 @@
-"""Several processes of one stage: which of them this is, and the small things that they tell each other.
+"""Several processes of one stage: the small things that they tell each other.
 
-A launcher (`accelerate launch`, `torchrun`) starts the processes and says in their environment who is who. They talk
-through torch's key-value store at the launcher's address: no CUDA and no process group, so what a stage sets up for
-its model (NCCL, gloo, DeepSpeed) is its own affair, before or after. A process that is alone imports no torch.
+A launcher (`accelerate launch`, `torchrun`) starts the processes and says in their environment who is who (ranks.py).
+They talk through torch's key-value store at the launcher's address: no CUDA and no process group, so what a stage sets
+up for its model (NCCL, gloo, DeepSpeed) is its own affair, before or after. A process that is alone imports no torch.
 
 All processes call `gather`, `broadcast` and `barrier` the same number of times, in the same order.
 """

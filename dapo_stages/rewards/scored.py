@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from dapo_stages.handoff.shards import Row
-
-if TYPE_CHECKING:
-    pass
 
 
 class Group(NamedTuple):

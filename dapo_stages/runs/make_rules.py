@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dapo_stages.runs.pipeline import BEFORE, ITERATION, REPORTED, Input, Stage
+from dapo_stages.runs.pipeline import BEFORE, ITERATION, NEEDED, Input, Stage
 
 # An evaluation is wanted of some iterations only. One that is still to come makes a report that lacks it again.
 _REPORT = """\
@@ -37,13 +37,12 @@ def text() -> str:
         *(_before(stage, stage.folder) for stage in BEFORE),
         _before(evaluation, f"iter-0000/{evaluation.folder}"),
         _START_REPORT,
-        f".PHONY: {' '.join(stage.command for stage in stages)}",
         *(f"{stage.command}: $(here)/{stage.folder}/manifest.json" for stage in stages),
         "endef\n",
         "define iteration",
         f".PRECIOUS: $(foreach part,{' '.join(stage.folder for stage in ITERATION)},$(2)/$(part)/manifest.json)\n",
         *(_of_iteration(stage) for stage in stages),
-        _REPORT % " ".join(f"$(2)/{name}/manifest.json" for name in REPORTED if name != "eval"),
+        _REPORT % " ".join(f"$(2)/{name}/manifest.json" for name in NEEDED),
         "endef",
     ]
     return "\n".join(lines) + "\n"

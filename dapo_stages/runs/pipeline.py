@@ -89,7 +89,7 @@ SETUP = {stage.folder: stage.command for stage in BEFORE}
 FOLDERS = {stage.folder: stage.command for stage in ITERATION}
 STAGES = {stage.folder: stage for stage in (*BEFORE, *ITERATION)}
 REPORTED = tuple(name for name in FOLDERS if name != "report")
-NEEDED = ("rollout", "attention", "weights", "train")  # by the next iteration
+NEEDED = tuple(name for name in REPORTED if name != "eval")  # by the next iteration
 
 
 def iteration_name(number: int) -> str:

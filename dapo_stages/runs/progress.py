@@ -95,11 +95,9 @@ def command(run: Path, number: int, name: str, *, again: bool = False, settings:
     """The command that makes an output of an iteration, as a line for a shell: by its run's configuration, or by these
     words in its place."""
     stage = STAGES[name]
-    given = [(one.of == "previous", word) for one in stage.inputs for word in _given(run, number, one)]
-    options = [word for earlier, word in given if not (earlier and stage.numbered)]
+    options = [word for one in stage.inputs for word in _given(run, number, one)]
     options += ["--run", run] if name == "report" else []
     options += ["--iteration", str(number)] if stage.numbered else []
-    options += [word for earlier, word in given if earlier and stage.numbered]
     options += ["--out", iteration_folder(run, number) / name] if name != "report" else []
     return _line(stage.command, run, options, again=again, settings=settings)
 

@@ -58,6 +58,8 @@ def main(
         _write(make, for_make(settings, run))
         return
     if jobs is not None:
+        if jobs[1] < 1:
+            raise ConfigError(f"EVAL_EVERY: found {jobs[1]}; needed a whole number of at least 1. Set it.")
         for job in of_cluster(settings, *jobs):
             print(job.name, job.iteration, *job.after)
         return

@@ -1,4 +1,9 @@
-"""Updates that were not carried out, as metrics.parquet has them, and stages that gave up: in words."""
+"""Why an update is not carried out: its numbers have blown up, or it has nothing to say; and that in words.
+
+What other trainers skip or stop at: a loss or gradient that is not finite (NeMo's skip_nan_grad, verl), a norm that is
+no gradient any more (the skip-step optimisers of OLMo-core), a ratio far off (PPO's target_kl, which ends the updates
+of a rollout). All numbers are sums over all ranks, so that all ranks decide alike.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,9 @@ from typing import Any, Literal
 
 from dapo_stages.config import TrainConfig
 
-# Reason (models/guard.py) -> what is said of it.
-REASONS = {
+Reason = Literal["non_finite", "grad_norm", "ratio", "engine_ratio", "no_signal"]
+# What is said of each; metrics.parquet may name others, of newer versions.
+REASONS: dict[str, str] = {
     "non_finite": "its loss or gradient is not finite",
     "grad_norm": "its gradient is above train.guard.max_grad_norm",
     "ratio": "its policy ratio is above train.guard.max_log_ratio",
@@ -33,9 +39,6 @@ def skipped(figures: Mapping[str, Any]) -> str:
         return ""
     each = "; ".join(f"{count}: {REASONS.get(reason, reason)}" for reason, count in reasons.items())
     return f"{reasons.total()} of {len(updates)} updates were skipped ({each})."
-
-
-Reason = Literal["non_finite", "grad_norm", "ratio", "engine_ratio", "no_signal"]
 
 
 def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | None:

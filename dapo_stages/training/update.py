@@ -50,7 +50,7 @@ class Trainer:
             return self.worker.forward(self._rows(batch), batch.chunks)[0]
 
     def update(self, mini_batch: MiniBatch, factor: float) -> dict[str, float]:
-        """One optimiser step on a mini-batch, skipped by all ranks where it has blown up (models/guard.py).
+        """One optimiser step on a mini-batch, skipped by all ranks where it has blown up (blow_ups.py).
 
         `skipped` of the metrics is then 1, and so is `skipped_` and the reason. Where `old` is None the policy has not
         changed since the rollout's train-step began, so the new log-probs are the old ones and the ratio is exactly 1.

@@ -22,11 +22,10 @@ done
 run=("RUN=$RUN" ${CONFIG:+"CONFIG=$CONFIG"} ${SET:+"SET=$SET"} ${ITERS:+"ITERS=$ITERS"} ${LAG:+"LAG=$LAG"})
 goal=training_logs/$RUN/configured
 asked=$(env -u CONFIG -u SET -u ITERS -u LAG make -n --silent "${run[@]}" "$goal" \
-  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(evaluate_engine))")
-read -r ITERS LAG ROLLOUT_ENGINE EVALUATE_ENGINE <<< "$asked"
-config=${CONFIG:-$(ls "training_logs/$RUN/config.yaml" 2>/dev/null || echo pipelines/embedded.yaml)}
+  --eval="$goal: ; \$(info \$(ITERS) \$(LAG) \$(engine) \$(evaluate_engine) \$(PY) \$(CONFIG))")
+read -r ITERS LAG ROLLOUT_ENGINE EVALUATE_ENGINE python config <<< "$asked"
 # As make does, the shell takes SET apart.
-jobs=$(eval "${VENV:-.venv}/bin/python -m dapo_stages config --config '$config' $SET --set lag=$LAG --jobs $ITERS $EVAL_EVERY")
+jobs=$(eval "$python -m dapo_stages config --config '$config' $SET --set lag=$LAG --jobs $ITERS $EVAL_EVERY")
 export CLUSTER RUN SET LAG ROLLOUT_ENGINE EVALUATE_ENGINE EVAL_EVERY CONFIG_FILE="$CONFIG" DRY_RUN="${DRY_RUN:-}"
 # vLLM and a server are asked by one process.
 nodes_for() { case $1 in vllm|server) echo 1 ;; *) echo "$ROLLOUT_NODES" ;; esac; }

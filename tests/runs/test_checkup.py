@@ -271,7 +271,7 @@ def test_what_to_do_is_a_command(run: Path) -> None:
     (one,) = findings(run)
     assert one["do"] == (
         f"Run dapo-stages weight-tokens --config {run}/config.yaml --rollouts {run}/{TWO}/rollout "
-        f"--attention {run}/{TWO}/attention --iteration 2 --replay {run}/{ONE}/weights --out {run}/{TWO}/weights "
+        f"--attention {run}/{TWO}/attention --replay {run}/{ONE}/weights --iteration 2 --out {run}/{TWO}/weights "
         "--overwrite."
     )
     shutil.copytree(run / ONE / "weights", run / TWO / "weights", dirs_exist_ok=True)

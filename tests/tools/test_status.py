@@ -88,8 +88,8 @@ def test_an_interrupted_stage_is_the_next_thing_to_run(tmp_path: Path) -> None:
     assert states(run, 2)["weights"] == "unfinished"
     assert shlex.split(str(answer(run)["next"])) == [
         *("dapo-stages", "weight-tokens", "--config", f"{run}/config.yaml", "--rollouts", f"{run}/iter-0002/rollout"),
-        *("--attention", f"{run}/iter-0002/attention", "--iteration", "2", "--replay", f"{run}/iter-0001/weights"),
-        *("--out", f"{run}/iter-0002/weights"),
+        *("--attention", f"{run}/iter-0002/attention", "--replay", f"{run}/iter-0001/weights"),
+        *("--iteration", "2", "--out", f"{run}/iter-0002/weights"),
     ]
 
 

@@ -39,7 +39,7 @@ def grouped(
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over a packed row: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
 
-    With a `block_mask` (models/flex.py) it is one call of FlexAttention, else SDPA group by group. Without `spans`, and
+    With a `block_mask` (flex.py) it is one call of FlexAttention, else SDPA group by group. Without `spans`, and
     in layers that are not causal (a vision tower), it is plain SDPA.
     """
     if spans is None or not getattr(module, "is_causal", False):
