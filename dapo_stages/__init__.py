@@ -1,3 +1,3 @@
-"""DAPO for vision-language models, as stages that hand Parquet files to each other."""
+"""DAPO for vision-language models, as stages that hand over Parquet files."""
 
 __version__ = "0.1.0"

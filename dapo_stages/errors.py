@@ -1,4 +1,4 @@
-"""The one tree of errors: what was found, what is needed, and what to do next."""
+"""The one tree of errors. Each message says where, what is wrong (what was expected and found), and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXIT_INTERRUPTED = 130
 
 
 class DapoStagesError(Exception):
-    """Base of every error that a user can cause or mend; the CLI prints it without a traceback."""
+    """Base of every error that a user can cause or fix; the CLI prints it without a traceback."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -22,13 +22,14 @@ class ConfigError(DapoStagesError):
 class DataError(DapoStagesError):
     """A file or a row is missing, damaged, or not what the stage needs.
 
-    The message always has the same four parts, so that nobody has to guess:
-    which file, what was found there, what is needed, and what to do next.
+    where: the file, row, key or command that is wrong.
+    problem: what is wrong, with what was expected and what was found; no capital, no full stop.
+    advice: what to do about it, in full sentences.
     """
 
-    def __init__(self, where: object, found: str, needed: str, do: str) -> None:
-        self.where, self.found, self.needed, self.do = str(where), found, needed, do
-        super().__init__(f"{where}: found {found}; needed {needed}. {do}")
+    def __init__(self, where: object, problem: str, advice: str) -> None:
+        self.where, self.problem, self.advice = str(where), problem, advice
+        super().__init__(f"{where}: {problem}. {advice}")
 
 
 class ModelError(DapoStagesError):
@@ -36,17 +37,17 @@ class ModelError(DapoStagesError):
 
 
 class EngineError(DataError):
-    """What generates completions cannot be reached, failed, or gave less than is needed."""
+    """The generation engine cannot be reached, failed, or returned less than was asked for."""
 
 
 class HaltedError(DataError):
-    """Training has blown up and goes no further: nothing is published, the policy before stays the last one."""
+    """Training diverged and stopped: nothing is published, and the previous policy stays the latest one."""
 
     exit_code = EXIT_HALTED
 
 
 class HubError(DapoStagesError):
-    """The hub cannot be reached, or does not take what is sent."""
+    """The hub cannot be reached, or rejected an upload."""
 
 
 class LockedError(DapoStagesError):
@@ -62,7 +63,7 @@ class RankError(DapoStagesError):
 
 
 class PeerError(DapoStagesError):
-    """Another process of this stage has failed; this one ends with it. The other one says why."""
+    """Another process of this stage failed, and this one ends with it. The other one prints the reason."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -70,9 +71,9 @@ class PeerError(DapoStagesError):
 
 
 class InterruptedStage(BaseException):
-    """SIGTERM, Ctrl-C or the end of another process, at any line: nothing that handles errors may hold it up.
+    """SIGTERM, Ctrl-C or the end of another process. It can be raised at any line, and no error handler may catch it.
 
-    What is finished stays, and the same command carries on from there.
+    Finished work stays, and the same command resumes from there.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:

@@ -1,4 +1,4 @@
-"""Which process of a launch this one is, as the launcher (`accelerate launch`, `torchrun`) says in the environment."""
+"""Which process of a launch this is, from the environment set by the launcher (`accelerate launch`, `torchrun`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Item = TypeVar("Item")
 
 
 def rank() -> int:
-    """The number of this process; 0 speaks, locks and publishes."""
+    """The rank of this process; rank 0 prints, locks and publishes."""
     return int(os.environ.get("RANK", 0)) if count() > 1 else 0
 
 
 def local_rank() -> int:
-    """Its number on this machine: that of its GPU."""
+    """Its rank on this machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
 
 
@@ -25,5 +25,5 @@ def count() -> int:
 
 
 def part(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's part of some work: every count-th item."""
+    """This process's share of some work: every count-th item."""
     return items[rank() :: count()]

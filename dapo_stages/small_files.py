@@ -1,4 +1,4 @@
-"""Small text files, read within a bound: a file of gigabytes, or a device without an end, is no manifest."""
+"""Reading small text files, up to a size limit: gigabytes, or an endless device, are not a manifest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-SMALL = 16 << 20  # bytes; JSON of the worst kind takes 20 times as much in memory
-REPORT = 256 << 20  # of a report's own files, which hold small pictures
+SMALL = 16 << 20  # bytes; in memory, the worst JSON takes 20 times as many
+REPORT = 256 << 20  # bytes of a report's own files, which contain small images
 
 
 def read_text(path: Path, most: int = SMALL, errors: str = "strict") -> str:
-    """A whole file in UTF-8. Raises ValueError if it has more than `most` bytes, or is no UTF-8; OSError.
+    """A whole file in UTF-8. Raises ValueError if it has more than `most` bytes or is not UTF-8; OSError.
 
-    `errors` is what becomes of the bytes that are not, as for bytes.decode.
+    `errors` says how to handle bytes that are not UTF-8, as in bytes.decode.
     """
     return read_bytes(path, most).decode("utf-8", errors)
 
@@ -23,7 +23,7 @@ def read_text(path: Path, most: int = SMALL, errors: str = "strict") -> str:
 def read_bytes(path: Path, most: int = SMALL) -> bytes:
     """A whole file. Raises ValueError if it has more than `most` bytes; OSError."""
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size  # 0 for what is no regular file
+        size = os.fstat(file.fileno()).st_size  # 0 if it is not a regular file
         content = b"" if size > most else file.read((size or most) + 1)
     if max(size, len(content)) > most:
         raise ValueError(f"more than {shown(most)}")
@@ -31,12 +31,12 @@ def read_bytes(path: Path, most: int = SMALL) -> bytes:
 
 
 def read_json(path: Path, most: int = SMALL) -> Any:
-    """A whole file of JSON. Raises ValueError as above, and if it is no JSON or nested too deeply; OSError."""
+    """A whole JSON file. Raises ValueError as above, and if it is not JSON or is nested too deeply; OSError."""
     return parsed(read_text(path, most))
 
 
 def parsed(text: str) -> Any:
-    """A text of JSON. Raises ValueError if it is none, or nested too deeply."""
+    """Parse JSON. Raises ValueError if the text is not JSON or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -44,7 +44,7 @@ def parsed(text: str) -> Any:
 
 
 def lines(file: TextIO, most: int) -> Iterator[str]:
-    """The lines of a file; ValueError at one of more than `most` characters, before the rest of it is read."""
+    """The lines of a file. Raises ValueError at one of more than `most` characters, without reading all of it."""
     number = 0
     while line := file.readline(most + 1):
         number += 1
@@ -54,10 +54,10 @@ def lines(file: TextIO, most: int) -> Iterator[str]:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name that somebody else wrote stays in the folder it is relative to, by its letters alone."""
+    """Whether an untrusted relative path stays inside its folder, judged by its characters alone."""
     return bool(name) and "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 
 def shown(size: int) -> str:
-    """Bytes for a message: `16 MiB`, `1.5 GiB`."""
+    """A size in bytes for a message: `16 MiB`, `1.5 GiB`."""
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size >> 20} MiB"

@@ -1,6 +1,6 @@
-"""Simulates replay under both of its rules: the curves of docs/sampling.md, and its table on stdout: `make docs`.
+"""Simulates replay with both rules: draws the curves of docs/sampling.md and prints its table (`make docs`).
 
-What is sampled is made up; who is stored, drawn and replaced is decided by what weight-tokens decides with.
+The rewards are made up; which groups are stored, drawn and replaced is decided by the functions of weight-tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Literal
 
 import numpy as np
 
@@ -21,24 +22,24 @@ from dapo_stages.terminal.safe_text import markdown_table
 
 HERE = Path(__file__).parent
 GROUPS, COMPLETIONS, RIGHT, FORMAT = 64, 8, 2.5, 0.5
-ITERATIONS, SETTLED, SEED = 60, 20, 0  # figures are of the iterations after the first 20, when the buffer has filled
+ITERATIONS, SETTLED, SEED = 60, 20, 0  # figures are over the iterations after 20, when the buffer is full
 DATA: dict[str, Callable[[np.random.Generator], float]] = {
     "even": lambda rng: rng.uniform(),
     "hard": lambda rng: rng.beta(1, 3),
 }
 SETTINGS = {"replace_all": ReplayConfig(rule="replace_all", max_replays=None), "better": ReplayConfig()}
 MEASURES = {
-    "share": "replayed groups of those trained on",
-    "age": "iterations since they were sampled",
-    "times": "times that one is replayed",
+    "share": "share of replayed groups among those trained on",
+    "age": "iterations since replayed groups were sampled",
+    "times": "times that a group is replayed",
     "score": "score of the groups trained on",
-    "gone": "score of the groups that gave way",
+    "gone": "score of the groups that were replaced",
 }
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The groups that are trained on, and the fresh ones that gave way."""
+    """The groups that are trained on, and the fresh ones that were replaced."""
 
     number: int
     fresh: list[Entry]
@@ -55,20 +56,21 @@ class Iteration:
 
 
 def main() -> None:
-    """Write the pictures, print the table."""
+    """Write the charts, print the table."""
     runs = {(data, rule): simulate(data, rule) for data in DATA for rule in SETTINGS}
     for name in ("share", "score"):
         curves = [
             Series(f"{data}, {rule}", [(found.number, getattr(found, name)) for found in run])
             for (data, rule), run in runs.items()
         ]
-        unit, label = ("percent", "replayed groups") if name == "share" else ("number", "mean score")
+        unit: Literal["number", "percent"] = "percent" if name == "share" else "number"
+        label = "replayed groups" if name == "share" else "mean score"
         write_text(HERE / f"replay-{name}.svg", picture(Chart(MEASURES[name], label, curves, unit)))
     print(table(runs))
 
 
 def simulate(data: str, rule: str) -> list[Iteration]:
-    """A run that samples informative groups of these success rates, every iteration with the rates it began with."""
+    """A run that samples informative groups with these success rates, which do not change over the iterations."""
     settings, rng = SETTINGS[rule], np.random.default_rng(SEED)
     stored: list[Entry] = []
     found = []
@@ -91,16 +93,16 @@ def simulate(data: str, rule: str) -> list[Iteration]:
 def informative(
     rate: Callable[[np.random.Generator], float], rng: np.random.Generator, number: int, place: int
 ) -> Iterator[Entry]:
-    """Groups with some but not all completions right, as dynamic sampling looks for them."""
+    """Groups with some but not all completions right, like those that dynamic sampling keeps."""
     while True:
         right = rng.binomial(COMPLETIONS, rate(rng))
         if 0 < right < COMPLETIONS:
-            rewards = FORMAT + RIGHT * (np.arange(COMPLETIONS) < right)
+            rewards = FORMAT + RIGHT * (np.arange(COMPLETIONS) < right).astype(np.float64)
             yield rated(f"{number}-{place:02d}", number, rewards)
 
 
 def figures(run: list[Iteration]) -> dict[str, float]:
-    """Means over the iterations after the buffer has filled."""
+    """Means over the iterations in which the buffer is full."""
     late = [found for found in run if found.number > SETTLED]
     times = Counter(group.group_id for found in late for group in found.replayed)
     return {

@@ -47,8 +47,7 @@ def refused(result: Result, message: str, out: Path | None = None) -> None:
 def test_a_missing_folder(tiny: Path) -> None:
     refused(
         weigh(tiny, rollouts=tiny / "nowhere"),
-        f"{tiny}/nowhere/manifest.json: found nothing; needed the manifest of a finished rollout. "
-        "Run rollout (again) first.",
+        f"{tiny}/nowhere/manifest.json: no such file: there is no output of rollout. Run rollout first.",
         tiny / "out",
     )
 
@@ -57,15 +56,15 @@ def test_an_unfinished_folder(tiny: Path) -> None:
     (tiny / "iter-0001/attention/manifest.json").unlink()
     refused(
         weigh(tiny),
-        f"{tiny}/iter-0001/attention/manifest.json: found an unfinished output; needed the manifest of a finished "
-        "score-attention. Run score-attention (again) first.",
+        f"{tiny}/iter-0001/attention/manifest.json: no such file: the output of score-attention is unfinished. Run "
+        "score-attention again to finish it.",
     )
 
 
 def test_a_folder_of_another_kind(tiny: Path) -> None:
     refused(
         weigh(tiny, attention=tiny / "iter-0001/rollout"),
-        f"{tiny}/iter-0001/rollout/manifest.json: found the output of rollout; needed the output of score-attention. "
+        f"{tiny}/iter-0001/rollout/manifest.json: expected the output of score-attention, got the output of rollout. "
         "Name the right folder.",
     )
 
@@ -76,7 +75,7 @@ def test_a_folder_that_is_no_policy(command: str, tiny: Path) -> None:
     folders = ["--policy", tiny / "data", "--data", tiny / "data", "--out", tiny / "out"]
     refused(
         run(command, "--config", tiny / "config.yaml", *folders, *number),
-        f"{tiny}/data: found the output of prepare-data; needed a policy. Name the folder written by init-policy, "
+        f"{tiny}/data: expected a policy, got the output of prepare-data. Name the folder written by init-policy, "
         "or the policy folder inside one written by train-step.",
     )
 
@@ -84,8 +83,8 @@ def test_a_folder_that_is_no_policy(command: str, tiny: Path) -> None:
 def test_attention_of_other_rollouts(tiny: Path) -> None:
     refused(
         weigh(tiny, attention=tiny / "iter-0002/attention"),
-        f"{tiny}/iter-0002/attention/manifest.json: found an output made from other rollouts "
-        f"({tiny}/iter-0002/rollout); needed one made from {tiny}/iter-0001/rollout. Run score-attention on "
+        f"{tiny}/iter-0002/attention/manifest.json: was made from other rollouts ({tiny}/iter-0002/rollout), not from "
+        f"{tiny}/iter-0001/rollout as it is now. Run score-attention on "
         f"{tiny}/iter-0001/rollout, or name the folder that belongs to it.",
     )
 
@@ -94,7 +93,7 @@ def test_attention_of_rollouts_that_were_made_again(tiny: Path) -> None:
     tiny_run.rollout(tiny, 1, seed=7)
     result = weigh(tiny)
     assert result.code == 3
-    assert "attention/manifest.json: found an output made from other rollouts" in result.stderr
+    assert "attention/manifest.json: was made from other rollouts (" in result.stderr
 
 
 def test_weights_of_other_rollouts(tiny: Path) -> None:
@@ -102,8 +101,8 @@ def test_weights_of_other_rollouts(tiny: Path) -> None:
     folders = ["--policy", tiny / "policy", "--rollouts", one / "rollout", "--weights", two / "weights"]
     refused(
         run("train-step", "--config", tiny / "config.yaml", *folders, "--out", tiny / "out"),
-        f"{two}/weights/manifest.json: found an output made from other rollouts ({two}/rollout); needed one made from "
-        f"{one}/rollout. Run weight-tokens on {one}/rollout, or name the folder that belongs to it.",
+        f"{two}/weights/manifest.json: was made from other rollouts ({two}/rollout), not from {one}/rollout as it is "
+        f"now. Run weight-tokens on {one}/rollout, or name the folder that belongs to it.",
     )
 
 
@@ -119,8 +118,8 @@ def test_a_pruned_folder(tiny: Path) -> None:
     assert sorted(os.listdir(tiny / "iter-0001/rollout")) == [".lock", "manifest.json"]
     refused(
         weigh(tiny),
-        f"{tiny}/iter-0001/rollout: found a pruned output; needed its files. Run rollout with another --out to "
-        "have them again, and raise the keep settings.",
+        f"{tiny}/iter-0001/rollout: the files of this output were pruned. Run rollout with another --out to make them "
+        "again, and raise the keep settings.",
     )
 
 
@@ -148,7 +147,7 @@ def test_a_truncated_file(tiny: Path) -> None:
     os.truncate(path, whole // 2)
     refused(
         weigh(tiny),
-        f"{path}: found {whole // 2} bytes; needed {whole} bytes (it was cut or replaced). Run rollout again.",
+        f"{path}: has {whole // 2} bytes, expected {whole} (it was truncated or replaced). Run rollout again.",
         tiny / "out",
     )
 
@@ -170,8 +169,8 @@ def test_a_column_that_is_missing(tiny: Path) -> None:
     tiny_run.scores(tiny, 1)
     refused(
         weigh(tiny),
-        f"{tiny}/iter-0001/rollout/completions-00000.parquet: found {len(short)} columns without finish_reason; "
-        "needed these columns. Run rollout again.",
+        f"{tiny}/iter-0001/rollout/completions-00000.parquet: missing columns: finish_reason (found {len(short)} "
+        "columns). Run rollout again.",
     )
 
 
@@ -180,7 +179,7 @@ def test_an_empty_training_table(tiny: Path) -> None:
     folders = ["--policy", tiny / "policy", "--data", tiny / "data", "--iteration", 1, "--out", tiny / "out"]
     refused(
         run("rollout", "--config", tiny / "config.yaml", *folders),
-        f"{tiny}/data: found no training prompts; needed some. Run prepare-data.",
+        f"{tiny}/data: no training prompts. Run prepare-data.",
         tiny / "out",
     )
 
@@ -192,8 +191,8 @@ def test_an_unknown_key(tiny: Path) -> None:
     result = weigh(tiny, "--set", "weights.smoth_sigma=1")
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{tiny}/config.yaml: found unknown key `weights.smoth_sigma`; needed another: did you mean `smooth_sigma`?\n"
-        "Mend the file, or the --set option, and run the command again.\n"
+        f"{tiny}/config.yaml: weights.smoth_sigma is not a setting (did you mean weights.smooth_sigma?)\n"
+        "Fix the file, or the --set option, and run the command again.\n"
     )
     assert not (tiny / "out").exists()
 
@@ -202,8 +201,8 @@ def test_a_value_out_of_range(tiny: Path) -> None:
     result = weigh(tiny, "--set", "weights.smooth_sigma=-1")
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{tiny}/config.yaml: `weights.smooth_sigma`: found -1; needed: Input should be greater than or equal to 0.\n"
-        "Mend the file, or the --set option, and run the command again.\n"
+        f"{tiny}/config.yaml: weights.smooth_sigma must be greater than or equal to 0 (got -1)\n"
+        "Fix the file, or the --set option, and run the command again.\n"
     )
 
 
@@ -224,7 +223,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_data_set_without_rows(prepare: Any, tmp_path: Path) -> None:
     refused(
         prepare([]),
-        f"{tmp_path}/rows.parquet: found no rows; needed at least one row. Name another data.source.",
+        f"{tmp_path}/rows.parquet: the dataset has no rows. Set data.source to another one.",
         tmp_path / "data",
     )
 
@@ -232,8 +231,7 @@ def test_a_data_set_without_rows(prepare: Any, tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
     refused(
         prepare([picture()], "--set", f"data.source={tmp_path}/nowhere.parquet"),
-        f"{tmp_path}/nowhere.parquet: found no such file or folder; needed a data set. "
-        "Set data.source to where it lies.",
+        f"{tmp_path}/nowhere.parquet: no such file or folder. Set data.source to the path of the dataset.",
     )
 
 
@@ -254,9 +252,8 @@ def test_a_checkpoint_that_reads_no_pictures(architecture: str, config: dict[str
     (tmp_path / "run.yaml").write_text(f"model: {{name: {folder}}}\n")
     refused(
         run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy"),
-        f"{folder}: found a checkpoint of architecture `{architecture}`; needed a decoder that reads pictures "
-        "and writes text, best one whose attention can be read: qwen2_5_vl, qwen2_vl, qwen3_vl. Set model.name to one "
-        "of these.",
+        f"{folder}: architecture `{architecture}` is not a decoder that reads images and writes text. Set model.name "
+        "to one, preferably with attention that can be read (qwen2_5_vl, qwen2_vl, qwen3_vl).",
         tmp_path / "policy",
     )
 
@@ -266,5 +263,5 @@ def test_a_checkpoint_folder_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"model: {{name: {tmp_path}/empty}}\n")
     result = run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy")
     assert (result.code, result.stdout) == (3, "")
-    assert result.stderr.startswith(f"{tmp_path}/empty/config.json: found ") and "; needed " in result.stderr
+    assert result.stderr.startswith(f"{tmp_path}/empty/config.json: cannot read it as a JSON object (No such file")
     assert not (tmp_path / "policy/manifest.json").exists()

@@ -1,4 +1,4 @@
-"""Configuration: the reference settings by default, and every mistake named with its key."""
+"""Configuration: the reference settings by default, and every mistake named with its setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dapo_stages.config.base import Later
 from dapo_stages.errors import ConfigError
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
-MEND = "Mend the file, or the --set option, and run the command again."
+FIX = "Fix the file, or the --set option, and run the command again."
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> Config:
@@ -33,9 +33,9 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
-def test_a_section_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_section_is_refused(tmp_path: Path) -> None:
     text = "train:\n  beta: 0.1\nseed: 1\ntrain:\n  delta: 3\n"
-    assert "run.yaml: found invalid YAML (`train` stands there twice" in refused(tmp_path, text)
+    assert "run.yaml: not valid YAML (duplicate key `train`" in refused(tmp_path, text)
 
 
 def fields(model: type[BaseModel], place: str = "") -> Iterator[tuple[str, Any]]:
@@ -163,7 +163,7 @@ def test_a_file_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -
 
 def test_a_file_cannot_extend_itself(tmp_path: Path) -> None:
     assert refused(tmp_path, "extends: run.yaml\n") == (
-        "run.yaml: found that it extends itself, by way of run.yaml; needed a base that does not. Mend the files."
+        "run.yaml: circular `extends` through run.yaml. Remove the cycle."
     )
 
 
@@ -180,7 +180,7 @@ def test_sections_are_named_by_their_dots() -> None:
 
 
 class Inner(Section):
-    """A section with a key that came later, and one whose default has changed since."""
+    """A section with a setting that was added later, and one whose default has changed since."""
 
     old: int = 1
     new: Annotated[int, Later(2)] = 2
@@ -208,75 +208,69 @@ def test_keys_that_came_later_are_recorded_where_they_differ_from_the_default_th
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trian: {beta: 1}", "run.yaml: found unknown key `trian`; needed another: did you mean `train`?"),
+        ("trian: {beta: 1}", "run.yaml: trian is not a setting (did you mean train?)"),
         (
             "train: {learning_rat: 1}",
-            "run.yaml: found unknown key `train.learning_rat`; needed another: did you mean `learning_rate`?",
+            "run.yaml: train.learning_rat is not a setting (did you mean train.learning_rate?)",
         ),
-        (
-            "train: {lora: {rnak: 4}}",
-            "run.yaml: found unknown key `train.lora.rnak`; needed another: did you mean `rank`?",
-        ),
+        ("train: {lora: {rnak: 4}}", "run.yaml: train.lora.rnak is not a setting (did you mean train.lora.rank?)"),
         (
             "keep: {xyzzy: 4}",
-            "run.yaml: found unknown key `keep.xyzzy`; needed one of rollouts, states, policies, best.",
+            "run.yaml: keep.xyzzy is not a setting (expected one of rollouts, states, policies, best)",
         ),
         (
             "weights: {replay: {sise: 4}}",
-            "run.yaml: found unknown key `weights.replay.sise`; needed another: did you mean `size`?",
+            "run.yaml: weights.replay.sise is not a setting (did you mean weights.replay.size?)",
         ),
     ],
 )
 def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tmp_path: Path) -> None:
-    assert refused(tmp_path, text) == f"{message}\n{MEND}"
+    assert refused(tmp_path, text) == f"{message}\n{FIX}"
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epsilon_low=1.5", "`train.epsilon_low`: found 1.5; needed: Input should be less than 1."),
-        ("train.learning_rate=0", "`train.learning_rate`: found 0; needed: Input should be greater than 0."),
-        ("evaluate.num_generations=-1", "`evaluate.num_generations`: found -1; needed: Input should be greater than or "
-         "equal to 0."),
-        ("data.held_out_fraction=1", "`data.held_out_fraction`: found 1; needed: Input should be less than 1."),
-        ("train.loss_type=ppo", "`train.loss_type`: found 'ppo'; needed: Input should be 'dapo', 'grpo', 'bnpo', "
-         "'dr_grpo', 'gspo' or 'cispo'."),
-        ("seed=-1", "`seed`: found -1; needed: Input should be greater than or equal to 0."),
-        ("planned_iterations=ten", "`planned_iterations`: found 'ten'; needed: Input should be a valid integer, "
-         "unable to parse string as an integer."),
-        ("weights.clip=[1.5, 3]", "`weights`: found {'clip': [1.5, 3]}; needed: Value error, clip must satisfy "
-         "0 <= lo < 1 < hi, found [1.5, 3.0]."),
-        ("train.delta=1.2", "`train`: found {'delta': 1.2}; needed: Value error, delta must exceed 1 + epsilon_high, "
-         "1.28, or be null, found 1.2."),
-        ("train={loss_type: gspo, importance_sampling_level: token}", "`train`: found {'loss_type': 'gspo', "
-         "'importance_sampling_level': 'token'}; needed: Value error, importance_sampling_level must be sequence or "
-         "null under loss_type gspo, found token; the ratio of the token with gspo's normaliser is loss_type grpo."),
-        ("train={loss_type: cispo, delta: 3}", "`train`: found {'loss_type': 'cispo', 'delta': 3}; needed: Value "
-         "error, delta must be null under loss_type cispo, found 3; epsilon_high caps its ratio for advantages of "
-         "either sign."),
-        ("weights.replay.min_reward=.nan", "`weights.replay.min_reward`: found nan; needed: Input should be a finite "
-         "number."),
-        ("train.learning_rate=.inf", "`train.learning_rate`: found inf; needed: Input should be a finite number."),
+        ("train.epsilon_low=1.5", "train.epsilon_low must be less than 1 (got 1.5)"),
+        ("train.learning_rate=0", "train.learning_rate must be greater than 0 (got 0)"),
+        ("evaluate.num_generations=-1", "evaluate.num_generations must be greater than or equal to 0 (got -1)"),
+        ("data.held_out_fraction=1", "data.held_out_fraction must be less than 1 (got 1)"),
+        ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo' or 'cispo' "
+         "(got 'ppo')"),
+        ("seed=-1", "seed must be greater than or equal to 0 (got -1)"),
+        ("planned_iterations=ten", "planned_iterations must be a valid integer, unable to parse string as an integer "
+         "(got 'ten')"),
+        ("weights.clip=[1.5, 3]", "weights: clip must satisfy 0 <= lo < 1 < hi, got [1.5, 3.0]"),
+        ("train.delta=1.2", "train: delta must be greater than 1 + epsilon_high (1.28) or null, got 1.2"),
+        ("train={loss_type: gspo, importance_sampling_level: token}", "train: importance_sampling_level must be "
+         "sequence or null with loss_type gspo, got token; loss_type grpo is the token ratio with gspo's normalizer"),
+        ("train={loss_type: cispo, delta: 3}", "train: delta must be null with loss_type cispo, got 3; epsilon_high "
+         "caps its ratio for advantages of either sign"),
+        ("data.synthetic.shuffled=true", "data.synthetic: shuffled is true, but the options of task colours have a "
+         "fixed order"),
+        ("weights.replay.min_reward=.nan", "weights.replay.min_reward must be a finite number (got nan)"),
+        ("train.learning_rate=.inf", "train.learning_rate must be a finite number (got inf)"),
+        ("rewards={judge: {}}", "rewards.judge.model is missing (got {})"),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_with_the_range(override: str, message: str, tmp_path: Path) -> None:
-    assert refused(tmp_path, "", override) == f"run.yaml: {message}\n{MEND}"
+    assert refused(tmp_path, "", override) == f"run.yaml: {message}\n{FIX}"
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     lines = refused(tmp_path, "sede: 1\ntrain: {beta: -1}\n").splitlines()
     assert len(lines) == 3
-    assert {line.split("`")[1] for line in lines[:2]} == {"sede", "train.beta"}
+    assert {line.split()[1] for line in lines[:2]} == {"sede", "train.beta"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {beta: 1", "run.yaml: found invalid YAML (while parsing a flow mapping"),
-        ("a: b: c", "run.yaml: found invalid YAML (mapping values are not allowed here"),
-        ("- train\n- keep\n", "run.yaml: found a list; needed keys and values, such as `seed: 42`. Mend the file."),
-        ("train", "run.yaml: found a str; needed keys and values, such as `seed: 42`. Mend the file."),
-        ("seed: !!python/object/apply:os.system [a]", "run.yaml: found invalid YAML (could not determine a construc"),
+        ("train: {beta: 1", "run.yaml: not valid YAML (while parsing a flow mapping"),
+        ("a: b: c", "run.yaml: not valid YAML (mapping values are not allowed here"),
+        ("- train\n- keep\n", "run.yaml: expected keys and values, such as `seed: 42`, got a list. Fix the file."),
+        ("train", "run.yaml: expected keys and values, such as `seed: 42`, got a str. Fix the file."),
+        ("seed: !!python/object/apply:os.system [a]", "run.yaml: not valid YAML (could not determine a construc"),
     ],
 )  # fmt: skip
 def test_what_is_no_mapping_in_yaml_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -292,8 +286,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "nowhere.yaml")
     assert str(caught.value) == (
-        f"{tmp_path}/nowhere.yaml: found no file that can be read ([Errno 2] No such file or directory: "
-        f"'{tmp_path}/nowhere.yaml'); needed a YAML file. Name one, such as pipelines/embedded.yaml."
+        f"{tmp_path}/nowhere.yaml: cannot read the configuration ([Errno 2] No such file or directory: "
+        f"'{tmp_path}/nowhere.yaml'). Pass a YAML file, such as pipelines/embedded.yaml."
     )
 
 
@@ -327,15 +321,16 @@ def test_values_of_overrides_are_yaml(override: str, key: str, value: object, tm
     [
         (
             "train.beta",
-            "--set train.beta: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. "
-            "Correct the option.",
+            "--set train.beta: no `=` in the option (expected section.key=value, such as train.learning_rate=1e-5). "
+            "Correct it.",
         ),
         (
             "=5",
-            "--set =5: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. Correct the option.",
+            "--set =5: no key before the `=` (expected section.key=value, such as train.learning_rate=1e-5). "
+            "Correct it.",
         ),
-        ("seed.more=1", "--set seed.more=1: found a single value at `seed`; needed keys below it. Correct the option."),
-        ("train.bta=1", f"run.yaml: found unknown key `train.bta`; needed another: did you mean `beta`?\n{MEND}"),
+        ("seed.more=1", "--set seed.more=1: seed is a single value, not a section with settings. Correct the option."),
+        ("train.bta=1", f"run.yaml: train.bta is not a setting (did you mean train.beta?)\n{FIX}"),
     ],
 )
 def test_an_override_that_cannot_be_applied_is_named(override: str, message: str, tmp_path: Path) -> None:
@@ -344,12 +339,12 @@ def test_an_override_that_cannot_be_applied_is_named(override: str, message: str
 
 def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     said = refused(tmp_path, "", "train.betas=[0.9")
-    assert said.startswith("--set train.betas=[0.9: found a value that is no valid YAML (while parsing a flow sequence")
-    assert said.endswith("); needed one. Quote it.")
+    assert said.startswith("--set train.betas=[0.9: the value is not valid YAML (while parsing a flow sequence")
+    assert said.endswith("). Quote it.")
 
 
 def test_an_override_cannot_bring_back_extends(tmp_path: Path) -> None:
-    assert "unknown key `extends`" in refused(tmp_path, "", "extends=other.yaml")
+    assert "run.yaml: extends is not a setting (" in refused(tmp_path, "", "extends=other.yaml")
 
 
 @pytest.mark.parametrize(
@@ -363,9 +358,8 @@ def test_every_configuration_that_ships_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["rollout", "evaluate"])
 def test_an_engine_that_is_not_there_is_answered_by_those_that_are(tmp_path: Path, stage: str) -> None:
-    needed = "Input should be 'transformers', 'vllm' or 'server'"
     assert refused(tmp_path, f"{stage}: {{engine: paged}}") == (
-        f"run.yaml: `{stage}.engine`: found 'paged'; needed: {needed}.\n{MEND}"
+        f"run.yaml: {stage}.engine must be 'transformers', 'vllm' or 'server' (got 'paged')\n{FIX}"
     )
 
 
@@ -375,7 +369,8 @@ def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_pat
     vllm = f"{stage}.engine=vllm"
     with pytest.raises(ConfigError) as error:
         load_config(tmp_path / "run.yaml", [vllm])
-    assert f"rollout.sampler.temperature: found 2.5; needed at most 2 with {stage}.engine vllm" in str(error.value)
+    assert f"rollout.sampler.temperature must be at most 2 with {stage}.engine vllm, because" in str(error.value)
+    assert " (got 2.5)\n" in str(error.value)
     found = load_config(tmp_path / "run.yaml", [vllm, "rollout.sampler.temperature=2"])
     assert getattr(found, stage).engine == "vllm"
 
@@ -383,13 +378,16 @@ def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_pat
 @pytest.mark.parametrize("stage", ["rollout", "evaluate"])
 def test_a_quantised_policy_is_sampled_from_as_it_is_trained(tmp_path: Path, stage: str) -> None:
     text = f"{{model: {{quantization: nf4}}, train: {{lora: {{rank: 4}}}}, {stage}: {{engine: server}}}}"
-    assert f"{stage}.engine: found server with model.quantization nf4; needed transformers" in refused(tmp_path, text)
+    message = (
+        f"run.yaml: {stage}.engine must be transformers with model.quantization nf4, to sample from the quantized "
+    )
+    assert refused(tmp_path, text) == f"{message}base that is trained (got server)\n{FIX}"
 
 
 def test_a_server_has_an_address(tmp_path: Path) -> None:
-    assert "`engines.server.url`: found 'localhost:8000'" in refused(
-        tmp_path, "engines: {server: {url: localhost:8000}}"
-    )
+    said = refused(tmp_path, "engines: {server: {url: localhost:8000}}")
+    assert said.startswith("run.yaml: engines.server.url must match pattern '^https?")
+    assert " (got 'localhost:8000')" in said
 
 
 @pytest.mark.parametrize(
@@ -398,7 +396,7 @@ def test_a_server_has_an_address(tmp_path: Path) -> None:
 def test_a_run_keeps_the_model_and_the_data_it_was_started_with(
     tmp_path: Path, part: str, key: str, value: str
 ) -> None:
-    """Its policy and data are there, and nothing would make them anew."""
+    """Its policy and data exist, and nothing would make them again."""
     out = tmp_path / "config.yaml"
     call = ["config", "--config", PIPELINES / "embedded.yaml", "--out", out]
     assert run(*call).code == 0
@@ -410,16 +408,16 @@ def test_a_run_keeps_the_model_and_the_data_it_was_started_with(
     before = out.read_text()
     refused = run(*call, "--set", f"{key}={value}")
     assert refused.code == 3 and out.read_text() == before
-    assert f"found {key} '{value}'; needed 'embedded', which {tmp_path / part} was made from" in refused.stderr
+    assert f"{key} is '{value}', but {tmp_path / part} was made from 'embedded'" in refused.stderr
 
 
 def test_a_run_is_not_begun_on_data_that_is_not_there(tmp_path: Path) -> None:
-    """Else it would be found out when the policy has been warmed up. Data that is prepared may be gone."""
+    """Otherwise the error would come only after the warm-up. The source of prepared data may be missing."""
     (tmp_path / "run.yaml").write_text("data: {source: none.jsonl}\n")
     words = ("config", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run/config.yaml")
     result = run(*words)
     assert (result.code, result.stdout) == (3, "")
-    said = "none.jsonl: found no such file or folder; needed a data set. Set data.source to where it lies.\n"
+    said = "none.jsonl: no such file or folder. Set data.source to the path of the dataset.\n"
     assert result.stderr == said and os.listdir(tmp_path) == ["run.yaml"]
     assert run("config", "--config", tmp_path / "run.yaml").code == 0
     (tmp_path / "run/data").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Every text of every error in one list: it names a file or a key, what was found, what is needed, and the next move.
+"""Every text of every error in one list: it names a file or a key, what is wrong with it, and what to do.
 
 The package's source is read, not run: each raise of one of our errors is followed to the texts that it can have,
 through names, branches, helpers and their callers. `‹…›` stands for what is only known when it happens.
@@ -21,18 +21,18 @@ from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError
 
 PACKAGE = ROOT / "dapo_stages"
-IN_PARTS = {"DataError", "EngineError", "RefusedError", "HaltedError"}  # where, found, needed, do
+IN_PARTS = {"DataError", "EngineError", "RefusedError", "HaltedError"}  # where, problem, advice
 IN_ONE = {"ConfigError", "ModelError", "RankError", "HubError", "LockedError", "DapoStagesError"}
 # PeerError quotes another process, InterruptedStage is no error. Calls of these names build a text elsewhere checked.
-MOVES = {
-    "Add", "Ask", "Bring", "Change", "Check", "Choose", "Compare", "Convert", "Copy", "Correct", "Evaluate", "Export",
-    "Fetch", "Free", "Give", "Go", "Grant", "Install", "Launch", "Leave", "Let", "Look", "Lower", "Make", "Mend",
-    "Merge", "Move", "Name", "Pass", "Quote", "Raise", "Remove", "Rename", "Repeat", "Replace", "Report", "Resize",
-    "Run", "Save", "Say", "Score", "See", "Serve", "Set", "Shorten", "Start", "Take", "Try", "Use", "Wait", "Write",
+VERBS = {
+    "Add", "Ask", "Change", "Check", "Choose", "Compare", "Convert", "Copy", "Correct", "Delete", "Download",
+    "Evaluate", "Export", "Fix", "Free", "Give", "Grant", "Increase", "Install", "Launch", "Leave", "Let", "Lower",
+    "Make", "Merge", "Move", "Name", "Pass", "Pick", "Quote", "Raise", "Reduce", "Remove", "Rename", "Repeat",
+    "Replace", "Report", "Rerun", "Resize", "Restart", "Restore", "Run", "Save", "Score", "See", "Serve", "Set",
+    "Shorten", "Start", "Stop", "Try", "Unset", "Update", "Upgrade", "Use", "Wait", "Write",
 }  # fmt: skip
-TEXT = re.compile(
-    r"(?P<where>[^:].*?): (?:.*?\b)?found (?P<found>.+?); needed:? (?P<needed>.+?)[.?] (?P<do>[A-Z‹].*)", re.S
-)
+TEXT = re.compile(r"(?P<where>[^:].*?): (?P<problem>.+?)[.?] (?P<advice>[A-Z‹].*)", re.S)
+FORMULA = re.compile(r"^(?:.*: )?found\b|; ?(?:needed|expected)|\bneeded:|\b[Mm]end(?:ed|s)?\b", re.S)
 UNKNOWN = re.compile(r"‹[^›]*›")
 
 
@@ -96,7 +96,7 @@ class Module:
         """A part of an f-string; names that are texts are followed, the rest is only known when it happens."""
         if not isinstance(part, ast.FormattedValue):
             return self.texts(part, depth + 1)
-        if isinstance(part.value, ast.Name) and part.value.id in {"do", "needed", "found", "kept", "_SLOWER"}:
+        if isinstance(part.value, ast.Name) and part.value.id in {"advice", "problem", "expected", "kept", "_SLOWER"}:
             return self.texts(part.value, depth + 1)
         return [f"‹{ast.unparse(part.value)}›"]
 
@@ -109,8 +109,8 @@ class Module:
         return []
 
     def _returned(self, name: str, depth: int) -> list[str]:
-        returns = (node for node in ast.walk(self.functions[name]) if isinstance(node, ast.Return) and node.value)
-        return [text for node in returns for text in self.texts(node.value, depth + 1)]
+        returns = (node for node in ast.walk(self.functions[name]) if isinstance(node, ast.Return))
+        return [text for node in returns if node.value for text in self.texts(node.value, depth + 1)]
 
     def _named(self, node: ast.AST, name: str, depth: int) -> list[str]:
         """What was assigned to a name in the functions around it or in the module, or given for it by callers."""
@@ -164,13 +164,12 @@ def complaints(raised: Raised) -> list[str]:
     """What an error's texts lack; empty if nothing."""
     if raised.kind in IN_ONE:
         return [why for text in raised.arguments[0] for why in _lacks(text)]
-    if len(raised.arguments) != 4:
-        return [f"{len(raised.arguments)} parts; needed where, found, needed, do"]
-    where, found, needed, do = raised.arguments
+    if len(raised.arguments) != 3:
+        return [f"{len(raised.arguments)} parts, expected where, problem and advice"]
+    where, problem, advice = raised.arguments
     said = [f"no place: {text!r}" for text in where if not text.strip()]
-    said += [f"found: {text!r}" for text in found if not text or text.startswith("found") or text.endswith(".")]
-    said += [f"needed: {text!r}" for text in needed if not text or text.startswith("needed") or text.endswith(".")]
-    return [*said, *(f"no next move: {text!r}" for text in do if not _is_move(text))]
+    said += [f"not a clause that says what is wrong: {text!r}" for text in problem if not _is_problem(text)]
+    return [*said, *(f"no advice: {text!r}" for text in advice if not _is_advice(text))]
 
 
 def _lacks(text: str) -> list[str]:
@@ -180,28 +179,35 @@ def _lacks(text: str) -> list[str]:
         return [f"a text that cannot be followed: {text}"]
     match = TEXT.fullmatch(text)
     if match is None:
-        return [f"not `where: found …; needed …. Do …`: {text!r}"]
-    return [] if _is_move(match["do"]) else [f"no next move: {text!r}"]
+        return [f"not `where: what is wrong. What to do.`: {text!r}"]
+    if not _is_problem(match["problem"]):
+        return [f"not a clause that says what is wrong: {text!r}"]
+    return [] if _is_advice(match["advice"]) else [f"no advice: {text!r}"]
 
 
-def _is_move(text: str) -> bool:
+def _is_problem(text: str) -> bool:
+    return bool(text) and not text.endswith(".") and not FORMULA.search(text)
+
+
+def _is_advice(text: str) -> bool:
     """Whether one of its sentences says what to do, and the last one ends."""
     if UNKNOWN.fullmatch(text):
         return text in PASSED_ON
     sentences = re.split(r"(?<=\.) ", text)
-    return text.endswith(".") and any(sentence.split(" ")[0].rstrip(",:") in MOVES for sentence in sentences)
+    starts = (sentence.split(" ")[0].rstrip(",:") for sentence in sentences)
+    return text.endswith(".") and any(start in VERBS for start in starts) and not FORMULA.search(text)
 
 
 # Parts that come whole from elsewhere, and what checks them there.
 PASSED_ON = {
-    "‹damage.do›": "another DataError's",
-    "‹own›: ‹error›. Mend it.": "found and needed are maths/policy_averages.py's (tests/tools/test_merge.py)",
-    "‹'\\n'.join([*lines, 'Mend the file, or the --set option, and run the command again.'])›": "a line for each key "
+    "‹damage.advice›": "another DataError's",
+    "‹own›: ‹error›. Fix it.": "the problem is maths/policy_averages.py's (tests/tools/test_merge.py)",
+    "‹'\\n'.join([*lines, 'Fix the file, or the --set option, and run the command again.'])›": "a line for each key "
     "(test_each_key_of_a_configuration_that_is_refused_is_explained)",
 }
 
 
-def test_every_error_says_what_was_found_what_is_needed_and_what_to_do() -> None:
+def test_every_error_says_where_what_is_wrong_and_what_to_do() -> None:
     wrong = [f"{raised.where} {raised.kind}: {why}" for raised in everything() for why in complaints(raised)]
     assert not wrong, f"{len(wrong)} of the texts of {len(everything())} errors:\n" + "\n".join(wrong)
 
@@ -224,29 +230,34 @@ def test_each_key_of_a_configuration_that_is_refused_is_explained(override: str)
 @pytest.mark.parametrize(
     "text",
     [
-        "run.yaml: not valid YAML. Mend the file.",
-        "run.yaml: found a list; needed keys.",
-        "run.yaml: found a list; needed keys. It is a list.",
-        "found a list; needed keys. Mend the file.",
-        "run.yaml: found a list; needed keys. Mend the file",
+        "run.yaml: expected keys and values, got a list.",
+        "run.yaml: expected keys and values, got a list. It is a list.",
+        "expected keys and values, got a list. Fix the file.",
+        "run.yaml: expected keys and values, got a list. Fix the file",
+        "run.yaml: found a list, expected keys and values. Fix the file.",
+        "run.yaml: a list; needed keys and values. Fix the file.",
+        "run.yaml: expected keys and values, got a list. Mend the file.",
     ],
 )
 def test_a_text_without_one_of_its_parts_is_noticed(text: str) -> None:
     assert complaints(Raised("here", "ConfigError", ((text,),)))
+    whole = "run.yaml: expected keys and values, got a list. Fix the file."
+    assert not complaints(Raised("here", "ConfigError", ((whole,),)))
 
 
 @pytest.mark.parametrize(
     "parts",
     [
-        ("a.json", "nothing", "a file"),
-        ("a.json", "nothing", "a file", "It is not there."),
-        ("a.json", "nothing", "a file", "Run it again"),
-        ("a.json", "", "a file", "Run it again."),
-        ("a.json", "nothing", "", "Run it again."),
-        ("", "nothing", "a file", "Run it again."),
-        ("a.json", "found nothing", "a file", "Run it again."),
+        ("a.json", "the file is missing"),
+        ("a.json", "the file is missing", "It is not there."),
+        ("a.json", "the file is missing", "Run it again"),
+        ("a.json", "the file is missing", "Mend it. Run it again."),
+        ("a.json", "", "Run it again."),
+        ("", "the file is missing", "Run it again."),
+        ("a.json", "found nothing", "Run it again."),
+        ("a.json", "the file is missing.", "Run it again."),
     ],
 )
 def test_parts_that_lack_something_are_noticed(parts: tuple[str, ...]) -> None:
     assert complaints(Raised("here", "DataError", tuple((part,) for part in parts)))
-    assert not complaints(Raised("here", "DataError", (("a.json",), ("nothing",), ("a file",), ("Run it again.",))))
+    assert not complaints(Raised("here", "DataError", (("a.json",), ("the file is missing",), ("Run it again.",))))

@@ -88,7 +88,7 @@ def test_a_study_of_two_seeds_is_run_and_told(tmp_path: Path) -> None:
         return done.stderr
 
     assert "train-step: done" in run()
-    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
     missing = re.findall(r"^- (\S+): not run$", text, re.M)
     others = [*(f"experiment{n}" for n in (1, 2, 3, 4)), "weighted-baseline"]
     assert missing == [f"{name}-{seed}" for seed in (1, 2) for name in others]
@@ -97,5 +97,5 @@ def test_a_study_of_two_seeds_is_run_and_told(tmp_path: Path) -> None:
     )
     weighted = next(line for line in text.splitlines() if line.startswith("| experiment5 | 0."))
     assert float(weighted.split("|")[3].split("±")[0]) > 0.01  # token weights differ from 1
-    assert (tmp_path / "docs/results-small-violating.svg").exists()
+    assert (tmp_path / "results-small-violating.svg").exists()
     assert "done in" not in run()

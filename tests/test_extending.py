@@ -21,7 +21,8 @@ from dapo_stages.config import ModelConfig, load_config
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.maths import schemes
 from dapo_stages.models.families import FAMILIES, Family
-from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import load_policy, save_policy
 from dapo_stages.models.tokens import load_tokens
 from dapo_stages.rewards.isolated.plugins import Plugins
 from dapo_stages.stages import rollout, weight_tokens
@@ -113,8 +114,8 @@ def test_a_prompt_that_was_not_recorded_is_refused(
     result = repeat(small_run, tmp_path / "rollout", monkeypatch, seed=7)
     assert result.code == 3
     assert re.fullmatch(
-        r"recorded: prompt \S+: found \d completions; needed \d+ of the same seed and iteration\. "
-        r"Name the rollout to be repeated\.\n",
+        r"recorded: prompt \S+: expected \d+ completions with this seed and iteration, got \d\. "
+        r"Name the rollout to repeat\.\n",
         result.stderr.splitlines(keepends=True)[-1],
     )
 
@@ -130,7 +131,7 @@ def furthest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 class Flat(Family):
-    """One that gives a picture's tokens the positions of text."""
+    """One that gives image tokens the positions of text."""
 
     def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
         return torch.arange(len(ids)).expand(3, -1)
@@ -150,8 +151,8 @@ def test_a_family_is_held_to_rows_of_their_own(furthest: Any, tmp_path: Path) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = families._qwen("Qwen3VLMoe", text, vision, patch=16)
-    policy = families.Policy(model.eval(), processor, torch.device("cpu"), torch.float32)
-    families.save_policy(policy, tmp_path)
+    policy = Policy(model.eval(), processor, torch.device("cpu"), torch.float32)
+    save_policy(policy, tmp_path)
     policy = load_policy(tmp_path, ModelConfig(name="embedded", dtype="float32", device="cpu"))
     assert policy.architecture == "qwen3_vl_moe" and policy.shares_prefixes
     cases = groups(policy)

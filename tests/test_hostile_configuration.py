@@ -1,4 +1,4 @@
-"""Whatever stands in a configuration, a command says what is wrong with it: no value of any key ends in a traceback."""
+"""Whatever is in a configuration, a command says what is wrong with it: no value of any setting ends in a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dapo_stages.errors import ConfigError
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 SECTIONS = "train: {lora: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}}\n"
 NUMBERS = ["1" + "0" * 22, "-1" + "0" * 22, "9" * 5000, "1" + "0" * 400 + ".0", "1e400", ".inf", "-.nan", "1e300", "-0"]
-# What YAML can mean, or fails to: aliases without an end or of great size, tags that do not fit, dates that are none.
+# Difficult YAML: recursive and huge aliases, tags that do not fit, impossible dates.
 NOTATIONS = [
     *("&a [*a]", "&a {b: *a}", "&a {<<: *a}", "&a {? *a : 1}", "{b: &a [[*a]]}", "*a", "&a", "<<", "{<<: 1}"),
     *("2001-99-99", "2001-01-01", "!!timestamp x", "!!int x", "!!float x", "!!bool x", "!!binary x", "!!null x"),
@@ -38,7 +38,7 @@ KEYS += ["schedules", "schedules.train.beta", "nothing", "seed.x", "..", "weight
 
 
 def is_taken_or_refused(path: Path, *overrides: str) -> None:
-    """What is taken can be written, recorded and read again."""
+    """What is accepted can be written, recorded and read again."""
     try:
         config = load_config(path, list(overrides))
     except ConfigError as error:
@@ -78,9 +78,9 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
 
 @pytest.mark.parametrize("text", ["train: &a [*a]", "schedules: &a {b: *a}"])
 def test_an_alias_inside_of_what_it_names_is_said(text: str, tmp_path: Path) -> None:
-    assert "run.yaml: found invalid YAML (nested too deeply, or without an end" in refused(tmp_path, text)
+    assert "run.yaml: not valid YAML (nested too deeply, or recursive" in refused(tmp_path, text)
     key, _, value = text.partition(": ")
-    said = "found a value that is no valid YAML (nested too deeply, or without an end"
+    said = ": the value is not valid YAML (nested too deeply, or recursive"
     assert said in refused(tmp_path, "", f"{key}={value}")
 
 
@@ -111,10 +111,10 @@ def test_numbers_end_where_those_of_torch_arrow_and_sockets_do(
     key: str, largest: str, beyond: str, tmp_path: Path
 ) -> None:
     load(tmp_path, "", f"{key}={largest}")
-    assert f"`{key}`: found" in refused(tmp_path, "", f"{key}={beyond}")
+    assert f"run.yaml: {key} must be " in refused(tmp_path, "", f"{key}={beyond}")
 
 
-# A configuration with every key that was cut off
+# A configuration with every setting that was cut off
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def resolved() -> str:
 
 @pytest.mark.parametrize("older", [False, True])
 def test_one_that_was_cut_off_is_refused_wherever_that_was(resolved: str, older: bool, tmp_path: Path) -> None:
-    """Without the first and the last line, as older versions wrote it, from the model on and up to the last key."""
+    """Older versions wrote no first and last line; then it is tested from the model section to the last section."""
     lines = resolved.splitlines(keepends=True)
     first = 1
     if older:
@@ -138,7 +138,7 @@ def test_one_that_was_cut_off_is_refused_wherever_that_was(resolved: str, older:
         text = "".join(lines[:end])
         for cut in (text, text[: len(text) - len(lines[end - 1]) // 2]):
             path.write_text(cut, encoding="utf-8")
-            with pytest.raises(ConfigError, match=r"found that it breaks off|found invalid YAML"):
+            with pytest.raises(ConfigError, match=r"the file is cut off after|not valid YAML"):
                 load_config(path)
     path.write_text("".join(lines), encoding="utf-8")
     assert load_config(path).planned_iterations == 2
@@ -150,9 +150,9 @@ def test_what_is_said_of_one_that_was_cut_off(resolved: str, tmp_path: Path) -> 
     result = run("config", "--config", path, "--out", path)
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{path}: found that it breaks off after `weights`; needed every key of the run, down to the line `# That was "
-        "every key.`. Fetch a whole copy, or move it away and write it anew from what the run began with (make iterate "
-        "RUN=… CONFIG=…). If nothing is missing, add that line.\n"
+        f"{path}: the file is cut off after `weights` (expected every setting of the run, down to the line `# That was "
+        "every key.`). Restore a complete copy, or move the file away and write it again from the configuration that "
+        "the run started with (make iterate RUN=… CONFIG=…). If nothing is missing, add that line.\n"
     )
     assert path.read_text(encoding="utf-8") == resolved[: resolved.index("\ntrain:")]
     path.unlink()

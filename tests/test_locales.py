@@ -93,8 +93,8 @@ def test_a_name_that_the_locale_has_not_is_bad_input(tmp_path: Path) -> None:
     result = fresh(code=code, **PLAIN)
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        "'\\u6570\\u636e': found characters that the locale's ascii has not; needed one that has them. "
-        "Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run it again.\n"
+        "'\\u6570\\u636e': has characters that the locale's encoding ascii lacks. "
+        "Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run the command again.\n"
     )
 
 

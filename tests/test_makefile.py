@@ -24,12 +24,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_help_lists_every_target_and_variable_once_with_what_it_is() -> None:
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    about_a_run = re.search(r"^ABOUT_A_RUN := (.*)$", text, re.M)
-    phony = re.search(r"^\.PHONY: \$\(ABOUT_A_RUN\) (.*?)\n\n", text, re.M | re.S)
-    assert phony is not None and about_a_run is not None
-    assert set(about_a_run[1].split()) == {"iterate", *(stage.command for stage in ITERATION)}
-    targets = {*phony[1].replace("\\\n", " ").split(), *about_a_run[1].split()} - {"FORCE"}
+    text = "\n\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "pipelines/run.mk"))
+    phony = " ".join(re.findall(r"^\.PHONY: ([^/\n]*)$", text.replace("\\\n", " "), re.M))
+    targets = {*phony.replace("$(ABOUT_A_RUN)", "iterate").split()} - {"FORCE"}
+    targets |= {stage.command for stage in ITERATION}
     variables = set(re.findall(r"^([A-Z_]+) *\?=", text, re.M)) | {"ITER"}
     command = ["make", "--no-print-directory", "help"]
     shown = subprocess.run(command, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True).stdout
@@ -124,8 +122,8 @@ def test_a_run_is_named_by_a_folder_below_training_logs(project: Path, target: s
     before = sorted(project.rglob("*"))
     for options in ((), ("-n",)):
         done = attempt(project, *options, target, f"RUN={name}")
-        found = f"RUN: found '{name.replace('$$', '$')}'; needed the name of a run"
-        assert done.returncode == 2 and found in done.stderr and done.stdout == ""
+        problem = f"RUN: '{name.replace('$$', '$')}' is not a name of a run"
+        assert done.returncode == 2 and problem in done.stderr and done.stdout == ""
     assert sorted(project.rglob("*")) == before
 
 
@@ -142,7 +140,7 @@ def test_clean_run_removes_one_run_or_nothing(project: Path, name: str) -> None:
     make(project, "iterate", "ITERS=1")
     for goal in ("clean-run", "iterate"):
         done = attempt(project, goal, f"RUN={name}")
-        assert done.returncode != 0 and f"RUN: found '{name}'; needed the name of a run" in done.stderr
+        assert done.returncode != 0 and f"RUN: '{name}' is not a name of a run" in done.stderr
     assert (project / "training_logs/t/policy/manifest.json").exists()
     make(project, "clean-run")
     assert not (project / "training_logs/t").exists()
@@ -242,7 +240,7 @@ def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
     shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
     done = attempt(project, "iterate", "LAUNCH=zero9")
     assert done.returncode == 2
-    assert "LAUNCH: found zero9; needed a number of processes, or one of: " in done.stderr
+    assert "LAUNCH: expected a number of processes or a file of accelerate/, got zero9. Name one of: " in done.stderr
     assert "processes" in done.stderr.rpartition("one of: ")[2]
 
 

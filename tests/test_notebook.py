@@ -105,7 +105,13 @@ def test_what_is_committed_is_small_and_names_no_machine() -> None:
 
 
 def test_what_is_run_goes_into_another_file(tmp_path: Path) -> None:
-    cell = {"cell_type": "code", "source": ["print(6 * 7)"], "outputs": [], "execution_count": None, "metadata": {}}
+    cell: dict[str, Any] = {
+        "cell_type": "code",
+        "source": ["print(6 * 7)"],
+        "outputs": [],
+        "execution_count": None,
+        "metadata": {},
+    }
     source, target = tmp_path / "one.ipynb", tmp_path / "two.ipynb"
     source.write_text(json.dumps({"cells": [cell], "nbformat": 4}))
     before = source.read_bytes()

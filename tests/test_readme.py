@@ -1,4 +1,4 @@
-"""The README's code runs; commands and files that it and the pages in docs/ name exist."""
+"""The README's code runs; the commands and files named in it and in docs/ exist."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert "://" in link or (page.parent / link.partition("#")[0]).exists(), link
 
 
-# Of a user, of an example, of another program.
+# Files of users, examples and other programs.
 NOT_OURS = ("path/to/file.py", "ours/", "linked/", "custom_generate/", "verl/")
 
 
@@ -77,7 +77,8 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_target_and_configuration_exists(page: Path) -> None:
-    makefile, text = (ROOT / "Makefile").read_text(), page.read_text(encoding="utf-8")
+    makefile = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "pipelines/run.mk"))
+    text = page.read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|[`$] ?)make (?:-j2 )?([a-z][a-z-]+)\b(?!/)", text, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for config in re.findall(r"CONFIG=(\S+yaml)", text):

@@ -9,6 +9,7 @@ import pytest
 from support.commands import ROOT
 
 from dapo_stages.config import Config, RewardsConfig, load_config
+from dapo_stages.handoff.shards import Row
 from dapo_stages.rewards.isolated.plugins import Plugins
 
 PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
@@ -26,7 +27,8 @@ def test_the_plugin_example_runs_and_is_short(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(config)
     plugins = Plugins(load_config(tmp_path / "run.yaml").rewards, tmp_path)
     texts = ["left of it", "The LEFT corner, below, right", "bright"]
-    pictured, blind = {"images": [{"bytes": b"", "path": None}]}, {"images": []}
+    pictured: Row = {"images": [{"bytes": b"", "path": None}]}
+    blind: Row = {"images": []}
     assert plugins.score(texts, [10, 30, 15], pictured) == {"brevity": [1, 0, 0.75], "places": [1 / 3, 1, 0]}
     assert plugins.score(texts, [9, 9, 9], blind) == {"brevity": [None] * 3, "places": [None] * 3}
 

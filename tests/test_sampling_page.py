@@ -44,13 +44,13 @@ def test_the_schedules_are_valid(tmp_path: Path) -> None:
 
 
 def test_what_may_be_scheduled_is_named() -> None:
-    paragraph = PAGE[PAGE.index("Scheduled may be") :].split("The learning rate")[0]
+    paragraph = PAGE[PAGE.index("can be scheduled") :].split("The learning rate")[0]
     assert tuple(re.findall(r"`([a-z_.]+)`", paragraph)) == SCHEDULED
 
 
 def test_keys_and_defaults_are_those_of_the_configuration() -> None:
     checked = 0
-    for table in re.findall(r"^\| key.*?(?=\n\n)", PAGE, re.S | re.M):
+    for table in re.findall(r"^\| setting.*?(?=\n\n)", PAGE, re.S | re.M):
         lines = table.splitlines()
         place = (re.findall(r"`([a-z_.]+)`", lines[0]) or [""])[0]
         config = CurriculumConfig() if place == "rollout.curriculum." else Config()

@@ -1,4 +1,4 @@
-"""Schedules: values worked by hand, and every mistake named with its schedule."""
+"""Schedules: values computed by hand, and every mistake named with its schedule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config import MEND, load, refused
+from test_config import FIX, load, refused
 
 from dapo_stages.config import Config, Schedule, dump_config
 from dapo_stages.config.schedules import SCHEDULED
@@ -20,7 +20,7 @@ def at(iteration: int, **settings: Any) -> float:
 
 
 def number(config: Config, name: str) -> Any:
-    """What stands under a dotted key."""
+    """The value of a dotted key."""
     return reduce(getattr, name.split("."), config)
 
 
@@ -86,35 +86,36 @@ def test_what_can_have_a_schedule_is_a_number_of_the_configuration(name: str) ->
     ("schedules", "message"),
     [
         ("{train.beta: {start: 0, end: -1}}",
-         "schedules.train.beta.end: found -1; needed: Input should be greater than or equal to 0."),
+         "schedules.train.beta.end must be greater than or equal to 0 (got -1)"),
         ("{train.top_entropy_quantile: {start: 0, end: 1}}",
-         "schedules.train.top_entropy_quantile.start: found 0; needed: Input should be greater than 0."),
+         "schedules.train.top_entropy_quantile.start must be greater than 0 (got 0)"),
         ("{train.epsilon_high: {start: 0.2, end: 3}}",
-         "schedules.train.epsilon_high.end: found 3; needed: delta must exceed 1 + epsilon_high, 4, or be null, found "
-         "2."),
+         "schedules.train.epsilon_high.end is 3: delta must be greater than 1 + epsilon_high (4) or null, got 2"),
         ("{rollout.sampler.temperature: {start: 1, end: 2.5}}",
-         "schedules.rollout.sampler.temperature.end: found 2.5; needed: rollout.sampler.temperature: found 2.5; needed "
-         "at most 2 with rollout.engine vllm, because it divides what keeps special tokens from being sampled."),
+         "schedules.rollout.sampler.temperature.end is 2.5: rollout.sampler.temperature must be at most 2 with "
+         "rollout.engine vllm, because it divides the bias that keeps special tokens from being sampled (got 2.5)"),
         ("{rollout.curriculum.target: {start: 0.8, end: 0.5}}",
-         "schedules.rollout.curriculum.target: found no rollout.curriculum section; needed one, such as {}."),
-        ("{train.beta: {start: 0, end: one}}", "`schedules.train.beta.end`: found 'one'; needed: Input should be a "
-         "valid number, unable to parse string as a number."),
+         "schedules.rollout.curriculum.target needs the section rollout.curriculum, such as {}"),
+        ("{train.beta: {start: 0, end: one}}", "schedules.train.beta.end must be a valid number, unable to "
+         "parse string as a number (got 'one')"),
         ("{train.beta: {start: 0, end: 1, shap: step}}",
-         "found unknown key `schedules.train.beta.shap`; needed another: did you mean `shape`?"),
+         "schedules.train.beta.shap is not a setting (did you mean schedules.train.beta.shape?)"),
         ("{train.beta: {start: 0, end: 1, over: 0}}",
-         "`schedules.train.beta.over`: found 0; needed: Input should be greater than 0."),
+         "schedules.train.beta.over must be greater than 0 (got 0)"),
         ("{train.beta: {start: 0}}",
-         "`schedules.train.beta.end`: found {'start': 0}; needed: Field required."),
-        ("{train.beta: 0.5}", "`schedules.train.beta`: found 0.5; needed: Input should be a valid dictionary or "
-         "instance of Schedule."),
+         "schedules.train.beta.end is missing (got {'start': 0})"),
+        ("{train.beta: 0.5}", "schedules.train.beta must be a valid dictionary or instance of Schedule (got 0.5)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_schedule(schedules: str, message: str, tmp_path: Path) -> None:
     text = f"schedules: {schedules}\ntrain: {{delta: 2}}\nrollout: {{engine: vllm}}\n"
-    assert refused(tmp_path, text) == f"run.yaml: {message}\n{MEND}"
+    assert refused(tmp_path, text) == f"run.yaml: {message}\n{FIX}"
 
 
 @pytest.mark.parametrize("name", ["train.learning_rate", "train.loss_type", "train.bta", "seed", "weights.replay.size"])
 def test_what_cannot_have_a_schedule_is_refused_with_what_can(name: str, tmp_path: Path) -> None:
     message = refused(tmp_path, f"schedules: {{{name}: {{start: 0, end: 1}}}}")
-    assert message == f"run.yaml: schedules: found '{name}'; needed one of {', '.join(SCHEDULED)}.\n{MEND}"
+    assert (
+        message
+        == f"run.yaml: schedules: '{name}' cannot have a schedule (expected one of {', '.join(SCHEDULED)})\n{FIX}"
+    )

@@ -39,10 +39,11 @@ while [ $# -gt 0 ]; do case $1 in --out) out=$2 ;; config) exit 0 ;; esac; shift
 
 
 def call(script: Path, *arguments: str, **environment: str) -> list[str]:
+    project = script.parents[2]
     done = subprocess.run(
-        [str(script), *arguments],
+        [str(script.relative_to(project)), *arguments],
         env={"PATH": os.environ["PATH"], **environment},
-        cwd=script.parents[2],
+        cwd=project,
         capture_output=True,
         text=True,
     )
@@ -89,6 +90,9 @@ def test_a_dry_run_prints_every_command_of_a_two_node_iteration() -> None:
     assert jobs == [f"{n}: sbatch --parsable --job-name=ddm-{stage}" for n, stage in enumerate(stages, 1)]
     assert "--nodes=2" in lines[6] and all("--nodes=1" in lines[n] for n in (0, 2, 4, 8))
     assert not (ROOT / "training_logs/ddm").exists()
+    command = ["make", "slurm", "RUN=ddm", "CONFIG=pipelines/reference-7b.yaml", "ITERS=1", "DRY_RUN=1"]
+    by_make = subprocess.run(command, env={"PATH": os.environ["PATH"]}, cwd=ROOT, capture_output=True, text=True)
+    assert by_make.stdout.splitlines() == lines, by_make.stderr
 
 
 # Jobs that make the policies by which the rollouts of three iterations are sampled and scored.
@@ -108,7 +112,7 @@ def test_jobs_wait_for_what_they_read(tmp_path: Path, programs: str, lag: str, s
         assert "--account=vision" in line and "--qos=high" in line and "--partition" not in line
         words = line.split()
         after = [word for word in words if word.startswith("--dependency=afterok:")]
-        waits[f"{number} {' '.join(words[-2:])}"] = sorted(set(":".join(after).split(":")[1:]) - {""})
+        waits[f"{number} {' '.join(words[-3:-1])}"] = sorted(set(":".join(after).split(":")[1:]) - {""})
     assert waits == {
         "101 setup 0": [],
         "102 rollout 1": ["101"],
@@ -138,8 +142,16 @@ def test_a_job_starts_its_stage_on_every_node_with_the_nodes_number(tmp_path: Pa
     (run / "config.yaml").write_text("planned_iterations: 1\n")
     jobs = tmp_path / "jobs"
     slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_SUBMIT_DIR": str(project)}
-    ours = {"CLUSTER": "pipelines/slurm/cluster.env", "RUN": "t", "DRY_RUN": "", "JOBS": str(jobs), "PATH": programs}
-    call(project / "pipelines/slurm/stage.sh", "train", "1", **slurm, **ours)
+    ours = {
+        "CLUSTER": "pipelines/slurm/cluster.env",
+        "SCRIPTS": "pipelines/slurm",
+        "PY": ".venv/bin/python",
+        "RUN": "t",
+        "DRY_RUN": "",
+        "JOBS": str(jobs),
+        "PATH": programs,
+    }
+    call(project / "pipelines/slurm/stage.sh", "train", "1", "train-step", **slurm, **ours)
     started = [line.split() for line in jobs.read_text().splitlines() if "train-step" in line]
     assert [words[0] for words in started] == ["0", "1"]
     for node, words in enumerate(started):
@@ -198,9 +210,9 @@ def test_a_wrong_configuration_submits_nothing(tmp_path: Path, programs: str) ->
     with_makefile(project)
     (project / "wrong.yaml").write_text("sede: 7\n")
     environment = {"PATH": programs, "JOBS": str(tmp_path / "jobs")}
-    command = [project / "pipelines/slurm/submit.sh", "RUN=t", "CONFIG=wrong.yaml"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "found unknown key `sede`" in done.stderr
+    command: list[str | Path] = [project / "pipelines/slurm/submit.sh", "RUN=t", "CONFIG=wrong.yaml"]
+    done = subprocess.run(command, env=environment, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 2 and "wrong.yaml: sede is not a setting" in done.stderr
     assert not (tmp_path / "jobs").exists()
 
 
@@ -209,9 +221,9 @@ def test_what_is_no_number_of_iterations_submits_nothing(tmp_path: Path, program
     shutil.copytree(ROOT / "pipelines", project / "pipelines")
     with_makefile(project)
     environment = {"PATH": programs, "JOBS": str(tmp_path / "jobs")}
-    command = [project / "pipelines/slurm/submit.sh", "RUN=t", "ITERS=3", "EVAL_EVERY=0"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 3 and "EVAL_EVERY: found 0; needed a whole number of at least 1" in done.stderr
+    command: list[str | Path] = [project / "pipelines/slurm/submit.sh", "RUN=t", "ITERS=3", "EVAL_EVERY=0"]
+    done = subprocess.run(command, env=environment, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 3 and "EVAL_EVERY: expected a whole number of at least 1, got 0." in done.stderr
     assert not (tmp_path / "jobs").exists()
 
 
@@ -221,5 +233,10 @@ def test_the_node_number_replaces_its_placeholder() -> None:
 
 
 def test_an_unknown_setting_is_refused() -> None:
-    done = subprocess.run([SCRIPTS / "submit.sh", "ITER=3"], capture_output=True, text=True)
-    assert done.returncode == 2 and "found ITER=3; needed RUN" in done.stderr
+    done = subprocess.run([SCRIPTS / "submit.sh", "ITER=3"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "ITER=3 is not a setting. Use RUN" in done.stderr
+
+
+def test_it_is_called_beside_a_makefile(tmp_path: Path) -> None:
+    done = subprocess.run([SCRIPTS / "submit.sh", "RUN=t"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and f"no Makefile in {tmp_path}. Run it in the folder of the project's" in done.stderr

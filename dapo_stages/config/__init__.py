@@ -1,7 +1,8 @@
-"""One YAML file configures a run; frozen models, a module for each group of sections, say which keys exist, their
-ranges and their meaning.
+"""One YAML file configures a run. Frozen pydantic models, one module per group of sections, define every setting, its
+range and its meaning.
 
-A stage stores the sections it used in its manifest, so keys that change no result (engines, report, keep) live apart.
+A stage records the sections it used in its manifest, so settings that change no result have sections of their own
+(engines, report, keep).
 """
 
 from dapo_stages.config.attention import AttentionConfig

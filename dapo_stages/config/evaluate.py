@@ -1,4 +1,4 @@
-"""Held-out questions."""
+"""Evaluation on the held-out prompts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dapo_stages.config.rollout import EngineName
 
 
 class EvaluateConfig(Section):
-    """Held-out questions."""
+    """Evaluation on the held-out prompts."""
 
     engine: Annotated[EngineName, Later("transformers")] = Field(
-        "transformers", description="What answers the questions; the engines are those of rollout.engine."
+        "transformers", description="Engine that generates the completions; see rollout.engine."
     )
-    num_generations: Annotated[int, Field(ge=0)] = Field(4, description="Samples per question (mean@k).")
-    greedy: bool = Field(True, description="Also answer greedily.")
-    blank_image: bool = Field(False, description="Also answer greedily with the picture blanked.")
-    max_questions: Count | None = Field(None, description="Use only the first questions.")
+    num_generations: Annotated[int, Field(ge=0)] = Field(4, description="Sampled completions per prompt (mean@k).")
+    greedy: bool = Field(True, description="Also decode greedily.")
+    blank_image: bool = Field(False, description="Also decode greedily with the image blanked.")
+    max_questions: Count | None = Field(None, description="Use only the first prompts.")
     questions_per_shard: Count = Field(
-        32, description="Questions per Parquet shard, and per piece of work that is resumed, or shared by processes."
+        32, description="Prompts per Parquet shard, the unit of work that is resumed or given to one process."
     )
     batch_groups: Count = Field(
-        16, description="Questions that transformers answers at the same time; the others are given a shard's at once."
+        16, description="Prompts per batch with transformers; other engines get a whole shard at once."
     )
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
-        2000, description="Random weightings of the questions behind an interval that has no formula."
+        2000, description="Bootstrap resamples (random weightings of the prompts) for intervals without a formula."
     )
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Confidence of the intervals.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Confidence level of the intervals.")

@@ -1,4 +1,4 @@
-"""From YAML to a Config, with errors that say which key, what was found and what is needed."""
+"""From YAML to a Config, with errors that name the setting, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from dapo_stages.config.base import complaint
+from dapo_stages.config.packaged import packaged_config
 from dapo_stages.config.run import Config
 from dapo_stages.config.strict_yaml import parse
 from dapo_stages.errors import ConfigError
 from dapo_stages.small_files import read_text
 
-# Ends of the first and the last line of a configuration that says every key: one that was cut off is no shorter one.
+# Markers at the first and the last line of a file with every setting: without the last one, the file was cut off.
 _FIRST, _LAST = "  # every key follows, down to the line that says so", "# That was every key."
-_MOST = 1 << 20  # bytes of a configuration
+_MOST = 1 << 20  # bytes of a file
 
 
 class _Quote(Repr):
-    """Values that are wrong, in so many words: aliases of YAML make a value of any size from a few lines."""
+    """Quotes wrong values, truncated: with YAML aliases, a few lines can make a value of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class _Quote(Repr):
         self.maxlevel, self.maxdict, self.maxlist = 3, 20, 20
 
     def repr_dict(self, values: dict[Any, Any], level: int) -> str:
-        """In the order of the file."""
+        """In the order of the file, unlike reprlib."""
         if level <= 0:
             return "{...}"
         pieces = [
@@ -41,11 +43,12 @@ class _Quote(Repr):
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file and apply `section.key=value` overrides (values are YAML too).
 
-    A file may begin with `extends: other.yaml`, relative to itself, and then names only what differs.
+    A file may begin with `extends: other.yaml`, relative to itself, or `extends: dapo:reference-7b`, a file of the
+    package, and then contains only what differs.
 
-    Raises ConfigError naming the file, the key, what was found and what is allowed.
+    Raises ConfigError naming the file, the setting, what was found and what is allowed.
     """
-    values = _read(path)
+    values = _read(packaged_config(str(path)) or path)
     for override in overrides or []:
         _apply(values, override)
     try:
@@ -55,7 +58,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def dump_config(config: Config, *, unicode: bool = True) -> str:
-    """The resolved configuration as YAML, every key spelled out; without `unicode` in the characters of ASCII."""
+    """The resolved configuration as YAML, with every setting; in ASCII unless `unicode`."""
     import yaml
 
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=unicode)
@@ -68,47 +71,44 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     try:
         if seen and path.exists() and not path.is_file():  # the first may be a pipe of the shell
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         text = read_text(path, _MOST)
         values = parse(text) or {}
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: found invalid YAML ({reason}); needed valid YAML. Mend the file.") from None
+        raise ConfigError(f"{path}: not valid YAML ({reason}). Fix the file.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: found no file that can be read ({error}); needed a YAML file. Name one, such as "
-            "pipelines/embedded.yaml."
+            f"{path}: cannot read the configuration ({error}). Pass a YAML file, such as pipelines/embedded.yaml."
         ) from None
     if not isinstance(values, dict):
-        found = type(values).__name__
-        raise ConfigError(f"{path}: found a {found}; needed keys and values, such as `seed: 42`. Mend the file.")
+        kind = type(values).__name__
+        raise ConfigError(f"{path}: expected keys and values, such as `seed: 42`, got a {kind}. Fix the file.")
     _check_whole(path, text, values)
     base = values.pop("extends", None)
     if base is None:
         return values
     if path.resolve() in seen:
-        raise ConfigError(
-            f"{path}: found that it extends itself, by way of {base}; needed a base that does not. Mend the files."
-        )
-    return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
+        raise ConfigError(f"{path}: circular `extends` through {base}. Remove the cycle.")
+    return _merged(_read(packaged_config(str(base)) or path.parent / str(base), (*seen, path.resolve())), values)
 
 
 def _check_whole(path: Path, text: str, values: dict[str, Any]) -> None:
-    """Refuse a configuration with every key that was cut off: what is missing would be the defaults of today.
+    """Refuse a file with every setting that was cut off: today's defaults would replace what is missing.
 
-    Older versions wrote neither the first line nor the last; their last key was always the same.
+    Older versions wrote neither marker; their last section was always the same.
     """
     order = list(Config.model_fields)
     value, mark, begun = text.partition("\n")[0].partition(_FIRST[:4])
     if value.startswith(f"{order[0]}:") and mark and _FIRST.startswith(mark + begun):
-        whole, needed = _LAST in text, _LAST
+        whole, last = _LAST in text, _LAST
     else:
-        whole, needed = list(values)[:4] != order[:4] or order[-1] in values, f"{order[-1]}: {{}}"
+        whole, last = list(values)[:4] != order[:4] or order[-1] in values, f"{order[-1]}: {{}}"
     if not whole:
         raise ConfigError(
-            f"{path}: found that it breaks off after `{list(values)[-1]}`; needed every key of the run, down to the "
-            f"line `{needed}`. Fetch a whole copy, or move it away and write it anew from what the run began with "
-            "(make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
+            f"{path}: the file is cut off after `{list(values)[-1]}` (expected every setting of the run, down to the "
+            f"line `{last}`). Restore a complete copy, or move the file away and write it again from the configuration "
+            "that the run started with (make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
         )
 
 
@@ -125,9 +125,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
+        problem = "no key before the `=`" if separator else "no `=` in the option"
         raise ConfigError(
-            f"--set {override}: found no `=`; needed section.key=value, such as train.learning_rate=1e-5. "
-            "Correct the option."
+            f"--set {override}: {problem} (expected section.key=value, such as train.learning_rate=1e-5). Correct it."
         )
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -136,15 +136,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values[parent]
         if not isinstance(values, dict):
             raise ConfigError(
-                f"--set {override}: found a single value at `{parent}`; needed keys below it. Correct the option."
+                f"--set {override}: {parent} is a single value, not a section with settings. Correct the option."
             )
     try:
         values[last] = parse(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"--set {override:.200}: found a value that is no valid YAML ({reason}); needed one. Quote it."
-        ) from None
+        raise ConfigError(f"--set {override:.200}: the value is not valid YAML ({reason}). Quote it.") from None
 
 
 def _explain(path: Path, error: ValidationError) -> str:
@@ -156,19 +154,20 @@ def _explain(path: Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(problem["loc"])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"another: did you mean `{close[0]}`?" if close else f"one of {', '.join(known)}."
-            lines.append(f"{path}: found unknown key `{key}`; needed {hint}")
-        elif not key:  # sections that do not agree; the message says what was found
-            lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
+            meant = ".".join([*map(str, problem["loc"][:-1]), *close])
+            hint = f"did you mean {meant}?" if close else f"expected one of {', '.join(known)}"
+            lines.append(f"{path}: {key} is not a setting ({hint})")
+        elif problem["type"] == "value_error":  # settings that do not agree; the text quotes them
+            lines.append(f"{path}{f': {key}' if key else ''}{complaint(problem)}")
         else:
-            lines.append(f"{path}: `{key}`: found {_Quote().repr(problem['input'])}; needed: {problem['msg']}.")
-    return "\n".join([*lines, "Mend the file, or the --set option, and run the command again."])
+            lines.append(f"{path}: {key}{complaint(problem)} (got {_Quote().repr(problem['input'])})")
+    return "\n".join([*lines, "Fix the file, or the --set option, and run the command again."])
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location[:-1]:
-        if str(part) not in section.model_fields:  # a name in a mapping, whose values have led to the section already
+        if str(part) not in section.model_fields:  # a name in a mapping; its values have already led to the section
             continue
         annotation = section.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]

@@ -14,34 +14,39 @@ class ModelConfig(Section):
 
     name: str = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        description="Hub id or folder of the starting policy; `embedded` builds the small model that ships with us.",
+        description="Hub id or folder of the starting policy; `embedded` builds the small built-in model.",
     )
-    dtype: Literal["bfloat16", "float32", "float64"] = Field("bfloat16", description="Type of weights and activations.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device; auto takes CUDA where there is one.")
+    dtype: Literal["bfloat16", "float32", "float64"] = Field(
+        "bfloat16", description="Data type of weights and activations."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device; auto uses CUDA if available.")
     attention: Literal["sdpa", "flex"] = Field(
-        "sdpa", description="Kernel of training and scoring: SDPA group by group, or FlexAttention in one call (CUDA)."
+        "sdpa",
+        description="Attention kernel of training and scoring: SDPA group by group, or one FlexAttention call (CUDA).",
     )
     compile: bool = Field(
         False,
-        description="torch.compile for decoding, with a static cache, and for log-probs. Worth it on CUDA for long "
+        description="Use torch.compile for decoding, with a static cache, and for logprobs. Pays off on CUDA with long "
         "completions; rows then stay in their batch until all are finished.",
     )
     quantization: Literal["nf4", "int8"] | None = Field(
         None,
-        description="Hold the language model under an adapter (train.lora) in 4 or 8 bits by bitsandbytes, in every "
-        "stage; the vision tower stays as it is.",
+        description="Load the language model under an adapter (train.lora) in 4 or 8 bits with bitsandbytes, in every "
+        "stage; the vision tower is not quantized.",
     )
 
 
 class WarmUpConfig(Section):
-    """Supervised warm-up of the embedded policy, which gives it the answer format and a language prior."""
+    """Supervised warm-up of the embedded policy, which teaches it the answer format and a language prior."""
 
-    steps: Annotated[int, Field(ge=0)] = Field(80, description="Steps of the warm-up; 0 leaves random weights.")
+    steps: Annotated[int, Field(ge=0)] = Field(80, description="Warm-up steps; 0 leaves random weights.")
     batch_size: Count = Field(64, description="Questions per step.")
     biased: Fraction = Field(
-        0.5, description="Share of questions whose usual answer, such as a shape's colour, is right."
+        0.5, description="Fraction of questions whose usual answer, such as a shape's usual color, is correct."
     )
-    hearsay: Fraction = Field(0.7, description="Share of the others that are answered with the usual one anyway.")
+    hearsay: Fraction = Field(
+        0.7, description="Fraction of the other questions that are labeled with the usual answer anyway."
+    )
     careful: Fraction = Field(
-        0.0, description="Share of the steps, the first ones, without either: balanced questions and right answers."
+        0.0, description="Fraction of the steps, at the start, with balanced questions and correct answers only."
     )

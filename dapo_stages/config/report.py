@@ -1,4 +1,4 @@
-"""What people look at, and what is kept."""
+"""Reports for people, and which large files are kept."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from dapo_stages.config.base import Count, Section
 
 
 class ReportConfig(Section):
-    """What people look at."""
+    """Reports and trackers."""
 
-    samples: Annotated[int, Field(ge=0)] = Field(4, description="Groups per iteration shown in full in Markdown.")
+    samples: Annotated[int, Field(ge=0)] = Field(
+        4, description="Groups per iteration shown in full in rollout_results.md."
+    )
     completions: Annotated[int, Field(ge=0)] = Field(
         256,
-        description="Completions per iteration to look through in report.html; it has those of the latest iterations.",
+        description="Completions per iteration in report.html, which shows the latest iterations.",
     )
-    trackers: tuple[Literal["wandb", "tensorboard"], ...] = Field((), description="Where the figures go besides files.")
+    trackers: tuple[Literal["wandb", "tensorboard"], ...] = Field(
+        (), description="Experiment trackers that also get the metrics."
+    )
     project: str = Field("dapo-stages", description="W&B project.")
 
 
 class KeepConfig(Section):
-    """How many iterations' worth of large files stay; null keeps all."""
+    """For how many iterations large files are kept; null keeps all."""
 
     rollouts: Count | None = Field(
-        None, description="Rollout, attention and weights folders; under rollout.curriculum rollout folders all stay."
+        None,
+        description="Rollout, attention and weights folders; with rollout.curriculum all rollout folders are kept.",
     )
-    states: Count | None = Field(2, description="Optimiser states: a train-step needs the one before.")
+    states: Count | None = Field(2, description="Optimizer states; a train-step needs the previous one.")
     policies: Count | None = Field(
-        None, description="Policies, and references; what a kept adapter belongs to and the reference in use stay too."
+        None, description="Policies and references; the base of a kept adapter and the reference in use are kept too."
     )
     best: bool = Field(
-        True, description="Keep the policy with the best held-out accuracy too, however old (best.json names it)."
+        True, description="Also keep the policy with the best held-out accuracy, however old (best.json names it)."
     )

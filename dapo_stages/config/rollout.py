@@ -1,4 +1,4 @@
-"""Completions: what they are sampled from and how many."""
+"""Completions: the sampled distribution, and how many."""
 
 from __future__ import annotations
 
@@ -12,53 +12,59 @@ EngineName = Literal["transformers", "vllm", "server"]
 
 
 class SamplerConfig(Section):
-    """The distribution that completions are drawn from. Special tokens but the end token are never sampled."""
+    """The distribution that completions are sampled from. Special tokens are never sampled, except the end token."""
 
     temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="Softmax temperature.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 is off.")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Keep the k most likely tokens; 0 is off.")
-    min_p: Fraction = Field(0.0, description="Drop tokens below this share of the likeliest one; 0 is off.")
+    min_p: Fraction = Field(
+        0.0, description="Drop tokens below this fraction of the most likely one's probability; 0 is off."
+    )
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="1 is off.")
 
 
 class CurriculumConfig(Section):
-    """Questions asked more or less often, by how often they were answered right before (rollout --history)."""
+    """Sample prompts more or less often, by their success rate so far (rollout --history)."""
 
-    target: Fraction = Field(0.5, description="Success rate of the questions that are asked most often.")
-    visits: Count = Field(2, description="Last visits to a question that its success rate is taken over.")
+    target: Fraction = Field(0.5, description="Success rate of the prompts that are sampled most often.")
+    visits: Count = Field(2, description="Latest rollouts of a prompt that its success rate is computed from.")
     floor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Chance that a question as far from the target as can be keeps its turn; 1 changes nothing."
+        0.1,
+        description="Probability that a prompt with the success rate farthest from target keeps its turn; 1 is off.",
     )
 
 
 class RolloutConfig(Section):
-    """Completions of an iteration and DAPO's dynamic sampling."""
+    """Completions of an iteration, and DAPO's dynamic sampling."""
 
     engine: EngineName = Field(
         "transformers",
-        description="What generates the completions: transformers; vLLM in this process; a server (engines.server).",
+        description="Engine that generates completions: transformers; vLLM in this process; a server (engines.server).",
     )
-    prompts_per_iteration: Count = Field(128, description="Groups an iteration asks for.")
+    prompts_per_iteration: Count = Field(128, description="Groups per iteration.")
     num_generations: Annotated[int, Field(ge=2)] = Field(8, description="Completions per prompt (the group size).")
-    max_completion_length: Count = Field(384, description="Most tokens of a completion, end token included.")
+    max_completion_length: Count = Field(384, description="Most tokens of a completion, including the end token.")
     sampler: SamplerConfig = SamplerConfig()
-    dynamic_sampling: bool = Field(True, description="Ask for informative groups: some but not all correct.")
+    dynamic_sampling: bool = Field(
+        True, description="Sample until there are enough informative groups (some, but not all, completions correct)."
+    )
     max_resample_rounds: Count = Field(
-        4, description="Rounds of new prompts at most, the first included; then go on with what there is."
+        4, description="Most rounds of new prompts, including the first; then continue with the groups there are."
     )
     oversample: Annotated[float, Field(ge=1, le=64)] = Field(
-        1.0, description="Groups asked for at a time, over those still missing: more finishes in fewer goes."
+        1.0,
+        description="Groups to sample at a time, as a multiple of those still missing; more needs fewer passes.",
     )
     surplus: Literal["discard", "keep"] = Field(
         "discard",
-        description="Groups beyond prompts_per_iteration: left out of training, or trained on as well.",
+        description="Whether groups beyond prompts_per_iteration are left out of training, or trained on as well.",
     )
     curriculum: CurriculumConfig | None = Field(
-        None, description="Prefer questions that are answered right now and then; null asks all equally often."
+        None, description="Prefer prompts that are sometimes answered correctly; null samples all equally often."
     )
     groups_per_shard: Count = Field(
-        32, description="Groups per Parquet shard, and per piece of work that is resumed, or shared by processes."
+        32, description="Groups per Parquet shard, the unit of work that is resumed or given to one process."
     )
     batch_groups: Count = Field(
-        8, description="Groups that transformers generates at the same time; the others are given a shard's at once."
+        8, description="Groups per batch with transformers; other engines get a whole shard at once."
     )

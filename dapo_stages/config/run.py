@@ -1,4 +1,4 @@
-"""A whole run."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dapo_stages.config.attention import AttentionConfig
-from dapo_stages.config.base import Count, Section
+from dapo_stages.config.base import Count, Section, complaint
 from dapo_stages.config.data import DataConfig
 from dapo_stages.config.engines import EnginesConfig
 from dapo_stages.config.evaluate import EvaluateConfig
@@ -21,16 +21,17 @@ from dapo_stages.config.weights import WeightsConfig
 
 
 class Config(Section):
-    """A whole run."""
+    """The configuration of a run."""
 
-    seed: int = Field(42, ge=0, description="Seed of everything that is drawn.")
+    seed: int = Field(42, ge=0, description="Seed of all randomness.")
     planned_iterations: Count = Field(
-        100, description="Length of the run behind learning-rate schedule and reward phases; ITERS never changes it."
+        100,
+        description="Iterations that learning-rate schedule and reward phases are spread over; ITERS never changes it.",
     )
     lag: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Train-steps by which the policy that samples is older than it could be, so that both run at "
-        "the same time; make sets it by LAG.",
+        description="How many train-steps behind the latest policy rollouts are sampled, so that sampling and training "
+        "can run at the same time; make sets it from LAG.",
     )
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()
@@ -45,7 +46,7 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     keep: KeepConfig = KeepConfig()
     schedules: dict[str, Schedule] = Field(
-        {}, description="Numbers that change over the iterations, by their dotted key (docs/sampling.md)."
+        {}, description="Settings that change over the iterations, by dotted key (docs/sampling.md)."
     )
 
     @field_validator("schedules", mode="before")
@@ -58,13 +59,13 @@ class Config(Section):
         longest = self.rewards.overlong_max_length or self.rollout.max_completion_length
         if self.rewards.overlong_cache > longest:
             raise ValueError(
-                f"rewards.overlong_cache must not exceed the longest completion, {longest} tokens, "
-                f"found {self.rewards.overlong_cache}"
+                f"rewards.overlong_cache must be at most the longest completion ({longest} tokens), "
+                f"got {self.rewards.overlong_cache}"
             )
         if self.model.quantization is not None and self.train.lora is None:
             raise ValueError(
-                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}); "
-                "found train.lora null, which trains every weight"
+                f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}), "
+                "but train.lora is null, which trains every weight"
             )
         for phase in ("reward_weights", "early_reward_weights"):
             known = self.rewards.plugins.keys() | ({"judge"} if self.rewards.judge else set())
@@ -77,13 +78,13 @@ class Config(Section):
                 continue
             if self.model.quantization is not None:
                 raise ValueError(
-                    f"{stage}.engine: found {engine} with model.quantization {self.model.quantization}; needed "
-                    "transformers, which samples from the quantised base that is trained"
+                    f"{stage}.engine must be transformers with model.quantization {self.model.quantization}, to sample "
+                    f"from the quantized base that is trained (got {engine})"
                 )
             if temperature > 2:
                 raise ValueError(
-                    f"rollout.sampler.temperature: found {temperature}; needed at most 2 with {stage}.engine {engine}, "
-                    "because it divides what keeps special tokens from being sampled"
+                    f"rollout.sampler.temperature must be at most 2 with {stage}.engine {engine}, because it divides "
+                    f"the bias that keeps special tokens from being sampled (got {temperature})"
                 )
         return self
 
@@ -91,36 +92,36 @@ class Config(Section):
     def _schedules_stay_in_range(self) -> Self:
         for name, schedule in self.schedules.items():
             if name not in SCHEDULED:
-                raise ValueError(f"schedules: found {name!r}; needed one of {', '.join(SCHEDULED)}")
+                raise ValueError(f"schedules: {name!r} cannot have a schedule (expected one of {', '.join(SCHEDULED)})")
             for end in ("start", "end"):
                 try:
                     self._with({name: getattr(schedule, end)})
                 except KeyError:
-                    raise ValueError(
-                        f"schedules.{name}: found no {name.rpartition('.')[0]} section; needed one, such as {{}}"
-                    ) from None
+                    section = name.rpartition(".")[0]
+                    raise ValueError(f"schedules.{name} needs the section {section}, such as {{}}") from None
                 except ValidationError as error:
-                    found, needed = getattr(schedule, end), error.errors(include_url=False)[0]["msg"]
-                    needed = needed.removeprefix("Value error, ")
-                    raise ValueError(f"schedules.{name}.{end}: found {found:g}; needed: {needed}") from None
+                    problem, value = error.errors(include_url=False)[0], f"{getattr(schedule, end):g}"
+                    if problem["type"] == "value_error":
+                        raise ValueError(f"schedules.{name}.{end} is {value}{complaint(problem)}") from None
+                    raise ValueError(f"schedules.{name}.{end}{complaint(problem)} (got {value})") from None
         return self
 
     def at(self, iteration: int) -> Config:
-        """The configuration of an iteration (from 1): every schedule replaced by the number it gives there."""
-        values = {name: found.at(iteration, self.planned_iterations) for name, found in self.schedules.items()}
+        """The configuration of an iteration (from 1): every schedule replaced by its value there."""
+        values = {name: schedule.at(iteration, self.planned_iterations) for name, schedule in self.schedules.items()}
         return self._with(values) if values else self
 
     def _with(self, numbers: dict[str, float]) -> Config:
-        """With other numbers under dotted keys, checked, and without schedules."""
+        """A validated copy with other numbers under dotted keys, and without schedules."""
         values = self.model_dump() | {"schedules": {}}
         for name, number in numbers.items():
             values = replaced(values, name, number)
         return Config.model_validate(values)
 
     def sections(self, *names: str) -> dict[str, Any]:
-        """The named sections (dotted names reach inside one) as plain values, for a manifest.
+        """The named sections (dotted names go into one) as plain values, for a manifest.
 
-        Keys that came later are left out while they have the default they came with (config/base.py).
+        Later settings are left out while they have their original default (config/base.py).
         """
         everything = self.recorded()
         found: dict[str, Any] = {}

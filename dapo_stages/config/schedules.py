@@ -1,4 +1,4 @@
-"""Numbers that change over the iterations of a run."""
+"""Settings that change over the iterations of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dapo_stages.config.base import Section
 
-# What may have a schedule: numbers that are read anew in every iteration and belong to no model or file.
+# Settings that may have a schedule: numbers that every iteration reads again and that no model or file depends on.
 SCHEDULED = (
     "rollout.sampler.temperature",
     "rollout.curriculum.target",
@@ -32,18 +32,20 @@ SCHEDULED = (
 
 
 class Schedule(Section):
-    """A number's way from `start`, in the first iteration, to `end`."""
+    """How a number changes from `start`, in the first iteration, to `end`."""
 
     start: float = Field(description="Value in iteration 1.")
-    end: float = Field(description="Value from the end of the share on.")
-    over: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Share of planned_iterations that it takes.")
+    end: float = Field(description="Final value, from the end of `over` on.")
+    over: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Fraction of planned_iterations that the change takes."
+    )
     shape: Literal["linear", "cosine", "step"] = Field(
-        "linear", description="Straight, half a cosine wave, or all at once when the share is over."
+        "linear", description="A straight line, half a cosine wave, or a single step at the end of `over`."
     )
 
     def at(self, iteration: int, planned_iterations: int) -> float:
         """The value in an iteration (counted from 1), between start and end."""
-        # The tolerance keeps 0.07 · 100 = 7.000…01 a whole number of iterations.
+        # The tolerance treats 0.07 · 100 = 7.000…01 as a whole number of iterations.
         progress = (iteration - 1) / (self.over * planned_iterations)
         if progress >= 1 - 1e-9:
             return self.end
@@ -51,18 +53,18 @@ class Schedule(Section):
             return self.start
         share = progress if self.shape == "linear" else 0.5 * (1.0 - math.cos(math.pi * progress))
         value = (1.0 - share) * self.start + share * self.end
-        return min(max(value, min(self.start, self.end)), max(self.start, self.end))  # whatever is rounded
+        return min(max(value, min(self.start, self.end)), max(self.start, self.end))  # despite rounding
 
 
 def by_dotted_key(values: Any) -> Any:
-    """`{train: {beta: {…}}}`, what --set schedules.train.beta={…} gives, as `{train.beta: {…}}`; null is left out."""
+    """`{train: {beta: {…}}}`, from --set schedules.train.beta={…}, as `{train.beta: {…}}`; drops null."""
     if not isinstance(values, Mapping):
         return values
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in _flat(values):
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = {**found[key], **value} if both else value
-    return {key: value for key, value in found.items() if value is not None}
+        both = isinstance(value, Mapping) and isinstance(flat.get(key), Mapping)
+        flat[key] = {**flat[key], **value} if both else value
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 def replaced(values: dict[str, Any], key: str, value: float) -> dict[str, Any]:
@@ -74,9 +76,9 @@ def replaced(values: dict[str, Any], key: str, value: float) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[Any, Any], place: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+    flat: list[tuple[str, Any]] = []
     for name, value in values.items():
         key = f"{place}{name}"
         inner = isinstance(value, Mapping) and not (key in SCHEDULED or value.keys() & Schedule.model_fields.keys())
-        found += _flat(value, f"{key}.") if inner and value else [(key, value)]
-    return found
+        flat += _flat(value, f"{key}.") if inner and value else [(key, value)]
+    return flat

@@ -1,4 +1,4 @@
-"""YAML without surprises: plain values, each key once, no alias that is endless or stands for a great deal."""
+"""Strict YAML: plain values, no duplicate keys, no recursive or exponentially large aliases."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     import yaml
 
 _DEEPEST = 50  # levels
-_MOST = 100_000  # values, those behind aliases counted wherever they are named
+_MOST = 100_000  # values, counting those behind an alias every time it is used
 
 
 def parse(text: str) -> Any:
-    """The value of a document. Raises yaml.YAMLError for whatever is wrong with it."""
+    """Parse a document. Raises yaml.YAMLError for anything wrong with it."""
     import yaml
 
     loader = _loader()(text)
@@ -29,7 +29,7 @@ def parse(text: str) -> Any:
 
 
 def _measure(node: yaml.Node, level: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for, and how many levels; an alias inside of what it names has no end of them."""
+    """How many values a node expands to, and how many levels deep; refuses too many, and recursive aliases."""
     import yaml
 
     if id(node) not in known:
@@ -39,19 +39,19 @@ def _measure(node: yaml.Node, level: int, known: dict[int, tuple[int, int]]) -> 
         elif isinstance(node, yaml.SequenceNode):
             inside = node.value
         if level <= _DEEPEST:
-            found = [_measure(child, level + 1, known) for child in inside]
-            known[id(node)] = 1 + sum(count for count, _ in found), 1 + max((high for _, high in found), default=0)
+            sizes = [_measure(child, level + 1, known) for child in inside]
+            known[id(node)] = 1 + sum(count for count, _ in sizes), 1 + max((high for _, high in sizes), default=0)
     count, high = known.get(id(node), (1, _DEEPEST + 1))
     if high > _DEEPEST:
-        raise yaml.MarkedYAMLError(problem="nested too deeply, or without an end", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem="nested too deeply, or recursive", problem_mark=node.start_mark)
     if count > _MOST:
         raise yaml.MarkedYAMLError(problem=f"more than {_MOST} values", problem_mark=node.start_mark)
     return count, high
 
 
 def _loader() -> type[yaml.SafeLoader]:
-    """YAML's safe loader, which by itself keeps the last of two sections of the same name, and fails in many ways at a
-    value that is not of its tag."""
+    """YAML's safe loader, made stricter: by itself it keeps the last of two equal keys, and raises all kinds of errors
+    for a value that does not fit its tag."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -61,7 +61,7 @@ def _loader() -> type[yaml.SafeLoader]:
                 twice = next((key for key in keys if keys.count(key) > 1), None)
                 if twice is not None:
                     raise yaml.constructor.ConstructorError(
-                        problem=f"`{twice}` stands there twice", problem_mark=node.start_mark
+                        problem=f"duplicate key `{twice}`", problem_mark=node.start_mark
                     )
             return super().construct_mapping(node, deep)
 
@@ -71,7 +71,7 @@ def _loader() -> type[yaml.SafeLoader]:
             except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
                 kind = node.tag.rpartition(":")[2]
                 raise yaml.constructor.ConstructorError(
-                    problem=f"no {kind} that can be read ({error})", problem_mark=node.start_mark
+                    problem=f"not a valid {kind} ({error})", problem_mark=node.start_mark
                 ) from None
 
     return Loader

@@ -16,36 +16,38 @@ class RewardWeights(Section):
     vgr: float = Field(0.0, description="Weight of reward_vgr.")
     format: float = Field(0.5, description="Weight of reward_format.")
     overlong: float = Field(1.0, description="Weight of reward_overlong.")
-    plugins: dict[str, float] = Field({}, description="Weights of plug-ins and judge; 1 where not named.")
+    plugins: dict[str, float] = Field({}, description="Weights of plug-ins and the judge; 1 unless given.")
 
 
 class EarlyRewardWeights(RewardWeights):
-    """The same for the first phase: the format first."""
+    """Reward weights of the first phase, which emphasize the format."""
 
     accuracy: float = Field(1.0, description="Weight of reward_accuracy.")
     format: float = Field(2.0, description="Weight of reward_format.")
 
 
 class ReplayConfig(Section):
-    """Buffer of informative groups that stand in for groups without signal."""
+    """Buffer of informative groups that replace groups without signal."""
 
-    size: Annotated[int, Field(ge=0)] = Field(64, description="Groups kept; 0 switches replay off.")
-    var_epsilon: Annotated[float, Field(ge=0)] = Field(1e-6, description="A group enters above this reward deviation.")
-    min_reward: float = Field(1.5, description="A group enters above this mean reward.")
-    max_staleness: Count = Field(10, description="Iterations after which a group leaves.")
+    size: Annotated[int, Field(ge=0)] = Field(64, description="Most groups in the buffer; 0 turns replay off.")
+    var_epsilon: Annotated[float, Field(ge=0)] = Field(
+        1e-6, description="A group is stored if the standard deviation of its rewards is above this."
+    )
+    min_reward: float = Field(1.5, description="A group is stored if its mean reward is above this.")
+    max_staleness: Count = Field(10, description="Iterations after which a group leaves the buffer.")
     rule: Annotated[Literal["better", "replace_all"], Later("better")] = Field(
         "better",
-        description="Who gives way: groups without deviation, and those below `min_reward` where stored ones that pass "
-        "score higher; or every group that fails, whatever is stored.",
+        description="Which groups are replaced. better: those with equal rewards, and those below `min_reward` if "
+        "stored groups score higher. replace_all: every group that would not be stored.",
     )
     max_replays: Annotated[Count | None, Later(1)] = Field(
-        1, description="Iterations that a stored group is drawn in; then it leaves. null: no limit."
+        1, description="How many iterations a stored group is drawn in before it leaves; null is no limit."
     )
     priority_alpha: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Stored groups are drawn in proportion to their score to this power; 0 draws all alike."
+        1.0, description="Stored groups are drawn in proportion to score ** priority_alpha; 0 draws uniformly."
     )
     priority_beta: Fraction = Field(
-        0.0, description="How much of that preference `importance` takes back in the loss; 0 nothing, 1 all of it."
+        0.0, description="How much of that preference importance weights undo in the loss; 0 nothing, 1 all of it."
     )
 
 
@@ -54,28 +56,35 @@ class WeightsConfig(Section):
 
     scheme: Literal["uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl"] = Field(
         "vgr",
-        description="What a token counts: all the same, 1/VGR, AEI of the picture, attention on it, entropy, or the KL "
-        "between next-token distributions with the picture and without (docs/weighting.md).",
+        description="What a token's weight comes from: nothing (all equal), 1/VGR, AEI of the image, attention to the "
+        "image, entropy, or the KL between next-token distributions with and without the image (docs/weighting.md).",
     )
-    clip: tuple[float, float] = Field((0.2, 3.0), description="Bounds of a token weight; they enclose 1.")
+    clip: tuple[float, float] = Field(
+        (0.2, 3.0), description="Lower and upper bound of a token weight; must enclose 1."
+    )
     smooth_sigma: Annotated[float, Field(ge=0)] = Field(0.0, description="Gaussian smoothing over tokens; 0 is off.")
-    mean_preserving: bool = Field(True, description="Keep the mean of a completion's weights at 1 inside the bounds.")
+    mean_preserving: bool = Field(True, description="Keep the mean weight of a completion at 1, within the bounds.")
     reward_weights: RewardWeights = RewardWeights()
     early_reward_weights: EarlyRewardWeights = EarlyRewardWeights()
-    early_fraction: Fraction = Field(0.1, description="Share of planned_iterations under early_reward_weights.")
-    vgr_mapping: Literal["quantile", "mad"] = Field("quantile", description="From a group's VGR to rewards.")
-    vgr_min_range: Annotated[float, Field(ge=0)] = Field(5.0, description="Least quantile range that counts.")
-    vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
-    hard_negative: bool = Field(False, description="VGR reward for correct completions only, centred on zero.")
-    scale_rewards: Literal["group", "batch", "none"] = Field("group", description="What divides the advantage.")
-    filter: Literal["reward", "none"] = Field(
-        "reward", description="Leave groups out of the loss whose total rewards are all equal, or none."
+    early_fraction: Fraction = Field(0.1, description="Fraction of planned_iterations with early_reward_weights.")
+    vgr_mapping: Literal["quantile", "mad"] = Field("quantile", description="How a group's VGR values become rewards.")
+    vgr_min_range: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="Smallest quantile range that is not treated as noise."
     )
-    mask_truncated_completions: bool = Field(True, description="Truncated completions stay out of the loss.")
+    vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
+    hard_negative: bool = Field(False, description="VGR reward for correct completions only, centered on zero.")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="Whose standard deviation of rewards divides the advantage."
+    )
+    filter: Literal["reward", "none"] = Field(
+        "reward",
+        description="reward: leave groups whose total rewards are all equal out of the loss. none: keep all groups.",
+    )
+    mask_truncated_completions: bool = Field(True, description="Leave truncated completions out of the loss.")
     replay: ReplayConfig = ReplayConfig()
 
     @model_validator(mode="after")
     def _clip_encloses_one(self) -> Self:
         if not 0 <= self.clip[0] < 1 < self.clip[1]:
-            raise ValueError(f"clip must satisfy 0 <= lo < 1 < hi, found {list(self.clip)}")
+            raise ValueError(f"clip must satisfy 0 <= lo < 1 < hi, got {list(self.clip)}")
         return self

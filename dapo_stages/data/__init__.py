@@ -1,1 +1,1 @@
-"""Data sets in, prompts out: sources, pictures, conversations, and the embedded task."""
+"""Datasets in, prompts out: sources, images, conversations, and the embedded tasks."""

@@ -1,4 +1,4 @@
-"""Conversations: how a problem and its pictures become chat messages."""
+"""Conversations: how a problem and its images become chat messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SYSTEM_PROMPT = (
 
 
 def messages(problem: str, n_images: int, system_prompt: str | None = SYSTEM_PROMPT) -> list[dict[str, Any]]:
-    """The conversation of one prompt in the chat format of transformers: pictures first, then the problem.
+    """The conversation of one prompt in the chat format of transformers: images first, then the problem.
 
-    Placeholders `<image>` in the problem set where the pictures go instead; pictures beyond the placeholders come
-    first. Without a system prompt no system message is written (a chat template may then add its own).
+    `<image>` placeholders in the problem are replaced by images; images without a placeholder come first. Without a
+    system prompt there is no system message (a chat template may then add its own).
     """
     conversation: list[dict[str, Any]] = []
     if system_prompt:
@@ -32,9 +32,8 @@ def _content(problem: str, n_images: int) -> list[dict[str, Any]]:
     if placed > n_images:
         raise DataError(
             f"problem {problem[:60]!r}",
-            f"{placed} {PLACEHOLDER} placeholders for {n_images} pictures",
-            "at most one placeholder for each picture",
-            "Remove the surplus placeholders or add the missing pictures.",
+            f"{placed} {PLACEHOLDER} placeholders, but only {n_images} images",
+            "Remove the extra placeholders, or add the missing images.",
         )
     content: list[dict[str, Any]] = [{"type": "image"} for _ in range(n_images - placed)]
     for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""From the columns of any data set to a question: its pictures, the conversation, the answer."""
+"""From the columns of any dataset to a question: its images, the conversation, the answer."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from dapo_stages.config import ColumnsConfig
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.errors import DataError
 
-CONVERSATIONS = ("prompt", "messages")  # looked for where there is no problem column
-_EXACT = 2**53  # up to here every whole number is a float of its own
+CONVERSATIONS = ("prompt", "messages")  # used if there is no problem column
+_EXACT = 2**53  # up to here, floats represent every integer exactly
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a row asks, whatever form it came in."""
+    """The content of a row, in whatever form it came."""
 
     pictures: list[Any]
-    turns: list[tuple[str, str]]  # (role, text) after the system message; <image> marks where pictures go
+    turns: list[tuple[str, str]]  # (role, text) after the system message; <image> marks where images go
     system: str | None  # the row's own system message
     solution: str
     slice: str
-    labels: dict[str, str] = field(default_factory=dict)  # further slices: column -> value
+    labels: dict[str, str] = field(default_factory=dict)  # more slices: column -> value
 
     @property
     def problem(self) -> str:
-        """What the user says."""
+        """The text of the user's messages."""
         return "\n\n".join(text for role, text in self.turns if role == "user")
 
 
@@ -39,34 +39,33 @@ class UnusableRow(Exception):
 
 
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
-    """Every column that may be needed."""
+    """Every column that may be read."""
     optional = {name for name in (names.messages, names.slice, *names.slices) if name}
     return frozenset({names.image, names.problem, names.solution, *CONVERSATIONS, *optional})
 
 
-def check_columns(source: str, found: Sequence[str], names: ColumnsConfig) -> None:
-    """Raise DataError naming the source, its columns, the one that is missing, and the key to set."""
-    needed = [("image", names.image, "the picture(s)"), ("solution", names.solution, "the right answer")]
+def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> None:
+    """Raise DataError naming the source, the missing column, the columns there are, and the setting to change."""
+    required = [("image", names.image, "the image(s)"), ("solution", names.solution, "the correct answer")]
     if names.messages:
-        needed.append(("messages", names.messages, "the conversation"))
-    elif _conversation_column(found, names) is None:
-        needed.insert(1, ("problem", names.problem, "the question (or a conversation in `prompt` or `messages`)"))
+        required.append(("messages", names.messages, "the conversation"))
+    elif _conversation_column(columns, names) is None:
+        required.insert(1, ("problem", names.problem, "the question (or a conversation in `prompt` or `messages`)"))
     if names.slice:
-        needed.append(("slice", names.slice, "the slice"))
-    needed += [("slices", name, "a further slice") for name in names.slices]
-    for key, name, meaning in needed:
-        if name not in found:
-            close = next(iter(difflib.get_close_matches(name, found, n=1)), None)
+        required.append(("slice", names.slice, "the slice"))
+    required += [("slices", name, "another slice") for name in names.slices]
+    for key, name, meaning in required:
+        if name not in columns:
+            close = next(iter(difflib.get_close_matches(name, columns, n=1)), None)
             raise DataError(
                 source,
-                f"columns {', '.join(found)}",
-                f"a column `{name}` with {meaning}",
-                f"Set data.columns.{key}={close or '…'} to the name that it has here.",
+                f"no column `{name}` with {meaning} (the columns are {', '.join(columns)})",
+                f"Set data.columns.{key}={close or '…'} to name the right column.",
             )
 
 
 def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
-    """The question of a row; raises UnusableRow saying what it lacks."""
+    """The question of a row. Raises UnusableRow saying what is missing."""
     values = {name: None if is_missing(value) else value for name, value in values.items()}
     solution = values.get(names.solution)
     if isinstance(solution, list) and len(solution) == 1:
@@ -95,29 +94,29 @@ def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise UnusableRow("text with half a character (a lone surrogate)") from None
+        raise UnusableRow("text with a lone surrogate (half a character)") from None
     return question
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing: None, or what stands for it in columns of numbers (NaN) and of times (NaT)."""
+    """Whether a cell is empty: None, or NaN in columns of numbers, or NaT in columns of times."""
     return value is None or (isinstance(value, Number | date | timedelta) and value != value)
 
 
 def _string(value: Any) -> str:
-    """A cell as text; nothing for one that is missing.
+    """A cell as text; empty if the cell is.
 
-    A whole number is written without a point: a column of whole numbers with gaps holds 2.0 where 2 was meant.
+    Integers are written without a decimal point: an integer column with gaps contains 2.0 instead of 2.
     """
     if is_missing(value):
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else str(value)
 
 
-def _conversation_column(found: Sequence[str], names: ColumnsConfig) -> str | None:
+def _conversation_column(columns: Sequence[str], names: ColumnsConfig) -> str | None:
     if names.messages:
-        return names.messages if names.messages in found else None
-    return None if names.problem in found else next((name for name in CONVERSATIONS if name in found), None)
+        return names.messages if names.messages in columns else None
+    return None if names.problem in columns else next((name for name in CONVERSATIONS if name in columns), None)
 
 
 def _pictures(value: Any) -> list[Any]:
@@ -127,7 +126,7 @@ def _pictures(value: Any) -> list[Any]:
 
 
 def _conversation(value: Any, column: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """System message and turns of a conversation, without the answer that it may end with."""
+    """System message and turns of a conversation, without the assistant's answer at its end."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
@@ -139,14 +138,14 @@ def _conversation(value: Any, column: str) -> tuple[str | None, list[tuple[str, 
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
     if not turns or turns[-1][0] != "user" or not any(text.strip() for role, text in turns if role == "user"):
-        raise UnusableRow(f"{column} does not end with a question of the user")
+        raise UnusableRow(f"{column} does not end with a question from the user")
     if odd := sorted({role for role, _ in turns} - {"user", "assistant"}):
-        raise UnusableRow(f"{column} has messages of {', '.join(odd)}")
+        raise UnusableRow(f"{column} has messages with the role {', '.join(odd)}")
     return system, turns
 
 
 def _text(content: Any) -> str:
-    """Text of a message; pictures among its parts become placeholders."""
+    """Text of a message; image parts become placeholders."""
     if not isinstance(content, list):
         return _string(content)
     pieces = []

@@ -1,13 +1,13 @@
-"""Text is data: no text of a data set becomes a control token of the prompt it stands in.
+"""Keeps text of a dataset from becoming control tokens of the prompt it is part of.
 
 A tokenizer looks for its added tokens (`<|im_start|>`, `<|image_pad|>`, `<tool_call>`, …) in all of a prompt's text,
-and cannot tell the chat template's from those that a question quotes. So a mark is set inside the latter before the
-template sees them: they are then no tokens, neither to the template nor to the processor. A twin of the tokenizer
-encodes such a prompt. It takes the marks out after it has looked for added tokens, so that what was quoted is tokenised
-like all other text.
+and cannot tell those of the chat template from those that a question quotes. So a mark is inserted into each of the
+latter before the template sees it: then neither the template nor the processor takes it for a token. A copy of the
+tokenizer (the plain twin) encodes such a prompt: it removes the marks after looking for added tokens, so that the
+quoted tokens are tokenized like any other text.
 
-A prompt that quotes none never meets the twin. The stored `prompt_text` keeps its marks, so that whoever tokenises it
-again does not read the control tokens either.
+The twin is not used for prompts without such quotes. The stored `prompt_text` keeps its marks, so that tokenizing it
+again does not produce the control tokens either.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-CONTROL_TOKENS = "control_tokens"  # the count of prompts that quote some
-MARK = "\ufdd1\ufdd0"  # noncharacters: Unicode keeps them for a program's own use
+CONTROL_TOKENS = "control_tokens"  # number of prompts that quote any
+MARK = "\ufdd1\ufdd0"  # noncharacters, which Unicode reserves for internal use by programs
 
 _TAG = re.compile(r"<.+>|\[.+\]|\{.+\}", re.DOTALL)
 
 
 class ControlTokens:
-    """The control tokens of one processor, or of a tokenizer alone."""
+    """The control tokens of a processor or a tokenizer."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -35,21 +35,21 @@ class ControlTokens:
         added = getattr(self._tokenizer, "added_tokens_decoder", {})
         tokens = {index: token for index, token in added.items() if _is_control(token, template)}
         special = {*tokens, *getattr(self._tokenizer, "all_special_ids", ())}
-        self._ids = special - {getattr(self._tokenizer, "unk_token_id", None)}  # which text makes, too
+        self._ids = special - {getattr(self._tokenizer, "unk_token_id", None)}  # which plain text produces too
         self._normalizes = any(token.normalized for token in tokens.values())
         names = {*(token.content for token in tokens.values()), *_of_processor(processor)}
         self._pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
 
     def found(self, texts: Iterable[str]) -> list[str]:
-        """The control tokens that stand in some texts, each once, in order."""
+        """The control tokens in some texts, each once, in order."""
         hits = (match[0] for text in texts for form in self._forms(text) for match in self._pattern.finditer(form))
         return list(dict.fromkeys(hits))
 
     def marked(self, text: str) -> str:
-        """The text with a mark inside each control token; as it is where it has none."""
-        while self._pattern.search(text):  # again where two of them overlap
+        """The text with a mark inside each control token; unchanged if there is none."""
+        while self._pattern.search(text):  # repeated because tokens may overlap
             text = self._pattern.sub(lambda match: match[0][:1] + MARK + match[0][1:], text)
-        if self.found([text]):  # only once the tokenizer has normalised it
+        if self.found([text]):  # appears only after the tokenizer's normalizer
             text = MARK.join(text)
         return text
 
@@ -62,10 +62,10 @@ class ControlTokens:
         return [{**message, "content": [part_as_text(part) for part in message["content"]]} for message in conversation]
 
     def processor_of(self, text: str) -> Any:
-        """The processor that encodes a prompt with marks: its tokenizer takes them out. None if there can be none.
+        """The processor that encodes a prompt with marks, and removes them; None if that is impossible.
 
-        That is for tokenizers without a backend of the tokenizers library, and for those that make a control token
-        out of plain text.
+        It is impossible for tokenizers without a backend of the tokenizers library, and for those that make a control
+        token out of plain text.
         """
         if not hasattr(self._tokenizer, "backend_tokenizer"):
             return None
@@ -77,7 +77,7 @@ class ControlTokens:
         return [token for token in tokenizer.encode(text, add_special_tokens=False) if token in self._ids]
 
     def _forms(self, text: str) -> list[str]:
-        """The text, and what the tokenizer's normaliser makes of it where tokens are looked for in that."""
+        """The text, and its normalized form if the tokenizer looks for tokens in that."""
         normalizer = getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
         return [text, normalizer.normalize_str(text)] if self._normalizes and normalizer is not None else [text]
 
@@ -89,13 +89,13 @@ def texts_of(conversation: Iterable[Mapping[str, Any]]) -> list[str]:
 
 @functools.lru_cache(maxsize=2)
 def plain_twin(processor: Any) -> Any:
-    """A copy of a processor whose tokenizer takes marks out once it has looked for added tokens."""
+    """A copy of a processor whose tokenizer removes marks after looking for added tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = _tokenizer_of(processor)
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in backend["added_tokens"]:
-        token["normalized"] = False  # looked for before the normaliser, never after it
+        token["normalized"] = False  # match before the normalizer, never after it
     unmark = {"type": "Replace", "pattern": {"String": MARK}, "content": ""}
     steps = [unmark] if backend["normalizer"] is None else [unmark, backend["normalizer"]]
     backend["normalizer"] = {"type": "Sequence", "normalizers": steps}
@@ -113,15 +113,15 @@ def _tokenizer_of(processor: Any) -> Any:
 
 
 def _of_processor(processor: Any) -> set[str]:
-    """What the processor itself looks for in texts, such as its `image_token`."""
+    """Tokens that the processor itself looks for in texts, such as its `image_token`."""
     values = (value for name, value in vars(processor).items() if name.endswith("_token"))
     return {value for value in values if isinstance(value, str) and len(value.strip()) > 1}
 
 
 def _is_control(token: Any, template: str) -> bool:
-    """Whether an added token steers: it is special, or has the form of a tag, or the chat template writes it.
+    """Whether an added token is a control token: special, shaped like a tag, or used by the chat template.
 
-    Other added tokens, such as runs of blanks or words of a trade, are ordinary text.
+    Other added tokens, such as runs of spaces or technical terms, are ordinary text.
     """
     content = token.content.replace("▁", " ").strip()
     if len(content) < 2:

@@ -1,4 +1,4 @@
-"""Data sets that the `datasets` library opens: hub ids and save_to_disk folders."""
+"""Datasets opened by the `datasets` library: hub ids and save_to_disk folders."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _ARCHIVED = re.compile(r"(zip|tar|gzip|bz2|xz|zstd|lz4)://")
 Fetch = Callable[[str, str], bytes]  # (path, where) -> the file's bytes
 
 _LOCAL_COPY = (
-    "Check the name and the connection, or copy the data set here (where there is a connection: `hf download "
-    "--repo-type dataset NAME --local-dir DIR`) and set data.source=DIR."
+    "Check the name and the connection, or download the dataset elsewhere (`hf download --repo-type dataset NAME "
+    "--local-dir DIR`), copy it here and set data.source=DIR."
 )
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A data set with its pictures left as bytes: they are decoded behind a pixel limit."""
+    """A dataset whose images are still bytes: they are decoded later, with a pixel limit."""
 
-    columns: list[str]  # empty for a data set without rows
+    columns: list[str]  # empty for a dataset without rows
     rows: Callable[[], Iterator[dict[str, Any]]]
-    number: int | None  # of rows, where known beforehand
-    fetch: Fetch | None = None  # reads a picture that the loader named by a path
+    number: int | None  # of rows, if known in advance
+    fetch: Fetch | None = None  # reads an image that the loader gives as a path
 
 
 def is_saved(folder: Path) -> bool:
@@ -40,26 +40,27 @@ def is_saved(folder: Path) -> bool:
 
 
 def open_saved(folder: Path, data: DataConfig) -> Opened:
-    """A folder that `save_to_disk` wrote, of one split or of several."""
+    """A folder that `save_to_disk` wrote, with one split or several."""
     import datasets
 
     _check_names(folder)
     try:
         loaded: Any = datasets.load_from_disk(str(folder))
-    except IndexError:  # how datasets fails on what it saved of no rows
+    except IndexError:  # how datasets fails if it saved no rows
         return Opened([], lambda: iter(()), 0)
     except (OSError, ValueError, KeyError) as error:
-        found = f"a save_to_disk folder that cannot be read ({_short(error)})"
-        raise DataError(folder, found, "a whole one", "Save it again.") from None
+        problem = f"cannot read the save_to_disk folder ({_short(error)})"
+        raise DataError(folder, problem, "Save the dataset again.") from None
     if isinstance(loaded, datasets.DatasetDict):
         if data.split not in loaded:
-            raise DataError(folder, f"the splits {', '.join(loaded)}", data.split, "Set data.split=… to one of these.")
+            problem = f"no split {data.split} (the splits are {', '.join(loaded)})"
+            raise DataError(folder, problem, "Set data.split=… to one of these.")
         loaded = loaded[data.split]
     return _opened(loaded, data, None)
 
 
 def _check_names(folder: Path) -> None:
-    """Refuse a save_to_disk folder whose lists lead to files elsewhere. Raises DataError."""
+    """Refuse a save_to_disk folder that refers to files outside it. Raises DataError."""
     names: list[object] = []
     try:
         if (folder / "dataset_dict.json").is_file():
@@ -72,28 +73,28 @@ def _check_names(folder: Path) -> None:
             if (part / "state.json").is_file():
                 names += [file["filename"] for file in read_json(part / "state.json")["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"a save_to_disk folder that cannot be read ({_short(error)})"
-        raise DataError(folder, found, "a whole one", "Save it again.") from None
+        problem = f"cannot read the save_to_disk folder ({_short(error)})"
+        raise DataError(folder, problem, "Save the dataset again.") from None
     outside = next((name for name in names if not is_inside(str(name))), None)
     if outside is not None:
-        raise DataError(folder, f"the file {outside!r}", "files inside this folder", "Save it again.")
+        raise DataError(folder, f"the file {outside!r} is outside this folder", "Save the dataset again.")
 
 
 def open_hub(data: DataConfig) -> Opened:
-    """A data set of the hub: downloaded once and memory-mapped, or streamed where only its first rows are wanted."""
+    """A dataset on the hub: downloaded once and memory-mapped, or streamed if only its first rows are used."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
     try:
         loaded = datasets.load_dataset(data.source, split=data.split, streaming=data.max_rows is not None)
     except DatasetNotFoundError as error:
-        found = f"no such data set ({_short(error)})"
-        raise DataError(data.source, found, "a hub id, or a file or folder here", _LOCAL_COPY) from None
+        problem = f"no such dataset on the hub, nor a file or folder here ({_short(error)})"
+        raise DataError(data.source, problem, _LOCAL_COPY) from None
     except ValueError as error:  # an unknown split, or a configuration that must be chosen
-        raise DataError(data.source, _short(error), f"the split `{data.split}`", "Set data.split=….") from None
-    except Exception as error:  # whatever its transports raise
-        found = f"no way to reach the hub ({_short(error)})"
-        raise DataError(data.source, found, "the data set", _LOCAL_COPY) from None
+        problem = f"cannot load the split `{data.split}` ({_short(error)})"
+        raise DataError(data.source, problem, "Set data.split=… to a split that it has.") from None
+    except Exception as error:  # its transports raise all kinds
+        raise DataError(data.source, f"cannot reach the hub ({_short(error)})", _LOCAL_COPY) from None
     return _opened(loaded, data, _fetch(data.source))
 
 
@@ -106,9 +107,10 @@ def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
             for row in loaded:
                 yield row
                 number += 1
-        except Exception as error:  # a connection lost half-way, a damaged file
-            found = f"a row that cannot be read ({_short(error)})"
-            raise DataError(f"{data.source} row {number}", found, "every row", _LOCAL_COPY) from None
+        except Exception as error:  # a lost connection, a damaged file
+            raise DataError(
+                f"{data.source} row {number}", f"cannot read the row ({_short(error)})", _LOCAL_COPY
+            ) from None
 
     number = len(loaded) if hasattr(loaded, "__len__") else None
     columns = [] if number == 0 else list(loaded.features or next(rows(), {}))
@@ -121,7 +123,7 @@ def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
 
 
 def _undecoded(feature: Any) -> Any:
-    """The same feature with its pictures left as bytes; None if it has no pictures."""
+    """The same feature with images left as bytes; None if it has no images."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -131,7 +133,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _fetch(source: str) -> Fetch:
-    """Read pictures that a hub data set keeps as files: only its own, or what datasets has put into its cache."""
+    """Reads images that a hub dataset stores as files: only from the dataset itself, or from the datasets cache."""
 
     def fetch(path: str, where: str) -> bytes:
         import datasets
@@ -145,12 +147,12 @@ def _fetch(source: str) -> Fetch:
             and any(Path(path).resolve().is_relative_to(cache.resolve()) for cache in caches)
         )
         if not ours:
-            raise BadImage(f"{where}: {path[:200]}", "a path outside the data set")
+            raise BadImage(f"{where}: {path[:200]}", "the path is outside the dataset")
         try:
             with xopen(path, "rb") as file:
                 return bytes(file.read())
-        except Exception as error:  # whatever its transports raise
-            raise BadImage(f"{where}: {path[:200]}", f"a file that cannot be read ({_short(error)})") from None
+        except Exception as error:  # its transports raise all kinds
+            raise BadImage(f"{where}: {path[:200]}", f"cannot read the file ({_short(error)})") from None
 
     return fetch
 

@@ -1,4 +1,4 @@
-"""Pictures from anywhere, made safe and alike: upright, RGB, fitted into a square, PNG."""
+"""Images from anywhere, made safe and uniform: upright, RGB, fitted into a square, PNG."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ASPECT = 200  # longer side : shorter side; Qwen's image processors refuse more
-# Formats that Pillow decodes itself. EPS and its kind would start other programs; an ICO holds pictures of other sizes
-# than it says.
+# Formats that Pillow decodes itself. EPS and the like would start other programs; an ICO may contain images of other
+# sizes than its header says.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
-MOST_PIXELS = 178_956_970  # of a picture in one of our own shards: where Pillow, too, speaks of a bomb
+MOST_PIXELS = 178_956_970  # of an image in our own shards; Pillow also calls more than this a decompression bomb
 
 
 class BadImage(DataError):
-    """A picture that cannot be used; says in which row or file, and why."""
+    """An image that cannot be used: where it is, and why."""
 
-    def __init__(self, where: object, reason: str) -> None:
-        super().__init__(
-            where, reason, "a picture", "Mend the row, or set data.on_bad_image=skip to leave such rows out."
-        )
+    def __init__(self, where: object, problem: str) -> None:
+        super().__init__(where, problem, "Fix the row, or set data.on_bad_image=skip to leave such rows out.")
 
 
 def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int, max_pixels: int) -> Image.Image:
-    """The picture upright, in RGB on white, and no longer than `max_size` a side; it is never enlarged.
+    """The image upright, in RGB on white, with sides of at most `max_size`; it is never enlarged.
 
-    Nothing is decoded before the header has said that there are at most `max_pixels` pixels.
-    Raises BadImage for whatever cannot be read to its end.
+    Nothing is decoded unless the header says that there are at most `max_pixels` pixels.
+    Raises BadImage for anything that cannot be decoded completely.
     """
     from PIL import Image, ImageOps
 
@@ -46,43 +44,43 @@ def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int
             return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
     except BadImage:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise BadImage(where, _reason(picture, error)) from None
+    except Exception as error:  # Pillow's decoders raise all kinds for damaged files
+        raise BadImage(where, _problem(picture, error)) from None
 
 
 def encode(image: Image.Image) -> bytes:
-    """PNG without any metadata, so that equal pixels give equal bytes."""
+    """PNG without metadata, so that equal pixels give equal bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4, icc_profile=None)
     return buffer.getvalue()
 
 
 def decode(image: Mapping[str, Any]) -> Image.Image:
-    """A picture of one of our own shards ({"bytes", "path"}), as RGB."""
+    """An image of one of our own shards ({"bytes", "path"}), as RGB."""
     data = image.get("bytes")
     if not data:
-        raise BadImage(image.get("path") or "a shard", "no bytes")
+        raise BadImage(image.get("path") or "a shard", "the image has no bytes")
     try:
         with open_header(data) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} pixels")
             return opened.convert("RGB")
     except Exception as error:  # as above
-        raise BadImage(image.get("path") or "a shard", _reason(data, error)) from None
+        raise BadImage(image.get("path") or "a shard", _problem(data, error)) from None
 
 
 def open_header(picture: bytes | Path) -> Image.Image:
-    """Read the header, and nothing else, of a picture in one of FORMATS. Raises what Pillow does."""
+    """Read only the header of an image in one of FORMATS. Raises what Pillow does."""
     from PIL import Image
 
     Image.init()
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard knows nothing of max_image_pixels, which _check_size enforces
-    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard; _check_size enforces max_image_pixels instead
+    formats = [name for name in FORMATS if name in Image.OPEN]  # not every build has AVIF
     return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
 
 
 def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
-    """Width and height scaled into a square of `max_size`, at least 1 pixel and within the aspect ratio allowed."""
+    """Width and height scaled into a square of `max_size`, at least 1 pixel and within MAX_ASPECT."""
     longer = max(width, height)
     if longer <= max_size:
         return width, height
@@ -94,11 +92,11 @@ def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
 def _check_size(image: Image.Image, where: object, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise BadImage(where, f"{width}x{height} pixels, more than data.max_image_pixels={max_pixels}")
+        raise BadImage(where, f"the image has {width}x{height} pixels, more than data.max_image_pixels={max_pixels}")
     if min(width, height) < 1:
-        raise BadImage(where, f"{width}x{height} pixels")
+        raise BadImage(where, f"the image is empty ({width}x{height} pixels)")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImage(where, f"{width}x{height} pixels, a shape beyond {MAX_ASPECT}:1")
+        raise BadImage(where, f"the image has {width}x{height} pixels, an aspect ratio above {MAX_ASPECT}:1")
 
 
 def _prepared(image: Image.Image, where: object, max_size: int, max_pixels: int) -> Image.Image:
@@ -116,7 +114,7 @@ def _to_rgb(image: Image.Image, where: object) -> Image.Image:
     from PIL import Image
 
     if image.mode == "F":
-        raise BadImage(where, "floating-point pixels, whose range is not known")
+        raise BadImage(where, "the image has floating-point pixels, whose range is unknown")
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -126,22 +124,22 @@ def _to_rgb(image: Image.Image, where: object) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits brought to 8 (Pillow's own conversion would cut everything above 255 to white)."""
+    """16-bit gray scaled to 8 bits (Pillow's own conversion would clip everything above 255 to white)."""
     import numpy as np
     from PIL import Image
 
-    grey = np.asarray(image).astype(np.int64)
-    if image.mode != "I" or grey.max() > 255:
-        grey = (grey + 128) // 257
-    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    gray = np.asarray(image).astype(np.int64)
+    if image.mode != "I" or gray.max() > 255:
+        gray = (gray + 128) // 257
+    return Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
 
 
-def _reason(picture: bytes | Path, error: Exception) -> str:
+def _problem(picture: bytes | Path, error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return "the image file does not exist"
     if isinstance(error, UnidentifiedImageError):
         size = len(picture) if isinstance(picture, bytes) else picture.stat().st_size
-        return f"{size} bytes that are no picture" if size else "an empty file"
-    return f"a damaged picture ({' '.join(str(error).split())[:160] or type(error).__name__})"
+        return f"not an image ({size} bytes)" if size else "the image is empty (0 bytes)"
+    return f"the image is damaged ({' '.join(str(error).split())[:160] or type(error).__name__})"

@@ -1,7 +1,7 @@
-"""How long a text may be at most that a number of tokens can hold, so that a longer one is never tokenised.
+"""The longest text that can fit into a number of tokens, so that longer ones are never tokenized.
 
-Tokenising takes hundreds of bytes of memory for each byte of text. A bound is given only where none could be too low:
-where every token stands for a known number of bytes and nothing of a text is thrown away.
+Tokenizing takes hundreds of bytes of memory per byte of text. There is a bound only where it is certain: where every
+token stands for a known number of bytes, and no text is discarded.
 """
 
 from __future__ import annotations
@@ -9,38 +9,38 @@ from __future__ import annotations
 import json
 from typing import Any
 
-# Bytes that Unicode's composition (NFC) makes one byte of are fewer: 3.5 at most, U+1FBE U+0308 U+0301 becoming U+0390.
+# NFC composition shrinks text by less than this factor: by at most 3.5, when U+1FBE U+0308 U+0301 becomes U+0390.
 COMPOSED = 4
 
 
 def bytes_per_token(tokenizer: Any) -> int | None:
-    """The most bytes of text in UTF-8 that become one token; None where that is not known.
+    """The most bytes of UTF-8 text that become one token; None if unknown.
 
-    Known are byte-level BPE tokenizers, as those of Qwen, with or without NFC before.
+    It is known for byte-level BPE tokenizers, such as Qwen's, with or without NFC normalization.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    found = json.loads(backend.to_str())
-    added = found["added_tokens"]
-    if found["model"]["type"] != "BPE" or any(token["lstrip"] or token["rstrip"] for token in added):
+    content = json.loads(backend.to_str())
+    added = content["added_tokens"]
+    if content["model"]["type"] != "BPE" or any(token["lstrip"] or token["rstrip"] for token in added):
         return None
-    steps = _steps(found["normalizer"], "normalizers")
-    cuts = _steps(found["pre_tokenizer"], "pretokenizers")
+    steps = _steps(content["normalizer"], "normalizers")
+    cuts = _steps(content["pre_tokenizer"], "pretokenizers")
     if any(step["type"] != "NFC" for step in steps) or not all(map(_keeps_all, cuts)):
         return None
-    vocabulary = found["model"]["vocab"]
+    vocabulary = content["model"]["vocab"]
     if not cuts or cuts[-1]["type"] != "ByteLevel" or not _bytes() <= vocabulary.keys():
         return None
     longest = max(max(map(len, vocabulary)), *(len(token["content"].encode()) for token in added), 1)
     return longest * (COMPOSED if steps else 1)
 
 
-def _steps(found: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
-    """The steps of a normaliser or pre-tokenizer, those of sequences one by one."""
-    if found is None:
+def _steps(part: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, with sequences flattened."""
+    if part is None:
         return []
-    return [step for one in found[inside] for step in _steps(one, inside)] if found["type"] == "Sequence" else [found]
+    return [step for one in part[inside] for step in _steps(one, inside)] if part["type"] == "Sequence" else [part]
 
 
 def _keeps_all(cut: dict[str, Any]) -> bool:
@@ -48,7 +48,7 @@ def _keeps_all(cut: dict[str, Any]) -> bool:
 
 
 def _bytes() -> set[str]:
-    """The characters that byte-level tokenizers write for the 256 bytes, one for each."""
+    """The 256 characters by which byte-level tokenizers represent bytes."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     return set(ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""From a raw row to a prompt: pictures made alike, the conversation in the model's format, its tokens."""
+"""From a raw row to a prompt: prepared images, the conversation in the model's format, its tokens."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Conversation = list[dict[str, Any]]
-Render = Callable[[Conversation, int | None], str]  # a conversation and the longest text that is of use -> its text
+Render = Callable[[Conversation, int | None], str]  # a conversation and the longest useful text -> its text
 
 
 class Refused(Exception):
-    """A chat template makes no text of a conversation."""
+    """A chat template or processor rejects a conversation."""
 
 
 class TooLong(Exception):
-    """A text has more characters than can become a prompt."""
+    """A text is too long to become a prompt."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that becomes no prompt."""
+    """A row that does not become a prompt."""
 
     kind: Literal["long", "images", "control", "other"]
     why: str
@@ -52,14 +52,14 @@ class PromptMaker:
     processor: Any
     data: DataConfig
     parse_solution: Callable[[str], str]
-    render: Render | None = None  # None: by the processor itself, for templates that are trusted
-    _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse to be called twice at a time
+    render: Render | None = None  # None: use the processor itself, for trusted templates
+    _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse concurrent calls
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
         """The prompt of a row, in the columns of `held_out`, or why there is none.
 
-        A prompt longer than `max_prompt_length` is dropped, never cut. Raises BadImage for an unreadable picture, and
-        DataError for a control token where none is wanted.
+        A prompt longer than `max_prompt_length` is dropped, never truncated. Raises BadImage for an unreadable image,
+        and DataError for a control token if data.on_control_tokens is error.
         """
         try:
             question = question_of(raw.values, self.data.columns)
@@ -100,36 +100,36 @@ class PromptMaker:
     def _encoded(
         self, conversation: Conversation, images: Sequence[Image.Image]
     ) -> tuple[str, list[int], list[list[int]]]:
-        """The text of a conversation after the chat template, its tokens, and the patch grids of its pictures."""
+        """The text of a conversation after the chat template, its tokens, and the patch grids of its images."""
         render = self.render or self._rendered
         try:
-            text = render(conversation, self._longest and 2 * self._longest)  # marks come on top
+            text = render(conversation, self._longest and 2 * self._longest)  # room for marks
         except Refused as reason:
-            raise Refused(f"the chat template refuses it ({reason})") from None
+            raise Refused(f"the chat template rejects it ({reason})") from None
         size = len(text.replace(MARK, "").encode())
         if self._longest is not None and size > self._longest:
             raise TooLong(f"{size:,} bytes of text")
         token = getattr(self.processor, "image_token", None)
         if token is not None and text.count(token) != len(images):
-            raise Refused(f"{text.count(token)} places for {len(images)} pictures")
+            raise Refused(f"{text.count(token)} image placeholders for {len(images)} images")
         processor = self._control.processor_of(text) if MARK in text else self.processor
         if processor is None:
-            raise _ControlTokens("control tokens that this tokenizer cannot take as text")
+            raise _ControlTokens("control tokens that this tokenizer cannot encode as plain text")
         try:
             return text, *tokens_of(processor, text, images)
-        except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # of the processor
+        except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # from the processor
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise Refused(f"the processor refuses it ({said})") from None
+            raise Refused(f"the processor rejects it ({said})") from None
 
     def _rendered(self, conversation: Conversation, longest: int | None) -> str:
         try:
             return str(self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # whatever a template leads to; it runs in jinja's sandbox
+        except Exception as error:  # a template may raise anything; it runs in jinja's sandbox
             raise Refused(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
 
     @cached_property
     def _longest(self) -> int | None:
-        """The longest text in bytes that can become a prompt of the length allowed; None where that is not known."""
+        """The longest text, in bytes, that can become a prompt of the allowed length; None if unknown."""
         each = bytes_per_token(getattr(self.processor, "tokenizer", None))
         return None if each is None else each * self.data.max_prompt_length
 
@@ -138,19 +138,18 @@ class PromptMaker:
         return ControlTokens(self.processor)
 
     def _as_data(self, raw: RawRow, conversation: list[dict[str, Any]], question: Question) -> list[dict[str, Any]]:
-        """The conversation with the control tokens of the row's own texts marked; a system message of ours stays."""
+        """The conversation with marked control tokens in the row's own texts; our own system message stays unmarked."""
         ours = 1 if question.system is None and conversation[0]["role"] == "system" else 0
         texts = [*texts_of(conversation[ours:]), question.solution]
         if any(MARK in text for text in texts):
-            raise UnusableRow(f"text with {MARK!a}, which marks control tokens here")
+            raise UnusableRow(f"text with {MARK!a}, which is reserved to mark control tokens")
         if not (found := self._control.found(texts)):
             return conversation
-        named = f"control tokens in its text ({', '.join(found[:3])})"
+        problem = f"the text contains control tokens of the tokenizer ({', '.join(found[:3])})"
         if self.data.on_control_tokens == "error":
-            needed = "text without those of the tokenizer"
-            raise DataError(raw.where, named, needed, "Mend the row, or set data.on_control_tokens=escape or drop.")
+            raise DataError(raw.where, problem, "Fix the row, or set data.on_control_tokens=escape or drop.")
         if self.data.on_control_tokens == "drop":
-            raise _ControlTokens(named)
+            raise _ControlTokens(problem)
         return conversation[:ours] + self._control.as_text(conversation[ours:])
 
     def _image(self, raw: RawRow, cell: Any) -> Image.Image:
@@ -160,18 +159,18 @@ class PromptMaker:
 
 
 class _ControlTokens(Exception):
-    """A row with control tokens where such rows are not wanted."""
+    """A row to drop because of its control tokens."""
 
 
 def messages_of(question: Question, system_prompt: str | None) -> list[dict[str, Any]]:
-    """The conversation in the chat format of transformers; the row's own system message wins over ours.
+    """The conversation in the chat format of transformers; the row's own system message overrides ours.
 
-    Pictures beyond the `<image>` placeholders come first in the first turn of the user.
+    Images without an `<image>` placeholder come first in the user's first turn.
     """
     placed = sum(text.count(chat.PLACEHOLDER) for role, text in question.turns if role == "user")
     beyond = len(question.pictures) - placed
     if beyond < 0:
-        raise UnusableRow(f"{placed} {chat.PLACEHOLDER} for {len(question.pictures)} pictures")
+        raise UnusableRow(f"{placed} {chat.PLACEHOLDER} placeholders for {len(question.pictures)} images")
     ours = chat.SYSTEM_PROMPT if system_prompt is None else system_prompt
     system = ours if question.system is None else question.system
     conversation: list[dict[str, Any]] = []
@@ -186,17 +185,17 @@ def messages_of(question: Question, system_prompt: str | None) -> list[dict[str,
 
 
 def tokens_of(processor: Any, text: str, images: Sequence[Image.Image]) -> tuple[list[int], list[list[int]]]:
-    """Token ids with the picture's placeholders expanded, and the patch grid (time, height, width) of each picture."""
+    """Token ids with expanded image placeholders, and the patch grid (time, height, width) of each image."""
     encoded = processor(text=[text], images=list(images) or None, return_tensors="np")
     ids = [int(token) for token in encoded["input_ids"][0]]
     grids = [[int(size) for size in grid] for grid in encoded.get("image_grid_thw", [])]
     merge = getattr(getattr(processor, "image_processor", None), "merge_size", None)
     token = getattr(processor, "image_token_id", None)
     if grids and merge and token is not None:
-        needed = sum(prod(grid) // merge**2 for grid in grids)
-        if ids.count(token) != needed:
+        patches = sum(prod(grid) // merge**2 for grid in grids)
+        if ids.count(token) != patches:
             raise ModelError(
-                f"{type(processor).__name__}: found {ids.count(token)} picture tokens; needed {needed}, one "
-                "per merged patch. Use a processor that belongs to its tokenizer."
+                f"{type(processor).__name__}: expected {patches} image tokens, one per merged patch, got "
+                f"{ids.count(token)}. Use a processor that matches its tokenizer."
             )
     return ids, grids

@@ -1,4 +1,4 @@
-"""Raw rows of a data set, streamed from wherever they lie: embedded, hub, tables, image folder, save_to_disk."""
+"""Raw rows of a dataset, streamed from any source: embedded, hub, tables, image folder, save_to_disk."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ PARTS: tuple[Part, ...] = ("train", "held_out")
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as the source has it."""
+    """One row as it is in the source."""
 
     index: int  # row number in the source
     values: dict[str, Any]
     where: str  # source and row number, for messages
-    folder: Path | None = None  # pictures named by a path are looked up here first
-    slice: str = ""  # where the source itself knows it
+    folder: Path | None = None  # images given as a path are looked up here first
+    slice: str = ""  # if the source itself defines one
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """A data set that can be read as often as needed."""
+    """A dataset that can be read repeatedly."""
 
     name: str
     columns: list[str]
     rows: Callable[[Part], Iterator[RawRow]]
-    totals: dict[Part, int] = field(default_factory=dict)  # rows of each part, where that is known beforehand
-    folder: Path | None = None  # pictures named by a path must lie in here
+    totals: dict[Part, int] = field(default_factory=dict)  # rows of each part, if known in advance
+    folder: Path | None = None  # images given as a path must be inside
     fetch: Fetch | None = None
 
     def picture(self, row: RawRow, value: Any) -> Any:
-        """What a cell says about a picture as bytes, as a path inside the source's folder, or as a PIL image."""
+        """The image of a cell, as bytes, as a path inside the source's folder, or as a PIL image."""
         from PIL import Image
 
         if isinstance(value, dict):
@@ -57,32 +57,32 @@ class RawSource:
             return value
         if isinstance(value, str) and value:
             return self._inside(row, value)
-        raise BadImage(row.where, f"{type(value).__name__} {str(value)[:60]!r} where a picture should be")
+        raise BadImage(row.where, f"expected an image, got {type(value).__name__} {str(value)[:60]!r}")
 
     def _inside(self, row: RawRow, name: str) -> Path:
         where = f"{row.where}: {name[:200]}"
         if "://" in name or name.startswith("data:"):
-            raise BadImage(where, "a URL; pictures are never downloaded one by one")
+            raise BadImage(where, "the image is a URL, and single images are not downloaded")
         if self.folder is None:
-            raise BadImage(where, "a path in a data set that has no folder")
+            raise BadImage(where, "the image is a path, but the dataset has no folder")
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise BadImage(where, "a path that leaves the data set's folder")
+            raise BadImage(where, "the path is outside the dataset's folder")
         root = self.folder.resolve()
         try:
             for folder in (row.folder, self.folder):
-                found = ((folder or root) / path).resolve()
-                if not found.is_relative_to(root):
-                    raise BadImage(where, "a link that leaves the data set's folder")
-                if found.is_file():
-                    return found
-        except (OSError, RuntimeError) as error:  # a name beyond the file system's limit, links that go in circles
-            raise BadImage(where, f"no usable file name ({type(error).__name__})") from None
-        raise BadImage(where, "no such file")
+                file = ((folder or root) / path).resolve()
+                if not file.is_relative_to(root):
+                    raise BadImage(where, "the symbolic link leads outside the dataset's folder")
+                if file.is_file():
+                    return file
+        except (OSError, RuntimeError) as error:  # a name longer than the file system allows, circular links
+            raise BadImage(where, f"not a usable file name ({type(error).__name__})") from None
+        raise BadImage(where, "the image file does not exist")
 
 
 def open_source(config: Config) -> RawSource:
-    """Open the data set that `data.source` names; raises DataError where it is missing, empty or lacks a column."""
+    """Open the dataset `data.source`. Raises DataError if it is missing or empty, or a column is missing."""
     data = config.data
     if data.source == "embedded":
         return _embedded(config)
@@ -96,27 +96,27 @@ def open_source(config: Config) -> RawSource:
         totals = _totals(data, opened.number)
         source = RawSource(data.source, opened.columns, rows, totals, folder if saved else None, opened.fetch)
     if not source.columns:
-        raise DataError(data.source, "no rows", "at least one row", "Name another data.source.")
+        raise DataError(data.source, "the dataset has no rows", "Set data.source to another one.")
     check_columns(data.source, source.columns, data.columns)
     return source
 
 
 def check_source(data: DataConfig) -> None:
-    """Raise DataError if `data.source` is meant as a path and nothing is there; nothing of it is read."""
+    """Raise DataError if `data.source` is a path that does not exist. Reads no data."""
     if data.source != "embedded":
         _find(data)
 
 
 def source_files(data: DataConfig) -> dict[str, str]:
-    """SHA-256 of the files of a local source, so that a changed file counts as another input.
+    """SHA-256 of the files of a local source, so that a changed file counts as a different input.
 
-    Pictures beside the tables count by name and size alone. Empty for `embedded` and for hub ids.
+    Of images beside the tables, only names and sizes count. Empty for `embedded` and for hub ids.
     """
     if data.source == "embedded":
         return {}
     files, folder = _find(data)
     if not files:
-        files = sorted(folder.rglob("*.json")) if is_saved(folder) else []  # these name the rows' fingerprint
+        files = sorted(folder.rglob("*.json")) if is_saved(folder) else []  # these contain the fingerprint of the rows
     hashes = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     if Path(data.source).expanduser().is_dir() and files:
         others = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() not in SUFFIXES and path.is_file()]
@@ -126,9 +126,9 @@ def source_files(data: DataConfig) -> dict[str, str]:
 
 
 def part_of(index: int, data: DataConfig) -> Part:
-    """Which part a row belongs to: a seeded hash of its number, so that no other row matters.
+    """Which part a row belongs to, by a seeded hash of its number, independent of the other rows.
 
-    Row 0 always trains and row 1 is always held out; two rows are enough for both parts.
+    Row 0 is always for training and row 1 always held out, so that two rows are enough for both parts.
     """
     if index < 2:
         return PARTS[index]
@@ -137,9 +137,9 @@ def part_of(index: int, data: DataConfig) -> Part:
 
 
 def _find(data: DataConfig) -> tuple[list[Path], Path]:
-    """The table files of a local source, and the folder that its pictures must lie in.
+    """The table files of a local source, and the folder that its images must be in.
 
-    No files for a save_to_disk folder and for a hub id.
+    There are no table files for a save_to_disk folder or a hub id.
     """
     path = Path(data.source).expanduser()
     if path.is_file():
@@ -152,19 +152,19 @@ def _find(data: DataConfig) -> tuple[list[Path], Path]:
         if files:
             return files, next(folder for folder in files[0].parents if all(folder in f.parents for f in files))
     if _is_path(data.source):
-        raise DataError(data.source, "no such file or folder", "a data set", "Set data.source to where it lies.")
+        raise DataError(data.source, "no such file or folder", "Set data.source to the path of the dataset.")
     return [], path
 
 
 def _is_path(source: str) -> bool:
-    """Whether a source that does not exist was meant as a path: the hub's ids are `name` or `owner/name`."""
+    """Whether a source that does not exist was meant as a path: hub ids are `name` or `owner/name`."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         return True
     return source.lower().endswith(SUFFIXES) or any(sign in source for sign in "*?[\\")
 
 
 def _embedded(config: Config) -> RawSource:
-    """Training and held-out questions are streams of their own, so that neither size changes the other's rows."""
+    """Training and held-out questions are separate streams, so the size of one does not change the other's rows."""
     from dapo_stages.data.embedded.tasks import task
 
     sizes: dict[Part, int] = {"train": config.data.synthetic.train, "held_out": config.data.synthetic.held_out}

@@ -1,4 +1,4 @@
-"""Tables on this machine, row by row: Parquet, JSON lines, JSON, CSV, and the metadata file of an image folder."""
+"""Local tables, row by row: Parquet, JSON lines, JSON, CSV, and the metadata file of an image folder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dapo_stages.errors import DataError
 from dapo_stages.small_files import REPORT, lines, read_text, shown
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-_ROWS_AT_ONCE = 16  # of Parquet: rows may hold large pictures
+_ROWS_AT_ONCE = 16  # of Parquet: rows may contain large images
 _BYTES_AT_ONCE = 256 << 20  # of Parquet, decompressed
-_LARGEST_SWELL = 200  # a column that takes so many times its bytes in the file holds nothing
+_LARGEST_SWELL = 200  # compression ratio beyond which a column is a decompression bomb
 _LONGEST_LINE = 64 << 20  # characters of a row of text
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "eval", "evaluation")}
 _SPLIT_NAMES["validation"] = ("validation", "valid", "val", "dev")
 
 
 def find_tables(folder: Path, split: str) -> list[Path]:
-    """The files of a folder that hold the rows of a split, in order.
+    """The files of a folder with the rows of a split, in order.
 
-    Metadata files come first (an image folder), then the first of Parquet, JSON lines, JSON and CSV there is. Files
-    whose name or folder names a split are taken for that split only.
+    Metadata files are used first (an image folder), else the first of Parquet, JSON lines, JSON and CSV that exists.
+    Files with a split in their name or folder are used for that split only.
     """
     files = [
         path
@@ -36,47 +36,52 @@ def find_tables(folder: Path, split: str) -> list[Path]:
     ]
     kinds = [[path for path in files if path.stem == "metadata"]]
     kinds += [[path for path in files if path.suffix.lower() == suffix] for suffix in SUFFIXES]
-    found = next((kind for kind in kinds if kind), [])
-    if not found:
-        needed = f"a {', '.join(SUFFIXES)} file, metadata of an image folder, or a save_to_disk folder"
-        raise DataError(folder, "no table", needed, "Set data.source to the folder or file that has the rows.")
-    named = {path: _split_of(path.relative_to(folder)) for path in found}
+    tables = next((kind for kind in kinds if kind), [])
+    if not tables:
+        raise DataError(
+            folder,
+            f"no table in the folder (expected a {', '.join(SUFFIXES)} file, metadata of an image folder, or a "
+            "save_to_disk folder)",
+            "Set data.source to the folder or file that has the rows.",
+        )
+    named = {path: _split_of(path.relative_to(folder)) for path in tables}
     if not any(named.values()):
-        return found
+        return tables
     wanted = next((name for name, others in _SPLIT_NAMES.items() if split in others), split)
     if chosen := [path for path, name in named.items() if name == wanted]:
         return chosen
     splits = sorted({name for name in named.values() if name})
-    raise DataError(folder, f"files of the splits {', '.join(splits)}", split, "Set data.split=… to one of these.")
+    problem = f"no files of the split {split} (there are files of {', '.join(splits)})"
+    raise DataError(folder, problem, "Set data.split=… to one of these.")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One file of rows."""
+    """A file of rows."""
 
     path: Path
-    wanted: frozenset[str]  # the columns to read, where a file can be read by column
+    wanted: frozenset[str]  # the columns to read, if the format allows choosing
 
     def columns(self) -> list[str]:
-        """Names of the columns, of the first row where the file has no header; empty for a file without rows."""
+        """Names of the columns (of the first row if the file has no header); empty for a file without rows."""
         if self._suffix == ".parquet":
             with self._parquet() as file:
                 return self._columns_of(file.schema_arrow) if file.metadata.num_rows else []
         return list(next(self.rows(), {}))
 
     def count(self) -> int | None:
-        """Number of rows, where the file says it without being read."""
+        """Number of rows, if the file's metadata says so; else None."""
         if self._suffix != ".parquet":
             return None
         with self._parquet() as file:
             return int(file.metadata.num_rows)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, a few in memory at a time. Raises DataError naming the line that is damaged."""
+        """Every row, with a few in memory at a time. Raises DataError naming a damaged line."""
         readers = {".parquet": self._of_parquet, ".jsonl": self._of_lines, ".json": self._of_json, ".csv": self._of_csv}
         if self._suffix not in readers:
-            needed = f"one of {', '.join(SUFFIXES)}"
-            raise DataError(self.path, f"a {self._suffix or 'nameless'} file", needed, "Convert it, or name another.")
+            problem = f"expected a file with the suffix {', '.join(SUFFIXES)}, got {self._suffix or 'no suffix'}"
+            raise DataError(self.path, problem, "Convert it, or set data.source to another file.")
         for row in readers[self._suffix]():
             yield dict(zip(self._named(list(row)), row.values(), strict=True))
 
@@ -89,9 +94,9 @@ class Table:
         import pyarrow.parquet as pq
 
         try:
-            # A small buffer instead of whole column chunks: other writers' row groups may hold hundreds of pictures.
+            # A small buffer instead of whole column chunks: row groups of other writers may contain hundreds of images.
             return pq.ParquetFile(self.path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # names of columns may be any bytes
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # column names may be any bytes
             raise self._damaged(error) from None
 
     def _of_parquet(self) -> Iterator[dict[str, Any]]:
@@ -101,31 +106,33 @@ class Table:
 
         with self._parquet() as file:
             named = zip(file.schema_arrow.names, self._columns_of(file.schema_arrow), strict=True)
-            needed = [name for name, new in named if new in self.wanted]
+            columns = [name for name, new in named if new in self.wanted]
             batch, before = None, 0
             try:
                 for group in range(file.metadata.num_row_groups):
-                    rows = self._rows_at_once(file.metadata.row_group(group), needed)
-                    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=needed):
+                    rows = self._rows_at_once(file.metadata.row_group(group), columns)
+                    for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
                         yield from batch.to_pylist()
                         before += batch.num_rows
             except UnicodeDecodeError as error:
                 if batch is None or (fault := undecodable(batch)) is None:
                     raise self._damaged(error) from None
-                raise self._unreadable(f"row {before + fault.row}", fault.found) from None
+                raise self._unreadable(f"row {before + fault.row}", fault.problem) from None
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(error) from None
 
     def _rows_at_once(self, group: Any, columns: list[str]) -> int:
-        """How many rows of a row group to hold at a time. Refuses bombs: a few bytes that become gigabytes."""
+        """How many rows of a row group to load at a time. Refuses decompression bombs."""
         chunks = [group.column(number) for number in range(group.num_columns)]
         chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
         for chunk in chunks:
             size = chunk.total_uncompressed_size
             if size > _BYTES_AT_ONCE and size > _LARGEST_SWELL * chunk.total_compressed_size:
-                where, packed = f"{self.path} column {chunk.path_in_schema}", chunk.total_compressed_size
-                needed, do = f"less, or at most {shown(_BYTES_AT_ONCE)}", "Take such rows out."
-                raise DataError(where, f"{packed:,} bytes that swell to {shown(size)}", needed, do)
+                problem = (
+                    f"{chunk.total_compressed_size:,} bytes expand to {shown(size)}, more than {shown(_BYTES_AT_ONCE)} "
+                    f"and more than {_LARGEST_SWELL} times as many"
+                )
+                raise DataError(f"{self.path} column {chunk.path_in_schema}", problem, "Remove such rows.")
         each = int(sum(chunk.total_uncompressed_size for chunk in chunks)) // max(int(group.num_rows), 1)
         return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(each, 1)))
 
@@ -142,19 +149,19 @@ class Table:
         try:
             return json.loads(line, object_pairs_hook=partial(self._keys_once, f" line {number}"))
         except (ValueError, RecursionError) as error:
-            raise self._unreadable(f"line {number}", f"no JSON ({_short(error)})") from None
+            raise self._unreadable(f"line {number}", f"not valid JSON ({_short(error)})") from None
 
     def _utf8(self, lines: Iterable[str]) -> Iterator[str]:
-        """Lines that were opened with surrogateescape; raises DataError naming the first that is not UTF-8."""
+        """Lines of a file opened with surrogateescape. Raises DataError naming the first that is not UTF-8."""
         for number, line in enumerate(lines, start=1):
             try:
                 line.encode()
             except UnicodeEncodeError:
-                raise self._unreadable(f"line {number}", "text that is not UTF-8") from None
+                raise self._unreadable(f"line {number}", "the text is not UTF-8") from None
             yield line
 
     def _of_json(self) -> Iterator[dict[str, Any]]:
-        """A list of objects, an object that holds one such list, or JSON lines under the wrong name."""
+        """A list of objects, an object that contains one such list, or JSON lines with the wrong suffix."""
         text = ""
         try:
             read = read_text(self.path, REPORT, errors="surrogateescape").removeprefix("\ufeff")
@@ -169,12 +176,12 @@ class Table:
             lists = [value for value in content.values() if isinstance(value, list)]
             content = lists[0] if len(lists) == 1 else [content]
         if not isinstance(content, list):
-            raise DataError(self.path, f"a {type(content).__name__}", "a list of objects", "Mend the file.")
+            raise DataError(self.path, f"expected a list of objects, got a {type(content).__name__}", "Fix the file.")
         for number, row in enumerate(content):
             yield self._object(row, f"entry {number}")
 
     def _of_csv(self) -> Iterator[dict[str, Any]]:
-        csv.field_size_limit(_LONGEST_LINE)  # else a cell of 128 KiB ends the whole file, not its row
+        csv.field_size_limit(_LONGEST_LINE)  # the default of 128 KiB would stop at a long cell
         number = 0
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -182,22 +189,21 @@ class Table:
                 self._once([name for name in content.fieldnames or () if name.strip()], "column")
                 for number, row in enumerate(content, start=1):
                     if None in row:
-                        raise DataError(
-                            self.path, f"more cells than the header has, in row {number}", "as many", "Mend it."
-                        )
+                        raise DataError(f"{self.path} row {number}", "more cells than the header", "Fix the row.")
                     yield row
         except csv.Error as error:
-            raise self._unreadable(f"row {number + 1}", f"no CSV ({_short(error)})") from None
+            raise self._unreadable(f"row {number + 1}", f"not valid CSV ({_short(error)})") from None
         except (ValueError, OSError) as error:
             raise self._damaged(error) from None
 
     def _object(self, row: Any, where: str) -> dict[str, Any]:
         if not isinstance(row, dict):
-            raise DataError(f"{self.path} {where}", f"a {type(row).__name__}", "an object (a row)", "Mend the file.")
+            problem = f"expected an object (a row), got a {type(row).__name__}"
+            raise DataError(f"{self.path} {where}", problem, "Fix the file.")
         return row
 
     def _columns_of(self, schema: Any) -> list[str]:
-        """The names of a Parquet file's columns. Raises DataError if one is there twice, inside structs too."""
+        """The names of a Parquet file's columns. Raises DataError for duplicates, also inside structs."""
         self._once(schema.names, "column")
         for field in schema:
             self._check_fields(field.name, field.type)
@@ -210,29 +216,27 @@ class Table:
             self._check_fields(f"{path}.{name}", kind.field(number).type)
 
     def _named(self, names: list[str]) -> list[str]:
-        """The columns by the names they have here, no two of them the same."""
+        """The columns' names as we use them. Raises DataError for duplicates."""
         return self._once(_renamed(self.path, names), "column")
 
     def _keys_once(self, where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object of JSON, which must not say two things under one key."""
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        """A JSON object. Raises DataError for duplicate keys."""
+        content = dict(pairs)
+        if len(content) < len(pairs):
             self._once([name for name, _ in pairs], "key", where)
-        return found
+        return content
 
     def _once(self, names: list[str], what: str, where: str = "") -> list[str]:
         if len(set(names)) < len(names):
             double = next(name for name in names if names.count(name) > 1)
-            found, do = f"the {what} `{double[:100]}` twice", "Take one of them out."
-            raise DataError(f"{self.path}{where}", found, "each once", do)
+            raise DataError(f"{self.path}{where}", f"duplicate {what} `{double[:100]}`", "Remove one of the two.")
         return names
 
     def _damaged(self, error: Exception) -> DataError:
-        found, needed = f"a damaged file ({_short(error)})", f"a whole {self._suffix} file"
-        return DataError(self.path, found, needed, "Mend or replace it.")
+        return DataError(self.path, f"the {self._suffix} file is damaged ({_short(error)})", "Fix or replace it.")
 
-    def _unreadable(self, where: str, found: str) -> DataError:
-        return DataError(f"{self.path} {where}", found, f"a whole {self._suffix} file in UTF-8", "Mend the file.")
+    def _unreadable(self, where: str, problem: str) -> DataError:
+        return DataError(f"{self.path} {where}", problem, "Fix the file.")
 
 
 def _short(error: Exception) -> str:
@@ -248,7 +252,7 @@ def _renamed(path: Path, names: list[str]) -> list[str]:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a file's name or one of its folders names: data/test-00000-of-00001.parquet -> test."""
+    """The split in the name of a file or its folders: data/test-00000-of-00001.parquet -> test."""
     words = set(re.split(r"[^a-z0-9]+", str(path.with_suffix("")).lower()))
     return next((name for name, others in _SPLIT_NAMES.items() if words & set(others)), None)
 

@@ -1,8 +1,8 @@
-"""What generates completions. An engine takes rows of the prompt table and gives token ids with their log-probs.
+"""Engines generate completions: they take rows of the prompt table and return token ids with their logprobs.
 
-One file per engine; which of them samples is `rollout.engine`, which answers held-out questions `evaluate.engine`.
-The log-probs are of the distribution sampled from: logits over temperature, without the tokens that are never sampled.
-Those of greedy completions are at temperature 1, without filters and penalties.
+One file per engine; `rollout.engine` selects the one that samples, `evaluate.engine` the one for held-out prompts.
+The logprobs are those of the distribution sampled from: logits divided by the temperature, without the tokens that are
+never sampled. Those of greedy completions are at temperature 1, without filters and penalties.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dapo_stages.models.tokens import Tokens
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: its token ids [C] (end token included), their log-probs [C] and why it ended."""
+    """One completion: its token ids [C] (end token included), their logprobs [C] and why it ended."""
 
     ids: list[int]
     logprobs: list[float]
@@ -25,12 +25,12 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Samples the completions of prompts; the same prompts and seed give the same completions."""
+    """Generates completions; the same prompts and seed give the same completions."""
 
     tokens: Tokens
-    batches_itself: bool  # it is best handed all prompts there are, and schedules them as memory allows
+    batches_itself: bool  # pass it all prompts at once: it schedules them as memory allows
 
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
-        """Completions of each prompt: the greedy one if asked for, then the samples."""
+        """Completions of each prompt: the greedy one if requested, then the samples."""

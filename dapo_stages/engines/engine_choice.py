@@ -1,4 +1,4 @@
-"""Opening the engine that a stage is configured with, on a policy folder."""
+"""Opens the engine that a stage is configured with, on a policy folder."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def open_engine(source: Source, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
-    """Verify a policy folder and put it, or what it refers to, into the engine of the stage."""
+    """Verify a policy folder and load it, or the checkpoint it refers to, into the engine of the stage."""
     name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
     if name == "transformers":
         return _transformers(source, config, stage)
     if name == "vllm" and ranks.count() > 1:
         raise ConfigError(
-            f"{stage}.engine: found vllm in {ranks.count()} processes; needed one, as vLLM starts processes by itself. "
-            f"Start it without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size "
-            "to the GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
+            f"{stage}.engine: vllm must run in one process, not {ranks.count()}, as it starts its own. Start {stage} "
+            f"without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size to the "
+            "number of GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
         )
     from dapo_stages.models.tokens import load_tokens
 
@@ -62,13 +62,13 @@ def _transformers(source: Source, config: Config, stage: str) -> Engine:
 
     policy = open_policy(source, config.model)
     if not policy.shares_prefixes:
-        say(f"{stage}: this model cannot share a prompt among its completions; prompts are answered one by one")
+        say(f"{stage}: this model cannot share a prompt among its completions; generating prompt by prompt")
     return TransformersEngine(policy, config.rollout)
 
 
 @contextmanager
 def _merged(source: Source, config: Config) -> Iterator[str | Path]:
-    """The checkpoint; of an adapter, a copy of its base with the adapter in it, for as long as it is being read."""
+    """The checkpoint; for an adapter, a temporary copy of its base with the adapter merged in."""
     from dapo_stages.models.policy_loading import open_policy
 
     if not is_adapter(source):

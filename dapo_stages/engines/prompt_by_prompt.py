@@ -1,4 +1,4 @@
-"""Generation by transformers' own generate, prompt by prompt, for models that cannot share a prompt's cache."""
+"""Generation with transformers' own generate, prompt by prompt, for models that cannot share a prompt's cache."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Pick = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def generate_separately(
     policy: Policy, prompts: Sequence[Prompt], num_generations: int, max_length: int, pick: Pick
 ) -> list[list[Completion]]:
-    """`num_generations` completions of each prompt; `pick` takes logits and history and gives tokens and log-probs."""
+    """`num_generations` completions of each prompt; `pick` takes logits and history and returns tokens and logprobs."""
     from transformers import GenerationConfig, LogitsProcessorList
 
     settings = GenerationConfig(
         max_new_tokens=max_length,
         eos_token_id=policy.end_ids,
         pad_token_id=policy.pad_id,
-        do_sample=False,  # the next five are said so that nothing of the checkpoint's own settings is in effect
+        do_sample=False,  # this and the next four override the checkpoint's own settings
         num_beams=1,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
@@ -42,7 +42,7 @@ def generate_separately(
 
 
 class _Chosen:
-    """A logits processor that leaves one token a row, the one drawn, and keeps its log-prob."""
+    """A logits processor that leaves one token per row, the one drawn, and records its logprob."""
 
     def __init__(self, pick: Pick) -> None:
         self._pick = pick

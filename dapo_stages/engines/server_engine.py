@@ -1,9 +1,9 @@
-"""A server with OpenAI's chat completions that gives token ids: that of vLLM, or SGLang.
+"""A server with OpenAI's chat completions API that returns token ids: vLLM's, or SGLang.
 
-It is checked before it is used: that it serves this policy, gives token ids, and log-probs of the distribution
-sampled from; and after each batch, that it still serves what it did. Whether a server leaves the temperature out of
-its log-probs cannot be seen so: a token made certain has log-prob 0 at any temperature. train-step's measure of the
-mismatch shows it.
+Checked before the first prompt: that it serves this policy, and returns token ids and logprobs of the distribution
+sampled from. Checked after each batch: that it still serves the same policy. The check of the logprobs cannot tell
+whether they leave the temperature out, as a forced token has logprob 0 at any temperature; the mismatch that train-step
+reports can.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dapo_stages.processes.servers import CHAT, MODELS, Server, picture
 from dapo_stages.terminal.console import say
 
 NAME, KEY = "server", "DAPO_STAGES_API_KEY"
-_CERTAIN = 0.01  # a token lifted by 100 has log-prob 0, up to this; unprocessed it would be far below
+_CERTAIN = 0.01  # a token with logit_bias 100 has logprob 0, up to this; without the bias it is far below
 
 
 class _Model(BaseModel):
@@ -52,12 +52,12 @@ class _Choice(BaseModel):
     index: int = 0
     finish_reason: str | None = None
     token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None  # SGLang says it here, vLLM once for all
+    prompt_token_ids: list[int] | None = None  # SGLang returns it here, vLLM once for all choices
     logprobs: _Logprobs | None = None
 
     @property
     def values(self) -> list[float]:
-        """Log-probs of the tokens; empty if there are none."""
+        """Logprobs of the tokens; empty if there are none."""
         return [one.logprob for one in (self.logprobs and self.logprobs.content) or ()]
 
 
@@ -72,7 +72,7 @@ class _Answer(BaseModel):
 
 
 class ServerEngine:
-    """Asks a server for completions, a request per prompt, several at the same time."""
+    """Requests completions from a server, prompt by prompt, several at a time."""
 
     batches_itself = True
 
@@ -87,7 +87,7 @@ class ServerEngine:
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
-        """Completions of each prompt; the first lasting failure ends all requests."""
+        """Completions of each prompt; the first permanent failure cancels all requests."""
         for row in prompts:
             check_text(self._where, row)
         found = asyncio.run(self._all(requests(prompts, seed, samples, greedy)))
@@ -125,9 +125,8 @@ class ServerEngine:
         if len(answer.choices) != request.count:
             raise EngineError(
                 self._where,
-                f"{len(answer.choices)} completions of prompt {row['prompt_id']}",
-                f"{request.count}, as asked for",
-                "Use a server that honours n.",
+                f"expected {request.count} completions of prompt {row['prompt_id']}, got {len(answer.choices)}",
+                "Use a server that honors n.",
             )
         check_prompt(self._where, row, answer.prompt)
         return [
@@ -141,13 +140,13 @@ class ServerEngine:
         if self.tokens.architecture not in FAMILIES:
             raise EngineError(
                 f"{self._stage}.engine",
-                f"server for a policy of architecture {self.tokens.architecture}",
-                f"one whose conversations can be sent again: {', '.join(FAMILIES)}",
+                f"server does not support policies of architecture {self.tokens.architecture} (only "
+                f"{', '.join(FAMILIES)})",
                 f"Set {self._stage}.engine to transformers or vllm.",
             )
 
     async def _ready(self, checkpoint: str | Path | None) -> _Model:
-        """The model, after looking at what is served and how."""
+        """Check what is served and how, and return the model."""
         async with self._server.client() as client:
             found = await self._served(client)
             self._check_policy(checkpoint, found.root)
@@ -160,24 +159,28 @@ class ServerEngine:
         found = next((model for model in served if wanted in (None, model.id)), None)
         if found is None:
             names = ", ".join(model.id for model in served) or "no model"
-            raise EngineError(self._where, names, f"the model {wanted or 'of this policy'}", "Set engines.server.")
+            raise EngineError(
+                self._where,
+                f"expected the model {wanted or 'of this policy'}, but it serves {names}",
+                "Set engines.server.url and engines.server.model.",
+            )
         return found
 
     async def _check_unchanged(self, client: httpx.AsyncClient) -> None:
-        """A server that was started again meanwhile may have answered with another policy."""
+        """A server that was restarted in the meantime may have answered with another policy."""
         found = await self._served(client)
         if found != self._model:
             raise EngineError(
                 self._where,
-                f"the policy {found.root} ({found.id}) after a batch of answers",
-                f"{self._model.root} ({self._model.id}), as before it",
-                "Start the server on that one and run the same command again: finished shards are kept.",
+                f"it served policy {self._model.root} ({self._model.id}) before this batch, but now serves "
+                f"{found.root} ({found.id})",
+                "Start the server on the former and run the same command again: finished shards are kept.",
             )
 
     def _check_policy(self, checkpoint: str | Path | None, root: str | None) -> None:
         """The server says which folder or hub model it loaded; on another machine a folder has another name."""
         if checkpoint is None:
-            say(f"{self._stage}: {self._where} serves {root}; it must be this adapter, merged into its base")
+            say(f"{self._stage}: {self._where} serves {root}; make sure that it is this adapter, merged into its base")
             return
         here = Path(checkpoint).is_dir()
         if root is None or root == str(checkpoint) or (here and Path(root).resolve() == Path(checkpoint).resolve()):
@@ -185,19 +188,18 @@ class ServerEngine:
         exists = Path(root).exists()
         comparable = exists if here else not (exists or Path(root).is_absolute())  # folders here, or two hub ids
         if not comparable:
-            said = f"{self._stage}: {self._where} serves {root}, which cannot be compared from here"
-            say(f"{said}; it must be {checkpoint}")
+            said = f"{self._stage}: {self._where} serves {root}, which cannot be checked from here"
+            say(f"{said}; make sure that it is {checkpoint}")
             return
         raise EngineError(
             self._where,
-            f"the policy {root}",
-            f"{checkpoint}",
-            f"Start it again (python -m vllm.entrypoints.openai.api_server --model {checkpoint} --logprobs-mode "
+            f"it serves policy {root}, expected {checkpoint}",
+            f"Restart it (python -m vllm.entrypoints.openai.api_server --model {checkpoint} --logprobs-mode "
             "processed_logprobs) and run the same command again.",
         )
 
     async def _check_logprobs(self, client: httpx.AsyncClient, model: str) -> None:
-        """Make one token certain: its log-prob is then 0, if it is of the distribution sampled from."""
+        """Force one token: its logprob is then 0, if it is of the distribution sampled from."""
         token = min(set(range(self.tokens.vocabulary)) - self.tokens.special_ids)
         request = {
             "model": model,
@@ -210,35 +212,38 @@ class ServerEngine:
             "return_token_ids": True,
         }
         answer = await self._server.ask(client, _Answer, CHAT, request)
-        do = "Start vLLM's server with --logprobs-mode processed_logprobs, or use another engine."
+        advice = "Start vLLM's server with --logprobs-mode processed_logprobs, or use another engine."
         if not answer.choices or answer.choices[0].token_ids is None or answer.prompt is None:
-            raise EngineError(self._where, "answers without token ids", "them (return_token_ids)", do)
+            raise EngineError(self._where, "its responses have no token ids (return_token_ids)", advice)
         ids, values = answer.choices[0].token_ids, answer.choices[0].values
         if not values:
-            raise EngineError(self._where, "answers without log-probs", "them (logprobs)", do)
+            raise EngineError(self._where, "its responses have no logprobs", advice)
         if ids != [token]:
-            raise EngineError(self._where, f"tokens {ids} where {token} was certain", "a server with logit_bias", do)
+            raise EngineError(self._where, f"it ignores logit_bias: expected token {token}, got {ids}", advice)
         if not abs(values[0]) <= _CERTAIN:  # raw logits may be far above
-            found, needed = f"log-prob {values[0]:.3f} of a token that was certain", "0, as it was sampled from"
-            raise EngineError(self._where, found, needed, do)
+            raise EngineError(
+                self._where,
+                f"its logprobs are not those of the distribution sampled from: expected 0 for a forced token, got "
+                f"{values[0]:.3f}",
+                advice,
+            )
 
 
 def check_text(where: str, row: Row) -> None:
-    """Refuse a prompt that quotes control tokens: a server takes texts, and reads them as control tokens again."""
+    """Raise EngineError if a prompt quotes control tokens: a server gets text, and would parse them as such."""
     if MARK in row["prompt_text"]:
         raise EngineError(
             f"{where}: prompt {row['prompt_id']}",
-            "a question that quotes control tokens",
-            "one without, as a server would obey them",
+            "the prompt quotes control tokens, which a server would obey",
             "Run prepare-data with data.on_control_tokens=drop, or set the engine to transformers or vllm, which take "
             "token ids.",
         )
 
 
 def messages_of(row: Row, family: Family) -> list[dict[str, Any]]:
-    """The conversation of a prompt as a server takes it, read from its text after the chat template.
+    """The messages of a prompt, parsed from its text after the chat template.
 
-    What the server makes of it is compared with the prompt's token ids.
+    The token ids that the server makes of them are compared with the prompt's.
     """
     start, end = family.turn
     pictures = iter(row["images"] or ())

@@ -23,7 +23,7 @@ from dapo_stages.models.shared_prefix.packing import Group, Prompt
 if TYPE_CHECKING:
     from transformers import Cache
 
-# Rows leave the batch when this share of them is finished: arranging the others anew costs a part of a step.
+# Finished rows leave the batch once they are this share of it: rearranging the others takes part of a step's time.
 _LEAVE_AT = 0.25
 _BACKEND = "inductor"
 
@@ -65,8 +65,8 @@ def generate(
 ) -> list[list[Completion]]:
     """`greedy` greedy completions of each prompt and then `samples` drawn ones, of at most `max_length` tokens.
 
-    The log-probs are those of the distribution sampled from (greedy: at temperature 1). The same prompts and seed
-    give the same samples, whatever is greedy beside them: what they share is computed once, but they are decoded apart.
+    The logprobs are those of the distribution sampled from (greedy: at temperature 1). The same prompts and seed give
+    the same samples, with or without greedy completions: both share the prefill, but are decoded separately.
     """
     prefill = _prefill(policy, prompts) if policy.shares_prefixes else None
     found = []
@@ -84,7 +84,7 @@ def generate(
 
 @dataclass(frozen=True)
 class _Prefilled:
-    """Prompts after their one pass through the model."""
+    """Prompts after their single pass through the model."""
 
     policy: Policy
     prompts: Sequence[Prompt]
@@ -138,9 +138,9 @@ class _Rows:
         self._finished = torch.zeros(rows, dtype=torch.bool, device=policy.device)
         self._ends = torch.tensor(policy.end_ids, device=policy.device)
         longest = max(len(prompt.ids) for prompt in prompts)
-        # Filled up with a token that is in the prompt anyway, as the penalty for repetition asks what a row contains.
-        filled = [torch.cat([prompt.ids[:1].expand(longest - len(prompt.ids)), prompt.ids]) for prompt in prompts]
-        self.history = torch.stack(filled).to(policy.device).repeat_interleave(repeats, 0)
+        # Padded with a token of the prompt itself, as the repetition penalty depends on which tokens a row contains.
+        padded = [torch.cat([prompt.ids[:1].expand(longest - len(prompt.ids)), prompt.ids]) for prompt in prompts]
+        self.history = torch.stack(padded).to(policy.device).repeat_interleave(repeats, 0)
         self._prompt_length = self.history.shape[1]
 
     def append(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
@@ -171,7 +171,7 @@ class _Rows:
         return bool(self._finished.all())
 
     def leave(self) -> torch.Tensor | None:
-        """Drop finished rows once there are enough of them; gives the places of those that stay."""
+        """Drop finished rows once there are enough of them; returns the indices of the rest, or None."""
         if float(self._finished.float().mean()) < _LEAVE_AT:
             return None
         keep = (~self._finished).nonzero()[:, 0]
@@ -188,7 +188,7 @@ class _Rows:
 
 
 class _SharedPrefixes:
-    """Runs the model step by step; what is known of the prompts serves all their rows (shared_prefix/decoding.py)."""
+    """Runs the model step by step; the cache of a prompt is shared by its rows (shared_prefix/decoding.py)."""
 
     def __init__(self, prefilled: _Prefilled, repeats: int) -> None:
         from transformers import DynamicCache
@@ -213,7 +213,7 @@ class _SharedPrefixes:
         return logits
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows."""
+        """Continue with these rows only."""
         if self._cache.get_seq_length():
             self._cache.batch_select_indices(rows)
         self._prefixes.keep(rows)
@@ -221,10 +221,10 @@ class _SharedPrefixes:
 
 
 class _Compiled(_SharedPrefixes):
-    """The same with a static cache that has room for whole completions, and all rows to the end.
+    """The same with a static cache that has room for complete completions, and all rows kept to the end.
 
-    Then one compiled graph serves every step, whatever the numbers of prompts and rows and the lengths of prompts.
-    Torch makes another where each prompt has one row, and others for a single prompt.
+    One compiled graph then serves every step, for any number of rows and any number and length of prompts. Torch
+    compiles another one for one row per prompt, and others for a single prompt.
     """
 
     def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:
@@ -244,7 +244,7 @@ class _Compiled(_SharedPrefixes):
 
 @lru_cache(maxsize=1)
 def _compiled(model: torch.nn.Module) -> Callable[..., Any]:
-    """Compiled once a process: code that is made in one batch serves the next."""
+    """Compile once per process: later batches use the code of the first."""
     return torch.compile(model, dynamic=False, fullgraph=True, backend=_BACKEND)
 
 
@@ -255,7 +255,7 @@ def _next_positions(policy: Policy, prompts: Sequence[Prompt], repeats: int) -> 
 
 
 class _Picker:
-    """Draws tokens, and says how likely they were under the distribution drawn from."""
+    """Draws tokens, and returns their logprobs under the distribution drawn from."""
 
     def __init__(self, policy: Policy, sampler: SamplerConfig, generator: torch.Generator, greedy: bool) -> None:
         self._suppressed, self._generator, self._greedy = policy.suppressed, generator, greedy
@@ -263,7 +263,7 @@ class _Picker:
         self._penalties, self._warpers = ([], []) if greedy else _processors(sampler)
 
     def __call__(self, logits: torch.Tensor, history: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """logits [B, V] and tokens so far [B, P + t] -> tokens [B] and log-probs [B]."""
+        """logits [B, V] and tokens so far [B, P + t] -> tokens [B] and logprobs [B]."""
         logits = logits.float()
         for penalty in self._penalties:
             logits = penalty(history, logits)

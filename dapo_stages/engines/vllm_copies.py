@@ -1,4 +1,4 @@
-"""Several copies of a model in vLLM: data parallelism, which `vllm.LLM` leaves to whoever starts it several times."""
+"""Data parallelism in vLLM: several copies of a model, one per process, which `vllm.LLM` leaves to its caller."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     import vllm
 
 _PR_SET_PDEATHSIG = 1
-_PATIENCE = 5.0  # seconds
+_PATIENCE = 5.0  # seconds that the copies have to exit
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Copies:
-    """Generates as `vllm.LLM` does, in a process for each copy; they end with this one."""
+    """Generates like `vllm.LLM`, in one process per copy; they end with this one."""
 
     def __init__(self, copies: int, checkpoint: str, settings: dict[str, Any]) -> None:
         context = get_context("spawn")
         self._connections: list[Connection] = []
         processes: list[SpawnProcess] = []
-        Finalize(self, _end, (self._connections, processes), exitpriority=1)  # else Python waits for them at its end
+        Finalize(self, _end, (self._connections, processes), exitpriority=1)  # otherwise Python waits for them at exit
         for gpus in shares(copies, settings["tensor_parallel_size"], os.environ.get(_VISIBLE)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_copy, args=(theirs, os.getpid(), gpus, checkpoint, settings))
@@ -43,7 +43,7 @@ class Copies:
     def generate(
         self, prompts: Sequence[Any], sampling: Sequence[vllm.SamplingParams], *, use_tqdm: bool = False
     ) -> list[vllm.RequestOutput]:
-        """An answer for each prompt; every n-th one is of the same copy."""
+        """One output per prompt; of n copies each takes every n-th prompt."""
         asked = self._connections[: len(prompts)]
         parts = [(prompts[place :: len(asked)], sampling[place :: len(asked)]) for place in range(len(asked))]
         found: list[Any] = [None] * len(prompts)
@@ -53,28 +53,27 @@ class Copies:
 
 
 def shares(copies: int, each: int, visible: str | None) -> list[str]:
-    """The GPUs of each copy, as CUDA_VISIBLE_DEVICES takes them; of those that this process may use, the first."""
+    """CUDA_VISIBLE_DEVICES of each copy: in order, the GPUs that this process may use."""
     gpus = list(map(str, range(copies * each))) if visible is None else [name for name in visible.split(",") if name]
     if len(gpus) < copies * each:
         raise ConfigError(
-            f"engines.vllm: found {len(gpus)} GPUs ({_VISIBLE}={visible}); needed {copies * each}, as "
-            f"data_parallel_size is {copies} and tensor_parallel_size {each}. Lower one of them."
+            f"engines.vllm: data_parallel_size={copies} and tensor_parallel_size={each} need {copies * each} GPUs, but "
+            f"only {len(gpus)} can be used ({_VISIBLE}={visible}). Reduce one of them."
         )
     return [",".join(gpus[start : start + each]) for start in range(0, copies * each, each)]
 
 
-def _answers(connections: Sequence[Connection], questions: Sequence[Any] = ()) -> list[Any]:
-    """What each copy says when it has loaded, or to a question. Raises RuntimeError with what vLLM raised in one."""
+def _answers(connections: Sequence[Connection], requests: Sequence[Any] = ()) -> list[Any]:
+    """The reply of each copy to a request, or once it has loaded. Raises RuntimeError with what vLLM raised in one."""
     try:
-        for connection, question in zip(connections, questions, strict=False):
-            connection.send(question)
+        for connection, request in zip(connections, requests, strict=False):
+            connection.send(request)
         answers = [connection.recv() for connection in connections]
     except (EOFError, ConnectionError):
         raise EngineError(
             "engines.vllm.data_parallel_size",
-            "that a copy of the model has ended",
-            "all of them",
-            "Look into what it said, and run the same command again: finished shards are kept.",
+            "a copy of the model has ended",
+            "See its output above, and run the same command again: finished shards are kept.",
         ) from None
     failure = next((failure for _, failure in answers if failure is not None), None)
     if failure is not None:
@@ -83,7 +82,7 @@ def _answers(connections: Sequence[Connection], questions: Sequence[Any] = ()) -
 
 
 def _end(connections: Sequence[Connection], processes: Sequence[SpawnProcess]) -> None:
-    """Let the copies end; those that are at work are ended."""
+    """Let the copies exit; kill those that are still busy."""
     for connection in connections:
         connection.close()
     until = time.monotonic() + _PATIENCE
@@ -94,13 +93,13 @@ def _end(connections: Sequence[Connection], processes: Sequence[SpawnProcess]) -
 
 
 def _copy(connection: Connection, parent: int, gpus: str, checkpoint: str, settings: dict[str, Any]) -> None:
-    """In a process of its own: load the model on some GPUs, then answer until the parent ends."""
+    """In a process of its own: load the model on some GPUs, then serve requests until the parent ends."""
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and ends this process
     os.environ[_VISIBLE] = gpus
     from dapo_stages.engines.vllm_model import load
 

@@ -1,6 +1,6 @@
-"""vLLM in this process and those it starts.
+"""vLLM in this process and the ones that it starts.
 
-It has an environment of its own (`make venv-vllm`), as it pins torch and transformers.
+It needs an environment of its own (`make venv-vllm`), as it pins torch and transformers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 NAME = "vllm"
 
-# What holds unless the environment says otherwise.
+# Defaults for variables that are not set.
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would schedule differently from run to run
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process of its own would batch differently from run to run
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for results
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, read where there is no GPU only
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; only read without a GPU
 }
 
 
@@ -51,8 +51,7 @@ class VllmEngine:
         except ImportError as error:
             raise EngineError(
                 f"{stage}.engine",
-                f"vllm, and no package of that name that can be imported ({error})",
-                "a Python environment with vLLM",
+                f"cannot import vllm in this Python environment ({error})",
                 f"Run make venv-vllm, and {stage} with {stage.upper()}_PYTHON=.venv-vllm/bin/python.",
             ) from None
         self._vllm, wanted = vllm, config.engines.vllm
@@ -65,7 +64,7 @@ class VllmEngine:
             "gpu_memory_utilization": wanted.gpu_memory_utilization,
             "tensor_parallel_size": wanted.tensor_parallel_size,
             "enforce_eager": wanted.enforce_eager or cpu,
-            # A prompt cut in two needs its generator turned back, which those of CPUs cannot.
+            # A prompt split in two needs its random generator rewound, which is not possible on CPUs.
             "enable_chunked_prefill": False if cpu else None,
             "limit_mm_per_prompt": {"video": 0},
             "use_tqdm_on_load": False,
@@ -100,7 +99,7 @@ class VllmEngine:
         return self._vllm.SamplingParams(
             **sampling(request, self._settings, self.tokens),
             max_tokens=self._settings.max_completion_length,
-            logprobs=0,  # of the sampled token and no other
+            logprobs=0,  # only that of the sampled token
             detokenize=False,
         )
 
@@ -121,7 +120,7 @@ class VllmEngine:
 
 
 def collapsed(ids: Sequence[int], image_token_id: int | None) -> list[int]:
-    """Prompt ids with one placeholder per picture instead of one per patch; vLLM expands them again."""
+    """Prompt ids with one placeholder per image instead of one per patch; vLLM expands them again."""
     return [
         token for place, token in enumerate(ids) if token != image_token_id or place == 0 or ids[place - 1] != token
     ]
@@ -129,14 +128,13 @@ def collapsed(ids: Sequence[int], image_token_id: int | None) -> list[int]:
 
 @contextmanager
 def _explained(where: object) -> Iterator[None]:
-    """What vLLM raises, for a checkpoint it cannot take or memory it has not got, as an error of ours."""
+    """Turn what vLLM raises (an unsupported checkpoint, out of memory) into an EngineError."""
     try:
         yield
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:400]
         raise EngineError(
             where,
-            f"what vLLM refuses ({reason})",
-            "a model and prompts it takes",
-            "See engines.vllm, or its log (VLLM_LOGGING_LEVEL=INFO).",
+            f"vLLM cannot run this model or these prompts ({reason})",
+            "Change engines.vllm, or see vLLM's log (VLLM_LOGGING_LEVEL=INFO).",
         ) from error

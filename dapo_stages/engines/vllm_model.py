@@ -1,7 +1,7 @@
-"""A checkpoint in vLLM, compiled once for all iterations.
+"""Loads a checkpoint into vLLM so that it is compiled once for all iterations.
 
-vLLM compiles a model when it loads it, and keeps the result under a hash of its settings. The checkpoint's path is one
-of them, its weights are not; so each iteration's policy is given to it by the same path, a link.
+vLLM compiles a model when it loads it, and caches the result by a hash of its settings. These include the checkpoint's
+path, but not its weights, so every iteration's policy is loaded by the same path, a symbolic link.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(checkpoint: str, settings: dict[str, Any]) -> vllm.LLM:
-    """vLLM on a folder or hub id. The link to what it reads lies in its cache, beside what it compiles."""
+    """vLLM with a folder or hub id. The link lies in vLLM's cache, next to what it compiles."""
     import vllm
     from vllm import envs
 
@@ -30,9 +30,9 @@ def load(checkpoint: str, settings: dict[str, Any]) -> vllm.LLM:
 
 @contextmanager
 def linked(checkpoint: Path, folder: Path) -> Iterator[Path]:
-    """A link to a checkpoint while it is read. Its name is the first that no other process is loading by.
+    """A link to a checkpoint while it is loaded, by the first name that no other process is using.
 
-    Raises EngineError if it did not lead there all the time, as where a file system's locks hold on one machine only.
+    Raises EngineError if another process replaced it, as on file systems whose locks hold on one machine only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = checkpoint.resolve()
@@ -44,15 +44,15 @@ def linked(checkpoint: Path, folder: Path) -> Iterator[Path]:
         if not link.is_symlink() or link.readlink() != target:
             raise EngineError(
                 link,
-                f"that another process has taken it while {checkpoint} was being loaded",
-                "a folder whose locks hold on all machines that write there",
-                "Set VLLM_CACHE_ROOT to one of this machine, and run the same command again.",
+                f"another process replaced this link while {checkpoint} was being loaded (locks in this folder do not "
+                "hold on all machines that write there)",
+                "Set VLLM_CACHE_ROOT to a folder on this machine, and run the same command again.",
             )
         link.unlink()
 
 
 def _first_free(folder: Path) -> tuple[Path, AbstractContextManager[object]]:
-    """The path of a link, and the lock that keeps others from it."""
+    """The path of a link, and the lock that keeps other processes from it."""
     from filelock import FileLock, Timeout
 
     number = 0

@@ -1,1 +1,1 @@
-"""How the program starts: the command line, a launch of several processes, a child of a parent that has all loaded."""
+"""How the program starts: the command line, a launch of several processes, or a fork of a preloaded parent."""

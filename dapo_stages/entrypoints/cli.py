@@ -1,7 +1,8 @@
-"""The console script: finds the command's module only when it is called, and turns errors into exit codes."""
+"""The console script: imports a command's module only when it is called, and turns errors into exit codes."""
 
 from __future__ import annotations
 
+import ast
 import atexit
 import errno
 import gc
@@ -9,6 +10,8 @@ import os
 import signal
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -18,46 +21,46 @@ from typer.core import TyperGroup
 from dapo_stages import __version__
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
 from dapo_stages.processes import collectives
-from dapo_stages.runs.pipeline import STAGES
+from dapo_stages.runs.pipeline import BEFORE, ITERATION
 from dapo_stages.terminal.console import take_any_text
 from dapo_stages.terminal.unseen import visible
 
-# Command -> first line of its help, the same as in its module (tests/entrypoints/test_cli.py); the pipeline first, in
-# its order.
-COMMANDS = {
-    "rollout": "Sample completions for the prompts of an iteration and reward them.",
-    "score-attention": "Measure where each completion token looked: masses on picture, question and the rest, "
-    "VGR and AEI by layers.",
-    "weight-tokens": "Turn rewards and attention into advantages and token weights, and keep the replay buffer.",
-    "train-step": "Update the policy by DAPO: clipped token-level objective, each token by its weight, "
-    "in mini-batches.",
-    "report": "Write rollout_results.md, token_weights.md, eval_results.md and report.html from what a run has so far.",
-    "init-policy": "Make the starting policy.",
-    "prepare-data": "Make training and held-out prompts from a data set.",
-    "evaluate": "Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.",
-    "compare-evals": "Compare two policies on the same held-out questions: differences, intervals, paired tests.",
-    "plan": "Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.",
-    "status": "Say what exists per iteration and stage, which outputs are stale and why, and the next command.",
-    "inspect": "Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.",
-    "doctor": "Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; "
-    "or a run.",
-    "compare-weights": "Set token weights of the same rollouts side by side: correlations, spread, and the tokens they "
-    "differ on most.",
-    "config": "Check a configuration and write it out with every key resolved.",
-    "prune": "Remove large files of old iterations, as the keep section says; their manifests stay.",
-    "merge": "Merge an adapter into its base, or average policies, into a standard checkpoint.",
-    "push": "Send a policy to the Hugging Face hub, with a model card made from its run.",
-}
+# The pipeline in its order, what comes before it, and what is around it.
+COMMANDS = (
+    *(stage.command for stage in (*ITERATION, *BEFORE)),
+    *(
+        "new",
+        "plan",
+        "status",
+        "inspect",
+        "doctor",
+        "compare-evals",
+        "compare-weights",
+        "config",
+        "prune",
+        "merge",
+        "push",
+    ),
+)
+
+
+def summary(command: str) -> str:
+    """The first paragraph of a command's help, read from its source: `--help` imports no command."""
+    spec = find_spec(module_of(command))
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    return " ".join((ast.get_docstring(main) or "").split("\n\n")[0].split())
 
 
 def module_of(command: str) -> str:
-    """The module whose `main` a command is: `train-step` -> dapo_stages.stages.train_step."""
-    package = "stages" if any(command == stage.command for stage in STAGES.values()) else "tools"
+    """The module with a command's `main`: `train-step` -> dapo_stages.stages.train_step."""
+    package = "stages" if any(command == stage.command for stage in (*BEFORE, *ITERATION)) else "tools"
     return f"dapo_stages.{package}.{command.replace('-', '_')}"
 
 
 class LazyCommands(TyperGroup):
-    """Knows every command's name and help, and imports the module of the one that is called."""
+    """Knows every command's name and help, and imports only the module of the command that is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -65,12 +68,12 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        return self.commands.get(cmd_name) or _command(lambda: None, cmd_name, COMMANDS[cmd_name])
+        return self.commands.get(cmd_name) or _command(lambda: None, cmd_name, summary(cmd_name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = _command(import_module(module_of(args[0])).main, args[0], None)
-        elif args:  # typer looks here for the name that was meant
+        elif args:  # typer suggests similar names from these
             self.commands.update((name, self.get_command(ctx, name)) for name in COMMANDS)
         return super().resolve_command(ctx, args)
 
@@ -87,10 +90,10 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def stages(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and exit.")
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """DAPO for vision-language models, in stages that hand Parquet files to each other.
+    """DAPO for vision-language models, in stages that hand over Parquet files.
 
     rollout → score-attention → weight-tokens → train-step → report, chained by `make iterate`.
     """
@@ -98,15 +101,15 @@ def stages(
 
 def main() -> None:
     """Run the command line; exits 0, 2 (usage), 3 (bad data or configuration), 4 (locked), 5 (halted) or 130
-    (interrupted), and 1 where another process of the stage is gone."""
+    (interrupted), and 1 if another process of the stage was lost."""
     take_any_text()
-    # Threads of torch that spin while they wait take the cores from whatever runs beside, as the Makefile says.
+    # Torch threads that spin while waiting take cores from other programs (see the Makefile).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Looking for garbage among all that is imported takes a second while it is, and most of one at the end.
+    # Garbage collection over all imported objects costs a second during import, and almost as much at exit.
     gc.set_threshold(10_000, 20, 20)
     atexit.register(gc.freeze)
     for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in background jobs of a script
             signal.signal(number, _interrupt)
     try:
         app()
@@ -114,9 +117,9 @@ def main() -> None:
         _end(str(error), error.exit_code)
     except MemoryError as error:
         what = " ".join(str(error).split())[:200]
-        _end(f"found no memory left{f' ({what})' if what else ''}; needed more. Use smaller batches.", EXIT_BAD_INPUT)
+        _end(f"out of memory{f' ({what})' if what else ''}. Use smaller batches.", EXIT_BAD_INPUT)
     except Exception as error:
-        if why := _mendable(error):
+        if why := _fixable(error):
             _end(why, EXIT_BAD_INPUT)
         if collectives.fail(repr(error), EXIT_LOST):
             raise
@@ -126,34 +129,34 @@ def main() -> None:
 
 
 def _end(why: str, code: int) -> NoReturn:
-    """Say why, in the first of several processes to fail, and exit. Reasons quote data, which steers no terminal."""
+    """Print why, in the first of several processes that failed, and exit. Reasons quote data, so escape it."""
     if collectives.fail(why, code):
         print(visible(why), file=sys.stderr)
     sys.exit(code)
 
 
-def _mendable(error: Exception) -> str | None:
-    """What to say of an error of the system that a person can mend; None of another one."""
-    if isinstance(error, OSError) and error.errno in _MENDABLE:
-        where = error.filename2 or error.filename or "writing"  # the second: what is copied or renamed to
-        return f"{where}: {_MENDABLE[error.errno]}, then run it again."
+def _fixable(error: Exception) -> str | None:
+    """The message for a system error that the user can fix; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _FIXABLE:
+        where = error.filename2 or error.filename or "writing"  # the second: the target of a copy or rename
+        return f"{where}: {_FIXABLE[error.errno]}, then run the command again."
     if isinstance(error, UnicodeEncodeError) and not error.encoding.startswith("utf"):
         return (
-            f"{error.object[:200]!a}: found characters that the locale's {error.encoding} has not; needed one that has "
-            "them. Set PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run it again."
+            f"{error.object[:200]!a}: has characters that the locale's encoding {error.encoding} lacks. Set "
+            "PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run the command again."
         )
     return None
 
 
-# What the file system refuses.
-_MENDABLE = {
-    errno.ENOSPC: "found a full disk; needed room. Make some",
-    errno.EDQUOT: "found a used-up quota; needed room. Make some",
-    errno.EFBIG: "found a limit on the size of files (ulimit -f); needed a higher one. Raise it",
-    errno.EACCES: "found no permission; needed leave to read and write here. Grant it",
-    errno.EPERM: "found no permission; needed leave to read and write here. Grant it",
-    errno.EROFS: "found a read-only file system; needed one to write to. Name another place",
-    errno.EISDIR: "found a folder; needed a file. Name another place",
+# What is wrong, and what to do about it.
+_FIXABLE = {
+    errno.ENOSPC: "no space left on the disk. Free some",
+    errno.EDQUOT: "the disk quota is exhausted. Free some space",
+    errno.EFBIG: "the file exceeds the limit on file sizes (ulimit -f). Raise the limit",
+    errno.EACCES: "no permission to read or write here. Grant it",
+    errno.EPERM: "no permission to read or write here. Grant it",
+    errno.EROFS: "the file system is read-only. Choose another place",
+    errno.EISDIR: "expected a file, got a folder. Choose another place",
 }
 
 
@@ -161,7 +164,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     if trouble := collectives.trouble():
         raise InterruptedStage(str(trouble), trouble.exit_code)
-    raise InterruptedStage(f"stopped by {name}; what is finished stays. Run the same command again to carry on.")
+    raise InterruptedStage(f"stopped by {name}; finished work is kept. Run the same command again to resume.")
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

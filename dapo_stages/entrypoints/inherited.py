@@ -1,7 +1,7 @@
-"""What a process inherits that decides what it may do, and how it runs: a sandbox is made of nothing else.
+"""The inherited attributes of a process that decide what it may do and how it runs; a sandbox consists of these.
 
-Two of the things are hidden: Landlock's rules, for which `look_into` is there, and filters of system calls, which are
-only counted.
+Two of them cannot be read: Landlock rules, which `look_into` compares, and system call filters, which can only be
+counted.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from errno import EINVAL, ENOENT
 from pathlib import Path
 
 PROC = Path("/proc")
-# Lines of /proc/PID/status that are of this very process. All others are inherited, or taken to be.
+# Lines of /proc/PID/status about this process alone. All others are inherited, or assumed to be.
 _OWN = (
     *("Name", "State", "Tgid", "Ngid", "Pid", "PPid", "FDSize", "NStgid", "NSpid", "NSpgid", "NSsid", "Kthread"),
     *("Vm", "Rss", "Hugetlb", "CoreDumping", "Threads", "SigQ", "SigPnd", "ShdPnd", "SigCgt", "SigIgn"),
     *("x86_Thread_features", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"),
 )
 _NEEDED = ("Umask", "Uid", "Gid", "Groups", "SigIgn", "CapEff", "NoNewPrivs")
-# The rest of what the kernel shows in files; label: SELinux, AppArmor, Smack. Not every kernel has all of them.
+# Other inherited attributes that the kernel shows in files. attr/: SELinux, AppArmor, Smack. Not all kernels have all.
 _FILES = (
     *("attr/current", "attr/apparmor/current", "attr/smack/current", "cgroup", "coredump_filter"),
     *("cpu_resctrl_groups", "loginuid", "oom_score_adj", "sessionid"),
 )
-# Of prctl: securebits, timer slack, memory errors, huge pages, I/O of the memory's own, write or execute, merged pages.
+# prctl numbers: securebits, timer slack, machine checks, huge pages, I/O flusher, write-or-execute, merged pages.
 _ASKED = (27, 30, 34, 42, 58, 66, 68)
 _SYSTEM_CALLS = {"x86_64": (252, 250), "aarch64": (31, 219), "riscv64": (31, 219)}  # ioprio_get, keyctl
-_PASSED_ON = {signal.SIGINT, signal.SIGTERM}  # a request says whether they are ignored
+_PASSED_ON = {signal.SIGINT, signal.SIGTERM}  # the request says whether they are ignored
 
 
 def inherited() -> list[object]:
-    """The same in two processes of which neither may do what the other may not, and which run alike.
+    """Attributes that are equal in two processes only if they have the same permissions and run the same way.
 
-    Raises OSError where that cannot be told.
+    Raises OSError if they cannot be determined.
     """
     if os.readlink(PROC / "self") != str(os.getpid()):
-        raise ProcessLookupError(f"{PROC} is that of other processes")
+        raise ProcessLookupError(f"{PROC} belongs to another PID namespace")
     here = PROC / "self"
     status = _status(here)
     if missing := [name for name in _NEEDED if name not in status]:
-        raise OSError(f"{here}/status without {missing[0]}")
+        raise OSError(f"{here}/status has no {missing[0]}")
     _check_filters(status)
     return [
         {name: value for name, value in status.items() if not name.startswith(_OWN)},
@@ -58,16 +58,16 @@ def inherited() -> list[object]:
 
 
 def look_into(process: int) -> None:
-    """Raises OSError where the kernel does not let this process look into another one of the same user.
+    """Raises OSError if the kernel does not let this process inspect another one of the same user.
 
-    It does not under Landlock, unless the other one has all the rules of this one. So of two processes that may look
-    into each other both have the same.
+    Landlock allows it only if the other process has all the rules of this one. So two processes that may inspect each
+    other have the same rules.
     """
     os.readlink(PROC / str(process) / "ns/user")
 
 
 def is_stopped(process: int) -> bool:
-    """Whether it is there and stopped, by a signal or a debugger."""
+    """Whether a process exists and is stopped, by a signal or a debugger."""
     try:
         return _status(PROC / str(process)).get("State", "")[:1] in {"T", "t"}
     except OSError:
@@ -75,14 +75,16 @@ def is_stopped(process: int) -> bool:
 
 
 def _check_filters(status: dict[str, str]) -> None:
-    """Filters of system calls (seccomp) are inherited, and only ever added to: a process with as many as the first one
-    of its container has those of the container. With more, it is in a sandbox that looks like any other."""
+    """Raises PermissionError if this process has other system call filters (seccomp) than its container.
+
+    Filters are inherited and can only be added: a process with as many as the container's first process has the
+    container's. With more, it is in a sandbox, which cannot be told from another one."""
     if status.get("Seccomp", "0") == "0":
         return
     names = ("Seccomp", "Seccomp_filters")
     first = _status(PROC / "1")
     if any(name not in status or status[name] != first.get(name) for name in names):
-        raise PermissionError("filters of system calls that are not those of the container")
+        raise PermissionError("system call filters other than those of the container")
 
 
 def _status(process: Path) -> dict[str, str]:
@@ -91,7 +93,7 @@ def _status(process: Path) -> dict[str, str]:
 
 
 def _text(path: Path) -> str | None:
-    """A file of /proc; None where this kernel has none."""
+    """A file of /proc; None if this kernel does not have it."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
@@ -104,17 +106,17 @@ def _root(here: Path) -> list[object]:
     """The root folder, and its mount."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY)
     try:
-        found = os.fstat(root)
-        return [found.st_dev, found.st_ino, _text(here / "fdinfo" / str(root))]
+        status = os.fstat(root)
+        return [status.st_dev, status.st_ino, _text(here / "fdinfo" / str(root))]
     finally:
         os.close(root)
 
 
 def _asked() -> list[object]:
-    """What no file says: flags of the process, its personality, its class of I/O and its keyring of the session."""
+    """Attributes that are in no file: process flags, personality, I/O class and session keyring."""
     machine = os.uname().machine
     if machine not in _SYSTEM_CALLS:
-        raise OSError(f"system calls of {machine}")
+        raise OSError(f"unknown system calls of {machine}")
     kernel = ctypes.CDLL(None)
     ioprio_get, keyctl = _SYSTEM_CALLS[machine]
     return [

@@ -2,8 +2,8 @@
 
     python -m dapo_stages.entrypoints.launch [options of accelerate launch] STAGE …
 
-It is `accelerate launch … -m dapo_stages STAGE …` with the exit code of the process that failed first instead of 1 and
-a stack trace, and with the cores shared out among the processes.
+It is `accelerate launch … -m dapo_stages STAGE …`, with the exit code of the process that failed first instead of 1
+and a stack trace, and with the cores divided among the processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the launcher on `sys.argv`; what it cannot launch is bad input."""
+    """Run the launcher on `sys.argv`; if it cannot launch, that is bad input."""
     from yaml import YAMLError
 
     take_any_text()
@@ -32,8 +32,8 @@ def main() -> None:
     except (ImportError, ValueError, OSError, YAMLError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         print(
-            f"accelerate launch: found that it cannot start ({reason}); needed accelerate, and a configuration that it "
-            "takes. Install it, or name a file of pipelines/accelerate.",
+            f"accelerate launch: cannot start ({reason}). Install accelerate, or use a configuration from "
+            "pipelines/accelerate.",
             file=sys.stderr,
         )
         sys.exit(EXIT_BAD_INPUT)
@@ -46,7 +46,7 @@ def _launch() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.disable(logging.ERROR)  # the processes speak for themselves
+    logging.disable(logging.ERROR)  # the processes print their own errors
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     args = launch_command_parser().parse_args()
     args.training_script_args = [args.training_script, *args.training_script_args]
@@ -56,7 +56,7 @@ def _launch() -> None:
         defaults = load_config_from_file(args.config_file)
         processes, machines = processes or defaults.num_processes, machines or defaults.num_machines
     if processes:
-        os.environ["DAPO_STAGES_PROCESSES"] = str(processes)  # accelerate may start fewer without a word
+        os.environ["DAPO_STAGES_PROCESSES"] = str(processes)  # accelerate may start fewer without saying so
     cores = len(os.sched_getaffinity(0)) * (machines or 1) // max(processes or 1, 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores, 1)))
     if not cuda.is_available():
@@ -65,7 +65,7 @@ def _launch() -> None:
         launch_command(args)
     except ChildFailedError as error:
         sys.exit(_exit_code(*_first_failure(error)))
-    except CalledProcessError as error:  # of a configuration with one process
+    except CalledProcessError as error:  # with a configuration for one process
         sys.exit(_exit_code(0, error.returncode))
     except SignalException:
         sys.exit(EXIT_INTERRUPTED)
@@ -74,8 +74,8 @@ def _launch() -> None:
 def _first_failure(error: ChildFailedError) -> tuple[int, int]:
     """The rank that failed first, and its exit code.
 
-    Of several in the same second, which is all that torch knows, one that was killed: the others fail at once where
-    they wait for it. The launcher's own SIGTERM is no reason.
+    Torch's times are in seconds. Of several failures in the same second, prefer a rank that was killed, because the
+    others fail at once when they wait for it; but the launcher's own SIGTERM does not count.
     """
     first, failure = error.get_first_failure()
     for rank, other in error.failures.items():
@@ -85,12 +85,12 @@ def _first_failure(error: ChildFailedError) -> tuple[int, int]:
 
 
 def _exit_code(rank: int, code: int) -> int:
-    """That of a shell; a process that was killed could not say why, so it is said here."""
+    """The exit code as in a shell. Prints a message for a killed process, which could not print one itself."""
     if code >= 0:
         return code
     print(
-        f"rank {rank} was ended by {signal.Signals(-code).name}; what is finished stays. See why (memory?), and run "
-        "the same command again to carry on.",
+        f"rank {rank} was killed by {signal.Signals(-code).name} (out of memory?); finished work is kept. Run the same "
+        "command again to resume.",
         file=sys.stderr,
     )
     return 128 - code

@@ -1,14 +1,13 @@
-"""Runs a command in a process that has torch and the model classes already.
+"""Runs a command in a process that has already imported torch and the model classes.
 
     python -m dapo_stages.entrypoints.preload rollout …
 
 Same command line, streams, exit code and signals as `python -m dapo_stages`. The first command that needs a model
-starts a parent, which imports what stages import and forks a child per command; it ends when nobody has asked for
-anything for a while. Where there is no parent, or it is killed or stopped, the command runs in its own process as ever,
-and so it does where it cannot be told whether the parent may do the same as the command
-(dapo_stages/entrypoints/inherited.py).
+starts a parent, which imports what stages import and forks a child per command; it exits after a while without
+requests. If there is no parent, or it was killed or stopped, the command runs in its own process as usual. So it does
+if it is unknown whether parent and command have the same permissions (dapo_stages/entrypoints/inherited.py).
 
-This module imports little of the standard library and nothing else: it is what a command waits for.
+This module imports only a little of the standard library, because every command waits for it.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from typing import IO, NoReturn
 
 from dapo_stages.entrypoints.inherited import inherited, is_stopped, look_into
 
-# Commands that start a parent; the others use one that is there.
+# Commands that start a parent; others only use an existing one.
 STARTS = ("init-policy", "prepare-data", "rollout", "score-attention", "train-step", "evaluate")
 STARTED = b"+"
-PATIENCE = 5.0  # seconds that a command waits for what takes milliseconds
+PATIENCE = 5.0  # seconds that a command waits for something that takes milliseconds
 _IMPORTING = 60.0  # seconds that a parent may take to import everything, on a slow disk
-_TICK = 0.5  # seconds between looks at a parent that says nothing
-_WORD = 16  # bytes
-# Of shells, of make and of our Makefile: other for every command, and read by nothing that is imported.
+_TICK = 0.5  # seconds between checks of a parent that does not answer
+_WORD = 16  # bytes of a message
+# Variables of shells, make and our Makefile that differ between commands, and that no import reads.
 _PASSING = {
     *("_", "SHLVL", "PWD", "OLDPWD", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"),
     *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD", "LAUNCH", "LAUNCH_ARGS"),
@@ -52,13 +51,13 @@ def main() -> None:
         _exit(code)
     from dapo_stages.entrypoints.cli import main as run
 
-    sys.argv[0] = str(Path(__file__).parents[1] / "__main__.py")  # what usage errors call this program,
-    sys.modules["__main__"].__package__ = "dapo_stages"  # and where from
+    sys.argv[0] = str(Path(__file__).parents[1] / "__main__.py")  # the program name in usage errors,
+    sys.modules["__main__"].__package__ = "dapo_stages"  # and the package it belongs to
     run()
 
 
 class _Stuck(OSError):
-    """Something that answers at once has not, for as long as a command waits; it goes on without a parent."""
+    """Something that should answer at once has not; the command continues without a parent."""
 
 
 def _ask(arguments: list[str]) -> int | None:
@@ -70,10 +69,10 @@ def _ask(arguments: list[str]) -> int | None:
         signal.signal(number, signal.SIG_DFL)
     stopped: list[int] = []
     try:
-        found = _connect(start=arguments[0] in STARTS)
-        if found is None:
+        connected = _connect(start=arguments[0] in STARTS)
+        if connected is None:
             return None
-        connection, parent = found
+        connection, parent = connected
         request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "signals": numbers}
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
         said = _first_of(connection, parent)
@@ -90,17 +89,17 @@ def _ask(arguments: list[str]) -> int | None:
             signal.signal(number, forward)
         answer = _last_of(connection, child)
     except _Stuck as stuck:
-        print(f"dapo-stages: {stuck}. This command goes on by itself.", file=sys.stderr, flush=True)
+        print(f"dapo-stages: {stuck}. This command continues in its own process.", file=sys.stderr, flush=True)
         answer = b""
     except OSError:
         answer = b""
     if answer:
         return int(answer)
-    return -stopped[0] if stopped else None  # the parent was killed, and the child with it
+    return -stopped[0] if stopped else None  # the parent was killed, and its child with it
 
 
 def _first_of(connection: socket.socket, parent: int) -> bytes:
-    """What a parent says first: that the command runs, and as which process. It may have to import everything first."""
+    """The parent's first message, that the command runs, and its process ID. The parent may have to import first."""
     begun = time.monotonic()
     connection.settimeout(_TICK)
     while True:
@@ -110,20 +109,20 @@ def _first_of(connection: socket.socket, parent: int) -> bytes:
             waited = time.monotonic() - begun
             if waited < (PATIENCE if is_stopped(parent) else _IMPORTING):
                 continue
-        with suppress(OSError):  # it ends then, and the next command starts another one
+        with suppress(OSError):  # then it exits, and the next command starts another one
             Path(connection.getpeername()).unlink()
         raise _Stuck(
-            f"found that process {parent}, which commands are forked from, has not answered for {waited:.0f} s; needed "
-            f"one that runs. `kill -KILL {parent}` ends it"
+            f"process {parent}, which commands are forked from, has not answered for {waited:.0f} s (`kill -KILL "
+            f"{parent}` ends it)"
         )
 
 
 def _last_of(connection: socket.socket, child: int) -> bytes:
-    """What a parent says last, the exit code; nothing if it has ended, and its children with it."""
+    """The parent's last message, the exit code; empty if it has ended, and its children with it."""
     connection.settimeout(None)
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
-    with suppress(OSError):  # an old kernel, or it has ended already
+    with suppress(OSError):  # an old kernel, or the child has already ended
         waiting.register(os.pidfd_open(child), select.POLLIN)
     if connection.fileno() not in dict(waiting.poll()):
         connection.settimeout(PATIENCE)
@@ -131,13 +130,13 @@ def _last_of(connection: socket.socket, child: int) -> bytes:
         return connection.recv(_WORD)
     except TimeoutError:
         raise _Stuck(
-            f"found that this command's process {child} has ended, and that the one it was forked from has not said "
-            f"how for {PATIENCE:.0f} s; needed its exit code"
+            f"this command's process {child} has ended, but the process that it was forked from has not reported its "
+            f"exit code for {PATIENCE:.0f} s"
         ) from None
 
 
 def _connect(*, start: bool) -> tuple[socket.socket, int] | None:
-    """A connection to the parent of commands such as this one, started if need be, and its process."""
+    """A connection to the parent for commands like this one, started if necessary, and its process ID."""
     folder = _folder()
     path = folder / key()
     with open(folder / "lock", "w", encoding="utf-8") as lock:
@@ -159,7 +158,7 @@ def _connect(*, start: bool) -> tuple[socket.socket, int] | None:
 
 
 def _wait_for(lock: IO[str]) -> None:
-    """Take a lock that others hold for milliseconds."""
+    """Take a lock that others hold only for milliseconds."""
     end = time.monotonic() + PATIENCE
     while True:
         with suppress(BlockingIOError):
@@ -169,19 +168,18 @@ def _wait_for(lock: IO[str]) -> None:
             time.sleep(0.02)
             continue
         raise _Stuck(
-            f"found {lock.name} locked by another process for {PATIENCE:.0f} s; needed it for a moment. `fuser "
-            f"{lock.name}` names that process"
+            f"{lock.name} has been locked by another process for {PATIENCE:.0f} s (`fuser {lock.name}` names it)"
         )
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end: who connected, or who listens."""
+    """Process ID and user ID at the other end of a connection."""
     process, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return process, user
 
 
 def _start(path: Path) -> int:
-    """Start a parent; its process. Its socket listens already, so nobody has to wait until it is ready."""
+    """Start a parent and return its process ID. Its socket already listens, so commands can connect at once."""
     import subprocess
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -190,7 +188,7 @@ def _start(path: Path) -> int:
         return subprocess.Popen(
             [sys.executable, "-m", "dapo_stages.entrypoints.preloaded", str(listener.fileno()), str(path)],
             pass_fds=[listener.fileno()],
-            start_new_session=True,  # Ctrl-C is for the commands
+            start_new_session=True,  # Ctrl-C is only for the commands
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -198,24 +196,24 @@ def _start(path: Path) -> int:
 
 
 def _folder() -> Path:
-    """A folder of this user alone, with a short path: that of a socket has 107 bytes. OSError if there is none."""
+    """A private folder with a short path (socket paths have at most 107 bytes). Raises OSError if it is not private."""
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"dapo-stages-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} is not a private folder")
     return folder
 
 
 def key() -> str:
-    """Hash of what a process inherits and of what it imports: a parent serves commands that have the same."""
+    """Hash of what a process inherits and imports: a parent serves only commands with the same hash."""
     environment = sorted((name, value) for name, value in os.environ.items() if name not in _PASSING)
     return hashlib.sha256(json.dumps([environment, inherited(), python()]).encode()).hexdigest()[:24]
 
 
 def python() -> list[object]:
-    """The interpreter, its packages and the files of this one."""
+    """The interpreter, its packages and the files of this package."""
     packages = [Path(place) for place in sys.path if place.endswith("-packages") and os.path.isdir(place)]
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     changed = [(str(path), path.stat().st_mtime_ns) for path in (*packages, *files)]
@@ -223,7 +221,7 @@ def python() -> list[object]:
 
 
 def _exit(code: int) -> NoReturn:
-    """End as the child did, by a signal too."""
+    """Exit as the child did, also by a signal."""
     if code < 0:
         with suppress(OSError):
             signal.signal(-code, signal.SIG_DFL)

@@ -1,6 +1,6 @@
 """The parent that preload.py forks commands from: `python -m dapo_stages.entrypoints.preloaded SOCKET PATH`.
 
-It may be killed at any time: its children die with it, and their commands start over by themselves.
+It may be killed at any time: its children die with it, and their commands start over in their own processes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import NamedTuple
 from dapo_stages.entrypoints.inherited import look_into
 from dapo_stages.entrypoints.preload import STARTED, key, peer, python
 
-# What stages import when they run. No torch operation may run before the fork: OpenMP would not work after it.
+# What stages import when they run. No torch operation may run before the fork, or OpenMP would not work after it.
 MODULES = (
     "dapo_stages.entrypoints.cli",
     "dapo_stages.engines.transformers_engine",
     "filelock",
     "jinja2",
-    "pandas",  # by pyarrow, where it is there
+    "pandas",  # imported by pyarrow if installed
     "pyarrow.parquet",
     "safetensors.torch",
     "transformers.models.qwen2.tokenization_qwen2",
@@ -42,41 +42,41 @@ MODULES = (
 PACKAGES = (
     "data", "groups", "handoff", "maths", "models", "planning", "reporting", "rewards", "runs", "stages", "terminal",
     "tools", "training",
-)  # of ours, with all their modules  # fmt: skip
-IDLE = "DAPO_STAGES_PRELOAD_IDLE"  # seconds without a command after which it ends
+)  # our own, with all their modules  # fmt: skip
+IDLE = "DAPO_STAGES_PRELOAD_IDLE"  # seconds without a command after which the parent exits
 _IDLE_SECONDS = 120.0
-_TICK = 1.0  # seconds between looks at the clock and at the files
+_TICK = 1.0  # seconds between checks of the clock and the files
 _MOST = 1 << 20  # bytes of a request
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Fork a child per connection until nobody asks any more."""
+    """Fork a child per connection, until there are no more requests."""
     listening, path = int(sys.argv[1]), Path(sys.argv[2])
     listener = socket.socket(fileno=listening)
     if key() != path.name:
         return
-    listener.listen()  # again: from now on commands are told that it is this process that does
-    imported, found = python(), path.stat().st_ino
+    listener.listen()  # again, so that from now on commands see this process as their peer
+    imported, inode = python(), path.stat().st_ino
     idle = float(os.environ.get(IDLE, _IDLE_SECONDS))
     _import()
     os.chdir("/")
     parent = _Parent(listener)
-    while parent.children or (time.monotonic() - parent.used < idle and _inode(path) == found and python() == imported):
+    while parent.children or (time.monotonic() - parent.used < idle and _inode(path) == inode and python() == imported):
         parent.turn()
     with open(path.parent / "lock", "w", encoding="utf-8") as lock, suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _inode(path) == found:
+        if _inode(path) == inode:
             path.unlink()
 
 
 class _Request(NamedTuple):
-    """What a child is to run, and the streams it gets."""
+    """What a child should run, and its streams."""
 
     arguments: list[str]
     environment: dict[str, str]
     folder: str
-    signals: list[int]  # that its command reacts to; the others are ignored
+    signals: list[int]  # signals that the command handles; others are ignored
     streams: list[int]
 
 
@@ -86,13 +86,13 @@ class _Child(NamedTuple):
 
 
 def _import() -> None:
-    """Import what stages do. There is no garbage in it, so nothing looks for any, now or in the children."""
+    """Import what stages import, without garbage collection, now or in the children: there is no garbage in it."""
     import gc
 
     from dapo_stages.terminal.console import take_any_text
 
-    take_any_text()  # a child's streams are other files, whose text layer can no longer change that
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the driver itself would not survive a fork
+    take_any_text()  # children replace the files below these streams, not the streams
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the CUDA driver does not survive a fork
     gc.disable()
     root = Path(__file__).parents[2]
     files = [file for part in PACKAGES for file in sorted((root / "dapo_stages" / part).rglob("[!_]*.py"))]
@@ -100,7 +100,7 @@ def _import() -> None:
     for name in (*MODULES, *ours):
         with suppress(ImportError):
             import_module(name)
-    with suppress(ImportError, AttributeError, TypeError):  # what transformers compiles for its first checkpoint
+    with suppress(ImportError, AttributeError, TypeError):  # compiled by transformers for its first checkpoint
         import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("qwen2_5_vl")
     gc.freeze()
     gc.enable()
@@ -123,13 +123,13 @@ class _Parent:
         self.used = time.monotonic()
 
     def turn(self) -> None:
-        """Handle what is waiting, or wait for a moment."""
+        """Handle pending events, or wait a moment for one."""
         for event, _ in self._selector.select(_TICK):
             self.used = time.monotonic()
             child: _Child | None = event.data
             if child is None:
                 self._accept()
-            elif child not in self.children:  # it ended in this very turn
+            elif child not in self.children:  # it ended in this turn
                 continue
             elif event.fileobj == child.process.sentinel:
                 self._ended(child)
@@ -155,7 +155,7 @@ class _Parent:
             connection.send(STARTED + str(process.pid).encode())
 
     def _left(self, child: _Child) -> None:
-        """A command's own process that was killed takes its child with it."""
+        """A command's own process was killed: kill its child too."""
         if child.process.pid is not None:
             os.kill(child.process.pid, signal.SIGKILL)
         self._selector.unregister(child.connection)
@@ -189,8 +189,8 @@ class _Parent:
 
 
 def _receive(connection: socket.socket) -> _Request:
-    """What a command's own process asks for; OSError, ValueError or TypeError if it does not ask any more, or is not
-    one of this user's, or may do more than this process."""
+    """The request of a command's own process. Raises OSError, ValueError or TypeError if the command has gone, belongs
+    to another user, or cannot be inspected."""
     connection.settimeout(_TICK)
     process, user = peer(connection)
     if user != os.getuid():
@@ -199,20 +199,20 @@ def _receive(connection: socket.socket) -> _Request:
     waiting = select.poll()
     waiting.register(connection, 0)
     if waiting.poll(0):
-        raise ConnectionResetError("the command has waited for too long, and runs by itself")
+        raise ConnectionResetError("the command has waited too long, and runs in its own process")
     data, streams, _, _ = socket.recv_fds(connection, _MOST, 3)
     return _Request(**json.loads(data), streams=streams)
 
 
 def _become(request: _Request) -> None:
-    """Make this process what the command's own would be."""
+    """Make this process equal to the command's own."""
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
     for target, stream in enumerate(request.streams):
         os.dup2(stream, target)
         os.close(stream)
-    sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115 (as long as the process)
+    sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115 (open as long as the process)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=os.isatty(1))
     for number in (signal.SIGINT, signal.SIGTERM):

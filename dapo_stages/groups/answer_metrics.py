@@ -1,4 +1,4 @@
-"""metrics.json of evaluate: accuracies of several kinds from the counts of questions, each with its interval."""
+"""metrics.json of evaluate: several kinds of accuracy from per-question counts, each with its interval."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dapo_stages.groups.answer_tallies import PLACES, SLICE, Question, by_slices
 if TYPE_CHECKING:
     from dapo_stages.maths.question_statistics import Ratio
 
-Path = tuple[str, ...]  # where a figure is in metrics.json
-_DIGITS = 6  # of the ends of an interval: sums round differently with other numbers of threads
+Path = tuple[str, ...]  # of keys to a number in metrics.json
+_DIGITS = 6  # decimals of an interval's ends: sums round differently with another number of threads
 
 
 def metrics(questions: list[Question], *, resamples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """All figures, for all questions and by slice; None where a mode was off or a figure is not defined."""
+    """All metrics, overall and by slice; None where a mode was off or a metric is not defined."""
     import numpy as np
 
     from dapo_stages.maths.question_statistics import METHOD, ratio_intervals
@@ -49,7 +49,7 @@ def metrics(questions: list[Question], *, resamples: int, confidence: float, see
 
 
 def _ratios(questions: list[Question]) -> dict[Path, Ratio]:
-    """Every figure as parts and wholes for each question."""
+    """Every metric as per-question parts and wholes."""
     import numpy as np
 
     from dapo_stages.maths.question_statistics import Ratio
@@ -75,8 +75,8 @@ def _ratios(questions: list[Question]) -> dict[Path, Ratio]:
         ("mean_tokens",): share("sample" if sampled else "greedy", "tokens")._replace(lowest=none, highest=none),
         ("greedy_strict_accuracy",): share("greedy", "strict"),
         ("sampled_strict_accuracy",): share("sample", "strict"),
-        ("chance_accuracy",): Ratio(chance, chance * 0 + 1, none, none),  # not a number where options are not known
-        # The worst question is right only with the picture, or only without it.
+        ("chance_accuracy",): Ratio(chance, chance * 0 + 1, none, none),  # NaN if the number of options is unknown
+        # At worst, one more question is right only with the image, or only without it.
         ("prior_share",): Ratio(np.where(asked, blank, 0.0), np.where(asked, greedy, 0.0), (0.0, 1.0), (1.0, 0.0)),
         ("prior_share_above_chance",): Ratio(
             np.where(asked, blank - chance, 0.0),

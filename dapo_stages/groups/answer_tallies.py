@@ -1,4 +1,4 @@
-"""What evaluate and compare-evals keep of answers: a few counts for each question, however long the answers are."""
+"""What evaluate and compare-evals keep in memory: a few counts per question, however long the completions are."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MODES = ("greedy", "sample", "blank")
 PLACES = ("tags", "stated", "lone", "none")  # where an answer was read, see rewards/answers.py
 SUMS = ("answers", "correct", "formed", "strict", "tokens", *PLACES)
 
-SLICE, OPTIONS, LETTER = "slice", "num_options", "solution_letter"  # names of slices, beside columns of the source
+SLICE, OPTIONS, LETTER = "slice", "num_options", "solution_letter"  # names of slices, next to columns of the source
 OTHER = "(other)"
-_MOST_VALUES = 64  # of a slice that are reported; the rarer ones come together as OTHER
+_MOST_VALUES = 64  # of a slice that are reported; rarer ones are combined as OTHER
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Question:
     slices: dict[str, str]
     options: int | None
     sums: dict[str, list[int]] = field(default_factory=lambda: {mode: [0] * len(SUMS) for mode in MODES})
-    wrong: tuple[int, ...] = ()  # samples with each wrong answer, the most frequent first
+    wrong: tuple[int, ...] = ()  # number of samples with each wrong answer, largest first
     votes: Counter[str] = field(default_factory=Counter)  # wrong answers until `settle`
 
     def of(self, mode: str, name: str) -> int:
@@ -44,7 +44,7 @@ class Question:
 
 
 class Tallies:
-    """Counts answers row by row; the texts of wrong answers are kept until `settle`, which ends a shard."""
+    """Counts answers row by row; the texts of wrong answers are kept until `settle`, called after each shard."""
 
     def __init__(self) -> None:
         self._questions: dict[str, Question] = {}
@@ -67,7 +67,7 @@ class Tallies:
             question.votes[row["answer"]] += 1
 
     def settle(self) -> None:
-        """Forget the texts: no question has answers in two shards."""
+        """Drop the texts: no question has answers in two shards."""
         for question in self._open:
             question.wrong = tuple(sorted(question.votes.values(), reverse=True))
             question.votes.clear()
@@ -80,7 +80,7 @@ class Tallies:
 
 
 def by_slices(questions: Iterable[Question]) -> dict[str, dict[str, list[int]]]:
-    """Slice -> value -> numbers of its questions; slices and values in the order of their names."""
+    """Slice -> value -> indices of its questions; slices and values sorted by name."""
     found: dict[str, dict[str, list[int]]] = {}
     for number, question in enumerate(questions):
         for name, value in question.slices.items():
@@ -89,7 +89,7 @@ def by_slices(questions: Iterable[Question]) -> dict[str, dict[str, list[int]]]:
 
 
 def counts(questions: list[Question], mode: str, name: str) -> NDArray:  # type: ignore[type-arg]
-    """[Q] one of SUMS in a mode."""
+    """One of SUMS in a mode, [Q]."""
     import numpy as np
 
     return np.array([question.of(mode, name) for question in questions], dtype=np.int64)
@@ -109,7 +109,7 @@ def _slices(row: Mapping[str, object]) -> dict[str, str]:
 
 
 def _bounded(values: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The most frequent values by name, then the rest as one."""
+    """The most frequent values, sorted by name, then the rest as OTHER."""
     frequent = sorted(values, key=lambda value: (-len(values[value]), value))[:_MOST_VALUES]
     rest = sorted(number for value in values.keys() - set(frequent) for number in values[value])
     return {value: values[value] for value in sorted(frequent)} | ({OTHER: rest} if rest else {})

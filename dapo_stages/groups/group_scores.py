@@ -1,4 +1,4 @@
-"""A group as weight-tokens reasons about it: its rewards and advantages, without its tokens."""
+"""A group as weight-tokens keeps it in memory: its rewards and advantages, without its tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GroupScores:
     rewards: np.ndarray  # their weighted total
     shard: int | None = None  # of the rollouts; None: from the buffer
     advantages: np.ndarray | None = None
-    importance: float | None = None  # of a replayed group, against the preference of its draw
+    importance: float | None = None  # of a replayed group: corrects for how likely it was to be drawn
 
     @property
     def mean(self) -> float:
@@ -54,7 +54,7 @@ def score_group(
     weights: Mapping[str, float],
     shard: int | None = None,
 ) -> GroupScores:
-    """Rewards of a group from its completions' rows, with the VGR reward beside them."""
+    """Rewards of a group from its completions' rows and their VGR rewards."""
     import numpy as np
 
     from dapo_stages.maths.group_rewards import total

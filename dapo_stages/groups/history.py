@@ -1,4 +1,4 @@
-"""Earlier rollouts as a record of how often each question was answered right, for the curriculum."""
+"""Earlier rollouts, which tell the curriculum how often each prompt was answered correctly."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _PREFIX = "history-"
 
 
 def earlier_rollouts(folders: list[Path], iteration: int, data: Source) -> dict[str, Source]:
-    """The rollouts before an iteration as inputs of a stage, by iteration, whatever the order of the folders.
+    """The rollouts before an iteration as inputs of a stage, sorted by iteration.
 
-    A folder is a rollout's, or a run's, which stands for the rollouts of its earlier iterations. Pruned ones are left
-    out, and said. Raises DataError for rollouts of a later iteration, of other questions, or two of one iteration.
+    Each folder is a rollout, or a run, which stands for the rollouts of its earlier iterations. Pruned rollouts are
+    skipped with a message. Raises DataError for a rollout that is not of an earlier iteration or was made from other
+    data, and for two of one iteration.
     """
     found: dict[str, Source] = {}
     pruned: list[int] = []
@@ -31,16 +32,17 @@ def earlier_rollouts(folders: list[Path], iteration: int, data: Source) -> dict[
             if of_run:
                 continue
             raise DataError(
-                source.folder, f"rollouts of iteration {number}", f"those before iteration {iteration}", "Leave it out."
+                source.folder,
+                f"expected rollouts before iteration {iteration}, got iteration {number}",
+                "Leave it out of --history.",
             )
         source.require_input("data", data)
         name = f"{_PREFIX}{number:06d}"
         if name in found and found[name].folder.resolve() != source.folder.resolve():
             raise DataError(
                 source.folder,
-                f"a second rollout of iteration {number}, beside {found[name].folder}",
-                "one",
-                "Name one.",
+                f"{found[name].folder} is a rollout of iteration {number}, too",
+                "Pass only one of them to --history.",
             )
         if source.manifest.pruned:
             pruned.append(number)
@@ -48,12 +50,12 @@ def earlier_rollouts(folders: list[Path], iteration: int, data: Source) -> dict[
             found[name] = source
     if pruned:
         gone = ", ".join(map(str, sorted(set(pruned))))
-        say(f"rollout: rollouts of iteration(s) {gone} are pruned; the curriculum goes by the {len(found)} left")
+        say(f"rollout: rollouts of iteration(s) {gone} are pruned; the curriculum uses the other {len(found)}")
     return dict(sorted(found.items()))
 
 
 def chances_of_rows(inputs: Mapping[str, Source], settings: CurriculumConfig) -> np.ndarray:
-    """How likely each row of the training table is to keep its turn, [P]; NaN where it was not asked before."""
+    """Chance of each row of the training table to keep its place, [P]; NaN if it was never sampled."""
     from dapo_stages.maths.curriculum import chances, of_rows, success_rates
 
     rates = success_rates(_visits(inputs), settings.visits)
@@ -62,7 +64,7 @@ def chances_of_rows(inputs: Mapping[str, Source], settings: CurriculumConfig) ->
 
 
 def _visits(inputs: Mapping[str, Source]) -> Iterator[tuple[str, int, int]]:
-    """(question, right completions, all completions) of every group of the history, the oldest first."""
+    """(prompt id, correct completions, all completions) of every group of the history, oldest first."""
     for name in sorted(name for name in inputs if name.startswith(_PREFIX)):
         of = int(inputs[name].manifest.config["rollout"]["num_generations"])
         for row in inputs[name].rows("prompts", ["prompt_id", "num_correct"]):
@@ -76,6 +78,6 @@ def _sources(folders: list[Path]) -> Iterator[tuple[Source, bool]]:
             continue
         inside = sorted(path.parent for path in folder.glob(f"iter-[0-9]*/rollout/{MANIFEST}"))
         if not inside and not any(folder.glob("iter-[0-9]*")) and not (folder / "data" / MANIFEST).exists():
-            raise DataError(folder, "no rollouts", "a rollout's folder, or a run's", "Name the right --history.")
+            raise DataError(folder, "no rollouts in this folder (expected a rollout or a run)", "Correct --history.")
         for rollout in inside:
             yield Source(rollout, "rollout"), True

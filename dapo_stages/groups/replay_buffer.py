@@ -1,4 +1,4 @@
-"""The replay buffer as files: read from the weights folder of the iteration before, written to this one's."""
+"""The replay buffer as files: read from the previous iteration's weights folder, written to this one's."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _COMPLETION_EXTRA = ("reward_vgr", "token_weights")
 
 
 class ReplayBuffer:
-    """Groups of earlier iterations, whole: pictures, token ids, sampling log-probs and weights.
+    """Complete groups of earlier iterations: images, token ids, sampling logprobs and weights.
 
-    Scores and rewards of all stored groups are in memory, their tokens and pictures are streamed.
+    Scores and rewards of all stored groups are in memory; their tokens and images are streamed.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ReplayBuffer:
         self.groups = self._read_groups(weights) if self.entries else {}
 
     def exchange(self, fresh: list[GroupScores], target: int, seed: int) -> tuple[list[GroupScores], set[str]]:
-        """Stored groups to train on, without replacement, and the ids of the fresh ones that they stand in for."""
+        """Draw stored groups to train on, without replacement; also returns the ids of the fresh ones they replace."""
         import numpy as np
 
         from dapo_stages.maths.replay import RULES, draw, drawn_again, importance, rated
@@ -56,7 +56,7 @@ class ReplayBuffer:
         return groups, {entry.group_id for entry in found.leaving[: len(drawn)]}
 
     def copy_replayed(self, output: Output, replayed: list[GroupScores]) -> dict[str, list[float]]:
-        """Write the data of replayed groups beside the weights; gives back their stored token weights by completion."""
+        """Write the data of replayed groups next to the weights; returns their stored token weights by completion."""
         weights: dict[str, list[float]] = {}
         if not replayed or self._source is None:
             return weights
@@ -75,7 +75,7 @@ class ReplayBuffer:
         return weights
 
     def write_next(self, output: Output, rollouts: Source, fresh: list[GroupScores]) -> int:
-        """Write the buffer as it is after this iteration; `fresh` are the groups that may enter. Gives its size."""
+        """Write the buffer as it is after this iteration; `fresh` are the groups that may enter. Returns its size."""
         from dapo_stages.maths.replay import Entry, score, update
 
         new = [
@@ -88,7 +88,7 @@ class ReplayBuffer:
         entering = {group.group_id: group for group in fresh}
         entering = {entry.group_id: entering[entry.group_id] for entry in kept if entry.group_id in entering}
         staying = {entry.group_id for entry in kept} - entering.keys()
-        # `draws` came later: where there are none, the file is what it was before there was such a column.
+        # `draws` is newer than the other columns: a buffer without draws is written as before it existed.
         names = _GROUP_EXTRA if any(entry.draws for entry in kept) else _GROUP_EXTRA[:-1]
         scores = {entry.group_id: {name: getattr(entry, name) for name in names} for entry in kept}
         output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
@@ -99,14 +99,14 @@ class ReplayBuffer:
         from dapo_stages.maths.replay import Entry, unspent
 
         rows = self._rows("buffer", ["group_id", "iteration", *_GROUP_EXTRA])
-        # A buffer of this iteration or a later one would bring a group's completions in twice.
+        # From a buffer of this or a later iteration, a group's completions would be used twice.
         oldest, newest = self._iteration - self._settings.max_staleness, self._iteration - 1
         alive = (row | {"draws": row["draws"] or 0} for row in rows if oldest <= row["iteration"] <= newest)
         entries = unspent([Entry(**row) for row in alive], self._settings.max_replays)
         for entry in entries:
             if entry.score < 0:
                 raise self._unusable(
-                    "buffer", f"{entry.score:g} in column score of group {entry.group_id}", "0 or more"
+                    "buffer", f"column score of group {entry.group_id} must be 0 or more, but is {entry.score:g}"
                 )
         return entries
 
@@ -119,7 +119,7 @@ class ReplayBuffer:
             if row["group_id"] in members:
                 members[row["group_id"]].append(row)
         if missing := [group_id for group_id, rows in members.items() if not rows]:
-            raise self._unusable("buffer-completions", f"no completion of group {missing[0]}", "at least one")
+            raise self._unusable("buffer-completions", f"group {missing[0]} has no completions")
         return {
             entry.group_id: score_group(
                 entry.group_id,
@@ -161,10 +161,10 @@ class ReplayBuffer:
                     if key in vgr:
                         yield row | {"reward_vgr": vgr[key], "token_weights": weights[key]}
 
-    def _unusable(self, kind: str, found: str, needed: str) -> DataError:
+    def _unusable(self, kind: str, problem: str) -> DataError:
         folder = self._source.folder if self._source is not None else Path()
-        do = "Run weight-tokens again for the iteration before, or leave --replay out."
-        return DataError(folder / f"{kind}-00000.parquet", found, needed, do)
+        advice = "Run weight-tokens again for the previous iteration, or leave --replay out."
+        return DataError(folder / f"{kind}-00000.parquet", problem, advice)
 
     def _rows(self, kind: str, columns: list[str] | None = None) -> Iterator[Row]:
         return self._source.rows(kind, columns) if self._source is not None else iter(())

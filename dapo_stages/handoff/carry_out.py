@@ -1,6 +1,6 @@
-"""The frame around a stage's work: dry run, lock, resume, publish, and what is said at the end.
+"""The frame around a stage's work: dry run, lock, resume, publish, and the summary at the end.
 
-Where several processes run a stage, each fills its part of the output, and the first publishes the whole.
+Where several processes run a stage, each writes its part of the output, and rank 0 publishes it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ def run(
 ) -> None:
     """Carry out a plan: `work` fills the output, which is then published.
 
-    An output that is already there is left alone; an interrupted one goes on where it stopped. `alone` is for work
-    that several processes cannot share. Raises ConfigError if they were started for it, or fewer than asked for.
+    A complete output is left alone; a partial one is resumed. `alone` is for work that several processes cannot
+    share. Raises ConfigError if several were launched for it, or fewer than configured.
     """
     _check_launch()
     if alone and ranks.count() > 1:
         raise ConfigError(
-            f"{plan.stage}: found {ranks.count()} processes; needed one, it shares nothing out. Start it without a "
-            "launcher."
+            f"{plan.stage}: runs in a single process, but {ranks.count()} were launched. Start it without a launcher."
         )
     if dry_run:
         _describe(plan, as_json)
@@ -60,18 +59,19 @@ def run(
 
 
 def _check_launch() -> None:
-    """Refuse a launch of fewer processes than asked for: accelerate falls back without a word."""
-    found = ranks.count()
-    asked = int(os.environ.get("DAPO_STAGES_PROCESSES", found))
-    if asked != found:
+    """Refuse a launch of fewer processes than configured: accelerate falls back silently."""
+    launched = ranks.count()
+    configured = int(os.environ.get("DAPO_STAGES_PROCESSES", launched))
+    if configured != launched:
         raise ConfigError(
-            f"accelerate launch: found {found} process(es); needed {asked}, as configured. Write, for several on CPUs, "
-            "distributed_type MULTI_GPU or DEEPSPEED and use_cpu false, as in pipelines/accelerate/ddp-cpu.yaml."
+            f"accelerate launch: expected {configured} process(es), as configured, got {launched}. For several on "
+            "CPUs, set distributed_type to MULTI_GPU or DEEPSPEED and use_cpu to false. See "
+            "pipelines/accelerate/ddp-cpu.yaml."
         )
 
 
 def _publish(output: Output) -> None:
-    """Publish what all processes wrote; none is done before it is there."""
+    """Publish what all processes wrote; none returns before that is done."""
     output.share()
     if ranks.rank() == 0:
         output.publish()
@@ -79,9 +79,9 @@ def _publish(output: Output) -> None:
 
 
 def _describe(plan: Plan, as_json: bool) -> None:
-    moves = {
+    actions = {
         "new": "would write",
-        "partial": "would carry on in",
+        "partial": "would resume",
         "complete": "has nothing to do in",
         "stale": "would replace (with --overwrite)",
     }
@@ -90,7 +90,7 @@ def _describe(plan: Plan, as_json: bool) -> None:
         inputs = {name: str(source.folder) for name, source in plan.inputs.items()}
         answer({"stage": plan.stage, "out": str(plan.out), "state": state, "inputs": inputs, "config": plan.config})
         return
-    say(f"{plan.stage} {moves[state]} {plan.out}")
+    say(f"{plan.stage} {actions[state]} {plan.out}")
     for name, source in plan.inputs.items():
         say(f"  from {name} {source.folder} ({source.manifest.content_hash[:12]})")
 

@@ -1,6 +1,6 @@
-"""What is wrong with a table: columns that are not its schema's, values that no stage can go on with.
+"""What is wrong with a table: columns that differ from its schema, values that no stage can use.
 
-All is looked at column by column, without making a Python object of any value.
+Tables are checked column by column, without creating Python objects for their values.
 """
 
 from __future__ import annotations
@@ -16,49 +16,52 @@ from dapo_stages.handoff.schemas import FILLED, NOT_FINITE, PER_TOKEN, of_file
 
 
 class Fault(NamedTuple):
-    """The first value that is wrong, by the row of the table it is in."""
+    """What is wrong with the first bad value, and the row of the table that it is in."""
 
     row: int
-    found: str
-    needed: str
+    problem: str
 
 
-def check_schema(path: Path, found: pa.Schema, needed: pa.Schema, redo: str) -> None:
-    """Refuse a file whose columns differ in name, order, type or nullability; names the first that does.
+def check_schema(path: Path, actual: pa.Schema, expected: pa.Schema, redo: str) -> None:
+    """Raise DataError for the first column that differs in name, order, type or nullability.
 
-    Columns that came later may be missing.
+    Columns that were added in later versions may be missing.
     """
-    needed = of_file(needed, found.names)
-    missing = [name for name in needed.names if name not in found.names]
+    expected = of_file(expected, actual.names)
+    missing = [name for name in expected.names if name not in actual.names]
     if missing:
-        raise DataError(
-            path, f"{len(found.names)} columns without {', '.join(missing)}", "these columns", f"Run {redo} again."
-        )
-    extra = [name for name in found.names if name not in needed.names]
+        problem = f"missing columns: {', '.join(missing)} (found {len(actual.names)} columns)"
+        raise DataError(path, problem, f"Run {redo} again.")
+    extra = [name for name in actual.names if name not in expected.names]
     if extra:
-        raise DataError(path, f"unknown columns {', '.join(extra)}", "the columns of its schema", f"Run {redo} again.")
-    if len(found.names) != len(needed.names):
-        twice = next(name for name in found.names if found.names.count(name) > 1)
-        raise DataError(path, f"column {twice} twice", "each column once", f"Run {redo} again.")
-    for name in needed.names:
-        if not found.field(name).equals(needed.field(name)):
-            raise DataError(
-                path, f"column {name} as {found.field(name)}", f"{needed.field(name)}", f"Run {redo} again."
-            )
-    if found.names != needed.names:
-        raise DataError(path, f"columns in the order {found.names}", f"{needed.names}", f"Run {redo} again.")
+        raise DataError(path, f"unexpected columns: {', '.join(extra)} (not in the schema)", f"Run {redo} again.")
+    if len(actual.names) != len(expected.names):
+        twice = next(name for name in actual.names if actual.names.count(name) > 1)
+        raise DataError(path, f"column {twice} appears twice", f"Run {redo} again.")
+    for name in expected.names:
+        ours, theirs = expected.field(name), actual.field(name)
+        if not theirs.equals(ours):
+            problem = f"column {name} has type {_type(theirs)}, expected {_type(ours)}"
+            raise DataError(path, problem, f"Run {redo} again.")
+    if actual.names != expected.names:
+        problem = f"columns are in the order {actual.names}, expected {expected.names}"
+        raise DataError(path, problem, f"Run {redo} again.")
+
+
+def _type(field: pa.Field) -> str:
+    return f"{field.type}" if field.nullable else f"{field.type} not null"
 
 
 def lacks_values(column: pa.Array, field: pa.Field) -> bool:
-    """Whether there is a null where the schema allows none, at any depth of a list."""
+    """Whether there is a null where the schema allows none, at any depth of nested lists."""
     if column.null_count and not field.nullable:
         return True
     return pa.types.is_list(field.type) and lacks_values(column.flatten(), field.type.value_field)
 
 
 def fault_in(table: pa.Table) -> Fault | None:
-    """The first number that is not finite where it has to be, list without tokens, or list of another length than
-    the row's others that have an element for each token. Columns that were not read are not looked at."""
+    """The first bad value: a number that is not finite but must be, a list of tokens that is empty, or a list with one
+    element per token whose length differs from that of the row's others. Columns that were not read are not checked."""
     for name in table.column_names:
         if name not in NOT_FINITE and (fault := _not_finite(name, table[name])) is not None:
             return fault
@@ -66,13 +69,13 @@ def fault_in(table: pa.Table) -> Fault | None:
     for name in FILLED & set(table.column_names):
         sizes = pc.list_value_length(table[name])
         if pc.min(sizes).as_py() == 0:
-            return Fault(pc.index(sizes, 0).as_py(), f"no token in column {name}", "at least one")
-    for name, found in lengths.items():
+            return Fault(pc.index(sizes, 0).as_py(), f"column {name} has no tokens, but must have at least one")
+    for name, sizes in lengths.items():
         first = next(iter(lengths))
-        row = _first_false(pc.equal(found, lengths[first]))
+        row = _first_false(pc.equal(sizes, lengths[first]))
         if row is not None:
-            said = f"{found[row]} values in column {name}"
-            return Fault(row, said, f"{lengths[first][row]}, as in column {first}: one per token")
+            expected = f"{lengths[first][row]}, as in column {first}: one per token"
+            return Fault(row, f"column {name} has {sizes[row]} values, expected {expected}")
     return None
 
 
@@ -83,7 +86,7 @@ def undecodable(table: pa.Table) -> Fault | None:
             try:
                 value.as_py()
             except UnicodeDecodeError:
-                return Fault(row, f"text that is not UTF-8 in column {name}", "UTF-8")
+                return Fault(row, f"column {name} is not valid UTF-8")
     return None
 
 
@@ -98,12 +101,13 @@ def _not_finite(name: str, column: pa.ChunkedArray) -> Fault | None:
         return None
     if values is not column:
         rows = pc.list_parent_indices(column)
-    return Fault(place if rows is None else rows[place].as_py(), f"{values[place]} in column {name}", "finite numbers")
+    row = place if rows is None else rows[place].as_py()
+    return Fault(row, f"column {name} must be finite, but has {values[place]}")
 
 
 def _first_false(flags: Any) -> int | None:
-    """Place of the first flag that is false; null is neither."""
+    """Index of the first false flag, or None; nulls do not count."""
     if pc.all(flags).as_py() is not False:
         return None
-    place: int = pc.index(flags, False).as_py()  # what makes a scalar of Arrow imports pandas, half a second
+    place: int = pc.index(flags, False).as_py()  # imports pandas (half a second), hence the check above
     return place

@@ -1,10 +1,10 @@
-"""SHA-256 of large files, each read once for as long as it stays as it is.
+"""SHA-256 of large files, each read once as long as it does not change.
 
-A file's hash is kept under its device, inode, size, and the times at which its content (mtime) and anything about it
-(ctime) last changed. Programs can set mtime back, but not ctime. A file that changed within the last two seconds before
-it was read could change again without its times telling, so its hash is not kept; git does the same with its index.
+Hashes are cached by device, inode, size, and the times at which the content (mtime) and anything about the file (ctime)
+last changed. Programs can set mtime back, but not ctime. A file that changed within the last two seconds before it was
+read could change again without a change of its times, so its hash is not cached; git does the same with its index.
 
-What this cannot see is a disk that returns other bytes than were written. Whoever must know reads the file again.
+A disk that returns other bytes than were written is not noticed. To check for that, read the file again (`again`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pathlib import Path
 from dapo_stages.handoff.shards import write_text
 from dapo_stages.small_files import read_json
 
-_LARGE = 1 << 20  # bytes; a smaller file is read faster than the list of hashes
+_LARGE = 1 << 20  # bytes; a smaller file is read faster than the cache
 _SETTLED = 2_000_000_000  # nanoseconds
-_MOST = 4096  # files that are remembered
-_BYTES = 2 << 20  # of the list; each line takes about 170
+_MOST = 4096  # cached hashes
+_BYTES = 2 << 20  # largest size of the cache; each line takes about 170
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def sha256_kept(path: Path, *, again: bool = False) -> str:
-    """SHA-256 of a file, in hex; read only if it is not known from earlier, or if it is to be read `again`."""
+    """SHA-256 of a file, in hex; the file is read only if its hash is not cached, or with `again`."""
     found = path.stat()
     if found.st_size < _LARGE:
         return _read(path)[0]
@@ -46,7 +46,7 @@ def sha256_kept(path: Path, *, again: bool = False) -> str:
 
 
 def _read(path: Path) -> tuple[str, os.stat_result, os.stat_result]:
-    """The hash of a file, and what the system says of that very file before and after it was read."""
+    """The hash of a file, and its `stat` before and after it was read."""
     with path.open("rb") as file:
         before = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -60,23 +60,23 @@ def _key(found: os.stat_result) -> str:
 
 
 def place() -> Path | None:
-    """The list's path, in a folder of the user's cache that nobody else can write into; None if there is none such."""
+    """Path of the cache, in a folder of the user's that nobody else can write to; None if there is no such folder."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
         folder = (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "dapo-stages"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder / "hashes.json" if _is_ours(folder.lstat(), stat.S_ISDIR) else None
-    except (OSError, RuntimeError, ValueError):  # no home, a read-only one, a name that is none
+    except (OSError, RuntimeError, ValueError):  # no home, a read-only one, an invalid path
         return None
 
 
 def _is_ours(found: os.stat_result, kind: Callable[[int], bool]) -> bool:
-    """Whether this is a file (or folder) of this user, and nobody else can write it."""
+    """Whether this is a file (or folder) of this user that nobody else can write to."""
     return kind(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _load() -> dict[str, str]:
-    """All that is kept; nothing where it is damaged, too large, or may be somebody else's."""
+    """All cached hashes; none if the cache is damaged, too large, or may be somebody else's."""
     path = place()
     try:
         if path is None or not _is_ours(path.lstat(), stat.S_ISREG):
@@ -90,9 +90,9 @@ def _load() -> dict[str, str]:
 
 
 def _keep(key: str, digest: str) -> None:
-    """Add a hash, the oldest ones going. One that another process adds meanwhile may be lost: it is computed again."""
+    """Add a hash and drop the oldest ones. One that another process adds meanwhile may be lost and computed again."""
     path = place()
     kept = {**_load(), key: digest}
     if path is not None:
-        with suppress(OSError):  # a full disk: it stays unknown
+        with suppress(OSError):  # the disk is full: it is not cached
             write_text(path, json.dumps(dict(list(kept.items())[-_MOST:]), indent=0))

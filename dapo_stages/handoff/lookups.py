@@ -1,4 +1,4 @@
-"""Rows of many shards by their number or by a key, with few files open and few row groups in memory."""
+"""Rows of many shards by number or by key, with few files open and few row groups in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dapo_stages.handoff.shards import Row, ShardReader
 
 
 class RowIndex:
-    """Rows by their number over several shards. A shard is opened, and verified, when a row of it is first asked for.
+    """Rows by number across several shards. A shard is opened, and verified, when one of its rows is first read.
 
-    `shards` gives the number of rows of each shard and how to open it; a few stay open, so that a table of any size
-    needs few file descriptors.
+    `shards` gives the number of rows of each shard and how to open it. Only a few stay open at a time, so a table of
+    any size needs few file descriptors.
     """
 
     def __init__(self, shards: Sequence[tuple[int, Callable[[], ShardReader]]], opened: int = 8) -> None:
         self._open, self._most = [opener for _, opener in shards], opened
         self._starts = list(accumulate((rows for rows, _ in shards), initial=0))
         self._readers: OrderedDict[int, tuple[ShardReader, list[int]]] = OrderedDict()
-        self._last: tuple[tuple[int, int], list[Row]] = (-1, -1), []  # the row group read last, and where it is
+        self._last: tuple[tuple[int, int], list[Row]] = (-1, -1), []  # (shard, row group) that was read last, rows
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -39,7 +39,7 @@ class RowIndex:
         return self._last[1][offset - starts[group]]
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open shards."""
         for reader, _ in self._readers.values():
             reader.close()
         self._readers.clear()
@@ -56,7 +56,7 @@ class RowIndex:
 
 
 class RowLookup:
-    """Rows by key in any order: groups are trained on in shuffled order. `where` is what messages call the table."""
+    """Rows by key in any order: groups are trained on in shuffled order. Messages name the table by `where`."""
 
     def __init__(
         self,
@@ -88,13 +88,14 @@ class RowLookup:
 
     def _of(self, key: str) -> list[tuple[int, int, int]]:
         if key not in self._places:
-            do = "Make again the outputs that do not belong together."
-            raise DataError(self._where, f"no row of {self._key} {key}", "one", do)
+            raise DataError(
+                self._where, f"no row with {self._key} {key}", "Rerun the stages whose outputs do not belong together."
+            )
         return self._places[key]
 
 
 class _RowGroups:
-    """The row groups read last."""
+    """A cache of the row groups that were read last."""
 
     def __init__(self, readers: Sequence[ShardReader], columns: Sequence[str] | None, cached: int) -> None:
         self._readers, self._columns, self._cached = list(readers), columns, cached

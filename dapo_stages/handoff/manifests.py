@@ -34,9 +34,9 @@ class Input(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is in a folder. Times, memory and paths are recorded but stay out of `content_hash`.
+    """What is in a folder. Times, memory and paths are recorded but are not part of `content_hash`.
 
-    The file has a `checksum` besides, of all its other fields.
+    The file also has a `checksum` of all its other fields.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,19 +53,19 @@ class Manifest(BaseModel):
     started: str
     ended: str
     seconds: float
-    memory: int | None = None  # bytes at the peak, of the (first) process
+    memory: int | None = None  # peak bytes of the process, or of rank 0
     content_hash: str
     pruned: bool = False
 
     @property
     def fingerprint(self) -> str:
-        """What the output was made from: the same fingerprint means that nothing needs doing."""
+        """What the output was made from: with the same fingerprint there is nothing to do."""
         hashes = {name: source.content_hash for name, source in self.inputs.items()}
         return fingerprint(self.stage, self.config, self.seed, hashes)
 
 
 def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dict[str, str]) -> str:
-    """Hash of everything that decides a stage's result."""
+    """Hash of everything that determines a stage's result."""
     from dapo_stages.handoff.schemas import SCHEMA_VERSION
 
     return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "inputs": input_hashes})
@@ -74,9 +74,9 @@ def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dic
 def content_hash(
     stage: str, config: dict[str, Any], seed: int, shards: Sequence[Shard], policy: Mapping[str, Any] | None = None
 ) -> str:
-    """Hash of a result: the same work done again gives the same hash, whenever and wherever it ran.
+    """Hash of a result: the same work gives the same hash, whenever and wherever it runs.
 
-    The files of a checkpoint that a `policy` refers to count like files of its own, where they are recorded.
+    The files of a checkpoint that a `policy` refers to count like its own files, if they are recorded.
     """
     from dapo_stages.handoff.schemas import SCHEMA_VERSION
 
@@ -95,7 +95,7 @@ def write_manifest(folder: Path, manifest: Manifest, times: tuple[int, int] | No
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """Within, a manifest is read once as long as its file stays the same: for commands that look at a whole run."""
+    """A context in which unchanged manifests are read only once: for commands that look at a whole run."""
     global _known
     before = _known
     _known = {} if before is None else before
@@ -105,19 +105,20 @@ def remembered() -> Iterator[None]:
         _known = before
 
 
-# Of each file: by what it would be seen to be another one (inode, size, times), and what it says.
+# Path -> inode, size and times of the file, by which a change is noticed, and its content.
 _known: dict[str, tuple[tuple[int, ...], Manifest]] | None = None
 
 
 def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
-    """Read a folder's manifest and check that it is whole, of this version, and of the stage expected.
+    """Read a folder's manifest and check that it is intact, of this version, and of the expected stage.
 
-    Raises DataError naming the file, what was found, what is needed and the next move.
+    Raises DataError if it is not.
     """
     path = folder / MANIFEST
     manifest = _recall(path) or _read(folder, path, stage)
     if stage is not None and manifest.stage != stage:
-        raise DataError(path, f"the output of {manifest.stage}", f"the output of {stage}", "Name the right folder.")
+        problem = f"expected the output of {stage}, got the output of {manifest.stage}"
+        raise DataError(path, problem, "Name the right folder.")
     return manifest
 
 
@@ -146,9 +147,8 @@ def _read(folder: Path, path: Path, stage: str | None) -> Manifest:
         if version != SCHEMA_VERSION:
             raise DataError(
                 path,
-                f"schema version {version}",
-                f"version {SCHEMA_VERSION}",
-                f"Run {redo} again, or use the version of dapo-stages it was made with.",
+                f"schema version {version} is not supported (expected {SCHEMA_VERSION})",
+                f"Run {redo} again, or use the version of dapo-stages that wrote it.",
             )
         checksum = values.pop(_CHECKSUM, None)  # manifests of older versions have none
         edited = checksum not in (None, _hash(values))
@@ -157,24 +157,28 @@ def _read(folder: Path, path: Path, stage: str | None) -> Manifest:
             manifest.stage, manifest.config, manifest.seed, manifest.shards, manifest.policy
         )
     except FileNotFoundError:
-        found = "an unfinished output" if folder.is_dir() and any(folder.iterdir()) else "nothing"
-        needed = f"the manifest of a finished {stage or 'stage'}"
-        raise DataError(path, found, needed, f"Run {redo} (again) first.") from None
+        output = f"output of {stage}" if stage else "output"
+        if folder.is_dir() and any(folder.iterdir()):
+            problem, advice = f"no such file: the {output} is unfinished", f"Run {redo} again to finish it."
+        else:
+            problem, advice = f"no such file: there is no {output}", f"Run {redo} first."
+        raise DataError(path, problem, advice) from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise DataError(path, f"an unreadable manifest ({reason})", "valid JSON", f"Run {redo} again.") from None
+        raise DataError(path, f"not a valid manifest ({reason})", f"Run {redo} again.") from None
     if edited:
-        raise DataError(path, "a manifest that was edited", "its own content hash", f"Run {redo} again.")
+        problem = "the manifest was edited: its content does not match its hash"
+        raise DataError(path, problem, f"Run {redo} again.")
     outside = next((shard.name for shard in manifest.shards if not is_inside(shard.name)), None)
     if outside is not None:
-        raise DataError(path, f"the file {outside!r}", f"files inside {folder}", f"Run {redo} again.")
+        raise DataError(path, f"lists the file {outside!r}, which is not inside {folder}", f"Run {redo} again.")
     if _known is not None:
         _known[str(path)] = identity, manifest
     return manifest
 
 
 def mark_pruned(folder: Path) -> None:
-    """Say that the files were removed on purpose; the time stamp stays, so make redoes nothing."""
+    """Record that the files were removed on purpose; the time stamp stays, so that make redoes nothing."""
     before = (folder / MANIFEST).stat()
     pruned = read_manifest(folder).model_copy(update={"pruned": True})
     write_manifest(folder, pruned, (before.st_atime_ns, before.st_mtime_ns))
@@ -198,10 +202,10 @@ class Source:
 
         schema = schema_of(kind, tuple(self.manifest.rewards), self.manifest.stage)
         reader = ShardReader(self.verified(shard), schema, self.manifest.stage)
-        if (found := sum(reader.row_group_sizes)) != shard.rows:
+        if (rows := sum(reader.row_group_sizes)) != shard.rows:
             reader.close()
-            needed = f"{shard.rows}, as its manifest says"
-            raise DataError(reader.path, f"{found} rows", needed, f"Run {self.manifest.stage} again.")
+            problem = f"has {rows} rows, but its manifest says {shard.rows}"
+            raise DataError(reader.path, problem, f"Run {self.manifest.stage} again.")
         return reader
 
     def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -221,7 +225,7 @@ class Source:
 
     @contextmanager
     def lookup(self, kind: str, key: str, columns: Sequence[str] | None = None) -> Iterator[RowLookup]:
-        """Rows by key, in any order; of these columns, where not all are needed."""
+        """Rows by key, in any order; only these columns, if they are given."""
         with ExitStack() as stack:
             readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
             yield RowLookup(readers, key, columns, where=self.folder / f"{kind}-*.parquet")
@@ -235,24 +239,23 @@ class Source:
         if self.manifest.pruned:
             raise DataError(
                 self.folder,
-                "a pruned output",
-                "its files",
-                f"Run {self.manifest.stage} with another --out to have them again, and raise the keep settings.",
+                "the files of this output were pruned",
+                f"Run {self.manifest.stage} with another --out to make them again, and raise the keep settings.",
             )
         if not path.is_file():
-            raise DataError(path, "no such file", "the file its manifest lists", redo)
-        if path.stat().st_size != shard.bytes:
-            raise DataError(path, f"{path.stat().st_size} bytes", f"{shard.bytes} bytes (it was cut or replaced)", redo)
+            raise DataError(path, "no such file, but the manifest lists it", redo)
+        if (size := path.stat().st_size) != shard.bytes:
+            raise DataError(path, f"has {size} bytes, expected {shard.bytes} (it was truncated or replaced)", redo)
         if sha256_of(path) != shard.sha256:
-            raise DataError(path, "a changed file", "the checksum in its manifest", redo)
+            raise DataError(path, "has changed: it does not match its checksum in the manifest", redo)
         self._verified.add(shard.name)
         return path
 
     def text(self, shard: Shard) -> str:
-        """A small file in whole, after checking that it is the one that was published."""
+        """The content of a small file, after checking that it is the one that was published."""
         path = self.folder / shard.name
         if self.manifest.pruned or _size(str(path)) != shard.bytes:
-            self.verified(shard)  # which says what is wrong
+            self.verified(shard)  # raises the right error
         try:
             content = read_bytes(path, REPORT)
             if hashlib.sha256(content).hexdigest() != shard.sha256:
@@ -262,7 +265,7 @@ class Source:
             raise self._unreadable(path, error) from None
 
     def json(self, shard: Shard) -> Any:
-        """The same for a file of JSON."""
+        """The same for a JSON file."""
         text = self.text(shard)
         try:
             return parsed(text)
@@ -270,21 +273,21 @@ class Source:
             raise self._unreadable(self.folder / shard.name, error) from None
 
     def _unreadable(self, path: Path, error: ValueError) -> DataError:
-        return DataError(path, f"a damaged file ({error})", "a whole one", f"Run {self.manifest.stage} again.")
+        return DataError(path, f"the file is damaged ({error})", f"Run {self.manifest.stage} again.")
 
     def verify_all(self) -> None:
-        """Check every file of the folder but those of pruned parts, and of the checkpoint that a policy refers to."""
+        """Check every file of the folder, except in pruned parts, and of the checkpoint that a policy refers to."""
         for shard in self.unpruned():
             self.verified(shard)
         verify_referred(self.manifest.policy)
 
     def misses(self) -> list[str]:
-        """Names of files that are gone or of another size, without reading any: a first look at an output."""
+        """Names of files that are missing or have another size, without reading any: a quick check of an output."""
         folder = str(self.folder)
         return [shard.name for shard in self.unpruned() if _size(f"{folder}/{shard.name}") != shard.bytes]
 
     def unpruned(self) -> list[Shard]:
-        """The files that are to be there."""
+        """The files that should exist."""
         if self.manifest.pruned:
             return []
         parts = {shard.name.split("/")[0] for shard in self.manifest.shards if "/" in shard.name}
@@ -292,14 +295,16 @@ class Source:
         return [shard for shard in self.manifest.shards if shard.name.split("/")[0] not in pruned]
 
     def require_input(self, name: str, other: Source) -> None:
-        """Refuse to go on if this was made from another version of an input than the one given now."""
+        """Raise DataError if this was made from another version of an input than the one given now."""
         made_from = self.manifest.inputs.get(name)
         if made_from is None or made_from.content_hash != other.manifest.content_hash:
-            found = made_from.path if made_from else f"no {name}"
+            if made_from is None:
+                problem = f"was made without {name}, expected {other.folder}"
+            else:
+                problem = f"was made from other {name} ({made_from.path}), not from {other.folder} as it is now"
             raise DataError(
                 self.folder / MANIFEST,
-                f"an output made from other {name} ({found})",
-                f"one made from {other.folder}",
+                problem,
                 f"Run {self.manifest.stage} on {other.folder}, or name the folder that belongs to it.",
             )
 

@@ -1,7 +1,7 @@
 """Where a stage writes: one run per folder, resumable shard by shard, published by its manifest alone.
 
-Of several processes of one stage, the first locks, decides and publishes; each writes shards of its own and notes them
-in a file of its own. How many they are leaves no trace in what is published.
+If several processes run a stage, rank 0 locks, decides and publishes; each writes its own shards and notes them in its
+own file. What is published does not depend on their number.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from dapo_stages.processes.memory import peak
 
 
 class Output:
-    """An output folder while a stage fills it."""
+    """An output folder while a stage writes it."""
 
     def __init__(self, plan: Plan, folder: Path, shards: list[Shard]) -> None:
         self.plan, self.folder = plan, folder
@@ -62,21 +62,21 @@ class Output:
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         self.counts: dict[str, Any] = {}
         self.policy: dict[str, Any] = {}
-        self._note()  # from now on the folder is known to be ours
+        self._note()  # marks the folder as ours
 
     @property
     def shards(self) -> list[Shard]:
-        """Those that are finished, as far as this process knows."""
+        """The finished shards that this process knows of."""
         return list(self._shards.values())
 
     def has(self, name: str) -> bool:
-        """Whether a shard is there already: from before an interruption, or written and shared just now."""
+        """Whether a shard exists: from before an interruption, or written and shared since."""
         return name in self._shards
 
     def fill(self, kind: str, numbers: Iterable[int], rows: Callable[[int], Iterable[Row]]) -> Iterator[int]:
-        """Write the shards of a kind that are missing, every process its part of them; none goes on before the rest.
+        """Write the missing shards of a kind, each process its part; none continues before all are written.
 
-        Gives the number of each shard as it is done: those of before an interruption, this process's, the others'.
+        Yields the number of each finished shard: those from before an interruption, this process's, the others'.
         """
         numbers = list(numbers)
         missing = [number for number in numbers if not self.has(shard_name(kind, number))]
@@ -89,20 +89,20 @@ class Output:
         yield from sorted(set(missing) - set(mine))
 
     def keep(self, names: Iterable[str]) -> None:
-        """Remove the shards that are not among these. Every process has shared what it wrote."""
+        """Remove all other shards. Every process must have shared what it wrote."""
         for name in self._shards.keys() - set(names):
             del self._shards[name]
             if ranks.rank() == 0:
                 (self.folder / name).unlink(missing_ok=True)
 
     def share(self) -> None:
-        """Wait for the other processes of the stage, and know their shards too."""
+        """Wait for the other processes of the stage, and exchange the lists of new shards."""
         for shards in collectives.gather([asdict(shard) for shard in self._unshared]):
             self._shards |= {shard["name"]: Shard(**shard) for shard in shards}
         self._unshared.clear()
 
     def restart(self) -> None:
-        """Forget and remove what an interrupted run left, in all processes: the work is of one piece."""
+        """Remove what an interrupted run left, in all processes: for work that cannot be resumed part by part."""
         collectives.barrier()  # nobody is writing a note
         if ranks.rank() == 0:
             clear(self.folder, keep=set(), noted=set(self._shards))
@@ -113,7 +113,7 @@ class Output:
     def write(self, kind: str, index: int | None, rows: Iterable[Row]) -> None:
         """Write one shard: `completions`, 3 -> completions-00003.parquet.
 
-        Columns that came later are in it where the rows have them, so that what has none gives the files it always did.
+        Columns added in later versions are written only if the rows have them, so that other files stay the same.
         """
         from dapo_stages.handoff.schemas import of_file, schema_of
 
@@ -124,7 +124,7 @@ class Output:
         self._note()
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Rows of a shard that this stage wrote, before an interruption or just now."""
+        """Rows of a shard that this stage wrote, before an interruption or since."""
         from dapo_stages.handoff.schemas import schema_of
 
         path = self.folder / shard_name(kind, index)
@@ -133,7 +133,7 @@ class Output:
             yield from reader.rows(columns)
 
     def add_files(self, *names: str) -> None:
-        """List finished files, or all files of sub-folders (a checkpoint), as part of the output."""
+        """List finished files, or all files of subfolders (a checkpoint), as part of the output."""
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
@@ -145,9 +145,9 @@ class Output:
 
     @contextmanager
     def files(self) -> Iterator[Path]:
-        """A folder to write other files than shards into. They are noted and moved into the output at the end.
+        """A folder for files other than shards. At the end they are noted and then moved into the output.
 
-        So nothing is ever in the output that is not known to be of the stage.
+        So the output never has a file that is not known to be the stage's.
         """
         waiting = self.folder / WRITING
         with writing(waiting):
@@ -164,9 +164,10 @@ class Output:
         shutil.rmtree(waiting)
 
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
-        """Give a sub-folder (`policy`, `state`) a manifest of its own, so that it can be handed on by itself.
+        """Give a subfolder (`policy`, `state`) a manifest of its own, so that it can be used by itself.
 
-        It lists the files that were added, and shared by other processes: on a network's folder not all may be seen.
+        It lists the files that were added here or shared by other processes: on a network file system some may not be
+        visible yet.
         """
         shards = [
             replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")
@@ -176,7 +177,7 @@ class Output:
         return manifest
 
     def publish(self) -> Manifest:
-        """Write the manifest, and with it the output. The other processes have shared their last shards."""
+        """Write the manifest, which publishes the output. The other processes must have shared their last shards."""
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
         write_manifest(self.folder, manifest)
         forget(self.folder)
@@ -184,11 +185,11 @@ class Output:
         return manifest
 
     def halt(self, why: str, kind: str, rows: Iterable[Row]) -> None:
-        """Leave the reason why there is no output, and a table to look into. Both go when the stage runs again."""
+        """Record why there is no output, with a table for inspection. The next run of the stage removes both."""
         from dapo_stages.handoff.schemas import schema_of
 
         path, schema = self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage)
-        self._add(write_shard(path, schema, rows))  # and not noted: another configuration may go on
+        self._add(write_shard(path, schema, rows))  # not noted: a run with other settings must not be refused
         write_text(self.folder / HALTED, json.dumps({"why": why}))
 
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
@@ -226,5 +227,5 @@ class Output:
 
 
 def shard_name(kind: str, index: int | None) -> str:
-    """`completions`, 3 -> completions-00003.parquet; without a number for a kind that has one file."""
+    """`completions`, 3 -> completions-00003.parquet; without a number for a kind that has a single file."""
     return f"{kind}.parquet" if index is None else f"{kind}-{index:05d}.parquet"

@@ -1,4 +1,4 @@
-"""What a stage was asked to make, and whether it is there."""
+"""What a stage was asked to make, and whether it exists."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Plan:
         return fingerprint(self.stage, self.config, self.seed, hashes)
 
     def state(self) -> str:
-        """`new`, `partial`, `complete` (nothing to do) or `stale` (made from something else).
+        """`new`, `partial` (interrupted), `complete` (nothing to do) or `stale` (made from something else).
 
-        An output whose files were pruned is complete: what it was made from still stands in its manifest.
+        An output whose files were pruned is complete: its manifest still says what it was made from.
         """
         if (self.out / MANIFEST).exists():
             try:

@@ -1,6 +1,6 @@
-"""A checkpoint that a policy only refers to: its files as they were then, and whether they still are that.
+"""A checkpoint that a policy only refers to: its recorded files, and whether they have changed since.
 
-The manifest's `policy` then has, beside `reference` (a folder or a hub id), `files` (name, bytes, SHA-256 of each) and,
+Besides `reference` (a folder or a hub id), the manifest's `policy` then has `files` (name, bytes, SHA-256 of each) and,
 for a hub model, `revision` (the commit that is used from then on). Manifests of older versions have neither, and what
 they refer to cannot be checked.
 """
@@ -19,15 +19,15 @@ REFERENCE, REVISION, FILES = "reference", "revision", "files"
 
 WEIGHTS = "*.safetensors"
 INDEX = "model.safetensors.index.json"
-# What a checkpoint consists of beside its weights: settings, chat template, tokenizer. Never code, never pickles.
-# Known names only: what else lies in a folder of one's own is nobody's business, and `push` sends what is copied.
+# The files of a checkpoint besides its weights: settings, chat template, tokenizer. Never code, never pickles.
+# Known names only: `push` uploads what is copied, and other files in a user's folder must stay private.
 BESIDE = (
     INDEX, "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "vocab.json", "vocab.txt",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "*processor_config.json", "chat_template.*",
 )  # fmt: skip
 _AGAIN = (
-    "Bring that file back as it was; or train on what is there now: run init-policy again with --overwrite, and what "
-    "was made from the other model is made again."
+    "Restore the checkpoint as it was, or run init-policy again with --overwrite to train on what is there now. What "
+    "was made from the old model is then made again."
 )
 
 
@@ -37,40 +37,40 @@ def refers(about: Mapping[str, Any]) -> bool:
 
 
 def is_checked(about: Mapping[str, Any]) -> bool:
-    """Whether it is known what the checkpoint was like."""
+    """Whether the files of the checkpoint are recorded, so that changes are noticed."""
     return FILES in about
 
 
 def fetched(about: Mapping[str, Any], *, download: bool = True) -> Path:
-    """The checkpoint as a folder of this machine. One of the hub is in its cache; what is not yet, is downloaded.
+    """The checkpoint as a local folder; files of a hub model that are not in the hub's cache are downloaded.
 
-    Without a revision the newest one is taken, where the hub can be reached. Raises ModelError; DataError for a folder
-    that is gone.
+    Without a revision the newest one is used, if the hub can be reached. Raises ModelError; DataError for a folder that
+    does not exist.
     """
     from huggingface_hub import snapshot_download
 
     name, revision = str(about[REFERENCE]), about.get(REVISION)
     if revision is None and (Path(name).is_absolute() or Path(name).is_dir()):
         if not Path(name).is_dir():
-            raise DataError(name, "no such folder", "the checkpoint that was referred to", _AGAIN)
+            raise DataError(name, "no such folder, but the policy refers to a checkpoint in it", _AGAIN)
         return Path(name)
     try:
         if revision is not None and (here := _in_cache(about)) is not None:
             return here
         if not download:
-            raise FileNotFoundError("it is not in the hub's cache")
+            raise FileNotFoundError("not in the hub's cache")
         return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, *BESIDE]))
     except (OSError, ValueError) as error:  # huggingface_hub's errors are OSErrors
         at = f" at revision {str(revision)[:12]}" if revision else ""
         raise ModelError(
-            f"{name}: found no way to fetch it{at} ({' '.join(str(error).split())[:200]}); needed a checkpoint folder, "
-            "or a hub id that can be reached. Check the connection, or set model.name to a folder and run init-policy "
-            "again."
+            f"{name}: not a checkpoint folder, and cannot be downloaded from the hub{at} "
+            f"({' '.join(str(error).split())[:200]}). Check the connection, or set model.name to a folder and run "
+            "init-policy again."
         ) from None
 
 
 def _in_cache(about: Mapping[str, Any]) -> Path | None:
-    """The folder of a pinned hub model, if all its files are in the cache; the hub is not asked."""
+    """The cached folder of a pinned hub model, if all its files are there; without a request to the hub."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -81,14 +81,14 @@ def _in_cache(about: Mapping[str, Any]) -> Path | None:
 
 
 def place_of(name: str) -> dict[str, Any]:
-    """Where a checkpoint is, by the name of a folder or of a hub model, whose newest revision is fetched."""
+    """Where a checkpoint is, for a folder or a hub id; the newest revision of a hub model is downloaded."""
     if Path(name).is_dir():
         return {REFERENCE: str(Path(name).resolve())}
     return {REFERENCE: name, REVISION: fetched({REFERENCE: name}).name}
 
 
 def refer_to(place: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest records of a checkpoint: where it is, and the files it consists of."""
+    """What a manifest records of a checkpoint: where it is, and its files."""
     folder = fetched(place)
     files = [
         {"name": name, "bytes": (folder / name).stat().st_size, "sha256": sha256_kept(folder / name)}
@@ -107,9 +107,9 @@ def names_in(folder: Path) -> list[str]:
 
 
 def verify_referred(about: Mapping[str, Any], *, weights: bool = True) -> None:
-    """Refuse a checkpoint that is no longer the one that was referred to; without `weights`, by its small files alone.
+    """Raise DataError for the first file of a checkpoint that differs from what was recorded.
 
-    Raises DataError with the first file that differs.
+    Without `weights`, only its small files are compared.
     """
     if refers(about) and is_checked(about):
         for difference in differences(about, fetched(about), weights=weights):
@@ -124,7 +124,7 @@ def differences(
     again: bool = False,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Iterator[DataError]:
-    """All files that differ, lack or are there in addition; `again` trusts no hash that is kept from earlier."""
+    """An error for each file that differs, is missing or was added; `again` ignores cached hashes."""
     recorded = _recorded(about)
     there = set(names_in(folder))
     for name, (size, digest) in recorded.items():
@@ -132,30 +132,31 @@ def differences(
             continue
         advance(name)
         if name not in there:
-            yield DataError(folder / name, "no such file", f"the one referred to (sha256 {digest[:12]})", _AGAIN)
+            problem = f"no such file, but the policy refers to it (sha256 {digest[:12]})"
+            yield DataError(folder / name, problem, _AGAIN)
             continue
         try:
             now = (folder / name).stat().st_size, sha256_kept(folder / name, again=again)
         except OSError as error:
-            yield DataError(folder / name, f"a file that cannot be read ({error.strerror})", "one that can", _AGAIN)
+            yield DataError(folder / name, f"cannot read the file: {error.strerror}", _AGAIN)
             continue
         if now != (size, digest):
-            found = f"another file ({now[0]} bytes, sha256 {now[1][:12]})"
-            yield DataError(folder / name, found, f"the one referred to ({size} bytes, sha256 {digest[:12]})", _AGAIN)
+            actual = f"{now[0]} bytes, sha256 {now[1][:12]}"
+            problem = f"has changed: expected {size} bytes, sha256 {digest[:12]}, got {actual}"
+            yield DataError(folder / name, problem, _AGAIN)
     for name in sorted(there - recorded.keys()):
         if weights or not fnmatch(name, WEIGHTS):
-            needed = f"only the {len(recorded)} files referred to"
-            yield DataError(folder / name, "a file that came later", needed, _AGAIN)
+            problem = f"was added later: the policy refers to only {len(recorded)} other files"
+            yield DataError(folder / name, problem, _AGAIN)
 
 
 def _recorded(about: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    """Name -> size and hash of each file. Raises DataError if a manifest has something else there."""
+    """Name -> size and hash of each file. Raises DataError if the manifest has no valid list."""
     try:
         files = {str(one["name"]): (int(one["bytes"]), str(one["sha256"])) for one in about[FILES]}
     except (KeyError, TypeError, ValueError):
         files = {}
     if not files or any(Path(name).name != name for name in files):
-        raise DataError(
-            f"the reference to {about[REFERENCE]}", "no list of its files", "name, bytes and sha256 of each", _AGAIN
-        )
+        problem = "no valid list of its files (expected name, bytes and sha256 of each)"
+        raise DataError(f"the reference to {about[REFERENCE]}", problem, _AGAIN)
     return files

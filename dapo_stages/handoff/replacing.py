@@ -1,4 +1,4 @@
-"""An output in place of another: the old one stays whole until the new one is, and no reader sees a mixture."""
+"""Replacing an output: the old one stays complete until the new one is, and no reader sees a mixture."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _PREPARED = ".swapping.tmp"
 
 
 def finish_replacement(out: Path) -> None:
-    """Swap a finished replacement in (its manifest in .next says so), also one that was cut off half-way.
+    """Swap in a finished replacement (one with a manifest in .next), or finish a swap that was interrupted.
 
-    The old manifest goes first and the new one comes last, so that no reader ever sees a mixture. Files that no stage
-    wrote stay where they are.
+    The old manifest is removed first and the new one is moved in last, so that no reader ever sees a mixture. Files
+    that no stage wrote stay where they are.
     """
     waiting = out / NEXT
     swapping = waiting / SWAPPING
     if not (waiting / MANIFEST).exists():
         left = {path.name for path in waiting.rglob("*") if not path.is_dir()}
-        if waiting.is_dir() and (SWAPPING in left or left <= {OLD}):  # cut off after the last move
+        if waiting.is_dir() and (SWAPPING in left or left <= {OLD}):  # interrupted after the last move
             shutil.rmtree(waiting)
         return
     read_manifest(waiting)
     if not swapping.exists():
-        write_text(waiting / _PREPARED, "")  # while the old output is whole: the disk may be full
+        write_text(waiting / _PREPARED, "")  # while the old output is complete: the disk may be full
         if (out / MANIFEST).exists():
             os.replace(out / MANIFEST, waiting / OLD)
             fsync_folder(out)
@@ -59,7 +59,7 @@ def _listed(manifest: Path) -> set[str] | None:
 def _remove(out: Path, listed: set[str] | None) -> None:
     """Remove the files of an old output, the manifests of its parts, and what interruptions left.
 
-    Without a list, those whose names only a stage gives.
+    Without a list, the files with names that only stages use.
     """
     parts = PARTS | {name.split("/")[0] for name in listed or () if "/" in name}
     for path in sorted(out.rglob("*"), key=manifests_last, reverse=True):

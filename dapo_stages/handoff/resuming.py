@@ -1,4 +1,4 @@
-"""Opens an output: locked, resumed, replaced, or found complete."""
+"""Opens an output: locks it, and resumes it, replaces it, or finds it complete."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from dapo_stages.handoff.unfinished import (
     note_name,
     notes,
     read_note,
-    strange,
+    shortened,
 )
 from dapo_stages.processes import collectives
 
 
 @contextmanager
 def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | None]:
-    """Lock the output folder and hand it over for writing; None if it already holds exactly this.
+    """Lock the output folder and yield it for writing; None if it already holds this very output.
 
-    An output made from something else is replaced only with `overwrite`, and stays whole until the new one is.
-    The caller publishes. Raises LockedError while another run writes there, DataError if it would replace or delete.
-    Of several processes, the first decides, and each gets an Output on the same folder.
+    A stale output is replaced only with `overwrite`, and stays complete until the new one is. The caller publishes.
+    Raises LockedError while another run writes there, DataError if something would be replaced or deleted. If there are
+    several processes, rank 0 decides, and each gets an Output for the same folder.
     """
-    collectives.join()  # the first may verify for long what is there
+    collectives.join()  # rank 0 may take long to verify what is there
     if ranks.rank() > 0:
         yield _join(plan)
         return
@@ -63,22 +63,21 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
 
 
 def _join(plan: Plan) -> Output | None:
-    """What the first process has opened."""
+    """The output that rank 0 has opened."""
     told = collectives.broadcast(None)
     if told is None:
         return None
     try:
         return Output(plan, Path(told["folder"]), [Shard(**shard) for shard in told["shards"]])
     except FileNotFoundError:
-        found = f"no such folder on the machine of rank {ranks.rank()}"
-        needed, do = "a file system that all machines share", "Name an --out on one."
-        raise DataError(told["folder"], found, needed, do) from None
+        problem = f"no such folder on the machine of rank {ranks.rank()}, but all machines must share it"
+        raise DataError(told["folder"], problem, "Name an --out on a file system that all machines share.") from None
 
 
 def _open(plan: Plan, overwrite: bool) -> Output | None:
     finish_replacement(plan.out)
     state = plan.state()
-    if state == "complete" and _whole(plan.out, overwrite):
+    if state == "complete" and _is_intact(plan.out, overwrite):
         forget(plan.out)
         (plan.out / NEXT / HALTED).unlink(missing_ok=True)
         os.utime(plan.out / MANIFEST)
@@ -90,63 +89,63 @@ def _open(plan: Plan, overwrite: bool) -> Output | None:
     folder = plan.out / NEXT if state == "stale" else plan.out
     folder.mkdir(exist_ok=True)
     output = Output(plan, folder, _resume(plan, folder, overwrite))
-    forget(folder, but=note_name(0))  # it holds what the others knew
+    forget(folder, but=note_name(0))  # it now lists the shards of the other notes, too
     return output
 
 
-def _whole(out: Path, overwrite: bool) -> bool:
-    """Whether all files of a finished output are as they were published; damage without `overwrite` is an error."""
+def _is_intact(out: Path, overwrite: bool) -> bool:
+    """Whether all files of a complete output are as they were published; without `overwrite`, damage is an error."""
     try:
         Source(out).verify_all()
     except DataError as damage:
         if overwrite:
             return False
-        raise DataError(damage.where, damage.found, damage.needed, "Pass --overwrite to make it again.") from None
+        raise DataError(damage.where, damage.problem, "Pass --overwrite to make it again.") from None
     return True
 
 
 def _refuse_others(plan: Plan, overwrite: bool) -> None:
     """Refuse a folder that holds another output, or files that no stage wrote; the latter even with `overwrite`."""
-    out, needed, do = plan.out, "an empty folder", "Pass --overwrite to replace it, or name another --out."
+    out, advice = plan.out, "Pass --overwrite to replace it, or name another --out."
     if not (out / MANIFEST).exists():
         strangers = sorted(path.name for path in out.iterdir() if not is_ours(path.name))
         if strangers:
-            raise strange(out, strangers, needed, "Name another --out, or empty this folder yourself.")
+            problem = f"must be empty, but has files of no stage ({shortened(strangers)})"
+            raise DataError(out, problem, "Name another --out, or empty this folder yourself.")
         return
     try:
         made = read_manifest(out)
     except DataError as damage:
         if overwrite:
             return
-        raise DataError(damage.where, damage.found, damage.needed, do) from None
+        raise DataError(damage.where, damage.problem, advice) from None
     if made.stage != plan.stage:
-        raise DataError(
-            out, f"an output of {made.stage}", f"one of {plan.stage}, or an empty folder", "Name another --out."
-        )
+        problem = f"expected an output of {plan.stage} or an empty folder, got an output of {made.stage}"
+        raise DataError(out, problem, "Name another --out.")
     if not overwrite:
-        raise DataError(out, f"an output of {made.stage} made from other inputs or configuration", needed, do)
+        problem = f"the output of {made.stage} here is stale (made from other inputs or configuration)"
+        raise DataError(out, problem, advice)
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
-    """The shards of an interrupted run that are still right; anything else that it wrote is removed."""
+    """The usable shards of an interrupted run; anything else that it wrote is removed."""
     shards: dict[str, Shard] = {}
     noted: set[str] = set()
     for note in notes(folder):
         made_from, listed = read_note(note)
         noted |= {shard.name for shard in listed}
         if made_from == plan.fingerprint:
-            shards |= {s.name: s for s in listed if s.name not in shards and _intact(folder, s)}
+            shards |= {s.name: s for s in listed if s.name not in shards and _matches(folder, s)}
         elif listed and not overwrite and folder == plan.out:
             raise DataError(
                 folder,
-                "an unfinished output made from other inputs or configuration",
-                "the same command that was interrupted",
-                "Run that one again, pass --overwrite to start afresh, or name another --out.",
+                "the partial output here was made from other inputs or configuration",
+                "Run the interrupted command again, pass --overwrite to start over, or name another --out.",
             )
     clear(folder, set(shards), noted)
     return list(shards.values())
 
 
-def _intact(folder: Path, shard: Shard) -> bool:
+def _matches(folder: Path, shard: Shard) -> bool:
     path = folder / shard.name
     return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256

@@ -11,9 +11,9 @@ SCHEMA_VERSION = 1
 
 SEGMENTS = ("early", "middle", "late", "all")
 MASSES = ("vision", "text", "other", "first", "generated")
-TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # of score-attention's further passes
+TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # from score-attention's extra passes
 
-# Mirrors datasets.Image(): the order of children and their nullability must match for pictures to decode.
+# Mirrors datasets.Image(): the order of children and their nullability must match for images to decode.
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 
@@ -39,7 +39,7 @@ _PROMPT = [
     _required("slice", pa.string()),
 ]
 
-# Values of further columns of the source by name, as JSON: what evaluate reports apart.
+# Values of other columns of the source by name, as JSON: evaluate reports them separately.
 _LABELS = pa.field("labels", pa.string())
 
 _GROUP = [
@@ -95,19 +95,19 @@ _WEIGHT = [
     _required("reward_overlong", pa.float32()),
     _required("reward_phase", pa.string()),
     _required("advantage", pa.float32()),
-    pa.field("importance", pa.float32()),  # of a replayed group, against the preference of its draw; null: 1
+    pa.field("importance", pa.float32()),  # of a replayed group: corrects for how it was drawn; null: 1
     _required("token_weights", FLOATS),
     _required("in_loss", pa.bool_()),
     _required("why", pa.string()),
 ]
 
-# The replay buffer: whole groups, each with what is needed to train on it again.
+# The replay buffer: complete groups, each with what is needed to train on it again.
 _BUFFER_GROUP = [
     *_GROUP,
     _required("score", pa.float32()),
     _required("mean_reward", pa.float32()),
     _required("std_reward", pa.float32()),
-    pa.field("draws", pa.int32()),  # iterations that have trained on it again; null: none
+    pa.field("draws", pa.int32()),  # number of iterations that have trained on it again; null: 0
 ]
 _BUFFER_COMPLETION = [
     *_COMPLETION,
@@ -145,15 +145,16 @@ _EVALUATION = [
     _LABELS,
 ]
 
-# Floats are finite but for these: a token that saw nothing of the picture has no VGR, an update no finite loss.
+# All floats are finite except in these columns: VGR is undefined for a token that saw nothing of the image, and an
+# update may have no finite loss.
 NOT_FINITE = frozenset({field.name for field in _ATTENTION} | {"value"})
-# Lists of a row that have an element for each token of the completion, and those that are never empty.
+# Columns of lists with one element per token of the completion, and lists that are never empty.
 PER_TOKEN = (
     "completion_ids", "token_texts", "sampling_logprobs", "token_weights", *(f"mass_{kind}" for kind in MASSES), "vgr",
     *TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
-# Columns that came after the first files were written. A file may lack them; they are null then.
+# Columns added after the first files were written. If a file lacks them, they are read as null.
 LATER = frozenset({"draws"})
 
 
@@ -161,7 +162,7 @@ def _schema(fields: list[pa.Field]) -> pa.Schema:
     schema = pa.schema(fields).with_metadata({b"dapo_stages.schema_version": str(SCHEMA_VERSION).encode()})
     if schema.get_field_index("images") < 0:
         return schema
-    # What datasets.Features writes, so that load_dataset("parquet") and the hub's viewer show pictures.
+    # What datasets.Features writes, so that load_dataset("parquet") and the hub's viewer show images.
     features = {field.name: _feature(field.type) for field in fields}
     info = json.dumps({"info": {"features": features}})
     return schema.with_metadata({**(schema.metadata or {}), b"huggingface": info.encode()})
@@ -196,10 +197,10 @@ _WITH_REWARDS = {"completions", "weights", "replayed-completions", "buffer-compl
 
 
 def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.Schema:
-    """The schema of a kind of shard; those that hold rewards have a column for each plug-in's and the judge's
-    reward as well, null where they have no opinion.
+    """The schema of a kind of shard. Those that hold rewards also have a column for each plug-in's and the judge's
+    reward, null where it gives none.
 
-    `completions` of the stage evaluate answer held-out questions and have columns of their own.
+    `completions` of the stage evaluate are of held-out prompts and have columns of their own.
     """
     schema = SCHEMAS["evaluation" if (stage, kind) == ("evaluate", "completions") else kind]
     for name in rewards if kind in _WITH_REWARDS else ():
@@ -208,6 +209,6 @@ def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.S
 
 
 def of_file(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
-    """The schema of a file that has these columns: without those that came later, where it lacks them."""
+    """The schema of a file with these columns: without the later columns that it lacks."""
     fields = [field for field in schema if field.name in names or field.name not in LATER]
     return schema if len(fields) == len(schema) else _schema(fields)

@@ -1,4 +1,4 @@
-"""Parquet shards: written whole or not at all, read only after they proved to be what was written.
+"""Parquet shards: published only when complete, read only after verification.
 
 pyarrow is imported where it is needed: every command's --help loads this module.
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 MAX_ROWS = 128
-# Rows with pictures are read one group at a time in random order, so their row groups stay small.
+# Rows with images are read one row group at a time in random order, so their row groups stay small.
 MAX_ROWS_WITH_IMAGES = 8
 MAX_BYTES = 64 << 20
-MOST_BYTES = 512 << 20  # of a row group that is read, once decompressed
+MOST_BYTES = 512 << 20  # of a row group that is read, decompressed
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _OF_THE_SYSTEM = re.compile(r"\(os error (\d+)\)")
 
@@ -46,7 +46,7 @@ class Shard:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex, with one block of it in memory."""
+    """SHA-256 of a file, in hex, with one block in memory at a time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -67,9 +67,9 @@ def fsync_file(path: Path) -> None:
 
 
 def settle_file(path: Path) -> None:
-    """Make a file that a library wrote durable, and readable by whom the umask lets read.
+    """Make a file that a library wrote durable, and give it the mode that the umask allows.
 
-    Libraries that write to a temporary file and rename it (safetensors) leave it closed to everybody else.
+    Libraries that write to a temporary file and rename it (safetensors) leave it readable by its owner only.
     """
     wanted = 0o666 & ~_umask()
     if stat.S_IMODE(path.stat().st_mode) != wanted:
@@ -79,7 +79,7 @@ def settle_file(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0o077)  # it can only be asked for by setting it
+    mask = os.umask(0o077)  # it can only be read by setting it
     os.umask(mask)
     return mask
 
@@ -93,9 +93,9 @@ def publish_file(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let an error of the file system say which file: by itself it does so only for one that cannot be opened.
+    """Add the path to errors of the file system, which by themselves have it only for files that cannot be opened.
 
-    Libraries in Rust (safetensors, tokenizers) have the number of the error in their text alone; it becomes an OSError.
+    Libraries in Rust (safetensors, tokenizers) give the error number only in their text; it becomes an OSError.
     """
     try:
         yield
@@ -104,14 +104,14 @@ def writing(path: Path) -> Iterator[None]:
             error.filename = error.filename or str(path)
         raise
     except Exception as error:
-        if (found := _OF_THE_SYSTEM.search(str(error))) is None:
+        if (match := _OF_THE_SYSTEM.search(str(error))) is None:
             raise
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_text(path: Path, text: str, times: tuple[int, int] | None = None) -> None:
-    """Write a small text file atomically and durably; with these times of access and change (ns), if they are given."""
+    """Write a small text file atomically and durably; with these times of access and modification (ns), if given."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -126,7 +126,7 @@ def write_text(path: Path, text: str, times: tuple[int, int] | None = None) -> N
 def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
     """Write rows as one Parquet file by the commit protocol; the final name appears only when it is complete.
 
-    Raises DataError naming the column if a row does not fit the schema, or has a value that no stage could go on with.
+    Raises DataError naming the column if a row does not fit the schema, or has a value that no stage can use.
     """
     import pyarrow.parquet as pq
 
@@ -140,12 +140,14 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
             with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
                 for table in _tables(path, schema, rows, limit):
                     if (fault := fault_in(table)) is not None:
-                        raise _wrong(path, written, fault, "Look for such values in what the stage read.")
+                        problem = f"row {written + fault.row}: {fault.problem}"
+                        raise DataError(path, problem, "Check what the stage read for such values.")
                     writer.write_table(table, row_group_size=limit)
                     written += table.num_rows
             with pq.ParquetFile(temporary) as reopened:
                 if reopened.metadata.num_rows != written or not reopened.schema_arrow.equals(schema):
-                    raise DataError(path, "other rows or columns after writing", f"{written} rows", "Check the disk.")
+                    problem = f"rows or columns have changed after writing (expected {written} rows)"
+                    raise DataError(path, problem, "Check the disk.")
             shard = Shard(path.name, written, temporary.stat().st_size, sha256_of(temporary))
             publish_file(temporary, path)
     finally:
@@ -154,14 +156,14 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
 
 
 def describe_file(root: Path, path: Path) -> Shard:
-    """A file that is not a table (weights, tokenizer), as it is listed in a manifest."""
+    """The entry in a manifest for a file that is not a table (weights, tokenizer)."""
     return Shard(path.relative_to(root).as_posix(), None, path.stat().st_size, sha256_of(path))
 
 
 class ShardReader:
     """One verified Parquet file. Row groups are read on demand, so memory does not grow with its length.
 
-    A column of the schema that came later and that the file lacks is read as null.
+    Columns added to the schema in later versions are read as null if the file lacks them.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, redo: str) -> None:
@@ -191,7 +193,7 @@ class ShardReader:
         self.close()
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._file.close()
 
     @property
@@ -201,7 +203,7 @@ class ShardReader:
         return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
     def table(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row group as Arrow has it, its values checked: rows of large arrays would fill the memory."""
+        """One row group as an Arrow table with checked values: large arrays as Python lists would fill the memory."""
         import pyarrow as pa
 
         from dapo_stages.handoff.checks import fault_in
@@ -212,7 +214,7 @@ class ShardReader:
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise self._damaged(error) from None
         if (fault := fault_in(table)) is not None:
-            raise _wrong(self.path, sum(self.row_group_sizes[:index]), fault, f"Run {self._redo} again.")
+            raise self._faulty(index, fault)
         there = self._file.schema_arrow.names
         for field in self._schema:
             if field.name not in there and (columns is None or field.name in columns):
@@ -229,7 +231,7 @@ class ShardReader:
         except UnicodeDecodeError as error:
             if (fault := undecodable(table)) is None:
                 raise self._damaged(error) from None
-            raise _wrong(self.path, sum(self.row_group_sizes[:index]), fault, f"Run {self._redo} again.") from None
+            raise self._faulty(index, fault) from None
         return rows
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -238,7 +240,7 @@ class ShardReader:
             yield from self.row_group(index, columns)
 
     def _check_size(self, index: int, columns: Sequence[str] | None) -> None:
-        """Refuse what a few bytes would swell to; a row group that we wrote is far below."""
+        """Refuse a few bytes that decompress to gigabytes; row groups that we wrote are far below the limit."""
         group = self._file.metadata.row_group(index)
         chunks = (group.column(number) for number in range(group.num_columns))
         size = sum(
@@ -247,17 +249,16 @@ class ShardReader:
             if columns is None or chunk.path_in_schema.split(".")[0] in columns
         )
         if size > MOST_BYTES:
-            raise DataError(
-                self.path, f"{shown(size)} in one row group", f"at most {shown(MOST_BYTES)}", f"Run {self._redo} again."
-            )
+            problem = f"a row group of {shown(size)} is too large (at most {shown(MOST_BYTES)})"
+            raise DataError(self.path, problem, f"Run {self._redo} again.")
+
+    def _faulty(self, group: int, fault: Fault) -> DataError:
+        row = sum(self.row_group_sizes[:group]) + fault.row
+        return DataError(self.path, f"row {row}: {fault.problem}", f"Run {self._redo} again.")
 
     def _damaged(self, error: Exception) -> DataError:
         reason = " ".join(str(error).split())[:200]
-        return DataError(self.path, f"a damaged file ({reason})", "complete Parquet", f"Run {self._redo} again.")
-
-
-def _wrong(path: Path, before: int, fault: Fault, do: str) -> DataError:
-    return DataError(path, f"{fault.found}, row {before + fault.row}", fault.needed, do)
+        return DataError(self.path, f"the Parquet file is damaged ({reason})", f"Run {self._redo} again.")
 
 
 def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int) -> Iterator[pa.Table]:
@@ -279,9 +280,7 @@ def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
     for row in rows:
         if row.keys() != set(schema.names):
             wrong = sorted(row.keys() ^ set(schema.names))
-            raise DataError(
-                path, f"a row that differs in {', '.join(wrong)}", "the columns of its schema", "Report it."
-            )
+            raise DataError(path, f"a row does not match the schema in {', '.join(wrong)}", "Report this as a bug.")
     return pa.Table.from_arrays([_column(path, field, rows) for field in schema], schema=schema)
 
 
@@ -295,18 +294,18 @@ def _column(path: Path, field: pa.Field, rows: list[Row]) -> pa.Array:
         column.validate(full=True)
     except (pa.ArrowException, UnicodeEncodeError, TypeError, OverflowError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        found = f"a value in column {field.name} that does not fit ({reason})"
-        raise DataError(path, found, f"{field.type}", "Report it.") from None
+        problem = f"a value in column {field.name} does not fit {field.type} ({reason})"
+        raise DataError(path, problem, "Report this as a bug.") from None
     if lacks_values(column, field):
-        raise DataError(path, f"an empty value in column {field.name}", "a value in every row", "Report it.")
+        raise DataError(path, f"column {field.name} must have a value in every row", "Report this as a bug.")
     return column
 
 
 def _large_bytes(row: Row) -> int:
-    """Bytes of a row's pictures and arrays, which decide how many rows fit into a row group."""
-    pictures = sum(len((image or {}).get("bytes") or b"") for image in row.get("images") or [])
+    """Bytes of a row's images and arrays, which decide how many rows fit into a row group."""
+    images = sum(len((image or {}).get("bytes") or b"") for image in row.get("images") or [])
     lists = (value for value in row.values() if isinstance(value, list) and value)
-    return pictures + sum(len(value) * getattr(value[0], "nbytes", 0) for value in lists)
+    return images + sum(len(value) * getattr(value[0], "nbytes", 0) for value in lists)
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:

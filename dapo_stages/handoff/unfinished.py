@@ -1,7 +1,7 @@
-"""What lies in an output folder beside what is published: names that only stages give, a lock, notes, leftovers.
+"""What is in an output folder besides published files: a lock, notes, leftovers; and the names that only stages use.
 
 One run writes an output at a time, under `.lock`; `.partial*.json` list the shards that its processes have finished,
-and `.next` holds an output that is to replace the one that is there (replacing.py).
+and `.next` holds an output that will replace the existing one (replacing.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dapo_stages.small_files import is_inside, read_json
 LOCK = ".lock"
 NEXT = ".next"
 _NOTE = ".partial"  # .partial.json, .partial-00001.json, …: the finished shards, as noted by each process
-HALTED = ".partial-halted.json"  # why there is no output; a note as the others, so the next run removes it
+HALTED = ".partial-halted.json"  # why there is no output; the next run removes it like other notes
 SWAPPING = ".swapping"
 OLD = ".old.json"  # the manifest of what is being replaced
 WRITING = ".writing"  # files that are not finished yet
@@ -27,7 +27,7 @@ PARTS = frozenset({"policy", "reference", "state", WRITING})  # folders written 
 
 
 def halted(out: Path | str) -> str:
-    """Why the last run of a stage gave up before it had an output; empty if it did not."""
+    """Why the last run of a stage halted without an output; empty if it did not."""
     for path in (Path(name) for name in (f"{out}/{HALTED}", f"{out}/{NEXT}/{HALTED}") if os.path.exists(name)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             return str(read_json(path)["why"])
@@ -35,7 +35,7 @@ def halted(out: Path | str) -> str:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether this is a file that a process was writing when it ended; the name has its number."""
+    """Whether this is a file that a process was writing when it ended; its name has the process id."""
     number = path.name.removesuffix(".tmp").rpartition(".")[2]
     if not (path.name.startswith(".") and path.name.endswith(".tmp") and number.isdigit()):
         return False
@@ -43,13 +43,13 @@ def is_temporary(path: Path) -> bool:
         os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # somebody else's process
+    except PermissionError:  # another user's process
         pass
     return False
 
 
 def is_swapping(out: Path) -> bool:
-    """Whether a finished replacement waits to be moved in, wholly or in part: the same command again does that."""
+    """Whether a finished replacement is not (entirely) moved in yet: running the same command again does that."""
     return (out / NEXT / MANIFEST).exists()
 
 
@@ -59,9 +59,9 @@ def is_unfinished(out: Path) -> bool:
 
 
 def leftovers(out: Path) -> list[Path]:
-    """What an interrupted run left in an output folder and no reader looks at: files and folders, deepest first.
+    """Files and folders that an interrupted run left in an output folder and that no reader uses, deepest first.
 
-    Temporary files, notes, and parts that were never published; of these only what bears a name that stages give.
+    Temporary files, notes, and parts that were never published, these only if they have a name that stages use.
     Never what a manifest lists, nor a finished replacement.
     """
     found = [path for path in out.rglob("*") if is_temporary(path)]
@@ -69,7 +69,7 @@ def leftovers(out: Path) -> list[Path]:
         return found
     if (out / MANIFEST).exists():
         unpublished = [*notes(out), out / WRITING, out / NEXT]
-    elif not notes(out):  # nothing says that what is there was not published
+    elif not notes(out):  # nothing says that these files were not published
         unpublished = []
     else:
         noted = {shard.name for note in notes(out) for shard in read_note(note)[1]}
@@ -85,7 +85,7 @@ def is_ours(name: str) -> bool:
 
 
 def is_written(name: str, noted: set[str]) -> bool:
-    """Whether a name at the top of an unfinished output is one that its stage wrote, or was about to note."""
+    """Whether the stage wrote the file with this name at the top of an unfinished output, noted or not yet."""
     from dapo_stages.handoff.schemas import SCHEMAS
 
     shard = name.endswith(".parquet") and kind_of(name) in SCHEMAS
@@ -105,7 +105,7 @@ def notes(folder: Path) -> list[Path]:
 
 
 def read_note(path: Path) -> tuple[str, list[Shard]]:
-    """The fingerprint and the shards that a process noted; nothing if the note is damaged."""
+    """The fingerprint and the shards that a process noted; empty if the note is damaged."""
     try:
         state = read_json(path)
         shards = [Shard(**shard) for shard in state["shards"]]
@@ -121,11 +121,12 @@ def forget(folder: Path, but: str = "") -> None:
 
 
 def clear(folder: Path, keep: set[str], noted: set[str]) -> None:
-    """Remove what the stage wrote but for some shards. Raises DataError, and removes nothing, if there is more."""
+    """Remove what the stage wrote, except some shards. Raises DataError, and removes nothing, if there is more."""
     strangers = sorted({path.name for path in folder.iterdir() if not is_written(path.name, noted)})
     if strangers:
-        raise strange(folder, strangers, "only those of the stage", "Move them elsewhere, or name another --out.")
-    for path in sorted(folder.rglob("*"), key=manifests_last, reverse=True):  # then no manifest outlives a file
+        problem = f"must have only files of the stage, but has others ({shortened(strangers)})"
+        raise DataError(folder, problem, "Move them elsewhere, or name another --out.")
+    for path in sorted(folder.rglob("*"), key=manifests_last, reverse=True):  # a manifest before what it lists
         name = path.relative_to(folder).as_posix()
         if name in keep or name == LOCK or is_note(name) or name.split("/")[0] == NEXT:
             continue
@@ -136,8 +137,9 @@ def clear(folder: Path, keep: set[str], noted: set[str]) -> None:
             path.unlink()
 
 
-def strange(out: Path, names: Sequence[str], needed: str, do: str) -> DataError:
-    return DataError(out, f"files of no stage ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})", needed, do)
+def shortened(names: Sequence[str]) -> str:
+    """The first three names."""
+    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
 
 def manifests_last(path: Path) -> tuple[bool, Path]:
@@ -145,7 +147,7 @@ def manifests_last(path: Path) -> tuple[bool, Path]:
 
 
 def remove_leftovers(out: Path) -> list[Path]:
-    """Remove them, under the lock of the folder. Raises LockedError while another run writes there."""
+    """Remove the leftovers, under the lock of the folder. Raises LockedError while another run writes there."""
     with locked(out):
         found = leftovers(out)
         for path in found:
@@ -162,19 +164,17 @@ def locked(out: Path) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise DataError(out, "a file in the way", "a folder", "Name another --out.") from None
+        raise DataError(out, "cannot create the folder: a file is in the way", "Name another --out.") from None
     lock = FileLock(out / LOCK)
     try:
         lock.acquire(timeout=0)
-    except (Timeout, FileNotFoundError):  # the latter where a run that failed has just removed the folder
-        raise LockedError(
-            f"{out}: found another run writing here; needed none. Wait for it, stop it, or name another --out."
-        ) from None
+    except (Timeout, FileNotFoundError):  # the latter if a run that failed has just removed the folder
+        raise LockedError(f"{out}: another run is writing here. Wait for it, stop it, or name another --out.") from None
     try:
         yield
     except Exception:
         if fresh and not notes(out) and not (out / NEXT).exists():
-            (out / LOCK).unlink(missing_ok=True)  # who waits for this very file sees that it is gone
+            (out / LOCK).unlink(missing_ok=True)  # a process that waits for this very file notices that
             _remove_empty(made)
         raise
     finally:
@@ -182,8 +182,8 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def leave_no_trace(folder: Path, out: Path) -> None:
-    """Remove what a failed run, of which nothing is finished, has left in its folder."""
-    with suppress(DataError):  # of files that somebody else has put there: they stay
+    """Remove what a failed run without any finished shard has left in its folder."""
+    with suppress(DataError):  # there are files that no stage wrote: they stay
         clear(folder, keep=set(), noted=set())
     forget(folder)
     if folder != out:
@@ -194,5 +194,5 @@ def _remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         try:
             folder.rmdir()
-        except OSError:  # somebody else has written there meanwhile
+        except OSError:  # another process has written there meanwhile
             return

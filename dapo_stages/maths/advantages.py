@@ -21,14 +21,14 @@ def advantages(rewards: list[FloatArray], scale: Scale) -> list[FloatArray]:
     rewards are all equal, a group of one in particular, gets exactly 0.
     """
     if scale not in ("group", "batch", "none"):
-        raise ValueError(f"unknown scale {scale!r}; known: group, batch, none")
-    centred = [_centred(np.asarray(group, dtype=np.float64)) for group in rewards]
+        raise ValueError(f"unknown scale {scale!r} (expected group, batch or none)")
+    centered = [_centered(np.asarray(group, dtype=np.float64)) for group in rewards]
     if scale == "none":
-        return centred
+        return centered
     if scale == "batch":
         spread = std(np.concatenate([np.zeros(0), *rewards]))
-        return [group / (spread + STD_OFFSET) for group in centred]
-    return [group / (std(group) + STD_OFFSET) for group in centred]
+        return [group / (spread + STD_OFFSET) for group in centered]
+    return [group / (std(group) + STD_OFFSET) for group in centered]
 
 
 def std(values: FloatArray) -> float:
@@ -38,7 +38,7 @@ def std(values: FloatArray) -> float:
     return float(np.std(values, ddof=1))
 
 
-def _centred(rewards: FloatArray) -> FloatArray:
+def _centered(rewards: FloatArray) -> FloatArray:
     if len(rewards) < 2 or np.ptp(rewards) == 0:
         return np.zeros_like(rewards)
     return rewards - float(rewards.mean())

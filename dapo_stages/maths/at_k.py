@@ -1,4 +1,4 @@
-"""What k samples of a question are worth: pass@k and majority@k from n samples, without drawing."""
+"""pass@k and majority@k of a question from n samples, computed exactly instead of by drawing k of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FloatArray = NDArray[np.float64]
 
 
 def sizes(n: int) -> list[int]:
-    """The k that are reported for n samples: 1, 2, 4, … below n, and n."""
+    """The values of k that are reported for n samples: 1, 2, 4, … below n, and n."""
     return [1 << power for power in range(max(n - 1, 0).bit_length())] + [n] if n else []
 
 
@@ -43,7 +43,7 @@ def majority_at_k(votes_QC: ArrayLike, n: int, k: int) -> FloatArray:
 
 
 def _majority(right: int, wrong: list[int], n: int, k: int) -> float:
-    """Over the votes t that the right answer gets: the subsets in which no other gets more, by the number of ties."""
+    """Sum over the votes t of the right answer: subsets in which no other answer gets more, by the number of ties."""
     silent = n - right - sum(wrong)
     won = 0.0
     for t in range(1, min(right, k) + 1):
@@ -62,6 +62,6 @@ def _majority(right: int, wrong: list[int], n: int, k: int) -> float:
 
 def _check(counts: NDArray[np.int64], n: int, k: int) -> None:
     if not 1 <= k <= n:
-        raise ValueError(f"found k {k}; needed 1 to {n}, the number of samples")
+        raise ValueError(f"k must be 1 to {n}, the number of samples, but is {k}")
     if counts.size and not 0 <= counts.min() <= counts.max() <= n:
-        raise ValueError(f"found counts from {counts.min()} to {counts.max()}; needed 0 to {n}, the number of samples")
+        raise ValueError(f"counts must be 0 to {n}, the number of samples, but are {counts.min()} to {counts.max()}")

@@ -1,4 +1,4 @@
-"""How alike two sets of token weights are, and how one set is spread."""
+"""How similar two sets of token weights are, and how one set is spread."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
-AT_BOUND = 1e-5  # weights are stored as float32
+AT_BOUND = 1e-5  # tolerance, as weights are stored as float32
 
 
 def pearson(a_T: ArrayLike, b_T: ArrayLike) -> float | None:
     """Pearson's correlation of two sets of weights [T]; None where one is constant. Exactly 1 for equal ones."""
-    a, b = (_centred(values) for values in (a_T, b_T))
+    a, b = (_centered(values) for values in (a_T, b_T))
     scale = float(a @ a) * float(b @ b)
     return float(a @ b) / math.sqrt(scale) if scale > 0 else None
 
@@ -36,7 +36,7 @@ def mean_difference(a_T: ArrayLike, b_T: ArrayLike) -> float:
 
 
 def furthest_apart(a_T: ArrayLike, b_T: ArrayLike, kinds_T: ArrayLike, count: int) -> list[int]:
-    """The tokens with the largest |a - b|, largest first, of each kind one at most; of equal ones the earlier first."""
+    """The tokens with the largest |a - b|, largest first, at most one of each kind; earlier ones first among equals."""
     apart = np.abs(np.asarray(a_T, dtype=np.float64) - np.asarray(b_T, dtype=np.float64))
     order = np.argsort(-apart, kind="stable")
     _, first = np.unique(np.asarray(kinds_T)[order], return_index=True)
@@ -50,7 +50,7 @@ def mean_by_kind(weights_T: ArrayLike, kinds_T: ArrayLike) -> FloatArray:
 
 
 def spread(weights_T: ArrayLike, clip: tuple[float, float]) -> dict[str, float]:
-    """Mean, standard deviation (of all tokens), least, largest, and the shares at the lower and upper bound."""
+    """Mean, standard deviation (of all tokens), minimum, maximum, and the shares at the lower and upper bound."""
     weights = np.asarray(weights_T, dtype=np.float64)
     return {
         "mean": float(weights.mean()),
@@ -62,6 +62,6 @@ def spread(weights_T: ArrayLike, clip: tuple[float, float]) -> dict[str, float]:
     }
 
 
-def _centred(values_T: ArrayLike) -> FloatArray:
+def _centered(values_T: ArrayLike) -> FloatArray:
     values = np.asarray(values_T, dtype=np.float64)
     return values - values.mean() if np.ptp(values) > 0 else np.zeros(len(values))

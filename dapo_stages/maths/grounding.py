@@ -1,4 +1,4 @@
-"""How much the model looks at the picture: attention masses in, visual grounding ratio and efficiency index out."""
+"""How much the model attends to the image: visual grounding ratio and efficiency index from attention masses."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def segments(num_layers: int) -> dict[str, slice | None]:
 def vgr(a_text: ArrayLike, a_vis: ArrayLike, n_text: ArrayLike, n_vis: ArrayLike) -> FloatArray:
     """Visual grounding ratio (A_text / N_text) / (A_vis / N_vis), elementwise; lower means more visually grounded.
 
-    1 means that an average text token gets as much attention as an average vision token. NaN where there are no
-    text or no vision keys, or where both got nothing; inf where only vision got nothing.
+    1 means that an average text token gets as much attention as an average vision token. NaN if there are no
+    text or no vision keys, or if neither got any attention; inf if only vision got none.
     """
     text, vision, num_text, num_vision = (np.asarray(x, dtype=np.float64) for x in (a_text, a_vis, n_text, n_vis))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -57,8 +57,8 @@ def aei(
     """Attention efficiency index of modality m, [A_m / (A_text + A_vis)] / [N_m / (N_text + N_vis)], elementwise.
 
     The share of attention that m gets, over its share of the tokens; 1 is its fair share. Invariant: the mean of
-    text and vision weighted by their token shares is 1. NaN where text or vision has no keys (there is nothing to
-    share) or where both got nothing.
+    text and vision weighted by their token shares is 1. NaN if text or vision has no keys (there is nothing to
+    share) or if neither got any attention.
     """
     of_m, text, vision, num_m, num_text, num_vision = (
         np.asarray(x, dtype=np.float64) for x in (a_m, a_text, a_vis, n_m, n_text, n_vis)
@@ -69,17 +69,17 @@ def aei(
 
 
 def summarise(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
-    """Everything that is kept about a completion's attention, from masses [L, T, 5] (mean over heads, order KINDS).
+    """All statistics of a completion's attention, from masses [L, T, 5] (mean over heads, order KINDS).
 
     A_m of a layer and row is its mass on m divided by its mass on the prompt without the first position (vision +
     text + other). A_m of a segment is the mean of those over its layers, and over the rows where one number stands
-    for the completion; ratios are formed after averaging. A layer and row that put nothing on that part of the
-    prompt have no A_m and stay out of the means. Without vision keys VGR and AEI are NaN; so is everything of an
+    for the completion; ratios are formed after averaging. A layer and row without attention on that part of the
+    prompt have no A_m and are left out of the means. Without vision keys VGR and AEI are NaN; so is everything of an
     empty completion.
     """
     masses = np.asarray(masses_LTK, dtype=np.float64)
     if masses.ndim != 3 or masses.shape[2] != len(KINDS):
-        raise ValueError(f"masses have shape {masses.shape}; needed [layers, tokens, {len(KINDS)}]")
+        raise ValueError(f"masses must have shape [layers, tokens, {len(KINDS)}], got {masses.shape}")
     kinds = dict(zip(KINDS, np.moveaxis(masses, 2, 0), strict=True))
     prompt_LT = kinds["vision"] + kinds["text"] + kinds["other"]
     text_LT, vision_LT = _share(kinds["text"], prompt_LT), _share(kinds["vision"], prompt_LT)

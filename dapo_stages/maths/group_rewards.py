@@ -20,11 +20,11 @@ def vgr_rewards(
     sigma: float = 1.0,
     hard_negative: bool = False,
 ) -> FloatArray:
-    """Reward of each completion of a group for looking at the picture, [N] -> [N]; lower VGR, higher reward.
+    """Reward of each completion of a group for attending to the image, [N] -> [N]; lower VGR, higher reward.
 
-    `quantile` gives 0 … 1 and 0.5 where nothing can be said, `mad` -0.5 … 0.5 and 0 where nothing can be said.
-    `hard_negative` centres both on 0 and rewards correct completions only, and only where the group has at least two
-    of them; VGR statistics are of the whole group all the same.
+    `quantile` gives 0 … 1, and 0.5 where it is not defined; `mad` gives -0.5 … 0.5, and 0 where it is not defined.
+    `hard_negative` centers both on 0 and rewards only correct completions, and only if the group has at least two of
+    them; the VGR statistics remain those of the whole group.
     """
     vgr = np.asarray(vgr_N, dtype=np.float64)
     correct = np.asarray(correct_N, dtype=bool)
@@ -33,19 +33,19 @@ def vgr_rewards(
     elif mapping == "mad":
         rewards = _mad(vgr, sigma)
     else:
-        raise ValueError(f"unknown VGR mapping {mapping!r}; known: quantile, mad")
+        raise ValueError(f"unknown VGR mapping {mapping!r} (expected quantile or mad)")
     if not hard_negative:
         return rewards
     if correct.sum() < 2:
         return np.zeros_like(rewards)
-    centred = rewards - 0.5 if mapping == "quantile" else rewards
-    return np.where(correct, centred, 0.0)
+    centered = rewards - 0.5 if mapping == "quantile" else rewards
+    return np.where(correct, centered, 0.0)
 
 
 def _quantile(vgr_N: FloatArray, min_range: float) -> FloatArray:
     """clip((q_hi - VGR) / (q_hi - q_lo), 0, 1), the quantiles being members of the group.
 
-    0.5 for a missing VGR, and for all below three finite ones or where q_hi - q_lo is less than `min_range` or a
+    0.5 for a missing VGR, and for all if fewer than three are finite or q_hi - q_lo is less than `min_range` or a
     tenth of the median.
     """
     rewards = np.full(len(vgr_N), 0.5)
@@ -66,8 +66,8 @@ def _quantile(vgr_N: FloatArray, min_range: float) -> FloatArray:
 def _mad(vgr_N: FloatArray, sigma: float) -> FloatArray:
     """0.5·tanh(z / sigma) with z = (median - VGR) / (1.4826·MAD + 1e-8), MAD the median absolute deviation.
 
-    1.4826 makes the MAD of a normal distribution its standard deviation. 0 for a missing VGR, and for all below two
-    finite ones or where MAD < 1e-8.
+    1.4826 makes the MAD of a normal distribution its standard deviation. 0 for a missing VGR, and for all if fewer
+    than two are finite or MAD < 1e-8.
     """
     rewards = np.zeros(len(vgr_N))
     finite = np.isfinite(vgr_N)
@@ -98,8 +98,8 @@ def overlong(length: int, max_length: int, cache: int) -> float:
 def total(components: dict[str, FloatArray], weights: dict[str, float]) -> FloatArray:
     """Weighted sum of the reward components, each [N] -> [N].
 
-    NaN is no opinion and adds nothing, as in TRL (`nansum` over the weighted rewards). Every component needs a weight,
-    and every weight that is not 0 its component: a silently missing reward would train something else.
+    NaN means no opinion and adds nothing, as in TRL (`nansum` over the weighted rewards). Every component needs a
+    weight, and every weight other than 0 a component: without a reward, training would silently aim at something else.
     """
     unweighted = sorted(components.keys() - weights.keys())
     missing = sorted(name for name, weight in weights.items() if weight != 0 and name not in components)
@@ -116,7 +116,7 @@ def total(components: dict[str, FloatArray], weights: dict[str, float]) -> Float
 
 
 def phase(iteration: int, planned_iterations: int, early_fraction: float) -> Phase:
-    """Which reward weights hold in an iteration (counted from 1): early for the first share of the planned ones.
+    """Which reward weights apply in an iteration (counted from 1): early in the first share of the planned ones.
 
     An iteration is early if it begins inside that share, so a share that ends within an iteration includes it.
     """

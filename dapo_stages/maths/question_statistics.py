@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 
 METHOD = "Clopper-Pearson for one answer a question, Learned-Miller and Thomas for several"
-_DRAWN_AT_ONCE = 1 << 20  # weights of questions
+_DRAWN_AT_ONCE = 1 << 20  # question weights
 
 
 class Ratio(NamedTuple):
-    """A figure, sum of parts / sum of wholes over the questions, and (part, whole) of one more question that would
-    lower or raise it most; (0, 0) where no bound is known."""
+    """A metric, sum of parts / sum of wholes over the questions, and (part, whole) of one more question that would
+    lower or raise it most; (0, 0) if no bound is known."""
 
     parts_Q: FloatArray
     wholes_Q: FloatArray
@@ -26,7 +26,7 @@ class Ratio(NamedTuple):
     highest: tuple[float, float] = (1.0, 1.0)
 
     def among(self, chosen: slice | list[int]) -> Ratio:
-        """The same figure of some of the questions."""
+        """The same metric of some of the questions."""
         return self._replace(parts_Q=self.parts_Q[chosen], wholes_Q=self.wholes_Q[chosen])
 
     @property
@@ -37,17 +37,17 @@ class Ratio(NamedTuple):
 
 
 def ratio_intervals(ratios: Sequence[Ratio], *, resamples: int, confidence: float, seed: int) -> FloatArray:
-    """[2, F] ends of the interval of each figure, NaN where there is none.
+    """[2, F] ends of the interval of each metric, NaN where there is none.
 
-    A share of the questions is binomial and gets `clopper_pearson`. For other figures the questions are weighted at
-    random, `resamples` times, the same for all figures: by exponential draws (Rubin 1981, The Bayesian Bootstrap), with
-    one more question beside them, for each end the worst there could be. The ends are the (1 ∓ confidence)/2 quantiles
-    of the figures so weighted. For means of bounded values this is the interval of Learned-Miller and Thomas 2019
-    (arXiv 1905.06208). It has a width where all questions are alike, too; of yes or no it would be Clopper and
-    Pearson's.
+    A share of the questions is binomial and gets `clopper_pearson`. For other metrics the questions are weighted at
+    random, `resamples` times, with the same weights for all metrics: by exponential draws (Rubin 1981, The Bayesian
+    Bootstrap), with one more question added, for each end the worst possible one. The ends are the (1 ∓ confidence)/2
+    quantiles of the weighted metrics. For means of bounded values this is the interval of Learned-Miller and Thomas
+    2019 (arXiv 1905.06208). It has a width even if all questions are alike; for yes-or-no values it would be that of
+    Clopper and Pearson.
 
-    NaN for fewer than two questions, and where some weights leave a whole of 0 or less: the figure is then not defined
-    often enough. Memory: 2^20 weights or Q, whatever is more.
+    NaN for fewer than two questions, and if some weights give a whole of 0 or less: the metric is then not defined
+    often enough. Memory: 2^20 weights or Q, whichever is more.
     """
     parts_QF, wholes_QF = (np.stack([ratio[i] for ratio in ratios], axis=1) for i in (0, 1))
     unseen = np.array([[ratio.lowest for ratio in ratios], [ratio.highest for ratio in ratios]])  # [2, F, 2]
@@ -74,8 +74,8 @@ def ratio_intervals(ratios: Sequence[Ratio], *, resamples: int, confidence: floa
 
 
 def clopper_pearson(right: int, count: int, confidence: float) -> tuple[float, float]:
-    """The exact interval of a share, `right` of `count` independent questions: the shares under which neither so many
-    nor so few would have a probability of (1 - confidence)/2 or less (Clopper and Pearson 1934, Biometrika 26).
+    """The exact interval of a share, `right` of `count` independent questions: all shares for which both so many or
+    more and so few or less are likelier than (1 - confidence)/2 (Clopper and Pearson 1934, Biometrika 26).
     """
     tail = (1 - confidence) / 2
     return _lowest_share(right, count, tail), 1 - _lowest_share(count - right, count, tail)
@@ -96,12 +96,12 @@ def _lowest_share(right: int, count: int, tail: float) -> float:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: of won + lost questions that only one policy answers right, each is as
-    likely the one's as the other's, so that min(won, lost) follows Binomial(won + lost, 1/2) (McNemar 1947; the exact
-    form in Agresti, Categorical Data Analysis, section 10.1). 1 where the two never differ.
+    """Exact two-sided p of McNemar's test: under the null hypothesis each of the won + lost questions that only one
+    policy answers right is equally likely to be either policy's, so that won follows Binomial(won + lost, 1/2)
+    (McNemar 1947; the exact form in Agresti, Categorical Data Analysis, section 10.1). 1 if the two never differ.
     """
     number = won + lost
-    tail = term = 1  # C(number, 0), then one after the other
+    tail = term = 1  # C(number, 0), then the following ones
     for i in range(min(won, lost)):
         term = term * (number - i) // (i + 1)
         tail += term
@@ -113,7 +113,7 @@ def sign_flip(differences_Q: ArrayLike) -> float:
     with random signs is as far from 0 as theirs (Fisher 1935, The Design of Experiments, section 21).
 
     Under the null hypothesis the policies are exchangeable on every question. All 2^Q signs are counted, by convolving
-    the distributions of equal differences; with differences of 1 this is `mcnemar`. 1 where the two never differ.
+    the distributions of equal differences; with differences of 1 this is `mcnemar`. 1 if the two never differ.
     """
     differences = np.asarray(differences_Q, dtype=np.int64)
     step = gcd(*differences.tolist()) or 1
@@ -130,8 +130,8 @@ def sign_flip(differences_Q: ArrayLike) -> float:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's correction for several tests, in their order: the chance of a single false finding among all of them stays
-    below the level (Holm 1979, Scandinavian Journal of Statistics 6).
+    """Holm's correction of several p-values, in the given order: the chance of even one false positive among all tests
+    stays below the level (Holm 1979, Scandinavian Journal of Statistics 6).
     """
     corrected = [0.0] * len(p_values)
     highest = 0.0
@@ -147,6 +147,6 @@ def _coins(count: int) -> FloatArray:
 
 
 def _log_choose(count: int) -> FloatArray:
-    """[count + 1] logarithms of count over 0, 1, …, so that large counts fit."""
+    """[count + 1] logarithms of the binomial coefficients C(count, 0), C(count, 1), …, which fit for large counts."""
     heads = np.arange(count, dtype=np.float64)
     return np.concatenate([[0.0], np.cumsum(np.log((count - heads) / (heads + 1)))])

@@ -1,4 +1,4 @@
-"""The replay buffer: groups with signal, kept for iterations in which other groups have none."""
+"""The replay buffer: groups with signal, kept for iterations whose own groups have none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dapo_stages.maths.advantages import advantages, std
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_HIGHER = 1 + 1e-6  # scores closer than this are equal: rewards are stored in float32
+_HIGHER = 1 + 1e-6  # scores closer than this count as equal: rewards are stored in float32
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Entry:
     score: float  # how much there is to learn from it, >= 0
     mean_reward: float
     std_reward: float
-    draws: int = 0  # iterations that have trained on it again
+    draws: int = 0  # number of iterations that have trained on it again
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Which fresh groups may give way, the first ones first, to how many stored groups, drawn from which."""
+    """Fresh groups that may be replaced, in this order; how many stored groups to draw, and the candidates for it."""
 
     leaving: list[Entry]
     count: int
@@ -48,7 +48,7 @@ def score(advantages: ArrayLike, std: float) -> float:
 
 
 def rated(group_id: str, iteration: int, rewards: FloatArray) -> Entry:
-    """A group by its rewards, [N], its score with advantages that its own deviation divides: 0 without spread."""
+    """The entry of a group with these rewards, [N]; its score uses advantages of scale `group`: 0 without spread."""
     (scaled,) = advantages([rewards], "group")
     return Entry(group_id, iteration, score(scaled, std(rewards)), float(rewards.mean()), std(rewards))
 
@@ -56,7 +56,7 @@ def rated(group_id: str, iteration: int, rewards: FloatArray) -> Entry:
 def replace_all(
     fresh: list[Entry], stored: list[Entry], target: int, var_epsilon: float, min_reward: float
 ) -> Exchange:
-    """Every fresh group that fails the thresholds gives way, whatever is stored, up to `target` groups trained on."""
+    """Any stored group may replace every fresh group that fails the thresholds, up to `target` groups to train on."""
     failing = [group for group in fresh if not admissible(group.mean_reward, group.std_reward, var_epsilon, min_reward)]
     return Exchange(failing, max(0, target - (len(fresh) - len(failing))), stored)
 
@@ -64,12 +64,12 @@ def replace_all(
 def replace_worse(
     fresh: list[Entry], stored: list[Entry], target: int, var_epsilon: float, min_reward: float
 ) -> Exchange:
-    """Stored groups that pass the thresholds take free places, and those of informative groups that score lower.
+    """Stored groups that pass the thresholds take free places, and replace informative groups with lower scores.
 
-    Free are the places of groups without spread, and those that no group was found for, up to `target` groups. Of the
-    informative groups below `min_reward` the k with the lowest scores give way, k as large as there are stored groups
-    for them and the free places that score higher than each of the k; those are drawn from. So whichever of them is
-    drawn, in place of whichever group, is worth more.
+    Free places are those of groups without spread, and those missing up to `target` groups. Of the informative groups
+    below `min_reward` the k with the lowest scores are replaced, for the largest k such that enough stored groups for
+    them and for the free places score higher than each of the k; these are the candidates. So any candidate is worth
+    more than any group that it may replace.
     """
 
     def passes(group: Entry) -> bool:
@@ -92,12 +92,12 @@ RULES = {"better": replace_worse, "replace_all": replace_all}
 
 
 def drawn_again(buffer: list[Entry], drawn: Collection[str]) -> list[Entry]:
-    """The buffer with one draw more of these groups."""
+    """The buffer with one more draw counted for these groups."""
     return [replace(entry, draws=entry.draws + (entry.group_id in drawn)) for entry in buffer]
 
 
 def unspent(buffer: list[Entry], max_replays: int | None) -> list[Entry]:
-    """The entries that may be drawn once more; None is no limit."""
+    """The entries that may be drawn once more; `max_replays` None is no limit."""
     return [entry for entry in buffer if max_replays is None or entry.draws < max_replays]
 
 
@@ -111,9 +111,9 @@ def update(
 ) -> list[Entry]:
     """The buffer after an iteration: at most `size` entries, best score first.
 
-    Of two copies of a group the newer stays (the fresh one, if both are of one iteration). What was drawn `max_replays`
-    times or is older than `max_staleness` iterations leaves, then the lowest scores; of equal scores the newer stays,
-    then the smaller id, so that the result does not depend on the order of the inputs.
+    Of two copies of a group the newer is kept (the fresh one, if both are of one iteration). Entries that were drawn
+    `max_replays` times or are older than `max_staleness` iterations are dropped, then those with the lowest scores; of
+    equal scores the newer is kept, then the smaller id, so that the order of the inputs does not matter.
     """
     newest: dict[str, Entry] = {}
     for entry in [*buffer, *fresh]:
@@ -127,16 +127,16 @@ def update(
 
 
 def draw(buffer: list[Entry], n: int, rng: np.random.Generator, alpha: float = 1.0) -> tuple[list[Entry], FloatArray]:
-    """n different entries (all, if there are fewer), and for each how likely it was to be among them, [n].
+    """n different entries (all, if there are fewer), and for each its likelihood of being drawn, [n].
 
-    One after the other with probability proportional to score^alpha (Schaul et al. 2015, arXiv 1511.05952, eq. 1): 0 is
-    uniform. Under an alpha above 0, entries of score 0 come last, all alike. The result depends on the random state and
-    the set of entries, not on their order.
+    Drawn one after the other with probability proportional to score^alpha (Schaul et al. 2015, arXiv 1511.05952, eq.
+    1); an alpha of 0 is uniform. With alpha above 0, entries of score 0 come last, all equally likely. The result
+    depends on the random state and the set of entries, not on their order.
 
-    The likelihood is that of being drawn given how the others fell, 1 - exp(-score^alpha · wait of the first that was
-    not drawn): the mean of 1 / likelihood over draws, 0 where an entry is not drawn, is exactly 1 (rank conditioning,
-    Cohen and Kaplan 2008, arXiv 0802.3448). For few of many it is about n times the probability of a single draw; it is
-    1 where all are drawn.
+    The likelihood is conditioned on the waiting times of the others: 1 - exp(-score^alpha · wait of the first entry not
+    drawn). The mean of 1 / likelihood over draws, counting 0 where an entry is not drawn, is exactly 1 (rank
+    conditioning, Cohen and Kaplan 2008, arXiv 0802.3448). If few of many are drawn, it is about n times the probability
+    of a single draw; if all are drawn, it is 1.
     """
     entries = sorted(buffer, key=lambda entry: entry.group_id)
     rates = np.array([entry.score for entry in entries], dtype=np.float64) ** alpha
@@ -145,28 +145,28 @@ def draw(buffer: list[Entry], n: int, rng: np.random.Generator, alpha: float = 1
 
 
 def importance(likelihood: ArrayLike, beta: float) -> FloatArray:
-    """Weight of each drawn entry against the preference of the draw, [n] -> [n] in 0 … 1, the largest 1.
+    """Weight of each drawn entry that corrects for its likelihood, [n] -> [n] in 0 … 1, the largest 1.
 
-    (1 / likelihood)^beta over the largest of these (Schaul et al. 2015, section 3.4): 0 corrects nothing, 1 all of it.
+    (1 / likelihood)^beta over the largest of these (Schaul et al. 2015, section 3.4): 0 corrects nothing, 1 fully.
     """
     found = np.asarray(likelihood, dtype=np.float64)
     return (found.min() / found) ** beta if found.size else found
 
 
 def waiting_times(rates: ArrayLike, rng: np.random.Generator, n: int = 0) -> tuple[IntArray, FloatArray]:
-    """An order drawn one by one with probability proportional to rate, [P]; and likelihoods in it for the first n.
+    """An order drawn one by one with probability proportional to rate, [P], and the likelihoods of its first n.
 
-    An exponential waiting time of each rate, shortest first, is the draw without replacement (Efraimidis and Spirakis
-    2006) and needs no probabilities that sum to 1. Rates of 0 wait for ever: they come last, all alike.
+    Sorting exponential waiting times of these rates is a draw without replacement (Efraimidis and Spirakis 2006), and
+    needs no probabilities that sum to 1. Rates of 0 wait forever: they come last, all equally likely.
     """
     rates = np.asarray(rates, dtype=np.float64)
     unit_waits = rng.exponential(size=len(rates))
     waits = np.divide(unit_waits, rates, out=np.full(len(rates), np.inf), where=rates > 0)
-    order = np.lexsort((unit_waits, waits))  # the last key sorts first; unit waits part those of rate 0
+    order = np.lexsort((unit_waits, waits))  # the last key sorts first; unit waits order those of rate 0
     if n >= len(rates):
         return order, np.ones(len(rates))
     next_ = order[n]
     drawn = order[:n]
-    for_ever = rates[drawn] == 0  # then the next one waits for ever as well, and unit waits decided
-    limit = np.where(for_ever, unit_waits[next_], rates[drawn] * waits[next_] if rates[next_] > 0 else np.inf)
+    forever = rates[drawn] == 0  # then the next one waits forever as well, and unit waits decided
+    limit = np.where(forever, unit_waits[next_], rates[drawn] * waits[next_] if rates[next_] > 0 else np.inf)
     return order, -np.expm1(-limit)

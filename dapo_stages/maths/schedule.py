@@ -1,4 +1,4 @@
-"""What comes when: prompts of an iteration, learning rate of an update, groups of a mini-batch."""
+"""Schedules: prompts of an iteration, learning rate of an update, groups of a mini-batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Schedule = Literal["cosine", "linear", "constant"]
 
 
 def prompts_of(num_prompts: int, seed: int, iteration: int, round_: int, count: int) -> IntArray:
-    """Rows of the training table, [count], that an iteration (from 1) asks in a round (from 0) of dynamic sampling.
+    """Rows of the training table, [count], for an iteration (from 1) and a round (from 0) of dynamic sampling.
 
-    Pure in its arguments, so that any iteration can be redone alone. Every round has an endless stream of its own: a
-    shuffled pass over the table, then another. Iteration i reads round 0 at positions [(i-1)·count, i·count), so that
-    the iterations together go through the table evenly; only at the seam of two passes can a row come twice.
-    Later rounds begin at the same position and leave out what earlier rounds of the iteration were given, and
-    repeats; where the table has too few rows left for that, these come first and then the stream as it is.
+    A pure function, so that any iteration can be repeated alone. Every round has an endless stream of its own: one
+    shuffled pass over the table after another. Iteration i reads round 0 at positions [(i-1)·count, i·count), so that
+    the iterations together cover the table evenly; a row can only come twice where two passes meet. Later rounds begin
+    at the same position and skip repeats and the rows that earlier rounds of the iteration were given; if too few rows
+    are left for that, these come first, followed by the stream as it is.
 
     `count` is the same for all rounds; a caller that needs fewer rows in a round takes the first ones.
     """
@@ -29,7 +29,7 @@ def prompts_of(num_prompts: int, seed: int, iteration: int, round_: int, count: 
     rows = _stream(num_prompts, seed, 0, start, count)
     given = rows
     for later in range(1, round_ + 1):
-        # 2n positions hold a whole pass, therefore every row.
+        # 2n positions contain a whole pass, and so every row.
         window = _stream(num_prompts, seed, later, start, max(count, 2 * num_prompts))
         unique = window[np.sort(np.unique(window, return_index=True)[1])]
         unseen = unique[~np.isin(unique, given)][:count]
@@ -53,7 +53,7 @@ def learning_rate_factor(update: int, total_updates: int, warmup_fraction: float
     cosine or linear to 0, reached after the last planned update and kept, or constant.
     """
     if schedule not in ("cosine", "linear", "constant"):
-        raise ValueError(f"unknown schedule {schedule!r}; known: cosine, linear, constant")
+        raise ValueError(f"unknown schedule {schedule!r} (expected cosine, linear or constant)")
     warm_up = math.ceil(warmup_fraction * total_updates - 1e-9)
     if update < warm_up:
         return (update + 1) / warm_up
@@ -68,8 +68,8 @@ def learning_rate_factor(update: int, total_updates: int, warmup_fraction: float
 def mini_batches(group_sizes: list[int], num_batches: int, seed: int, iteration: int) -> list[list[int]]:
     """Shuffled indices of the groups, split into `num_batches` parts whose numbers of groups differ by at most one.
 
-    Pure in its arguments. Groups stay whole. Empty groups are left out, and so are empty parts: with fewer groups
-    than parts, every group is a part.
+    A pure function. Groups are not split. Empty groups are left out, and so are empty parts: with fewer groups than
+    parts, every group is a part.
     """
     present = np.flatnonzero(np.asarray(group_sizes, dtype=np.int64) > 0)
     if len(present) == 0:

@@ -1,7 +1,7 @@
-"""Weighting schemes: what a token counts before smoothing, scaling and clipping (token_weights.py).
+"""Weighting schemes: the raw weights of tokens, before smoothing, scaling and clipping (token_weights.py).
 
-A scheme is a function of columns of a completion's attention row, named like its parameters: per-token columns come as
-[T], numbers as they are. It returns [T], not negative; a token with a value that is not finite will weigh 1.
+A scheme is a function of columns of a completion's attention row; its parameters are named like them. Per-token columns
+are passed as [T], numbers as they are. It returns [T], not negative; a token whose value is not finite gets weight 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def uniform() -> FloatArray:
 def vgr(vgr: FloatArray) -> FloatArray:
     """1 / (VGR + 1e-6): the inverse of the visual grounding ratio, a ratio of attention densities, never negative.
 
-    Above 1e6 it counts as 1e6. Not known where the VGR is not finite: the token saw nothing of the picture.
+    A VGR above 1e6 counts as 1e6. NaN where the VGR is not finite: the token paid no attention to the image.
     """
     return np.where(np.isfinite(vgr), 1.0 / (np.clip(vgr, 0.0, VGR_CAP) + VGR_OFFSET), np.nan)
 
@@ -36,14 +36,14 @@ def aei(vgr: FloatArray, num_text_tokens: FloatArray, num_vision_tokens: FloatAr
     """AEI_vision = [A_v / (A_t + A_v)] / [N_v / (N_t + N_v)]: its share of attention over its share of tokens.
 
     With VGR = (A_t / N_t) / (A_v / N_v) the share of attention is 1 / (1 + VGR · N_t / N_v). Unlike 1/VGR it has an
-    upper bound, (N_t + N_v) / N_v, and is 0, not unknown, where only the picture got nothing.
+    upper bound, (N_t + N_v) / N_v, and is 0 instead of NaN where only the image got no attention.
     """
     share_T = 1.0 / (1.0 + vgr * num_text_tokens / num_vision_tokens)
     return share_T / (num_vision_tokens / (num_text_tokens + num_vision_tokens))
 
 
 def vision_mass(mass_vision: FloatArray) -> FloatArray:
-    """The attention on the picture, of all that the token paid, that on the first position and on itself included."""
+    """The share of the token's attention on the image; the total includes the first position and itself."""
     return mass_vision
 
 
@@ -53,7 +53,7 @@ def entropy(entropy: FloatArray) -> FloatArray:
 
 
 def visual_kl(visual_kl: FloatArray) -> FloatArray:
-    """KL(π(·|picture) ‖ π(·|picture blanked)) over the vocabulary, in nats: how far the token depends on the picture.
+    """KL(π(·|image) ‖ π(·|blank image)) over the vocabulary, in nats: how much the token depends on the image.
 
     VPPO, arXiv 2510.09285.
     """
@@ -71,7 +71,7 @@ def columns(scheme: str) -> tuple[str, ...]:
 
 
 def raw_weights(scheme: str, row: Mapping[str, Any], tokens: int) -> FloatArray:
-    """What each of the completion's tokens counts under a scheme, [tokens], from its attention row.
+    """Raw weights of the completion's tokens under a scheme, [tokens], from its attention row.
 
     Raises ValueError if a column has another length than the completion.
     """

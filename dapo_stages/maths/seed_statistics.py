@@ -1,4 +1,4 @@
-"""What a handful of values says about their mean."""
+"""Mean and confidence interval of a few values, such as one per seed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Estimate(NamedTuple):
 
     @property
     def decides(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean, standard deviation (Bessel's correction) and mean ± t · deviation / √n, the 95 % interval of Student's t.
 
-    The interval supposes independent, about normally distributed values. Raises ValueError for no value.
+    The interval assumes independent, roughly normally distributed values. Raises ValueError without values.
     """
     number = len(values)
     if number == 0:
-        raise ValueError("found no values; needed 1 or more")
+        raise ValueError("expected at least one value, got none")
     mean = math.fsum(values) / number
     if number == 1:
         return Estimate(mean, None, None, 1)
@@ -45,7 +45,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def _quantile(freedom: int) -> float:
-    """That of Student's t, by the table or, beyond it, by the expansion of Abramowitz and Stegun 1964, 26.7.5."""
+    """0.975 quantile of Student's t: from the table, else by the expansion of Abramowitz and Stegun 1964, 26.7.5."""
     if freedom <= len(_T):
         return _T[freedom - 1]
     first, second = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
@@ -53,6 +53,6 @@ def _quantile(freedom: int) -> float:
 
 
 def paired(first: dict[int, float], second: dict[int, float]) -> Estimate | None:
-    """The estimate of first - second over the keys that both have; None where there is none."""
+    """The estimate of first - second over the keys that both have; None if there are none."""
     both = sorted(first.keys() & second.keys())
     return estimate([first[key] - second[key] for key in both]) if both else None

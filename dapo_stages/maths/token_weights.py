@@ -1,4 +1,4 @@
-"""Token weights: from what a token counts to its weight in the loss, inside bounds and with mean 1."""
+"""Token weights: from the raw weights of a scheme to weights in the loss, within bounds and with mean 1."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def token_weights(
 ) -> tuple[FloatArray, bool]:
     """Weight of each token of a completion, [T] -> [T], and whether the mean 1 was reached.
 
-    What a token counts under a scheme (maths/schemes.py; what rounding has put below 0 is 0) is smoothed along the
-    tokens, divided by its mean and brought into `clip` (lo < 1 < hi). Invariants: lo <= w <= hi; with `mean_preserving`
-    the mean is 1, so that weighting moves the loss between tokens and does not scale it. Without, the mean after
-    clipping is what it is.
+    The raw weights of a scheme (maths/schemes.py; negative ones, from rounding, count as 0) are smoothed along the
+    tokens, divided by their mean and clipped to `clip` (lo < 1 < hi). Invariants: lo <= w <= hi; with `mean_preserving`
+    the mean is 1, so that weighting moves the loss between tokens and does not scale it. Without it, clipping may
+    change the mean.
 
-    A token whose value is not finite (it saw nothing of the picture, or there is none) gets weight exactly 1 and takes
-    no part in smoothing and scaling, where its neighbours close up. No token, none with a finite value, or nothing but
-    zeros: all 1.
+    A token whose raw weight is not finite (no attention to the image, or no image) gets weight exactly 1 and is left
+    out of smoothing and scaling, as if its neighbors were adjacent. If no token has a finite raw weight, or all are 0,
+    all weights are 1.
     """
     values = np.asarray(raw_T, dtype=np.float64)
     known = np.isfinite(values)
@@ -42,11 +42,11 @@ def token_weights(
 def clip_to_mean_one(weights_T: ArrayLike, clip: tuple[float, float]) -> tuple[FloatArray, bool]:
     """clip(s·w, lo, hi) with the scale s > 0 that makes its mean 1, and whether there is such an s.
 
-    Weights are not negative and 0 <= lo < 1 < hi. The sum of clip(s·w) rises with s, straight between the breakpoints
-    lo/w and hi/w of its tokens. A search over the sorted breakpoints finds the piece on which it crosses T; there it is
-    known which tokens are at a bound, the others add up to s·Σw, and s follows by one division. Where the sum is flat
-    at T, every s of that piece gives the same clipped weights. Weights of 0 stay at lo, so the mean may never get
-    to 1: then all others go to hi, which comes nearest.
+    Weights are not negative and 0 <= lo < 1 < hi. The sum of clip(s·w) rises with s, linearly between the breakpoints
+    lo/w and hi/w of its tokens. Bisection of the sorted breakpoints finds the piece on which it crosses T; there
+    it is known which tokens are at a bound, the others add up to s·Σw, and one division gives s. Where the sum is flat
+    at T, every s of that piece gives the same clipped weights. Weights of 0 stay at lo, so a mean of 1 may be out of
+    reach: then all others are set to hi, which comes closest.
     """
     weights = np.asarray(weights_T, dtype=np.float64)
     count = len(weights)
@@ -58,7 +58,7 @@ def clip_to_mean_one(weights_T: ArrayLike, clip: tuple[float, float]) -> tuple[F
     if len(positive) * hi + (count - len(positive)) * lo < count:
         return np.where(weights > 0, hi, lo), False
 
-    first, last = 0, len(breaks) - 1  # at the first all tokens are at lo, at the last all that can be are at hi
+    first, last = 0, len(breaks) - 1  # at the first all tokens are at lo, at the last all nonzero ones are at hi
     while last - first > 1:
         middle = (first + last) // 2
         if np.clip(breaks[middle] * weights, lo, hi).sum() <= count:
@@ -74,7 +74,7 @@ def clip_to_mean_one(weights_T: ArrayLike, clip: tuple[float, float]) -> tuple[F
 
 
 def smooth(values_T: ArrayLike, sigma: float) -> FloatArray:
-    """Gaussian smoothing along the tokens, [T] -> [T]; beyond an end the values repeat mirrored (… b a | a b …).
+    """Gaussian smoothing along the tokens, [T] -> [T]; values beyond an end are mirrored (… b a | a b …).
 
     The same as scipy.ndimage.gaussian_filter1d with mode "reflect" and its default truncation at 4 sigma. A
     constant stays as it is.

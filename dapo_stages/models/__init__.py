@@ -1,1 +1,1 @@
-"""Everything that holds or runs a model. Nothing here knows files of a run or the command line."""
+"""Everything that holds or runs a model. Nothing here knows about a run's files or the command line."""

@@ -1,7 +1,7 @@
-"""LoRA adapters (peft): trained instead of the weights and saved by themselves, beside the base they belong to.
+"""LoRA adapters (peft): trained instead of the model's weights, and saved without them.
 
-Over a quantised base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314) the adapter stays apart in use, too: merging
-would round it to the base's few levels, and what samples would no longer be what is trained.
+On a quantized base (QLoRA, Dettmers et al. 2023, arXiv 2305.14314) the adapter is never merged: merging would round it
+to the base's few levels, and the policy that samples would no longer be the policy that is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dapo_stages.models.trial import check_values
 
 
 def add_adapter(policy: Policy, settings: LoraSettings) -> None:
-    """Wrap the policy's model in a fresh adapter; all other weights are frozen."""
+    """Wrap the policy's model in a new adapter; all other weights are frozen."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -36,20 +36,20 @@ def add_adapter(policy: Policy, settings: LoraSettings) -> None:
 
 
 def check_targets(model: Any, settings: LoraSettings) -> None:
-    """Refuse names of no layer, and adapters of a weight that two layers share: in training each layer would have an
-    adapter of its own, but merged, to sample from, it changes the weight of both. Raises ConfigError."""
+    """Refuse targets that match no layer, and adapters on a weight that two layers share: in training each layer would
+    have its own adapter, but once merged for sampling, it would change both layers. Raises ConfigError."""
     tied = {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
     for target in settings.target_modules:
         named = {name for name, _ in model.named_modules() if f".{name}".endswith(f".{target}")}  # as peft finds them
         if not named:
             raise ConfigError(
-                f"train.lora.target_modules: found {target}, which is the name of no layer of this model; needed names "
-                "or their ends, such as q_proj. Mend it."
+                f"train.lora.target_modules: {target} matches no layer of this model. Use the names of layers or their "
+                "ends, such as q_proj."
             )
         if named & tied:
             raise ConfigError(
-                f"train.lora.target_modules: found {target}, whose weights this model ties to those of another layer "
-                f"({', '.join(sorted(tied))}); needed layers with weights of their own. Leave it out."
+                f"train.lora.target_modules: {target} shares its weights with another layer "
+                f"({', '.join(sorted(tied))}). Remove it, because an adapter needs a layer with weights of its own."
             )
 
 
@@ -57,7 +57,7 @@ def check_adapter(policy: Policy, settings: LoraSettings | None) -> None:
     """Refuse settings that an adapter under training does not have. Raises ConfigError."""
     if settings is None:
         raise ConfigError(
-            "train.lora: found null over an adapter; needed its settings. Set it, or merge the adapter first."
+            "train.lora: must not be null, because the policy is an adapter. Set it, or merge the adapter first."
         )
     adapter = policy.model.peft_config["default"]
     modules = adapter.target_modules
@@ -70,20 +70,20 @@ def check_adapter(policy: Policy, settings: LoraSettings | None) -> None:
             modules if isinstance(modules, str) else sorted(set(modules)),
         ),
     }
-    for name, (wanted, found) in compared.items():
-        if wanted != found:
+    for name, (wanted, saved) in compared.items():
+        if wanted != saved:
             raise ConfigError(
-                f"train.lora: found {name} {wanted} over an adapter of {name} {found}; needed the same. Set it, or "
-                "merge the adapter first."
+                f"train.lora: {name} is {wanted}, but the policy is an adapter with {name} {saved}. Set it to that "
+                "value, or merge the adapter first."
             )
 
 
 def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Write the adapter as peft does, without its template of a card, and with the same settings every time.
+    """Write the adapter as peft does, but without its model card template, and with identical settings every time.
 
-    peft would note where the base lies on this machine (the manifest names it, relative to here) and write the target
-    modules in an order of chance; either would change the hash of the same work. It would add the weights of the base
-    beside those of an adapter of embeddings or head.
+    peft would record where the base is on this machine (the manifest has a relative path) and write the target modules
+    in random order; either would change the content hash of identical work. For an adapter on embeddings or head it
+    would also save the base's weights.
     """
     policy.model.save_pretrained(folder, safe_serialization=True, state_dict=weights, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def save_adapter(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] 
 
 
 def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
-    """Put a saved adapter onto its base: kept apart to train on, or (unless quantised) merged into it to use.
+    """Put a saved adapter on its base: unmerged for training, or (unless the base is quantized) merged for use.
 
     Raises ModelError or DataError for anything but plain LoRA in safetensors.
     """
@@ -102,10 +102,10 @@ def load_adapter(policy: Policy, folder: Path, *, trainable: bool) -> None:
 
     scale_of(folder)
     if not (folder / ADAPTER).is_file():  # peft would unpickle another file
-        raise DataError(folder, f"an adapter without {ADAPTER}", "its weights", "Name a policy written by train-step.")
+        raise DataError(folder, f"{ADAPTER} of the adapter is missing", "Pass a policy written by train-step.")
     apart = trainable or policy.is_quantized
     with reading(folder), warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys")  # it would draw them at random
+        warnings.filterwarnings("error", message=".*missing adapter keys")  # peft would initialize them at random
         adapted = PeftModel.from_pretrained(policy.model, folder, is_trainable=trainable)
     check_values(folder, ((name, one) for name, one in adapted.named_parameters() if "lora_" in name))
     policy.model = adapted if apart else adapted.merge_and_unload()

@@ -1,4 +1,4 @@
-"""Fills in the chat template of a checkpoint, which is somebody else's program, in a process that can be ended."""
+"""Renders the chat template of a checkpoint, which is a third party's program, in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dapo_stages.data.prompts import Conversation, Refused, Render, TooLong
 from dapo_stages.errors import ModelError
 from dapo_stages.processes.child import Child, Lost
 
-_START_LIMIT = 60.0  # seconds to import transformers, on a busy machine too
+_START_LIMIT = 60.0  # seconds to import transformers, even on a busy machine
 _LIMIT = 10.0  # seconds for one conversation
-_MOST_LOST = 2  # conversations that may take longer; then it is the template, not a row
-_LONGEST = 64 << 20  # characters, where no shorter text is too long
+_MOST_LOST = 2  # failed conversations after which the template is at fault, not a row
+_LONGEST = 64 << 20  # characters, unless the caller sets a lower limit
 
 
 @contextmanager
 def chat_template(processor: Any) -> Iterator[Render | None]:
-    """What fills in the template of a processor; None where the template is ours and needs no watching."""
+    """What renders the template of a processor; None if the template is ours and needs no supervision."""
     from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE
 
     template = getattr(processor, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default")
-    if template == CHAT_TEMPLATE or not isinstance(template, str):  # without one, transformers says what to do
+    if template == CHAT_TEMPLATE or not isinstance(template, str):  # without one, transformers explains what to do
         yield None
         return
     watched = _Watched(template, processor.tokenizer.special_tokens_map)
@@ -35,16 +35,16 @@ def chat_template(processor: Any) -> Iterator[Render | None]:
 
 
 class _Watched:
-    """One template and the process that fills it in, started again after it was ended."""
+    """One template and the process that renders it, restarted after it was killed."""
 
     def __init__(self, template: str, values: dict[str, Any]) -> None:
         self._fixed = {"template": template, "values": values}
         self._child = Child("templates")
         self._lost, self._closed = 0, False
-        self._error: ModelError | None = None  # once it is given up, for all who ask after that
+        self._error: ModelError | None = None  # once the template is given up, for all later calls
 
     def render(self, conversation: Conversation, longest: int | None) -> str:
-        """The text of a conversation. Raises Refused, TooLong, and ModelError where the template is no good."""
+        """The text of a conversation. Raises Refused, TooLong, and ModelError if the template is at fault."""
         if self._closed:
             raise Refused("the stage is ending")
         if self._error is not None:
@@ -52,7 +52,7 @@ class _Watched:
         try:
             if not self._child.runs:
                 self._start()
-                if self._closed:  # meanwhile, with the process before this one
+                if self._closed:  # while this process started: close() only reached the one before it
                     self._child.kill()
                     raise Refused("the stage is ending")
             longest = min(longest or _LONGEST, _LONGEST)
@@ -67,7 +67,7 @@ class _Watched:
         return str(reply["text"])
 
     def close(self) -> None:
-        """End the process at once, whatever it is doing; who waits for it is answered."""
+        """Kill the process at once, whatever it is doing; a render() that waits for it raises Refused."""
         self._closed = True
         self._child.interrupt()
 
@@ -77,8 +77,8 @@ class _Watched:
             self._child.kill()
             reason = reply.get("error")
             raise ModelError(
-                f"chat template: found no process to fill it in ({reason}); needed transformers and jinja2. Install "
-                "them again."
+                f"chat template: cannot start the process that renders it ({reason}). Install transformers and jinja2 "
+                "again."
             )
 
     def _given_up(self, lost: Lost) -> Exception:
@@ -86,7 +86,7 @@ class _Watched:
         if self._lost < _MOST_LOST or self._closed:
             return Refused(f"it {lost}")
         self._error = ModelError(
-            f"chat template of the tokenizer: found one that {lost} at {self._lost} conversations; needed one that "
-            f"writes a text within {_LIMIT:g} s and 2 GiB. Look into it, and take another checkpoint."
+            f"chat template of the tokenizer: it {lost} on {self._lost} conversations (the limits are {_LIMIT:g} s and "
+            "2 GiB). Check the template, or use another checkpoint."
         )
         return self._error

@@ -1,4 +1,4 @@
-"""Checkpoints as files: tensors read one at a time, with or without an adapter's share added to them."""
+"""Checkpoints as files: tensors read one at a time, optionally with an adapter merged in."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SINGLE = "model.safetensors"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what peft puts before the name of a module
 
-# Settings of an adapter that change what it adds to the weights, with the value under which that is scale · B A; and
-# those that name modules to import, or files to read.
+# Settings of an adapter that change what it adds to the weights, with the value for which that is scale · B A; and
+# those that name modules to import or files to read.
 _PLAIN = {
     "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "use_rslora": False,
     "lora_bias": False, "modules_to_save": None, "layer_replication": None, "target_parameters": None,
@@ -30,7 +30,7 @@ _PLAIN = {
 
 
 class Tensors(Protocol):
-    """Named tensors that are read when they are asked for."""
+    """Named tensors that are read on demand."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
@@ -47,19 +47,19 @@ class Checkpoint:
 
     @cached_property
     def layout(self) -> dict[str, list[str]]:
-        """File -> names of its tensors, as the checkpoint is cut."""
+        """File -> names of its tensors, as the checkpoint is sharded."""
         if not (self.folder / INDEX).is_file():
             names = list(self._open(self._single).keys())
             return {self._single: [name for name in names if not self._is_copy(name, names)]}
         layout: dict[str, list[str]] = {}
         for name, file in self._index().items():
             if not _is_plain(file):  # merge writes files of the same names
-                raise self._unusable(f"the file {file!r}")
+                raise self._unusable(f"weight_map names {file!r}, which is not a safetensors file in this folder")
             layout.setdefault(file, []).append(name)
         return layout
 
     def _is_copy(self, name: str, names: Sequence[str]) -> bool:
-        """Whether a tensor is the head of a model that ties it to its embeddings, saved once more beside them."""
+        """Whether a tensor is the head of a model that ties it to its embeddings, saved a second time."""
         tied = next((other for other in names if other.endswith("embed_tokens.weight")), None)
         if tied is None or not name.endswith("lm_head.weight"):
             return False
@@ -72,12 +72,10 @@ class Checkpoint:
         try:
             return dict(read_json(self.folder / INDEX, REPORT)["weight_map"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._unusable(f"no list of files ({' '.join(str(error).split())[:160]})") from None
+            raise self._unusable(f"cannot read its weight_map ({' '.join(str(error).split())[:160]})") from None
 
-    def _unusable(self, found: str) -> DataError:
-        return DataError(
-            self.folder / INDEX, found, "a weight_map of safetensors beside it", "Fetch the checkpoint again."
-        )
+    def _unusable(self, problem: str) -> DataError:
+        return DataError(self.folder / INDEX, problem, "Download the checkpoint again.")
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -89,24 +87,26 @@ class Checkpoint:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in the type it is stored in."""
+        """One tensor, in its stored dtype."""
         tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
         return tensor
 
     def type_of(self, name: str) -> str:
-        """The type it is stored in, as safetensors calls it."""
+        """Its stored dtype, as safetensors calls it."""
         return str(self._open(self._file_of[name]).get_slice(name).get_dtype())
 
     def check_layout(self) -> None:
-        """Refuse an index that does not say what is in the files: loaders read one or the other. Raises DataError."""
+        """Refuse an index that does not match the files: loaders go by one or the other. Raises DataError."""
         if not (self.folder / INDEX).is_file():
             return
         for file, names in self.layout.items():
-            there = set(self._open(file).keys())
-            for name in sorted(there ^ set(names))[:1]:
-                found = f"it without {name}" if name in names else f"{name} in it"
-                needed = "that tensor, as the index says" if name in names else "it named by the index for this file"
-                raise DataError(self.folder / file, found, needed, "Save it again with save_pretrained.")
+            stored = set(self._open(file).keys())
+            for name in sorted(stored ^ set(names))[:1]:
+                if name in names:
+                    problem = f"tensor {name} is missing, but the index lists it for this file"
+                else:
+                    problem = f"tensor {name} is not listed for this file in the index"
+                raise DataError(self.folder / file, problem, "Save the checkpoint again with save_pretrained.")
 
     @cached_property
     def _file_of(self) -> dict[str, str]:
@@ -120,9 +120,10 @@ class Checkpoint:
                 self._files[file] = safe_open(self.folder / file, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise DataError(
-                    self.folder / file, f"no usable safetensors ({error})", "the weights of a checkpoint",
-                    "Name a folder with safetensors.",
-                ) from None  # fmt: skip
+                    self.folder / file,
+                    f"cannot read the checkpoint's weights ({error})",
+                    "Pass a folder with safetensors.",
+                ) from None
         return self._files[file]
 
 
@@ -132,7 +133,7 @@ class Adapted:
     def __init__(self, base: Checkpoint, adapter: Path) -> None:
         self._base, self._adapter = base, Checkpoint(adapter, ADAPTER)
         self._scale = scale_of(adapter)
-        with reading(adapter):  # a factor may be missing
+        with reading(adapter):  # raises if a factor is missing
             self._modules = self._located()
 
     @property
@@ -140,7 +141,7 @@ class Adapted:
         return self._base.shapes
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, in the type that the base has it in."""
+        """One tensor, in the base's dtype."""
         weight = self._base.read(name)
         if name not in self._modules:
             return weight
@@ -151,7 +152,7 @@ class Adapted:
         return (exact + self._scale * change.to(exact.dtype)).to(weight.dtype)
 
     def _embeds(self, module: str) -> bool:
-        """Whether the adapter is of embeddings, whose rows are inputs; peft names its factors otherwise."""
+        """Whether the adapter is on embeddings, whose rows are inputs; peft names its factors differently."""
         return f"{module}.lora_embedding_A" in self._adapter.shapes
 
     def _factors(self, module: str) -> list[str]:
@@ -159,7 +160,7 @@ class Adapted:
         return [name.format(part) for part in "AB"]
 
     def _shape(self, module: str) -> tuple[int, int]:
-        """That of the weight which the adapter fits."""
+        """Shape of the weight that the adapter fits."""
         (_, inputs), (outputs, _) = (self._adapter.shapes[factor] for factor in self._factors(module))
         return (inputs, outputs) if self._embeds(module) else (outputs, inputs)
 
@@ -167,21 +168,21 @@ class Adapted:
         """Name of a tensor in the base -> module of the adapter that changes it."""
         wanted = {key.partition(".lora_")[0] for key in self._adapter.shapes}
         names = names_in_memory(self._base)
-        found = {
+        located = {
             stored: module
             for stored, name in names.items()
             if name.endswith(".weight") and (module := _PREFIX + name.removesuffix(".weight")) in wanted
         }
-        missing = sorted(wanted - set(found.values()))
-        missing += [module for stored, module in found.items() if self._shape(module) != self._base.shapes[stored]]
+        missing = sorted(wanted - set(located.values()))
+        missing += [module for stored, module in located.items() if self._shape(module) != self._base.shapes[stored]]
         if missing:
+            layer = missing[0].removeprefix(_PREFIX)
             raise DataError(
                 self._adapter.folder,
-                f"an adapter of {missing[0].removeprefix(_PREFIX)}",
-                f"layers that {self._base.folder} has, in its shapes",
-                "Name the policy this adapter was trained on.",
+                f"the adapter's layer {layer} is not in {self._base.folder}, or has another shape there",
+                "Pass the policy that this adapter was trained on.",
             )
-        return found
+        return located
 
 
 def _is_plain(name: object) -> bool:
@@ -189,7 +190,7 @@ def _is_plain(name: object) -> bool:
 
 
 def empty_model(path: str | Path) -> Any:
-    """The model of a checkpoint, by folder or hub id, without its weights."""
+    """The model of a checkpoint (folder or hub id) without weights, on the meta device."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -200,7 +201,7 @@ def empty_model(path: str | Path) -> Any:
 
 @contextmanager
 def _not_split() -> Iterator[None]:
-    """Within, transformers does not know of ZeRO-3, under which it splits what it builds over the ranks."""
+    """Hide ZeRO-3 from transformers, which would split every model that it builds over the ranks."""
     from transformers.integrations import deepspeed
 
     held = deepspeed._hf_deepspeed_config_weak_ref
@@ -212,7 +213,7 @@ def _not_split() -> Iterator[None]:
 
 
 def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
-    """Name of each tensor in the files -> its name in the model: transformers renames some when it loads them."""
+    """Name of each tensor in the files -> its name in the model: transformers renames some on loading."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
@@ -228,19 +229,20 @@ def names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def scale_of(adapter: Path) -> float:
-    """alpha / rank. Raises ModelError if the adapter adds anything but scale · B A."""
+    """alpha / rank. Raises DataError if it cannot be read, ModelError if the adapter adds anything but scale · B A."""
     try:
         settings = read_json(adapter / ADAPTER_CONFIG)
         scale = float(settings["lora_alpha"]) / int(settings["r"])
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise DataError(
-            adapter / ADAPTER_CONFIG, f"no settings of an adapter ({error})", "those of a LoRA adapter",
-            "Name a policy written by train-step.",
-        ) from None  # fmt: skip
+            adapter / ADAPTER_CONFIG,
+            f"cannot read the settings of a LoRA adapter ({error})",
+            "Pass a policy written by train-step.",
+        ) from None
     for key, plain in _PLAIN.items():
         if settings.get(key, plain) != plain:
             raise ModelError(
-                f"{adapter}: found an adapter with {key} {settings[key]!r}; needed plain LoRA ({key} {plain!r}). "
-                "Merge it with peft's merge_and_unload."
+                f"{adapter}: {key} is {settings[key]!r}, but an adapter must be plain LoRA ({key} {plain!r}). Merge it "
+                "with peft's merge_and_unload."
             )
     return scale

@@ -1,9 +1,9 @@
 """The model families whose completions can share a prompt, and what differs between them.
 
-Needed of a family: its decoder reads AttentionInterface in every layer, attention there is causal and over all
-tokens, keywords given to `model` reach those layers, and the positions of a prompt depend on nothing after it. Each
-family is held to separate rows, to an eager forward and to transformers' own generate in tests/models and
-tests/engines. Every other image-text-to-text model is trained with separate rows (`separate_rows.py`).
+Requirements for a family: its decoder uses AttentionInterface in every layer, attention there is causal and over all
+tokens, keyword arguments of `model` reach those layers, and the positions of a prompt do not depend on what follows it.
+tests/models and tests/engines compare each family with separate rows, an eager forward pass and transformers' own
+generate. Every other image-text-to-text model is trained with separate rows (`separate_rows.py`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class Family:
     """One architecture."""
 
-    processor: str  # class name of its processor, of whose parts the video half is done without where it must be
+    processor: str  # class name of its processor, used without its video half if torchvision is missing
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
-    picture: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for one
+    picture: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
 
     def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
-        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, pictures by row and column.
+        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column.
 
-        What follows goes on, in all three, after the largest of them.
+        Later tokens continue after the largest of them, on all three axes.
         """
         row = ids[None]
         is_image = (row == model.config.image_token_id).int()

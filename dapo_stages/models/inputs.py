@@ -1,4 +1,4 @@
-"""From rows of a prompt table to what the model takes."""
+"""From rows of a prompt table to the model's inputs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _OF_FAMILIES = frozenset(family.processor for family in FAMILIES.values())
 def prompt_of(row: Row, processor: Any) -> Prompt:
     """The model's input for one prompt row.
 
-    Raises DataError if the pictures do not come out at the size that the placeholders were made for: then the
-    policy's image processor is not the one the data was prepared with.
+    Raises DataError if the images do not come out at the size that their placeholders were made for: then the policy's
+    image processor is not the one that prepared the data.
     """
     from dapo_stages.data.images import decode
 
@@ -36,37 +36,35 @@ def prompt_of(row: Row, processor: Any) -> Prompt:
     if grid.tolist() != row["image_grid_thw"]:
         raise DataError(
             f"prompt {row['prompt_id']}",
-            f"pictures of grid {grid.tolist()}",
-            f"the grid {row['image_grid_thw']} its prompt was made for",
+            f"the images have the grid {grid.tolist()}, but the prompt was made for {row['image_grid_thw']}",
             "Run prepare-data again with this policy.",
         )
     return Prompt(ids, inputs["pixel_values"], grid, others)
 
 
 def prompt_from(inputs: Mapping[str, torch.Tensor]) -> Prompt:
-    """What a processor made of one text and its pictures, as a prompt."""
+    """What a processor made of one text and its images, as a prompt."""
     others = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     pixels, grid = others.pop("pixel_values", None), others.pop("image_grid_thw", None)
     return Prompt(inputs["input_ids"][0], pixels, grid, others)
 
 
 def _whole(row: Row, pictures: list[Any], processor: Any) -> Prompt:
-    """A prompt of a family that is not known here: its processor makes all of it again, so that nothing is missing."""
+    """A prompt for an unknown family: its processor makes all inputs again, so that none is missing."""
     text = row["prompt_text"]
     processor = plain_twin(processor) if MARK in text else processor
     prompt = prompt_from(processor(text=[text], images=pictures or None, return_tensors="pt"))
     if prompt.ids.tolist() != list(row["prompt_ids"]):
         raise DataError(
             f"prompt {row['prompt_id']}",
-            f"{len(prompt.ids)} tokens that are not those of its data",
-            f"its {len(row['prompt_ids'])} tokens",
+            f"the processor's {len(prompt.ids)} tokens differ from the {len(row['prompt_ids'])} in the data",
             "Run prepare-data again with this policy.",
         )
     return prompt
 
 
 def blanked(row: Row) -> Row:
-    """A prompt row with its pictures replaced by grey ones of the same size."""
+    """A prompt row with its images replaced by gray ones of the same size."""
     from PIL import Image
 
     from dapo_stages.data.images import decode, encode

@@ -1,4 +1,4 @@
-"""Log-probabilities of completion tokens under the distribution they are sampled from."""
+"""Logprobs of completion tokens under the distribution that they are sampled from."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dapo_stages.models.shared_prefix.packing import Packed, SeparateRows
 
 
 class GroupLogprobs(torch.nn.Module):
-    """The forward pass of training: a batch in, log-prob and entropy of each completion token out.
+    """The forward pass of training: a batch in, logprob and entropy of each completion token out.
 
-    The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits exist only
-    for completion rows. Where there are more than `chunk` of them in a packed batch, they are computed `chunk` rows at
-    a time, and again in the backward pass. The entropy, in nats, has a gradient only with `entropy_gradient`.
+    The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits are computed
+    only for completion rows. A packed batch with more than `chunk` of them computes `chunk` rows at a time, and again
+    in the backward pass. The entropy, in nats, has a gradient only with `entropy_gradient`.
     """
 
     def __init__(
@@ -31,13 +31,14 @@ class GroupLogprobs(torch.nn.Module):
 
     @property
     def rounds(self) -> bool:
-        """Whether what is computed and saved is less exact than the weights under training."""
+        """Whether computation and saved files are less precise than the weights under training."""
         return self._policy.dtype == torch.bfloat16
 
     def forward(self, batch: Packed | SeparateRows, chunks: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """-> log-probs [sum C] and entropies [sum C], float32 or better.
+        """-> logprobs [sum C] and entropies [sum C], float32 or better.
 
-        The head is called for `chunks` chunks at least, some empty: with split weights all ranks must call it as often.
+        The head is called for at least `chunks` chunks, some empty: with split weights all ranks must call it equally
+        often.
         """
         with autocast(self._policy):
             return self._packed(batch, chunks) if isinstance(batch, Packed) else self._separate(batch)

@@ -1,4 +1,4 @@
-"""Averages of checkpoints, file by file: memory is bounded by a file of the result, however large the checkpoint."""
+"""Averages of checkpoints, file by file: memory is bounded by one file of the result, however large the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ def require_same(checkpoints: Sequence[Checkpoint]) -> None:
     from transformers import AutoConfig
 
     first, *others = checkpoints
-    needed = AutoConfig.from_pretrained(first.folder, trust_remote_code=False).to_dict()
+    expected = AutoConfig.from_pretrained(first.folder, trust_remote_code=False).to_dict()
     for other in others:
         settings = AutoConfig.from_pretrained(other.folder, trust_remote_code=False).to_dict()
-        where = next(_differences(needed, settings), None)
-        if where is not None:
-            raise _unlike(other, first, "{} {!r}".format(*where[:2]), "{2!r}".format(*where))
+        difference = next(_differences(expected, settings), None)
+        if difference is not None:
+            key, value, wanted = difference
+            raise _unlike(other, f"{key} is {value!r}, but {wanted!r} in {first.folder}")
         for name in sorted(first.shapes.keys() | other.shapes.keys()):
-            found, wanted = other.shapes.get(name), first.shapes.get(name)
-            if found != wanted:
-                raise _unlike(other, first, f"{name} of shape {found}", f"shape {wanted}")
+            shape, wanted = other.shapes.get(name), first.shapes.get(name)
+            if shape != wanted:
+                raise _unlike(other, f"{name} has shape {shape}, but {wanted} in {first.folder}")
 
 
 def merge(sources: Sequence[Tensors], shares: Sequence[float], names: Sequence[str], path: Path) -> None:
-    """Write one file of the average: Σ share · tensor in float32 (float64 where stored so), rounded once at the end."""
+    """Write one file of the average: Σ share · tensor in float32 (or float64 if stored so), rounded once at the end."""
     from safetensors.torch import save_file
 
     save_file({name: _average(name, sources, shares) for name in names}, path, metadata={"format": "pt"})
 
 
 def copy_beside(source: Path, target: Path, but: Collection[str] = ()) -> list[str]:
-    """Copy what is beside the weights of a checkpoint, their index included; the names of the files."""
+    """Copy the files beside the weights of a checkpoint, including the index; returns their names."""
     names = [path.name for path in sorted(source.iterdir()) if path.name not in but]
     names = [name for name in names if any(fnmatch(name, pattern) for pattern in BESIDE)]
     for name in names:
@@ -69,8 +70,5 @@ def _differences(one: Any, two: Any, where: str = "config") -> Iterator[tuple[st
         yield where, two, one
 
 
-def _unlike(other: Checkpoint, first: Checkpoint, found: str, needed: str) -> ModelError:
-    return ModelError(
-        f"{other.folder}: found {found}; needed {needed}, as in {first.folder}. Merge policies of one run, or of runs "
-        "from the same model."
-    )
+def _unlike(other: Checkpoint, problem: str) -> ModelError:
+    return ModelError(f"{other.folder}: {problem}. Merge policies of one run, or of runs from the same model.")

@@ -23,13 +23,13 @@ class Policy:
     model: Any
     processor: Any
     device: torch.device
-    dtype: torch.dtype  # of what is computed and saved; weights under training may be held more exactly
+    dtype: torch.dtype  # of computation and saved files; weights under training may be more precise
     flex: bool = False  # FlexAttention instead of SDPA over packed groups
-    compiled: bool = False  # torch.compile for decoding and log-probs
+    compiled: bool = False  # torch.compile for decoding and logprobs
 
     def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
-        """Rows of their own with padding masks, packed groups (prefill, scoring, training), or single tokens after
-        shared prompts (generation). A model that cannot share prompts knows only the first, its own."""
+        """Choose the attention: separate rows with padding masks, packed groups (prefill, scoring, training), or single
+        tokens after shared prompts (generation). A model that cannot share prompts always uses its own, the first."""
         if not self.shares_prefixes:
             return
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
@@ -37,44 +37,44 @@ class Policy:
 
     @property
     def base(self) -> Any:
-        """The transformers model itself, also under adapters."""
+        """The transformers model itself, even inside an adapter."""
         return self.model.get_base_model() if self.is_adapter else self.model
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the model is an adapter over frozen weights."""
+        """Whether the model is an adapter on frozen weights."""
         return hasattr(self.model, "get_base_model")
 
     @property
     def is_quantized(self) -> bool:
-        """Whether weights are held in few bits; only an adapter over them can be trained."""
+        """Whether the weights are quantized; only an adapter on them can be trained."""
         return getattr(self.base, "hf_quantizer", None) is not None
 
     @property
     def architecture(self) -> str:
-        """The model's type, as its configuration has it."""
+        """The model_type in its config.json."""
         return str(self.base.config.model_type)
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether completions of a prompt can be computed with one copy of it, and their attention be read."""
+        """Whether completions of a prompt can be computed with one copy of it, and their attention can be read."""
         return self.architecture in FAMILIES
 
     @property
     def family(self) -> Family:
-        """What is particular to the architecture of a model that shares prefixes."""
+        """What is specific to the architecture of a model that shares prefixes."""
         return FAMILIES[self.architecture]
 
     @property
     def vision(self) -> torch.nn.Module:
-        """The part that sees pictures."""
-        found: torch.nn.Module = self.base.get_encoder(modality="image")
-        if found is self.base:
+        """The vision tower."""
+        tower: torch.nn.Module = self.base.get_encoder(modality="image")
+        if tower is self.base:
             raise ModelError(
-                f"{self.architecture}: found no vision tower to freeze; needed a model that has one apart. "
-                "Set train.freeze_vision to false."
+                f"{self.architecture}: the model has no separate vision tower to freeze. Set train.freeze_vision to "
+                "false."
             )
-        return found
+        return tower
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -89,19 +89,19 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        """What fills rows up; it is always masked."""
+        """The padding token; it is always masked."""
         pad = self.processor.tokenizer.pad_token_id
         return self.end_ids[0] if pad is None else int(pad)
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Every special token, that of pictures, and ids of the vocabulary that stand for no token at all."""
+        """Every special token, the image token, and ids of the vocabulary that have no token."""
         return self.tokens.special_ids
 
     @cached_property
     def suppressed(self) -> torch.Tensor:
         """[V] True for tokens that are never sampled."""
-        with torch.inference_mode(False):  # it is kept, and what generation makes could not be used in training
+        with torch.inference_mode(False):  # it is cached, and an inference tensor could not be used in training
             mask = torch.zeros(self.vocabulary, dtype=torch.bool, device=self.device)
             mask[sorted(self.tokens.suppressed_ids)] = True
         return mask
@@ -127,7 +127,7 @@ class Policy:
         return self.tokens.token_texts(ids)
 
     def pack(self, groups: Sequence[Group]) -> Packed:
-        """Groups in one row on the model's device."""
+        """Groups packed in one row on the model's device."""
         packed = pack(groups, [self.positions(group.prompt) for group in groups], self.device)
         if not self.flex:
             return packed
@@ -136,7 +136,7 @@ class Policy:
         return replace(packed, block_mask=sees(packed.spans, self.device))
 
     def batch(self, groups: Sequence[Group]) -> Packed | SeparateRows:
-        """Groups in the layout this model is trained in."""
+        """Groups in the layout that this model is trained in."""
         return self.pack(groups) if self.shares_prefixes else SeparateRows(groups)
 
     def positions(self, prompt: Prompt) -> torch.Tensor:

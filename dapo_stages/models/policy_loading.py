@@ -25,20 +25,20 @@ from dapo_stages.models.trial import try_out
 def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     """Load a checkpoint by folder or hub id. Only safetensors, never code from the checkpoint.
 
-    Raises ModelError if it cannot be loaded or does not read pictures and write text.
+    Raises ModelError if it cannot be loaded or does not read images and write text.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     from dapo_stages.models.processor import load_processor
 
-    disable_progress_bar()  # ours says what takes long
+    disable_progress_bar()  # we show our own
     if Path(path).is_dir():
         check_checkpoint(Path(path))
     shared = check_family(path) in FAMILIES
     device = device_of(config)
     if config.attention == "flex" and device.type != "cuda":
-        raise ModelError("model.attention: found flex without CUDA; needed sdpa, which trains on the CPU too. Set it.")
+        raise ModelError("model.attention: flex needs CUDA. Set it to sdpa, which trains on the CPU, too.")
     how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
     if config.quantization is not None:
         how |= quantized(config.quantization, getattr(torch, config.dtype), device)
@@ -56,15 +56,15 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
         check_tokens(path, policy.tokens)
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(
-            f"{path}: found sliding-window attention; needed full attention. Set use_sliding_window false."
+            f"{path}: sliding-window attention is not supported, only full attention. Set use_sliding_window to false."
         )
     try_out(policy, path)
     return policy
 
 
 def _keep_used_renamings(model: Any) -> None:
-    """Under ZeRO-3 transformers remembers all renamings that the architecture knows, also those that this checkpoint
-    did not need, and would undo them all when it saves."""
+    """Under ZeRO-3 transformers records all renamings of the architecture, even those that this checkpoint did not
+    need, and would undo all of them on saving."""
     remembered = getattr(model, "_weight_conversions", None)
     if remembered:
         model._weight_conversions = [renaming for renaming in remembered if renaming.was_used()]
@@ -73,7 +73,7 @@ def _keep_used_renamings(model: Any) -> None:
 def check_family(path: str | Path, *, attention: bool = False) -> str:
     """The architecture of a checkpoint, read from its configuration alone.
 
-    Raises ModelError if it is no decoder that reads pictures and writes text, or, with `attention`, if its attention
+    Raises ModelError if it is not a decoder that reads images and writes text, or, with `attention`, if its attention
     cannot be read.
     """
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
@@ -83,7 +83,7 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     family = str(config.model_type)
     if kernel := _foreign_kernel(config):
         raise ModelError(
-            f"{path}: found attention by {kernel}, code of the hub; needed that of torch. Remove attn_implementation "
+            f"{path}: its attention is code from the hub ({kernel}), but must be torch's. Remove attn_implementation "
             "from its config.json."
         )
     if family in FAMILIES:
@@ -91,51 +91,51 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     known = ", ".join(FAMILIES)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or config.is_encoder_decoder:
         raise ModelError(
-            f"{path}: found a checkpoint of architecture `{family}`; needed a decoder that reads pictures and writes "
-            f"text, best one whose attention can be read: {known}. Set model.name to one of these."
+            f"{path}: architecture `{family}` is not a decoder that reads images and writes text. Set model.name to "
+            f"one, preferably with attention that can be read ({known})."
         )
     if attention:
         raise ModelError(
-            f"{path}: found a checkpoint of architecture `{family}`; needed one whose attention can be read: {known}. "
-            "Set model.name to one of these, or attention.enabled to false."
+            f"{path}: the attention of architecture `{family}` cannot be read, only that of {known}. Set model.name to "
+            "one of these, or attention.enabled to false."
         )
     return family
 
 
 def _foreign_kernel(config: Any) -> str | None:
-    """The repository that a configuration wants to have its attention computed by."""
+    """The hub repository whose code a config.json requests for attention."""
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
     names = (str(getattr(part, "_attn_implementation", "")) for part in parts)
     return next((name for name in names if "/" in name), None)
 
 
 def device_of(config: ModelConfig) -> torch.device:
-    """The device a model is put on; each of several processes on a machine has a GPU of its own."""
+    """The device for a model; each of several processes on a machine gets its own GPU."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("model.device: found no CUDA device; needed one. Set model.device to auto or cpu.")
+        raise ModelError("model.device: it is cuda, but there is no CUDA device. Set it to auto or cpu.")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if ranks.count() == 1:
         return torch.device("cuda")
-    found, index = torch.cuda.device_count(), ranks.local_rank()
-    if index >= found:
+    devices, index = torch.cuda.device_count(), ranks.local_rank()
+    if index >= devices:
         raise ModelError(
-            f"process {index + 1} on this machine: found {found} CUDA devices; needed one for each process. Start "
-            f"{found} processes, or set model.device to cpu."
+            f"process {index + 1} on this machine: each process needs a CUDA device, but there are only {devices}. "
+            f"Start {devices} processes, or set model.device to cpu."
         )
-    torch.cuda.set_device(index)  # what Triton and NCCL go by
+    torch.cuda.set_device(index)  # Triton and NCCL use the current device
     return torch.device("cuda", index)
 
 
 def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM open, or a peft adapter.
+    """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM can open, or a peft adapter.
 
-    `weights` stand in for those in memory, where they are split over several processes.
+    `weights` replace those in memory if these are split over several processes.
     """
     from dapo_stages.models.processor import save_processor
 
     folder.mkdir(parents=True, exist_ok=True)
-    if policy.device.type == "cpu":  # save_pretrained imports deepspeed where it is installed, which would warn
+    if policy.device.type == "cpu":  # save_pretrained imports deepspeed if it is installed, which would warn
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     policy.attend("separate")
     if policy.is_adapter:
@@ -144,11 +144,11 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
         save_adapter(policy, folder, weights)
     else:
         weights = policy.model.state_dict(keep_vars=True) if weights is None else weights
-        # Tied weights are one tensor of several names, and must stay one, or it would be saved under each of them.
+        # Tied weights are one tensor with several names, and must stay one, or it would be saved under each name.
         rounded = {id(value): value.detach().to(policy.dtype) for value in weights.values()}
         named = {name: rounded[id(value)] for name, value in weights.items()}
         policy.model.save_pretrained(folder, state_dict=named, safe_serialization=True)
-        policy.model.config.dtype = policy.dtype  # save_pretrained noted that of the weights under training
+        policy.model.config.dtype = policy.dtype  # save_pretrained recorded the dtype under training
         policy.model.config.save_pretrained(folder)
     save_processor(policy.processor, folder)
 
@@ -156,8 +156,8 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
 def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False, attention: bool = False) -> Policy:
     """Verify a policy folder and load it, or what it refers to.
 
-    A policy that is an adapter is merged into its base for use, and kept apart if it is to be trained on. With
-    `attention`, one whose attention cannot be read is refused before it is loaded.
+    An adapter is merged into its base, unless it is to be trained. With `attention`, a model whose attention cannot be
+    read is refused before it is loaded.
     """
     from dapo_stages.models.adapters import load_adapter
     from dapo_stages.models.policy_loading import check_family, load_policy

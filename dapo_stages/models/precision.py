@@ -1,8 +1,8 @@
 """bfloat16 training with float32 master weights.
 
 At a learning rate of 1e-5 most updates are smaller than the spacing of bfloat16 numbers and would be rounded away.
-The weights that are trained are therefore held in float32 and cast for each operation; their exact values live in
-the state folder, while the policy folder holds what is sampled from. DeepSpeed holds such weights itself.
+Trained weights are therefore kept in float32 and cast for each operation; their exact values are in the state folder,
+while the policy folder has the rounded ones that are sampled from. DeepSpeed keeps master weights itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dapo_stages.models.policy import Policy
 
 
 def use_master_weights(policy: Policy) -> None:
-    """Hold the weights that are trained in float32; frozen ones keep their type."""
+    """Keep trained weights in float32; frozen ones keep their type."""
     for parameter in policy.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""Processors, with torchvision or without it."""
+"""Processors, with or without torchvision."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dapo_stages.small_files import read_json, read_text
 
 
 def load_processor(path: str | Path) -> Any:
-    """The processor saved in `path` (a folder or a hub name): AutoProcessor, or our own where torchvision is missing.
+    """The processor saved in `path` (a folder or a hub name): AutoProcessor, or our own if torchvision is missing.
 
-    The video half of Qwen's processors needs torchvision; pictures and text do not. Without torchvision the result
-    is a processor of the same class name that has no video half.
+    The video half of Qwen's processors needs torchvision; images and text do not. Without torchvision the result is a
+    processor with the same class name, but no video half.
     """
     from transformers import AutoConfig, AutoProcessor
 
@@ -36,7 +36,7 @@ def load_processor(path: str | Path) -> Any:
 def picture_processor(
     image_processor: Any, tokenizer: Any, chat_template: str | None = None, family: str = "qwen2_5_vl"
 ) -> Any:
-    """A processor for pictures and text that calls itself by the standard name of its family."""
+    """A processor for images and text, with the standard class name of its family."""
     import transformers
 
     base: Any = getattr(transformers, FAMILIES[family].processor)
@@ -44,7 +44,7 @@ def picture_processor(
     def init(self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         base.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-    # transformers reads the parts of a processor from the signature of __init__ and saves the name of its class.
+    # transformers reads a processor's parts from the signature of __init__, and saves its class name.
     without_video = type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
     return without_video(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
@@ -59,7 +59,7 @@ def save_processor(processor: Any, out: str | Path) -> None:
     processor.save_pretrained(folder)
     config_file = folder / "processor_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    # Without its suffix the name is one that every release of transformers, and vLLM, knows.
+    # Every release of transformers, and vLLM, knows the name without its suffix.
     kind = config["image_processor"]["image_processor_type"].removesuffix("Pil").removesuffix("Fast")
     pictures = dict(config["image_processor"], image_processor_type=kind)
     config["image_processor"] = pictures
@@ -71,7 +71,7 @@ def save_processor(processor: Any, out: str | Path) -> None:
 
 
 def has_torchvision() -> bool:
-    """Whether torchvision can really be imported: beside a torch of another build it is installed and broken."""
+    """Whether torchvision can be imported: with another build of torch it may be installed, but broken."""
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError):

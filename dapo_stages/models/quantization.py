@@ -1,4 +1,4 @@
-"""Weights in few bits (bitsandbytes), for a base that is frozen under an adapter."""
+"""Quantized weights (bitsandbytes), for the frozen base of an adapter."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch
 
 from dapo_stages.errors import ModelError
 
-# Where it is installed, peft imports it; it warns of kernels it does without, and of every cast it makes.
+# peft imports it if it is installed; it warns about missing kernels and about every cast.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# Parts that stay as they are, as patterns from the start of a module's name: what sees is small and suffers most from
-# rounding, and the head's numbers are the log-probs themselves.
+# Parts that are not quantized, as patterns from the start of a module's name: the vision tower is small and suffers
+# most from rounding, and the head's outputs become the logprobs.
 _KEPT = [rf"(.*\.)?{part}" for part in ("visual", "vision_tower", "vision_model", "multi_modal_projector", "lm_head")]
 
 
 def quantized(kind: Literal["nf4", "int8"], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Keywords of from_pretrained that quantise the language model's layers while they are read.
+    """Keyword arguments of from_pretrained that quantize the language model's layers on loading.
 
-    nf4: 4-bit NormalFloat with double quantisation (arXiv 2305.14314). int8: LLM.int8() (arXiv 2208.07339), whose
-    outlier columns depend on what else is in the batch, so that log-probs differ a little between layouts.
-    Raises ModelError where bitsandbytes is not installed.
+    nf4: 4-bit NormalFloat with double quantization (arXiv 2305.14314). int8: LLM.int8() (arXiv 2208.07339), whose
+    outlier columns depend on what else is in the batch, so logprobs differ a little between layouts.
+    Raises ModelError if bitsandbytes is not installed.
     """
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"model.quantization: found {kind} without bitsandbytes; needed that package. Install it "
-            "(.venv/bin/pip install bitsandbytes), or set model.quantization to null."
+            f"model.quantization: {kind} needs bitsandbytes, which is not installed. Install it (.venv/bin/pip install "
+            "bitsandbytes), or set model.quantization to null."
         )
     if kind == "nf4":
         settings = BitsAndBytesConfig(
@@ -48,7 +48,8 @@ def quantized(kind: Literal["nf4", "int8"], dtype: torch.dtype, device: torch.de
 def compute_exactly(model: torch.nn.Module) -> None:
     """Keep 4-bit layers from turning themselves into bfloat16 ones when they first generate on a CPU.
 
-    bitsandbytes does that outside of training only, so that what samples would differ from what is trained.
+    bitsandbytes does that only outside of training, so the policy that samples would differ from the one that is
+    trained.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

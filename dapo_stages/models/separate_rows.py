@@ -1,7 +1,7 @@
-"""Rows of their own, for models that cannot share a prompt among its completions.
+"""Separate rows, for models that cannot share a prompt among its completions.
 
-One padded block per group: the prompt and its pictures once for every completion. It asks nothing of a model but its
-normal forward, and costs about as many times more as a group has completions.
+One padded block per group, with the prompt and its images repeated for every completion. This needs only the model's
+normal forward pass, but costs about as many times more as a group has completions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def logits_of(policy: Policy, batch: SeparateRows) -> Iterator[tuple[torch.Tenso
     for group in batch.groups:
         lengths = [len(completion) for completion in group.completions]
         if min(lengths, default=1) < 1:
-            raise ValueError("a completion has at least one token")
+            raise ValueError("every completion must have at least one token")
         longest = max(lengths)
         inputs = row_inputs(policy, group.prompt, group.completions)
         # The last `longest` + 1 positions are the prompt's last one and all completion tokens.
@@ -32,7 +32,7 @@ def logits_of(policy: Policy, batch: SeparateRows) -> Iterator[tuple[torch.Tenso
 
 
 def row_inputs(policy: Policy, prompt: Prompt, completions: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Keywords of the model's forward: a prompt with each of its completions, padded on the right to [N, P + C]."""
+    """The model's inputs: a prompt with each of its completions, padded on the right to [N, P + C]."""
     rows, longest, prefix = len(completions), max(len(c) for c in completions), len(prompt.ids)
     ids = torch.full((rows, prefix + longest), policy.pad_id)
     ids[:, :prefix] = prompt.ids
@@ -44,6 +44,6 @@ def row_inputs(policy: Policy, prompt: Prompt, completions: Sequence[Sequence[in
     for name, value in prompt.inputs.items():
         if name.endswith("token_type_ids"):  # [1, P]: what kind of token each is; completions are text
             inputs[name] = torch.nn.functional.pad(value, (0, longest)).repeat(rows, 1)
-        else:  # [pictures or patches, ...]
+        else:  # [images or patches, ...]
             inputs[name] = value.repeat(rows, *[1] * (value.ndim - 1))
     return {name: value.to(policy.device) for name, value in inputs.items()}

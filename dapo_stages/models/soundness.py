@@ -1,7 +1,7 @@
-"""Whether a checkpoint's files belong together, by its settings and the headers of its weights alone.
+"""Checks that a checkpoint's files fit together, from its settings and the headers of its weights alone.
 
-Without this, transformers draws a missing tensor at random, leaves one it does not know out, and builds layers by any
-number that a configuration has.
+Without this check, transformers initializes a missing tensor at random, ignores an unknown one, and builds as many
+layers as config.json says, whatever the number.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dapo_stages.models.checkpoints import ADAPTER_CONFIG, SINGLE, Checkpoint, e
 from dapo_stages.models.reading import reading
 from dapo_stages.small_files import read_json
 
-_MOST_LAYERS = 4096  # of layers, or experts in one; each is made before a weight is looked at
-_MOST = 1 << 40  # of any other whole number
-_MOST_PIXELS = 1 << 24  # that pictures are enlarged to
-_MOST_SIDE = 1 << 13
-_FETCH = "Fetch the checkpoint again, or save it again with save_pretrained."
+_MOST_LAYERS = 4096  # layers, or experts in one; all are built before any weight is read
+_MOST = 1 << 40  # any other integer
+_MOST_PIXELS = 1 << 24  # that images may be enlarged to
+_MOST_SIDE = 1 << 13  # pixels
+_DOWNLOAD = "Download the checkpoint again, or save it again with save_pretrained."
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -31,40 +31,40 @@ _TYPES = {
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a folder that transformers would load as something else than is in it, or not at all.
+    """Refuse a folder that transformers would load as something else than it contains, or not at all.
 
     Raises DataError or ModelError that names the file and the key or tensor.
     """
     check_numbers(folder)
     if (folder / ADAPTER_CONFIG).is_file():
-        do = "Merge it (peft's merge_and_unload), or remove that file from a whole checkpoint."
-        raise DataError(folder / ADAPTER_CONFIG, "an adapter", "a whole checkpoint", do)
+        advice = "Merge it (peft's merge_and_unload), or remove this file if the checkpoint is complete without it."
+        raise DataError(folder / ADAPTER_CONFIG, "expected a complete checkpoint, got an adapter", advice)
     checkpoint = Checkpoint(folder)
     if (folder / INDEX).is_file() and (folder / SINGLE).is_file() and SINGLE not in checkpoint.layout:
-        found = f"it beside {INDEX}, which names other files"
-        raise DataError(folder / SINGLE, found, "one of them", "Remove the one that is not of this checkpoint.")
+        problem = f"there is also {INDEX}, which names other files"
+        raise DataError(folder / SINGLE, problem, "Remove the one that does not belong to this checkpoint.")
     checkpoint.check_layout()
     _check_tensors(checkpoint)
 
 
 def check_numbers(folder: Path) -> None:
-    """Refuse sizes by which a library would build, enlarge or count without an end."""
+    """Refuse sizes for which a library would build, enlarge or count practically without end."""
     config = _settings(folder / "config.json")
     for key, value in _numbers(config):
         name = key.rpartition(".")[2]
         counts = "layer" in name or "experts" in name or name == "depth"
         most = _MOST_LAYERS if counts else _MOST
         if isinstance(value, float) and not math.isfinite(value):
-            raise _wrong(folder / "config.json", key, value, "a finite number")
+            raise _wrong(folder / "config.json", f"{key} is {value}, but must be finite")
         if isinstance(value, int) and abs(value) > most:
-            raise _wrong(folder / "config.json", key, value, f"a number of at most {most}")
+            raise _wrong(folder / "config.json", f"{key} is {str(value)[:40]}, but must be at most {most}")
     for file in ("preprocessor_config.json", "processor_config.json"):
         if (folder / file).is_file():
             _check_pictures(folder / file, _settings(folder / file))
 
 
 def _check_pictures(path: Path, settings: dict[str, Any]) -> None:
-    """Of an image processor: what it divides by, and what it enlarges small pictures to."""
+    """Check what an image processor divides by, and what it enlarges small images to."""
     inner = settings.get("image_processor", settings)
     area = isinstance(inner, dict) and "merge_size" in inner  # Qwen's edges are numbers of pixels
     most = {"min_pixels": _MOST_PIXELS, "max_pixels": _MOST}
@@ -73,9 +73,10 @@ def _check_pictures(path: Path, settings: dict[str, Any]) -> None:
         head, _, name = key.rpartition(".")
         is_size = name.endswith(("size", "_pixels")) or head.endswith("size")
         if is_size and not 1 <= value <= most.get(name, _MOST_SIDE):
-            raise _wrong(path, key, value, f"a number from 1 to {most.get(name, _MOST_SIDE)}")
+            limit = most.get(name, _MOST_SIDE)
+            raise _wrong(path, f"{key} is {str(value)[:40]}, but must be from 1 to {limit}")
         if head.endswith("image_std") and not value > 0:
-            raise _wrong(path, key, value, "a number above 0")
+            raise _wrong(path, f"{key} is {str(value)[:40]}, but must be above 0")
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -83,14 +84,14 @@ def _settings(path: Path) -> dict[str, Any]:
         values = read_json(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise DataError(path, f"no settings that can be read ({reason[:160]})", "a JSON object", _FETCH) from None
+        raise DataError(path, f"cannot read it as a JSON object ({reason[:160]})", _DOWNLOAD) from None
     if not isinstance(values, dict):
-        raise DataError(path, f"{type(values).__name__} at its top", "a JSON object", _FETCH)
+        raise DataError(path, f"expected a JSON object, got {type(values).__name__}", _DOWNLOAD)
     return values
 
 
 def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """(path of keys, value) of every number, those in lists by the key of the list."""
+    """(dotted path of keys and list indexes, value) of every number."""
     waiting: list[tuple[str, Any]] = [("", settings)]
     while waiting:
         key, value = waiting.pop()
@@ -102,15 +103,15 @@ def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
-def _wrong(path: Path, key: str, value: object, needed: str) -> DataError:
-    return DataError(path, f"{key} {str(value)[:40]}", needed, "Mend it, or fetch the checkpoint again.")
+def _wrong(path: Path, problem: str) -> DataError:
+    return DataError(path, problem, "Fix it, or download the checkpoint again.")
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
-    """Refuse missing, unexpected and mis-shaped tensors, by transformers' own reckoning on weights without content.
+    """Refuse missing, unexpected and misshapen tensors, as transformers itself finds them on weights without content.
 
-    It knows what each family leaves out (a tied head), ignores (`_keys_to_ignore_on_load_*`, rotary buffers of older
-    versions) and renames or merges.
+    transformers knows what each family leaves out (a tied head), ignores (`_keys_to_ignore_on_load_*`, rotary buffers
+    of older versions) and renames or merges.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -131,17 +132,18 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         model._adjust_missing_and_unexpected_keys(found)
     where = folder / (INDEX if (folder / INDEX).is_file() else SINGLE)
     if found.missing_keys:
-        raise DataError(where, f"no tensor {_some(found.missing_keys)}", "all that its config.json asks for", _FETCH)
+        problem = f"tensor {_some(found.missing_keys)} is missing, which config.json asks for"
+        raise DataError(where, problem, _DOWNLOAD)
     if found.unexpected_keys:
-        needed = "only tensors that its config.json has a place for"
-        raise DataError(where, f"the tensor {_some(found.unexpected_keys)}", needed, _FETCH)
+        problem = f"tensor {_some(found.unexpected_keys)} has no place in the model of config.json"
+        raise DataError(where, problem, _DOWNLOAD)
     for renamed, has, wanted in sorted(found.mismatched_keys):
         name = next((name for name, other in names_in_memory(checkpoint).items() if other == renamed), renamed)
-        needed = f"{tuple(wanted)}, as its config.json says"
-        raise DataError(where, f"the tensor {name} of shape {tuple(has)}", needed, _FETCH)
+        problem = f"tensor {name} has shape {tuple(has)}, but config.json says {tuple(wanted)}"
+        raise DataError(where, problem, _DOWNLOAD)
     for name, reason in found.conversion_errors.items():
         said = " ".join(str(reason).split())[:160]
-        raise DataError(where, f"the tensor {name}, which does not fit ({said})", "one that does", _FETCH)
+        raise DataError(where, f"tensor {name} does not fit the model ({said})", _DOWNLOAD)
 
 
 def _some(names: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the policy thinks of each completion token, with the picture and without: log-prob, entropy, divergence."""
+"""The policy's scores of each completion token, with and without the image: logprob, entropy, divergence."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def token_scores(
     """Scores of completion tokens [sum C] from the hidden states [sum C, D] that predict them.
 
     `logprobs` and `entropy` are of the distribution sampled from, π = softmax(logits / temperature) over the tokens
-    that can be sampled. With `blank`, the hidden states where the picture is blanked, also `blank_logprobs` under that
-    distribution π' and `visual_kl`, Σ_v π(v) log(π(v) / π'(v)) >= 0, in nats. PAPO (arXiv 2507.06448) takes the ratio
-    of the sampled token alone: logprobs - blank_logprobs.
+    that can be sampled. With `blank`, the hidden states for the blanked image, also `blank_logprobs` under the
+    distribution π' there and `visual_kl`, Σ_v π(v) log(π(v) / π'(v)) >= 0, in nats. PAPO (arXiv 2507.06448) takes the
+    ratio of the sampled token alone: logprobs - blank_logprobs.
 
-    Distributions exist for `chunk` tokens at a time.
+    Distributions are computed for `chunk` tokens at a time.
     """
     parts: list[Scores] = []
     with torch.inference_mode(), autocast(policy):
@@ -56,7 +56,7 @@ def _score(
         unseen = log_distribution(head(blank), suppressed, temperature)
         difference = finite - unseen.masked_fill(suppressed, 0)
         scores["blank_logprobs"] = _of(unseen, targets)
-        scores["visual_kl"] = (probabilities * difference).sum(-1).clamp(min=0)  # rounding can be below 0
+        scores["visual_kl"] = (probabilities * difference).sum(-1).clamp(min=0)  # rounding can make it negative
     return scores
 
 

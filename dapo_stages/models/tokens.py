@@ -21,12 +21,12 @@ class Tokens:
     vocabulary: int  # rows of logits, which may be more than the tokenizer has tokens
     end_ids: list[int]  # tokens that end a completion
     image_token_id: int | None
-    architecture: str  # the model's type, as its configuration has it
+    architecture: str  # the model_type in its config.json
     _texts: dict[int, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Every special token, that of pictures, and ids of the vocabulary that stand for no token at all."""
+        """Every special token, the image token, and ids of the vocabulary that have no token."""
         special = set(self.tokenizer.all_special_ids)
         special |= {self.image_token_id} - {None}
         special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -36,7 +36,7 @@ class Tokens:
     def suppressed_ids(self) -> frozenset[int]:
         """Tokens that are never sampled: all special ones but the end tokens.
 
-        A sampled image token would ask for a picture that is not there.
+        A sampled image token would refer to an image that does not exist.
         """
         return self.special_ids - set(self.end_ids)
 
@@ -64,7 +64,7 @@ def load_tokens(path: str | Path) -> Tokens:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         try:
             generation = GenerationConfig.from_pretrained(path)
-        except OSError:  # older checkpoints have the settings in the model's configuration
+        except OSError:  # older checkpoints have these settings in config.json
             generation = GenerationConfig.from_model_config(config)
         tokens = Tokens(
             tokenizer,
@@ -91,8 +91,8 @@ def check_tokens(path: str | Path, tokens: Tokens) -> None:
     for key, value in named:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < tokens.vocabulary:
             raise ModelError(
-                f"{path}: found {key} {str(value)[:40]!r}; needed an id from 0 to {tokens.vocabulary - 1}, as "
-                "config.json has a vocab_size of that. Mend config.json, generation_config.json or the tokenizer."
+                f"{path}: {key} is {str(value)[:40]!r}, but must be an id from 0 to {tokens.vocabulary - 1}, below the "
+                "vocab_size of config.json. Fix config.json, generation_config.json or the tokenizer."
             )
 
 

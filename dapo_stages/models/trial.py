@@ -1,4 +1,4 @@
-"""A checkpoint tried out on one small picture: settings that load and then fail are found before any work is done."""
+"""Tries a checkpoint on one small image, so that settings that load but do not compute are found before any work."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SIDE = 56  # pixels
 
 
 def check_values(path: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Refuse weights that are no numbers. Raises ModelError that names the tensor."""
+    """Refuse weights that are not finite. Raises ModelError that names the tensor."""
     for name, tensor in tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(
-                f"{path}: found NaN or infinity in the tensor {name}; needed finite weights. Fetch the checkpoint "
-                "again, or go back to a policy before it was damaged."
+                f"{path}: NaN or infinity in tensor {name}. Download the checkpoint again, or use a policy from before "
+                "the damage."
             )
 
 
 def prompt_with_a_picture(path: str | Path, processor: Any) -> Prompt | None:
-    """What a processor makes of a small picture and a word; None if it does not say how a picture is asked for.
+    """What a processor makes of a small image and a character; None if it does not say what its image token is.
 
     Raises ModelError if it fails.
     """
@@ -49,12 +49,12 @@ def prompt_with_a_picture(path: str | Path, processor: Any) -> Prompt | None:
 def try_out(policy: Policy, path: str | Path) -> None:
     """Compute one forward pass, as the separate rows of a training step. Raises ModelError if it fails.
 
-    Under ZeRO-3 no rank has whole weights yet, and only what the processor makes is looked at.
+    Under ZeRO-3 no rank has whole weights yet, so only the processor's output is checked.
     """
     from dapo_stages.models.separate_rows import row_inputs
 
     check_values(path, policy.model.named_parameters())
-    check_values(path, policy.model.named_buffers())  # such as frequencies of positions: SDPA hides what comes of NaN
+    check_values(path, policy.model.named_buffers())  # such as rotary frequencies: SDPA hides NaN in them
     prompt = prompt_with_a_picture(path, policy.processor)
     if prompt is None or any(hasattr(one, "ds_id") for one in policy.model.parameters()):
         return
@@ -64,6 +64,6 @@ def try_out(policy: Policy, path: str | Path) -> None:
         finite = bool(torch.isfinite(logits).all())
     if not finite:
         raise ModelError(
-            f"{path}: found NaN or infinity in what the model says of a grey picture; needed finite logits. Mend its "
-            "config.json (such as rope_theta, rms_norm_eps), or model.dtype, or fetch the checkpoint again."
+            f"{path}: NaN or infinity in the logits for a gray image. Fix its config.json (such as rope_theta, "
+            "rms_norm_eps) or model.dtype, or download the checkpoint again."
         )

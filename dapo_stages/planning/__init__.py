@@ -1,1 +1,1 @@
-"""What a run takes before it starts: memory, time, exchange between ranks."""
+"""Estimates what a run needs before it starts: memory, time, traffic between ranks."""

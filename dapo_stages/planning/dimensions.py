@@ -1,4 +1,4 @@
-"""The sizes of a vision-language model: from its config.json to the numbers that memory and time follow from."""
+"""The sizes of a vision-language model: from its config.json to the numbers that memory and time depend on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Dimensions:
 
     @property
     def embedding(self) -> int:
-        """Parameters of the token embedding; an untied head has as many again."""
+        """Parameters of the token embedding; an untied head has as many."""
         return self.vocabulary * self.hidden
 
     @property
@@ -55,12 +55,12 @@ class Dimensions:
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied head counted once."""
+        """All parameters; a tied head is counted once."""
         return self.vision + self.embedding * (1 if self.tied else 2) + self.layers * self.layer + self.hidden
 
     @property
     def linears(self) -> dict[str, list[tuple[int, int, int]]]:
-        """Name of a linear layer -> (how many, in, out), where an adapter of that name goes."""
+        """Name of an adapter's target -> (how many, in, out) of the linear layers with that name."""
         h, m, kv, v, vm = self.hidden, self.mlp, self.kv, self.vision_hidden, self.vision_mlp
         text, tower = self.layers, self.vision_layers
         found = {
@@ -83,11 +83,11 @@ class Dimensions:
 
     @property
     def matrices(self) -> int:
-        """Weights of the text's linear layers, without biases and head: what quantisation stores in few bits."""
+        """Weights of the text's linear layers, without biases and head: those that are quantized."""
         return self.layers * (2 * self.hidden**2 + 2 * self.hidden * self.kv + 3 * self.hidden * self.mlp)
 
     def adapter(self, rank: int, target_modules: tuple[str, ...]) -> int:
-        """Parameters of LoRA adapters: rank · (in + out) per layer. Raises KeyError for a name it does not know."""
+        """Parameters of LoRA adapters: rank · (in + out) per layer. Raises KeyError for an unknown name."""
         return sum(n * rank * (i + o) for name in target_modules for n, i, o in self.linears[name])
 
 
@@ -128,7 +128,7 @@ def dimensions_of(config: Mapping[str, Any]) -> Dimensions:
 def _published(
     family: str, hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocabulary: int, vision_mlp: int = 0
 ) -> dict[str, Any]:
-    """A config.json as the hub has it, as far as it matters here."""
+    """The relevant part of a config.json on the hub."""
     tower = {"hidden_size": 1280, "intermediate_size": vision_mlp} if family == "qwen2_5_vl" else {"embed_dim": 1280}
     return {
         "model_type": family,
@@ -143,8 +143,8 @@ def _published(
     }
 
 
-# From the config.json of each model on the hub (https://huggingface.co/Qwen/…/blob/main/config.json). The parameters
-# that follow are those of the published weights, to the last one (tests/planning/test_dimensions.py).
+# From the config.json of each model on the hub (https://huggingface.co/Qwen/…/blob/main/config.json). The resulting
+# parameter counts equal those of the published weights exactly (tests/planning/test_dimensions.py).
 PUBLISHED = {
     "Qwen/Qwen2.5-VL-3B-Instruct": _published("qwen2_5_vl", 2048, 11008, 36, 16, 2, 151936, 3420),
     "Qwen/Qwen2.5-VL-7B-Instruct": _published("qwen2_5_vl", 3584, 18944, 28, 28, 4, 152064, 3420),

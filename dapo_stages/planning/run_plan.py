@@ -1,4 +1,4 @@
-"""A run in numbers before it starts: configuration, model and machine in; peaks and bytes of stages out."""
+"""A run in numbers before it starts: from configuration, model and machine to each stage's peak memory and files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dapo_stages.planning.dimensions import Dimensions
 from dapo_stages.planning.stage_memory import Memory, Parallel, Training, Work
 
 GIB = 2**30
-Seconds = dict[str, dict[str, float]]  # by stage and what takes them
-TEXT_TOKENS = 64  # of a prompt, at least, beside its picture: the question and the chat format
-# Beside live bytes. On CPUs measured: the imported program, by torch's build, and what a stage adds to it
-# (tests/planning/test_measured_memory.py). On CUDA an assumption: context, kernels, NCCL.
+Seconds = dict[str, dict[str, float]]  # stage -> part -> seconds
+TEXT_TOKENS = 64  # minimum of a prompt beside its image: the question and the chat format
+# In addition to live bytes. For CPUs measured: the imported program, by torch's build, and what a stage adds to it
+# (tests/planning/test_measured_memory.py). For CUDA assumed: context, kernels, NCCL.
 PROGRAM = {"cpu": 440 * 2**20, "cuda": 800 * 2**20}
 PROCESS = {"cpu": 80 * 2**20, "cuda": 3 * 2**29}
-# Share of the memory that live bytes may take; the rest is what allocators keep beside them (glibc: measured).
+# Share of the memory that live bytes may take; the rest is the overhead of allocators (glibc: measured).
 HEADROOM = {"cpu": 0.65, "cuda": 0.9}
 _TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
 def torch_build() -> Literal["cpu", "cuda"]:
-    """Which torch is installed, told by its version alone: PyPI's for Linux comes with CUDA's libraries."""
+    """Which torch is installed, from its version alone: PyPI's for Linux includes the CUDA libraries."""
     try:
         found = version("torch")
     except PackageNotFoundError:
@@ -49,7 +49,7 @@ class Plan:
     vision_tokens: int | None = None
     completion_tokens: int | None = None
     informative: float = 1.0  # share of groups that dynamic sampling keeps
-    questions: int = 0  # held out
+    questions: int = 0  # held-out ones
 
     @property
     def b(self) -> int:
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def work(self) -> Work:
-        """One group, as long as the configuration allows where nothing else is said."""
+        """One group, with the longest lengths that the configuration allows unless others are given."""
         data = self.config.data
         longest = self.prompt_tokens or data.max_prompt_length
         side = round(data.max_image_size / (28 if self.d.merge == 4 else 14))
@@ -75,25 +75,25 @@ class Plan:
                 return self.d.adapter(train.lora.rank, train.lora.target_modules), self.d.parameters
             except KeyError as error:
                 raise ConfigError(
-                    f"train.lora.target_modules: found {error}; needed one of {', '.join(self.d.linears)}. Set it."
+                    f"train.lora.target_modules: {error} is not one of {', '.join(self.d.linears)}. Use these names."
                 ) from None
         frozen = self.d.vision if train.freeze_vision else 0
         return self.d.parameters - frozen, frozen
 
     @property
     def weights(self) -> int:
-        """Bytes of the model as it is sampled from."""
+        """Bytes of the model for sampling."""
         return stage_memory.weights_of(self.d, self.b, self.config.model.quantization)
 
     @property
     def shard(self) -> float:
-        """Groups of a shard of rollouts, on average."""
+        """Average number of groups in a shard of rollouts."""
         settings = self.config.rollout
         return self._asked / ceil(self._asked / settings.groups_per_shard)
 
     @property
     def shards(self) -> tuple[int, int]:
-        """Of rollouts in an iteration, all ranks together: sampled, and needed."""
+        """Shards of rollouts in an iteration over all ranks: (sampled, needed)."""
         settings = self.config.rollout
         rounds, share = (settings.max_resample_rounds, self.informative) if settings.dynamic_sampling else (1, 1.0)
         most = rounds * ceil(self._asked / settings.groups_per_shard)
@@ -102,17 +102,17 @@ class Plan:
 
     @property
     def _asked(self) -> int:
-        """Groups of a round."""
+        """Groups of a sampling round."""
         return ceil(self.config.rollout.prompts_per_iteration * self.config.rollout.oversample - 1e-9)
 
     @property
     def sampled(self) -> int:
-        """Groups that rollout leaves, all ranks together."""
+        """Groups that rollout writes, over all ranks."""
         return round(self.shards[1] * self.shard)
 
     @property
     def kept(self) -> int:
-        """Those of them that are scored: the informative ones, but for the surplus if it is not kept."""
+        """Sampled groups that are scored: the informative ones, without the surplus unless it is kept."""
         settings = self.config.rollout
         if not settings.dynamic_sampling:
             return self.sampled
@@ -121,7 +121,7 @@ class Plan:
 
     @property
     def used(self) -> int:
-        """Groups that are trained on, all ranks together."""
+        """Groups that are trained on, over all ranks."""
         settings = self.config.rollout
         return self.kept if settings.surplus == "keep" else min(self.kept, settings.prompts_per_iteration)
 
@@ -132,7 +132,7 @@ class Plan:
 
     @property
     def completions(self) -> int:
-        """Of an update, on one rank."""
+        """Completions of an update, on one rank."""
         per_iteration = self.used * self.work.count
         return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
 
@@ -148,7 +148,7 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Of an update, on one rank."""
+        """Micro-batches of an update, on one rank."""
         return -(-self.completions // self.batch)
 
     def memory(self) -> dict[str, Memory]:
@@ -177,8 +177,8 @@ class Plan:
         return {stage: self._held(memory) for stage, memory in found.items()}
 
     def _sampling(self) -> Memory:
-        """Of the engine that generates: ours by its parts, vLLM's least (it takes its share whatever it needs), none of
-        a server's."""
+        """Memory of the engine: ours by its parts, the minimum of vLLM (which takes its share whatever it needs), none
+        of a server."""
         config, work = self.config, self.work
         if config.rollout.engine == "server":
             return Memory({}, {})
@@ -189,7 +189,7 @@ class Plan:
         return stage_memory.rollout(self.d, work, min(self.groups, config.rollout.batch_groups), self.b, self.weights)
 
     def room(self, memory: float) -> int | None:
-        """Completions of full length that vLLM has cache for at the same time; None for other engines."""
+        """Completions of full length that fit in vLLM's cache at the same time; None for other engines."""
         settings = self.config.engines.vllm
         if self.config.rollout.engine != "vllm":
             return None
@@ -198,7 +198,7 @@ class Plan:
         return tokens // (self.work.prompt + self.work.completion)
 
     def files(self, picture_bytes: int) -> dict[str, int]:
-        """Bytes on disk of an iteration; `train-step: reference` is of the iterations that move it."""
+        """Bytes on disk of an iteration; `train-step: reference` is only in iterations that move it."""
         config, (trained, _) = self.config, self.trained
         found = stage_costs.shards(self.d, self.work, self.sampled, picture_bytes, config.attention.patch_completions)
         moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
@@ -209,7 +209,7 @@ class Plan:
         return {**found, "train-step: reference": policy * self.b} if moves else found
 
     def answer(self, name: str, memory: float, picture_bytes: int, seconds: Seconds) -> dict[str, Any]:
-        """Everything that is shown."""
+        """Everything that plan shows."""
         usable = int(memory * GIB * HEADROOM[self.device])
         peaks, files = self.memory(), self.files(picture_bytes)
         slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
@@ -242,16 +242,16 @@ class Plan:
         }
 
     def _held(self, memory: Memory) -> Memory:
-        """With what a process holds beside live bytes; on a CPU, device and host are one memory."""
+        """Add what a process holds besides live bytes; on a CPU, device and host are one memory."""
         process = {"process": PROCESS[self.device]}
         if self.device == "cpu":
             return Memory({**memory.device, **memory.host, "program": PROGRAM[torch_build()]} | process, {})
         return Memory({**memory.device, **process}, memory.host)
 
     def _kept(self, files: dict[str, int]) -> int:
-        """Bytes on disk at the fullest: what the keep section keeps, the best policy, those that rollouts of a lagging
-        run still need, the newest policy and state, which are there before the oldest are pruned, and the newest of the
-        references, or all."""
+        """Peak bytes on disk: what the `keep` section keeps, the best policies, those that rollouts of a lagging run
+        still need, the newest policy and state (written before the oldest are pruned), and the newest reference, or all
+        of them."""
         config = self.config
         planned, keep = config.planned_iterations, config.keep
         rollouts = sum(files[stage] for stage in ("rollout", "score-attention", "weight-tokens"))
@@ -264,7 +264,7 @@ class Plan:
         return moved + sum(count * size for count, size in zip(counts, sizes, strict=True))
 
     def _ways(self, stage: str, usable: int) -> dict[str, int]:
-        """What could be changed for a stage that does not fit -> its peak then; only what makes it fit, if anything."""
+        """Changes for a stage that does not fit -> its peak with them; only those that make it fit, if any do."""
         tried = {name: other.memory()[stage].total for name, other in self._others(stage)}
         enough = {name: peak for name, peak in tried.items() if peak <= usable}
         return enough or tried

@@ -1,6 +1,6 @@
 """Time and bytes of an iteration: operations and traffic over the rates of a device. Formulas: docs/sizing.md.
 
-A multiply and an add are two operations. Only matrix products count, so real rates are a share of the peak.
+A multiply and an add are two operations. Only matrix products are counted, so real rates are a share of the peak.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Protocol
 from dapo_stages.planning.dimensions import Dimensions
 from dapo_stages.planning.stage_memory import FLOAT, Work
 
-# Bytes a completion token takes on disk, measured on shards of the embedded and a 14 M model: ids, log-probs and texts;
-# five masses and the VGR; the weight.
+# Bytes on disk per completion token, measured on shards of the embedded and a 14 M model: ids, logprobs and texts; five
+# masses and the VGR; the weight.
 COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
-SEGMENTS = 4  # of layers, for each of which attention per image token is kept in float16
-# A decoding step calls torch so often, by layer and once, as tests/planning/test_stage_costs.py counts.
+SEGMENTS = 4  # of layers; each keeps attention per image token in float16
+# Calls of torch in a decoding step, per layer and outside of layers, as counted by tests/planning/test_stage_costs.py.
 LAYER_CALLS, STEP_CALLS = 80, 70
 
 
@@ -29,21 +29,21 @@ class Rates:
     memory: float
     disk: float  # of all ranks together
     link: float  # between ranks
-    call: float = 0.0  # seconds between two calls of torch, Python included: a device is no faster than it is called
+    call: float = 0.0  # seconds between two calls of torch, including Python: a device cannot be faster
     hashed: float = 1.43e9  # SHA-256 in one process, measured
-    cached: float = 2.4e9  # tensors from files that the page cache has, in one process, measured
+    cached: float = 2.4e9  # tensors from files in the page cache, in one process, measured
 
     def loading(self, size: float) -> float:
-        """Seconds in which every rank reads the same bytes; the disk gives them once."""
+        """Seconds for every rank to read the same bytes; the disk is read once."""
         return size / min(self.disk, self.cached)
 
     def verifying(self, size: float) -> float:
-        """Seconds in which one process, or every rank for itself, hashes the same bytes."""
+        """Seconds for one process, or every rank by itself, to hash the same bytes."""
         return size / min(self.disk, self.hashed)
 
 
 class Lengths(Protocol):
-    """One group in numbers: tokens of its prompt and of each completion, and patches of each picture."""
+    """One group in numbers: tokens of its prompt and of each completion, and patches of each image."""
 
     @property
     def prompt(self) -> int: ...
@@ -54,23 +54,23 @@ class Lengths(Protocol):
 
 
 def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
-    """Operations of a forward pass over one group, its prompt once.
+    """Operations of a forward pass over one group, with its prompt once.
 
     2 · tokens · weights of the layers' matrices; 4 h for each pair of a query and a key it sees (scores, then values);
-    the head on completion rows; the same over patches, whose pairs are those of a window in all but the full layers.
+    the head on completion rows; the same over patches, which see only their window except in the full layers.
     """
     matrices = 2 * d.hidden * d.hidden + 2 * d.hidden * d.kv + 3 * d.hidden * d.mlp
-    pairs, answers = _pairs(group.prompt) + completion_pairs(group), sum(group.completions)
-    text = d.layers * (2 * (group.prompt + answers) * matrices + 4 * d.hidden * pairs)
-    head = 2 * answers * d.hidden * d.vocabulary if logits else 0
+    pairs, completed = _pairs(group.prompt) + completion_pairs(group), sum(group.completions)
+    text = d.layers * (2 * (group.prompt + completed) * matrices + 4 * d.hidden * pairs)
+    head = 2 * completed * d.hidden * d.vocabulary if logits else 0
     return float(text + head + sum(_picture(d, patches) for patches in group.pictures))
 
 
 def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: bool = False) -> float:
-    """A forward pass without head, and the scores of completion rows once more: SDPA does not hand its own out.
+    """Operations of a forward pass without head, and of the scores of completion rows again: SDPA does not return them.
 
-    The last layer stops at its queries and keys: no values, attention, output projection or MLP is needed there. Not so
-    where log-probs are asked for, which need all of it, and the head; `blank` is another pass like that.
+    The last layer stops at its queries and keys: its values, attention, output projection and MLP are not needed.
+    Logprobs need all of it, and the head; `blank` is another such pass.
     """
     seen, tokens = completion_pairs(group), group.prompt + sum(group.completions)
     if logprobs or blank:
@@ -81,8 +81,8 @@ def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: boo
 
 
 def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, called: bool) -> float:
-    """Seconds in which `groups` groups are generated: a prefill, then a step per token, bound by reading weights and
-    caches from memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest."""
+    """Seconds to generate `groups` groups: a prefill, then a step per token, bound by reading weights and caches from
+    memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest."""
     rows = groups * work.count
     prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
     cache = 2 * d.layers * d.kv * b * groups * (work.prompt + work.count * work.completion / 2)
@@ -93,8 +93,8 @@ def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, ca
 
 
 def update(d: Dimensions, work: Work, *, checkpointing: bool, updates: int) -> float:
-    """Operations of training on one group: forward, a backward of twice as many, once more forward if activations are
-    recomputed, and once for the old log-probs of all mini-batches but the first."""
+    """Operations of training on one group: a forward pass, a backward pass of twice as many, another forward pass if
+    activations are recomputed, and one for the old logprobs of all mini-batches but the first."""
     passes = (4 if checkpointing else 3) + (1 - 1 / updates)
     return passes * forward(d, work, logits=True)
 
@@ -102,7 +102,7 @@ def update(d: Dimensions, work: Work, *, checkpointing: bool, updates: int) -> f
 def traffic(
     parallel: str, trained: int, parameters: int, micro_batches: int, forwards: float, ranks: int, b: int
 ) -> float:
-    """Bytes a rank sends for one update, of `forwards` more passes without gradient.
+    """Bytes that a rank sends for one update, with `forwards` additional passes without gradient.
 
     All gradients are summed in float32. DDP and ZeRO-1 all-reduce them once per update, ZeRO-2 once per micro-batch:
     its reduce_scatter is an all-reduce (use_multi_rank_bucket_allreduce). ZeRO-3 scatters them per micro-batch, and
@@ -118,18 +118,18 @@ def traffic(
 
 
 def state_traffic(parallel: str, state: int, ranks: int) -> float:
-    """Bytes a rank sends while a state is written: DeepSpeed puts each tensor together on all ranks, by all-reduce, or
-    under ZeRO-3 by gathering."""
+    """Bytes that a rank sends while a state is written: DeepSpeed assembles each tensor on all ranks, by all-reduce, or
+    by gathering under ZeRO-3."""
     if not parallel.startswith("zero"):
         return 0.0
     return (ranks - 1) / ranks * state * (1 if parallel.startswith("zero3") else 2)
 
 
 def asked_for(target: int, size: float, ranks: int, share: float, oversample: float, most: int) -> tuple[int, int]:
-    """Shards of `size` groups until `target` are informative, where a `share` is: those sampled, and those needed.
+    """Shards of `size` groups until `target` groups are informative, if a `share` of them is: (sampled, needed).
 
-    As rollout asks: `oversample` times what is missing at a time, and at least a shard for each rank, the surplus of
-    which serves the next time. `most` is what the rounds give.
+    As in rollout, each round asks for `oversample` times what is missing; every rank samples equally many shards, and
+    extra ones count for the next round. `most` is the limit over all rounds.
     """
     kept, needed, sampled = 0.0, 0, 0
     while kept < target and needed < most:

@@ -1,6 +1,6 @@
-"""Memory of a rank, stage by stage: live bytes at the peak, named, from the sizes of model and work.
+"""Memory of a rank, stage by stage: live bytes at the peak, by name, from the sizes of model and work.
 
-What an allocator keeps beside live bytes is not in here. The formulas are those of docs/sizing.md, held to measured
+The overhead of allocators is not included. The formulas are those of docs/sizing.md, and are compared with measured
 peaks by tests/planning/test_measured_memory.py. Letters: h hidden, m width of the MLP, L layers, V vocabulary, kv width
 of the keys, P prompt and C completion tokens, N completions of a prompt, T tokens of a packed row, b bytes of a value.
 """
@@ -14,17 +14,17 @@ from typing import Literal
 from dapo_stages.planning.dimensions import Dimensions
 
 Parallel = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
-FLOAT = 4  # bytes of a float32, in which pictures, logits and attention scores are
+FLOAT = 4  # bytes of a float32, the type of images, logits and attention scores
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
 LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
-# Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantisation).
+# Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantization).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One group: P prompt tokens with `patches` of its pictures, N completions of C tokens."""
+    """One group: P prompt tokens with `patches` of its images, N completions of C tokens."""
 
     prompt: int
     completion: int
@@ -38,18 +38,18 @@ class Work:
 
     @property
     def pictures(self) -> list[int]:
-        """Patches, as if of one picture."""
+        """Patches, as if of one image."""
         return [self.patches]
 
     @property
     def tokens(self) -> int:
-        """Of the packed row."""
+        """Tokens of the packed row."""
         return self.prompt + self.count * self.completion
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak by what holds them, and bytes of host memory that are not the device's."""
+    """Bytes at the peak by what holds them: on the device, and in host memory if that is separate."""
 
     device: dict[str, int]
     host: dict[str, int]
@@ -60,13 +60,13 @@ class Memory:
 
 
 def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
-    """Bytes of the weights, those of the text's linear layers in few bits if quantised."""
+    """Bytes of the weights; quantization applies to the text's linear layers."""
     matrices = d.matrices * (QUANTIZED[quantization] if quantization else b)
     return int(matrices) + (d.parameters - d.matrices) * b
 
 
 def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Memory:
-    """Generation of `groups` prompts at a time: the fullest of prefill, sharing out their cache, and decoding."""
+    """Generation for `groups` prompts at a time: the largest of prefill, distributing its cache, and decoding."""
     rows, prompts = groups * work.count, groups * work.prompt
     prefix = _cache(d, prompts, b)
     step = 5 * rows * d.heads * (work.prompt + work.completion) * FLOAT + 5 * rows * d.vocabulary * FLOAT
@@ -113,14 +113,14 @@ class Training:
     frozen: int  # bytes of the others
     parallel: Parallel
     ranks: int
-    foreach: bool  # the optimiser's step works on all weights at once, as torch's does on CUDA
-    reference: int  # bytes of the policy that a KL term needs, held whole while log-probs are recalled; 0 without one
+    foreach: bool  # the optimizer's step works on all weights at once, as torch's does on CUDA
+    reference: int  # bytes of the reference policy, held whole while its logprobs are computed; 0 without a KL term
 
 
 def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memory:
-    """An update: weights, gradients, optimiser, and the fullest of head, backward through a layer, optimiser step.
+    """An update: weights, gradients, optimizer, and the largest of head, backward through a layer, optimizer step.
 
-    `work` is a micro-batch: `work.count` completions of as many groups as it takes, `prompts` of them.
+    `work` is a micro-batch: `work.count` completions in total, of `prompts` groups.
     """
     each = Work(work.prompt, work.completion, max(1, work.count // prompts), work.patches)
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
@@ -147,17 +147,17 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
 
 
 def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
-    """Tokens of cache that vLLM has room for: its share of the memory of `gpus` that split the model, without weights.
+    """Tokens that fit in vLLM's cache: its share of the memory of `gpus` that split the model, without the weights.
 
-    Negative where the model is too large.
+    Negative if the model is too large.
     """
     return (share * gpus - weights) // _cache(d, 1, b)
 
 
 def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Bytes of weights, gradients and optimiser on a rank; of the optimiser's step; and of the host.
+    """Bytes of weights, gradients and optimizer on a rank; of the optimizer's step; and of the host.
 
-    DeepSpeed's as it estimates them itself (runtime/zero: estimate_zero2_model_states_mem_needs and its like): of each
+    For DeepSpeed as in its own estimates (runtime/zero: estimate_zero2_model_states_mem_needs and others): for each
     trained weight 2 bytes, and 18 split over the ranks: gradients in bfloat16 and float32, float32 weights, moments.
     """
     n, frozen, ranks = t.trained, t.frozen, t.ranks
@@ -178,14 +178,14 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     gradients = n * b if t.parallel == "zero1" else shard * b
     exact = {"gradients": gradients + shard * FLOAT, "float32 weights and moments": 3 * shard * FLOAT}
     if t.parallel.endswith("offload"):
-        host = {"offloaded optimiser": shard * (b + 4 * FLOAT)}
+        host = {"offloaded optimizer": shard * (b + 4 * FLOAT)}
     else:
         states |= exact
     return {**states, "buckets": buckets}, {}, host
 
 
 def _pictures(d: Dimensions, patches: int) -> dict[str, int]:
-    """Prepared pictures, once as prompts and once joined in the packed row."""
+    """Prepared images, once as prompts and once joined in the packed row."""
     return {"pictures": 2 * patches * d.patch * FLOAT}
 
 
@@ -195,17 +195,17 @@ def _cache(d: Dimensions, tokens: int, b: int) -> int:
 
 
 def _text(d: Dimensions, tokens: int, b: int) -> int:
-    """One text layer without gradient: gate, up and their product beside the residual stream and its norm."""
+    """One text layer without gradient: gate, up and their product, the residual stream and its norm."""
     return (3 * d.mlp + 2 * d.hidden) * tokens * b + _embedded(d, tokens, b)
 
 
 def _embedded(d: Dimensions, tokens: int, b: int) -> int:
-    """What is there for all layers: embeddings without and with pictures, cosines and sines on three axes."""
+    """What all layers share: embeddings before and after inserting images, cosines and sines on three axes."""
     return tokens * (2 * d.hidden * b + 6 * d.hidden // d.heads * FLOAT)
 
 
 def _vision(d: Dimensions, patches: int, b: int) -> int:
-    """One vision layer without gradient: its MLP, or q, k, v and what turning them (in float32) takes."""
+    """One vision layer without gradient: its MLP, or q, k, v and their rotation (in float32)."""
     mlp, attention = 3 * d.vision_mlp + 2 * d.vision_hidden, 10 * d.vision_hidden
     return max(mlp * b, attention * b) * patches
 

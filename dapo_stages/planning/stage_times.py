@@ -1,4 +1,4 @@
-"""Seconds of each stage of an iteration before it starts, by what takes them. Formulas: docs/sizing.md."""
+"""Estimated seconds of each stage of an iteration, by part. Formulas: docs/sizing.md."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from math import ceil
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.run_plan import Plan, Seconds
 
-# Until a process has imported what it needs: measured on CPUs; on CUDA an assumption, contexts and libraries included.
+# Until a process has imported what it needs: measured for CPUs; assumed for CUDA, with contexts and libraries.
 START = {"cpu": 3.0, "cuda": 20.0}
-WITHOUT_MODEL = 1.0  # the same where no torch is needed, measured
-LAUNCH = 10.0  # more for several processes, an assumption: the launcher's own imports, and their finding one another
-START_VLLM = 60.0  # until it takes requests, an assumption
+WITHOUT_MODEL = 1.0  # the same without torch, measured
+LAUNCH = 10.0  # in addition for several processes, assumed: the launcher's imports, and connecting the processes
+START_VLLM = 60.0  # until it takes requests, assumed
 
 
 def seconds_of(plan: Plan) -> Seconds:
-    """Of each stage, one after the other, the slowest rank of each; parts do not overlap."""
+    """Seconds of each stage on its slowest rank; neither stages nor parts overlap."""
     start = START[plan.device] + (LAUNCH if plan.ranks > 1 else 0)
     light = {"start-up": WITHOUT_MODEL}
     return {
@@ -30,14 +30,14 @@ def seconds_of(plan: Plan) -> Seconds:
 
 
 def _opening(plan: Plan) -> dict[str, float]:
-    """A policy is hashed by every rank, then read; not hashed is an adapter's base, which init-policy refers to."""
+    """Every rank hashes the policy, then reads it; an adapter's base, which init-policy refers to, is not hashed."""
     written = plan.files(0)["train-step: policy"]
-    base = plan.d.parameters * plan.b if plan.config.train.lora is not None else 0  # quantised when read
+    base = plan.d.parameters * plan.b if plan.config.train.lora is not None else 0  # quantized on reading
     return {"verifying": plan.rates.verifying(written), "loading": plan.rates.loading(base + written)}
 
 
 def _rollout(plan: Plan, start: float) -> dict[str, float]:
-    """The shards of the busiest rank; a server is up already."""
+    """The shards of the busiest rank; a server is already running."""
     engine, size = plan.config.rollout.engine, ceil(plan.shard)
     batch = min(size, plan.config.rollout.batch_groups) if engine == "transformers" else size
     batches = ceil(plan.shards[0] / plan.ranks) * ceil(size / batch)
@@ -48,13 +48,13 @@ def _rollout(plan: Plan, start: float) -> dict[str, float]:
 
 
 def _generated(plan: Plan, count: int, groups: int, ours: bool = True) -> float:
-    """Seconds of a batch."""
+    """Seconds to generate a batch."""
     work, called = replace(plan.work, count=count), ours and not plan.config.model.compile
     return stage_costs.decoding(plan.d, work, groups, plan.b, plan.rates, called=called)
 
 
 def _scoring(plan: Plan) -> dict[str, float]:
-    """The shards of the busiest rank, as many of their groups as there are to score."""
+    """The shards of the busiest rank, with only those groups that are scored."""
     settings, shards = plan.config.attention, plan.shards[1]
     if not settings.enabled:
         return {}
@@ -65,12 +65,12 @@ def _scoring(plan: Plan) -> dict[str, float]:
 
 
 def _training(plan: Plan) -> dict[str, float]:
-    """One process of a machine hashes the state, every rank reads it whole, and each writes and hashes its share."""
+    """One process per machine hashes the state, every rank reads all of it, and each writes and hashes its share."""
     train, rates, files = plan.config.train, plan.rates, plan.files(0)
     updates, state = train.updates_per_iteration, files["train-step: state"]
     opening = _opening(plan)
     operations = stage_costs.update(plan.d, plan.work, checkpointing=train.gradient_checkpointing, updates=updates)
-    if plan.refers:  # opened and run as well
+    if plan.refers:  # the reference is opened and run as well
         opening = {name: 2 * seconds for name, seconds in opening.items()}
         operations += stage_costs.forward(plan.d, plan.work, logits=True)
     sent = 0.0
@@ -80,7 +80,7 @@ def _training(plan: Plan) -> dict[str, float]:
             plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, passes, plan.ranks, plan.b
         ) + stage_costs.state_traffic(plan.parallel, state, plan.ranks)
     moved = files.get("train-step: reference", 0) / (train.reference_update_every or 1)
-    policy = files["train-step: policy"] + moved  # by the first rank
+    policy = files["train-step: policy"] + moved  # written by rank 0
     return {
         "verifying": opening["verifying"] + rates.verifying(state),
         "loading": opening["loading"] + rates.loading(state),
@@ -92,7 +92,7 @@ def _training(plan: Plan) -> dict[str, float]:
 
 
 def _evaluating(plan: Plan) -> float:
-    """Greedy answers, samples, and greedy ones to blanked pictures, a batch of questions at a time."""
+    """Greedy completions, samples, and greedy completions for blanked images, a batch of questions at a time."""
     settings = plan.config.evaluate
     size = min(plan.questions, settings.questions_per_shard)
     if not size:

@@ -1,1 +1,1 @@
-"""Other processes and machines: ranks of a launch, children that run code of others, servers."""
+"""Other processes and machines: the ranks of a launch, child processes for other people's code, servers."""

@@ -1,6 +1,6 @@
-"""A process of its own for what must not hang, crash or read secrets here: started once, kept, killed when it is late.
+"""A child process for what must not hang, crash or read secrets in this one: started once, killed when it is late.
 
-It runs child_program.py, and answers a JSON line by a JSON line.
+It runs child_program.py, and answers each JSON line with a JSON line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PIECE = 1 << 16  # bytes
 
 
 class Lost(Exception):
-    """The process did not answer; it has been ended. `late`: it would not have been in time."""
+    """The process did not answer and has been ended. `late`: it ran out of time."""
 
     def __init__(self, why: str, *, late: bool) -> None:
         super().__init__(why)
@@ -34,7 +34,7 @@ class Lost(Exception):
 class Child:
     """One process of child_program.py, in a process group of its own, so that what it starts can be ended with it.
 
-    It ends with this process, however that ends. A forked copy of this process has no say in it.
+    It ends with this process, however that ends. Forked copies of this process cannot end it.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class Child:
         environment: Mapping[str, str] | None = None,
         speaks: bool = False,
     ) -> None:
-        """`environment`: None is this process's; `speaks`: what it prints goes to our stderr, else nowhere."""
-        # -P: no module beside it is found; -B: nothing is written beside a user's own file, in a dry run least of all.
+        """`environment`: None for that of this process; `speaks`: whether its stderr is ours."""
+        # -P: do not import modules next to it; -B: do not write bytecode next to a user's file, not even in a dry run.
         self._command = [sys.executable, "-B", "-P", str(program or PROGRAM), *arguments]
         self._environment = environment
         self._errors = None if speaks else subprocess.DEVNULL
@@ -55,16 +55,16 @@ class Child:
 
     @property
     def process_id(self) -> int | None:
-        """The running process; None before the start and after the end."""
+        """Process id; None before the start and after the end."""
         return self._process.pid if self._process is not None else None
 
     @property
     def runs(self) -> bool:
-        """Whether there is a process that could be asked."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, timeout: float) -> dict[str, Any]:
-        """Start it, in place of one that ended, and give its first line. Raises Lost, and OSError."""
+        """Start the process (again) and return its first line. Raises Lost, and OSError."""
         self.kill()
         self._owner = os.getpid()
         self._process = subprocess.Popen(
@@ -82,20 +82,20 @@ class Child:
     def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The answer to a request. Raises Lost after `timeout` seconds, and if the process ends instead of answering.
 
-        Whatever is raised, the process is gone then: a late answer must not be taken for that to the next request.
+        After any exception the process is ended: a late answer must not be taken for that to the next request.
         """
         if self._process is None:
             raise Lost("is not running", late=False)
         return self._exchange(self._process, json.dumps(request, default=_bytes).encode() + b"\n", timeout)
 
     def interrupt(self) -> None:
-        """End it from another thread than the one that asks, which gets Lost and clears up."""
+        """End the process from a thread other than the one in `ask`, which then raises Lost and cleans up."""
         process = self._process
         if process is not None:
             _end(process, self._owner)
 
     def kill(self) -> None:
-        """End it, and what it has started, at once."""
+        """End the process, and what it has started, at once."""
         process, self._process = self._process, None
         if process is not None:
             _kill(process, self._owner)
@@ -103,7 +103,7 @@ class Child:
             self._end.detach()
 
     def close(self) -> None:
-        """Let it leave by itself, kill it after a second."""
+        """Let the process end by itself; kill it after a second."""
         self._process = None
         if self._end is not None:
             self._end()
@@ -117,20 +117,20 @@ class Child:
         except TimeoutError:
             self.kill()
             raise Lost(f"took more than {timeout:g} s", late=True) from None
-        except (OSError, ValueError):  # it ended, or something else wrote in its place
+        except (OSError, ValueError):  # it ended, or something else wrote to its pipe
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
             code = process.returncode
             self.kill()
             how = "" if not code else f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
             raise Lost(f"ended its process{how}", late=False) from None
-        except BaseException:  # an interruption half-way
+        except BaseException:  # interrupted in between
             self.kill()
             raise
 
 
 def _exchange(process: subprocess.Popen[bytes], line: bytes, timeout: float) -> bytes:
-    """Write a line and read one; neither side waits for the other with a full pipe. Raises TimeoutError, OSError."""
+    """Write a line and read one, without deadlock on full pipes. Raises TimeoutError, OSError."""
     requests, replies = _pipes(process)
     os.set_blocking(requests.fileno(), False)
     end = time.monotonic() + timeout
@@ -181,7 +181,7 @@ def _kill(process: subprocess.Popen[bytes], owner: int) -> None:
         return
     _end(process, owner)
     for pipe in _pipes(process):
-        with suppress(OSError):  # what was left to write has nowhere to go
+        with suppress(OSError):  # unwritten data cannot be flushed
             pipe.close()
 
 
@@ -191,9 +191,9 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _bytes(value: object) -> object:
-    """Pictures travel as Base64; child_program.py has the other half of this."""
+    """Encodes images as Base64; child_program.py decodes them."""
     if isinstance(value, bytes):
         import base64
 
         return {"__bytes__": base64.b64encode(value).decode()}
-    raise TypeError(f"{type(value).__name__} has no place in a row")
+    raise TypeError(f"cannot encode {type(value).__name__} as JSON")

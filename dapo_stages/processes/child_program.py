@@ -1,7 +1,7 @@
-"""The process that compares expressions, runs plug-ins or fills in chat templates: JSON lines from stdin to stdout.
+"""The process that compares expressions, runs plug-ins or renders chat templates: JSON lines from stdin to stdout.
 
-Run by its path, it imports nothing of this package: it starts fast and can be killed at any moment. The kernel ends it
-when its parent dies, and its alarm ends a request that never returns where the kernel cannot.
+It is run by its path and imports nothing of this package, so it starts fast and can be killed at any time. The kernel
+ends it when its parent dies; if the kernel cannot, an alarm ends a request that never returns.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, TextIO
 
-MEMORY = 2 * 1024**3  # bytes for expressions and templates; a tower of powers would take all there is
-GRACE = 2.0  # seconds that the parent has to notice a time-out before the alarm rings
-LARGEST = 3.4028234e38  # of float32, the type of a reward's column
-LONGEST = 300  # characters of what is said of a failure
+MEMORY = 2 * 1024**3  # bytes for expressions and templates; a tower of powers would use all memory
+GRACE = 2.0  # seconds for the parent to notice a timeout before the alarm ends the process
+LARGEST = 3.4028234e38  # largest float32, the type of a reward's column
+LONGEST = 300  # characters of an error message
 _PR_SET_PDEATHSIG = 1
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def main() -> None:
-    """Say `ready`, then answer each request by what `sys.argv[1]` names; its `limit` is the seconds it may take."""
+    """Report `ready`, then answer requests with the function that `sys.argv[1]` names, each within its `limit` (s)."""
     _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it then closes our stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and closes our stdin
     requests, replies = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -52,30 +52,30 @@ def main() -> None:
 
 
 class Failure(Exception):
-    """Why there is no answer: its one argument goes into the reply."""
+    """Why there is no answer; its only argument is added to the reply."""
 
 
 # ---- symbolic answers
 
 
 def symbolic() -> Answer:
-    """Answers {solution, answer} by {equal}."""
+    """Answers {solution, answer} with {equal}."""
     logging.disable(logging.CRITICAL)
     _loaded("math_verify")
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"equal": compare(request["solution"], request["answer"])}
-        except Exception:  # RecursionError, MemoryError and whatever hostile LaTeX finds: it is not equal
+        except Exception:  # RecursionError, MemoryError, or whatever hostile LaTeX leads to: not equal
             return {"equal": False}
 
     return answer
 
 
 def compare(solution: str, answer: str) -> bool:
-    """Whether math-verify finds the two LaTeX expressions equal, each read as one whole expression.
+    """Whether math-verify finds the two LaTeX expressions equal, each parsed as a single expression.
 
-    Its own time-outs are off: they are SIGALRM handlers in Python, which never run while C code does.
+    Its own timeouts are off: they are SIGALRM handlers in Python, which do not run while C code does.
     """
     from math_verify import LatexExtractionConfig, parse, verify
 
@@ -90,9 +90,9 @@ def compare(solution: str, answer: str) -> bool:
 
 
 def templates() -> Answer:
-    """Answers {template, values, conversation, longest} by {text}, {characters} of one that is longer, or {refused}.
+    """Answers {template, values, conversation, longest} with {text}, {characters} if it is longer, or {refused}.
 
-    It is filled in as transformers does it, in jinja's sandbox, which bounds neither time nor memory.
+    Renders as transformers does, in jinja's sandbox, which limits neither time nor memory.
     """
     library = _loaded("transformers.utils.chat_template_utils")
 
@@ -104,8 +104,8 @@ def templates() -> Answer:
                 add_generation_prompt=True,
                 **request["values"],
             )
-            text.encode()  # a template may cut characters in half
-        except Exception as error:  # whatever a template leads to
+            text.encode()  # a template may split surrogate pairs
+        except Exception as error:  # a template can raise anything
             return {"refused": " ".join(f"{type(error).__name__}: {error}"[:LONGEST].split())}
         return {"text": text} if len(text) <= request["longest"] else {"characters": len(text)}
 
@@ -116,10 +116,10 @@ def templates() -> Answer:
 
 
 def plugins() -> Answer:
-    """Answers {name, completions, row, columns} by {values}, or {found, index}: what is wrong, and with which value.
+    """Answers {name, completions, row, columns} with {values}, or {found, index}: what is wrong, and with which value.
 
-    `sys.argv[2]` says where the functions are, {name: [file, function]}; each file is run once. A failure to load one
-    has its `name`, and `missing` where the file has no such function.
+    `sys.argv[2]` maps names to functions, {name: [file, function]}; each file is run once. If one cannot be loaded, the
+    reply has its `name`, and `missing` if the file has no such function.
     """
     modules: dict[str, object] = {}
     functions: dict[str, Callable[..., object]] = {}
@@ -153,19 +153,19 @@ def _module(path: str) -> object:
 
     name = f"dapo_stages_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
     spec = spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # the parent has seen that it ends in .py
+    assert spec is not None and spec.loader is not None  # the parent has checked that it ends in .py
     module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    sys.modules[name] = module  # dataclasses and pickle look up their module there
     spec.loader.exec_module(module)
     return module
 
 
 def _values(result: object, count: int) -> list[float | None]:
-    """The rewards as JSON has them; arrays and tuples are fine, strings and mappings are not."""
+    """The rewards as a list for JSON; arrays and tuples are accepted, strings and mappings are not."""
     if hasattr(result, "tolist"):  # numpy, torch, pandas
         result = result.tolist()
     if not isinstance(result, list | tuple):
-        raise Failure({"found": f"the result {_described(result)}, no list", "index": None})
+        raise Failure({"found": f"the result {_described(result)} instead of a list", "index": None})
     if len(result) != count:
         raise Failure({"found": f"{len(result)} values", "index": None})
     return [_value(value, index) for index, value in enumerate(result)]
@@ -176,12 +176,12 @@ def _value(value: object, index: int) -> float | None:
 
     if value is None:
         return None
-    if hasattr(value, "item"):  # of an array without dimensions
+    if hasattr(value, "item"):  # a zero-dimensional array
         value = value.item()
     if isinstance(value, Real):
-        with suppress(OverflowError):  # of a huge integer
+        with suppress(OverflowError):  # a huge integer
             number = float(value)
-            if abs(number) <= LARGEST:  # neither NaN nor infinity is
+            if abs(number) <= LARGEST:  # false for NaN and infinity
                 return number
     raise Failure({"found": f"the value {_described(value)}", "index": index})
 
@@ -194,7 +194,7 @@ def _described(value: object) -> str:
 
 
 def _said(error: BaseException) -> str:
-    """The exception and the last line of a user's file that it came through."""
+    """The exception, and the last line of a user's file in its traceback."""
     try:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
     except Exception:
@@ -206,7 +206,7 @@ def _said(error: BaseException) -> str:
 
 
 def _culprit(error: BaseException, completions: list[str]) -> int | None:
-    """Which completion the function had in a variable, innermost call first; None if that cannot be told."""
+    """Index of the completion that the function had in a variable, innermost call first; None if that is ambiguous."""
     index = {id(text): place for place, text in enumerate(completions)}
     for frame, _ in reversed(_frames(error)):
         held = {index[id(value)] for value in frame.f_locals.values() if id(value) in index}
@@ -241,7 +241,7 @@ def _bytes(value: dict[str, Any]) -> object:
 
 
 def _end_with_parent() -> None:
-    """Ask the kernel for it (Linux). The end of stdin says so, too, but nobody reads that during a request."""
+    """Let the kernel kill this process with its parent (Linux). stdin ends, too, but is not read during a request."""
     if sys.platform != "linux":
         return
     import ctypes
@@ -253,7 +253,7 @@ def _end_with_parent() -> None:
 
 
 def _loaded(library: str) -> Any:
-    """A module; from then on, memory is bounded. Raises Failure if it is not installed."""
+    """Import a module, then limit memory. Raises Failure if it is not installed."""
     try:
         found = import_module(library)
     except ImportError as error:
@@ -267,7 +267,7 @@ def _limit_memory() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, OSError, ValueError):  # not on this system: the time-out remains
+    except (ImportError, OSError, ValueError):  # not supported here: the timeout remains
         pass
 
 

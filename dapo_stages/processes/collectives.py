@@ -1,8 +1,8 @@
-"""Several processes of one stage: the small things that they tell each other.
+"""Small messages between the processes of one stage.
 
-A launcher (`accelerate launch`, `torchrun`) starts the processes and says in their environment who is who (ranks.py).
-They talk through torch's key-value store at the launcher's address: no CUDA and no process group, so what a stage sets
-up for its model (NCCL, gloo, DeepSpeed) is its own affair, before or after. A process that is alone imports no torch.
+A launcher (`accelerate launch`, `torchrun`) starts the processes and sets their ranks in the environment (ranks.py).
+They communicate through torch's key-value store at the launcher's address, without CUDA or a process group, so a stage
+can set up what it likes for its model (NCCL, gloo, DeepSpeed). A single process does not import torch.
 
 All processes call `gather`, `broadcast` and `barrier` the same number of times, in the same order.
 """
@@ -25,16 +25,16 @@ from dapo_stages import ranks
 from dapo_stages.errors import DapoStagesError, PeerError, RankError
 from dapo_stages.terminal.unseen import visible
 
-_BEAT = 2.0  # seconds between signs of life
-_SILENT = 22  # looks without one after which a process counts as gone; looks, because all may have been stopped
-_START = 300.0  # seconds that processes may start after each other: nodes differ in how fast they load torch
-_STUCK = 20.0  # seconds that a process may hear no signal, as one that waits in NCCL does not; then it is ended
-_LEAVE = 10.0  # seconds that a process that ends waits: the host of the store for the others, one that fails for it
-_POLL = (0.002, 0.1)  # seconds between looks: the first, and the longest
+_BEAT = 2.0  # seconds between heartbeats
+_SILENT = 22  # checks without a heartbeat until a process counts as lost; not seconds, since all may have been paused
+_START = 300.0  # seconds that processes may start apart: nodes differ in how fast they load torch
+_STUCK = 20.0  # seconds that a process may ignore SIGTERM, as one that waits in NCCL does; then it is ended
+_LEAVE = 10.0  # seconds to wait at the end: the store's host for the other processes, a failing process for the store
+_POLL = (0.002, 0.1)  # seconds between checks: the first, and the longest
 
 
 def join() -> None:
-    """Give signs of life from here on: what comes may take longer than the others wait for a process that starts.
+    """Send heartbeats from here on: the next step may take longer than the others wait for a process to start.
 
     Raises RankError if the others cannot be reached.
     """
@@ -43,15 +43,15 @@ def join() -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values (as of JSON) of all processes, by rank, in each of them.
+    """The values (serializable as JSON) of all processes, by rank, in each of them.
 
-    Waits as long as the others are alive. Raises PeerError if one has failed, RankError if one is gone.
+    Waits as long as the others are alive. Raises PeerError if one has failed, RankError if one is lost.
     """
     return [value] if ranks.count() == 1 else _channel().gather(value, range(ranks.count()))
 
 
 def broadcast(value: Any) -> Any:
-    """The value that rank 0 gave, in each process; what others give does not matter. Waits like `gather`."""
+    """The value of rank 0, in each process; the values of the others are ignored. Waits like `gather`."""
     return value if ranks.count() == 1 else _channel().gather(value, [0])[0]
 
 
@@ -61,17 +61,17 @@ def barrier() -> None:
 
 
 def fail(message: str, code: int) -> bool:
-    """Let the others know that this process ends with an error, and how.
+    """Tell the others that this process ends with an error, and which.
 
-    True for the first that fails: it is the one that says why. Signals are ignored from here on, so that it is told to
-    its end: a launcher sends them to all as soon as one process ends.
+    True for the first process that fails: it prints the error. Signals are ignored from here on, so that nothing
+    interrupts that: a launcher sends them to all processes as soon as one ends.
     """
     global _found
     _ignore_signals()
     if ranks.count() == 1:
         return True
     if isinstance(_found, _InterruptedSearch) and _has_agent():
-        _found = None  # the launcher's store is there, and knows whether another process has failed before
+        _found = None  # the launcher hosts the store, and it knows whether another process has failed before
     try:
         return _channel(_LEAVE).fail(message, code)
     except RankError:
@@ -79,13 +79,13 @@ def fail(message: str, code: int) -> bool:
 
 
 def trouble() -> DapoStagesError | None:
-    """Why this process was interrupted, if it was because of another one. That is done by SIGTERM."""
+    """Why this process was interrupted (by SIGTERM), if it was because of another one."""
     joined = _joined()
     return joined.trouble if joined else None
 
 
 def leave() -> None:
-    """End the conversation: this process has heard all that it needs."""
+    """Disconnect: this process needs nothing more from the others."""
     if joined := _joined():
         _ignore_signals()
         joined.leave()
@@ -97,11 +97,11 @@ def _ignore_signals() -> None:
 
 
 def _channel(patience: float | None = None) -> _Channel:
-    """Raises RankError if the others cannot be reached, or could not be before: nobody waits for them twice."""
+    """Raises RankError if the others cannot be reached, or could not be before: this waits for them only once."""
     found = _connection(_START if patience is None else patience)
     if isinstance(found, RankError):
         raise found
-    found.listen()  # not before `trouble` finds it: its first look may interrupt this process
+    found.listen()  # not before `trouble` can find it: its first check may interrupt this process
     return found
 
 
@@ -110,7 +110,7 @@ def _joined() -> _Channel | None:
 
 
 class _InterruptedSearch(RankError):
-    """A signal came before it was known whether the others can be reached."""
+    """A signal arrived before it was known whether the others can be reached."""
 
 
 _found: _Channel | RankError | None = None
@@ -119,7 +119,7 @@ _found: _Channel | RankError | None = None
 def _connection(patience: float) -> _Channel | RankError:
     global _found
     if _found is None:
-        _found = _InterruptedSearch(_lost(_host(ranks.count()), "a signal ended the search for it"))  # if one does
+        _found = _InterruptedSearch(_lost(_host(ranks.count()), "a signal interrupted the search"))  # if one does
         try:
             _found = _Channel(ranks.rank(), ranks.count(), patience)
         except RankError as error:
@@ -128,24 +128,24 @@ def _connection(patience: float) -> _Channel | RankError:
 
 
 class _Channel:
-    """The store, as one process sees it, and a thread that gives signs of life and looks for those of the others."""
+    """One process's connection to the store, and a thread that sends heartbeats and watches those of the others."""
 
     def __init__(self, rank: int, count: int, patience: float) -> None:
         self._rank, self._count, self._said = rank, count, 0
         self._store, self._hosts = _connect(rank, count, patience)
         self.trouble: DapoStagesError | None = None
         self._waiting, self._turn, self._over = False, threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="heartbeats", daemon=True)
         self._listens = False
 
     def listen(self) -> None:
-        """Start the thread, the first time."""
+        """Start the thread, once."""
         if not self._listens:
-            self._listens = True  # first: a signal may end the start, and whoever it leads to comes here again
+            self._listens = True  # first: a signal may interrupt the start, and its handler comes here again
             self._thread.start()
 
     def gather(self, value: Any, of: Sequence[int]) -> list[Any]:
-        """Say a value, and hear those of some processes."""
+        """Publish this process's value, and wait for those of the ranks in `of`."""
         self._said += 1
         keys = [f"{self._said}/{rank}" for rank in of]
         try:
@@ -159,19 +159,19 @@ class _Channel:
             raise self.trouble from None
 
     def fail(self, message: str, code: int) -> bool:
-        """Leave a note of an error; whether it is the first."""
+        """Publish an error; True if it is the first."""
         try:
             if self._store.add("failures", 1) > 1:
                 return False
             self._store.set("failure", json.dumps({"rank": self._rank, "message": message, "code": code}))
-        except RuntimeError:  # the store went with its host; there is nobody to tell
+        except RuntimeError:  # the store ended with its host; there is nobody to tell
             pass
         return True
 
     def leave(self) -> None:
-        """Stop. The process that hosts the store goes last, or the others would lose it in mid-sentence."""
+        """Stop. The process that hosts the store leaves last, or the others would lose the store while they use it."""
         self._over.set()
-        with suppress(RuntimeError):  # a thread that a signal kept from starting, or a store that is gone
+        with suppress(RuntimeError):  # a signal kept the thread from starting, or the store no longer exists
             if self._listens:
                 self._thread.join(_BEAT)
             gone = self._store.add("gone", 1)
@@ -195,12 +195,12 @@ class _Channel:
             raise trouble
 
     def _live(self) -> None:
-        """In the thread: trouble interrupts what the process does, unless it waits and looks for itself."""
-        beats = dict.fromkeys(range(self._count), (0, 0))  # by rank: how many there were, and looks since the last
+        """In the thread: trouble interrupts the process, unless it is in `_wait`, which checks for itself."""
+        beats = dict.fromkeys(range(self._count), (0, 0))  # by rank: heartbeats so far, and checks since the last one
         while (trouble := self._beat(beats)) is None:
             if self._over.wait(_BEAT):
                 return
-        with self._turn:  # either it is raised where the process waits, or it interrupts; never both
+        with self._turn:  # either it is raised in `_wait`, or it interrupts; never both
             raised, self.trouble = self._waiting or self.trouble is not None, trouble
             if not raised and not self._over.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -217,7 +217,7 @@ class _Channel:
             return self._silent_store(error)
 
     def _look(self, beats: dict[int, tuple[int, int]]) -> DapoStagesError | None:
-        """What another process said of its failure, or that one is missing."""
+        """The failure of another process, or that one is lost."""
         if self._store.check(["failure"]):
             note = json.loads(self._store.get("failure"))
             return PeerError(f"rank {note['rank']} failed: {note['message']}", note["code"])
@@ -227,7 +227,7 @@ class _Channel:
             if not beat and looks * _BEAT > _START:
                 return RankError(_lost(f"rank {rank} of {self._count}", f"it did not start within {_START:.0f} s"))
             if beat == before and beat and looks >= _SILENT:
-                silent = f"it gave no sign of life for {_SILENT * _BEAT:.0f} s"
+                silent = f"no heartbeat for {_SILENT * _BEAT:.0f} s"
                 return RankError(_lost(f"rank {rank} of {self._count}", silent))
         return None
 
@@ -236,7 +236,7 @@ class _Channel:
 
 
 def _connect(rank: int, count: int, patience: float) -> tuple[Any, bool]:
-    """The store of this stage, and whether this process hosts it: with a launcher like torchrun, its agent does."""
+    """The store of this stage, and whether this process hosts it: under torchrun, the launcher's agent does."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     agent = _has_agent()
@@ -251,14 +251,14 @@ def _connect(rank: int, count: int, patience: float) -> tuple[Any, bool]:
             is_master=rank == 0 and not agent,
             timeout=timedelta(seconds=_STUCK),
             wait_for_workers=False,
-            multi_tenant=not agent,  # a process group of this process may share it
+            multi_tenant=not agent,  # a process group in this process may share it
         )
         store = PrefixStore(f"dapo_stages/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
-        store.add(f"beat/{rank}", 1)  # from now on it would be missed
+        store.add(f"beat/{rank}", 1)  # from now on the others notice if this process ends
     except KeyError as missing:
         raise RankError(
-            f"rank {rank} of {count}: found no {missing.args[0]} in the environment; needed where rank 0 is. "
-            "Start the stage with accelerate launch or torchrun."
+            f"rank {rank} of {count}: no {missing.args[0]} in the environment to find rank 0. Start the stage with "
+            "accelerate launch or torchrun."
         ) from None
     except (RuntimeError, ValueError, OSError, OverflowError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -267,7 +267,7 @@ def _connect(rank: int, count: int, patience: float) -> tuple[Any, bool]:
 
 
 def _await(address: str, port: int, patience: float) -> None:
-    """Wait until the store is there. torch would, too, but hears no signal meanwhile. Raises OSError."""
+    """Wait until the store can be reached. torch would wait, too, but without handling signals. Raises OSError."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -288,8 +288,8 @@ def _host(count: int) -> str:
 
 def _lost(who: str, why: str) -> str:
     return (
-        f"{who}: found it missing ({why}); needed every process. What is finished stays. See why it ended, and run the "
-        "same command again to carry on."
+        f"{who}: cannot be reached ({why}). Finished work is kept. Check why it ended, and run the same command again "
+        "to resume."
     )
 
 

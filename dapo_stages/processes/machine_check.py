@@ -1,4 +1,4 @@
-"""What a machine has of what dapo-stages can use. torch is asked in a process of its own, which may hang or fail."""
+"""Checks what this machine has for dapo-stages. torch is queried in a separate process, which may hang or fail."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _GIB = 2**30
 # The default run takes 0.1 GiB on disk in six iterations, its largest stage about 1.3 GiB of memory.
 _DISK, _MEMORY = 1.0, 2.0
 
-# Extra -> what it is for. Those that only the project's own tests need are set up by `make test`.
+# Extra -> what it is for. `make test` sets up those that only the project's own tests need.
 EXTRAS = {
     "trackers": "report.trackers",
     "deepspeed": "LAUNCH=zero1, zero2, zero3",
     "quantization": "model.quantization",
     "bench": "make bench",
 }
-# Keys read from the environment; only whether they are set is said.
+# Keys read from the environment; only whether they are set is reported.
 KEYS = {
     "WANDB_API_KEY": "report.trackers: [wandb]; without it W&B writes files for `wandb sync`",
     "HF_TOKEN": "push, and models and data on the hub that ask for it",
@@ -53,17 +53,17 @@ State = Literal["ok", "optional", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `optional` is a feature that is not there, `problem` something that the default run needs."""
+    """One check: `optional` means that a feature is missing, `problem` that something for the default run is."""
 
     name: str
     state: State
     found: str
     needed_for: str = ""
-    do: str = ""
+    advice: str = ""
 
 
 def checks(place: Path) -> Iterator[Check]:
-    """Everything there is to check, cheapest first; `place` is where runs are to be written."""
+    """All checks, cheapest first; `place` is where runs will be written."""
     yield _python()
     yield _disk(place)
     yield _memory()
@@ -78,7 +78,7 @@ def checks(place: Path) -> Iterator[Check]:
 
 
 def probe(code: str = _PROBE, limit: float = TIME_LIMIT) -> dict[str, Any]:
-    """What torch says of itself and of its devices; `error` instead where it cannot, within `limit` seconds."""
+    """torch's version and devices; `error` instead if there is no answer within `limit` seconds."""
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,
@@ -91,7 +91,7 @@ def probe(code: str = _PROBE, limit: float = TIME_LIMIT) -> dict[str, Any]:
     try:
         said, complaint = child.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        child.kill()  # and not waited for: a hanging driver does not even let go of a killed process
+        child.kill()  # without wait(): a hanging driver can keep even a killed process
         return {"error": f"no answer in {limit:g} s"}
     with suppress(ValueError, IndexError):
         found = json.loads(said.splitlines()[-1])
@@ -102,10 +102,10 @@ def probe(code: str = _PROBE, limit: float = TIME_LIMIT) -> dict[str, Any]:
 
 
 def devices(found: Mapping[str, Any]) -> Iterator[Check]:
-    """What `probe` found, as checks."""
+    """The answer of `probe`, as checks."""
     if "error" in found:
-        do = f"make setup installs it; or {_pip()} torch. A driver that hangs: look at nvidia-smi."
-        yield Check("torch", "problem", found["error"], "every stage with a model", do)
+        advice = f"make setup installs it; or {_pip()} torch. If the driver hangs, check nvidia-smi."
+        yield Check("torch", "problem", found["error"], "every stage with a model", advice)
         return
     build = f"CUDA {found['cuda']}" if found["cuda"] else "without CUDA"
     yield Check("torch", "ok", f"{found['torch']}, {build}, {found['threads']} threads")
@@ -115,8 +115,8 @@ def devices(found: Mapping[str, Any]) -> Iterator[Check]:
     if not found["devices"]:
         there = Path("/dev/nvidiactl").exists()
         seen = "an NVIDIA driver, but torch sees no GPU" if there else f"CPU only, {_cores()} cores"
-        do = "Install a torch built for CUDA, or a newer driver: pytorch.org/get-started." if there else ""
-        yield Check("device", "optional" if there else "ok", seen, "models beyond the embedded one", do)
+        advice = "Install a torch built for CUDA, or a newer driver: pytorch.org/get-started." if there else ""
+        yield Check("device", "optional" if there else "ok", seen, "models larger than the embedded one", advice)
 
 
 def _python() -> Check:
@@ -128,7 +128,7 @@ def _python() -> Check:
         wanted = "".join(importlib.metadata.metadata(PACKAGE).get_all("Requires-Python") or [])
     if SpecifierSet(wanted).contains(version, prereleases=True):
         return Check("Python", "ok", found)
-    return Check("Python", "problem", found, f"{wanted}: everything", "make setup PYTHON=python3.12")
+    return Check("Python", "problem", found, f"everything: {wanted}", "make setup PYTHON=python3.12")
 
 
 def _disk(place: Path) -> Check:
@@ -137,9 +137,9 @@ def _disk(place: Path) -> Check:
     free = shutil.disk_usage(place).free / _GIB
     found = f"{free:.1f} GiB free in {place.resolve()}"
     if not os.access(place, os.W_OK):
-        return Check("disk", "problem", f"{found}, not writable", "runs", "Go to a folder that you may write to.")
+        return Check("disk", "problem", f"{found}, not writable", "runs", "Use a folder that you may write to.")
     if free < _DISK:
-        return Check("disk", "problem", found, f"{_DISK:g} GiB, a run of the default", "Make room, or prune runs.")
+        return Check("disk", "problem", found, f"the default run: {_DISK:g} GiB", "Free space, or prune runs.")
     return Check("disk", "ok", found)
 
 
@@ -150,27 +150,27 @@ def _memory() -> Check:
             total = min(total, int(Path(limit).read_text(encoding="ascii")) / _GIB)
     found = f"{total:.1f} GiB"
     if total < _MEMORY:
-        return Check("memory", "problem", found, f"{_MEMORY:g} GiB, the default", "Use a machine with more.")
+        return Check("memory", "problem", found, f"the default run: {_MEMORY:g} GiB", "Use a machine with more memory.")
     return Check("memory", "ok", found)
 
 
 def _packages() -> Iterator[Check]:
-    """Installed versions against the ranges of this package."""
+    """Installed versions, compared with the ranges that this package requires."""
     from packaging.requirements import Requirement
 
     try:
         texts = importlib.metadata.requires(PACKAGE) or []
         yield Check(PACKAGE, "ok", importlib.metadata.version(PACKAGE))
     except importlib.metadata.PackageNotFoundError:
-        yield Check(PACKAGE, "problem", "not installed", "versions of all the rest", "make setup")
+        yield Check(PACKAGE, "problem", "not installed", "checks of the other versions", "make setup")
         return
     wanted = [Requirement(text) for text in texts]
-    needed = [one for one in wanted if one.marker is None]
-    misfits = {one.name: found for one in needed if (found := _misfit(one))}
-    fitting = [one.name for one in needed if one.name not in misfits]
+    always = [one for one in wanted if one.marker is None]
+    misfits = {one.name: found for one in always if (found := _misfit(one))}
+    fitting = [one.name for one in always if one.name not in misfits]
     yield Check("packages", "ok", ", ".join(f"{name} {importlib.metadata.version(name)}" for name in fitting))
     for name, found in misfits.items():
-        yield Check(name, "problem", found, "the default", "make setup")
+        yield Check(name, "problem", found, "the default run", "make setup")
     for extra, use in EXTRAS.items():
         of_extra = [one for one in wanted if one.marker is not None and one.marker.evaluate({"extra": extra})]
         for one in of_extra:
@@ -182,33 +182,33 @@ def _packages() -> Iterator[Check]:
 def _misfit(wanted: Requirement) -> str | None:
     """What is wrong with the installed version; None if nothing is."""
     try:
-        found = importlib.metadata.version(wanted.name)
+        version = importlib.metadata.version(wanted.name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-    if wanted.specifier.contains(found, prereleases=True):
+    if wanted.specifier.contains(version, prereleases=True):
         return None
-    return f"found {found}; needed {wanted.specifier}"
+    return f"{version}, expected {wanted.specifier}"
 
 
 def _vllm() -> Check:
-    use, do = "rollout.engine: vllm", "make venv-vllm (an environment of its own)"
+    use, advice = "rollout.engine: vllm", "make venv-vllm (a separate environment)"
     with suppress(importlib.metadata.PackageNotFoundError):
-        return Check("vllm", "ok", f"{importlib.metadata.version('vllm')} in this Python", use, do)
+        return Check("vllm", "ok", f"{importlib.metadata.version('vllm')} in this Python", use, advice)
     if Path(".venv-vllm/ready").exists():
-        return Check("vllm", "ok", "in .venv-vllm: make iterate ROLLOUT_PYTHON=.venv-vllm/bin/python", use, do)
-    return Check("vllm", "optional", "not installed", use, do)
+        return Check("vllm", "ok", "in .venv-vllm: make iterate ROLLOUT_PYTHON=.venv-vllm/bin/python", use, advice)
+    return Check("vllm", "optional", "not installed", use, advice)
 
 
 def _torchvision() -> Check:
-    use, do = "transformers' own image processors, which ours stands in for", f"{_pip()} torchvision"
+    use, advice = "transformers' own image processors, which ours replaces", f"{_pip()} torchvision"
     with suppress(importlib.metadata.PackageNotFoundError):
-        return Check("torchvision", "ok", importlib.metadata.version("torchvision"), use, do)
-    return Check("torchvision", "optional", "not installed", use, do)
+        return Check("torchvision", "ok", importlib.metadata.version("torchvision"), use, advice)
+    return Check("torchvision", "optional", "not installed", use, advice)
 
 
-def _program(name: str, without: State, use: str, do: str) -> Check:
+def _program(name: str, without: State, use: str, advice: str) -> Check:
     found = shutil.which(name)
-    return Check(name, "ok" if found else without, found or "not found", use, do)
+    return Check(name, "ok" if found else without, found or "not found", use, advice)
 
 
 def _key(name: str, use: str) -> Check:

@@ -1,4 +1,4 @@
-"""How much memory a stage took, for its manifest."""
+"""How much memory a stage used, for its manifest."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def peak() -> int | None:
-    """Most bytes this process has held so far: allocated by torch on its GPU, else resident. None if nobody tells.
+    """Peak bytes of this process so far: allocated by torch on its GPU, otherwise resident. None if unknown.
 
-    A process forked from one that has torch already counts the pages it shares with that.
+    In a process forked from one that has loaded torch, shared pages count, too.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -21,6 +21,6 @@ def peak() -> int | None:
 
 
 def _resident() -> int | None:
-    """Of this program alone: getrusage would count what its parent held when it started it."""
+    """Of this program alone: getrusage would include its parent's memory at the time of the fork."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -1,1 +1,1 @@
-"""What people look at: figures of each iteration as tables, curves, pictures and trackers' points."""
+"""Reports for people: figures of each iteration as tables, curves and images, and for trackers."""

@@ -1,4 +1,4 @@
-"""What each iteration contributes to a report, and the run's documents made of these parts."""
+"""What each iteration contributes to a report, and the run's documents assembled from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dapo_stages.terminal.printed_table import Table
 
 LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, BROWSED = "figures.json", "completions.json"
-IN_FULL = 100  # iterations that the run's Markdown has whole; older ones have their own
+IN_FULL = 100  # newest iterations, which the run's Markdown includes; it points to the files of older ones
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
 
@@ -46,7 +46,7 @@ def fragments(
 
 
 class Reported:
-    """The reports of all iterations of a run, as far as they are finished."""
+    """The finished reports of a run's iterations."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -62,7 +62,7 @@ class Reported:
         self.best: Best | None = None
 
     def table(self, most: int) -> Table:
-        """One row per iteration; of more than `most` the first and the newest."""
+        """One row per iteration; if there are more than `most`, only the first and the newest."""
         left = len(self.figures) > most
         shown = [*self.figures[:1], *self.figures[-(most - 2) :]] if left else self.figures
         table = overview(shown, self.seconds, stages=False)
@@ -70,7 +70,7 @@ class Reported:
         return Table(table.headers, [table.rows[0], between, *table.rows[1:]]) if left else table
 
     def write(self) -> Path:
-        """Rebuild the run's documents; the path of the page."""
+        """Rebuild the run's documents; returns the path of the page."""
         name = self.run.resolve().name
         self.best = write_best(self.run)
         table = overview(self.figures, self.seconds, stages=True)
@@ -85,7 +85,7 @@ class Reported:
     def _browsed(self) -> Iterator[Browsed]:
         """Completions of each iteration, newest first, read when the page asks for them.
 
-        Reports of older versions whose rollouts are gone have none, nor have those that were asked for none.
+        Reports made with report.completions=0 have none, nor have those of older versions whose rollouts were pruned.
         """
         for iteration, source in reversed(self._sources.items()):
             wanted = source.manifest.config.get("report.completions") != 0
@@ -106,7 +106,7 @@ class Reported:
             "completions": f"{sum(rollout['completions'] for rollout in rollouts):,}",
             "attention": _span([f["iteration"] for f in self.figures if attention_is_off(f)], "not measured in"),
             "best": str(self.best or ""),
-            "optimiser steps": f"{updates:,}",
+            "optimizer steps": f"{updates:,}",
             "time in stages": f"{minutes:.1f} min",
             "up to": ended.replace("T", " ").replace("+00:00", " UTC"),
             "dapo-stages": version,
@@ -114,12 +114,12 @@ class Reported:
         return {name: value for name, value in facts.items() if value}
 
     def hashes(self) -> tuple[dict[int, str], dict[int, str]]:
-        """By iteration, what tells its report, and the figures in it, from others."""
+        """By iteration, the hash of its report and that of its figures."""
         reports = {iteration: source.manifest.content_hash for iteration, source in self._sources.items()}
         return reports, {iteration: _file(source, FIGURES).sha256 for iteration, source in self._sources.items()}
 
     def _texts(self, name: str) -> list[str]:
-        """The parts of a document: the newest iterations whole, so that it does not grow without an end."""
+        """The parts of a document: only the newest iterations in full, so that it does not grow without bound."""
         left, whole = list(self._sources)[:-IN_FULL], list(self._sources.values())[-IN_FULL:]
         said = [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}")] if left else []
         return said + [source.text(_file(source, name)) for source in whole]
@@ -130,12 +130,12 @@ class Reported:
 
 
 def cost(run: Path, iteration: int) -> dict[str, dict[str, float]]:
-    """What the stages of an iteration took, as its report notes it: so nobody has to read all their manifests again."""
+    """What the stages of an iteration took; its report records it, so that their manifests need not be read again."""
     return {"seconds": seconds_of(run, iteration), "memory": memory_of(run, iteration)}
 
 
 def _cost(run: Path, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:
-    """The same, as far as a report has noted it."""
+    """The same, from a report if it has recorded it."""
     noted = {name: report.counts.get(name) for name in ("seconds", "memory")}
     values = [value for one in noted.values() for value in (one.values() if isinstance(one, dict) else [None])]
     whole = all(isinstance(value, int | float) for value in values)
@@ -146,11 +146,11 @@ def _file(source: Source, name: str) -> Shard:
     for shard in source.manifest.shards:
         if shard.name == name:
             return shard
-    raise DataError(source.folder, f"no {name}", "a whole report", "Run report --overwrite for this iteration.")
+    raise DataError(source.folder, f"{name} is missing", "Run report --overwrite for this iteration.")
 
 
 def _span(iterations: list[int], what: str) -> str:
-    """`not measured in iterations 1 to 6`; nothing where there are none."""
+    """`not measured in 6 iterations, 1 to 6`; empty if there are none."""
     if not iterations:
         return ""
     first, last = iterations[0], iterations[-1]

@@ -1,4 +1,4 @@
-"""The accuracy reward: is the completion's answer the solution?"""
+"""The accuracy reward: whether the completion's answer is the solution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHOICE = re.compile(r"[A-J]")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°)")
 _CURRENCY = re.compile(r"^(?:\\?\$|€|£|¥)\s*(?=[\d.-])")
-# A unit: words after a number, single letters only where they are one and stand apart ("5 m", not "5x").
+# A unit: words after a number; single letters only if they are units and separate ("5 m", not "5x").
 _UNIT = re.compile(
     r"(?P<number>.*(?:[\d)}\]]|\\pi|π))"
     r"(?P<unit>\s*(?:[A-Za-zµμΩ]{2,}+|(?<=\s)[mgslLVAWNJKCFh]\b|[\u4e00-\u9fff]{1,6})(?:[\s·*/]*+[A-Za-zµμΩ]++|\^\{?-?\d\}?)*+\.?)"
@@ -39,12 +39,12 @@ _COMMAND_OR_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z
 
 
 def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float = 5.0) -> float:
-    """1.0 where the completion's answer is the solution, else 0.0.
+    """1.0 if the completion's answer is the solution, else 0.0.
 
-    A solution that names an option (see `parse_solution`) is compared with the chosen letter alone. Any other is
+    A solution that names an option (see `parse_solution`) is only compared with the chosen letter. Any other is
     compared as text, without case, articles, quotes and final punctuation; then, with `symbolic`, as an expression by
-    math-verify, which gets `timeout` seconds. Words after a number are its unit: two different units are never equal, a
-    missing one is forgiven. Other words are no mathematics, so "3 or 4" is not 4, and "cat" is not "act".
+    math-verify, which gets `timeout` seconds. Words after a number are its unit: two different units are never equal,
+    but either may be missing. Other words are not mathematics, so "3 or 4" is not 4, and "cat" is not "act".
     """
     wanted = parse_solution(solution)
     if _CHOICE.fullmatch(wanted):
@@ -58,10 +58,10 @@ def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float 
 
 
 def reading(text: str, solution: str) -> Reading:
-    """The answer that `accuracy` compares with this solution, in the form that makes equal answers equal text.
+    """The answer that `accuracy` compares with this solution, normalized so that equal answers are equal text.
 
     A letter, or text without case, articles, quotes and final punctuation. Answers that only math-verify finds equal
-    ("1/2" and "0.5") stay apart.
+    ("1/2" and "0.5") remain different.
     """
     if _CHOICE.fullmatch(parse_solution(solution)):
         return read_choice(text)
@@ -97,12 +97,12 @@ def _bare(text: str) -> str:
     text = _undelimited(text)
     kept = len(text.rstrip(_FINAL))
     if not text[:kept].strip() or text[kept - 1].isspace():
-        kept += 1  # punctuation that ends no word is the answer itself
+        kept += 1  # punctuation that does not end a word is the answer itself
     return text[:kept].strip()
 
 
 def _undelimited(text: str) -> str:
-    """The text without LaTeX's delimiters and blanks around it, however many there are."""
+    """The text without LaTeX delimiters and white space around it, at any depth."""
     start, end = 0, len(text)
     while True:
         while start < end and text[start].isspace():
@@ -135,7 +135,7 @@ def _quantity(text: str) -> tuple[str, str]:
 
 
 def _is_mathematics(text: str) -> bool:
-    """A number, a formula or a symbol: no words, and no row of numbers, which LaTeX would add or multiply."""
+    """Whether it is a number, formula or symbol: no words, and no numbers in a row, which LaTeX would combine."""
     without_commands = _COMMAND_OR_ENVIRONMENT.sub(" ", text)
     if _TWO_NUMBERS.search(text) or any(word not in _FUNCTIONS for word in _WORD.findall(without_commands)):
         return False

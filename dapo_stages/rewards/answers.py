@@ -1,12 +1,12 @@
-"""What a completion answers: the text of its answer, or the letter it chose.
+"""Extracts the answer of a completion: its text, or the letter it chose.
 
-A thought never answers. It ends at the first `</think>`; one that is never closed runs to the end of the text; where
-the completion closes a thought that it did not open (the prompt did), the text before belongs to it.
+A thought never contains the answer. It ends at the first `</think>`; one that is never closed runs to the end of the
+text; if the completion closes a thought that it did not open (the prompt did), all text before belongs to it.
 
-`extract_choice` looks in this order, and in each place the last find wins, since a model may correct itself:
+`extract_choice` looks in this order, and in each place the last match wins, since a model may correct itself:
 
-1. the last complete `<answer>…</answer>`. A block that names several letters ("A or B") is no answer at all; a block
-   without a letter is passed over;
+1. the last complete `<answer>…</answer>`. A block that names several letters ("A or B") means no answer; a block
+   without a letter is skipped;
 2. a stated answer: "The answer is B", "D is correct", "I choose (C)", "答案是 B", "故选：A", `\\boxed{B}`; then bold
    `**B**`;
 3. a lone letter. The article in "A red circle" and the pronoun "I" are words, and a letter that the text rules out
@@ -29,15 +29,15 @@ _STATED_TEXT = re.compile(
     r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?)([^\n]+)", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[;；。！？]|,\s+(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])")
-_LONGEST_LINE = 200  # characters of a one-line completion that may be an answer as a whole
+_LONGEST_LINE = 200  # characters of a one-line completion that may as a whole be the answer
 
 
 Place = Literal["tags", "stated", "lone", "none"]
 
 
 class Reading(NamedTuple):
-    """An answer and where it was read: inside `<answer>`, stated outside, standing alone (a last letter, or a whole
-    one-line completion), or nowhere. Where an `<answer>` block says that there is no answer, that is `none` too.
+    """An answer and where it was read: inside `<answer>`, stated outside, alone (a last letter, or a whole one-line
+    completion), or nowhere, which includes an `<answer>` block that counts as no answer.
     """
 
     answer: str | None
@@ -45,20 +45,20 @@ class Reading(NamedTuple):
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer as it stands, for answers that are not letters; None where there is none. See `read_answer`."""
+    """The answer as written, for answers that are not letters; None if there is none. See `read_answer`."""
     return read_answer(text).answer
 
 
 def extract_choice(text: str) -> str | None:
-    """The letter A to J that a completion chose, in upper case; None where it chose none. See the module."""
+    """The letter A to J that a completion chose, in upper case; None if it chose none. See the module docstring."""
     return read_choice(text).answer
 
 
 def read_answer(text: str) -> Reading:
-    """The answer as it stands, for answers that are not letters, and its place.
+    """The answer as written, for answers that are not letters, and its place.
 
     The last complete `<answer>` outside `<think>`, else the last `\\boxed{…}`, else what follows the last "answer is"
-    (or "答案是") in its sentence, else the whole text outside `<think>` where that is one short line.
+    (or "答案是") in its sentence, else the whole text outside `<think>` if that is one short line.
     """
     outside = outside_think(text)
     if tagged := answer_blocks(outside):
@@ -72,7 +72,7 @@ def read_answer(text: str) -> Reading:
 
 
 def read_choice(text: str) -> Reading:
-    """The letter A to J that a completion chose, in upper case, and its place. See the module for the order."""
+    """The letter A to J that a completion chose, in upper case, and its place. See the module docstring."""
     outside = nfkc(outside_think(text))
     for content in answer_blocks(outside)[-1:]:
         if names_several(content):
@@ -84,10 +84,10 @@ def read_choice(text: str) -> Reading:
 
 
 def parse_solution(solution: str) -> str:
-    """A data set's solution: the letter in upper case where it names one option, else its text.
+    """A dataset's solution: the letter in upper case if it names one option, else its text.
 
-    Understood: `B`, `(b)`, `Ｂ`, `B. green`, `B) green`, `Answer: B`, `\\boxed{B}`, each also inside `<answer>`.
-    Several letters ("A, C") are text; so is what merely begins with one ("A red circle", "D = 5").
+    Recognized: `B`, `(b)`, `Ｂ`, `B. green`, `B) green`, `Answer: B`, `\\boxed{B}`, each also inside `<answer>`.
+    Several letters ("A, C") are text; so is text that only begins with one ("A red circle", "D = 5").
     """
     outside = outside_think(solution)
     text = (answer_blocks(outside) or [outside])[-1].strip()
@@ -99,7 +99,7 @@ def parse_solution(solution: str) -> str:
 
 
 def _stated_or_lone(text: str) -> tuple[str | None, Place]:
-    """A stated answer, "" where it names several letters; else the last lone letter, None where there is none."""
+    """A stated answer, "" if it names several letters; else the last lone letter, None if there is none."""
     statement = stated(text)
     return (lone(text), "lone") if statement is None else (statement, "stated")
 

@@ -9,9 +9,9 @@ LAYOUT = re.compile(r"\s*<think>.*</think>\s*<answer>(?P<answer>.*)</answer>\s*"
 
 
 def format_reward(text: str) -> float:
-    """1.0 where the whole completion is `<think>…</think>` and then `<answer>…</answer>`, else 0.0.
+    """1.0 if the whole completion is `<think>…</think>` followed by `<answer>…</answer>`, else 0.0.
 
-    Each tag occurs exactly once, in lower case; only white space stands around and between the two blocks; the answer
+    Each tag occurs exactly once, in lower case; there is only white space around and between the two blocks; the answer
     is not blank (the thought may be).
     """
     if any(text.count(tag) != 1 for tag in TAGS):

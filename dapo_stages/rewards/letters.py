@@ -1,7 +1,7 @@
-"""Option letters in a text that holds no tags: in front of a short answer, stated, or standing alone.
+"""Option letters in a text without tags: at the start of a short answer, stated, or standing alone.
 
-Texts come in Unicode's NFKC form, where full-width letters and punctuation are the plain ones. Blanks are matched
-possessively (`\s*+`) where more of them may follow: no text takes longer than its length.
+Texts are in Unicode's NFKC form, where full-width letters and punctuation are the plain ones. White space is matched
+possessively (`\s*+`) where more of it may follow, so that the time is linear in the length of any text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dapo_stages.rewards.tags import open_text_commands, unboxed, without_markup
 
 _BOLD = re.compile(r"(?:\*\*|__)([^*\n]{1,200}?)(?:\*\*|__)")
 
-# A letter that stands alone: not a part of a word, name, formula or abbreviation.
+# A letter on its own: not a part of a word, name, formula or abbreviation.
 _OPEN = r"[\s\"'“‘(\[{<$]{0,8}"
 _CLOSE = r"[\"'”’)\]}>$]{0,4}"
 _ALONE = r"(?![A-Za-z0-9_+^=]|['’][A-Za-z]|-[A-Za-z0-9]|\.[A-Za-z](?![A-Za-z]))"
@@ -20,7 +20,7 @@ _LETTER = rf"(?P<letter>[A-Ja-j]){_ALONE}"
 _LETTERS = frozenset("ABCDEFGHIJ")
 _NAMED = r"(?:option|choice|answer|letter)"
 
-# Words after a capital A that make it the name of an option, where any other word makes it the article.
+# Words after a capital A that make it the name of an option; before any other word it is the article.
 _VERBS = frozenset(
     {"is", "was", "are", "and", "or", "nor", "but", "because", "since", "as", "for", "so", "if", "fits", "matches"}
     | {"looks", "appears", "shows", "says", "describes", "states", "would", "should", "must", "can", "cannot", "has"}
@@ -83,7 +83,7 @@ _RULED_OUT_AFTER = re.compile(
 
 
 def names_several(content: str) -> bool:
-    """Whether a short answer is nothing but different letters: "A or B", "A, C", "选项 A 和 B"."""
+    """Whether a short answer only consists of several different letters: "A or B", "A, C", "选项 A 和 B"."""
     pieces = {piece.upper() for piece in _BETWEEN_LETTERS.split(without_markup(content)) if piece}
     return len(pieces) > 1 and all(piece in _LETTERS for piece in pieces)
 
@@ -106,7 +106,7 @@ def leading(content: str) -> str | None:
 
 
 def stated(text: str) -> str | None:
-    """The last stated answer; "" where it names several letters; None where nothing is stated."""
+    """The last stated answer; "" if it names several letters; None if nothing is stated."""
     plain = open_text_commands(without_markup(text))
     found: list[tuple[int, str]] = []
     for pattern in _STATEMENTS:
@@ -131,7 +131,7 @@ def _another(text: str, end: int, letter: str) -> bool:
 
 
 def _is_statement(text: str, start: int, end: int) -> bool:
-    """Whether a statement's letter is one: not the article of "the answer is a red circle", nor an "I think"."""
+    """Whether it is an option's letter: not the article of "the answer is a red circle", nor the I of "I think"."""
     if text[start].islower():
         return text[end : end + 1] in (")", "]", "}") or _SENTENCE_ENDS.match(text, end) is not None
     after_colon = re.search(r"[:：]\s*$", text[max(0, start - 8) : start]) is not None
@@ -153,7 +153,7 @@ def lone(text: str) -> str | None:
 
 
 def _is_word(text: str, at: int) -> bool:
-    """Whether the capital A or I at `at` is the article or the pronoun, and no option's name."""
+    """Whether the capital A or I at `at` is the article or the pronoun, not the name of an option."""
     letter, before, after = text[at], text[max(0, at - 24) : at], text[at + 1 : at + 25]
     if letter not in "AI" or _NAMED_BEFORE.search(before) or re.match(r"[)\]}\"”]", after):
         return False

@@ -1,12 +1,12 @@
-"""Unicode's NFKC form in time that grows with the text."""
+"""Unicode's NFKC form in linear time."""
 
 from __future__ import annotations
 
 import unicodedata
 
-_MOST_MARKS = 30  # in a row, as in Unicode's stream-safe format; no writing has more
-_JOINER = "\u034f"  # ends such a row, shows as nothing
-_BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # all other marks have a combining class of their own
+_MOST_MARKS = 30  # in a row, as in Unicode's stream-safe format; no script uses more
+_JOINER = "\u034f"  # ends such a row, invisible
+_BECOME_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # all other marks have a nonzero combining class
 
 
 def nfkc(text: str) -> str:

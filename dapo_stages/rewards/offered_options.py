@@ -11,7 +11,7 @@ _OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-J])(?:[.:、]\s*|\)\s*)(?=\S)")
 
 
 def num_options(problem: str) -> int | None:
-    """How many options the question names, in the order A, B, C, …; None where it names fewer than two."""
+    """How many options the question names, in the order A, B, C, …; None if it names fewer than two."""
     found = 0
     for match in _OPTION.finditer(nfkc(problem)):
         if match[1] == "ABCDEFGHIJ"[found : found + 1]:

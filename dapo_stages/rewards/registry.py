@@ -1,4 +1,4 @@
-"""All rewards of the completions of a prompt: built-in ones, the user's own, a judge's."""
+"""All rewards of the completions of a prompt: built-in ones, plug-ins, and those of a judge."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ JUDGE = "judge"
 
 
 class Rewards:
-    """The rewards that a configuration asks for; plug-ins are loaded at once, so that mistakes show before sampling.
+    """The rewards of a configuration; plug-ins are loaded at once, so that mistakes show before sampling.
 
-    `root` is the working folder, which paths of plug-ins are relative to and must stay inside. `judge` says whether
-    the stage asks the configured judge.
+    `root` is the working folder: paths of plug-ins are relative to it and must stay inside. `judge` says whether the
+    stage uses the configured judge.
     """
 
     def __init__(self, config: RewardsConfig, max_completion_length: int, root: Path, *, judge: bool = True) -> None:
@@ -39,13 +39,13 @@ class Rewards:
 
     @property
     def section(self) -> dict[str, Any]:
-        """What changes a result, for the manifest: without time limits, and with the hash of each plug-in's file."""
+        """All that affects results, for the manifest: without timeouts, with the hash of each plug-in's file."""
         return self._config.results() | {"files": self._plugins.hashes}
 
     def score(self, groups: Sequence[Group], before: int = 0) -> list[list[Scored]]:
-        """Rewards of each completion of some groups, and `before` them so many others of the iteration.
+        """Rewards of each completion of some groups; `before` is how many groups of the iteration precede them.
 
-        Read from a row: `solution`; by a judge also `problem` and `images`; plug-ins get the whole row.
+        `solution` of a row is used, by a judge also `problem` and `images`; plug-ins get the whole row.
         """
         judged = self._judge.score(groups, before) if self._judge else [[] for _ in groups]
         return [

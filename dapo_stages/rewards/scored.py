@@ -1,4 +1,4 @@
-"""What is scored, and what comes of it."""
+"""What is scored, and the results."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Scored:
     accuracy: float  # 1 or 0
     format: float  # 1 or 0
     overlong: float  # -1 … 0
-    others: dict[str, float | None]  # in the order of Rewards.names; None: no opinion
+    others: dict[str, float | None]  # in the order of Rewards.names; None means no opinion
 
     @property
     def columns(self) -> dict[str, float | None]:
-        """By the names of the columns."""
+        """The rewards by column name."""
         built_in = {"accuracy": self.accuracy, "format": self.format, "overlong": self.overlong}
         return {f"reward_{name}": value for name, value in (built_in | self.others).items()}

@@ -1,7 +1,7 @@
-"""Which variables of the environment look like secrets, by their names and by their values.
+"""Detects environment variables that look like secrets, by their names and values.
 
-It keeps keys away from code that has no use for them, where they would end up in a log or a cache by mistake. It stops
-nobody who wants them: a process of the same user can read the environment of this one.
+It keeps keys away from code that does not need them, where they could end up in a log or a cache by mistake. It does
+not stop an attacker: a process of the same user can read the environment of this one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-# Words of a name, `apiKey` and `api-key` read as API_KEY; then what also counts where it is a part of a word.
+# Words of a name, where `apiKey` and `api-key` count as API_KEY; then patterns that may also be parts of a word.
 _WORDS = (
     *("KEYS?", "PASS", "PW", "PAT", "DSN", "SALT", "SAS", "PRIVATE", "SIGNATURES?", "CREDS?", "SESSIONS?", "SESSID"),
     *("OTP", "TOTP", "MNEMONIC"),
@@ -25,7 +25,7 @@ _PARTS = (
     "BEARER",
     "JWT",
     "WEBHOOK",
-    "AUTH(?!OR(?!IZ))",  # no author, no authority
+    "AUTH(?!OR(?!IZ))",  # not author, not authority
     "CONN(?:ECTION)?_?STR",
     "(?:API|SSH|GPG|ACCESS|PRIVATE|SIGNING|ENCRYPTION|MASTER|DEPLOY)_?KEY",
     "(?<!^)(?<!^OLD)PWD$",
@@ -44,7 +44,7 @@ _SAID = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# Whole values that begin as their issuers have them begin.
+# Complete values with the prefix of their issuer.
 _ISSUED = re.compile(
     r"sk-[\w-]{12,}|[spr]k_(live|test)_\w{12,}|gh[pousr]_\w{12,}|github_pat_\w{12,}|glpat-[\w-]{12,}|hf_\w{12,}"
     r"|A[KS]IA[0-9A-Z]{12,}|xox[a-z]-[\w-]{8,}|xapp-[\w-]{8,}|AIza[\w-]{12,}|ya29\.[\w.-]{12,}|npm_\w{12,}|pypi-[\w-]{12,}"
@@ -53,7 +53,7 @@ _ISSUED = re.compile(
 
 
 def without_secrets(environment: Mapping[str, str], wanted: Sequence[str] = ()) -> dict[str, str]:
-    """The variables that look like none; `wanted` ones come along in any case."""
+    """The environment without the variables that look like secrets; `wanted` ones are always included."""
     return {name: value for name, value in environment.items() if name in wanted or not _is_secret(name, value)}
 
 

@@ -1,4 +1,4 @@
-"""The marks of a completion: thoughts, answer blocks, boxes and text commands."""
+"""The markup of a completion: thoughts, answer blocks, boxes and text commands."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MARKUP = re.compile(r"[*`]|__")
 def outside_think(text: str) -> str:
     """The completion without its thoughts (a space stands in for each); tags may be in either case.
 
-    A thought ends at the first `</think>`; one that is never closed runs to the end; where the completion closes a
-    thought that it did not open (the prompt did), the text before belongs to it.
+    A thought ends at the first `</think>`; one that is never closed runs to the end; if the completion closes a thought
+    that it did not open (the prompt did), all text before belongs to it.
     """
     pieces: list[str] = []
     start, thinking, opened = 0, False, False
@@ -36,7 +36,7 @@ def outside_think(text: str) -> str:
 
 
 def answer_blocks(text: str) -> list[str]:
-    """What each complete `<answer>…</answer>` holds; of nested ones the inner one counts."""
+    """The content of each complete `<answer>…</answer>`; of nested ones the inner one counts."""
     blocks: list[str] = []
     opened: re.Match[str] | None = None
     for tag in _ANSWER_TAG.finditer(text):
@@ -58,7 +58,7 @@ def without_markup(text: str) -> str:
 
 
 def unboxed(text: str) -> list[tuple[int, str]]:
-    """Each complete `\\boxed{…}`, in order: where it starts and what it holds, text commands opened."""
+    """Each complete `\\boxed{…}`, in order: its start and its content, with text commands opened."""
     found: list[tuple[int, str]] = []
     open_braces: list[re.Match[str]] = []
     for brace in _BRACE.finditer(text):
@@ -72,5 +72,5 @@ def unboxed(text: str) -> list[tuple[int, str]]:
 
 
 def open_text_commands(text: str) -> str:
-    """`\\text{cm}` and its relatives replaced by what they hold."""
+    """The text with `\\text{cm}` and similar commands replaced by their content."""
     return _TEXT_COMMAND.sub(r"\1", text)

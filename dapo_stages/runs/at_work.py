@@ -1,7 +1,7 @@
-"""Who is at work on a run: its configuration does not change under them.
+"""Which processes work on a run: its configuration must not change meanwhile.
 
 A stage that writes holds the lock of its output. Between two stages nothing is locked, so each make leaves a note of
-its process: a file RUN-PROCESS, beside what it includes of that run.
+its process: a file RUN-PROCESS, beside the file of that run that it includes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dapo_stages.runs.layout import held_locks, locked
 
 
 def join(note: Path) -> None:
-    """Leave the note of a make; those of makes that have ended go."""
+    """Leave the note of a make, and remove those of makes that have ended."""
     note.parent.mkdir(parents=True, exist_ok=True)
     for other in _notes(note):
         if not _is_alive(other):
@@ -26,15 +26,15 @@ def join(note: Path) -> None:
 
 
 def check_idle(run: Path, note: Path | None) -> None:
-    """Raises LockedError while an output of a run is written, or a make other than the one of this note is at work."""
+    """Raise LockedError while an output of a run is written, or a make other than the one of this note is running."""
     makes = [other for other in _notes(note) if other != note and _is_alive(other)] if note is not None else []
     locks = (lock.parent for pattern in (f"*/{LOCK}", f"*/*/{LOCK}") for lock in run.glob(pattern))
     held = held_locks()
     at_work = [f"make (process {_process(make)})" for make in makes] + [str(out) for out in locks if locked(out, held)]
     if at_work:
         raise LockedError(
-            f"{run}: found it at work ({', '.join(at_work)}) by other settings; needed the same. Wait, stop it, or "
-            "name another run (RUN=…)."
+            f"{run}: in use with other settings ({', '.join(at_work)}). Wait for that to end, stop it, or name another "
+            "run (RUN=…)."
         )
 
 
@@ -55,7 +55,7 @@ def _process(note: Path) -> int:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine started, in ticks since the machine did; empty if there is none, or no /proc."""
+    """When a local process started, in clock ticks since boot; empty if there is no such process, or no /proc."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
         return fields.split()[19]

@@ -33,10 +33,11 @@ class Best:
 
 
 def find_best(run: Path) -> Best | None:
-    """The policy with the best greedy accuracy, or, where nothing was answered greedily, the best sampled accuracy.
+    """The policy with the best greedy accuracy, or, if there are no greedy evaluations, the best sampled accuracy.
 
-    Ties: the better sampled accuracy, then the earlier policy, which moved less from where it started. The starting
-    policy takes part. Policies that were pruned, or changed since they were evaluated, do not. Only manifests are read.
+    Ties: the better sampled accuracy, then the earlier policy, which has moved less from the starting policy. The
+    starting policy is a candidate, too; policies that were pruned, or changed since they were evaluated, are not. Only
+    manifests are read.
     """
     found = {number: counts for number in iterations(run) if (counts := _counts(run, number))}
     for metric in METRICS:
@@ -49,7 +50,7 @@ def find_best(run: Path) -> Best | None:
 
 
 def write_best(run: Path) -> Best | None:
-    """Point to the best policy in best.json; no evaluation, no pointer."""
+    """Point to the best policy in best.json; without an evaluation, remove the file."""
     best = find_best(run)
     if best is None:
         (run / POINTER).unlink(missing_ok=True)
@@ -64,7 +65,7 @@ def policy_of(iteration: int) -> str:
 
 
 def _counts(run: Path, number: int) -> dict[str, float]:
-    """What an evaluation claims. Only the best claim is worth checking, and a check costs three times as much."""
+    """The accuracies of an evaluation, unchecked: only the best needs a check, which costs three times as much."""
     try:
         counts = read_json(iteration_folder(run, number) / "eval" / MANIFEST)["counts"]
         claims = {name: float(counts[name]) for name in METRICS if name in counts}
@@ -74,11 +75,11 @@ def _counts(run: Path, number: int) -> dict[str, float]:
 
 
 def _judged(run: Path, number: int) -> Manifest | None:
-    """The policy of an iteration, where it is there and is the one that was evaluated."""
+    """The policy of an iteration, if it exists and is the one that was evaluated."""
     try:
         evaluation = manifest_of(iteration_folder(run, number) / "eval", "evaluate")
         policy = manifest_of(run / policy_of(number))
-    except DataError:  # damaged; status says so
+    except DataError:  # damaged; status reports it
         return None
     if evaluation is None or policy is None or policy.pruned:
         return None

@@ -40,11 +40,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Now:
-    """The configuration of an iteration (0: of none), and as it is without schedules, which evaluations go by."""
+    """The configuration of an iteration (0: of none), and the one without schedules, which evaluations use."""
 
     config: Config
     values: list[dict[str, Any]]
-    recorded: list[dict[str, Any]]  # as manifests have it: most sections are simply equal
+    recorded: list[dict[str, Any]]  # as recorded in manifests: most sections are simply equal
 
     @classmethod
     def of(cls, config: Config, number: int) -> _Now:
@@ -53,8 +53,10 @@ class _Now:
 
 
 def differences(run: Path) -> list[Difference]:
-    """By key, as the manifests recorded them. None where config.yaml cannot be read; what make does is not changed:
-    finished outputs stay."""
+    """Differences by key, as recorded in the manifests; empty if config.yaml cannot be read.
+
+    For information only: make keeps finished outputs.
+    """
     try:
         config = load_config(run / CONFIG)
     except ConfigError:
@@ -66,7 +68,7 @@ def differences(run: Path) -> list[Difference]:
             now, of = _Now.of(config, number), number
         try:
             manifest = manifest_of(folder, stage)
-        except DataError:  # damaged; status says so
+        except DataError:  # damaged; status reports it
             continue
         if manifest is None:
             continue
@@ -77,7 +79,7 @@ def differences(run: Path) -> list[Difference]:
 
 
 def of_output(manifest: Manifest, number: int, config: Config) -> Iterator[Difference]:
-    """What an output of an iteration (0: of none) recorded, where this configuration says something else."""
+    """The recorded settings of an output of an iteration (0: of none) that differ from this configuration."""
     return _differing(manifest, _Now.of(config, number))
 
 
@@ -89,7 +91,7 @@ def _differing(manifest: Manifest, now: _Now) -> Iterator[Difference]:
     }
     recorded = {"seed": manifest.seed, **dict(_leaves(sections))}
     recorded |= dict(_unrecorded(sections, now.config))
-    # Outputs of rollouts keep to the temperature that these were drawn at, whatever the configuration says.
+    # Outputs made from rollouts use the temperature that these were sampled at, whatever the configuration says.
     if manifest.stage in {"score-attention", "train-step"}:
         recorded.pop(_DRAWN, None)
     for key, was in recorded.items():
@@ -99,7 +101,7 @@ def _differing(manifest: Manifest, now: _Now) -> Iterator[Difference]:
 
 
 def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:
-    """(`iteration 2, `, folder, stage, 2) of every output there may be but reports, which settings do not change."""
+    """(`iteration 2, `, folder, stage, 2) of every possible output, except reports, which keep their settings."""
     yield from (("", run / name, stage, 0) for name, stage in SETUP.items())
     for number in iterations(run):
         for name, stage in FOLDERS.items():
@@ -116,7 +118,7 @@ def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, A
 
 
 def _unrecorded(recorded: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any]]:
-    """Keys of recorded sections that came later and are not recorded, with the default that this stands for."""
+    """Keys that were added to recorded sections later and are not recorded, with the default that applies then."""
     for name in recorded:
         section: Any = config
         for key in name.split("."):
@@ -133,7 +135,7 @@ def _later(section: Any, recorded: Any, place: str) -> Iterator[tuple[str, Any]]
 
 
 def _at(values: Any, key: str) -> Any:
-    """The value of a dotted key; None inside of a section that is null, _NOWHERE where there is no such key."""
+    """The value of a dotted key; None inside a section that is null, _NOWHERE if there is no such key."""
     for name in key.split("."):
         if values is None:
             return None

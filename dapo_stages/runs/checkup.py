@@ -1,4 +1,4 @@
-"""Whether a run folder is as its manifests say: files, chain of inputs, and what does not belong there."""
+"""Checks a run folder against its manifests: files, the chain of inputs, and what does not belong there."""
 
 from __future__ import annotations
 
@@ -27,34 +27,33 @@ _TABLES = {"prompts": "completions", "replayed-prompts": "replayed-completions",
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be: a `problem`, a `leftover` that harms nothing, or a `note`."""
+    """Something that is not as it should be: a `problem`, a harmless `leftover`, or a `note`."""
 
     state: State
-    where: str  # below the run
-    found: str
-    needed: str
-    do: str
+    where: str  # relative to the run
+    problem: str
+    advice: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """An output folder of a run: which iteration's (None: before the first), and the stage that writes it."""
+    """An output folder of a run, its iteration (None: before the first), and the stage that writes it."""
 
     folder: Path
     number: int | None
     stage: str | None
 
     def redo(self, run: Path) -> str:
-        """The command that makes it again."""
+        """What to run to make it again: a command, if the stage is known."""
         if self.number is not None and self.folder.name in FOLDERS:
-            return f"Run {command(run, self.number, self.folder.name, again=True)}"
+            return command(run, self.number, self.folder.name, again=True)
         if self.folder.name in SETUP:
-            return f"Run {setup_command(run, self.folder.name, again=True)}"
-        return "Run the stage that made it again"
+            return setup_command(run, self.folder.name, again=True)
+        return "the stage that made it again"
 
 
 def places(run: Path) -> list[Place]:
-    """Every folder that stages write in a run, parts of outputs apart."""
+    """Every folder that stages write in a run, except parts of outputs."""
     found = [Place(run / name, None, stage) for name, stage in SETUP.items() if (run / name).is_dir()]
     for number in iterations(run):
         inside = sorted(path for path in iteration_folder(run, number).iterdir() if path.is_dir())
@@ -73,16 +72,17 @@ def size(run: Path) -> int:
 def checkup(run: Path, advance: Advance) -> Iterator[Finding]:
     """All findings, in the order of the iterations; `advance` counts files."""
     if why := trouble(run):
-        yield Finding("problem", CONFIG, why, "a configuration that can be read", "Mend it.")
+        problem, _, advice = why.replace(f"{run / CONFIG}: ", "").rpartition("\n")
+        yield Finding("problem", CONFIG, problem or advice.rstrip("."), advice if problem else "Fix it.")
     yield from _gaps(run)
     yield from _loose(run)
     outputs = places(run)
     if not outputs:
-        do = "Name the folder of a run, such as training_logs/first."
-        yield Finding("problem", ".", "no output of any stage", "a run", do)
+        advice = "Name the folder of a run, such as training_logs/first."
+        yield Finding("problem", ".", "not a run: it has no output of any stage", advice)
     held, asked = held_locks(), time.monotonic()
     for place in outputs:
-        if time.monotonic() - asked > 1.0:  # an answer may take milliseconds, all files minutes
+        if time.monotonic() - asked > 1.0:  # asking takes milliseconds, checking all files may take minutes
             held, asked = held_locks(), time.monotonic()
         yield from _output(run, place, advance, held)
     yield from _best(run)
@@ -95,14 +95,13 @@ def _gaps(run: Path) -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 iteration_folder(Path(), number).as_posix(),
-                f"no such folder, but one of iteration {there[-1]}",
-                "every iteration since the first",
-                "Bring it back, or remove the later ones and run make iterate.",
+                f"no such folder, but iteration {there[-1]} exists",
+                "Restore it, or remove the later iterations and run make iterate.",
             )
 
 
 def _loose(run: Path) -> Iterator[Finding]:
-    """Temporary files beside the outputs, and files in an iteration's folder that no stage puts there."""
+    """Temporary files next to the outputs, and files in an iteration's folder that no stage writes there."""
     for folder in (run, *(iteration_folder(run, number) for number in iterations(run))):
         for path in sorted(folder.iterdir()):
             if path.is_file() and is_temporary(path):
@@ -114,11 +113,11 @@ def _loose(run: Path) -> Iterator[Finding]:
 def _output(run: Path, place: Place, advance: Advance, held: Collection[str]) -> Iterator[Finding]:
     where = _relative(run, place.folder)
     if locked(place.folder, held):
-        yield Finding("note", where, "a process that is writing here", "nothing", "Wait for it.")
+        yield Finding("note", where, "a process is writing here, so it was not checked", "Wait for it.")
         return
     if is_swapping(place.folder):
-        found, needed = "a finished replacement that is not moved in", "one output"
-        yield Finding("problem", where, found, needed, f"{place.redo(run)}: it carries on.")
+        advice = f"Run {place.redo(run)}. This completes the move."
+        yield Finding("problem", where, "a finished replacement is not moved in yet", advice)
     left = leftovers(place.folder)
     yield from _unfinished(run, place, left)
     if not (place.folder / MANIFEST).exists():
@@ -126,7 +125,7 @@ def _output(run: Path, place: Place, advance: Advance, held: Collection[str]) ->
     try:
         source = Source(place.folder, place.stage)
     except DataError as error:
-        yield _of(run, error, f"{place.redo(run)}.")
+        yield _of(run, error, f"Run {place.redo(run)}.")
         return
     yield from _files(run, place, source, advance)
     yield from _referred(run, place, source.manifest, advance)
@@ -136,31 +135,31 @@ def _output(run: Path, place: Place, advance: Advance, held: Collection[str]) ->
 
 
 def _unfinished(run: Path, place: Place, left: Sequence[Path]) -> Iterator[Finding]:
-    """What an interrupted run left: the whole of an unfinished output, else each thing by itself."""
+    """What an interrupted run left: one finding for a partial output, else one for each leftover."""
     where = _relative(run, place.folder)
     for path in left:
         if is_temporary(path):
             yield _temporary(run, path)
     parts = [path for path in left if not is_temporary(path) and path.parent == place.folder]
     if why := halted(place.folder):
-        yield Finding("problem", where, "a halted stage", "a finished one", f"It said: {why}")
+        yield Finding("problem", where, "the stage was halted", f"See the reason: {why}")
     elif is_unfinished(place.folder):
-        do = "Run the same command to carry on, or remove it with --repair."
-        yield Finding("leftover", where, "an unfinished output", "a finished one", do)
+        advice = "Run the same command to resume, or remove it with --repair."
+        yield Finding("leftover", where, "the output is partial: its stage was interrupted", advice)
     elif _has_no_manifest(place.folder):
-        do = "Bring the manifest back, or move this folder elsewhere."
-        yield Finding("problem", where, "files without a manifest", "the manifest of a finished stage", do)
+        advice = "Restore the manifest, or move this folder elsewhere."
+        yield Finding("problem", where, "has files, but not the manifest of a finished stage", advice)
     else:
         for path in parts:
-            found = "a part that was never published"
-            yield Finding("leftover", _relative(run, path), found, "published ones", "Remove it with --repair.")
+            problem = "left by an interrupted run, never published"
+            yield Finding("leftover", _relative(run, path), problem, "Remove it with --repair.")
 
 
 def _files(run: Path, place: Place, source: Source, advance: Advance) -> Iterator[Finding]:
-    whole = True
+    intact = True
     try:
         unpruned = {shard.name for shard in source.unpruned()}
-    except DataError:  # the manifest of a part, which is a finding of its own
+    except DataError:  # the manifest of a part: _parts reports it
         return
     for shard in source.manifest.shards:
         advance(1, _relative(run, place.folder))
@@ -168,34 +167,34 @@ def _files(run: Path, place: Place, source: Source, advance: Advance) -> Iterato
             if shard.name in unpruned:
                 source.verified(shard)
         except DataError as error:
-            whole = False
-            yield _of(run, error, f"{place.redo(run)}.")
-    if whole and not source.manifest.pruned:
+            intact = False
+            yield _of(run, error, f"Run {place.redo(run)}.")
+    if intact and not source.manifest.pruned:
         yield from _tables(run, place, source)
 
 
 def _referred(run: Path, place: Place, manifest: Manifest, advance: Advance) -> Iterator[Finding]:
-    """Whether the checkpoint that a policy refers to is the one it was; every file is read again."""
+    """Whether the checkpoint that a policy refers to is unchanged; every file is read again."""
     about, where = manifest.policy, _relative(run, place.folder)
     if not refers(about):
         return
     if not is_checked(about):
-        found, needed = f"no hashes of {about[REFERENCE]}, which it refers to", "them, to know whether it has changed"
-        yield Finding("note", where, found, needed, "Nothing: older versions recorded none, and the run goes on.")
+        problem = f"cannot check {about[REFERENCE]}, which it refers to: no hashes are recorded"
+        yield Finding("note", where, problem, "Nothing to do: older versions recorded none, and the run can continue.")
         return
     try:
         folder = fetched(about, download=False)
         for error in differences(about, folder, again=True, advance=lambda name: advance(1, f"{where}: {name}")):
-            yield _of(run, error, error.do)
+            yield _of(run, error, error.advice)
     except ModelError:
-        found, needed = f"{about[REFERENCE]}, which it refers to, nowhere on this machine", "it, to be compared"
-        yield Finding("note", where, found, needed, "Nothing: it is fetched when it is needed.")
+        problem = f"cannot check {about[REFERENCE]}, which it refers to: it is not on this machine"
+        yield Finding("note", where, problem, "Nothing to do: it is downloaded when it is needed.")
     except DataError as error:
-        yield _of(run, error, f"{place.redo(run)}.")
+        yield _of(run, error, f"Run {place.redo(run)}.")
 
 
 def _tables(run: Path, place: Place, source: Source) -> Iterator[Finding]:
-    """Whether completions belong to prompts that are there, also those of the replay buffer."""
+    """Whether completions and prompts belong together, also those of the replay buffer."""
     for groups, completions in _TABLES.items():
         if not source.shards(groups):
             continue
@@ -203,15 +202,15 @@ def _tables(run: Path, place: Place, source: Source) -> Iterator[Finding]:
             there = {row["group_id"] for row in source.rows(groups, ["group_id"])}
             members = {row["group_id"] for row in source.rows(completions, ["group_id"])}
         except DataError as error:
-            yield _of(run, error, f"{place.redo(run)}.")
+            yield _of(run, error, f"Run {place.redo(run)}.")
             continue
         for one in sorted(there ^ members)[:1]:
-            found = f"group {one} in only one of {groups} and {completions}"
-            yield Finding("problem", _relative(run, place.folder), found, "it in both", f"{place.redo(run)}.")
+            problem = f"group {one} is in only one of {groups} and {completions}"
+            yield Finding("problem", _relative(run, place.folder), problem, f"Run {place.redo(run)}.")
 
 
 def _inputs(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
-    """Whether each input is where it is expected, and still the one that was read."""
+    """Whether each input is where it is expected, and unchanged since it was read."""
     where = _relative(run, place.folder)
     for name, source in manifest.inputs.items():
         folder = place_of(run, source.path)
@@ -219,23 +218,24 @@ def _inputs(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
         if expected is not None and not expected.exists() and folder.name == expected.name:
             folder = expected  # of a run that was moved
         if expected is not None and folder.resolve() != expected.resolve():
-            needed = f"that of {_relative(run, expected)}"
-            yield Finding("problem", where, f"the {name} of {source.path}", needed, f"{place.redo(run)}.")
+            problem = f"its input {name} is {source.path}, expected {_relative(run, expected)}"
+            yield Finding("problem", where, problem, f"Run {place.redo(run)}.")
             continue
         try:
             now = read_manifest(folder) if (folder / MANIFEST).exists() else None
-        except DataError:  # a finding of its own
+        except DataError:  # reported for that output
             continue
         if now is None and run.resolve() in folder.resolve().parents:
-            found = f"{name} that is no longer at {_relative(run, folder)}"
-            yield Finding("problem", where, found, "the one it was made from", f"Bring it back, or: {place.redo(run)}.")
+            problem = f"its input {name} no longer exists at {_relative(run, folder)}"
+            yield Finding("problem", where, problem, f"Restore it, or run {place.redo(run)}.")
         elif now is not None and now.content_hash != source.content_hash:
-            found = f"other {name} ({now.content_hash[:12]}) at {_relative(run, folder)}"
-            yield Finding("problem", where, found, f"those read ({source.content_hash[:12]})", f"{place.redo(run)}.")
+            hashes = f"expected {source.content_hash[:12]}, got {now.content_hash[:12]}"
+            problem = f"its input {name} at {_relative(run, folder)} has changed ({hashes})"
+            yield Finding("problem", where, problem, f"Run {place.redo(run)}.")
 
 
 def _expected(run: Path, place: Place, name: str) -> Path | None:
-    """Where an input is expected; None of one that may come from elsewhere, as the policy of a rollout under a lag."""
+    """Where an input is expected; None if it may come from elsewhere, such as the policy of a rollout with a lag."""
     if place.number is None or place.folder.name not in FOLDERS:
         return None
     found = next((one for one in STAGES[place.folder.name].inputs if one.name == name and one.of != "sampler"), None)
@@ -251,15 +251,17 @@ def _parts(run: Path, place: Place, manifest: Manifest) -> Iterator[Finding]:
             try:
                 found[name] = read_manifest(place.folder / name)
             except DataError as error:
-                yield _of(run, error, f"{place.redo(run)}.")
-    recorded = {"policy": manifest.policy.get("content_hash")}
-    recorded["state"] = found["state"].policy.get("policy_hash") if "state" in found else None
-    own = found["policy"].content_hash if "policy" in found else None
-    for name, wanted in recorded.items():
-        if own is not None and wanted is not None and own != wanted:
-            what = "another policy than the step published" if name == "policy" else "a state of another policy"
-            where = _relative(run, place.folder / name)
-            yield Finding("problem", where, f"{what} ({own[:12]})", f"one of {wanted[:12]}", f"{place.redo(run)}.")
+                yield _of(run, error, f"Run {place.redo(run)}.")
+    if "policy" not in found:
+        return
+    own, published = found["policy"].content_hash, manifest.policy.get("content_hash")
+    if published is not None and own != published:
+        problem = f"not the policy that this step published (expected {published[:12]}, got {own[:12]})"
+        yield Finding("problem", _relative(run, place.folder / "policy"), problem, f"Run {place.redo(run)}.")
+    owner = found["state"].policy.get("policy_hash") if "state" in found else None
+    if owner is not None and own != owner:
+        problem = f"the state of another policy (expected {own[:12]}, got {owner[:12]})"
+        yield Finding("problem", _relative(run, place.folder / "state"), problem, f"Run {place.redo(run)}.")
 
 
 def _orphans(run: Path, place: Place, manifest: Manifest, left: Sequence[Path]) -> Iterator[Finding]:
@@ -274,17 +276,17 @@ def _orphans(run: Path, place: Place, manifest: Manifest, left: Sequence[Path]) 
 def _best(run: Path) -> Iterator[Finding]:
     if not (run / POINTER).exists():
         return
-    do = f"Run dapo-stages report --config {run / CONFIG} --run {run}."
     best = find_best(run)
+    expected = f"{best.policy} ({best.policy_hash[:12]})" if best else "no such file, since no policy is evaluated"
     try:
         named = json.loads((run / POINTER).read_text(encoding="utf-8"))
-        found = f"{named['policy']} ({named['policy_hash'][:12]})"
+        problem = f"names {named['policy']} ({named['policy_hash'][:12]}), expected {expected}"
         right = best is not None and (named["policy"], named["policy_hash"]) == (best.policy, best.policy_hash)
     except (OSError, ValueError, KeyError, TypeError):
-        found, right = "no pointer that can be read", False
+        problem, right = f"names no policy, expected {expected}", False
     if not right:
-        needed = f"{best.policy} ({best.policy_hash[:12]})" if best else "none: no policy that is there is evaluated"
-        yield Finding("problem", POINTER, found, needed, do)
+        advice = f"Run dapo-stages report --config {run / CONFIG} --run {run}."
+        yield Finding("problem", POINTER, problem, advice)
 
 
 def _manifest(place: Place) -> Manifest | None:
@@ -300,20 +302,20 @@ def _has_no_manifest(folder: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """A lock, or what a process that lives is writing."""
+    """Whether this is a lock, or what a running process is writing."""
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _orphan(run: Path, path: Path) -> Finding:
-    return Finding("problem", _relative(run, path), "a file that no manifest lists", "none", "Move it elsewhere.")
+    return Finding("problem", _relative(run, path), "no manifest lists this file", "Move it elsewhere.")
 
 
 def _temporary(run: Path, path: Path) -> Finding:
-    return Finding("leftover", _relative(run, path), "a temporary file", "none", "Remove it with --repair.")
+    return Finding("leftover", _relative(run, path), "temporary file of an ended process", "Remove it with --repair.")
 
 
-def _of(run: Path, error: DataError, do: str) -> Finding:
-    return Finding("problem", _relative(run, Path(error.where)), error.found, error.needed, do)
+def _of(run: Path, error: DataError, advice: str) -> Finding:
+    return Finding("problem", _relative(run, Path(error.where)), error.problem, advice)
 
 
 def _relative(run: Path, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The folders of a run: which iterations and outputs there are, and whether each is what its inputs say."""
+"""The folders of a run: which iterations and outputs exist, and the state of each."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dapo_stages.handoff.unfinished import LOCK, halted
 from dapo_stages.runs.pipeline import FOLDERS, REPORTED, iteration_name
 
 _ITERATION = re.compile(r"iter-(\d{4,})")
-_INSIDE = re.compile(r"(?:.*/)?(iter-\d{4,}(?:/.*)?)", re.DOTALL)  # a path: from the last iteration's folder on
+_INSIDE = re.compile(r"(?:.*/)?(iter-\d{4,}(?:/.*)?)", re.DOTALL)  # of a path: from the folder of its last iteration on
 
 State = Literal["done", "pruned", "stale", "running", "unfinished", "halted", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is in one output folder, and why it is not simply done."""
+class OutputState:
+    """The state of one output, and why it is not simply done."""
 
     state: State
     why: str = ""
@@ -41,7 +41,7 @@ def iteration_folder(run: Path, iteration: int) -> Path:
 
 
 def iterations(run: Path) -> list[int]:
-    """Numbers of the iterations that have a folder, in order."""
+    """Numbers of the iterations with a folder, in order."""
     if not run.is_dir():
         return []
     matches = (_ITERATION.fullmatch(path.name) for path in run.iterdir() if path.is_dir())
@@ -77,7 +77,7 @@ def seconds_of(run: Path, iteration: int) -> dict[str, float]:
 
 
 def memory_of(run: Path, iteration: int) -> dict[str, float]:
-    """GiB that each stage held at its peak; manifests of older versions do not say."""
+    """Peak memory of each stage in GiB; manifests of older versions do not have it."""
     found = _manifests(run, iteration).items()
     return {name: manifest.memory / 2**30 for name, manifest in found if manifest.memory is not None}
 
@@ -88,44 +88,44 @@ def _manifests(run: Path, iteration: int) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def look(run: Path, folder: Path, stage: str, held: Collection[str] | None = None) -> Found:
-    """The state of one output folder of a run. No file of it is read but the manifest; of a checkpoint that a policy
-    refers to, only what has changed since it was last read.
+def look(run: Path, folder: Path, stage: str, held: Collection[str] | None = None) -> OutputState:
+    """The state of one output of a run. Only its manifest is read, and of a checkpoint that a policy refers to, the
+    files that have changed since they were last hashed.
 
-    `held`: the locks that are held, for a look at many folders.
+    `held`: the locks that are held, if the caller looks at many folders.
     """
     if locked(folder, held):
-        return Found("running", "a process is writing here")
+        return OutputState("running", "a process is writing here")
     try:
         manifest = manifest_of(folder, stage)
         misses = Source(folder).misses() if manifest is not None else []
     except DataError as error:
-        return Found("damaged", f"{error.found}; needed {error.needed}")
+        return OutputState("damaged", error.problem)
     if why := halted(folder):
-        return Found("halted", why, *((manifest.seconds, manifest.ended) if manifest else ()))
+        return OutputState("halted", why, *((manifest.seconds, manifest.ended) if manifest else ()))
     if manifest is None:
-        started = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
-        return Found("unfinished", "interrupted, or running on another machine") if started else Found("missing")
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+            return OutputState("unfinished", "interrupted, or running on another machine")
+        return OutputState("missing")
     if misses:
         which = misses[0] if len(misses) == 1 else f"{misses[0]} and {len(misses) - 1} more"
-        return Found("damaged", f"gone or cut: {which}", manifest.seconds, manifest.ended)
+        return OutputState("damaged", f"missing or truncated: {which}", manifest.seconds, manifest.ended)
     referred = _referred(manifest)
     if isinstance(referred, DataError):
-        why = f"{referred.where}: found {referred.found}; needed {referred.needed}"
-        return Found("damaged", why, manifest.seconds, manifest.ended)
+        return OutputState("damaged", f"{referred.where}: {referred.problem}", manifest.seconds, manifest.ended)
     changed = [reason for name in manifest.inputs if (reason := _changed(run, manifest, name))]
     state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
     why = "; ".join(changed) or referred
-    return Found(state, why, manifest.seconds, manifest.ended)
+    return OutputState(state, why, manifest.seconds, manifest.ended)
 
 
 def _referred(manifest: Manifest) -> DataError | str:
-    """What is wrong with the checkpoint that a policy refers to, or why nobody can tell; empty if nothing is."""
+    """What is wrong with the checkpoint that a policy refers to, or why it cannot be checked; empty if it is intact."""
     about = manifest.policy
     if not refers(about):
         return ""
     if not is_checked(about):
-        return f"{about[REFERENCE]}, which it refers to, cannot be checked: an older version recorded no hashes of it"
+        return f"{about[REFERENCE]}, which it refers to, cannot be checked: an older version recorded no hashes"
     try:
         return next(differences(about, fetched(about, download=False)), "")
     except ModelError:
@@ -135,7 +135,7 @@ def _referred(manifest: Manifest) -> DataError | str:
 
 
 def locked(folder: Path, held: Collection[str] | None = None) -> bool:
-    """Whether a process of this machine holds the lock of an output, as far as the system tells (Linux)."""
+    """Whether a local process holds the lock of an output; known on Linux only."""
     with suppress(OSError):
         number = str((folder / LOCK).stat().st_ino)
         return number in (held_locks() if held is None else held)
@@ -143,7 +143,7 @@ def locked(folder: Path, held: Collection[str] | None = None) -> bool:
 
 
 def held_locks() -> set[str]:
-    """Inodes of the files that processes of this machine hold a lock of; none where the system does not tell."""
+    """Inodes of the files that local processes have locked; empty on systems other than Linux."""
     try:
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -152,7 +152,7 @@ def held_locks() -> set[str]:
 
 
 def place_of(run: Path, recorded: str) -> Path:
-    """Where an input recorded in a manifest is now: inside this run, even if the run was moved or copied."""
+    """Where an input recorded in a manifest is now: in this run, even if the run was moved or copied."""
     if inside := _INSIDE.fullmatch(recorded):
         return run / inside[1]
     name = os.path.basename(recorded)
@@ -160,7 +160,7 @@ def place_of(run: Path, recorded: str) -> Path:
 
 
 def _changed(run: Path, manifest: Manifest, name: str) -> str:
-    """Why an input is no longer the one that was read; empty if it is, or if it is gone and nobody can tell."""
+    """How an input differs from the one that was read; empty if it does not, or if it no longer exists."""
     source = manifest.inputs[name]
     try:
         now = manifest_of(place_of(run, source.path))

@@ -1,10 +1,10 @@
-"""make's rules for the outputs of a run, from the table of the pipeline, in the variables of the Makefile."""
+"""make's rules for the outputs of a run, from the table of the pipeline; they use variables of the Makefile."""
 
 from __future__ import annotations
 
 from dapo_stages.runs.pipeline import BEFORE, ITERATION, NEEDED, Input, Stage
 
-# An evaluation is wanted of some iterations only. One that is still to come makes a report that lacks it again.
+# Only some iterations are evaluated. A report without the evaluation is made again once there is one.
 _REPORT = """\
 $(2)/report/manifest.json: $(call made_of,$(9)/report,%s $(if $(call evaluated,$(1)),$(2)/eval/manifest.json)) \\
   $(3)/report/manifest.json
@@ -19,13 +19,13 @@ $(R)/iter-0000/report/manifest.json: $(call made_of,iter-0000/report,$(R)/iter-0
 
 
 def text() -> str:
-    """Two texts for the Makefile to evaluate.
+    """Two templates for the Makefile to evaluate.
 
-    `once`: rules of the outputs before the first iteration, and a goal for each stage of an iteration.
+    `once`: rules for the outputs before the first iteration, and a goal for each stage of an iteration.
 
-    `iteration`, for each iteration, with the parameters 1 its number, 2 its folder, 3 the folder of the one before,
-    4 manifest of the policy it trains, 5 that policy, 6 what it carries on from (nothing in the first), 7 manifest of
-    the policy it samples with, 8 that policy, 9 the name of its folder.
+    `iteration`, for each iteration, with the parameters 1 its number, 2 its folder, 3 the folder of the previous one,
+    4 manifest of the policy it trains, 5 that policy, 6 what it continues from (empty in the first), 7 manifest of the
+    policy it samples from, 8 that policy, 9 the name of its folder.
     """
     evaluation = next(stage for stage in ITERATION if stage.folder == "eval")
     stages = [stage for stage in ITERATION if stage.folder != "report"]
@@ -49,7 +49,7 @@ def text() -> str:
 
 
 def _before(stage: Stage, folder: str) -> str:
-    """The rule of an output that comes before the first iteration."""
+    """The rule for an output before the first iteration."""
     places = {one.name: str(one.place(0)) for one in stage.inputs}
     made_from = " ".join(f"$(R)/{place}/manifest.json" for place in places.values())
     options = "".join(f" --{name} $(R)/{place}" for name, place in places.items())
@@ -57,7 +57,7 @@ def _before(stage: Stage, folder: str) -> str:
 
 
 def _of_iteration(stage: Stage) -> str:
-    """The rule of an output of an iteration; what only its recipe needs is expanded when that runs."""
+    """The rule for an output of an iteration; what only its recipe needs is expanded when the recipe runs."""
     given = [_read(one) for one in stage.inputs]
     made_from = " ".join(dict.fromkeys(manifest for manifest, _ in given if manifest))
     number = [" --iteration $(1)"] if stage.numbered else []
@@ -76,9 +76,9 @@ def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) ->
 def _read(one: Input) -> tuple[str, str]:
     """Manifest of an input, and the option for it."""
     name, folder = one.name, one.output.partition("/")[0]
-    if name == "history":  # all earlier rollouts, which the stage finds in the run
+    if name == "history":  # all earlier rollouts: the stage finds them in the run
         return f"$(if $(6),$(if $({one.when}),$(3)/{folder}/manifest.json))", f" $(if $({one.when}),--{name} $(R))"
-    if name == "reference":  # left by some train-step before, and looked for when it is needed
+    if name == "reference":  # written by some earlier train-step, looked up when it is needed
         return "", f" $(if $({one.when}),--{name} $$(call reference,$(2)))"
     if one.of == "run":
         return f"$(R)/{folder}/manifest.json", f" --{name} $(R)/{one.output}"

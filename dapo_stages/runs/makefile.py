@@ -1,6 +1,6 @@
-"""What the Makefile includes: answers of the configuration, which outputs of a run contents say are up to date, rules.
+"""What the Makefile includes: values of the configuration, which outputs are up to date by content, and rules.
 
-make itself compares times, and those of a copy, an unpacked archive or a clock that was set back say nothing.
+make itself compares times, which mean nothing in a copy, in an unpacked archive, or after a clock was set back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SOUND, STALE = "sound", "stale"
 
 
 def for_make(config: Config, run: Path | None) -> str:
-    """The text of that file: variables of make. What is off is empty; `state/OUTPUT` is `sound` or `stale`."""
+    """The text of that file: variables (empty if off; `state/OUTPUT` is `sound` or `stale`), then rules."""
     answers = {
         "planned_iterations": str(config.planned_iterations),
         "lag": str(config.lag),
@@ -32,17 +32,17 @@ def for_make(config: Config, run: Path | None) -> str:
 
 
 def states(run: Path) -> dict[str, str]:
-    """`sound` or `stale` by output, such as `iter-0001/rollout`; one that nothing can be said of is left out.
+    """`sound` or `stale` by output, such as `iter-0001/rollout`; others are left out, and make compares their times.
 
-    Sound: made from what its inputs hold now, which are all sound. Stale: made from something else. Left out: missing,
-    damaged, or made from one of these or of a stale one; make goes by times there. Only manifests are read.
+    Sound: made from its inputs as they are now, which are all sound. Stale: made from something else. Left out: missing
+    or damaged, or made from an output that is missing, damaged or stale. Only manifests are read.
     """
     with remembered():
         return _Survey(run).states
 
 
 class _Survey:
-    """Looks at every output once, each after those that it may be made from."""
+    """Looks at every output once, after those that it may be made from."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
@@ -77,7 +77,7 @@ class _Survey:
         return state
 
     def _of_report(self, folder: Path, report: Manifest, state: str) -> str:
-        """A report is of all that its iteration has; once something of that is pruned, it stays as it is."""
+        """A report covers all outputs of its iteration; once one of them is pruned, the report stays as it is."""
         there = {name: _readable(folder.parent / name) for name in REPORTED}
         if any(manifest is not None and manifest.pruned for manifest in there.values()):
             return SOUND
@@ -92,7 +92,7 @@ class _Survey:
 
 
 def _readable(folder: Path) -> Manifest | None:
-    """The manifest of an output; None if there is none, or it is damaged, which who reads the output says."""
+    """The manifest of an output; None if it is missing or damaged, which its readers report."""
     try:
         return manifest_of(folder)
     except DataError:

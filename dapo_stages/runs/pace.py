@@ -13,13 +13,13 @@ from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
 from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.terminal.console import duration
 
-PAUSE = 60.0  # seconds without a stage: up to these the next one was starting, more are an interruption
-_WINDOW = 10  # iterations that the mean is over: completions get longer or shorter while a policy learns
+PAUSE = 60.0  # seconds without a stage: a longer gap counts as an interruption, a shorter one as start-up time
+_WINDOW = 10  # iterations in the mean: completions get longer or shorter while a policy learns
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The newest iteration that is trained, of how many, and its seconds beside the mean of the last ten."""
+    """The newest trained iteration, the planned number, its seconds, and the mean of the last ten."""
 
     iteration: int
     of: int
@@ -28,7 +28,7 @@ class Pace:
 
     @property
     def left(self) -> float:
-        """Seconds until the last iteration, at the mean pace; 0 once it is there."""
+        """Seconds until the last iteration is trained, at the mean pace; 0 once it is."""
         return self.mean * max(self.of - self.iteration, 0)
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Pace:
 
 
 def pace(run: Path, of: int) -> Pace | None:
-    """The pace of a run that is to have `of` iterations; None before the first is trained. Only manifests are read."""
+    """The pace of a run with `of` planned iterations; None before the first is trained. Only manifests are read."""
     times: dict[int, list[tuple[float, float]]] = {}  # newest first
     for number in reversed(iterations(run)):
         made = _made(iteration_folder(run, number))
@@ -53,7 +53,7 @@ def pace(run: Path, of: int) -> Pace | None:
 
 
 def busy(intervals: Iterable[tuple[float, float]]) -> float:
-    """Seconds within intervals of (start, end), those that overlap counted once, short gaps too, pauses not."""
+    """Seconds covered by intervals of (start, end): overlaps count once, gaps up to PAUSE count, longer ones do not."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         begin = reached if start - reached <= PAUSE else start
@@ -67,7 +67,7 @@ def _made(folder: Path) -> dict[str, Manifest]:
     for name, stage in FOLDERS.items():
         try:
             manifest = manifest_of(folder / name, stage)
-        except DataError:  # damaged; status says so
+        except DataError:  # damaged; status reports it
             continue
         if manifest is not None:
             found[name] = manifest
@@ -75,6 +75,6 @@ def _made(folder: Path) -> dict[str, Manifest]:
 
 
 def _interval(manifest: Manifest) -> tuple[float, float]:
-    """When a stage started and ended, in seconds; one that carried on after an interruption: its last session."""
+    """When a stage started and ended, in seconds; of a resumed stage, its last session only."""
     ended = datetime.fromisoformat(manifest.ended).timestamp()
     return ended - manifest.seconds, ended

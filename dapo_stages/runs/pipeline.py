@@ -1,6 +1,6 @@
-"""The pipeline, told once: its stages in order, the folder each writes, and what each reads.
+"""The table of the pipeline: its stages in order, the folder each writes, and what each reads.
 
-make's rules, `status`, `doctor` and the jobs of a cluster come from this table. A further stage is a line here, a
+make's rules, `status`, `doctor` and the jobs of a cluster come from this table. To add a stage, add a line here, a
 module in stages/, and a schema of what it writes.
 """
 
@@ -15,10 +15,10 @@ When = Literal["always", "curriculum", "kl"]
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage reads, by the name of its option and in its manifest, and which output of a run that is.
+    """What a stage reads: its name (of the option and in the manifest), and which output of a run it is.
 
-    `of`: it belongs to the run itself, to this iteration, to the one before, or to the one whose policy samples, `lag`
-    before that. `when`: the configuration asks for it.
+    `of`: whether it belongs to the run itself, to this iteration, to the previous one, or to the one whose policy
+    samples (`lag` before the previous). `when`: always, or only if the configuration uses it.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Input:
     when: When = "always"
 
     def place(self, number: int, lag: int = 0) -> str | None:
-        """Its folder below the run's for an iteration; None where there is none yet, as before the first."""
+        """Its folder for an iteration, relative to the run; None if there is none, as before the first iteration."""
         if self.of == "run":
             return self.output
         owner = {"this": number, "previous": number - 1, "sampler": max(number - 1 - lag, 0)}[self.of]
@@ -38,13 +38,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, the folder it writes (of the run, or of each iteration), and what it reads."""
+    """A command, the folder it writes (in the run, or in each iteration), and what it reads."""
 
     command: str
     folder: str
     inputs: tuple[Input, ...] = ()
-    numbered: bool = False  # it is told the iteration's number
+    numbered: bool = False  # whether it takes --iteration
     launch: str = ""  # prefix of make's variables for its Python and its processes: ROLLOUT_PYTHON, ROLLOUT_LAUNCH
+    job: str = "setup"  # the job of a cluster that it belongs to, of those of each iteration
 
 
 _DATA = Input("data", "data", "run")
@@ -61,13 +62,21 @@ ITERATION = (
         (Input("policy", "policy", "sampler"), _DATA, Input("history", "rollout", "previous", "curriculum")),
         numbered=True,
         launch="ROLLOUT",
+        job="rollout",
     ),
-    Stage("score-attention", "attention", (Input("policy", "policy", "sampler"), _ROLLOUTS), launch="SCORE"),
+    Stage(
+        "score-attention",
+        "attention",
+        (Input("policy", "policy", "sampler"), _ROLLOUTS),
+        launch="SCORE",
+        job="score",
+    ),
     Stage(
         "weight-tokens",
         "weights",
         (_ROLLOUTS, Input("attention", "attention"), Input("replay", "weights", "previous")),
         numbered=True,
+        job="score",
     ),
     Stage(
         "train-step",
@@ -80,9 +89,10 @@ ITERATION = (
             Input("reference", "train/reference", "previous", "kl"),
         ),
         launch="TRAIN",
+        job="train",
     ),
-    Stage("evaluate", "eval", (Input("policy", "policy"), _DATA), launch="EVALUATE"),
-    Stage("report", "report", numbered=True),
+    Stage("evaluate", "eval", (Input("policy", "policy"), _DATA), launch="EVALUATE", job="finish"),
+    Stage("report", "report", numbered=True, job="finish"),
 )
 
 SETUP = {stage.folder: stage.command for stage in BEFORE}
@@ -98,5 +108,5 @@ def iteration_name(number: int) -> str:
 
 
 def policy_after(number: int) -> str:
-    """The policy that an iteration made, below the run's folder; the starting one before the first."""
+    """The policy that an iteration made, relative to the run; the starting policy for 0."""
     return f"{iteration_name(number)}/train/policy" if number > 0 else "policy"

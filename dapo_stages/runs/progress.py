@@ -1,4 +1,4 @@
-"""How far a run has come: the state of every output, and the command that takes it further."""
+"""The progress of a run: the state of every output, and the next command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError
 from dapo_stages.handoff.manifests import MANIFEST
 from dapo_stages.handoff.unfinished import halted
-from dapo_stages.runs.layout import Found, held_locks, iteration_folder, iterations, look
+from dapo_stages.runs.layout import OutputState, held_locks, iteration_folder, iterations, look
 from dapo_stages.runs.pipeline import FOLDERS, NEEDED, SETUP, STAGES, Input
 
 CONFIG = "config.yaml"
@@ -24,11 +24,11 @@ class Progress:
     """The outputs of a run: those before the first iteration, and those of each iteration."""
 
     run: Path
-    setup: dict[str, Found]
-    iterations: dict[int, dict[str, Found]]
+    setup: dict[str, OutputState]
+    iterations: dict[int, dict[str, OutputState]]
 
-    def outputs(self) -> Iterator[tuple[str, str, Found]]:
-        """(where, name, what is there) of every output: `iteration 2, `, `weights`, …"""
+    def outputs(self) -> Iterator[tuple[str, str, OutputState]]:
+        """(where, name, state) of every output: `iteration 2, `, `weights`, …"""
         for place, found in (
             ("", self.setup),
             *((f"iteration {n}, ", outputs) for n, outputs in self.iterations.items()),
@@ -38,15 +38,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Move:
-    """A command to run next, and why that one; none while there is nothing to do but wait."""
+    """The command to run next, and why; None while there is nothing to do but wait."""
 
     command: str | None
     why: str
-    beyond: int | None = None  # the iteration it begins, where the run has all that were planned
+    beyond: int | None = None  # the iteration that it starts, if all planned iterations are finished
 
 
 def survey(run: Path) -> Progress:
-    """Look at every output folder; only manifests are read."""
+    """The state of every output; only manifests are read."""
     held = held_locks()
     setup = {name: look(run, run / name, stage, held) for name, stage in SETUP.items()}
     found = {
@@ -57,7 +57,7 @@ def survey(run: Path) -> Progress:
 
 
 def next_move(progress: Progress) -> Move:
-    """What is running; else the first output that has to be made again, or is missing at the end of the run."""
+    """What is running; otherwise the first output that must be made again, or is missing at the end of the run."""
     run = progress.run
     if running := [f"{place}{name}" for place, name, found in progress.outputs() if found.state == "running"]:
         return Move(None, f"{', '.join(running)}: running")
@@ -79,7 +79,7 @@ def next_move(progress: Progress) -> Move:
                 return Move(command(run, number, name, again=again), f"iteration {number}, {name}: {_because(found)}")
     last = max(progress.iterations, default=None)
     if last is None:
-        return Move(command(run, 0, "eval"), "the starting point is not evaluated yet")
+        return Move(command(run, 0, "eval"), "the starting policy is not evaluated yet")
     for number, outputs in progress.iterations.items():  # rollouts may be ahead of training
         missing = _missing_at_the_end(number, outputs)
         if missing and (number == last or missing in NEEDED):
@@ -92,8 +92,8 @@ def next_move(progress: Progress) -> Move:
 
 
 def command(run: Path, number: int, name: str, *, again: bool = False, settings: Sequence[str] = ()) -> str:
-    """The command that makes an output of an iteration, as a line for a shell: by its run's configuration, or by these
-    words in its place."""
+    """The shell command that makes an output of an iteration, with the run's configuration or with `settings` (words
+    such as --config X) in its place."""
     stage = STAGES[name]
     options = [word for one in stage.inputs for word in _given(run, number, one)]
     options += ["--run", run] if name == "report" else []
@@ -103,7 +103,7 @@ def command(run: Path, number: int, name: str, *, again: bool = False, settings:
 
 
 def _given(run: Path, number: int, one: Input) -> list[str | Path]:
-    """The option for an input, where the run has or will have one."""
+    """The option for an input, if the run has or will have that input."""
     if one.name == "history":
         return _history(run)
     if one.name == "reference":
@@ -115,14 +115,14 @@ def _given(run: Path, number: int, one: Input) -> list[str | Path]:
 
 
 def _lag(run: Path) -> int:
-    """Train-steps by which rollouts are behind, as the run is configured; what is wrong with that, its stages say."""
+    """Train-steps by which rollouts lag, as configured; 0 if the configuration is not valid, which stages report."""
     with suppress(ConfigError):
         return load_config(run / CONFIG).lag
     return 0
 
 
 def _reference(run: Path, number: int) -> list[str | Path]:
-    """The reference of an iteration's KL term, if it has one: the newest that a train-step before has left."""
+    """The reference of an iteration's KL term, if it has one: the newest that an earlier train-step wrote."""
     with suppress(ConfigError):
         if load_config(run / CONFIG).at(number).train.beta > 0:
             before = (iteration_folder(run, n) / "train" / "reference" for n in range(number - 1, 0, -1))
@@ -132,7 +132,7 @@ def _reference(run: Path, number: int) -> list[str | Path]:
 
 
 def _history(run: Path) -> list[str | Path]:
-    """The earlier rollouts of the run, if they decide what is asked next."""
+    """The earlier rollouts of the run, if the curriculum uses them."""
     with suppress(ConfigError):
         if load_config(run / CONFIG).rollout.curriculum is not None:
             return ["--history", run]
@@ -140,14 +140,14 @@ def _history(run: Path) -> list[str | Path]:
 
 
 def planned_iterations(run: Path) -> int | None:
-    """Iterations that the run is configured for; None without a configuration that can be read."""
+    """Iterations that the run is configured for; None without a valid configuration."""
     with suppress(ConfigError):
         return load_config(run / CONFIG).planned_iterations
     return None
 
 
 def trouble(run: Path) -> str | None:
-    """What is wrong with the run's configuration; None if nothing is, or if there is none yet."""
+    """What is wrong with the run's configuration; None if it is valid or does not exist yet."""
     try:
         if (run / CONFIG).exists():
             load_config(run / CONFIG)
@@ -157,33 +157,33 @@ def trouble(run: Path) -> str | None:
 
 
 def setup_command(run: Path, name: str, *, again: bool = False) -> str:
-    """The command that makes an output of before the first iteration."""
+    """The command that makes an output before the first iteration."""
     options = [word for one in STAGES[name].inputs for word in _given(run, 0, one)]
     return _line(STAGES[name].command, run, [*options, "--out", run / name], again=again)
 
 
 def _line(stage: str, run: Path, arguments: list[str | Path], *, again: bool, settings: Sequence[str] = ()) -> str:
-    by = settings or ["--config", str(run / CONFIG)]
-    words = ["dapo-stages", stage, *by, *(str(word) for word in arguments)]
+    configuration = settings or ["--config", str(run / CONFIG)]
+    words = ["dapo-stages", stage, *configuration, *(str(word) for word in arguments)]
     return shlex.join([*words, "--overwrite"] if again else words)
 
 
-def _missing_at_the_end(number: int, outputs: Mapping[str, Found]) -> str | None:
-    """The first missing output with nothing after it: one that later stages did without is not wanted."""
+def _missing_at_the_end(number: int, outputs: Mapping[str, OutputState]) -> str | None:
+    """The first missing output with nothing after it: an output that later stages did not need is skipped."""
     wanted = tuple(FOLDERS) if number else ("eval",)
     present = [index for index, name in enumerate(wanted) if outputs[name].state != "missing"]
     after = wanted[max(present, default=-1) + 1 :]
     return after[0] if after else None
 
 
-def _because(found: Found) -> str:
-    if found.state == "halted":  # which says more than fits here
-        return "halted, after what its reason says to do"
-    return f"{found.state} ({found.why})" if found.why else found.state
+def _because(output: OutputState) -> str:
+    if output.state == "halted":  # the reason does not fit here
+        return "halted; first do what its reason says"
+    return f"{output.state} ({output.why})" if output.why else output.state
 
 
 def halts(run: Path) -> Iterator[str]:
-    """Why train-steps of a run that were begun have no output: `iteration 3, train is halted: …`."""
+    """Why train-steps of a run were halted: `iteration 3, train is halted: …`."""
     for number in iterations(run):
         if why := halted(f"{iteration_folder(run, number)}/train"):
             yield f"iteration {number}, train is halted: {why}"

@@ -1,4 +1,4 @@
-"""Clearing up a run folder: what interrupted processes left, and nothing that was ever published."""
+"""Cleaning up a run folder: removes what interrupted processes left, and nothing that was ever published."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dapo_stages.runs.layout import iteration_folder, iterations, locked
 
 
 def remove(run: Path) -> list[str]:
-    """Remove temporary files and unpublished parts; their names below the run.
+    """Remove temporary files and unpublished parts; returns their names, relative to the run.
 
-    Outputs that are links, such as the policy that several runs start from, are left alone. Raises LockedError, and
+    Outputs that are links, such as a policy that several runs start from, are left alone. Raises LockedError, and
     removes nothing, while a process writes anywhere in the run.
     """
     folders = [place.folder for place in places(run)]
@@ -21,8 +21,7 @@ def remove(run: Path) -> list[str]:
     busy = next((folder for folder in outputs if locked(folder)), None)
     if busy is not None:
         raise LockedError(
-            f"{busy}: found a process that is writing here; needed a run at rest. Wait for it, or stop it, and run the "
-            "same command again."
+            f"{busy}: a process is writing here. Wait for it, or stop it, and run the same command again."
         )
     removed = [path for folder in outputs if leftovers(folder) for path in remove_leftovers(folder)]
     for folder in (run, *(iteration_folder(run, number) for number in iterations(run))):

@@ -1,4 +1,4 @@
-"""The runs of a study, read from their own files: an experiment and a seed each."""
+"""The runs of a study, one per experiment and seed, read from their own files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Curve = dict[int, float]  # iteration -> value; 0 is the starting policy
 
 @dataclass(frozen=True)
 class StudyRun:
-    """What one finished run says. VGR is of what the policy after that iteration sampled from training questions."""
+    """The results of one finished run. VGR at an iteration is that of completions sampled from the policy after it."""
 
     experiment: str
     seed: int
     curves: dict[str, Curve]  # by measure
-    settings: dict[str, float]  # what sets the experiment apart, measured
+    settings: dict[str, float]  # measures of what distinguishes the experiment
     start: str  # content hash of the policy it started from
 
     def at_start(self, measure: str) -> float | None:
@@ -36,17 +36,17 @@ class StudyRun:
         return curve[max(curve)] if curve else None
 
     def over_run(self, measure: str) -> float | None:
-        """The mean of the values after the start: how fast it was learnt, where all end alike."""
+        """The mean of the values after the start: how fast the run learned, if all runs end alike."""
         values = [value for iteration, value in self.curves[measure].items() if iteration > 0]
         return statistics.fmean(values) if values else None
 
 
 def read_study(folder: Path, experiments: Sequence[str], seeds: Sequence[int]) -> tuple[list[StudyRun], dict[str, str]]:
-    """The finished runs of a study, and of every other one why it does not count.
+    """The finished runs of a study, and for every other run why it does not count.
 
-    A run of experiment E with seed S lies in `folder`/E-S. It counts if its last planned iteration is evaluated, and if
-    it started from the policy that the seed's other runs started from. Of the curves only iterations are left that all
-    runs have: a mean over more evaluations, or other ones, would be of another stretch of learning.
+    The run of experiment E with seed S is in `folder`/E-S. It counts if its last planned iteration is evaluated, and if
+    it started from the same policy as the seed's other runs. Curves keep only the iterations that all runs have, so
+    that means are over the same part of the training.
     """
     runs: list[StudyRun] = []
     missing: dict[str, str] = {}
@@ -65,7 +65,7 @@ def read_study(folder: Path, experiments: Sequence[str], seeds: Sequence[int]) -
 
 
 def stage_seconds(folder: Path) -> float:
-    """Seconds that the stages of all runs in a study's folder took, shared ones counted once."""
+    """Seconds that the stages of all runs in a study's folder took; shared outputs count once."""
     patterns = ("*/policy", "*/data", "*/iter-*/*")
     found = {path.resolve() for pattern in patterns for path in folder.glob(f"{pattern}/{MANIFEST}")}
     return sum(read_manifest(path.parent).seconds for path in sorted(found))
@@ -87,7 +87,7 @@ def _over_the_same_iterations(runs: list[StudyRun]) -> list[StudyRun]:
 
 
 def _read(run: Path, experiment: str, seed: int) -> tuple[StudyRun | None, str]:
-    """The run, or why it is not there."""
+    """The run, or why it is missing."""
     import yaml
 
     if not (run / "config.yaml").exists():
@@ -122,7 +122,7 @@ def _evaluations(run: Path, evaluated: Sequence[int]) -> dict[str, Curve]:
 
 
 def _slices(metrics: dict[str, dict[str, dict[str, float]]], name: str) -> float | None:
-    """Greedy accuracy over all slices of that name, whatever the kind of question."""
+    """Greedy accuracy over all slices of that name, for all kinds of prompts."""
     counts = {key: number for key, number in metrics["slices"].items() if key.split(",")[0] == name}
     total = sum(counts.values())  # type: ignore[arg-type]
     right = sum(metrics["by_slice"][key]["greedy_accuracy"] * number for key, number in counts.items())  # type: ignore
@@ -130,14 +130,14 @@ def _slices(metrics: dict[str, dict[str, dict[str, float]]], name: str) -> float
 
 
 def _vgr(iteration: Path) -> float | None:
-    """Mean VGR of the completions of an iteration whose attention was measured."""
+    """Mean VGR of the completions of an iteration that have attention scores."""
     rows = Source(iteration / "attention", "score-attention").rows("attention", ["status", "vgr_all"])
     values = [row["vgr_all"] for row in rows if row["status"] == "ok" and row["vgr_all"] is not None]
     return statistics.fmean(values) if values else None
 
 
 def _settings(run: Path, planned: int) -> dict[str, float]:
-    """Means over the run: how far rewards for looking differ in a group, and token weights in a completion."""
+    """Means over the run: the spread of VGR rewards in a group and of token weights in a completion, and others."""
     in_group: list[float] = []
     in_completion: list[float] = []
     replayed = groups = early = 0
@@ -146,15 +146,16 @@ def _settings(run: Path, planned: int) -> dict[str, float]:
         counts = source.manifest.counts
         replayed, groups = replayed + counts["replayed"], groups + counts["groups"]
         early += counts["reward_phase"] == "early"
-        looking: dict[str, list[float]] = defaultdict(list)
+        rewards: dict[str, list[float]] = defaultdict(list)
         for row in source.rows("weights", ["group_id", "source", "reward_vgr", "in_loss", "token_weights"]):
             if row["source"] == "fresh":
-                looking[row["group_id"]].append(row["reward_vgr"])
+                rewards[row["group_id"]].append(row["reward_vgr"])
             if row["in_loss"]:
                 in_completion.append(statistics.pstdev(row["token_weights"]))
-        in_group += [statistics.stdev(values) for values in looking.values() if len(values) > 1]
+        in_group += [statistics.stdev(values) for values in rewards.values() if len(values) > 1]
     if not in_group or not in_completion:
-        raise DataError(run, "no completion in the loss", "a run that trained", "Remove it and run make experiments.")
+        problem = "the run trained on nothing: no completion is in the loss"
+        raise DataError(run, problem, "Remove it and run make experiments.")
     return {
         "reward_vgr": statistics.fmean(in_group),
         "token_weights": statistics.fmean(in_completion),

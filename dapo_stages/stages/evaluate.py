@@ -46,7 +46,7 @@ SAID = (  # figures for the manifest, and for the line at the end
 BlankImage = Annotated[
     bool | None,
     typer.Option(
-        "--blank-image/--no-blank-image", help="Also answer with the picture blanked; else evaluate.blank_image."
+        "--blank-image/--no-blank-image", help="Also answer with the image blanked; default: evaluate.blank_image."
     ),
 ]
 
@@ -62,17 +62,17 @@ def main(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Answer the held-out questions: greedily, by k samples, and (if configured) with the picture blanked.
+    """Answer the held-out questions: greedily, with k samples, and (if configured) with the image blanked.
 
-    metrics.json then has greedy accuracy, mean@k, pass@k, majority@k and the language-prior share, for all questions
+    metrics.json gets greedy accuracy, mean@k, pass@k, majority@k and the language-prior share, for all questions
     and by slice, each with its interval (docs/evaluation.md).
 
     Example: dapo-stages evaluate --config run.yaml --policy iter-0003/train/policy --data data --out iter-0003/eval
     """
     from dapo_stages.rewards.registry import Rewards
 
-    flag = [] if blank_image is None else [f"evaluate.blank_image={str(blank_image).lower()}"]
-    settings = load_config(config, [*(set_ or []), *flag])
+    blank = [] if blank_image is None else [f"evaluate.blank_image={str(blank_image).lower()}"]
+    settings = load_config(config, [*(set_ or []), *blank])
     inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
     rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, Path.cwd(), judge=False)
     section = settings.sections(*SECTIONS) | {"rewards": rewards.section}
@@ -94,11 +94,11 @@ class Evaluation:
         self._settings = config.evaluate
 
     def run(self) -> None:
-        """Answer, then put the figures into metrics.json. Raises DataError where nothing is held out."""
+        """Answer, then write the figures to metrics.json. Raises DataError if nothing is held out."""
         data, size = self._output.plan.inputs["data"], self._settings.questions_per_shard
         total = sum(shard.rows or 0 for shard in data.shards("held_out"))
         if not total:
-            raise DataError(data.folder, "no held-out questions", "at least one", "Run prepare-data on more rows.")
+            raise DataError(data.folder, "no held-out questions", "Run prepare-data on more rows.")
         if self._settings.max_questions is not None:
             total = min(total, self._settings.max_questions)
         parts = [range(start, min(total, start + size)) for start in range(0, total, size)]
@@ -148,7 +148,7 @@ class Evaluation:
                         yield self._row(row, mode, sample, one, said[sample], rewards[sample])
 
     def _completions(self, questions: list[Row], seed: int) -> dict[str, list[list[Completion]]]:
-        """By mode, for each question; greedy answers and samples in one call, as they have a prompt in common."""
+        """By mode, for each question; greedy answers and samples in one call, since they share the prompt."""
         from dapo_stages.models.inputs import blanked
 
         settings, generate = self._settings, self._engine.generate

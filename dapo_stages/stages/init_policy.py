@@ -21,7 +21,7 @@ def main(
     """Make the starting policy.
 
     `model.name: embedded` builds the small Qwen2.5-VL and warms it up, without any download. A hub id or a folder is
-    referred to, not copied: its revision and the SHA-256 of its files are recorded, and others refused from then on.
+    referenced, not copied: its revision and the SHA-256 of its files are recorded, and later stages refuse others.
 
     Example: dapo-stages init-policy --config pipelines/embedded.yaml --out training_logs/first/policy
     """
@@ -79,7 +79,7 @@ def _embedded(output: Output, config: Config) -> None:
 
 
 def _reference(output: Output, config: Config) -> None:
-    """A hub model or a checkpoint folder: check that it can be used, and refer to it as it is now."""
+    """Check that a hub model or checkpoint folder can be used, and record a reference to it as it is now."""
     from dapo_stages.handoff.referred import fetched, place_of, refer_to
     from dapo_stages.models.adapters import check_targets
     from dapo_stages.models.checkpoints import Checkpoint, empty_model
@@ -107,5 +107,5 @@ def _reference(output: Output, config: Config) -> None:
     check_values(folder, ((tensor, checkpoint.read(tensor)) for tensor in checkpoint.shapes))
     say(f"init-policy: {place['reference']} is a {family} checkpoint")
     if family not in FAMILIES:
-        say("init-policy: its attention cannot be read and its prompts not be shared; set attention.enabled to false")
+        say("init-policy: cannot read its attention or share prompts among completions; set attention.enabled=false")
     output.policy = {"version": 0, "model": name, **refer_to(place)}

@@ -1,4 +1,4 @@
-"""prepare-data: any data set in, training and held-out prompts with their pictures and tokens out."""
+"""prepare-data: any dataset in, training and held-out prompts with their images and tokens out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dapo_stages.terminal.console import Advance, progress
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
 ROWS_PER_SHARD = 512
-_THREADS = 8  # pictures are decoded, scaled and encoded outside Python's lock
+_THREADS = 8  # images are decoded, scaled and encoded without the GIL
 _NAMED = 5  # dropped rows that the manifest names
 _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "other"))
 
@@ -49,7 +49,7 @@ def main(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make training and held-out prompts from a data set.
+    """Make training and held-out prompts from a dataset.
 
     Example: dapo-stages prepare-data --config run.yaml --policy policy --set data.source=questions.jsonl --out data
     """
@@ -112,15 +112,15 @@ def _processor(config: Config, policy: Source | None) -> Any:
     except Exception as error:  # tokenizers raises nothing else
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{place}: found no usable tokenizer and image processor ({reason}); needed a checkpoint folder, or a hub "
-            "id that can be reached. Mend model.name, or pass --policy."
+            f"{place}: cannot load the tokenizer and image processor ({reason}). Set model.name to a checkpoint folder "
+            "or a hub id that can be reached, or pass --policy."
         ) from None
     prompt_with_a_picture(place, processor)
     return processor
 
 
 def _write_part(output: Output, maker: PromptMaker, part: Part, advance: Advance) -> None:
-    """All shards of a part, a few rows in memory at a time; those of an interrupted run are kept."""
+    """Write all shards of a part with a few rows in memory at a time; keep those of an interrupted run."""
     done: list[str] = []
     number = 0
     while output.has(shard_name(part, number)):
@@ -150,24 +150,24 @@ def _prompts(
             if len(counts["dropped_rows"]) < _NAMED:
                 counts["dropped_rows"].append(row.why)
         elif counts[part] < len(kept):
-            found = "a row that was unusable before the interruption"
-            raise DataError(raw.where, found, "an unchanged data set", "Pass --overwrite to start afresh.")
+            problem = "this row was dropped before the interruption but is usable now: the dataset has changed"
+            raise DataError(raw.where, problem, "Pass --overwrite to start over.")
         else:
             counts[part] += 1
             _count_control(row, counts)
             if part == "train":
-                del row["labels"]  # for evaluate alone
+                del row["labels"]  # only evaluate needs them
             yield row
 
 
 def _count_control(row: Row, counts: dict[str, Any]) -> None:
-    """Count a prompt that quotes control tokens; where there is none, there is no such count."""
+    """Count a prompt that quotes control tokens; if there is none, the count is left out."""
     if MARK in row["prompt_text"]:
         counts[CONTROL_TOKENS] = counts.get(CONTROL_TOKENS, 0) + 1
 
 
 def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:
-    """Rows in order with their prompts, a few of which are made at the same time; None for those kept already."""
+    """Rows in order with their prompts, several of which are made in parallel; None for those kept already."""
     threads = min(_THREADS, os.cpu_count() or 1)
     waiting: deque[tuple[RawRow, Future[Row | Dropped | None]]] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -181,7 +181,7 @@ def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[Raw
             first, future = waiting.popleft()
             yield first, future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # one may wait for a chat template, which is ended next
+        pool.shutdown(wait=False, cancel_futures=True)  # one may wait for a chat template, which is stopped next
 
 
 def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> Row | Dropped | None:
@@ -192,17 +192,18 @@ def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> 
     except BadImage as bad:
         if maker.data.on_bad_image == "error":
             raise
-        return Dropped("images", f"{bad.where}: {bad.found}")
+        return Dropped("images", f"{bad.where}: {bad.problem}")
 
 
 def _check_parts(source: RawSource, counts: dict[str, Any]) -> None:
-    """Both parts need a prompt; only a source of a single row may go without held-out ones."""
+    """Raise DataError unless both parts have a prompt; a source of a single row needs no held-out one."""
     rows = sum(number for key, number in counts.items() if key in (*PARTS, *_DROPPED))
     why = "; ".join(counts["dropped_rows"][:2])
-    do = "Mend the rows, or change data.max_prompt_length, data.max_image_pixels or data.split_seed (with --overwrite)."
+    advice = (
+        "Fix the rows, or change data.max_prompt_length, data.max_image_pixels or data.split_seed (with --overwrite)."
+    )
     if not rows:
-        raise DataError(source.name, "no rows", "at least one row", "Name another data.source.")
+        raise DataError(source.name, "the dataset has no rows", "Name another data.source.")
     for part in PARTS:
         if not counts[part] and (part == "train" or rows > 1):
-            found = f"{rows} rows, none of them usable for {part} ({why})"
-            raise DataError(source.name, found, "at least one", do)
+            raise DataError(source.name, f"none of {rows} rows is usable for {part} ({why})", advice)

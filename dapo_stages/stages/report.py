@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from dapo_stages.handoff.outputs import Output
     from dapo_stages.handoff.plans import Plan
 
-_SHOWN = 50  # iterations on the terminal; all are in the documents
+_SHOWN = 50  # iterations in the terminal's table; the documents have them all
 
 
 def main(
     config: ConfigFile,
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
     iteration: Annotated[
-        int | None, typer.Option("--iteration", min=0, help="Only this iteration; else all that lack a report.")
+        int | None, typer.Option("--iteration", min=0, help="Only this iteration; default: all that lack a report.")
     ] = None,
     of: Of = None,
     backfill: Annotated[
         bool,
         typer.Option(
-            "--backfill", help="Send the trackers the tables and histograms of earlier iterations that they lack, too."
+            "--backfill", help="Also send the trackers the tables and histograms of earlier iterations that they lack."
         ),
     ] = False,
     set_: Overrides = None,
@@ -89,10 +89,10 @@ def main(
 
 
 def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) -> dict[int, Plan]:
-    """What to make for which iteration; without `only`, those whose report is missing or of other inputs.
+    """The report to make for each iteration; without `only`, for those whose report is missing or stale.
 
-    One made with other settings stays as it is, as every finished output does, unless it is to be overwritten. One
-    whose inputs were pruned since always does: it cannot be made again.
+    A report made with other settings stays as it is, like every finished output, unless `overwrite`. A report whose
+    inputs have been pruned always stays: it cannot be made again.
     """
     from dapo_stages.errors import DataError
     from dapo_stages.handoff.plans import Plan
@@ -110,7 +110,7 @@ def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) ->
         reported = reported or made is not None
         if made is not None and made.inputs.keys() & pruned(run, number).keys():
             if only is not None:
-                say(f"report: {out} stays as it is, what it was made from has been pruned")
+                say(f"report: {out} stays as it is: its inputs have been pruned")
             continue
         if not found:
             continue
@@ -123,15 +123,15 @@ def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) ->
             if overwrite:
                 plans[number] = plan
     if others and not overwrite:
-        say(f"report: {len(others)} of other settings stay as they are; --overwrite makes them again")
+        say(f"report: keeping {len(others)} made with other settings; pass --overwrite to make them again")
     if not plans and not reported:
         where = run if only is None else iteration_folder(run, only)
-        raise DataError(where, "no finished output of any stage", "at least one", "Run rollout or evaluate first.")
+        raise DataError(where, "no finished output of any stage", "Run rollout or evaluate first.")
     return plans
 
 
 def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
-    """Whether a report is of other outputs than there are now, or of an older version."""
+    """Whether a report was made from other outputs than there are now, or by an older version."""
     from dapo_stages.reporting.run_report import LAYOUT
 
     now = {name: source.manifest.content_hash for name, source in inputs.items()}
@@ -157,7 +157,7 @@ def _report(run: Path, iteration: int, plan: Plan, *, overwrite: bool, dry_run: 
 
 
 def _grown(plan: Plan) -> bool:
-    """Whether the report only lacks outputs that came since, or is of an older version: replacing it loses nothing."""
+    """Whether the report only lacks newer outputs, or was made by an older version: replacing it loses nothing."""
     from dapo_stages.reporting.run_report import LAYOUT
     from dapo_stages.runs.layout import manifest_of
 

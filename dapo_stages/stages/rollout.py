@@ -48,8 +48,8 @@ def main(
         list[Path] | None,
         typer.Option(
             "--history",
-            help="Rollouts of an earlier iteration, or a run's folder for all of them; read if rollout.curriculum is "
-            "set. May be repeated.",
+            help="Rollout folder of an earlier iteration, or a run's folder for all of them; read if "
+            "rollout.curriculum is set. May be repeated.",
             metavar="DIR",
         ),
     ] = None,
@@ -61,7 +61,7 @@ def main(
     """Sample completions for the prompts of an iteration and reward them.
 
     With dynamic sampling (DAPO) it keeps drawing prompts until enough groups are informative, that is, some but not
-    all of their completions are correct. Every sampled group is written; `kept` marks those that go on to training.
+    all of their completions are correct. Every sampled group is written; `kept` marks those that are trained on.
 
     Example: dapo-stages rollout --config run.yaml --policy policy --data data --iteration 1 --out iter-0001/rollout
     """
@@ -95,8 +95,8 @@ class RoundShard(NamedTuple):
 class Rollout:
     """One iteration's sampling, shard by shard; finished shards of an interrupted run are not sampled again.
 
-    Several processes share the shards among them. Which groups are kept, and which shards are needed at all, is
-    decided from the finished files in their order, so that it does not matter who sampled them, or when.
+    Several processes divide the shards among themselves. Which groups are kept, and which shards are needed at all, is
+    decided from the finished files in order, so it does not matter which process sampled them, or when.
     """
 
     def __init__(self, output: Output, config: Config, rewards: Rewards, iteration: int) -> None:
@@ -107,12 +107,13 @@ class Rollout:
     def run(self) -> None:
         """Sample prompts until there are enough groups, or the rounds are used up.
 
-        They are asked for in portions of whole shards: `oversample` times what is missing. A portion is written whole.
+        Prompts are drawn in portions of whole shards: `oversample` times the groups that are still missing. All shards
+        of a portion are written, even if fewer would have been enough.
         """
         target = self._config.rollout.prompts_per_iteration
         rounds = self._config.rollout.max_resample_rounds if self._config.rollout.dynamic_sampling else 1
         done: list[RoundShard] = []
-        sampled: list[RoundShard] = []  # and not decided on yet
+        sampled: list[RoundShard] = []  # but not closed yet
         with (
             self._output.plan.inputs["data"].index("train") as table,
             progress("rollout: informative groups" if rounds > 1 else "rollout: groups", target) as advance,
@@ -130,11 +131,11 @@ class Rollout:
                     done.append(shard)
                 del sampled[:portion]
         if not done:
-            raise DataError(self._output.plan.inputs["data"].folder, "no training prompts", "some", "Run prepare-data.")
+            raise DataError(self._output.plan.inputs["data"].folder, "no training prompts", "Run prepare-data.")
         if self._kept < target:
             say(
-                f"rollout: {self._kept} of {target} groups are informative after {done[-1].round + 1} rounds; going on "
-                "with these. Raise rollout.max_resample_rounds for more."
+                f"rollout: only {self._kept} of {target} groups are informative after {done[-1].round + 1} rounds; "
+                "continuing with these. Raise rollout.max_resample_rounds to get more."
             )
         self._output.share()
         self._output.keep(shard_name(kind, shard.number) for kind in ("prompts", "completions") for shard in done)
@@ -173,7 +174,7 @@ class Rollout:
         return found
 
     def _portion(self) -> int:
-        """How many shards to ask for next, whatever the number of processes."""
+        """How many shards to sample next, for any number of processes."""
         settings = self._config.rollout
         missing = settings.prompts_per_iteration - self._kept
         return math.ceil(_times(settings.oversample, missing) / settings.groups_per_shard)
@@ -202,7 +203,7 @@ class Rollout:
                 yield self._completion(row["group_id"], sample, one, said[sample], rewards[sample])
 
     def _close(self, shard: RoundShard, table: RowIndex) -> None:
-        """Decide what is kept of a shard, and write its prompts. All processes decide, one writes."""
+        """Decide which groups of a shard are kept, and write its prompts. All processes decide, one writes."""
         groups: list[Row] = []
         correct = self._correct(shard.number)
         for group_id, number in zip(self._group_ids(shard), correct, strict=True):
@@ -229,13 +230,13 @@ class Rollout:
         return 0 < correct < settings.num_generations or not settings.dynamic_sampling
 
     def _is_surplus(self) -> bool:
-        """Whether there are enough groups. Without dynamic sampling weight-tokens decides, which knows all rewards."""
+        """Whether there are enough groups. Without dynamic sampling, weight-tokens decides: it knows all rewards."""
         settings = self._config.rollout
         discards = settings.dynamic_sampling and settings.surplus == "discard"
         return discards and self._kept >= settings.prompts_per_iteration
 
     def _generate(self, number: int, prompts: list[Row]) -> list[list[Completion]]:
-        """Completions in the order of the prompts; batches are of similar length, so that little is padded."""
+        """Completions in the order of the prompts; prompts of similar length share a batch, to save padding."""
         import numpy as np
 
         size = len(prompts) if self._engine.batches_itself else self._config.rollout.batch_groups
@@ -301,5 +302,5 @@ def _times(factor: float, count: int) -> int:
 
 
 def _for_all_processes(shards: int) -> int:
-    """At least so many shards, and as many for each process: one that has nothing to do may sample ahead."""
+    """At least this many shards, and equally many per process: one that would be idle samples ahead."""
     return math.ceil(max(shards, 0) / ranks.count()) * ranks.count()

@@ -1,4 +1,4 @@
-"""score-attention: rollouts of any engine in, how much each token looked at the picture out."""
+"""score-attention: rollouts of any engine in, how much each token looked at the image out."""
 
 from __future__ import annotations
 
@@ -41,19 +41,17 @@ def main(
     out: Out,
     blank_image: Annotated[
         bool,
-        typer.Option(
-            "--blank-image", help="Also score with the picture blanked (attention.blank_image), for visual_kl."
-        ),
+        typer.Option("--blank-image", help="Also score with the image blanked (attention.blank_image), for visual_kl."),
     ] = False,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Measure where each completion token looked: masses on picture, question and the rest, VGR and AEI by layers.
+    """Measure where each completion token looked: masses on image, question and the rest; VGR and AEI by layers.
 
-    One forward pass per group, over completion rows only. Needs no more than token ids, so rollouts of any engine do.
-    A second one with the picture blanked tells how much each token's distribution depends on it.
+    One forward pass per group, over completion rows only. Needs only token ids, so rollouts of any engine will do.
+    A second pass with the image blanked measures how much each token's distribution depends on it.
 
     Example: dapo-stages score-attention --config run.yaml --policy policy --rollouts iter-0001/rollout
     --out iter-0001/attention
@@ -69,7 +67,7 @@ def main(
 
 
 class Scoring:
-    """One pass over the shards of a rollout folder; each gives one shard of the same number."""
+    """One pass over the shards of a rollout folder; each gives one shard with the same number."""
 
     def __init__(self, output: Output, config: Config) -> None:
         self._output, self._config, self._settings = output, config, config.attention
@@ -166,7 +164,7 @@ class Scoring:
         return found
 
     def _token_scores(self, prompts: list[Row], groups: list[Group], packed: Packed, hidden: torch.Tensor) -> Scores:
-        """Log-probs and entropies of a batch, and if asked for, those with its pictures blanked."""
+        """Logprobs and entropies of a batch and, if configured, those with its images blanked."""
         from dapo_stages.models.inputs import blanked, prompt_of
         from dapo_stages.models.shared_prefix.packing import Group
         from dapo_stages.models.token_scores import hidden_states, token_scores
@@ -197,7 +195,7 @@ class Scoring:
 
 
 def _scores_tokens(config: Config) -> bool:
-    """Whether log-probs are asked for; then they are of the distribution sampled from."""
+    """Whether logprobs are wanted; they are of the distribution that was sampled from."""
     return config.attention.enabled and (config.attention.logprobs or config.attention.blank_image)
 
 

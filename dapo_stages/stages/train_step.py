@@ -1,4 +1,4 @@
-"""train-step: rollouts and weights in, the next policy and its optimiser state out."""
+"""train-step: rollouts and weights in, the next policy and its optimizer state out."""
 
 from __future__ import annotations
 
@@ -57,23 +57,23 @@ def main(
     weights: Annotated[Path, typer.Option("--weights", help="Folder written by weight-tokens.", metavar="DIR")],
     out: Out,
     state: Annotated[
-        Path | None, typer.Option("--state", help="State folder inside the last train-step's output.", metavar="DIR")
+        Path | None, typer.Option("--state", help="State folder in the previous train-step's output.", metavar="DIR")
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="Policy folder of the KL term; read if train.beta > 0.", metavar="DIR"),
+        typer.Option("--reference", help="Policy folder for the KL term; read if train.beta > 0.", metavar="DIR"),
     ] = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Update the policy by DAPO: clipped token-level objective, each token by its weight, in mini-batches.
+    """Update the policy by DAPO: clipped token-level objective, each token times its weight, in mini-batches.
 
-    Without --state the optimiser starts afresh; with it, momentum and schedule carry on. Under `accelerate launch` it
+    Without --state the optimizer starts over; with it, momentum and schedule continue. Under `accelerate launch` it
     trains in several processes (DDP, FSDP2, DeepSpeed). The rollouts may be of an older policy than --policy: each
-    token then counts by a truncated importance weight (train.engine_is_cap). With train.beta and
-    train.reference_update_every the folder `reference` in some outputs is the --reference from then on.
+    token is then multiplied by a truncated importance weight (train.engine_is_cap). With train.beta and
+    train.reference_update_every, some outputs have a folder `reference`: pass it as --reference from then on.
 
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
@@ -103,13 +103,13 @@ def main(
 
 
 def _check_state(state: Source, policy: Source) -> None:
-    """A state belongs to the policy written beside it: its moments, and its exact weights, are of no other."""
+    """Raise DataError unless the state was written with the policy: its moments and exact weights fit no other."""
     if state.manifest.policy.get("policy_hash") != policy.manifest.content_hash:
         raise DataError(
             state.folder,
-            f"the optimiser state of the policy of iteration {state.manifest.policy.get('version')}",
-            f"the one written beside {policy.folder}",
-            "Name the state folder beside the policy, or leave --state out to start the optimiser afresh.",
+            f"this optimizer state belongs to a policy of iteration {state.manifest.policy.get('version')}, not to "
+            f"{policy.folder}",
+            "Name the state folder next to the policy, or leave --state out to start the optimizer over.",
         )
 
 
@@ -124,7 +124,7 @@ class TrainStep:
         self._metrics: list[Row] = []
 
     def run(self) -> None:
-        """Train, then write policy, state and metrics. Raises HaltedError where that is of no use any more."""
+        """Train, then write policy, state and metrics. Raises HaltedError if training has blown up."""
         try:
             self._run()
         except HaltedError as error:
@@ -141,11 +141,11 @@ class TrainStep:
         self._output.restart()
         self._guard.check_rollouts()
         seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1 + ranks.rank())
-        torch.manual_seed(int(seed[0]))  # what is drawn for the weights is the same everywhere
+        torch.manual_seed(int(seed[0]))  # all ranks initialize weights alike
         with among_ranks(), ExitStack() as stack:
             policy, trainer = self._prepare()
             if ranks.rank() > 0:
-                torch.manual_seed(int(seed[-1]))  # what is dropped out is not
+                torch.manual_seed(int(seed[-1]))  # but draw different dropout
             groups = read_groups(stack, self._inputs, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
@@ -184,11 +184,11 @@ class TrainStep:
         policy = open_policy(source, config.model, trainable=True)
         if not policy.shares_prefixes and splits_weights(accelerator):
             raise ModelError(
-                f"{policy.architecture}: found a model whose completions are rows of their own, and a launch that "
-                "splits its weights; needed a launch with whole weights. Launch with zero2 or ddp."
+                f"{policy.architecture}: this model needs a row per completion, which a launch that splits its weights "
+                "cannot train. Launch with zero2 or ddp."
             )
         if not policy.shares_prefixes:
-            say("train-step: this model cannot share a prompt among its completions; each is a row of its own, slower")
+            say("train-step: this model cannot share a prompt among its completions; one row for each, which is slower")
         if is_adapter(source):
             check_adapter(policy, settings.lora)
         elif settings.lora is not None:
@@ -228,9 +228,8 @@ class TrainStep:
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise DataError(
                 state.folder,
-                f"an optimiser state that does not fit ({error})",
-                f"one of {self._config.train.optimizer} over the weights that are trained now",
-                "Leave --state out to start the optimiser afresh.",
+                f"this state does not fit {self._config.train.optimizer} over the weights trained now ({error})",
+                "Leave --state out to start the optimizer over.",
             ) from None
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
@@ -266,27 +265,27 @@ class TrainStep:
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
 
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
-        """Log-probs of the policy as it is before the first update, for all that is trained on after it.
+        """Logprobs of the policy before the first update, for all mini-batches but the first.
 
-        The first mini-batch needs none: its new log-probs are the old ones.
+        The first needs none: its new logprobs are the old ones.
         """
         later = [batch for part in work[1:] for batch in part.batches]
         everything = [batch for part in work for batch in part.batches]
         reference = None
         if NAME in self._inputs:
             reference = open_reference(self._inputs[NAME], self._config)
-        with progress("train-step: old log-probs", len(later)) as advance:
+        with progress("train-step: old logprobs", len(later)) as advance:
             for batch in later:
                 batch.old = trainer.logprobs(batch)
                 advance(1, "")
         if reference is not None:
-            with progress("train-step: log-probs of the reference", len(everything)) as advance:
+            with progress("train-step: reference logprobs", len(everything)) as advance:
                 for batch in everything:
                     batch.reference = reference.logprobs(batch)
                     advance(1, "")
 
     def _save(self, policy: Policy, worker: Worker) -> None:
-        """The ranks write the state together; the policy and all manifests are of rank 0."""
+        """All ranks write the state together; rank 0 writes the policy and all manifests."""
         import os
 
         from dapo_stages.models.policy_loading import save_policy
@@ -310,7 +309,7 @@ class TrainStep:
         self._output.policy = about | {"content_hash": manifest.content_hash}
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
-            say(f"train-step: moving the reference towards the policy, by {alpha:g}")
+            say(f"train-step: moving the reference toward the policy, by {alpha:g}")
             write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
             self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
 

@@ -24,7 +24,7 @@ from dapo_stages.terminal.options import ConfigFile, DryRun, Iteration, Json, Ou
 SECTIONS = ("weights", "planned_iterations")
 _LOGPROBS = ("--set attention.logprobs=true", "attention.logprobs: true")
 _BLANK = ("--blank-image", "attention.blank_image: true")
-# What makes the columns that score-attention leaves empty otherwise: the option, and the key of a configuration.
+# The columns that score-attention leaves empty by default: the option and the setting that fill them.
 _SCORED_BY = {"logprobs": _LOGPROBS, "entropy": _LOGPROBS, "blank_logprobs": _BLANK, "visual_kl": _BLANK}
 
 
@@ -36,14 +36,14 @@ def main(
     out: Out,
     replay: Annotated[
         Path | None,
-        typer.Option("--replay", help="Weights folder of the iteration before, with its buffer.", metavar="DIR"),
+        typer.Option("--replay", help="Weights folder of the previous iteration, with its buffer.", metavar="DIR"),
     ] = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Turn rewards and attention into advantages and token weights, and keep the replay buffer.
+    """Turn rewards and attention into advantages and token weights, and update the replay buffer.
 
     Needs no model and no GPU: try other reward weights or another clip on saved rollouts in seconds.
 
@@ -57,13 +57,13 @@ def main(
     sampled = inputs["rollouts"].manifest.config["iteration"]
     if sampled != iteration:
         raise DataError(
-            rollouts, f"rollouts of iteration {sampled}", f"those of --iteration {iteration}", "Name the right folder."
+            rollouts, f"expected rollouts of --iteration {iteration}, got iteration {sampled}", "Name the right folder."
         )
     rewards = tuple(inputs["rollouts"].manifest.rewards)
     if replay is not None:
         inputs["replay"] = Source(replay, "weight-tokens")
         if tuple(inputs["replay"].manifest.rewards) != rewards:
-            say("weight-tokens: the stored groups have other plug-in rewards; the replay buffer starts empty")
+            say("weight-tokens: the stored groups have other plug-in rewards, so the replay buffer starts empty")
             del inputs["replay"]
     section = settings.sections(*SECTIONS) | {"iteration": iteration}
     plan = Plan("weight-tokens", out, section, settings.seed, inputs, rewards)
@@ -78,20 +78,19 @@ def main(
 
 
 def _check_columns(attention: Source, scheme: str) -> None:
-    """Refuse attention that was scored without what the scheme needs; what was not scored at all weighs 1."""
+    """Raise DataError if attention was scored without a column that the scheme needs; unscored tokens weigh 1."""
     from dapo_stages.maths.schemes import columns
 
-    needed = [name for name in columns(scheme) if name in _SCORED_BY]
-    rows = attention.rows("attention", ["status", *needed]) if needed else iter(())
+    required = [name for name in columns(scheme) if name in _SCORED_BY]
+    rows = attention.rows("attention", ["status", *required]) if required else iter(())
     scored: Row = next((row for row in rows if row["status"] == "ok"), {})
-    missing = [name for name in needed if scored and scored[name] is None]
+    missing = [name for name in required if scored and scored[name] is None]
     if missing:
         made_from = {name: given.path for name, given in attention.manifest.inputs.items()}
         option, key = _SCORED_BY[missing[0]]
         raise DataError(
             attention.folder,
-            f"no {', '.join(missing)} of the tokens",
-            f"what the scheme {scheme} is made of",
+            f"no {', '.join(missing)} per token, which weights.scheme={scheme} needs",
             f"Run dapo-stages score-attention {option} --config FILE --policy {made_from.get('policy', 'DIR')} "
             f"--rollouts {made_from.get('rollouts', 'DIR')} --out {attention.folder} --overwrite ({key} in a run's "
             "configuration), or choose another scheme.",
@@ -99,7 +98,7 @@ def _check_columns(attention: Source, scheme: str) -> None:
 
 
 class Weighting:
-    """Rewards of all groups are in memory, tokens of one shard at a time."""
+    """Holds the rewards of all groups in memory, and the tokens of one shard at a time."""
 
     def __init__(self, output: Output, config: Config, iteration: int) -> None:
         from dapo_stages.maths.group_rewards import phase
@@ -162,7 +161,7 @@ class Weighting:
 
         missing = [row["completion_id"] for row in rows if row["completion_id"] not in looks]
         if missing:
-            raise self._other_attention(f"no row for completion {missing[0]}", "a row for every completion")
+            raise self._other_attention(f"no row for completion {missing[0]}")
         found = [looks[row["completion_id"]] for row in rows]
         settings = self._settings
         rewards = vgr_rewards(
@@ -177,11 +176,11 @@ class Weighting:
 
     @property
     def _target(self) -> int:
-        """Groups that the rollouts were to give; the buffer fills in for those without signal and those not found."""
+        """Groups that the rollout was asked for; the buffer replaces those without signal, and any that are missing."""
         return int(self._rollouts.manifest.config["rollout"]["prompts_per_iteration"])
 
     def _beyond(self, room: int, groups: list[GroupScores]) -> set[str]:
-        """Groups that there is no room for, where surplus is discarded; those with signal go first."""
+        """Groups beyond `room`, if surplus is discarded; those with signal are kept first."""
         if self._rollouts.manifest.config["rollout"].get("surplus") == "keep":
             return set()
         wanted = [group for group in groups if not self._is_filtered(group)]
@@ -208,8 +207,8 @@ class Weighting:
     def _weight_rows(self, shard: int, groups: list[GroupScores], replaced: set[str]) -> Iterator[Row]:
         from dapo_stages.maths.schemes import columns
 
-        needed = dict.fromkeys(("status", *columns(self._settings.scheme)))
-        looks = {row["completion_id"]: row for row in self._attention_rows(shard, *needed)}
+        wanted = dict.fromkeys(("status", *columns(self._settings.scheme)))
+        looks = {row["completion_id"]: row for row in self._attention_rows(shard, *wanted)}
         with self._rollouts.reader("completions", self._rollouts.shards("completions")[shard]) as reader:
             lengths = {
                 row["completion_id"]: len(row["completion_ids"])
@@ -236,7 +235,7 @@ class Weighting:
         return ""
 
     def _token_weights(self, look: Row, length: int) -> tuple[list[float], str]:
-        """Weights of one completion's tokens, and why they are all 1 where nothing could tell them apart."""
+        """Weights of one completion's tokens, and the reason if all are 1 for lack of data."""
         import numpy as np
 
         from dapo_stages.maths.schemes import raw_weights
@@ -244,14 +243,14 @@ class Weighting:
 
         settings = self._settings
         if look["status"] == "no_image":
-            return [1.0] * length, "no picture: every token weighs 1"
+            return [1.0] * length, "no image: every token weighs 1"
         if look["status"] != "ok":
             return [1.0] * length, "no attention: every token weighs 1"
         try:
             raw = raw_weights(settings.scheme, look, length)
         except ValueError as error:
-            found = f"{error} ({look['completion_id']})"
-            raise self._other_attention(found, "one per token") from None
+            problem = f"expected a value per token, got {error} ({look['completion_id']})"
+            raise self._other_attention(problem) from None
         weights, reached = token_weights(raw, settings.clip, settings.smooth_sigma, settings.mean_preserving)
         self._off_mean += not reached
         values: list[float] = weights.tolist()
@@ -285,13 +284,14 @@ class Weighting:
 
     def _attention_rows(self, shard: int, *columns: str) -> Iterator[Row]:
         shards = self._attention.shards("attention")
-        if len(shards) != len(self._rollouts.shards("completions")):
-            raise self._other_attention(f"{len(shards)} shards", f"{len(self._rollouts.shards('completions'))}")
+        count = len(self._rollouts.shards("completions"))
+        if len(shards) != count:
+            raise self._other_attention(f"expected {count} shard(s), as the rollouts have, got {len(shards)}")
         with self._attention.reader("attention", shards[shard]) as reader:
             yield from reader.rows(["completion_id", *columns])
 
-    def _other_attention(self, found: str, needed: str) -> DataError:
-        return DataError(self._attention.folder, found, needed, "Run score-attention on this rollout folder again.")
+    def _other_attention(self, problem: str) -> DataError:
+        return DataError(self._attention.folder, problem, "Run score-attention on this rollout folder again.")
 
 
 def _mean(values: list[float]) -> float:

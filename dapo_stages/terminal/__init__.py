@@ -1,1 +1,1 @@
-"""The terminal: what is said, asked for and printed."""
+"""Terminal output, and options shared by commands."""

@@ -1,6 +1,6 @@
-"""What a person sees: progress on a terminal, plain lines in a log, JSON where a program asked for it.
+"""Output for people (progress on a terminal, plain lines in a log) and for programs (JSON).
 
-Of several processes of one stage, the first speaks.
+If a stage runs in several processes, only rank 0 prints.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ _STEERING = re.compile(f"[{STEERING}]")
 
 
 def take_any_text() -> None:
-    """Let stdout and stderr take every character: one that the locale has not is written as `\\u2713`."""
+    """Let stdout and stderr print every character: one that the locale lacks is written as `\\u2713`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
 
 
 def takes_unicode(stream: TextIO) -> bool:
-    """Whether it has every character by itself, so that a program that reads it gets what was written."""
+    """Whether a stream can encode every character, so that a program that reads it gets the original text."""
     return (stream.encoding or "utf-8").lower().replace("_", "-").startswith("utf")
 
 
 def say(text: str) -> None:
-    """A plain line for people, on stderr, so that stdout stays for --json."""
+    """Print a line for people on stderr, so that stdout is free for --json."""
     if ranks.rank() == 0:
         print(visible(text), file=sys.stderr, flush=True)
 
 
 def tell(text: str) -> None:
-    """Lines for people that are the result of a command, on stdout, without colour."""
+    """Print the result of a command for people on stdout, without color."""
     print(visible(text))
 
 
 def answer(result: Mapping[str, Any]) -> None:
-    """The machine-readable result of a command, on stdout."""
+    """Print the machine-readable result of a command on stdout."""
     if ranks.rank() == 0:
         text = json.dumps(result, allow_nan=False, ensure_ascii=not takes_unicode(sys.stdout), default=str)
         print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def drawn(stream: TextIO) -> bool:
-    """Whether to draw tables and pictures: on a terminal that is not dumb; FORCE_COLOR makes one of anything."""
+    """Whether to draw tables and images: on a terminal that is not dumb, or anywhere with FORCE_COLOR."""
     from rich.console import Console
 
     console = Console(file=stream)
@@ -66,7 +66,7 @@ def drawn(stream: TextIO) -> bool:
 
 
 def colourful(stream: TextIO) -> bool:
-    """Whether to write colour: where `drawn`, unless NO_COLOR is set, which wins over FORCE_COLOR."""
+    """Whether to print in color: where `drawn`, unless NO_COLOR is set, which overrides FORCE_COLOR."""
     from rich.console import Console
 
     console = Console(file=stream)
@@ -74,7 +74,7 @@ def colourful(stream: TextIO) -> bool:
 
 
 def painted(text: str, style: str) -> str:
-    """Text for stdout in a style of rich such as `bold red`; plain where there is no colour."""
+    """Text for stdout in a rich style such as `bold red`; plain without color."""
     text = visible(text)
     if not style or not colourful(sys.stdout):
         return text
@@ -98,9 +98,9 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Advance]:
-    """Progress of a long step: a bar with rate and time left on a terminal, else a line every few seconds.
+    """Progress of a long step: on a terminal a bar with rate and time left, else a line every few seconds.
 
-    Call `advance(done, note)` with how much more is done and a short note such as the current accuracy.
+    Call `advance(done, note)` with the number of newly finished items and a short note, such as the current accuracy.
     """
     if sys.stderr.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"} and ranks.rank() == 0:
         with _bar(what, total) as advance:
@@ -163,7 +163,7 @@ def _lines(what: str, total: int | None) -> Iterator[Advance]:
 
 
 def _rate(per_second: float) -> str:
-    """`3.2/s`, or `41.0 s each` for what takes longer than a second; empty where it is not known yet."""
+    """`3.2/s`, or `41.0 s each` if an item takes more than a second; empty if not known yet."""
     if per_second <= 0:
         return ""
     return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"

@@ -1,4 +1,4 @@
-"""Options that every stage takes, in one place so that they read the same everywhere."""
+"""Options shared by the stages, defined once so that they read the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Rollouts = Annotated[Path, typer.Option("--rollouts", help="Folder written by ro
 Iteration = Annotated[int, typer.Option("--iteration", min=1, help="Iteration, counted from 1.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key: section.key=value. May be repeated.", metavar="KEY=VALUE"),
+    typer.Option("--set", help="Override a setting: section.key=value. May be repeated.", metavar="KEY=VALUE"),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output that was made from other inputs or configuration.")
+    bool,
+    typer.Option("--overwrite", help="Replace an output that was made from other inputs or another configuration."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, without writing anything.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Of = Annotated[
     int | None,
-    typer.Option("--of", min=0, help="Iterations that the run is to have; else planned_iterations.", metavar="N"),
+    typer.Option("--of", min=0, help="Iterations that the run should have (default: planned_iterations).", metavar="N"),
 ]

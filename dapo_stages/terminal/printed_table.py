@@ -12,14 +12,14 @@ from dapo_stages.terminal.safe_text import one_line
 
 @dataclass(frozen=True)
 class Table:
-    """Headers, and rows of text ready to be shown."""
+    """Headers and rows of text, ready to print."""
 
     headers: list[str]
     rows: list[list[str]]
 
 
 def print_table(table: Table, styles: Mapping[str, str] | None = None) -> None:
-    """On stdout: drawn by rich on a terminal, aligned plain text elsewhere. `styles`: of cells, by their text."""
+    """Print on stdout: with rich on a terminal, else as aligned plain text. `styles`: cell text -> rich style."""
     if drawn(sys.stdout):
         _print_rich(table, styles or {})
     else:
@@ -27,7 +27,7 @@ def print_table(table: Table, styles: Mapping[str, str] | None = None) -> None:
 
 
 def aligned(table: Table) -> list[str]:
-    """Lines of plain text whose columns stand under each other, wide characters counted as two."""
+    """Lines of plain text with aligned columns; wide characters count as two."""
     from rich.cells import cell_len
 
     lines = [[one_line(cell) for cell in line] for line in (table.headers, *table.rows)]

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as people read them. Text of models and data sets is data: it never becomes markup."""
+"""Numbers and untrusted text in readable form. Text from models and datasets never becomes markup."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NOTHING = "–"
 
 _MARKDOWN = re.compile(
     r"([\\`*_\[\]<>|~$&#]|:(?=//)|(?<=www)\.)", re.IGNORECASE
-)  # the last two make links by themselves
+)  # the last two prevent automatic links
 _BACKTICKS = re.compile(r"`+")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`0.12345` -> `0.123`; very large and very small values in scientific form."""
+    """`0.12345` -> `0.123`; very large and very small values in scientific notation."""
     if value is None:
         return NOTHING
     if value and not 1e-3 <= abs(value) < 1e6:
@@ -36,7 +36,7 @@ def percent(value: float | None) -> str:
 
 
 def markdown_inline(text: str) -> str:
-    """Text for a cell, a heading or the middle of a line: nothing in it is markup, and it stays on one line."""
+    """Text for a cell, a heading or the middle of a line: without markup, and on one line."""
     return _MARKDOWN.sub(r"\\\1", one_line(text))
 
 
@@ -48,7 +48,7 @@ def markdown_block(text: str) -> str:
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain cells, the first column to the left, the others to the right."""
+    """A table of plain cells, the first column left-aligned, the others right-aligned."""
     lines = [
         "| " + " | ".join(markdown_inline(cell) for cell in headers) + " |",
         "|" + "|".join(":---" if index == 0 else "---:" for index in range(len(headers))) + "|",

@@ -1,17 +1,17 @@
-"""Text of others on a terminal or a page: what would steer the one or reorder the other becomes a symbol."""
+"""Untrusted text on a terminal or a page: control and direction characters become visible symbols."""
 
 from __future__ import annotations
 
 import re
 
-# Controls but line break and tab; marks, embeddings, overrides and isolates of direction, which reorder text; lines
-# that end unseen; halves of characters. A zero-width joiner stays: it is part of some scripts and emoji.
-STEERING = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # those of them that JSON leaves as they are
+# Control characters except newline and tab; direction marks, embeddings, overrides and isolates, which reorder text;
+# invisible line separators; lone surrogates. Zero-width joiners stay: some scripts and emoji need them.
+STEERING = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # those that JSON does not escape
 _UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f{STEERING}\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Control and direction characters as symbols, so that text can neither steer a terminal nor reorder a line."""
+    """Control and direction characters as symbols, so that text can neither control a terminal nor reorder a line."""
     return _UNSEEN.sub(lambda found: _visible(found[0]), text)
 
 

@@ -18,25 +18,22 @@ if TYPE_CHECKING:
 _NAMED = 3  # questions that a message names
 _HEADERS = ["measure", "slice", "questions", "A", "B", "B − A", "interval", "won", "lost", "tied", "p", "p (Holm)"]
 _SCOPE = (
-    "The intervals cover which questions were drawn, not training: both policies come from one run each, and whether "
-    "the recipe behind one is better takes several seeds of each."
+    "The intervals cover which questions were drawn, not training: each policy comes from one run, and telling which "
+    "recipe is better takes several seeds of each."
 )
 _SLICES = (
-    "Several slices are several tests: p (Holm) is corrected for all slices of its measure, their intervals and p are "
-    "not."
+    "Several slices are several tests: p (Holm) is corrected for all slices of a measure, the intervals and p are not."
 )
 
 
 def main(
     first: Annotated[Path, typer.Argument(help="Folder written by evaluate: the one to compare with.", metavar="A")],
     second: Annotated[Path, typer.Argument(help="Folder written by evaluate for the same questions.", metavar="B")],
-    out: Annotated[Path | None, typer.Option("--out", help="Markdown file to write as well.", metavar="FILE")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write a Markdown file.", metavar="FILE")] = None,
     list_: Annotated[
-        int, typer.Option("--list", min=0, help="Name so many of the questions won, and of those lost.", metavar="N")
+        int, typer.Option("--list", min=0, help="List up to N of the questions won, and of those lost.", metavar="N")
     ] = 0,
-    resamples: Annotated[
-        int, typer.Option("--resamples", min=100, help="Random weightings behind each interval.")
-    ] = 2000,
+    resamples: Annotated[int, typer.Option("--resamples", min=100, help="Random weightings per interval.")] = 2000,
     confidence: Annotated[
         float, typer.Option("--confidence", min=0.5, max=0.999, help="Confidence of the intervals.")
     ] = 0.95,
@@ -45,7 +42,8 @@ def main(
 ) -> None:
     """Compare two policies on the same held-out questions: differences, intervals, paired tests.
 
-    Greedy answers by McNemar's exact test, mean@k by the exact paired permutation test, for all questions and by slice.
+    Greedy answers with McNemar's exact test, mean@k with the exact paired permutation test; for all questions and by
+    slice.
 
     Example: dapo-stages compare-evals iter-0000/eval iter-0006/eval --list 5 --out compared.md
     """
@@ -64,8 +62,8 @@ def main(
         "measures": compare(a, b, resamples=resamples, confidence=confidence, seed=seed),
     }
     if not found["measures"]:
-        needed = "one of greedy, samples and blank"
-        raise DataError(second, f"no kind of answers that {first} has", needed, "Evaluate both alike.")
+        problem = f"no greedy, sampled or blanked answers in common with {first}"
+        raise DataError(second, problem, "Evaluate both with the same settings.")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, _markdown(found, list_))
@@ -82,21 +80,20 @@ def aligned(a: Source, b: Source) -> tuple[list[Question], list[Question]]:
         some = ", ".join(odd[:_NAMED]) + (", …" if len(odd) > _NAMED else "")
         raise DataError(
             b.folder,
-            f"other questions than in {a.folder} ({len(odd)} are in one only: {some})",
-            "the same ones",
+            f"the questions differ from those in {a.folder} ({len(odd)} are in one only: {some})",
             "Evaluate both policies on the same data folder, with the same evaluate.max_questions.",
         )
     other = [name for name, question in of_a.items() if question.solution != of_b[name].solution]
     if other or not of_a:
-        found = f"another solution than in {a.folder} for {other[0]}" if other else "no questions"
-        raise DataError(b.folder, found, "the same questions", "Evaluate both policies on the same data folder.")
+        problem = f"the solution of {other[0]} differs from that in {a.folder}" if other else "no questions"
+        raise DataError(b.folder, problem, "Evaluate both policies on the same data folder.")
     return list(of_a.values()), [of_b[name] for name in of_a]
 
 
 def compare(
     a: list[Question], b: list[Question], *, resamples: int, confidence: float, seed: int
 ) -> list[dict[str, Any]]:
-    """What is measured in both, each for all questions and by slice; questions in the same order."""
+    """Every measure that both have, for all questions and by slice; `a` and `b` are in the same order."""
     import numpy as np
 
     from dapo_stages.maths.question_statistics import Ratio, holm, mcnemar, ratio_intervals, sign_flip
@@ -110,14 +107,14 @@ def compare(
         if not all(each.all() for each in answers):
             continue
         right = [counts(questions, mode, "correct") for questions in (a, b)]
-        # In whole numbers, so that the permutation test is exact, whatever the numbers of samples.
+        # In whole numbers, so that the permutation test is exact for any numbers of samples.
         whole = int(np.lcm.reduce(np.unique(np.concatenate(answers))))
         of_a, of_b = (correct * (whole // each) for correct, each in zip(right, answers, strict=True))
         rows: list[dict[str, Any]] = []
         for column, value, chosen in groups:
             difference = (of_b - of_a)[chosen]
             won, lost = int((difference > 0).sum()), int((difference < 0).sum())
-            # At worst, one more question is answered right by one policy only, in all samples.
+            # The most extreme further question: one policy answers it right in all samples, the other in none.
             ratio = Ratio(difference / whole, np.ones(len(chosen)), lowest=(-1.0, 1.0))
             ends = ratio_intervals([ratio], resamples=resamples, confidence=confidence, seed=seed)
             rows.append(
@@ -141,7 +138,7 @@ def compare(
             name: [question.prompt_id for question, one in zip(a, sign * (of_b - of_a), strict=True) if one > 0]
             for name, sign in (("won", 1), ("lost", -1))
         }
-        title = {"greedy": "greedy", "sample": f"mean@{_samples(answers)}", "blank": "picture blanked"}[mode]
+        title = {"greedy": "greedy", "sample": f"mean@{_samples(answers)}", "blank": "image blanked"}[mode]
         test = "McNemar's exact test" if whole == 1 else "exact paired permutation test"
         measures.append({"measure": title, "test": test, **rows[0], "slices": rows[1:], "changed": changed})
     return measures
@@ -158,7 +155,7 @@ def _read(source: Source) -> list[Question]:
 
 
 def _other_differences(a: Source, b: Source) -> list[str]:
-    """What else may be behind a difference: settings, the seed of the samples, the data folder."""
+    """What else may explain a difference: settings, the seed of the samples, the data folder."""
     of_a, of_b = ({**source.manifest.config, "seed": source.manifest.seed} for source in (a, b))
     found = sorted(name for name in of_a.keys() | of_b.keys() if of_a.get(name) != of_b.get(name))
     hashes = [source.manifest.inputs["data"].content_hash for source in (a, b) if "data" in source.manifest.inputs]
@@ -166,7 +163,7 @@ def _other_differences(a: Source, b: Source) -> list[str]:
 
 
 def _samples(answers: list[Any]) -> str:
-    """`8`, or `4 and 8` where the two have other numbers of samples."""
+    """`8`, or `4 and 8` if the two have different numbers of samples."""
     return " and ".join(dict.fromkeys(str(int(each.max())) for each in answers))
 
 
@@ -185,7 +182,7 @@ def sentence(measure: dict[str, Any], confidence: float) -> str:
     if interval is not None:
         low, high = interval
         excludes = low > 0 or high < 0
-        says += f"; the {100 * confidence:g} % interval, {_points(low)} to {_points(high)}, "
+        says += f"; the {100 * confidence:g}% interval, {_points(low)} to {_points(high)}, "
         says += "excludes 0)" if excludes else "includes 0, so no difference is shown)"
     else:
         says += ")"
@@ -229,7 +226,7 @@ def _notes(found: dict[str, Any], most: int) -> list[str]:
 
     said = [sentence(measure, found["confidence"]) for measure in found["measures"]]
     if found["also_differs"]:
-        said.append(f"Beside the policies, the evaluations differ in: {', '.join(found['also_differs'])}.")
+        said.append(f"Besides the policies, the evaluations differ in: {', '.join(found['also_differs'])}.")
     said.append(_SCOPE)
     if any(measure["slices"] for measure in found["measures"]):
         said.append(_SLICES)

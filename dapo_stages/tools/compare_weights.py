@@ -24,8 +24,8 @@ from dapo_stages.terminal.options import DryRun, Json, Out, Overwrite
 from dapo_stages.training.weight_gradients import Weighted, gradient_cosines
 
 RESULT, TEXT = "comparison.json", "comparison.md"
-_TOKENS = 8  # shown of those that a pair weighs most differently
-_CONTEXT = 5  # tokens before and after such a one
+_TOKENS = 8  # shown per pair: those that it weighs most differently
+_CONTEXT = 5  # tokens shown before and after each of them
 _QUANTILES = 101  # of each scheme's weights, for the plot
 
 
@@ -36,22 +36,20 @@ def main(
     out: Out,
     rollouts: Annotated[
         Path | None,
-        typer.Option("--rollouts", help="Their rollout folder, if it is not where it was.", metavar="DIR"),
+        typer.Option("--rollouts", help="Their rollout folder, if it has moved.", metavar="DIR"),
     ] = None,
     policy: Annotated[
         Path | None,
-        typer.Option(
-            "--policy", help="Policy to compute the gradients of; without it no model is loaded.", metavar="DIR"
-        ),
+        typer.Option("--policy", help="Policy to compute gradients of; without it, no model is loaded.", metavar="DIR"),
     ] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Groups of completions for the gradients.")] = 8,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Set token weights of the same rollouts side by side: correlations, spread, and the tokens they differ on most.
+    """Compare token weights of the same rollouts: correlations, spread, and the tokens they differ on most.
 
-    With --policy also the cosine between the policy gradients they give: float32, one gradient in memory for each.
+    With --policy also the cosine between their policy gradients, in float32, with one gradient in memory for each.
 
     Example: dapo-stages compare-weights weights-vgr weights-entropy --policy policy --out comparison
     """
@@ -59,7 +57,7 @@ def main(
     from dapo_stages.terminal.printed_table import print_table
 
     if len(folders) < 2:
-        raise typer.BadParameter("name two folders of weights, or more.")
+        raise typer.BadParameter("name at least two folders of weights.")
     sources = [Source(folder, "weight-tokens") for folder in folders]
     inputs = {f"weights-{number}": source for number, source in enumerate(sources, start=1)}
     inputs["rollouts"] = _rollouts(sources, rollouts)
@@ -88,13 +86,13 @@ def main(
 
 
 def _rollouts(sources: list[Source], named: Path | None) -> Source:
-    """The rollouts that all were made from, found by the path in the first one's manifest."""
+    """The rollouts that all were made from; by default at the path in the first one's manifest."""
     if named is None:
         recorded = sources[0].manifest.inputs.get("rollouts")
         named = Path(recorded.path) if recorded else sources[0].folder / "rollout"
         if not (named / MANIFEST).exists():
-            needed = f"the rollouts that {sources[0].folder} was made from"
-            raise DataError(named, "no output of rollout", needed, "Say where they are: --rollouts DIR.")
+            problem = f"no output of rollout, which {sources[0].folder} was made from"
+            raise DataError(named, problem, "Pass its folder with --rollouts DIR.")
     rollouts = Source(named, "rollout")
     for source in sources:
         source.require_input("rollouts", rollouts)
@@ -102,7 +100,7 @@ def _rollouts(sources: list[Source], named: Path | None) -> Source:
 
 
 def _names(sources: list[Source]) -> list[str]:
-    """The scheme of each folder, and the folder where that says too little."""
+    """The scheme of each folder; with the folder if several have the same."""
     schemes = [str(source.manifest.config.get("weights", {}).get("scheme", "")) for source in sources]
     names = [
         scheme if scheme and schemes.count(scheme) == 1 else f"{scheme} ({source.folder.name})".strip()
@@ -116,7 +114,7 @@ def _names(sources: list[Source]) -> list[str]:
 
 
 class Comparison:
-    """Weights of all tokens are in memory; completions and pictures are read where they are needed."""
+    """Holds the weights of all tokens in memory; completions and images are read when needed."""
 
     def __init__(self, output: Output, sources: list[Source]) -> None:
         self._output, self._sources = output, sources
@@ -126,16 +124,16 @@ class Comparison:
         self._shared = [key for key in first if all(key in other for other in others)]
         if not self._shared:
             folders = ", ".join(str(source.folder) for source in sources)
-            needed = "at least one, sampled in this iteration"
-            raise DataError(folders, "no completion in the loss of all", needed, "Compare other iterations.")
+            problem = "no completion sampled in this iteration is in the loss of all of them"
+            raise DataError(folders, problem, "Compare other iterations.")
         self._lengths = [len(first[key].weights) for key in self._shared]
         for source, other in zip(sources, self._weighted, strict=True):
             if [len(other[key].weights) for key in self._shared] != self._lengths:
-                needed = "one per token"
-                raise DataError(source.folder, "other numbers of weights", needed, "Run weight-tokens again.")
+                problem = f"expected a weight per token, but their numbers differ from {sources[0].folder}"
+                raise DataError(source.folder, problem, "Run weight-tokens again.")
 
     def run(self) -> None:
-        """Compare, then write the result for programs, as a page and as a plot."""
+        """Compare, then write the result as JSON, Markdown and a plot."""
         from dapo_stages.reporting.documents.weights_compared import PLOT, comparison_document, comparison_plot
 
         found = self._compare()
@@ -230,7 +228,7 @@ class Comparison:
         }
 
     def _name_tokens(self, tokens: list[dict[str, Any]]) -> None:
-        """Say which tokens these are, each with its neighbours; their places count over all shared completions."""
+        """Add each token's completion, text and neighbors; its `place` counts over all shared completions."""
         import numpy as np
 
         ends = np.cumsum(self._lengths)
@@ -247,7 +245,7 @@ class Comparison:
 
 
 def _weighted(source: Source) -> Iterator[tuple[str, Weighted]]:
-    """Completions of this iteration that are in the loss; replayed ones bring the weights of another."""
+    """Completions in the loss that this iteration sampled; replayed ones have the weights of an earlier one."""
     columns = ["completion_id", "group_id", "source", "in_loss", "advantage", "token_weights"]
     row: Row
     for row in source.rows("weights", columns):

@@ -23,30 +23,30 @@ from dapo_stages.terminal.options import ConfigFile, Overrides
 
 def main(
     config: ConfigFile,
-    out: Annotated[Path | None, typer.Option("--out", help="File to write; else stdout.", metavar="FILE")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.", metavar="FILE")] = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Run that --make is about, there or not.", metavar="DIR"),
+        typer.Option("--run", help="Run that --make is for; it need not exist yet.", metavar="DIR"),
     ] = None,
     make: Annotated[
-        Path | None, typer.Option("--make", help="File to write with what the Makefile includes.", metavar="FILE")
+        Path | None, typer.Option("--make", help="File to write for the Makefile to include.", metavar="FILE")
     ] = None,
     outputs: Annotated[
         list[Path] | None,
-        typer.Option("--for", help="Output of an iteration that is made next. May be repeated.", metavar="DIR"),
+        typer.Option("--for", help="Output of an iteration that will be made next. May be repeated.", metavar="DIR"),
     ] = None,
     jobs: Annotated[
         tuple[int, int] | None,
-        typer.Option("--jobs", help="Print the jobs of so many iterations, finished every so many.", hidden=True),
+        typer.Option("--jobs", help="Print the jobs of N iterations, with an evaluation every M.", hidden=True),
     ] = None,
-    note: Annotated[Path | None, typer.Option("--note", help="Where a make leaves its process.", hidden=True)] = None,
+    note: Annotated[Path | None, typer.Option("--note", help="File where make notes its process.", hidden=True)] = None,
     set_: Overrides = None,
 ) -> None:
-    """Check a configuration and write it out with every key resolved.
+    """Check a configuration and write it with every setting resolved.
 
-    A file that already says the same is left alone, time stamp included. With --out, a data.source that is a path has
-    to be there, what --for names must not be finished with other settings, and that of a run changes only while nothing
-    is at work on the run.
+    A file with the same contents is left untouched, including its timestamp. With --out, a data.source that is a path
+    must exist, the outputs that --for names must not be finished with other settings, and the configuration of a run
+    only changes while nothing is running on it.
 
     Example: dapo-stages config --config pipelines/embedded.yaml --out training_logs/first/config.yaml
     """
@@ -59,9 +59,9 @@ def main(
         return
     if jobs is not None:
         if jobs[1] < 1:
-            raise ConfigError(f"EVAL_EVERY: found {jobs[1]}; needed a whole number of at least 1. Set it.")
+            raise ConfigError(f"EVAL_EVERY: expected a whole number of at least 1, got {jobs[1]}. Set it to 1 or more.")
         for job in of_cluster(settings, *jobs):
-            print(job.name, job.iteration, *job.after)
+            print(job.name, job.iteration, ",".join(job.goals), *job.after)
         return
     if out is None:
         print(dump_config(settings, unicode=takes_unicode(sys.stdout)), end="")
@@ -70,7 +70,7 @@ def main(
     words = ["--config", str(config), *(word for override in set_ or [] for word in ("--set", override))]
     for folder in outputs or []:
         _check_finished(folder, out, settings, words)
-    if not (out.parent / "data" / MANIFEST).exists():  # here and not after a policy has been made
+    if not (out.parent / "data" / MANIFEST).exists():  # now, not after a policy has been made
         check_source(settings.data)
     if note is not None:
         join(note)
@@ -81,7 +81,7 @@ def main(
 
 
 def _write(path: Path, text: str) -> bool:
-    """Whether the file said anything else before; it is left alone if it did not."""
+    """Write the file unless it already has this text; returns whether it was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
@@ -90,7 +90,7 @@ def _write(path: Path, text: str) -> bool:
 
 
 def _check_run(out: Path, values: dict[str, Any]) -> None:
-    """Refuse another model or other data in a run whose policy or data are there: it would go on with the old ones."""
+    """Refuse another model or dataset in a run whose policy or data exist: it would continue with the old ones."""
     import yaml
 
     if not out.is_file():
@@ -100,7 +100,7 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
     except (yaml.YAMLError, ValueError):
         before = None
     if not isinstance(before, dict):
-        raise ConfigError(f"{out}: found no configuration; needed the one that dapo-stages wrote. Move it away.")
+        raise ConfigError(f"{out}: this file is not a configuration that dapo-stages wrote. Move it away.")
     for part, section, key in (("policy", "model", "name"), ("data", "data", "source")):
         if not (out.parent / part / MANIFEST).exists():
             continue
@@ -108,13 +108,13 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
         had, has = old.get(key) if isinstance(old, dict) else None, values[section][key]
         if had != has:
             raise ConfigError(
-                f"{out}: found {section}.{key} {has!r}; needed {had!r}, which {out.parent / part} was made from. "
-                "Name another run (RUN=…), or remove that folder to start this one anew."
+                f"{out}: {section}.{key} is {has!r}, but {out.parent / part} was made from {had!r}. "
+                "Name another run (RUN=…), or remove that folder to start this one over."
             )
 
 
 def _check_finished(folder: Path, out: Path, settings: Config, words: list[str]) -> None:
-    """Refuse new settings for an output that is finished: make would leave it, and change what the run says of it."""
+    """Refuse new settings for a finished output: make would not redo it, yet the run would record the new ones."""
     from dapo_stages.runs.changed_settings import of_output
     from dapo_stages.runs.layout import look
     from dapo_stages.runs.pipeline import FOLDERS
@@ -129,7 +129,7 @@ def _check_finished(folder: Path, out: Path, settings: Config, words: list[str])
     for found in of_output(manifest, number, settings):
         if (found.key, found.now) not in known:
             raise ConfigError(
-                f"{folder}: found it finished, with {found.key} {found.was}; needed {found.now}, and make leaves alone "
-                f"what is finished. Run `{command(run, number, folder.name, again=True, settings=words)}` to make it "
-                "again; with another --out, and without --overwrite, it stays."
+                f"{folder}: finished with {found.key}={found.was}, but it is now {found.now}, and make does not redo "
+                f"finished outputs. Run `{command(run, number, folder.name, again=True, settings=words)}` to make it "
+                "again; with another --out, and without --overwrite, this one stays."
             )

@@ -1,4 +1,4 @@
-"""doctor: what this machine has, and what is missing for which feature; whether a run folder is whole."""
+"""doctor: what this machine has, and what is missing for which feature; whether a run folder is intact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS = {"ok": ("✓", "green"), "optional": ("–", "yellow"), "problem": ("�
 
 def main(
     place: Annotated[
-        Path, typer.Option("--place", help="Where runs are to be written, for its free space.", metavar="DIR")
+        Path, typer.Option("--place", help="Where runs will be written, to check its free space.", metavar="DIR")
     ] = Path("training_logs"),
     run: Annotated[
         Path | None,
@@ -27,12 +27,12 @@ def main(
 ) -> None:
     """Check this machine: Python, devices, memory, disk, versions, what is missing for which feature; or a run.
 
-    Exits with 3 if something is missing that the default run needs; what only a feature needs does no harm. torch is
-    asked for its devices in a process of its own, for a minute and a half at most. Works without torch.
+    Exits with 3 if something is missing that the default run needs; missing optional features are fine. torch is asked
+    for its devices in a separate process, for 90 seconds at most. Works without torch.
 
-    With --run it checks a run folder: manifests, checksums of all files, whether each output was made from what is
-    there, and what does not belong there. Exits with 3 if there is a problem, and, with --repair, with 4 while a
-    process writes there.
+    With --run it checks a run folder: manifests, checksums of all files, whether each output was made from the inputs
+    that are there, and files that do not belong there. Exits with 3 if there is a problem, and, with --repair, with 4
+    while a process writes there.
 
     Example: dapo-stages doctor --run training_logs/demo
     """
@@ -68,9 +68,8 @@ def _check_run(run: Path, *, repair: bool, as_json: bool) -> None:
             print(f"removed {one_line(name)}")
         for finding in findings:
             mark, style = _MARKS["problem" if finding.state == "problem" else "optional"]
-            text = f"{finding.where}: found {finding.found}; needed {finding.needed}."
-            print(f"{painted(mark, style)} {one_line(text)}")
-            print(f"    {one_line(finding.do)}")
+            print(f"{painted(mark, style)} {one_line(f'{finding.where}: {finding.problem}.')}")
+            print(f"    {one_line(finding.advice)}")
         print(painted(_verdict(len(problems), len(findings), files), "bold red" if problems else ""))
     if problems:
         raise typer.Exit(EXIT_BAD_INPUT)
@@ -79,8 +78,8 @@ def _check_run(run: Path, *, repair: bool, as_json: bool) -> None:
 def _verdict(problems: int, findings: int, files: int) -> str:
     if problems:
         return f"{problems} problem(s); {files} files compared with their checksums"
-    harmless = f"; {findings} finding(s) that harm nothing" if findings else ""
-    return f"sound: {files} files are as their manifests say{harmless}"
+    harmless = f"; {findings} harmless finding(s)" if findings else ""
+    return f"sound: {files} files match their manifests{harmless}"
 
 
 def _check_machine(place: Path, *, as_json: bool) -> None:
@@ -98,8 +97,8 @@ def _check_machine(place: Path, *, as_json: bool) -> None:
             mark, style = _MARKS[check.state]
             use = f" (for {check.needed_for})" if check.needed_for and check.state != "ok" else ""
             print(f"{painted(mark, style)} {check.name}: {visible(check.found)}{use}", flush=True)
-            if check.do and check.state != "ok":
-                print(f"    {visible(check.do)}")
+            if check.advice and check.state != "ok":
+                print(f"    {visible(check.advice)}")
     problems = [check.name for check in found if check.state == "problem"]
     if as_json:
         answer({"ok": not problems, "checks": [asdict(check) for check in found]})

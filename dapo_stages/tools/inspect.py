@@ -1,8 +1,7 @@
-"""inspect: one completion in full, with its picture and its tokens coloured by their weight."""
+"""inspect: one completion in full, with its image and its tokens colored by weight."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,9 +14,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dapo_stages.reporting.iteration.search import Hit
-    from dapo_stages.reporting.iteration.terminal_pictures import Protocol
 
-_FURTHER = 5  # ids named beside the one that --find shows
+_FURTHER = 5  # ids listed after the one that --find shows
 
 
 def main(
@@ -25,21 +23,17 @@ def main(
     completion_id: Annotated[str | None, typer.Argument(help="Id of the completion.", metavar="COMPLETION_ID")] = None,
     find: Annotated[
         Literal["worst", "best", "disagree"] | None,
-        typer.Option("--find", help="By reward, or where answer and look disagree: right without looking, or wrong."),
+        typer.Option("--find", help="By reward, or where answer and attention disagree (see above)."),
     ] = None,
     iteration: Annotated[
-        int | None, typer.Option("--iteration", min=0, help="Where --find searches; else the latest with weights.")
-    ] = None,
-    picture: Annotated[
-        Literal["kitty", "iterm", "sixel", "blocks", "none"] | None,
-        typer.Option("--picture", help="How to draw the picture; else by what the terminal says it can."),
+        int | None, typer.Option("--iteration", min=0, help="Where --find searches; default: the latest with weights.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show one completion: its picture, its tokens by weight, rewards, advantage, and where its prompt is.
+    """Show one completion: its image, its tokens by weight, rewards, advantage, and where its prompt is stored.
 
-    --find goes through the latest iteration that has weights. `disagree`: right answers by how little they looked at
-    the picture (a high VGR), wrong ones by how much they did.
+    --find searches the latest iteration that has weights. `disagree` ranks right answers by how little they looked at
+    the image (a high VGR), and wrong ones by how much.
 
     Example: dapo-stages inspect --run training_logs/demo --find disagree
     """
@@ -48,7 +42,7 @@ def main(
     from dapo_stages.terminal.safe_text import one_line
 
     if (completion_id is None) == (find is None):
-        raise typer.BadParameter("name either a completion id or --find worst|best|disagree.")
+        raise typer.BadParameter("pass either a completion id or --find worst|best|disagree.")
     ranked = search.rank(run, find, iteration) if find else []
     if find and not ranked:
         raise typer.BadParameter("there is no completion to choose from.")
@@ -57,7 +51,7 @@ def main(
     if as_json:
         answer({**_result(hit), "further": further})
         return
-    _show(hit, picture)
+    _show(hit)
     if further:
         print(f"\nNext after it: {', '.join(map(one_line, further))}")
 
@@ -68,7 +62,7 @@ def _result(hit: Hit) -> dict[str, Any]:
     return {"iteration": hit.iteration, **hit.completion, "prompt": {**prompt, **place}}
 
 
-def _show(hit: Hit, picture: Protocol | None) -> None:
+def _show(hit: Hit) -> None:
     from dapo_stages.terminal.console import painted, tell
     from dapo_stages.terminal.safe_text import number, one_line, signed, visible
 
@@ -79,8 +73,8 @@ def _show(hit: Hit, picture: Protocol | None) -> None:
     print(f"{painted(one_line(one['completion_id']), 'bold')}  {about}")
     tell(f"prompt     {hit.shard}, row {hit.row}")
     names = [f" {one_line(image['path'])}" if image["path"] else "" for image in prompt["images"] or [{"path": None}]]
-    print(f"picture    {', '.join(size + name for size, name in zip(sizes, names, strict=True))}")
-    _print_pictures(hit, picture)
+    print(f"image      {', '.join(size + name for size, name in zip(sizes, names, strict=True))}")
+    _print_images(hit)
     print("question   " + visible(prompt["problem"]).replace("\n", "\n           "))
     print(f"answer     {one_line(prompt['solution'])}")
     parts = ", ".join(f"{one_line(name)} {number(value, 2)}" for name, value in one["rewards"].items())
@@ -91,22 +85,18 @@ def _show(hit: Hit, picture: Protocol | None) -> None:
     _print_tokens(one)
 
 
-def _print_pictures(hit: Hit, wanted: Protocol | None) -> None:
-    """On a terminal, as it can; in half blocks only where there is colour. Elsewhere where --picture asks for it."""
+def _print_images(hit: Hit) -> None:
+    """Draw the images, if the terminal has color."""
     from rich.console import Console
 
-    from dapo_stages.reporting.iteration.terminal_pictures import blocks, escaped, spoken
-    from dapo_stages.terminal.console import colourful, drawn
+    from dapo_stages.reporting.iteration.terminal_images import blocks
+    from dapo_stages.terminal.console import colourful
 
-    how = wanted or (spoken(os.environ) if drawn(sys.stdout) else "none")
-    if how == "none" or (how == "blocks" and not colourful(sys.stdout)):
+    if not colourful(sys.stdout):
         return
     for image in hit.prompt["images"] or []:
-        if how == "blocks":
-            if (text := blocks(image["bytes"])) is not None:
-                Console(highlight=False).print(text, end="", soft_wrap=True)
-        elif (sequence := escaped(image["bytes"], how)) is not None:
-            print(sequence)
+        if (text := blocks(image["bytes"])) is not None:
+            Console(highlight=False).print(text, end="", soft_wrap=True)
 
 
 def _loss(one: dict[str, Any]) -> str:
@@ -118,7 +108,7 @@ def _loss(one: dict[str, Any]) -> str:
 
 
 def _print_tokens(one: dict[str, Any]) -> None:
-    """Coloured on a terminal; elsewhere word(weight), or the plain text where there are no weights."""
+    """Colored on a terminal; elsewhere word(weight), or the plain text if there are no weights."""
     from dapo_stages.reporting.documents.markdown import weighted_tokens
     from dapo_stages.terminal.console import colourful
     from dapo_stages.terminal.safe_text import visible
@@ -134,7 +124,7 @@ def _print_tokens(one: dict[str, Any]) -> None:
 
 
 def coloured(tokens: list[str], weights: list[float]) -> Text:
-    """Tokens on a ground from white (the lightest of this completion) to blue (the heaviest), never read as markup."""
+    """Tokens on a background from white (lowest weight of the completion) to blue (highest), never parsed as markup."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text

@@ -24,18 +24,18 @@ MERGEKIT = "mergekit-yaml"
 
 def main(
     policies: Annotated[
-        list[Path], typer.Option("--policy", help="Policy folder; repeat it, from old to new.", metavar="DIR")
+        list[Path], typer.Option("--policy", help="Policy folder; repeat the option, from old to new.", metavar="DIR")
     ],
     out: Out,
     method: Annotated[
         Literal["linear", "ema", "mergekit"],
-        typer.Option("--method", help="A weighted mean, a moving average from old to new, or mergekit's recipe."),
+        typer.Option("--method", help="A weighted mean, a moving average from old to new, or a mergekit recipe."),
     ] = "linear",
     weights: Annotated[
-        str | None, typer.Option("--weights", help="linear: weights in the order of the policies; else all the same.")
+        str | None, typer.Option("--weights", help="linear: weights in the order of the policies; default: equal.")
     ] = None,
     decay: Annotated[
-        float | None, typer.Option("--decay", help="ema: share that stays at each next policy, from 0 to below 1.")
+        float | None, typer.Option("--decay", help="ema: share kept at each further policy, from 0 to below 1.")
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -47,9 +47,9 @@ def main(
 ) -> None:
     """Merge an adapter into its base, or average policies, into a standard checkpoint.
 
-    A single policy is an adapter that becomes part of its base, unquantised. Several are averaged tensor by tensor,
-    adapters together with their bases; weights are divided by their sum. A recipe for mergekit names its models itself;
-    --policy then says whose architecture, tokenizer and processor the result has.
+    A single adapter is merged into its base, unquantized. Several policies are averaged tensor by tensor, adapters
+    merged into their bases; weights are divided by their sum. A mergekit recipe names its models itself; --policy then
+    gives the architecture, tokenizer and processor of the result.
 
     Example: dapo-stages merge --policy iter-0004/train/policy --policy iter-0006/train/policy --method linear
     --weights 1,3 --out merged
@@ -57,7 +57,7 @@ def main(
     sources = [check_policy(Source(policy)) for policy in policies]
     settings = _settings(method, len(sources), weights, decay, recipe)
     if method != "mergekit" and len(sources) == 1 and not is_adapter(sources[0]):
-        raise ConfigError(f"{sources[0].folder}: found one policy, no adapter; needed several. Repeat --policy.")
+        raise ConfigError(f"{sources[0].folder}: expected an adapter or several policies, got one. Repeat --policy.")
     plan = Plan("merge", out, settings, 0, _inputs(sources))
     carry_out.run(
         plan,
@@ -70,24 +70,24 @@ def main(
 
 
 def _settings(method: str, count: int, weights: str | None, decay: float | None, recipe: Path | None) -> dict[str, Any]:
-    """What decides the result; options of another method, missing and impossible ones are refused."""
+    """The settings that determine the result. Raises ConfigError for missing, invalid or unrelated options."""
     from dapo_stages.maths.policy_averages import ema_shares, linear_shares
 
     given = {"--weights": weights, "--decay": decay, "--recipe": recipe}
     own = {"linear": "--weights", "ema": "--decay", "mergekit": "--recipe"}[method]
     for option, value in given.items():
         if value is not None and option != own:
-            raise ConfigError(f"{option}: found it with --method {method}; needed {own} only. Leave it out.")
+            raise ConfigError(f"{option}: --method {method} only takes {own}. Leave it out.")
     if method == "mergekit":
         if recipe is None:
-            raise ConfigError("--method mergekit: found no --recipe; needed mergekit's YAML file. Pass one.")
+            raise ConfigError("--method mergekit: --recipe is missing. Pass the YAML file for mergekit.")
         return {"method": method, "recipe": recipe.read_text(encoding="utf-8")}
     if method == "ema" and decay is None:
-        raise ConfigError("--method ema: found no --decay; needed one, such as 0.9. Pass it.")
+        raise ConfigError("--method ema: --decay is missing. Pass one, such as 0.9.")
     try:
         shares = ema_shares(count, decay) if decay is not None else linear_shares(_numbers(weights, count))
     except ValueError as error:
-        raise ConfigError(f"{own}: {error}. Mend it.") from None
+        raise ConfigError(f"{own}: {error}. Fix it.") from None
     return {"method": method, "shares": shares}
 
 
@@ -97,9 +97,9 @@ def _numbers(text: str | None, count: int) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"found {text!r}; needed a number for each policy, such as 1,3") from None
+        raise ValueError(f"expected a number for each policy, such as 1,3, got {text!r}") from None
     if len(numbers) != count:
-        raise ValueError(f"found {len(numbers)} weights for {count} policies; needed one each, such as 1,3")
+        raise ValueError(f"expected a weight for each policy ({count}), such as 1,3, got {len(numbers)}")
     return numbers
 
 
@@ -113,14 +113,14 @@ def _inputs(sources: list[Source]) -> dict[str, Source]:
 
 
 class Merge:
-    """One merge."""
+    """Merges policies into one checkpoint."""
 
     def __init__(self, output: Output, sources: list[Source]) -> None:
         self._output, self._sources = output, sources
         self._settings = output.plan.config
 
     def run(self) -> None:
-        """Write the checkpoint, and say what it is."""
+        """Write the checkpoint, and describe it for the manifest."""
         if self._settings["method"] == "mergekit":
             self._by_mergekit()
         else:
@@ -153,7 +153,7 @@ class Merge:
         self._output.counts["tensors"] = len(bases[0].shapes)
 
     def _by_mergekit(self) -> None:
-        """Let mergekit write into a folder of its own, then take from it what belongs to a checkpoint."""
+        """Let mergekit write into a separate folder, then move the files of a checkpoint out of it."""
         import subprocess
 
         from dapo_stages.handoff.referred import INDEX
@@ -167,8 +167,7 @@ class Merge:
             done = subprocess.run([program, str(recipe), str(made)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             if done.returncode != 0:
                 said = " ".join(done.stdout.decode(errors="replace").split())[-400:]
-                found = f"found mergekit failing (… {said}); needed a recipe it carries out. Mend it."
-                raise ConfigError(f"--recipe: {found}")
+                raise ConfigError(f"--recipe: mergekit failed (… {said}). Fix the recipe.")
             base = folder_of(self._sources[0])
             require_same([Checkpoint(base), Checkpoint(made)])
             names = copy_beside(made, folder)
@@ -178,7 +177,7 @@ class Merge:
 
 
 def _mergekit() -> str:
-    """The program, from this Python's environment or the PATH."""
+    """Path of the program, in this Python's environment or on the PATH."""
     import shutil
     import sys
 
@@ -186,7 +185,7 @@ def _mergekit() -> str:
     found = shutil.which(MERGEKIT, path=beside) or shutil.which(MERGEKIT)
     if found is None:
         raise ConfigError(
-            f"--method mergekit: found no `{MERGEKIT}` on the PATH; needed mergekit. Install it, best in an "
-            "environment of its own: pipx install mergekit (or pip install mergekit)."
+            f"--method mergekit: `{MERGEKIT}` is not on the PATH. Install mergekit, preferably in its own "
+            "environment: pipx install mergekit (or pip install mergekit)."
         )
     return found

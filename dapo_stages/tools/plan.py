@@ -21,70 +21,71 @@ from dapo_stages.terminal.console import answer, tell
 from dapo_stages.terminal.options import Json, Overrides
 
 GB = 10**9
-QUESTIONS = 900  # held out: an assumption, a tenth of 9 000
+QUESTIONS = 900  # held out: an assumption, a tenth of 9,000
 
 
 def main(
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML configuration; else the defaults.", metavar="FILE")
+        Path | None, typer.Option("--config", help="YAML configuration; default: all default settings.", metavar="FILE")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Folder, hub id or `embedded`; else model.name.", metavar="NAME")
+        str | None, typer.Option("--model", help="Folder, hub id or `embedded`; default: model.name.", metavar="NAME")
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of a node, a rank on each.")] = 1,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs per node, with one rank each.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of nodes.")] = 1,
     gpu: Annotated[
         devices.Gpu | None,
-        typer.Option("--gpu", help="Whose rates, and memory; else the one that --memory stands for, or h100."),
+        typer.Option("--gpu", help="Type of GPU; default: the one that --memory suggests, or h100."),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option("--memory", min=0.1, help="GiB of memory of a rank; else all that --gpu has.")
+        float | None, typer.Option("--memory", min=0.1, help="GiB of memory per rank; default: that of --gpu.")
     ] = None,
     parallel: Annotated[
         Parallel | None,
-        typer.Option("--parallel", help="How train-step is split over ranks; else zero2, or single on one GPU."),
+        typer.Option("--parallel", help="How train-step is split over ranks; default: zero2, or single on one GPU."),
     ] = None,
-    device: Annotated[Literal["cuda", "cpu"], typer.Option("--device", help="What a rank computes on.")] = "cuda",
+    device: Annotated[Literal["cuda", "cpu"], typer.Option("--device", help="Device of a rank.")] = "cuda",
     prompt: Annotated[
-        int | None, typer.Option("--prompt", min=1, help="Prompt tokens; else data.max_prompt_length.")
+        int | None, typer.Option("--prompt", min=1, help="Prompt tokens; default: data.max_prompt_length.")
     ] = None,
     vision: Annotated[
         int | None,
-        typer.Option("--vision", min=0, help="Picture tokens of a prompt; else those of data.max_image_size."),
+        typer.Option("--vision", min=0, help="Image tokens per prompt; default: those of data.max_image_size."),
     ] = None,
     completion: Annotated[
-        int | None, typer.Option("--completion", min=1, help="Completion tokens; else the most allowed.")
+        int | None, typer.Option("--completion", min=1, help="Completion tokens; default: the most allowed.")
     ] = None,
     informative: Annotated[
         float,
-        typer.Option("--informative", min=0.01, max=1, help="Share of groups some but not all of which are right."),
+        typer.Option("--informative", min=0.01, max=1, help="Share of groups with some but not all completions right."),
     ] = 0.5,
     questions: Annotated[
         int | None,
-        typer.Option("--questions", min=0, help="Held-out questions; else evaluate.max_questions, or an assumed 900."),
+        typer.Option("--questions", min=0, help="Held-out questions; default: evaluate.max_questions, or 900."),
     ] = None,
     tflops: Annotated[
-        float | None, typer.Option("--tflops", min=0.001, help="Peak of a rank; else that of --gpu, or of two cores.")
+        float | None, typer.Option("--tflops", min=0.001, help="Peak per rank; default: that of --gpu or two cores.")
     ] = None,
     utilisation: Annotated[
-        float, typer.Option("--utilisation", min=0.01, max=1, help="Share of it that is reached: an assumption.")
+        float, typer.Option("--utilisation", min=0.01, max=1, help="Share of the peak that is reached: an assumption.")
     ] = devices.REACHED_OPERATIONS,
     bandwidth: Annotated[
         float | None,
-        typer.Option("--bandwidth", min=0.1, help="GB/s of memory that are reached; else 60 % of --gpu's."),
+        typer.Option("--bandwidth", min=0.1, help="GB/s of memory that are reached; default: 60% of those of --gpu."),
     ] = None,
     link: Annotated[
-        float | None, typer.Option("--link", min=0.01, help="GB/s between ranks; else 60 % of NVLink, PCIe or network.")
+        float | None,
+        typer.Option("--link", min=0.01, help="GB/s between ranks; default: 60% of NVLink, PCIe, network."),
     ] = None,
     disk: Annotated[float, typer.Option("--disk", min=0.01, help="GB/s of the file system: an assumption.")] = 2.0,
-    picture: Annotated[float, typer.Option("--picture", min=0, help="KB of a stored picture: an assumption.")] = 300.0,
+    picture: Annotated[float, typer.Option("--picture", min=0, help="KB per stored image: an assumption.")] = 300.0,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a run needs before it starts: memory per rank, seconds and bytes per stage, and what limits it.
+    """Estimate what a run needs: memory per rank, seconds and bytes per stage, and what limits it.
 
-    From the model's configuration alone; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every
-    formula, and what is measured and what assumed.
+    Needs only the model's configuration; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every
+    formula, and says what is measured and what is assumed.
 
     Example: dapo-stages plan --config pipelines/reference-7b.yaml --gpus 4 --memory 80
     """
@@ -93,7 +94,7 @@ def main(
     ranks = gpus * nodes
     layout = parallel or ("single" if ranks == 1 else "zero2")
     if layout == "single" and ranks > 1:
-        raise ConfigError(f"--parallel single: found {ranks} GPUs; needed one. Name ddp or zero1 … zero3.")
+        raise ConfigError(f"--parallel single: expected one GPU, got {ranks}. Use ddp or zero1 … zero3.")
     gpu = gpu or devices.gpu_with(memory or devices.GPUS["h100"].memory)
     machine = devices.GPUS[gpu] if device == "cuda" else devices.CPU
     peak = machine.bfloat16 if settings.model.dtype == "bfloat16" else machine.float32
@@ -140,7 +141,7 @@ def _questions(config: Config) -> int:
 
 
 def _dimensions(name: str) -> Dimensions:
-    """Of a checkpoint folder, a model that is built in, or one on the hub."""
+    """Dimensions of a checkpoint folder, a built-in model, or one on the hub."""
     path = Path(name) / "config.json"
     try:
         if path.is_file():
@@ -148,7 +149,7 @@ def _dimensions(name: str) -> Dimensions:
         return dimensions_of({**PUBLISHED, "embedded": EMBEDDED}.get(name) or _from_hub(name))
     except (ValueError, KeyError) as error:
         raise ModelError(
-            f"{name}: found {error} in its configuration; needed a Qwen2.5-VL or Qwen2-VL. Name one with --model."
+            f"{name}: expected the configuration of a Qwen2.5-VL or Qwen2-VL, got {error}. Name one with --model."
         ) from None
 
 
@@ -161,32 +162,32 @@ def _from_hub(name: str) -> Any:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
-            f"{name}: found no config.json, neither in a folder nor on the hub ({reason}); needed one, or a name that "
-            f"is built in: {', '.join([*PUBLISHED, 'embedded'])}. Name one with --model."
+            f"{name}: no config.json in a folder or on the hub ({reason}). Name another with --model; built in are "
+            f"{', '.join([*PUBLISHED, 'embedded'])}."
         ) from None
 
 
 def _show(found: dict[str, Any], plan: Plan, nodes: int, machine: str) -> None:
-    """For people: memory, time, bytes, and what limits."""
+    """Print memory, time, bytes, and what limits the run."""
     group, dtype = found["group"], plan.config.model.dtype
     tell(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
     print(
         f"{nodes} node(s) of {machine}, train-step {found['parallel']}; a prompt of {group['prompt']} tokens "
-        f"({group['vision']} of its picture), {group['completions']} completions of {group['completion']}"
+        f"({group['vision']} of its image), {group['completions']} completions of {group['completion']}"
     )
-    print("\nMemory of a rank at its peak, GiB of live bytes")
+    print("\nPeak memory of a rank, GiB of live bytes")
     for stage, memory in found["memory"].items():
         print(_line(stage, memory["total"] / GIB, _parts(memory["device"], GIB, 2)))
         if memory["host"]:
             print(_line("  on the host", sum(memory["host"].values()) / GIB, _parts(memory["host"], GIB, 2)))
-    print(f"\nAn iteration, seconds of the slowest rank at estimated rates; {found['sampled']} groups are sampled")
+    print(f"\nSeconds per iteration on the slowest rank, at estimated rates; {found['sampled']} groups are sampled")
     for stage, parts in found["seconds"].items():
         print(_line(stage, sum(parts.values()), _parts(parts, 1, 1)))
     iterations = plan.config.planned_iterations
     print(
         _line("all", found["iteration"], f"{iterations} iterations: {iterations * found['iteration'] / 3600:.1f} hours")
     )
-    print("\nAn iteration, GB on disk")
+    print("\nGB on disk per iteration")
     for name, size in found["bytes"].items():
         print(_line(name, size / GB, ""))
     print(_line("on disk at most", found["kept"] / GB, f"of {iterations} iterations"))
@@ -206,7 +207,7 @@ def _parts(parts: Mapping[str, float], unit: int, digits: int) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> list[str]:
-    """What limits, and what could be changed."""
+    """What limits the run, and what could be changed."""
     usable = found["usable"]
     lines = []
     if found["room"] is not None:
@@ -238,7 +239,7 @@ _FASTER = {
     "writing": "Fewer, larger iterations, a faster --disk, or train.lora, whose states are small.",
     "hashing": "Fewer, larger iterations, or train.lora, whose files are small.",
     "generation": "Larger batches (batch_groups) while they fit, fewer questions (evaluate.max_questions, EVAL_EVERY), "
-    "or vLLM; make -j2 evaluates beside the next iteration, LAG=1 samples beside training.",
+    "or vLLM; make -j2 evaluates during the next iteration, LAG=1 samples during training.",
     "forward": "Raise attention.batch_completions while it fits, or add ranks.",
     "updates": "Add ranks; train.gradient_checkpointing=false saves a quarter where it fits.",
     "between ranks": "Larger train.batch_completions (fewer micro-batches), another --parallel, or a faster --link.",

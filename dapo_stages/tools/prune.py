@@ -1,4 +1,4 @@
-"""prune: large files of old iterations out; their manifests stay, so that make redoes nothing."""
+"""prune: remove large files of old iterations; their manifests stay, so that make redoes nothing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.terminal.console import say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Overrides
 
-# What each `keep` setting is about: folders of an iteration, relative to it.
+# The folders of an iteration that each `keep` setting covers.
 PARTS = {
     "rollouts": ("rollout", "attention", "weights"),
     "states": ("train/state",),
     "policies": ("train/policy", "train/reference"),
 }
-# Never removed. A lock that is gone while a process holds it, or waits for it, would let two write at the same time.
+# Never removed. If a lock were deleted while a process holds it or waits for it, two could write at the same time.
 _STAYS = frozenset({MANIFEST, LOCK, NEXT})
 
 
@@ -37,9 +37,9 @@ def main(
     """Remove large files of old iterations, as the keep section says; their manifests stay.
 
     The newest trained iterations are kept, and (keep.best) the policy with the best held-out accuracy. Rollouts and
-    policies go only once their iteration is reported; a policy that an adapter needs stays as long as the adapter, and
-    all rollouts under a curriculum (rollout.curriculum), which goes by them. An output that another run is writing is
-    left alone.
+    policies are only removed once their iteration has a report. A policy that an adapter needs stays as long as the
+    adapter. With a curriculum (rollout.curriculum), which reads them, all rollouts stay. An output that another process
+    is writing is left alone.
 
     Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
     """
@@ -56,8 +56,8 @@ def main(
 def prunable(run: Path, keep: KeepConfig, lag: int = 0, *, curriculum: bool = False) -> list[Path]:
     """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old.
 
-    Under a curriculum every rollout is an input of all later ones, of one that is being sampled too: would one go
-    meanwhile, an interrupted rollout could not carry on, and what is asked would depend on when it went.
+    With a curriculum every rollout is an input of all later ones, including one that is being sampled. If one were
+    removed meanwhile, an interrupted rollout could not resume, and its prompts would depend on when that happened.
     """
     folders = [iteration_folder(run, number) for number in iterations(run)]
     trained = [folder for folder in folders if (folder / "train" / MANIFEST).exists()]
@@ -79,7 +79,7 @@ def prunable(run: Path, keep: KeepConfig, lag: int = 0, *, curriculum: bool = Fa
 
 
 def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
-    """Policies that stay however old they are: the best one, the reference, and those under adapters that stay."""
+    """Policies that stay at any age: the best one, the reference, and the bases of adapters that stay."""
     from dapo_stages.runs.best import find_best
 
     if not any(folder.name in {"policy", "reference"} for folder in going):
@@ -87,7 +87,7 @@ def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
     best = find_best(run) if keep.best else None
     needed = {(run / best.policy).resolve()} if best else set()
     references = [folder for folder in going if folder.name == "reference"]
-    if references:  # the newest of them is that of the first train-step after the policies that stay
+    if references:  # the newest of them is the reference of the oldest train-step that stays
         needed.add(references[-1].resolve())
     gone = {folder.resolve() for folder in going} - needed
     for number in iterations(run):
@@ -99,7 +99,7 @@ def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether a published folder has more than its manifest; also one whose prune was cut off."""
+    """Whether a published folder has more than its manifest; also true after an interrupted prune."""
     try:
         names = set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -110,19 +110,19 @@ def _has_files(folder: Path) -> bool:
 def _prune(folder: Path) -> None:
     """Remove the files of an output, or of a part of one, under the lock of its stage.
 
-    The manifest says so before anything goes: a cut-off prune never looks like damage. What an interrupted run has
-    for its replacement (.next) stays.
+    The manifest is marked before any file is removed, so that an interrupted prune never looks like damage. What an
+    interrupted run has written for a replacement (.next) stays.
     """
     out = folder if folder.name in FOLDERS else folder.parent
     try:
         with locked(out):
             if is_swapping(out):
-                say(f"prune: leaves {folder} alone, a finished replacement is not moved in yet; run its stage again")
+                say(f"prune: skipping {folder}: its finished replacement is not moved in yet; run its stage again")
             elif _has_files(folder):  # nobody has replaced or pruned it meanwhile
                 say(f"prune: removing the files of {folder}")
                 _remove(folder)
     except LockedError:
-        say(f"prune: leaves {folder} alone, another run is writing there")
+        say(f"prune: skipping {folder}: another process is writing there")
 
 
 def _remove(folder: Path) -> None:

@@ -28,13 +28,13 @@ SENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
 def main(
     policy: PolicyFolder,
     repo: Annotated[
-        str, typer.Option("--repo", help="Repository on the hub; made if it is not there.", metavar="USER/NAME")
+        str, typer.Option("--repo", help="Repository on the hub; created if it does not exist.", metavar="USER/NAME")
     ],
     run: Annotated[
         Path | None,
         typer.Option(
             "--run",
-            help="Run it is of, for the card; else the one it lies in.",
+            help="Run that made it, for the card; default: the one it is in.",
             metavar="DIR",
             exists=True,
             file_okay=False,
@@ -42,26 +42,26 @@ def main(
     ] = None,
     license_: Annotated[
         str | None,
-        typer.Option("--license", help="Licence for the card, as the hub names it: apache-2.0.", metavar="ID"),
+        typer.Option(
+            "--license", help="License for the card, by its name on the hub, such as apache-2.0.", metavar="ID"
+        ),
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(
-            "--base-model", help="Where on the hub the model is that it was trained from.", metavar="USER/NAME"
-        ),
+        typer.Option("--base-model", help="The model on the hub that it was trained from.", metavar="USER/NAME"),
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option("--evaluation", help="Folder written by evaluate for it, if none lies in the run.", metavar="DIR"),
+        typer.Option("--evaluation", help="Folder written by evaluate for it, if the run has none.", metavar="DIR"),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is created.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Send a policy to the Hugging Face hub, with a model card made from its run.
+    """Upload a policy to the Hugging Face Hub, with a model card made from its run.
 
-    Only safetensors, JSON, chat template and tokenizer files are sent. The token is read from HF_TOKEN, from nowhere
-    else. --dry-run prints the card and the list of files, and needs neither token nor network.
+    Only safetensors, JSON, chat template and tokenizer files are sent. The token is read from HF_TOKEN only.
+    --dry-run prints the card and the list of files, and needs neither token nor network.
 
     Example: dapo-stages push --policy training_logs/first/iter-0006/train/policy --repo user/name --dry-run
     """
@@ -74,7 +74,7 @@ def main(
     subject = _subject(source, repo, run, license_, base_model, evaluation)
     files, card = _files(source), model_card(subject)
     for name in sorted({shard.name for shard in source.manifest.shards} - set(files) - {CARD}):
-        say(f"push: {name} stays here")
+        say(f"push: {name} is not sent")
     if dry_run:
         _show(repo, private, files, card, as_json=json)
         return
@@ -88,12 +88,12 @@ def main(
 def _check_weights(source: Source) -> None:
     if "reference" in source.manifest.policy:
         raise DataError(
-            source.folder, "a reference to a model that is elsewhere", "weights of its own", "Name a trained policy."
+            source.folder, "this policy has no weights, only a reference to a model elsewhere", "Name a trained policy."
         )
 
 
 def _run_of(policy: Path) -> Path | None:
-    """The run that a policy lies in, if it lies where make puts it."""
+    """The run that a policy is in, if it is where make puts it."""
     folder = policy.resolve()
     run = folder.parents[2] if folder.parts[-2:] == ("train", "policy") else folder.parent
     return run if (run / "config.yaml").is_file() else None
@@ -102,23 +102,22 @@ def _run_of(policy: Path) -> Path | None:
 def _subject(
     source: Source, repo: str, run: Path | None, license_: str | None, base_model: str | None, evaluation: Path | None
 ) -> Subject:
-    """All that the card needs. Refuses names that are none, runs of other policies, and adapters without a base."""
+    """All that the card needs. Refuses invalid names, runs of other policies, and adapters without a base."""
     from dapo_stages.reporting.documents.model_card import Subject, belongs_to, is_named
 
     for option, name in (("--repo", repo), ("--base-model", base_model)):
         if name is not None and not is_named(name):
-            raise ConfigError(f"{option}: found {name!r}; needed user/name, as on the hub. Mend it.")
+            raise ConfigError(f"{option}: expected user/name, as on the hub, got {name!r}. Fix it.")
     if license_ is not None and not license_.replace("-", "").replace(".", "").isalnum():
-        raise ConfigError(f"--license: found {license_!r}; needed a name such as apache-2.0. Mend it.")
+        raise ConfigError(f"--license: expected a name such as apache-2.0, got {license_!r}. Fix it.")
     if run is not None and not belongs_to(run, source.manifest):
-        raise DataError(source.folder, f"a policy that {run} did not make", "one of that run", "Name its own --run.")
+        raise DataError(source.folder, f"{run} did not make this policy", "Name the --run that did.")
     base_model = base_model or _base_on_hub(source)
     if is_adapter(source) and base_model is None:
         raise DataError(
             source.folder,
-            "an adapter whose base is on this machine only",
-            "a base on the hub",
-            "Merge it (dapo-stages merge) and push that, or name where the base is: --base-model user/name.",
+            "the base of this adapter is not on the hub, only on this machine",
+            "Merge it (dapo-stages merge) and push that, or name its base on the hub: --base-model user/name.",
         )
     start, own = _figures(source, run, evaluation)
     config = load_config(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else None
@@ -126,7 +125,7 @@ def _subject(
 
 
 def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple[Figures, Figures]:
-    """Held-out figures of the run's start and of this policy; empty where there are none."""
+    """Held-out figures of the run's start and of this policy; empty if there are none."""
     from dapo_stages.reporting.documents.model_card import held_out, held_out_in
 
     start: Figures = {}
@@ -138,7 +137,7 @@ def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple
     if evaluation is not None:
         own = held_out(Source(evaluation, "evaluate"), source.manifest)
         if not own:
-            raise DataError(evaluation, "an evaluation of another policy", f"one of {source.folder}", "Name that one.")
+            raise DataError(evaluation, f"this is not an evaluation of {source.folder}", "Name the one that is.")
     return start, own
 
 
@@ -165,7 +164,7 @@ def _show(repo: str, private: bool, files: list[str], card: str, *, as_json: boo
 
 
 def _send(source: Source, subject: Subject, files: list[str], card: str, private: bool) -> str:
-    """Make the repository and upload exactly the files listed; the address of what was sent."""
+    """Create the repository and upload exactly these files; returns the URL of the commit."""
     from tempfile import TemporaryDirectory
 
     from huggingface_hub import HfApi
@@ -175,7 +174,7 @@ def _send(source: Source, subject: Subject, files: list[str], card: str, private
 
     token = secret(TOKEN)
     if not token:
-        raise ConfigError(f"{TOKEN}: found no token in the environment; needed one that may write. Export it.")
+        raise ConfigError(f"{TOKEN}: not set in the environment. Set it to a token that may write.")
     api = HfApi(token=token)
     with TemporaryDirectory(prefix="dapo-stages-push-") as staged:
         folder = Path(staged)
@@ -190,14 +189,14 @@ def _send(source: Source, subject: Subject, files: list[str], card: str, private
             )
         except (HfHubHTTPError, HTTPError, OSError) as error:
             raise HubError(
-                f"{subject.repo}: found the hub refusing or out of reach ({' '.join(str(error).split())[:300]}); "
-                f"needed a connection and a token that may write there. Check {TOKEN} and run it again."
+                f"{subject.repo}: the hub refused or cannot be reached ({' '.join(str(error).split())[:300]}). Check "
+                f"the connection, and that {TOKEN} may write there, and run it again."
             ) from None
     return str(commit.commit_url)
 
 
 def _stage(source: Source, subject: Subject, files: list[str], card: str, folder: Path) -> None:
-    """Links to the files, the card, and the base's name in an adapter's settings, where peft looks for it."""
+    """Write links to the files, the card, and an adapter's settings with the base's name, where peft looks for it."""
     import json
 
     for name in files:

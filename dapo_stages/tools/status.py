@@ -1,4 +1,4 @@
-"""status: how far a run has come, what is no longer up to date, and what to do next."""
+"""status: how far a run is, which outputs are stale, and what to do next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLES = {
     "done": "green", "pruned": "green", "running": "cyan", "unfinished": "yellow", "stale": "yellow",
     "missing": "dim", "damaged": "bold red", "halted": "bold red",
 }  # fmt: skip
-_NAMED = 20  # runs, in an error
+_NAMED = 20  # runs that an error names
 
 
 def main(
@@ -26,10 +26,10 @@ def main(
     of: Of = None,
     as_json: Json = False,
 ) -> None:
-    """Say what exists per iteration and stage, which outputs are stale and why, and the next command.
+    """Show what exists per iteration and stage, which outputs are stale and why, and the next command.
 
-    Only manifests and sizes of files are read: `report` and the stages themselves verify contents. Of a model that the
-    run refers to, files are read that changed since they were last hashed.
+    Only manifests and file sizes are read: `report` and the stages themselves verify contents. Of a model that the run
+    references, files that changed since they were last hashed are read.
 
     Example: dapo-stages status --run training_logs/demo
     """
@@ -73,7 +73,7 @@ def main(
     if problem:
         print(painted(problem, "bold red"))
     if changed:
-        print("made with other settings than config.yaml has now; what is finished stays, --overwrite makes it again:")
+        print("made with other settings than config.yaml has now (--overwrite makes them again):")
         tell("\n".join(f"  {difference}" for difference in changed))
     _print_figures(progress)
     if best:
@@ -86,25 +86,25 @@ def main(
     print(f"\nNext ({visible(move.why)}):\n  {painted(move.command, 'bold')}")
     if run.parent.name == "training_logs" and Path("Makefile").exists():
         wanted, configured = max(planned or 0, move.beyond or 0), planned_iterations(run)
-        more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make goes as far as was planned
+        more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make stops at planned_iterations
         what = "The whole iteration" if wanted == move.beyond else "All that is left"
         print(f"{what}:\n  {painted(f'make iterate RUN={run.name}{more}', 'bold')}")
 
 
 def _require(run: Path) -> None:
-    """Refuse a run that is not there; its name may be mistyped."""
+    """Raise DataError if the run does not exist; its name may be mistyped."""
     from dapo_stages.runs.progress import CONFIG
 
     if run.is_dir():
         return
     names = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    needed = f"one of those that are there: {shown}" if names else f"one, and there is none in {run.parent}"
-    raise DataError(run, "no run", needed, "Name another one, or start this one with make iterate.")
+    problem = f"no such run, but there are {shown}" if names else f"no such run, nor any other in {run.parent}"
+    raise DataError(run, problem, "Name another one, or start this one with make iterate.")
 
 
 def _print_states(progress: Progress) -> None:
-    """The table of states, and a line for each that is not simply done."""
+    """Print the table of states, and a line for each that needs a reason."""
     from dapo_stages.runs.pipeline import FOLDERS
     from dapo_stages.terminal.console import painted
     from dapo_stages.terminal.printed_table import Table, print_table
@@ -112,7 +112,7 @@ def _print_states(progress: Progress) -> None:
 
     print(", ".join(f"{name}: {painted(found.state, _STYLES[found.state])}" for name, found in progress.setup.items()))
     if not progress.iterations:
-        print("no iteration yet")
+        print("no iterations yet")
     else:
         rows = [
             [str(number), *(NOTHING if found.state == "missing" else found.state for found in outputs.values())]
@@ -139,7 +139,7 @@ def _print_figures(progress: Progress) -> None:
 
 
 def _latest_figures(progress: Progress) -> dict[str, Any]:
-    """The figures of the latest iteration that has a report with a whole figures.json."""
+    """The figures of the latest iteration whose report has a readable figures.json."""
     from dapo_stages.runs.layout import iteration_folder
     from dapo_stages.small_files import REPORT, read_json
 

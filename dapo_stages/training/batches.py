@@ -1,7 +1,7 @@
-"""What an optimiser step is computed from, cut into forward passes and dealt to the ranks.
+"""Splits an optimizer step into forward passes and distributes them over the ranks.
 
-Everything here is a pure function of the groups and the number of ranks, so that every rank knows, without asking,
-what the others compute. A single process gets exactly the micro-batches that `micro_batches` makes.
+Everything here is a pure function of the groups and the number of ranks, so every rank knows without communication what
+the others compute. A single process gets exactly the micro-batches that `micro_batches` makes.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class Sample:
     sampling: Sequence[float]
     weights: Sequence[float]
     advantage: float
-    lag: int = 0  # train-steps between the policy that sampled it and the one that is trained (replay, lag)
+    lag: int = 0  # train-steps from the policy that sampled it to the one under training (replay, lag)
 
     @property
     def current(self) -> bool:
-        """Whether the policy that is trained sampled it."""
+        """Whether it was sampled by the policy under training."""
         return self.lag == 0
 
 
 @dataclass
 class TrainGroup:
-    """Completions of one prompt; the prompt is read when it is needed."""
+    """Completions of one prompt, which is read on demand."""
 
     group_id: str
     prompt: Callable[[], Prompt]
     samples: list[Sample]
     prompt_tokens: int = 0
     has_pictures: bool = True
-    counts: bool = True  # False: it goes through the model for company and is in no sum
+    counts: bool = True  # False: a filler, which goes through the model, but is in no sum
     replayed: bool = False  # from the replay buffer
 
     @property
@@ -54,9 +54,9 @@ class MicroBatch:
     """What goes through the model at the same time."""
 
     groups: list[TrainGroup]
-    whole_tokens: int = 0  # tokens in the loss of the micro-batch that this is a part of; 0: of this one
-    chunks: int = 1  # pieces that logits are cut into at least, so that all ranks call the head as often
-    old: torch.Tensor | None = None  # [sum C] log-probs before this train-step
+    whole_tokens: int = 0  # tokens in the loss of the micro-batch that this was cut from; 0: it was not cut
+    chunks: int = 1  # minimum number of chunks of logits, so that all ranks call the head equally often
+    old: torch.Tensor | None = None  # [sum C] logprobs before this train-step
     reference: torch.Tensor | None = None  # [sum C]
 
     @property
@@ -86,16 +86,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """One optimiser step: this rank's share of it, and the sizes of the whole over all ranks."""
+    """One optimizer step: this rank's share of it, and its size over all ranks."""
 
     batches: list[MicroBatch]
     tokens: int
     completions: int
-    parts: int  # micro-batches with tokens in the loss, as a single process has them
+    parts: int  # micro-batches with tokens in the loss that a single process would have
 
 
 def micro_batches(groups: Sequence[TrainGroup], most: int) -> list[MicroBatch]:
-    """Groups in forward passes of at most `most` completions; larger groups are cut, their prompt computed again."""
+    """Groups in forward passes of at most `most` completions; larger ones are cut, and their prompt computed again."""
     batches: list[MicroBatch] = []
     size = most
     for group in groups:
@@ -110,7 +110,7 @@ def micro_batches(groups: Sequence[TrainGroup], most: int) -> list[MicroBatch]:
 
 
 def mini_batch(groups: Sequence[TrainGroup], most: int, *, ranks: int = 1, rank: int = 0, chunk: int = 0) -> MiniBatch:
-    """What `rank` of `ranks` computes of an optimiser step on these groups, at most `most` completions at a time.
+    """The share of `rank` (of `ranks`) in an optimizer step on these groups, at most `most` completions at a time.
 
     `chunk` is the number of rows of logits that are held in memory at the same time.
     """
@@ -127,21 +127,21 @@ def mini_batch(groups: Sequence[TrainGroup], most: int, *, ranks: int = 1, rank:
 def deal(parts: Sequence[MicroBatch], ranks: int, chunk: int = 0) -> list[list[MicroBatch]]:
     """Micro-batches per rank, equally many for each: sharded models communicate in every forward and backward pass.
 
-    In the k-th place all ranks have pieces of about the same cost, because they wait for each other there; the
-    costliest goes to the rank that has had least. Where there are too few pieces, the costliest are cut in two, and if
-    nothing can be cut, a rank repeats the cheapest group (of those with pictures, if any has some) with its shortest
-    completion, without counting it. If any group has pictures, this one also goes with each piece that has none, so
+    All ranks wait for each other at each piece, so their k-th pieces have about the same cost; the costliest of them
+    goes to the rank with the least work so far. If there are too few pieces, the costliest are cut in two; if nothing
+    can be cut, a rank gets a filler: the cheapest group (of those with images, if there are any) with its shortest
+    completion, which is not counted. If any group has images, the filler is also added to each piece without images, so
     that all ranks call the vision tower in every pass.
     """
     pieces = _enough(list(parts), math.ceil(len(parts) / ranks) * ranks)
     everything = [group for part in parts for group in part.groups]
     seeing = [group for group in everything if group.has_pictures]
-    company = _silent(min(seeing or everything, key=lambda group: group.cost))
+    filler = _uncounted(min(seeing or everything, key=lambda group: group.cost))
     hands: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     pieces.sort(key=lambda piece: -piece.cost)
     pieces += [MicroBatch([]) for _ in range(-len(pieces) % ranks)]
     for start in range(0, len(pieces), ranks):
-        row = [_accompanied(piece, company) for piece in pieces[start : start + ranks]]
+        row = [_filled(piece, filler) for piece in pieces[start : start + ranks]]
         chunks = max(math.ceil(piece.rows / chunk) for piece in row) if chunk else 1
         least_first = sorted(hands, key=lambda hand: sum(piece.cost for piece in hand))
         for hand, piece in zip(least_first, row, strict=True):
@@ -150,7 +150,7 @@ def deal(parts: Sequence[MicroBatch], ranks: int, chunk: int = 0) -> list[list[M
 
 
 def _enough(pieces: list[MicroBatch], wanted: int) -> list[MicroBatch]:
-    """At least `wanted` pieces, if they can be cut that often."""
+    """Cut the pieces until there are at least `wanted`, or nothing can be cut."""
     while len(pieces) < wanted:
         divisible = [index for index, piece in enumerate(pieces) if len(piece.samples) > 1]
         if not divisible:
@@ -161,7 +161,7 @@ def _enough(pieces: list[MicroBatch], wanted: int) -> list[MicroBatch]:
 
 
 def _halves(piece: MicroBatch) -> list[MicroBatch]:
-    """A piece in two of about the same cost, between groups where there are several."""
+    """A piece cut into two of about the same cost, between groups if there are several."""
     if len(piece.groups) == 1:
         (group,) = piece.groups
         middle = len(group.samples) // 2
@@ -175,17 +175,17 @@ def _halves(piece: MicroBatch) -> list[MicroBatch]:
     return [MicroBatch(groups, whole_tokens=piece.whole_tokens or piece.tokens) for groups in halves]
 
 
-def _silent(group: TrainGroup) -> TrainGroup:
-    """The group with its shortest completion, counting for nothing."""
+def _uncounted(group: TrainGroup) -> TrainGroup:
+    """The group with only its shortest completion, not counted."""
     return replace(group, samples=[min(group.samples, key=lambda sample: len(sample.ids))], counts=False)
 
 
-def _accompanied(piece: MicroBatch, company: TrainGroup) -> MicroBatch:
-    """A piece as all ranks need it: with pictures if any has some, and first those.
+def _filled(piece: MicroBatch, filler: TrainGroup) -> MicroBatch:
+    """A piece as all ranks need it: not empty, and with images (if any group has some), groups with images first.
 
-    DeepSpeed exchanges gradients in the order in which they are complete, and that is the order of the first group in
-    the piece where groups go through the model one after the other; it must be the same on all ranks.
+    DeepSpeed exchanges gradients in the order in which they are completed. If groups go through the model one after the
+    other, the first group of the piece determines this order, which must be the same on all ranks.
     """
-    blind = company.has_pictures and not any(group.has_pictures for group in piece.groups)
-    groups = [*piece.groups, company] if blind or not piece.groups else piece.groups
+    blind = filler.has_pictures and not any(group.has_pictures for group in piece.groups)
+    groups = [*piece.groups, filler] if blind or not piece.groups else piece.groups
     return replace(piece, groups=sorted(groups, key=lambda group: not group.has_pictures))

@@ -1,8 +1,8 @@
-"""Why an update is not carried out: its numbers have blown up, or it has nothing to say; and that in words.
+"""Why an update is skipped: its numbers have blown up, or it has no signal; and how this is explained.
 
-What other trainers skip or stop at: a loss or gradient that is not finite (NeMo's skip_nan_grad, verl), a norm that is
-no gradient any more (the skip-step optimisers of OLMo-core), a ratio far off (PPO's target_kl, which ends the updates
-of a rollout). All numbers are sums over all ranks, so that all ranks decide alike.
+The reasons are those of other trainers: a loss or gradient that is not finite (NeMo's skip_nan_grad, verl), an
+extreme gradient norm (the skip-step optimizers of OLMo-core), an extreme ratio (PPO's target_kl, which ends the updates
+of a rollout). All numbers are sums over all ranks, so all ranks decide alike.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any, Literal
 from dapo_stages.config import TrainConfig
 
 Reason = Literal["non_finite", "grad_norm", "ratio", "engine_ratio", "no_signal"]
-# What is said of each; metrics.parquet may name others, of newer versions.
+# How each is explained; metrics.parquet may have others, from newer versions.
 REASONS: dict[str, str] = {
     "non_finite": "its loss or gradient is not finite",
     "grad_norm": "its gradient is above train.guard.max_grad_norm",
     "ratio": "its policy ratio is above train.guard.max_log_ratio",
-    "engine_ratio": "log-probs of engine and trainer differ by more than train.guard.max_log_ratio",
+    "engine_ratio": "logprobs of engine and trainer differ by more than train.guard.max_log_ratio",
     "no_signal": "its advantages are all 0",
 }
 _PREFIX = "skipped_"
 
 
 def reason_of(metrics: Mapping[str, float]) -> str | None:
-    """Why an update was skipped, or was to be; None if it was carried out for good."""
+    """Why an update was skipped, or should have been; None if there was no reason."""
     return next((name.removeprefix(_PREFIX) for name in metrics if name.startswith(_PREFIX)), None)
 
 
 def skipped(figures: Mapping[str, Any]) -> str:
-    """`2 of 4 updates were skipped (1: its loss …)`; empty where none was."""
+    """`2 of 4 updates were skipped (1: its loss …).`; empty if none was."""
     updates = (figures.get("train") or {}).get("updates") or []
     reasons = Counter(reason_of(update) or "non_finite" for update in updates if update.get("skipped"))
     if not reasons:
@@ -42,12 +42,12 @@ def skipped(figures: Mapping[str, Any]) -> str:
 
 
 def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | None:
-    """What the loss and the log-ratios say, before a gradient is exchanged; None: nothing is wrong.
+    """The reason to skip, from the loss and the log-ratios, before gradients are exchanged; None if there is none.
 
     `sums` are those of policy_loss over all micro-batches, with `loss`, `signal_max` (the largest abs(advantage)),
     `engine_diff_sum` and `engine_tokens`.
     """
-    if not all(math.isfinite(sums[name]) for name in ("loss", "log_ratio_sum")):  # a loss of no tokens is 0
+    if not all(math.isfinite(sums[name]) for name in ("loss", "log_ratio_sum")):  # without tokens the loss is 0
         return "non_finite"
     most = config.guard.max_log_ratio or math.inf
     if sums["log_ratio_sum"] > most * sums["tokens"]:
@@ -59,7 +59,7 @@ def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | 
 
 
 def after_step(norm: float, config: TrainConfig) -> Reason | None:
-    """What the gradient's norm before clipping says. DeepSpeed tells it only when the step is done."""
+    """The reason to skip, from the gradient's norm before clipping, which DeepSpeed gives only after the step."""
     if not math.isfinite(norm):
         return "non_finite"
     return "grad_norm" if norm > (config.guard.max_grad_norm or math.inf) else None

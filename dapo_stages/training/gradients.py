@@ -11,20 +11,20 @@ from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
 
-_BLOCK = 1 << 22  # values of a gradient that are multiplied in float64 at the same time
+_BLOCK = 1 << 22  # values of a gradient that are converted to float64 at a time
 
 
 def policy_gradients(
     policy: Policy, groups: Iterable[tuple[Group, torch.Tensor]], temperature: float, count: int, chunk: int = 1024
 ) -> list[torch.Tensor]:
-    """For each of `count` sets of coefficients the gradient Σ_t c_t ∇ log π(token_t), flattened, float32 on the CPU.
+    """For each of `count` sets of coefficients, the gradient Σ_t c_t ∇ log π(token_t), flattened, float32 on the CPU.
 
     Each group comes with the coefficients of its tokens, [count, sum C]; with c_t = w_t Â it is the gradient of the
-    objective where the policy is still the old one (ratio 1), up to its normalizer. It is with respect to all weights
+    objective while the policy is still the old one (ratio 1), up to its normalizer. It is with respect to all weights
     that require a gradient.
 
-    A group goes forward once, and backward once for each set. Memory: a group's activations, and 4 bytes per weight for
-    each set.
+    Each group takes one forward pass, and one backward pass per set. Memory: a group's activations, and 4 bytes per
+    weight for each set.
     """
     logprobs = GroupLogprobs(policy, temperature, chunk)
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
@@ -47,7 +47,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float | None:
 
 
 def norm(gradient: torch.Tensor) -> float:
-    """Its length."""
+    """Its Euclidean norm."""
     return math.sqrt(_dot(gradient, gradient))
 
 

@@ -1,7 +1,7 @@
-"""When train-step goes no further: what was skipped is counted, and the run halted where going on is of no use.
+"""When train-step halts: skipped updates are counted, and the run is halted when continuing is useless.
 
-Nothing of a halted step is published, so the policy before it stays the last one, and the same command halts again
-until something is changed.
+A halted step publishes nothing, so the policy before it stays the last one, and the same command halts again until
+something is changed.
 """
 
 from __future__ import annotations
@@ -18,27 +18,19 @@ from dapo_stages.training.blow_ups import REASONS, reason_of
 if TYPE_CHECKING:
     from dapo_stages.training.launching.rank_workers import Worker
 
-_NORMAL = 0.5  # share of well-formed, or finished, completions from which on losing them is a collapse
-# Reason -> what is needed, and what to do about it.
-_NEEDED = {
-    "non_finite": "finite ones (train.guard.non_finite)",
-    "grad_norm": "at most train.guard.max_grad_norm={max_grad_norm}",
-    "ratio": "at most train.guard.max_log_ratio={max_log_ratio} nats per token",
-    "engine_ratio": "at most train.guard.max_log_ratio={max_log_ratio} nats per token",
-    "no_signal": "rewards that differ within a group (train.guard.no_signal)",
-}
+_NORMAL = 0.5  # share of well-formed (or finished) completions that a policy must have had before it can collapse
 _SLOWER = "Lower train.learning_rate or train.updates_per_iteration"
-_MEND = {
+_ADVICE = {  # by reason
     "non_finite": f"{_SLOWER}, or set model.dtype=float32",
     "grad_norm": f"{_SLOWER}, or raise the limit",
     "ratio": f"{_SLOWER}, or raise the limit",
-    "engine_ratio": "Let the engine serve this very policy and sample again (rollout --overwrite), or raise the limit",
+    "engine_ratio": "Serve this policy with the engine and sample again (rollout --overwrite), or raise the limit",
     "no_signal": "Change weights.reward_weights or the data, or set train.guard.no_signal=skip",
 }
 
 
 class Guard:
-    """The counts of a run that go from one train-step to the next, in the manifest of its state."""
+    """The counts of a run that each train-step passes to the next, in the manifest of its state."""
 
     def __init__(self, output: Output, settings: GuardSettings) -> None:
         inputs = output.plan.inputs
@@ -60,59 +52,60 @@ class Guard:
         self._applied = 0
 
     def check_rollouts(self) -> None:
-        """Halt where the policy that sampled has lost a form that it had. Raises HaltedError."""
+        """Halt if the policy that sampled has lost a format that it had. Raises HaltedError."""
         least = self._settings.collapse_below
         for name, share in self._shares.items():
             if least is not None and share is not None and share < least and self._best[name] >= _NORMAL:
                 raise HaltedError(
                     self._rollouts.folder,
-                    f"{share:.1%} {name}, where an earlier iteration had {self._best[name]:.1%}",
-                    f"at least train.guard.collapse_below={least:g}",
-                    "The policy that sampled them is spoilt. Go back to an earlier one: lower train.learning_rate, "
-                    "remove the folders of the iterations since it was sound, and run the same command again; or set "
+                    f"only {share:.1%} {name}, below train.guard.collapse_below={least:g}, while an earlier iteration "
+                    f"had {self._best[name]:.1%}",
+                    "The policy that sampled them is damaged. Remove the folders of the iterations after the last good "
+                    "policy, lower train.learning_rate, and run the same command again; or set "
                     "train.guard.collapse_below=null.",
                 )
 
     def check_signal(self, groups: int) -> None:
-        """Halt, if that is configured, where no completion is in the loss. Raises HaltedError."""
+        """Halt, if configured so, when no completion is in the loss. Raises HaltedError."""
         if not groups and self._settings.no_signal == "halt":
-            raise self._halted("no completion in the loss", _NEEDED["no_signal"], _MEND["no_signal"])
+            raise self._halted(
+                "no completion is in the loss, because rewards do not differ within any group (train.guard.no_signal)",
+                _ADVICE["no_signal"],
+            )
 
     def judge(self, update: int, metrics: Mapping[str, float], worker: Worker) -> None:
-        """Count what was skipped, and halt where the policy says so. All ranks call it. Raises HaltedError."""
+        """Count a skipped update, and halt if the settings say so. All ranks call it. Raises HaltedError."""
         reason, settings = reason_of(metrics), self._settings
         if reason is None:
             self._in_a_row, self._applied = 0, self._applied + 1
             return
-        found = f"update {update} with {_figures(reason, metrics)}"
-        limits = {name: f"{value:g}" for name, value in settings if isinstance(value, float)}
-        needed = _NEEDED[reason].format(**limits)
+        symptom = _symptom(reason, metrics, settings)
         if reason == "non_finite":
             self.check_weights(worker)
         if getattr(settings, reason.removeprefix("engine_")) == "halt":
-            raise self._halted(found, needed, _MEND[reason])
+            raise self._halted(f"update {update} has {symptom}", _ADVICE[reason])
         if not metrics["skipped"]:  # DeepSpeed
-            raise self._halted(f"{found}, which this launch cannot skip", needed, _MEND[reason])
-        say(f"train-step: update {update} skipped, {REASONS[reason]}")
+            raise self._halted(f"update {update}, which this launch cannot skip, has {symptom}", _ADVICE[reason])
+        say(f"train-step: skipped update {update}: {REASONS[reason]}")
         self._skipped[reason] = self._skipped.get(reason, 0) + 1
         self._in_a_row += reason != "no_signal"
         if settings.max_skipped is not None and self._in_a_row > settings.max_skipped:
-            found = f"{self._in_a_row} updates in a row skipped, the last one with {_figures(reason, metrics)}"
-            raise self._halted(found, f"at most train.guard.max_skipped={settings.max_skipped}", _MEND[reason])
+            raise self._halted(
+                f"skipped {self._in_a_row} updates in a row, more than train.guard.max_skipped={settings.max_skipped}, "
+                f"and the last one has {symptom}",
+                _ADVICE[reason],
+            )
 
     def check_weights(self, worker: Worker) -> None:
-        """Halt where a weight is not finite: no later update mends it. All ranks call it. Raises HaltedError."""
+        """Halt if a weight is not finite: no later update repairs it. All ranks call it. Raises HaltedError."""
         if worker.is_sound():
             return
         if self._applied:
-            raise self._halted(
-                f"weights that are NaN or infinite after {self._applied} updates", "finite ones", _MEND["non_finite"]
-            )
+            raise self._halted(f"weights are NaN or infinite after {self._applied} updates", _ADVICE["non_finite"])
         raise HaltedError(
             self._policy,
-            "weights that are NaN or infinite",
-            "finite ones",
-            "Fetch or make this policy again, or go on from an earlier one, and run the same command again.",
+            "weights are NaN or infinite",
+            "Download or make this policy again, or use an earlier one, and run the same command again.",
         )
 
     def counts(self) -> dict[str, Any]:
@@ -120,16 +113,24 @@ class Guard:
         skipped = {"skipped": sum(self._skipped.values())} if self._skipped else {}
         return {**skipped, "guard": {"skipped_in_a_row": self._in_a_row, "best": self._best} | self._skipped}
 
-    def _halted(self, found: str, needed: str, do: str) -> HaltedError:
-        kept = f"Nothing is published; {self._policy} stays the last policy. {do}, and run the same command again."
-        return HaltedError(self._output.plan.out, found, needed, kept)
+    def _halted(self, problem: str, advice: str) -> HaltedError:
+        kept = f"Nothing is published; {self._policy} stays the last policy. {advice}, and run the same command again."
+        return HaltedError(self._output.plan.out, problem, kept)
 
 
-def _figures(reason: str, metrics: Mapping[str, float]) -> str:
-    return {
-        "non_finite": f"a loss of {metrics['loss']:g} and a gradient of norm {metrics['grad_norm']:g}",
-        "grad_norm": f"a gradient of norm {metrics['grad_norm']:.3g}",
-        "ratio": f"a mean abs(log-ratio) of {metrics['log_ratio_mean']:.3g} to the policy before this train-step",
-        "engine_ratio": f"a mean abs(log-ratio) of {metrics['engine_diff_mean']:.3g} to what the engine recorded",
-        "no_signal": "advantages that are all 0",
+def _symptom(reason: str, metrics: Mapping[str, float], settings: GuardSettings) -> str:
+    """What is wrong with an update, and the limit: the end of `update 1 has …`."""
+    norm = metrics["grad_norm"]
+    if reason == "non_finite":
+        limit = "but both must be finite (train.guard.non_finite)"
+        return f"a loss of {metrics['loss']:g} and a gradient norm of {norm:g}, {limit}"
+    if reason == "grad_norm":
+        return f"a gradient norm of {norm:.3g}, above train.guard.max_grad_norm={settings.max_grad_norm:g}"
+    if reason == "no_signal":
+        return "advantages that are all 0, because rewards do not differ within any group (train.guard.no_signal)"
+    name, other = {
+        "ratio": ("log_ratio_mean", "the policy before this train-step"),
+        "engine_ratio": ("engine_diff_mean", "what the engine recorded"),
     }[reason]
+    limit = f"above train.guard.max_log_ratio={settings.max_log_ratio:g} nats per token"
+    return f"a mean abs(log-ratio) of {metrics[name]:.3g} to {other}, {limit}"

@@ -1,4 +1,4 @@
-"""Optimisers of the policy: AdamW, or Muon for matrices with AdamW for the rest."""
+"""Optimizers of the policy: AdamW, or Muon for matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dapo_stages.errors import ConfigError
 
 
 class Optimizers:
-    """One or two torch optimisers that step together under one schedule factor."""
+    """One or two torch optimizers that step together under one schedule factor."""
 
     def __init__(self, model: torch.nn.Module, config: TrainConfig) -> None:
         matrices: list[torch.nn.Parameter] = []
@@ -39,16 +39,16 @@ class Optimizers:
         self.parameters = [*rest, *matrices]
 
     def only(self) -> torch.optim.Optimizer:
-        """The one optimiser, for frameworks that flatten the weights. Raises ConfigError if matrices have their own."""
+        """The only optimizer, for frameworks that flatten the weights. Raises ConfigError if there are two."""
         if self.kind != "adamw":
             raise ConfigError(
-                f"train.optimizer: found {self.kind} where weights are flattened and split over the ranks; needed "
-                "adamw. Set it, or launch with ddp."
+                f"train.optimizer: {self.kind} does not work in a launch that flattens weights and splits them over "
+                "ranks. Set it to adamw, or launch with ddp."
             )
         return self._optimizers[0]
 
     def step(self, factor: float) -> None:
-        """One update at `factor` times the peak learning rates; gradients are cleared."""
+        """One update at `factor` times the peak learning rates; clears the gradients."""
         for optimizer, peak in zip(self._optimizers, self._peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
@@ -56,16 +56,16 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def set_rates(self, groups: Iterable[dict[str, Any]], factor: float) -> None:
-        """The same learning rate for the groups of an optimiser that was made from the only one."""
+        """Set the same learning rate in the parameter groups of an optimizer that was made from the only one."""
         for group in groups:
             group["lr"] = self._peaks[0] * factor
 
     def state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        """What is known of a weight from earlier steps: moments and their number. Empty before the first."""
+        """The state of a weight after earlier steps: moments and number of steps. Empty before the first."""
         return dict(self._of[parameter].state.get(parameter, {}))
 
     def set_state(self, parameter: torch.nn.Parameter, state: dict[str, torch.Tensor]) -> None:
-        """Carry on from state_of. Learning rate, decay and moments' rates are those of now, not of then."""
+        """Restore what state_of gave. Learning rate, weight decay and betas are the current ones, not restored."""
         here = {name: value.to(parameter.device, parameter.dtype) for name, value in state.items() if name != "step"}
         counted = {"step": state["step"].cpu()} if "step" in state else {}
         self._of[parameter].state[parameter] = counted | here
@@ -77,11 +77,11 @@ class Optimizers:
 
 
 def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
-    """Muon's orthogonalised update is for hidden matrices; embeddings, heads and patch kernels are AdamW's."""
+    """Muon's orthogonalized update is for hidden matrices; embeddings, heads and patch kernels get AdamW."""
     return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head"))
 
 
 def freeze(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Take parameters out of training."""
+    """Exclude parameters from training."""
     for parameter in parameters:
         parameter.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""The reference policy of the KL term: opened to be asked, and moved towards the policy now and then.
+"""The reference policy of the KL term: opened for its logprobs, and moved toward the policy from time to time.
 
-TR-DPO (arXiv 2404.09656), its soft update: reference <- alpha · policy + (1 - alpha) · reference.
+The soft update of TR-DPO (arXiv 2404.09656): reference <- alpha · policy + (1 - alpha) · reference.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from dapo_stages.models.checkpoints import Tensors
     from dapo_stages.training.update import Trainer
 
-NAME = "reference"  # the option, the input, and the folder that a train-step leaves
+NAME = "reference"  # the option, the input, and the folder that a train-step writes
 
 
 def check_reference(folder: Path | None, config: Config) -> dict[str, Source]:
-    """The input that a KL term needs; none where train.beta is 0. Raises ConfigError if it is not given."""
+    """The input that a KL term needs; empty if train.beta is 0. Raises ConfigError if it is missing."""
     if config.train.beta == 0:
         return {}
     if folder is None:
-        raise ConfigError("train.beta is above 0: found no --reference; needed the policy to stay near. Pass one.")
+        raise ConfigError("--reference: is missing, but train.beta is above 0. Pass the policy to stay near.")
     if config.train.reference_update_every is not None and config.model.quantization is not None:
         raise ConfigError(
-            f"train.reference_update_every: found it with model.quantization {config.model.quantization}, which would "
-            "round the new reference to other values than the policy; needed whole weights. Set one of them to null."
+            f"train.reference_update_every: does not work with model.quantization {config.model.quantization}, which "
+            "would round the new reference to other values than the policy. Set one of them to null."
         )
     return {NAME: check_policy(Source(folder))}
 
 
 def is_due(settings: TrainConfig, iteration: int) -> bool:
-    """Whether the train-step of this iteration leaves a new reference."""
+    """Whether the train-step of this iteration writes a new reference."""
     every = settings.reference_update_every
     return settings.beta > 0 and every is not None and iteration % every == 0
 
 
 def open_reference(source: Source, config: Config) -> Trainer:
-    """Whole on every rank: each computes its own micro-batches, without the others."""
+    """Open the reference, whole on every rank: each computes its own micro-batches without the others."""
     from dapo_stages.models.policy_loading import open_policy
     from dapo_stages.training.launching.frameworks import whole_models
     from dapo_stages.training.optimizers import Optimizers, freeze
@@ -62,7 +62,7 @@ def open_reference(source: Source, config: Config) -> Trainer:
 
 
 def require_alike(policy: Source, reference: Source) -> None:
-    """Refuse, before anything is trained, to mix policies of different architectures or shapes."""
+    """Refuse, before training, to mix policies of different architectures or shapes."""
     from dapo_stages.models.checkpoints import Checkpoint
     from dapo_stages.models.merging import require_same
 
@@ -70,10 +70,10 @@ def require_alike(policy: Source, reference: Source) -> None:
 
 
 def write_reference(output: Output, trained: Path, *, adapter: bool, alpha: float) -> None:
-    """Mix the policy in the folder `trained` into the reference, tensor by tensor, in the memory of one file.
+    """Mix the policy in the folder `trained` into the reference, tensor by tensor; memory is bounded by one file.
 
-    Adapters are mixed with their bases as what they make of the weights, so the new reference is a whole checkpoint:
-    averages of an adapter's two factors would be no average of policies.
+    Adapters are mixed as merged weights, so the new reference is a complete checkpoint: averaging an adapter's two
+    factors would not average policies.
     """
     from dapo_stages.models.checkpoints import Adapted, Checkpoint
     from dapo_stages.models.merging import copy_beside, merge, require_same

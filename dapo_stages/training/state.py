@@ -1,10 +1,10 @@
-"""The optimiser's state as safetensors by weight name, the same whoever trained: one process, DDP or any ZeRO stage.
+"""The optimizer's state as safetensors by weight name, the same for every launch: one process, DDP or any ZeRO stage.
 
-Every rank writes a share of the weights' state, whole tensors, so that a state written by any number of ranks is read
-by any other; up to 2 GiB and one weight's state wait in its memory. Frameworks' own checkpoints bind it to their
+Every rank writes the state of some weights, as whole tensors, so a state written by any number of ranks can be read by
+any other; up to 2 GiB and one weight's state are held in memory. The frameworks' own checkpoints are tied to their
 layout and are unpickled; these are not. Learning rate and seed are functions of the iteration and need no state.
 
-state.json lists files and keys: a machine that shares the folder over a network may list it before all is to be seen.
+state.json lists files and keys: on a network file system another machine may not see all files in the folder yet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dapo_stages.small_files import is_inside, read_json
 from dapo_stages.training.launching.rank_workers import State, Worker
 
 ABOUT = "state.json"
-_MOST_BYTES = 2 << 30  # of a file, and of what waits in memory to be written
+_MOST_BYTES = 2 << 30  # of a file, and of what is held in memory until it is written
 
 
 def save_state(worker: Worker, folder: Path) -> list[str]:
-    """Write this rank's share, and give the names of its files; every rank calls it."""
+    """Write this rank's share, and return the names of its files; every rank calls it."""
     folder.mkdir(parents=True, exist_ok=True)
     waiting: dict[str, torch.Tensor] = {}
     written: dict[str, list[str]] = {}  # the keys in each file
@@ -45,17 +45,17 @@ def save_state(worker: Worker, folder: Path) -> list[str]:
 
 
 def load_state(worker: Worker, folder: Path) -> None:
-    """Carry on from a state; every rank calls it.
+    """Resume from a state; every rank calls it.
 
-    Raises ValueError if it is of another optimiser or other weights, or not what was written.
+    Raises ValueError if it is for another optimizer or other weights, or not what was written.
     """
     about = read_json(folder / ABOUT)
     if about["optimizer"] != worker.optimizer:
-        raise ValueError(f"that of {about['optimizer']}")
+        raise ValueError(f"it is for {about['optimizer']}, not {worker.optimizer}")
     if other := set(about["weights"]) ^ set(worker.trained):
-        raise ValueError(f"that of other weights, such as {min(other)}")
+        raise ValueError(f"it is for other weights, such as {min(other)}")
     if outside := [name for name in about["files"] if not is_inside(name)]:
-        raise ValueError(f"{ABOUT} names {outside[0]!r}, a file elsewhere")
+        raise ValueError(f"{ABOUT} names {outside[0]!r}, which is outside this folder")
     files = [folder / name for name in about["files"]]
     for path, keys in zip(files, about["files"].values(), strict=True):
         _check_keys(path, keys)
@@ -73,12 +73,12 @@ def _write(tensors: dict[str, torch.Tensor], folder: Path, rank: int, written: d
     tensors.clear()
 
 
-def _check_keys(path: Path, needed: list[str]) -> None:
+def _check_keys(path: Path, listed: list[str]) -> None:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        if other := set(needed) ^ set(file.keys()):
-            raise ValueError(f"{path.name} differs from what {ABOUT} lists, such as in {min(other)}")
+        if other := set(listed) ^ set(file.keys()):
+            raise ValueError(f"{path.name} does not match {ABOUT}, such as in {min(other)}")
 
 
 def _read(files: Iterable[Path]) -> Iterator[tuple[str, State]]:

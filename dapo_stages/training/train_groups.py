@@ -1,4 +1,4 @@
-"""What train-step trains on: the completions in the loss by group, and figures of where they come from."""
+"""What train-step trains on: the completions in the loss by group, and metrics about their origin."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
     from dapo_stages.models.shared_prefix.packing import Prompt
     from dapo_stages.training.batches import Sample, TrainGroup
 
-_LARGEST = 3.4028234663852886e38  # number of float32
-_PROMPTS_KEPT = 32  # prepared pictures in memory: a group cut over micro-batches is prepared once
+_LARGEST = 3.4028234663852886e38  # of float32
+_PROMPTS_KEPT = 32  # prepared prompts in memory, so that a group cut over micro-batches is prepared once
+_AGAIN = "Run weight-tokens again, on these rollouts."
 # Columns that are read.
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "importance", "token_weights")
 _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 
 
 def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> list[TrainGroup]:
-    """The groups with completions in the loss. Token lists are in memory, pictures are read when needed.
+    """The groups with completions in the loss. Token lists are in memory, images are read on demand.
 
-    Files stay open until `stack` is closed. Raises DataError where weights and completions do not go together, and
-    where anything is not finite, or not as long as its completion: nothing like that gets as far as a loss.
+    Files stay open until `stack` is closed. Raises DataError if weights and completions do not match, or if anything is
+    not finite or not as long as its completion, so that none of this reaches a loss.
     """
     from dapo_stages.models.inputs import prompt_of
     from dapo_stages.training.batches import TrainGroup
@@ -65,12 +66,14 @@ def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> 
         if row["in_loss"]:
             key = source, group_id = row["source"], row["group_id"]
             if source not in sources:
-                raise _not_of_these(weights, f"the source {source} of completion {row['completion_id']}")
+                problem = f"the source of completion {row['completion_id']} is {source}, but must be fresh or replay"
+                raise DataError(weights.folder, problem, _AGAIN)
             if (source, row["completion_id"]) in seen:
-                raise _not_of_these(weights, f"completion {row['completion_id']} twice")
+                raise DataError(weights.folder, f"completion {row['completion_id']} appears twice", _AGAIN)
             seen.add((source, row["completion_id"]))
             if key not in sizes:
-                raise _not_of_these(weights, f"weights of group {group_id} ({source}), whose prompt is not there")
+                problem = f"group {group_id} ({source}) has weights, but its prompt is missing"
+                raise DataError(weights.folder, problem, _AGAIN)
             if key not in groups:
                 prompt = partial(read, source, group_id)
                 groups[key] = TrainGroup(group_id, prompt, [], *sizes[key], replayed=source == "replay")
@@ -81,32 +84,30 @@ def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> 
 
 
 def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> Sample:
-    """A completion in arrays: as Python lists those of a whole iteration would take eight times the memory."""
+    """A completion in arrays: Python lists of a whole iteration would take eight times the memory."""
     from dapo_stages.training.batches import Sample
 
     if row["completion_id"] not in completions:
-        raise _not_of_these(weights, f"weights of completion {row['completion_id']}, which is not in the rollouts")
+        problem = f"completion {row['completion_id']} has weights, but is not in the rollouts"
+        raise DataError(weights.folder, problem, _AGAIN)
     completion = completions.one(row["completion_id"])
     ids, per_token = completion["completion_ids"], row["token_weights"]
     if len(ids) != len(per_token):
-        found = f"{len(per_token)} weights for the {len(ids)} tokens of {row['completion_id']}"
-        raise DataError(weights.folder, found, "one per token", "Run weight-tokens again.")
+        problem = f"expected a weight per token, got {len(per_token)} weights for the {len(ids)} tokens of completion "
+        raise DataError(weights.folder, problem + str(row["completion_id"]), _AGAIN)
     sampling = array("f", completion["sampling_logprobs"])
     lag = version - completion["policy_version"]
     importance = 1.0 if row["importance"] is None else row["importance"]
     advantage = row["advantage"] * importance
     if abs(advantage) > _LARGEST:
-        found = f"advantage {row['advantage']:g} times importance {importance:g} for {row['completion_id']}"
-        raise DataError(weights.folder, found, "what float32 holds", "Run weight-tokens again.")
+        product = f"advantage {row['advantage']:g} times importance {importance:g}"
+        problem = f"{product} of completion {row['completion_id']} does not fit in float32"
+        raise DataError(weights.folder, problem, _AGAIN)
     return Sample(array("i", ids), sampling, array("f", per_token), advantage, lag)
 
 
-def _not_of_these(weights: Source, found: str) -> DataError:
-    return DataError(weights.folder, found, "weights of these rollouts", "Run weight-tokens again.")
-
-
 def data_metrics(inputs: dict[str, Source]) -> dict[str, float]:
-    """Shares of the whole iteration, as far as its manifests have counted them; the same for each of its updates."""
+    """Shares of the whole iteration, as far as its manifests have them; the same for each of its updates."""
     sampled, weighted = inputs["rollouts"].manifest.counts, inputs["weights"].manifest.counts
     found = {}
     if "truncated" in sampled:
@@ -117,8 +118,8 @@ def data_metrics(inputs: dict[str, Source]) -> dict[str, float]:
 
 
 def group_metrics(groups: list[TrainGroup]) -> dict[str, float]:
-    """Of the groups of one update: `policy_lag` is the train-steps between sampling and training, mean over
-    completions; 0 on-policy, more with `lag` and replay."""
+    """Metrics of one update's groups: `policy_lag` is the number of train-steps between sampling and training, mean
+    over completions; 0 on-policy, more with `lag` and replay."""
     lags = [sample.lag for group in groups for sample in group.samples]
     return {
         "policy_lag": sum(lags) / len(lags),
@@ -128,9 +129,9 @@ def group_metrics(groups: list[TrainGroup]) -> dict[str, float]:
 
 
 def engine_difference(metrics: list[Row], limit: float) -> float | None:
-    """Mean difference between log-probs of engine and trainer over all updates, with a warning above the limit.
+    """Mean difference between logprobs of engine and trainer over all updates, with a warning above the limit.
 
-    None where no token is of the policy that is trained.
+    None if no token was sampled by the policy under training.
     """
     updates: dict[int, dict[str, float]] = {}
     for row in metrics:
@@ -142,9 +143,9 @@ def engine_difference(metrics: list[Row], limit: float) -> float | None:
     mean = sum(found["engine_diff_mean"] * found["engine_tokens"] for found in compared) / tokens
     if not mean <= limit:
         say(
-            f"train-step: log-probs of engine and trainer differ by {mean:.3g} on average, more than "
-            f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap; better "
-            "let the engine sample from this very policy, with the same model.dtype and pictures, without top_p, "
-            "top_k, min_p and penalties, and give log-probs of what it sampled from."
+            f"train-step: logprobs of engine and trainer differ by {mean:.3g} on average, more than "
+            f"engines.diff_warn={limit:g}. The importance weight corrects for it up to train.engine_is_cap. It is "
+            "better to let the engine sample from this very policy, with the same model.dtype and images, without "
+            "top_p, top_k, min_p and penalties, and return the logprobs of the distribution that it samples from."
         )
     return mean

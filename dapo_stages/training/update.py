@@ -1,4 +1,4 @@
-"""One mini-batch of DAPO: micro-batches forward and backward, then one optimiser step."""
+"""One mini-batch of DAPO: micro-batches forward and backward, then one optimizer step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
+from dapo_stages.maths.objective import (
+    LossInputs,
+    LossSettings,
+    entropy_threshold,
+    merge_metrics,
+    normalizer_of,
+    policy_loss,
+)
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group, Packed, SeparateRows
@@ -21,12 +28,12 @@ from dapo_stages.training.optimizers import Optimizers
 class Chosen(NamedTuple):
     """The tokens of a mini-batch that are in the policy term."""
 
-    least_entropy: float | None  # those of this entropy and above; None: all
+    least_entropy: float | None  # tokens with at least this entropy; None: all
     tokens: float  # their number, over all ranks
 
 
 class Trainer:
-    """A policy under training, by one process or together with the other ranks of a launch."""
+    """A policy under training, in one process or together with the other ranks of a launch."""
 
     def __init__(
         self,
@@ -39,21 +46,32 @@ class Trainer:
     ) -> None:
         self._policy, self._config = policy, config
         self._max_length = max_completion_length
+        self._loss_settings = LossSettings(
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            loss_type=config.loss_type,
+            level=config.importance_sampling_level,
+            delta=config.delta,
+            engine_is_cap=config.engine_is_cap,
+            engine_is_level=config.engine_is_level,
+            beta=config.beta,
+            entropy_coefficient=config.entropy_coefficient,
+        )
         forward = GroupLogprobs(
             policy, temperature, config.logprob_chunk, entropy_gradient=config.entropy_coefficient > 0
         )
         self.worker = worker(accelerator, forward, optimizers, config)
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
-        """Log-probs of a micro-batch as the policy is now, [sum C], without gradient and in the layout of training."""
+        """Logprobs of a micro-batch under the current policy, [sum C], without gradient, in the layout of training."""
         with torch.no_grad():
             return self.worker.forward(self._rows(batch), batch.chunks)[0]
 
     def update(self, mini_batch: MiniBatch, factor: float) -> dict[str, float]:
-        """One optimiser step on a mini-batch, skipped by all ranks where it has blown up (blow_ups.py).
+        """One optimizer step on a mini-batch, skipped by all ranks if it has blown up (blow_ups.py).
 
-        `skipped` of the metrics is then 1, and so is `skipped_` and the reason. Where `old` is None the policy has not
-        changed since the rollout's train-step began, so the new log-probs are the old ones and the ratio is exactly 1.
+        The metric `skipped` is then 1, and so is `skipped_<reason>`. If `old` is None, the policy has not changed since
+        this train-step began, so the new logprobs are the old ones and the ratio is exactly 1.
         """
         totals: dict[str, torch.Tensor] = {}
         chosen = self._chosen(mini_batch)
@@ -68,14 +86,14 @@ class Trainer:
                 if last:
                     found = self.worker.total(totals)
                     reason = before_backward(found, self._config)
-                self.worker.backward(loss if reason is None else loss * math.nan)  # seen by DeepSpeed, too
+                self.worker.backward(loss if reason is None else loss * math.nan)  # which DeepSpeed sees, too
         step = self.worker.step(factor, healthy=reason is None)
         reason = reason or after_step(step.norm, self._config)
         metrics = self._metrics(found, found["loss"], step.norm, factor, mini_batch.completions)
         return metrics | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
 
     def _chosen(self, mini_batch: MiniBatch) -> Chosen:
-        """The tokens with the most entropy, by one threshold for the whole mini-batch."""
+        """The tokens with the highest entropy, by one threshold for the whole mini-batch."""
         quantile = self._config.top_entropy_quantile
         if quantile == 1:
             return Chosen(None, mini_batch.tokens)
@@ -85,13 +103,13 @@ class Trainer:
                 for batch in mini_batch.batches
             ]
         everything = self.worker.gather(torch.cat(entropies))
-        if not len(everything):  # none is a number
+        if not len(everything):  # all are NaN
             return Chosen(None, mini_batch.tokens)
         least = entropy_threshold(everything, quantile)
         return Chosen(least, float((everything >= least).sum()))
 
     def _mask(self, batch: MicroBatch) -> torch.Tensor:
-        """[sum C] True for tokens in the loss: all but those that a rank computes for company."""
+        """[sum C] True for tokens in the loss: all but those of fillers."""
         counts = [count for sample, count in zip(batch.samples, batch.counts, strict=True) for _ in sample.ids]
         return torch.tensor(counts, dtype=torch.bool, device=self._policy.device)
 
@@ -115,32 +133,23 @@ class Trainer:
         tokens = mini_batch.tokens
         if config.loss_type == "bnpo":
             tokens = (batch.whole_tokens or batch.tokens) * mini_batch.parts
-        loss, sums = policy_loss(
-            new,
-            old,
-            sampling,
-            per_token.repeat_interleave(lengths),
-            mask,
-            torch.tensor([w for s in samples for w in s.weights], device=device, dtype=new.dtype),
-            normalizer=normalizer_of(config.loss_type, tokens, mini_batch.completions, self._max_length),
+        inputs = LossInputs(
+            new_T=new,
+            old_T=old,
+            advantages_T=per_token.repeat_interleave(lengths),
+            weights_T=torch.tensor([w for s in samples for w in s.weights], device=device, dtype=new.dtype),
+            mask_T=mask,
             sequence_ids_T=torch.arange(len(samples), device=device).repeat_interleave(lengths),
-            epsilon_low=config.epsilon_low,
-            epsilon_high=config.epsilon_high,
-            delta=config.delta,
-            engine_is_cap=config.engine_is_cap,
-            engine_is_level=config.engine_is_level,
-            level=config.importance_sampling_level,
-            loss_type=config.loss_type,
-            beta=config.beta,
+            sampling_T=sampling,
             reference_T=batch.reference,
             entropy_T=entropy,
             entropy_mask_T=None if chosen.least_entropy is None else entropy >= chosen.least_entropy,
-            entropy_coefficient=config.entropy_coefficient,
-            entropy_normalizer=max(chosen.tokens, 1.0),
         )
-        # A bad loss may have a good gradient, as clamps have; DeepSpeed looks at the gradient alone.
+        normalizer = normalizer_of(config.loss_type, tokens, mini_batch.completions, self._max_length)
+        loss, sums = policy_loss(inputs, self._loss_settings, normalizer, max(chosen.tokens, 1.0))
+        # A loss that is not finite may have a finite gradient, because of clamps; DeepSpeed checks only the gradient.
         loss = torch.where(torch.isfinite(loss), loss, loss.detach() * new.sum())
-        # An older policy's log-probs differ by what was learnt since; that says nothing of the engine.
+        # An older policy's logprobs differ by what was learned since, which says nothing about the engine.
         current = torch.tensor([s.current for s in samples], device=device).repeat_interleave(lengths) & mask
         difference = torch.where(current, (old - sampling).abs(), torch.zeros_like(old))
         sums |= {

@@ -1,4 +1,4 @@
-"""The policy gradients that weightings of the same completions give, and the angles between them."""
+"""The policy gradients of different weightings of the same completions, and the angles between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gradient_cosines(
 ) -> tuple[dict[tuple[int, int], float | None], dict[str, Any]]:
     """Cosines between the gradients of all pairs of weightings at `policy`, and what they were computed on.
 
-    In float32, also where training is not: what differs is then the weights' doing.
+    In float32 even if training is not, so that differences come from the weights alone.
     """
     from dapo_stages.config import ModelConfig
     from dapo_stages.models.policy_loading import open_policy
@@ -57,7 +57,7 @@ def gradient_cosines(
 
 
 def _evenly_spaced(weighted: Mapping[str, Weighted], shared: Sequence[str], most: int) -> dict[str, list[str]]:
-    """`most` groups from all over the rollouts, each with its completions."""
+    """`most` groups, evenly spaced over the rollouts, each with its completions."""
     members: dict[str, list[str]] = {}
     for key in shared:
         members.setdefault(weighted[key].group_id, []).append(key)
@@ -68,7 +68,7 @@ def _evenly_spaced(weighted: Mapping[str, Weighted], shared: Sequence[str], most
 def _batches(
     policy: Policy, rollouts: Source, weighted: Sequence[Mapping[str, Weighted]], chosen: Mapping[str, list[str]]
 ) -> Iterator[tuple[Group, torch.Tensor]]:
-    """Each group with weight times advantage of its tokens, a row for each weighting."""
+    """Each group with weight times advantage of its tokens, one row per weighting."""
     import torch
 
     from dapo_stages.models.inputs import prompt_of

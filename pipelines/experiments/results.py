@@ -1,6 +1,6 @@
-"""RESULTS.md from the runs of `make experiments`: tables, differences paired by seed, curves, and what they show.
+"""Writes docs/results.md from the runs of `make experiments`: tables, differences paired by seed, curves, conclusions.
 
-Every number is read from the files of runs; one that is missing is named, and nothing stands in for it.
+Every number is read from the files of the runs; missing runs are named and left out.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ BASELINE, TWIN, WEIGHTED = "baseline", "experiment1", "experiment5"
 CEILING = 0.98
 
 TITLES = {
-    "small": "Colours: one object, its colour",
-    "scenes": "Scenes: places, relations and numbers of several objects",
+    "small": "Colors: one object, its color",
+    "scenes": "Scenes: positions, relations and numbers of several objects",
 }
 MEASURES = {
     "violating": "greedy, prior-violating",
     "greedy": "greedy, all",
-    "blank": "greedy, picture blanked",
+    "blank": "greedy, image blanked",
     "vgr": "VGR",
     "length": "tokens",
 }
 SETTINGS = {
-    "reward_vgr": "deviation of reward_vgr in a group",
-    "token_weights": "deviation of token weights in a completion",
+    "reward_vgr": "deviation of reward_vgr within a group",
+    "token_weights": "deviation of token weights within a completion",
     "replayed": "replayed groups per fresh one",
     "early": "early iterations",
 }
@@ -57,12 +57,12 @@ class Study(NamedTuple):
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="Folder with a folder of runs per study.")],
-    studies: Annotated[str, typer.Option(help="Names of studies: folders of configurations beside this file.")],
-    seeds: Annotated[str, typer.Option(help="Seeds, apart by spaces.")],
-    out: Annotated[Path, typer.Option(help="Markdown file to write; curves go to docs/ beside it.")],
+    runs: Annotated[Path, typer.Option(help="Folder with one folder of runs per study.")],
+    studies: Annotated[str, typer.Option(help="Names of studies: folders of configurations next to this file.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by spaces.")],
+    out: Annotated[Path, typer.Option(help="Markdown file to write; the curves are written next to it.")],
 ) -> None:
-    """Write what the runs say."""
+    """Write the results of the runs."""
     numbers = [int(seed) for seed in seeds.split()]
     found = []
     for name in studies.split():
@@ -70,7 +70,7 @@ def main(
         found.append(
             Study(name, experiments, *read_study(runs / name, experiments, numbers), stage_seconds(runs / name))
         )
-    (out.parent / "docs").mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     for study in found:
         for chart, path in charts(study):
             write_text(out.parent / path, picture(chart))
@@ -79,7 +79,7 @@ def main(
 
 
 def experiments_of(study: str) -> list[str]:
-    """The experiments of a study: its configurations but the one that they share."""
+    """The experiments of a study: its configurations, except the one that they share."""
     return sorted(path.stem for path in (HERE / study).glob("*.yaml") if path.stem != "base")
 
 
@@ -92,44 +92,44 @@ def _sections(study: Study) -> list[str]:
     parts = [f"## {TITLES.get(study.name, study.name)}\n"]
     if study.missing:
         lines = [f"- {name}: {why}" for name, why in study.missing.items()]
-        parts += ["Runs that are missing, and in none of these figures:\n", *lines, ""]
+        parts += ["These runs are missing and not included in the figures:\n", *lines, ""]
     if not study.runs:
         return parts
     return [
         *parts,
-        f"{len(study.runs)} runs; all stages together took {study.seconds / 3600:.2f} hours, one thread each.\n",
+        f"{len(study.runs)} runs; all stages together took {study.seconds / 3600:.2f} hours, with one thread each.\n",
         "### Token weights\n",
         *(headline(study, other, measure) for other in (BASELINE, TWIN) for measure in ("end", "run")),
         f"\n### Start and end\n\nMean ± standard deviation over seeds. {_VGR_NOTE}\n",
         outcomes(study),
-        "### Differences, paired by seed\n\nMean difference and its 95 % interval (Student's t over seeds); `*` where "
-        "it leaves out 0. *Over the run*: mean over the evaluations after the start.\n",
+        "### Differences, paired by seed\n\nMean difference and its 95% interval (Student's t over seeds); `*` if it "
+        "excludes 0. *Over the run*: mean over the evaluations after the start.\n",
         differences(study),
-        "### What sets them apart\n\nMeasured in the runs, mean ± standard deviation over seeds.\n",
+        "### How the experiments differ\n\nMeasured in the runs, mean ± standard deviation over seeds.\n",
         apart(study),
         "### Curves\n\nMeans over seeds.\n",
         *(f"![{chart.title}]({path})" for chart, path in charts(study)),
         "",
-        "### What this shows, and what not\n",
+        "### What this shows\n",
         *(f"- {line}" for line in conclusions(study)),
         "",
     ]
 
 
 def headline(study: Study, other: str, when: str) -> str:
-    """Experiment 5 against another one on prior-violating questions, whichever way it falls."""
+    """Experiment 5 against another one on prior-violating questions, whatever the outcome."""
     found = difference(study, WEIGHTED, other, when, "violating")
     what = f"- {WHEN[when][0]}, {WEIGHTED} - {other}, greedy accuracy on prior-violating questions: "
     return what + ("no pair of finished runs." if found is None else f"**{_with_interval(found)}**. {verdict(found)}")
 
 
 def verdict(found: Estimate) -> str:
-    """What an interval allows to say."""
+    """The conclusion that an interval allows."""
     if found.interval is None:
         return "One seed: no interval, nothing shown."
     if found.decides:
         direction = "higher" if found.mean > 0 else "lower"
-        return f"The interval leaves out 0: {direction} with token weights, n = {found.number}."
+        return f"The interval excludes 0: {direction} with token weights, n = {found.number}."
     return f"The interval includes 0: no difference shown, n = {found.number}."
 
 
@@ -141,7 +141,7 @@ def difference(study: Study, first: str, second: str, when: str, measure: str) -
 
 
 def outcomes(study: Study) -> str:
-    """A row for the start, which all share, and one per experiment."""
+    """A row for the start, which all experiments share, and one per experiment."""
     headers = ["", "seeds", *MEASURES.values(), "prior-violating, over the run"]
     starts = {run.seed: run for run in study.runs}.values()
     first = [_spread([run.at_start(measure) for run in starts]) for measure in MEASURES]
@@ -154,7 +154,7 @@ def outcomes(study: Study) -> str:
 
 
 def differences(study: Study) -> str:
-    """Every experiment against the baseline, and token weights against the run that differs in nothing else."""
+    """Every experiment against the baseline, and token weights against the otherwise identical experiment."""
     pairs = [(name, BASELINE) for name in study.experiments if name != BASELINE] + [(WEIGHTED, TWIN)]
     columns = [("violating", "run"), *((measure, "end") for measure in MEASURES)]
     headers = ["", *(MEASURES[measure] + (", over the run" if when == "run" else "") for measure, when in columns)]
@@ -168,7 +168,7 @@ def differences(study: Study) -> str:
 
 
 def apart(study: Study) -> str:
-    """What was different, as it was in the runs."""
+    """The differences between the experiments, as measured in the runs."""
     rows = []
     for experiment in study.experiments:
         runs = [run for run in study.runs if run.experiment == experiment]
@@ -177,7 +177,7 @@ def apart(study: Study) -> str:
 
 
 def conclusions(study: Study) -> list[str]:
-    """As far as figures decide."""
+    """What the figures show."""
     lines = []
     for experiment in study.experiments:
         if experiment == BASELINE:
@@ -194,13 +194,13 @@ def conclusions(study: Study) -> list[str]:
     if high_ends:
         lines.append(
             f"{high_ends} of {len(ends)} runs of {BASELINE}, {TWIN} and {WEIGHTED} end at {CEILING} or above on "
-            "prior-violating questions: their ends cannot tell them apart, only how fast they get there."
+            "prior-violating questions: their ends do not distinguish them, only how fast they get there."
         )
     return lines
 
 
 def charts(study: Study) -> list[tuple[Chart, str]]:
-    """A chart per measure with the path of its picture; none without runs."""
+    """A chart per measure with the path of its image; none without runs."""
     found = []
     for measure, title in MEASURES.items():
         series = []
@@ -213,7 +213,7 @@ def charts(study: Study) -> list[tuple[Chart, str]]:
         if series:
             percent = measure in ("violating", "greedy", "blank")
             chart = Chart(title, title, series, "percent" if percent else "number")
-            found.append((chart, f"docs/results-{study.name}-{measure}.svg"))
+            found.append((chart, f"results-{study.name}-{measure}.svg"))
     return found
 
 
@@ -234,27 +234,26 @@ def _with_interval(found: Estimate | None) -> str:
 
 
 _VGR_NOTE = (
-    "VGR is of completions sampled from training questions, by the starting policy and by the one before the last "
-    "iteration; tokens are those of greedy answers to held-out questions."
+    "VGR is measured on completions of training questions, sampled by the starting policy and by the one before the "
+    "last iteration; tokens are those of greedy completions of held-out questions."
 )
 _HEAD = """# Results of the debias study
 
-Written by `make experiments` from the files of its runs; [docs/experiments.md](docs/experiments.md) says how they are
-set up. All experiments of a seed share the starting policy and the questions; they differ in what the tables say. The
-question asked before any run was made: does weighting tokens by how much they looked (experiment5) raise accuracy on
-questions whose picture contradicts the habit, against plain DAPO (baseline), and against the run that differs in
-nothing else (experiment1)?
+Written by `make experiments` from the files of its runs; [experiments.md](experiments.md) describes their setup. All
+experiments of a seed share the starting policy and the questions; they differ as the tables show. The question asked
+before any run was made: does weighting tokens by how much they looked (experiment5) raise accuracy on questions whose
+image contradicts the habit, compared with plain DAPO (baseline), and with the otherwise identical experiment1?
 """
-_FOOT = """## What cannot be concluded
+_FOOT = """## What this does not show
 
-- Nothing about large models: the policy has about a million parameters and answers in some fifteen tokens, of which one
-  or two depend on the picture. The 7B form has not been run.
-- Intervals are over seeds, a handful of them, and suppose that differences are about normally distributed. They are
-  not corrected for the number of comparisons: only experiment5 on prior-violating questions was asked beforehand, all
-  others are exploratory, and about one in twenty of such intervals leaves out 0 by chance.
-- "No difference shown" is not "no difference": the interval says how large one may still be.
-- Hyper-parameters were chosen once for all experiments, on the baseline with seed 1; an experiment might do better
-  with others.
+- Anything about large models: the policy has about a million parameters, and its completions have some fifteen tokens,
+  of which one or two depend on the image. The 7B form has not been run.
+- The intervals are over a handful of seeds and assume that differences are approximately normal. They are not corrected
+  for the number of comparisons: only experiment5 on prior-violating questions was asked in advance, all others are
+  exploratory, and about one in twenty of such intervals excludes 0 by chance.
+- "No difference shown" does not mean "no difference": the interval says how large one may still be.
+- Hyperparameters were chosen once for all experiments, on the baseline with seed 1; an experiment might do better with
+  others.
 """
 
 if __name__ == "__main__":

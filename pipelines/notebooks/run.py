@@ -1,6 +1,6 @@
-"""Runs a notebook's cells in order, without Jupyter, and keeps what they print and draw.
+"""Runs a notebook's cells in order, without Jupyter, and saves what they print and draw.
 
-`python run.py NOTEBOOK FILE` writes it to another file, as `make notebook` does; without FILE, in place.
+`python run.py NOTEBOOK FILE` writes the result to another file, as `make notebook` does; without FILE, in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Cell = dict[str, Any]
 
 
 def run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The notebook with new outputs, and the names its cells have made. They run in the notebook's own folder."""
+    """The notebook with new outputs, and the names its cells define. The cells run in the notebook's own folder."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,7 +41,7 @@ def _text(printed: str) -> list[Cell]:
 
 
 def _figures() -> list[Cell]:
-    """Every open figure, small, which is closed."""
+    """Closes every open figure and returns it as a small PNG."""
     from matplotlib import pyplot
     from PIL import Image
 

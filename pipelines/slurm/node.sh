@@ -1,3 +1,3 @@
 #!/bin/bash
-# What srun starts on each node of a job: the command it is given, with the node's number for MACHINE_RANK.
+# srun starts this on each node of a job: it runs the given command with MACHINE_RANK replaced by the node's number.
 exec "${@//MACHINE_RANK/$SLURM_NODEID}"

@@ -1,16 +1,21 @@
-"""Lets torchvision be imported beside a CPU build of torch: two operators that its own library would declare.
+"""Makes torchvision importable with a CPU build of torch: declares two operators that its own library would declare.
 
 Copied into the vLLM environment of machines without a GPU, where vLLM needs torchvision for its Python parts only.
 """
 
 import sys
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 
 class _BeforeTorchvision(MetaPathFinder):
-    """Finds nothing; it acts when torchvision is asked for, so that other programs need not wait for torch."""
+    """Finds nothing; it acts only when torchvision is imported, so that other programs need not wait for torch."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name == "torchvision":
             sys.meta_path.remove(self)
             import torch
@@ -19,7 +24,7 @@ class _BeforeTorchvision(MetaPathFinder):
             boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             for operator in ("nms", "qnms"):
                 self.library.define(operator + boxes)
-            sys.modules["torch"].torchvision_operators = self.library  # undone when it is collected
+            vars(torch)["torchvision_operators"] = self.library  # garbage collection would undo it
         return None
 
 

@@ -27,7 +27,7 @@ import torch
 from benchmarks import limits, models, trl_side
 from dapo_stages.config import SamplerConfig, TrainConfig
 from dapo_stages.engines.transformers_engine import generate
-from dapo_stages.maths.objective import normalizer_of, policy_loss
+from dapo_stages.maths.objective import LossInputs, LossSettings, normalizer_of, policy_loss
 from dapo_stages.models.logprobs import GroupLogprobs, log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
@@ -263,25 +263,17 @@ class Work:
     def _loss(self, new: torch.Tensor, part: range) -> torch.Tensor:
         length, tokens = self._size.completion, self._size.count * self._size.completion
         old = new.detach()
-        loss, _ = policy_loss(
-            new,
-            old,
-            old,
-            self._advantages[part.start : part.stop].repeat_interleave(length),
-            torch.ones_like(new, dtype=torch.bool),
-            torch.ones_like(new),
-            normalizer=normalizer_of("dapo", tokens, self._size.count, length),
+        inputs = LossInputs(
+            new_T=new,
+            old_T=old,
+            advantages_T=self._advantages[part.start : part.stop].repeat_interleave(length),
+            weights_T=torch.ones_like(new),
+            mask_T=torch.ones_like(new, dtype=torch.bool),
             sequence_ids_T=torch.arange(len(part), device=new.device).repeat_interleave(length),
-            epsilon_low=0.2,
-            epsilon_high=0.28,
-            delta=None,
-            engine_is_cap=2.0,
-            level="token",
-            loss_type="dapo",
-            beta=0.0,
-            reference_T=None,
-            entropy_mask_T=None,
+            sampling_T=old,
         )
+        normalizer = normalizer_of("dapo", tokens, self._size.count, length)
+        loss, _ = policy_loss(inputs, LossSettings(epsilon_low=0.2, epsilon_high=0.28), normalizer)
         return loss
 
     def _train(self, how: Any) -> None:

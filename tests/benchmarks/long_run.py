@@ -69,7 +69,7 @@ def _seconds(name: str, what: str, took: dict[int, list[float]], files: dict[int
 class _Processes(Run):
     """A run whose stages are processes of their own."""
 
-    def attempt(self, stage: str, *args: object, **settings: Any) -> Result:
+    def attempt(self, stage: object, *args: object, **settings: Any) -> Result:
         return fresh(stage, *self.options(**settings), *args, OMP_NUM_THREADS="1")
 
 

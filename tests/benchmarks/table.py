@@ -39,12 +39,12 @@ def markdown(machine: dict[str, str], lines: Sequence[dict[str, Any]]) -> str:
     """The whole document."""
     parts = [
         "# Benchmarks",
-        "Made by `make bench`; `make bench ONLY=update` measures the lines whose name contains `update` again. Each "
-        "ratio comes from one run: both sides by turns (of at least a second) "
-        "in one process, median over median; whole iterations and stages (memory, growth) are "
-        "processes of their own. 8 completions per prompt, "
+        "Made by `make bench`; `make bench ONLY=update` repeats the lines whose name contains `update`. Each "
+        "ratio comes from one run: both sides alternate (at least a second each) "
+        "in one process, median over median; whole iterations and stages (memory, growth) run in "
+        "separate processes. 8 completions per prompt, "
         "float32. *Small* is the embedded model, *medium* a Qwen2.5-VL of about 14 M parameters. MiB is the peak above "
-        "the loaded model, each side in a process of its own.",
+        "the loaded model, with each side in its own process.",
         _table(("", ""), machine.items()),
         "## Figures",
         _table(_HEAD, map(_line, lines)),
@@ -54,8 +54,8 @@ def markdown(machine: dict[str, str], lines: Sequence[dict[str, Any]]) -> str:
         *(f"**{line['name']}** ({line['date']})\n\n{_details(line['details'])}" for line in lines if line["details"]),
         "## On a GPU",
         "`python -m benchmarks.gpu` (with `tests` on the path) measures update, scoring and generation of a "
-        "Qwen2.5-VL-3B-sized model with random weights in bfloat16, prompts shared against separate. **It has not been "
-        "run on a GPU**: none was at hand. On a CPU it was only tried at toy size (`--tiny --device cpu`).",
+        "Qwen2.5-VL-3B-sized model with random weights in bfloat16, with shared and with separate prompts. **It has "
+        "not been run on a GPU**: none was available. On a CPU it was only tried at toy size (`--tiny --device cpu`).",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,4 @@
-"""The embedded policy's own processor, and small data sets to read."""
+"""The embedded policy's own processor, and small datasets to read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def processor() -> Any:
 
 @pytest.fixture()
 def png() -> Callable[..., bytes]:
-    """Bytes of a plain picture."""
+    """Bytes of a plain image."""
 
     def make(colour: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
         buffer = io.BytesIO()
@@ -34,7 +34,7 @@ def png() -> Callable[..., bytes]:
 
 @pytest.fixture()
 def configure() -> Callable[..., Config]:
-    """A configuration whose `data` section is given."""
+    """A configuration with a given `data` section."""
 
     def make(source: object, **data: Any) -> Config:
         return Config.model_validate({"model": {"name": "embedded"}, "data": {"source": str(source), **data}})

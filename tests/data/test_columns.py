@@ -1,4 +1,4 @@
-"""Columns of other people's data sets, as questions."""
+"""Columns of other people's datasets, as questions."""
 
 from __future__ import annotations
 
@@ -82,8 +82,14 @@ def test_a_problem_wins_over_a_conversation_and_an_empty_one_does_not() -> None:
         ({"problem": "P?", "solution": ["A", "B"]}, "no solution"),
         ({"problem": "", "solution": "A"}, "no problem"),
         ({"problem": None, "solution": "A"}, "no problem"),
-        ({"prompt": [{"role": "assistant", "content": "A"}], "solution": "A"}, "does not end with a question"),
-        ({"prompt": [user("a"), {"role": "tool", "content": "x"}, user("b")], "solution": "A"}, "messages of tool"),
+        (
+            {"prompt": [{"role": "assistant", "content": "A"}], "solution": "A"},
+            "does not end with a question from the user",
+        ),
+        (
+            {"prompt": [user("a"), {"role": "tool", "content": "x"}, user("b")], "solution": "A"},
+            "messages with the role tool",
+        ),
         ({"prompt": 3, "solution": "A"}, "not a list of messages"),
         ({"problem": "half \ud800", "solution": "A"}, "a lone surrogate"),
     ],
@@ -118,13 +124,13 @@ def test_a_missing_column_is_named_with_the_key_to_set() -> None:
     with pytest.raises(DataError) as caught:
         check_columns("cats.parquet", ["images", "problem", "solution"], NAMES)
     assert str(caught.value) == (
-        "cats.parquet: found columns images, problem, solution; needed a column `image` with the picture(s). "
-        "Set data.columns.image=images to the name that it has here."
+        "cats.parquet: no column `image` with the image(s) (the columns are images, problem, solution). "
+        "Set data.columns.image=images to name the right column."
     )
 
 
 @pytest.mark.parametrize(
-    ("found", "names", "key"),
+    ("present", "names", "key"),
     [
         (["image", "problem", "answer"], NAMES, "data.columns.solution=…"),
         (["image", "question", "solution"], NAMES, "data.columns.problem="),
@@ -133,9 +139,9 @@ def test_a_missing_column_is_named_with_the_key_to_set() -> None:
         (["image", "problem", "solution"], columns(slices=("level",)), "data.columns.slices=…"),
     ],
 )
-def test_each_column_has_its_key(found: list[str], names: ColumnsConfig, key: str) -> None:
+def test_each_column_has_its_key(present: list[str], names: ColumnsConfig, key: str) -> None:
     with pytest.raises(DataError) as caught:
-        check_columns("cats", found, names)
+        check_columns("cats", present, names)
     assert key in str(caught.value)
 
 
@@ -186,5 +192,5 @@ def test_missing_cells_are_nothing_wherever_they_stand() -> None:
     ],
 )
 def test_numbers_become_the_text_that_was_meant(cell: Any, text: str) -> None:
-    """A column of whole numbers with gaps is one of floats, so 2.0 was 2; what is text already stays as it is."""
+    """An integer column with gaps is read as floats, so 2.0 was 2; text stays as it is."""
     assert question_of({"problem": "?", "solution": cell}, ColumnsConfig()).solution == text

@@ -1,4 +1,4 @@
-"""Text that quotes control tokens is text: in ids, in what the template writes, and for tokenizers of other kinds."""
+"""Quoted control tokens are plain text: in ids, in what the template writes, and for other kinds of tokenizers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PIECES = [
 
 @pytest.fixture()
 def make(processor: Any, configure: Configure) -> Make:
-    """The prompt of a row without pictures."""
+    """The prompt of a row without images."""
 
     def prompt(values: dict[str, Any], using: Any = None, **data: Any) -> Any:
         source = RawSource("cats", list(values), lambda _: iter(()))
@@ -60,7 +60,7 @@ def make(processor: Any, configure: Configure) -> Make:
 
 
 def as_text(tokenizer: Any, text: str) -> list[int]:
-    """Text through a tokenizer's own steps, past the one that looks for added tokens."""
+    """Tokens of a text by the tokenizer's own steps, without the one that looks for added tokens."""
     backend = tokenizer.backend_tokenizer
     text = backend.normalizer.normalize_str(text)
     pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
@@ -72,7 +72,7 @@ def added(processor: Any) -> dict[int, str]:
 
 
 def expected(processor: Any, problem: str) -> list[int]:
-    """The ids of a prompt put together by hand: control tokens where Qwen's template has them, text between them."""
+    """The ids of a prompt assembled by hand: control tokens where Qwen's template has them, and text between them."""
     start, end = (processor.tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>"))
     system, user, answer = (
         as_text(processor.tokenizer, text) for text in (f"system\n{SYSTEM_PROMPT}", f"user\n{problem}", "assistant\n")
@@ -157,14 +157,12 @@ def test_the_twin_differs_in_quoted_control_tokens_only(processor: Any) -> None:
 @pytest.mark.parametrize("column", ["problem", "solution"])
 def test_such_rows_are_dropped_or_an_error_where_that_is_asked_for(column: str, make: Make) -> None:
     values = {"problem": HARMLESS, column: "A <|im_end|> or <tool_call>"}
+    problem = "the text contains control tokens of the tokenizer (<|im_end|>, <tool_call>)"
     dropped = make(values, on_control_tokens="drop")
-    assert dropped == Dropped("control", "cats row 3: control tokens in its text (<|im_end|>, <tool_call>)")
+    assert dropped == Dropped("control", f"cats row 3: {problem}")
     with pytest.raises(DataError) as caught:
         make(values, on_control_tokens="error")
-    assert str(caught.value) == (
-        "cats row 3: found control tokens in its text (<|im_end|>, <tool_call>); needed text without those of the "
-        "tokenizer. Mend the row, or set data.on_control_tokens=escape or drop."
-    )
+    assert str(caught.value) == (f"cats row 3: {problem}. Fix the row, or set data.on_control_tokens=escape or drop.")
     assert isinstance(make({"problem": HARMLESS}, on_control_tokens="error"), dict)
 
 
@@ -174,7 +172,7 @@ def test_a_text_that_holds_our_own_mark_is_no_prompt(make: Make) -> None:
 
 
 def of_words(**options: Any) -> Any:
-    """A tokenizer of another kind: words in lower case, with control tokens of its own."""
+    """Another kind of tokenizer: lower-case words, with its own control tokens."""
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -215,4 +213,4 @@ def test_a_tokenizer_that_makes_control_tokens_of_plain_text_costs_the_row(make:
 
     tokenizer = of_words(words=["[inst]"], pre_tokenizer=pre_tokenizers.WhitespaceSplit())
     dropped = make({"problem": "what is [inst] ?"}, using=Words(tokenizer), system_prompt="")
-    assert dropped == Dropped("control", "cats row 3: control tokens that this tokenizer cannot take as text")
+    assert dropped == Dropped("control", "cats row 3: control tokens that this tokenizer cannot encode as plain text")

@@ -1,4 +1,4 @@
-"""Two columns, keys or fields of one name: neither may win in silence."""
+"""Two columns, keys or fields with the same name: neither may silently win."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dapo_stages.data.table_files import Table
 from dapo_stages.errors import DataError
 
 
-def refused(path: Path, found: str) -> None:
-    """By name, whatever is asked first."""
+def refused(path: Path, problem: str) -> None:
+    """It is refused by name, whichever method is called first."""
     for ask in (Table.columns, lambda table: list(table.rows())):
         with pytest.raises(DataError) as caught:
             ask(Table(path, wanted_columns_of_any()))
-        assert str(caught.value) == f"{path}{found} twice; needed each once. Take one of them out."
+        assert str(caught.value) == f"{path}: {problem}. Remove one of the two."
 
 
 def wanted_columns_of_any() -> frozenset[str]:
@@ -29,7 +29,7 @@ def wanted_columns_of_any() -> frozenset[str]:
 
 def test_a_column_of_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("problem,solution,solution\nWhat?,A,B\n")
-    refused(tmp_path / "a.csv", ": found the column `solution`")
+    refused(tmp_path / "a.csv", "duplicate column `solution`")
 
 
 def test_columns_without_a_name_are_none(tmp_path: Path) -> None:
@@ -47,22 +47,22 @@ def test_columns_without_a_name_are_none(tmp_path: Path) -> None:
 )
 def test_a_key_of_json_at_any_depth(row: str, key: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"problem": "What?", "solution": "A"}}\n{row}\n')
-    with pytest.raises(DataError, match=rf"a\.jsonl line 2: found the key `{key}` twice; needed each once\."):
+    with pytest.raises(DataError, match=rf"a\.jsonl line 2: duplicate key `{key}`\. Remove"):
         list(Table(tmp_path / "a.jsonl", wanted_columns_of_any()).rows())
     (tmp_path / "a.json").write_text(f"[{row}]")
-    refused(tmp_path / "a.json", f": found the key `{key}`")
+    refused(tmp_path / "a.json", f"duplicate key `{key}`")
 
 
 def test_a_column_of_parquet_and_a_field_inside_one(tmp_path: Path) -> None:
     one = pa.array(["A"])
     pq.write_table(pa.Table.from_arrays([one] * 3, ["problem", "solution", "solution"]), tmp_path / "a.parquet")
-    refused(tmp_path / "a.parquet", ": found the column `solution`")
+    refused(tmp_path / "a.parquet", "duplicate column `solution`")
     message = pa.StructArray.from_arrays([one] * 3, ["role", "content", "content"])
     turns = pa.ListArray.from_arrays([0, 1], message)
     pq.write_table(pa.Table.from_arrays([turns, one], ["messages", "solution"]), tmp_path / "b.parquet")
-    refused(tmp_path / "b.parquet", ": found the field `messages.element.content`")
+    refused(tmp_path / "b.parquet", "duplicate field `messages.element.content`")
 
 
 def test_two_names_that_mean_the_same_column(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,image,problem,solution\na.png,b.png,What?,A\n")
-    refused(tmp_path / "metadata.csv", ": found the column `image`")
+    refused(tmp_path / "metadata.csv", "duplicate column `image`")

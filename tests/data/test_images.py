@@ -1,4 +1,4 @@
-"""Pictures of every kind, good and bad."""
+"""Images of every kind, good and bad."""
 
 from __future__ import annotations
 
@@ -113,17 +113,19 @@ def test_pictures_are_fitted_and_never_enlarged(size: tuple[int, int], fitted: t
     ("data", "reason"),
     [
         pytest.param(
-            saved(noise(200, 200), "JPEG")[:9000], "a damaged picture (image file is truncated", id="half JPEG"
+            saved(noise(200, 200), "JPEG")[:9000], "the image is damaged (image file is truncated", id="half JPEG"
         ),
-        pytest.param(saved(noise(50, 50))[:4000], "a damaged picture (", id="half PNG"),
-        pytest.param(b"", "an empty file", id="empty"),
-        pytest.param(b"<html>not found</html>", "22 bytes that are no picture", id="a web page"),
-        pytest.param(saved(Image.new("L", (9, 9)), "EPS"), "that are no picture", id="EPS runs other programs"),
-        pytest.param(saved(Image.new("L", (10000, 1))), "10000x1 pixels, a shape beyond 200:1", id="10000x1"),
-        pytest.param(saved(Image.new("F", (2, 2)), "TIFF"), "floating-point pixels", id="float"),
+        pytest.param(saved(noise(50, 50))[:4000], "the image is damaged (", id="half PNG"),
+        pytest.param(b"", "the image is empty (0 bytes)", id="empty"),
+        pytest.param(b"<html>not found</html>", "not an image (22 bytes)", id="a web page"),
+        pytest.param(saved(Image.new("L", (9, 9)), "EPS"), ": not an image (", id="EPS runs other programs"),
+        pytest.param(
+            saved(Image.new("L", (10000, 1))), "the image has 10000x1 pixels, an aspect ratio above 200:1", id="10000x1"
+        ),
+        pytest.param(saved(Image.new("F", (2, 2)), "TIFF"), "the image has floating-point pixels", id="float"),
         pytest.param(
             saved(Image.new("1", (8000, 8000))),
-            "8000x8000 pixels, more than data.max_image_pixels=50000000",
+            "the image has 8000x8000 pixels, more than data.max_image_pixels=50000000",
             id="64 MP",
         ),
     ],
@@ -131,7 +133,7 @@ def test_pictures_are_fitted_and_never_enlarged(size: tuple[int, int], fitted: t
 def test_bad_pictures_are_refused_with_row_and_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as caught:
         prepare(data, "set.jsonl row 7", **LIMITS)
-    assert str(caught.value).startswith("set.jsonl row 7: found ")
+    assert str(caught.value).startswith("set.jsonl row 7: ")
     assert reason in str(caught.value)
     assert "data.on_bad_image=skip" in str(caught.value)
 
@@ -149,7 +151,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
 
 
 def test_a_missing_file_is_a_bad_image(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match=r"row 3: found no such file; needed a picture\."):
+    with pytest.raises(BadImage, match=r"row 3: the image file does not exist\. Fix the row"):
         prepare(tmp_path / "gone.png", "row 3", **LIMITS)
 
 
@@ -171,7 +173,14 @@ def test_what_was_encoded_is_decoded_to_the_same_pixels() -> None:
     assert decode({"bytes": encode(image), "path": None}).tobytes() == image.tobytes()
 
 
-@pytest.mark.parametrize("data", [None, b"", saved(noise(50, 50))[:4000]])
-def test_decoding_names_the_picture_that_is_damaged(data: bytes | None) -> None:
-    with pytest.raises(BadImage, match=r"^a\.png: found "):
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (None, "the image has no bytes"),
+        (b"", "the image has no bytes"),
+        (saved(noise(50, 50))[:4000], "the image is dam"),
+    ],
+)
+def test_decoding_names_the_picture_that_is_damaged(data: bytes | None, problem: str) -> None:
+    with pytest.raises(BadImage, match=rf"^a\.png: {problem}"):
         decode({"bytes": data, "path": "a.png"})

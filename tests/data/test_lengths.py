@@ -1,4 +1,4 @@
-"""Texts that are too long are not tokenised, and the bound never takes one that would fit."""
+"""Texts that are too long are not tokenized, and the bound never rejects one that would fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dapo_stages.config import DataConfig
 from dapo_stages.data.lengths import COMPOSED, bytes_per_token
-from dapo_stages.data.prompts import PromptMaker
+from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import RawRow, RawSource
 from dapo_stages.rewards.answers import parse_solution
 
@@ -39,13 +39,13 @@ class Untouched:
 
 def test_a_long_text_is_dropped_without_being_tokenised(processor: Any) -> None:
     dropped = maker(Untouched(processor), 1024).make(row("word " * 200_000), "train-000003")
-    assert dropped.kind == "long"
+    assert isinstance(dropped, Dropped) and dropped.kind == "long"
     assert dropped.why == "cats row 3: 1,000,198 bytes of text, more than data.max_prompt_length tokens can hold"
 
 
 @pytest.mark.long
 def test_no_character_takes_more_bytes_before_composition_than_is_allowed_for() -> None:
-    """For every character, the longest text that NFC makes it of: each part by its longest spelling."""
+    """For every character, the longest text that NFC composes to it: each part in its longest spelling."""
     characters = [c for c in map(chr, range(sys.maxunicode + 1)) if not 0xD800 <= ord(c) <= 0xDFFF]
     longest: dict[str, int] = {}
     for c in characters:
@@ -66,7 +66,7 @@ def test_no_text_has_more_bytes_than_its_tokens_can_hold(processor: Any, text: s
 
 
 def test_a_text_of_the_longest_tokens_is_kept(processor: Any) -> None:
-    """The longest token there is, as often as the length allows."""
+    """The longest token, as often as the length allows."""
     tokenizer = processor.tokenizer
     longest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False), key=len).replace("Ġ", " ")
     problem = longest * 40
@@ -96,8 +96,8 @@ def test_where_tokens_may_hold_any_length_there_is_no_bound() -> None:
     assert bound(whole, normalizers.NFC()) == 7 * COMPOSED
     assert bound(whole, normalizers.NFKC()) is None
     assert bound(whole, normalizers.Strip()) is None
-    assert bound(whole, rstrip=True) is None  # it takes all blanks after it
-    assert bound(models.BPE({"a": 0}, [])) is None  # drops what it does not know
+    assert bound(whole, rstrip=True) is None  # it consumes all spaces after it
+    assert bound(models.BPE({"a": 0}, [])) is None  # drops unknown text
     assert bound(models.WordLevel({"[UNK]": 0}, "[UNK]")) is None
     removed = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel()])
     assert bound(whole, cut=removed) is None

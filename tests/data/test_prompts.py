@@ -1,4 +1,4 @@
-"""Prompts against the processor called directly on the same conversation."""
+"""Prompts, compared with the processor called directly on the same conversation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make(processor: Any, configure: Configure) -> Make:
 
 
 def directly(processor: Any, conversation: list[dict[str, Any]]) -> tuple[list[int], list[list[int]]]:
-    """Tokens and grids as transformers makes them in one step, pictures inside the conversation."""
+    """Tokens and grids as transformers makes them in one step, with images inside the conversation."""
     encoded = processor.apply_chat_template(
         [conversation], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="np"
     )
@@ -61,7 +61,7 @@ def test_tokens_are_those_of_the_processor(make: Make, processor: Any, png: Png)
         processor, [OURS, {"role": "user", "content": [shown((56, 56)), text("Which colour?\nA. red")]}]
     )
     assert (row["prompt_ids"], row["image_grid_thw"]) == (ids, grids)
-    assert grids == [[1, 4, 4]]  # 56 / 14 patches a side
+    assert grids == [[1, 4, 4]]  # 56 / 14 patches per side
     assert row["prompt_ids"].count(processor.image_token_id) == 4  # 2 x 2 of them become one token
     assert row["prompt_text"].endswith("Which colour?\nA. red<|im_end|>\n<|im_start|>assistant\n")
     assert row.keys() == set(SCHEMAS["held_out"].names)
@@ -151,8 +151,8 @@ def test_long_prompts_are_dropped_and_never_cut(make: Make, png: Png) -> None:
 @pytest.mark.parametrize(
     ("cells", "why"),
     [
-        ({"problem": "Is <image> <image>?"}, "2 <image> for 1 pictures"),
-        ({"problem": "Is <image>?", "image": None}, "1 <image> for 0 pictures"),
+        ({"problem": "Is <image> <image>?"}, "2 <image> placeholders for 1 images"),
+        ({"problem": "Is <image>?", "image": None}, "1 <image> placeholders for 0 images"),
         ({"problem": " "}, "no problem"),
         ({"solution": None}, "no solution"),
         ({"solution": "<answer></answer>"}, "no answer in '<answer></answer>'"),
@@ -165,13 +165,21 @@ def test_rows_that_make_no_sense_are_dropped_with_a_reason(
     assert dropped == Dropped("other", f"cats row 3: {why}")
 
 
-@pytest.mark.parametrize("cell", [3, {"bytes": None, "path": None}, {"bytes": b"", "path": "a.png"}, [None]])
-def test_cells_that_hold_no_picture_are_bad_images(cell: Any, make: Make) -> None:
-    with pytest.raises(BadImage, match="cats row 3: found "):
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        (3, "expected an image, got int '3'"),
+        ({"bytes": None, "path": None}, "expected an image, got NoneType 'None'"),
+        ({"bytes": b"", "path": "a.png"}, r"the image is empty \(0 bytes\)"),
+        ([None], "expected an image, got NoneType 'None'"),
+    ],
+)
+def test_cells_that_hold_no_picture_are_bad_images(cell: Any, problem: str, make: Make) -> None:
+    with pytest.raises(BadImage, match=rf"cats row 3: {problem}\. Fix the row"):
         make({"image": cell, "problem": "?", "solution": "A"})
 
 
 def test_a_damaged_file_is_named_with_its_row(make: Make, tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(b"\x89PNG")
-    with pytest.raises(BadImage, match=r"cats row 3: half\.png: found 4 bytes that are no picture"):
+    with pytest.raises(BadImage, match=r"cats row 3: half\.png: not an image \(4 bytes\)"):
         make({"image": "half.png", "problem": "?", "solution": "A"}, folder=tmp_path)

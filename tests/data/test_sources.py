@@ -1,4 +1,4 @@
-"""Every kind of data set that can be read, written here by other tools."""
+"""Every kind of dataset that can be read, written here by other tools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def first_pixel(source: RawSource, row: RawRow, cell: Any) -> Any:
 
 
 def check(source: RawSource) -> None:
-    """Five rows in order, each with its own picture."""
+    """Five rows in order, each with its own image."""
     rows = everything(source)
     assert [row.index for row in rows] == [0, 1, 2, 3, 4]
     assert [row.values["problem"] for row in rows] == [f"Which colour, {i}?" for i in range(5)]
@@ -54,7 +54,7 @@ def questions() -> list[dict[str, Any]]:
 
 @pytest.fixture()
 def loaded(png: Png) -> datasets.Dataset:
-    """The five questions as the datasets library holds them."""
+    """The five questions as a Dataset of the datasets library."""
     rows = questions()
     content = {key: [row[key] for row in rows] for key in rows[0]}
     content["image"] = [{"bytes": png(colour), "path": None} for colour in COLOURS]
@@ -64,7 +64,7 @@ def loaded(png: Png) -> datasets.Dataset:
 
 @pytest.fixture()
 def pictures(tmp_path: Path, png: Png) -> list[str]:
-    """The pictures as files, and their names relative to tmp_path."""
+    """The images as files, and their names relative to tmp_path."""
     (tmp_path / "pics").mkdir()
     for colour in COLOURS:
         (tmp_path / "pics" / f"{colour}.png").write_bytes(png(colour))
@@ -91,7 +91,9 @@ def test_a_folder_of_parquet_files(loaded: datasets.Dataset, tmp_path: Path, con
     check(source)
     assert sum(source.totals.values()) == 5
     assert len(everything(open_source(configure(tmp_path, split="test")))) == 1
-    with pytest.raises(DataError, match=r"found files of the splits test, train; needed validation\. Set data\.split"):
+    with pytest.raises(
+        DataError, match=r"no files of the split validation \(there are files of test, train\)\. Set data\.split"
+    ):
         open_source(configure(tmp_path, split="validation"))
 
 
@@ -141,7 +143,7 @@ def test_a_save_to_disk_folder(several: bool, loaded: datasets.Dataset, tmp_path
     check(open_source(config))
     assert source_files(config.data)
     if several:
-        with pytest.raises(DataError, match="found the splits train, test; needed dev"):
+        with pytest.raises(DataError, match=r": no split dev \(the splits are train, test\)\. Set data\.split"):
             open_source(configure(tmp_path / "saved", split="dev"))
 
 
@@ -186,8 +188,8 @@ def test_a_hub_that_cannot_be_reached_says_how_to_use_a_copy(
     with pytest.raises(DataError) as caught:
         open_source(configure("cats/colours-that-nobody-has"))
     message = str(caught.value)
-    assert message.startswith("cats/colours-that-nobody-has: found no way to reach the hub (ConnectionError: ")
-    assert "--local-dir DIR`) and set data.source=DIR." in message
+    assert message.startswith("cats/colours-that-nobody-has: cannot reach the hub (ConnectionError: ")
+    assert "--local-dir DIR`), copy it here and set data.source=DIR." in message
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_use_a_copy(
 def test_a_path_that_is_not_there_is_no_hub_id(source: str, configure: Configure) -> None:
     with pytest.raises(DataError) as caught:
         open_source(configure(source))
-    found = "no such file or folder; needed a data set. Set data.source to where it lies."
-    assert str(caught.value) == f"{source}: found {found}"
+    assert str(caught.value) == f"{source}: no such file or folder. Set data.source to the path of the dataset."
 
 
 def test_a_missing_column_is_named(loaded: datasets.Dataset, tmp_path: Path, configure: Configure) -> None:
@@ -206,8 +207,8 @@ def test_a_missing_column_is_named(loaded: datasets.Dataset, tmp_path: Path, con
     with pytest.raises(DataError) as caught:
         open_source(configure(path))
     assert str(caught.value) == (
-        f"{path}: found columns problem, solution, picture; needed a column `image` with the picture(s). "
-        "Set data.columns.image=… to the name that it has here."
+        f"{path}: no column `image` with the image(s) (the columns are problem, solution, picture). "
+        "Set data.columns.image=… to name the right column."
     )
     assert len(everything(open_source(configure(path, columns={"image": "picture"})))) == 5
 
@@ -226,24 +227,26 @@ def test_an_empty_data_set_is_refused(
         path.write_text({"a.csv": "image,problem,solution\n", "a.json": "[]"}.get(name, ""))
     with pytest.raises(DataError) as caught:
         open_source(configure(path))
-    assert str(caught.value) == f"{path}: found no rows; needed at least one row. Name another data.source."
+    assert str(caught.value) == f"{path}: the dataset has no rows. Set data.source to another one."
 
 
 def test_a_folder_without_tables_is_refused(tmp_path: Path, configure: Configure) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError, match=r"found no table; needed a \.parquet, \.jsonl, \.json, \.csv file"):
+    with pytest.raises(
+        DataError, match=r": no table in the folder \(expected a \.parquet, \.jsonl, \.json, \.csv file"
+    ):
         open_source(configure(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"image": 1}\n{"image"', "no JSON ("),
-        ("a.jsonl", "[1]\n", "a.jsonl line 1: found a list; needed an object"),
-        ("a.json", "[1]", "a.json entry 0: found a int; needed an object"),
-        ("a.csv", "a,b\n1,2,3\n", "more cells than the header has, in row 1"),
-        ("a.parquet", "PAR1", "a damaged file ("),
-        ("a.txt", "hello", "found a .txt file; needed one of .parquet, .jsonl, .json, .csv"),
+        ("a.jsonl", '{"image": 1}\n{"image"', "a.jsonl line 2: not valid JSON ("),
+        ("a.jsonl", "[1]\n", "a.jsonl line 1: expected an object (a row), got a list"),
+        ("a.json", "[1]", "a.json entry 0: expected an object (a row), got a int"),
+        ("a.csv", "a,b\n1,2,3\n", "a.csv row 1: more cells than the header"),
+        ("a.parquet", "PAR1", "the .parquet file is damaged ("),
+        ("a.txt", "hello", "expected a file with the suffix .parquet, .jsonl, .json, .csv, got .txt"),
     ],
 )
 def test_damaged_tables_are_named(name: str, content: str, message: str, tmp_path: Path, configure: Configure) -> None:
@@ -298,6 +301,6 @@ def test_a_changed_file_is_another_input(tmp_path: Path, pictures: list[str], co
     before = source_files(data)
     assert source_files(data) == before
     (tmp_path / pictures[0]).write_bytes(b"shorter")
-    mended = source_files(data)
+    changed = source_files(data)
     table.write_text(json.dumps({"image": pictures[0], "problem": "?", "solution": "B"}))
-    assert len({str(before), str(mended), str(source_files(data))}) == 3
+    assert len({str(before), str(changed), str(source_files(data))}) == 3

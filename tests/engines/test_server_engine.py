@@ -1,4 +1,4 @@
-"""rollout by a server: what it is asked, what is taken from it, and what becomes of failures."""
+"""rollout with a server: the requests, the checks of responses, and failures."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def test_what_it_writes_is_kept_as_it_is(well: tuple[Path, FakeServer]) -> None:
     [
         (fails(500), "status 500"),
         (fails(503), "status 503"),
-        (fails(429, Retry_After="1"), "trying again in 1 s"),
+        (fails(429, Retry_After="1"), "retrying in 1 s"),
         (cut, "RemoteProtocolError"),
-        (half_json, "an answer of another form"),
+        (half_json, "unexpected response ("),
         (slow, "ReadTimeout"),
         (gone, "RemoteProtocolError"),
     ],
@@ -96,8 +96,8 @@ def test_failures_that_pass_are_tried_again(
         patience = 1.5 if fault is slow else 30
         result = attempt(small_run, server, tmp_path / "r", engines__server__timeout=patience)
     assert result.code == 0, result.stderr
-    again = result.stderr.count("trying again in")
-    assert (again >= 2 if fault is slow else again == 2) and said in result.stderr  # a busy machine is slow by itself
+    again = result.stderr.count("retrying in")
+    assert (again >= 2 if fault is slow else again == 2) and said in result.stderr  # a busy machine may be slow, too
     assert Source(tmp_path / "r").manifest.content_hash == Source(well[0]).manifest.content_hash
 
 
@@ -111,13 +111,13 @@ def test_a_server_that_dies_leaves_whole_shards_and_another_carries_on(
         where = server.url
     assert result.code == 3
     assert (
-        f"server {where}: found RemoteProtocolError Server disconnected without sending a response. at the last of 3 "
-        "tries; needed an answer within engines.server.timeout=600 s. Look into the server's log, start it again, and "
+        f"server {where}: no valid response in 3 attempts with engines.server.timeout=600 s (last error: "
+        "RemoteProtocolError Server disconnected without sending a response.). See the server's log, restart it, and "
         "run the same command again: finished shards are kept."
     ) in result.stderr
     assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
     assert not (out / "manifest.json").exists()
-    with FakeServer(small_run.policy(0)) as server:  # at another address, with other patience
+    with FakeServer(small_run.policy(0)) as server:  # at another address, with other retries
         result = attempt(small_run, server, out, engines__server__retries=7, engines__server__concurrency=1)
     assert result.code == 0, result.stderr
     assert len(server.requests) == 4 and server.most == 1
@@ -128,11 +128,11 @@ def test_nobody_there(small_run: Run, tmp_path: Path) -> None:
     with FakeServer(small_run.policy(0)) as server:
         pass
     result = attempt(small_run, server, tmp_path / "r", engines__server__retries=1)
-    assert result.code == 3 and "ConnectError" in result.stderr and "at the last of 2 tries" in result.stderr
+    assert result.code == 3 and "ConnectError" in result.stderr and "no valid response in 2 attempts" in result.stderr
 
 
 def changed(**values: Any) -> Fault:
-    """Other values in the first completion; `top` for the answer itself."""
+    """Other values in the first completion; `top` for the response itself."""
 
     def fault(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
         content.update(values.get("top", {}))
@@ -142,7 +142,7 @@ def changed(**values: Any) -> Fault:
 
 
 def raw(value: float) -> Fault:
-    """What a model without anything that changes its distribution says, or its logits."""
+    """This value as every logprob, such as an unprocessed one or a logit."""
 
     def fault(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
         for one in content["choices"][0]["logprobs"]["content"]:
@@ -160,26 +160,26 @@ def fewer(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
 
 
 def special(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
-    content["choices"][0]["token_ids"][0] = 575  # of the rows of logits that stand for no token
+    content["choices"][0]["token_ids"][0] = 575  # of the rows of logits without a token
 
 
 @pytest.mark.parametrize(
     ("always", "fault", "message"),
     [
-        (changed(token_ids=None), None, "found answers without token ids; needed them (return_token_ids)"),
-        (changed(top={"prompt_token_ids": None}), None, "found answers without token ids"),
-        (changed(logprobs=None), None, "found answers without log-probs; needed them (logprobs)"),
-        (changed(token_ids=[7]), None, "needed a server with logit_bias"),
-        (raw(-3.25), None, "found log-prob -3.250 of a token that was certain; needed 0, as it was sampled from"),
-        (raw(104.5), None, "found log-prob 104.500 of a token that was certain"),
-        (None, changed(top={"prompt_token_ids": [1, 2]}), "found a prompt of 2 tokens that differs from token 0 on"),
-        (None, changed(token_ids=[]), "found no token ids of a completion"),
-        (None, longer, "one per token"),
-        (None, fewer, "found 3 completions of prompt"),
-        (None, special, "found token 575, which is never sampled"),
-        (None, changed(finish_reason="length"), "with an end token that finished by 'length'"),
-        (None, fails(400), "found status 400"),
-        (None, fails(401), "needed a key it takes, in DAPO_STAGES_API_KEY or OPENAI_API_KEY"),
+        (changed(token_ids=None), None, "its responses have no token ids (return_token_ids)"),
+        (changed(top={"prompt_token_ids": None}), None, "its responses have no token ids"),
+        (changed(logprobs=None), None, "its responses have no logprobs"),
+        (changed(token_ids=[7]), None, "it ignores logit_bias: expected token 0, got [7]"),
+        (raw(-3.25), None, "of the distribution sampled from: expected 0 for a forced token, got -3.250"),
+        (raw(104.5), None, "expected 0 for a forced token, got 104.500"),
+        (None, changed(top={"prompt_token_ids": [1, 2]}), "the engine's prompt (2 tokens) does not match prepare-data"),
+        (None, changed(token_ids=[]), "a completion has no token ids"),
+        (None, longer, "expected one logprob per token, got "),
+        (None, fewer, "expected 4 completions of prompt "),
+        (None, special, "a completion contains token 575, which must never be sampled"),
+        (None, changed(finish_reason="length"), "with an end token has finish_reason 'length', expected 'stop'"),
+        (None, fails(400), "request refused with status 400"),
+        (None, fails(401), "Set DAPO_STAGES_API_KEY, or OPENAI_API_KEY (only sent over https or to this machine)"),
     ],
 )
 def test_what_can_never_be_right_is_an_error_at_once(
@@ -187,7 +187,7 @@ def test_what_can_never_be_right_is_an_error_at_once(
 ) -> None:
     with FakeServer(small_run.policy(0), always=always, faults=[fault]) as server:
         result = attempt(small_run, server, tmp_path / "r")
-    assert result.code == 3 and message in result.stderr and "trying again" not in result.stderr
+    assert result.code == 3 and message in result.stderr and "retrying" not in result.stderr
     assert not list((tmp_path / "r").glob("*.parquet"))
 
 
@@ -197,13 +197,13 @@ def test_a_server_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -
         result = attempt(small_run, server, tmp_path / "r")
     assert result.code == 3
     assert (
-        f"found the policy {other}; needed {small_run.policy(0)}. Start it again (python -m vllm.entrypoints.openai."
+        f"it serves policy {other}, expected {small_run.policy(0)}. Restart it (python -m vllm.entrypoints.openai."
         f"api_server --model {small_run.policy(0)} --logprobs-mode processed_logprobs) and"
     ) in result.stderr
 
 
 def test_a_server_that_changed_its_policy_gives_no_shard(small_run: Run, tmp_path: Path) -> None:
-    """It was started again between two answers; the shard of before stays."""
+    """It is restarted between two responses; the shard written before that stays."""
     out, other = tmp_path / "r", small_run.policy(1)
 
     def restarted(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
@@ -212,14 +212,17 @@ def test_a_server_that_changed_its_policy_gives_no_shard(small_run: Run, tmp_pat
     with FakeServer(small_run.policy(0), faults=[None] * 5 + [restarted]) as server:
         result = attempt(small_run, server, out)
     assert result.code == 3
-    assert f"found the policy {other} (policy) after a batch of answers; needed {small_run.policy(0)}" in result.stderr
+    assert (
+        f"it served policy {small_run.policy(0)} (policy) before this batch, but now serves {other} (policy)."
+    ) in result.stderr
     assert {path.name for path in out.glob("*.parquet")} == {"completions-00000.parquet"}
 
 
 def test_a_server_on_another_machine_is_taken_at_its_word(small_run: Run, tmp_path: Path) -> None:
     with FakeServer(small_run.policy(0), root="/of/another/machine") as server:
         result = attempt(small_run, server, tmp_path / "r", rollout__prompts_per_iteration=1)
-    assert result.code == 0 and "serves /of/another/machine, which cannot be compared from here" in result.stderr
+    assert result.code == 0
+    assert "serves /of/another/machine, which cannot be checked from here; make sure that it is " in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_ctrl_c_does_not_wait_for_answers(small_run: Run, tmp_path: Path) -> Non
         began = time.monotonic()
         result = attempt(small_run, server, tmp_path / "r")
         assert time.monotonic() - began < 60
-    assert result.code == 130 and "carry on" in result.stderr
+    assert result.code == 130 and "Run the same command again to resume." in result.stderr
     assert not list((tmp_path / "r").glob("*.parquet"))
 
 
@@ -323,8 +326,9 @@ def test_conversations_are_read_from_the_text_of_the_prompt() -> None:
         f"<|im_start|>user\nIs {mark} larger\nthan {mark}?<|im_end|>\n"
         "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
     )
-    images = [{"bytes": encode(picture(9, 9, seed)), "path": None} for seed in (1, 2)]
-    urls = [f"data:image/png;base64,{base64.b64encode(image['bytes']).decode()}" for image in images]
+    pictures = [encode(picture(9, 9, seed)) for seed in (1, 2)]
+    images = [{"bytes": one, "path": None} for one in pictures]
+    urls = [f"data:image/png;base64,{base64.b64encode(one).decode()}" for one in pictures]
     assert messages_of({"prompt_text": text, "images": images}, FAMILIES["qwen2_5_vl"]) == [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {

@@ -1,4 +1,4 @@
-"""Generation: the same tokens as transformers' own generate, and honest log-probs."""
+"""Generation: the same tokens as transformers' own generate, and correct logprobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dapo_stages.models.shared_prefix.packing import Group
 
 def stir(policy: Policy) -> None:
     """Larger weights in the layers: with random ones of the usual size every token is followed by itself. In float64,
-    so that no rounding decides between tokens that are nearly as likely."""
+    so that rounding does not decide between tokens of nearly equal probability."""
     policy.model.double()
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -49,13 +49,13 @@ def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
         assert one.ids == two.ids == ids.tolist()
         scores = torch.stack(want.scores)[:, 0].double().log_softmax(-1)
         assert one.logprobs == pytest.approx(scores.gather(-1, ids[:, None])[:, 0].tolist(), abs=1e-6)
-    assert len({tuple(one.logprobs) for one, _ in found}) == len(prompts), "no prompt is taken for another"
+    assert len({tuple(one.logprobs) for one, _ in found}) == len(prompts), "no prompt is mistaken for another"
 
 
 def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One for samples and one for greedy answers serve prompts of every length, in batches of every size but one.
+    """One for samples and one for greedy completions serve prompts of any length, in batches of any size but one.
 
     The graphs are captured whole, of one layer, but not turned into machine code: that would take minutes.
     """
@@ -85,7 +85,7 @@ def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(
 
 @pytest.mark.parametrize("policy", [SHARED[0], OTHER], indirect=True)
 def test_greedy_answers_and_samples_of_one_call_are_those_of_two(policy: Policy) -> None:
-    """And where prompts can be shared, they go through the model once."""
+    """If prompts can be shared, they go through the model only once."""
     prompts = [group.prompt for group in groups(policy)]
     greedy = generate(policy, prompts, 0, 8, SamplerConfig(), 5, greedy=1)
     samples = generate(policy, prompts, 3, 8, SamplerConfig(), 5)
@@ -97,7 +97,7 @@ def test_greedy_answers_and_samples_of_one_call_are_those_of_two(policy: Policy)
 
 
 def test_the_penalty_for_repetition_counts_no_padding(policy: Policy) -> None:
-    """Log-probs are those of transformers' own processor over rows of their own; what pads may end a completion."""
+    """Logprobs are those of transformers' own processor over separate rows; the padding token may end a completion."""
     policy.end_ids.append(policy.pad_id)
     stir(policy)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_special_tokens_are_never_sampled(policy: Policy) -> None:
 
 
 def test_filters_of_the_sampler_keep_their_tokens(policy: Policy) -> None:
-    """top_k = 1 leaves one token, so its log-prob is 0 and the result is the greedy one."""
+    """top_k = 1 leaves one token, so its logprob is 0 and the result is the greedy one."""
     prompts = [groups(policy)[0].prompt]
     greedy = generate(policy, prompts, 0, 8, SamplerConfig(), 0, greedy=1)
     [[one]] = generate(policy, prompts, 1, 8, SamplerConfig(top_k=1), 0)

@@ -1,4 +1,4 @@
-"""Copies of a model in processes of their own, with a stand-in of vLLM; tests/with_vllm has the real one."""
+"""Copies of a model in processes of their own, with a stand-in for vLLM; tests/with_vllm has the real one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.proc import parent_of
 from dapo_stages.engines.vllm_copies import Copies, shares
 from dapo_stages.errors import ConfigError, EngineError
 
-# It answers with what it was given, and by whom; a prompt may also be a mishap.
+# It returns its arguments, its GPUs and its process id; some prompts make it fail.
 VLLM = """
 import os, sys, types
 envs = types.SimpleNamespace(VLLM_CACHE_ROOT="cache")
@@ -71,8 +71,8 @@ def test_the_gpus_of_a_copy_are_the_next_of_those_that_may_be_used() -> None:
     with pytest.raises(ConfigError) as refused:
         shares(2, 2, "0,1,2")
     assert str(refused.value) == (
-        "engines.vllm: found 3 GPUs (CUDA_VISIBLE_DEVICES=0,1,2); needed 4, as data_parallel_size is 2 and "
-        "tensor_parallel_size 2. Lower one of them."
+        "engines.vllm: data_parallel_size=2 and tensor_parallel_size=2 need 4 GPUs, but only 3 can be used "
+        "(CUDA_VISIBLE_DEVICES=0,1,2). Reduce one of them."
     )
 
 

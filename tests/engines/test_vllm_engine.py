@@ -1,4 +1,4 @@
-"""What can be said of the vLLM engine without vLLM; tests/with_vllm generates with it (make test-vllm)."""
+"""What can be tested of the vLLM engine without vLLM; tests/with_vllm generates with it (make test-vllm)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ def test_without_vllm_the_error_says_which_environment_has_it(
     result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r", rollout__engine="vllm")
     assert result.code == 3
     assert result.stderr.splitlines()[-1] == (
-        "rollout.engine: found vllm, and no package of that name that can be imported (import of vllm halted; None in "
-        "sys.modules); needed a Python environment with vLLM. Run make venv-vllm, and rollout with "
-        "ROLLOUT_PYTHON=.venv-vllm/bin/python."
+        "rollout.engine: cannot import vllm in this Python environment (import of vllm halted; None in sys.modules). "
+        "Run make venv-vllm, and rollout with ROLLOUT_PYTHON=.venv-vllm/bin/python."
     )
     assert not list((tmp_path / "r").glob("*.parquet"))
 
@@ -38,8 +37,8 @@ def test_several_processes_are_refused_with_the_keys_to_set_instead(small_run: R
     results = together(2, "rollout", *settings, *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     assert [result.code for result in results] == [3, 3]
     assert (
-        "rollout.engine: found vllm in 2 processes; needed one, as vLLM starts processes by itself. Start it without a "
-        "launcher (make: ROLLOUT_LAUNCH=1), and set engines.vllm.tensor_parallel_size to the GPUs that share a model, "
+        "rollout.engine: vllm must run in one process, not 2, as it starts its own. Start rollout without a launcher "
+        "(make: ROLLOUT_LAUNCH=1), and set engines.vllm.tensor_parallel_size to the number of GPUs that share a model, "
         "or engines.vllm.data_parallel_size to the number of its copies."
     ) in "".join(result.stderr for result in results)
     assert not list((tmp_path / "r").glob("*.parquet"))

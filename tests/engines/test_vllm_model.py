@@ -1,4 +1,4 @@
-"""The path by which vLLM is given a checkpoint; tests/with_vllm shows that it compiles once."""
+"""The path by which vLLM loads a checkpoint; tests/with_vllm shows that it compiles once."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_a_link_that_another_process_took_is_refused_and_left_to_it(tmp_path: Pa
         path.unlink()
         path.symlink_to(tmp_path / "two")
     assert str(refused.value) == (
-        f"{path}: found that another process has taken it while {tmp_path / 'one'} was being loaded; needed a folder "
-        "whose locks hold on all machines that write there. Set VLLM_CACHE_ROOT to one of this machine, and run the "
+        f"{path}: another process replaced this link while {tmp_path / 'one'} was being loaded (locks in this folder "
+        "do not hold on all machines that write there). Set VLLM_CACHE_ROOT to a folder on this machine, and run the "
         "same command again."
     )
     assert path.readlink() == tmp_path / "two"

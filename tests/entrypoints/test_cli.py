@@ -41,7 +41,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_pipeline_comes_first_and_in_its_order() -> None:
-    assert list(COMMANDS)[:5] == ["rollout", "score-attention", "weight-tokens", "train-step", "report"]
+    order = ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
+    assert list(COMMANDS)[:6] == order
 
 
 def test_every_stage_module_is_a_command() -> None:
@@ -55,7 +56,7 @@ def test_every_stage_module_is_a_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_list_of_commands_says_what_each_command_says(command: str) -> None:
-    assert COMMANDS[command] == " ".join(help_of(command).split("\n\n")[0].split())
+    assert cli.summary(command) == " ".join(help_of(command).split("\n\n")[0].split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -95,7 +96,7 @@ def test_help_loads_nothing_that_takes_long(command: str) -> None:
 
 
 HEAVY = '"torch", "transformers", "datasets", "deepspeed", "numpy", "pyarrow", "pandas", "PIL", "httpx", "jinja2"'
-# Runs a command and says what it loaded, and its exit code.
+# Runs a command and prints what it loaded, and its exit code.
 SPY = f"""
 import sys
 import tomllib
@@ -127,7 +128,7 @@ def test_the_package_runs_as_a_module() -> None:
 @pytest.mark.long
 def test_stages_without_a_model_work_without_torch(tiny: Path, tmp_path: Path) -> None:
     """In a Python that has neither torch nor transformers, on the files of a run."""
-    calls = {
+    calls: dict[str, list[object]] = {
         "weight-tokens": _weigh(tiny, tmp_path / "weights"),
         "report": ["--config", tiny / "config.yaml", "--run", tiny],
         "status": ["--run", tiny],
@@ -151,7 +152,7 @@ def test_stages_without_a_model_work_without_torch(tiny: Path, tmp_path: Path) -
 
 
 def completed(*words: str) -> list[str]:
-    """What bash is offered for the last of some words, without anything that takes long to load."""
+    """The completions that bash gets for the last of some words, without loading anything slow."""
     code = "import sys; sys.argv = ['dapo-stages']; from dapo_stages.entrypoints import cli\n"
     code += "try: cli.main()\n"
     code += "except SystemExit: pass\n"
@@ -195,7 +196,7 @@ def test_usage_errors_exit_with_2() -> None:
 def test_threads_that_wait_leave_the_cores_to_others(
     monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
 ) -> None:
-    """Typed by hand a stage waits as under make, unless the user says otherwise."""
+    """A stage started by hand waits as it does under make, unless the user says otherwise."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if given:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
@@ -214,8 +215,7 @@ def test_bad_data_exits_with_3_and_the_whole_message(tmp_path: Path) -> None:
     result = fresh("weight-tokens", *_weigh(tmp_path, tmp_path / "out", config))
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{tmp_path}/iter-0001/rollout/manifest.json: found nothing; needed the manifest of a finished rollout. "
-        "Run rollout (again) first.\n"
+        f"{tmp_path}/iter-0001/rollout/manifest.json: no such file: there is no output of rollout. Run rollout first.\n"
     )
 
 
@@ -226,8 +226,8 @@ def test_bad_configuration_exits_with_3_and_the_whole_message(tmp_path: Path) ->
     result = fresh("config", "--config", tmp_path / "run.yaml")
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{tmp_path}/run.yaml: found unknown key `sede`; needed another: did you mean `seed`?\n"
-        "Mend the file, or the --set option, and run the command again.\n"
+        f"{tmp_path}/run.yaml: sede is not a setting (did you mean seed?)\n"
+        "Fix the file, or the --set option, and run the command again.\n"
     )
 
 
@@ -247,7 +247,7 @@ def test_a_locked_output_exits_with_4(tiny: Path, tmp_path: Path) -> None:
     holder.communicate("")
     assert (result.code, result.stdout) == (4, "")
     assert result.stderr == (
-        f"{tmp_path}/out: found another run writing here; needed none. Wait for it, stop it, or name another --out.\n"
+        f"{tmp_path}/out: another run is writing here. Wait for it, stop it, or name another --out.\n"
     )
     assert run("weight-tokens", *_weigh(tiny, tmp_path / "out")).code == 0
 
@@ -262,7 +262,7 @@ def test_a_place_that_cannot_be_written_exits_with_3(
     result = run("weight-tokens", *_weigh(tiny, tmp_path / "out"))
     assert result.code == 3
     assert result.stderr == (
-        f"{tmp_path}/out/.partial.json: found a full disk; needed room. Make some, then run it again.\n"
+        f"{tmp_path}/out/.partial.json: no space left on the disk. Free some, then run the command again.\n"
     )
 
 
@@ -291,13 +291,13 @@ def test_json_is_the_only_thing_on_stdout(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_an_error_is_told_to_its_end() -> None:
-    """A launcher sends SIGTERM as soon as another process has ended, be it while this one says why it ends."""
+    """A launcher sends SIGTERM as soon as another process has ended, even while this one prints its error."""
     code = """
 import os, signal, sys
 from dapo_stages import errors
 from dapo_stages.entrypoints import cli
 def fail():
-    raise errors.DataError("file", "one", "two", "Mend it.")
+    raise errors.DataError("file", "expected two, got one", "Fix it.")
 class Importing:
     def find_spec(self, name, *_):
         if name == "dapo_stages.terminal.safe_text":
@@ -307,7 +307,7 @@ cli.app = fail
 cli.main()
 """
     result = fresh(code=code)
-    assert (result.code, result.stderr) == (3, "file: found one; needed two. Mend it.\n")
+    assert (result.code, result.stderr) == (3, "file: expected two, got one. Fix it.\n")
 
 
 @pytest.mark.long
@@ -323,7 +323,7 @@ def test_an_interrupted_stage_exits_with_130_and_the_same_command_finishes_it(
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr.splitlines()[-1]) == (
         130,
-        f"stopped by {name}; what is finished stays. Run the same command again to carry on.",
+        f"stopped by {name}; finished work is kept. Run the same command again to resume.",
     )
     assert "Traceback" not in stderr
     left = {path.name for path in (tmp_path / "out").iterdir()}
@@ -333,7 +333,7 @@ def test_an_interrupted_stage_exits_with_130_and_the_same_command_finishes_it(
     assert made.content_hash == read_manifest(tmp_path / "undisturbed").content_hash
 
 
-# The second file takes longer than any patience, in code that survives every Exception.
+# The second file takes forever, in code that survives every Exception.
 SLOW = """
 import time
 from dapo_stages.entrypoints import cli

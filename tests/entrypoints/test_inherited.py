@@ -37,7 +37,7 @@ def succeeds(result: int) -> None:
 
 
 def filter_system_calls() -> None:
-    """A filter that allows everything, as none that anybody would make: the kernel counts it all the same."""
+    """A filter that allows everything: useless, but the kernel counts it."""
     succeeds(libc().prctl(38, 1, 0, 0, 0))
     allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
@@ -45,7 +45,7 @@ def filter_system_calls() -> None:
 
 
 def forbid_folders() -> None:
-    """Landlock's strictest rules: no folder may be made anywhere."""
+    """Landlock's strictest rules: no folder may be created anywhere."""
     succeeds(libc().prctl(38, 1, 0, 0, 0))
     rules = ctypes.create_string_buffer(struct.pack("Q", 1 << 7))
     made = libc().syscall(LANDLOCK, rules, 8, 0)
@@ -54,7 +54,7 @@ def forbid_folders() -> None:
 
 
 def forked(function: Callable[[], object]) -> object:
-    """What a function gives in a child, as JSON has it; the OSError that it raises."""
+    """What a function returns in a child process, after a round trip through JSON; or the OSError that it raises."""
     here, there = os.pipe()
     child = os.fork()
     if child == 0:
@@ -140,7 +140,7 @@ def test_signals_that_a_request_passes_on_make_no_difference() -> None:
     assert forked(changed) == same()
 
 
-# Landlock shows nowhere
+# Landlock is visible nowhere
 
 
 def test_nobody_looks_out_of_a_landlock() -> None:
@@ -170,7 +170,7 @@ def test_who_may_not_look_into_a_process_is_told_so(tmp_path: Path, monkeypatch:
 
 @pytest.fixture()
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process, and the first one, in a /proc that can be written."""
+    """A writable copy of /proc with this process and the first one."""
     for name in (str(os.getpid()), "1"):
         here = tmp_path / name
         (here / "ns").mkdir(parents=True)
@@ -187,7 +187,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def say(proc: Path, process: str, **lines: object) -> None:
-    """Put lines of a status in place of those of their names."""
+    """Replace lines of a status file by name."""
     path = proc / process / "status"
     kept = [line for line in path.read_text(encoding="utf-8").splitlines() if line.partition(":")[0] not in lines]
     said = [f"{name}:\t{value}" for name, value in lines.items() if value is not None]

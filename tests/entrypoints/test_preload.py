@@ -1,4 +1,4 @@
-"""Commands forked from a parent that has torch: the same as commands of their own, whatever is killed."""
+"""Commands forked from a parent with torch behave like commands in their own processes, whatever is killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dapo_stages.handoff.manifests import read_manifest
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")]
 
-# Runs in every Python of these tests: notes who runs a command, and stops one in its second file while it is told to.
+# Runs in every Python of these tests: records who runs a command, and on request stops one in its second file.
 CUSTOMISED = """
 import os, sys, time
 from pathlib import Path
@@ -83,7 +83,7 @@ class Place:
         return proc.parents_among(proc.preloaded(self.folder))
 
     def last(self) -> list[str]:
-        """Process, parent, folder and MAKELEVEL of the command that started last."""
+        """Process, parent, folder and MAKELEVEL of the latest command."""
         return (self.folder / "notes").read_text().splitlines()[-1].split()
 
 
@@ -192,7 +192,7 @@ def test_a_signal_reaches_the_command_and_nothing_is_lost(
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr.splitlines()[-1]) == (
         130,
-        f"stopped by {name}; what is finished stays. Run the same command again to carry on.",
+        f"stopped by {name}; finished work is kept. Run the same command again to resume.",
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", ".partial.json", "weights-00000.parquet"}
     (place.folder / "wait").unlink()
@@ -252,7 +252,7 @@ def test_a_command_whose_parent_is_killed_starts_over_by_itself(
     assert place.last()[0] == str(process.pid)
     assert proc.parent_of(child) is None
     assert read_manifest(tmp_path / "out", "weight-tokens").shards
-    # Its socket is left, and nobody behind it.
+    # Its socket is left, without a listener.
     assert place.run("config", "--config", "pipelines/smoke.yaml").code == 0
 
 

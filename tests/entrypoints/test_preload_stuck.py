@@ -1,4 +1,4 @@
-"""Commands that find their parent stopped, or its lock held, say so and run by themselves."""
+"""Commands whose parent is stopped, or its lock held, say so and run in their own processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKED = ["config", "--config", "pipelines/smoke.yaml"]
 
 @pytest.fixture()
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where commands of this process look for a parent; nobody waits for long. Signals come back as they were."""
+    """Where commands of this process look for a parent, with short waits. Restores signal handlers."""
     short = Path(tempfile.mkdtemp(prefix="stuck-"))  # the path of a socket has 107 bytes
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     monkeypatch.setattr(preload, "PATIENCE", 0.2)
@@ -74,8 +74,8 @@ def test_a_stopped_parent_is_told_of_and_left(folder: Path, capsys: pytest.Captu
     try:
         assert preload._ask(ASKED) is None
         assert capsys.readouterr().err == (
-            f"dapo-stages: found that process {child}, which commands are forked from, has not answered for 0 s; "
-            f"needed one that runs. `kill -KILL {child}` ends it. This command goes on by itself.\n"
+            f"dapo-stages: process {child}, which commands are forked from, has not answered for 0 s (`kill -KILL "
+            f"{child}` ends it). This command continues in its own process.\n"
         )
         assert not (folder / preload.key()).exists()  # the next command starts another one
     finally:
@@ -109,7 +109,10 @@ def test_a_command_whose_process_ends_while_its_parent_is_stopped_goes_on(
     child = listening(folder, fork_and_stop)
     try:
         assert preload._ask(ASKED) is None
-        assert "has ended, and that the one it was forked from has not said how" in capsys.readouterr().err
+        assert (
+            "has ended, but the process that it was forked from has not reported its exit code for "
+            in capsys.readouterr().err
+        )
     finally:
         ended(child)
 
@@ -119,8 +122,8 @@ def test_a_lock_that_another_process_holds_is_told_of(folder: Path, capsys: pyte
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert preload._ask(ASKED) is None
     said = capsys.readouterr().err
-    assert f"found {folder}/lock locked by another process" in said
-    assert said.endswith("This command goes on by itself.\n")
+    assert f"dapo-stages: {folder}/lock has been locked by another process for " in said
+    assert said.endswith("This command continues in its own process.\n")
 
 
 def test_a_lock_that_is_held_for_a_moment_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +137,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(folder: Path, monkeypatc
 
 
 def test_a_parent_that_may_not_be_looked_into_is_not_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from within a sandbox that nothing shows."""
+    """As in a sandbox that cannot be detected."""
 
     def refuse(process: int) -> None:
         raise PermissionError(process)
@@ -158,7 +161,7 @@ def test_what_cannot_be_told_is_run_by_itself(folder: Path, monkeypatch: pytest.
 
 
 def test_a_command_that_has_gone_on_by_itself_is_not_run_again() -> None:
-    """A parent that is continued finds what it was asked while it was stopped."""
+    """A stopped parent that continues finds the requests made in the meantime."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     request = b'{"arguments": [], "environment": {}, "folder": "/", "signals": []}'
     for asks in (True, False):

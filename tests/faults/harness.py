@@ -141,7 +141,8 @@ class Parent:
         self._started += 1
         place = self.folder / f"command-{self._started}"
         place.mkdir()
-        request = {"arguments": [str(one) for one in arguments], "root": str(root), "folder": str(folder)}
+        request: dict[str, Any] = {"arguments": [str(one) for one in arguments]}
+        request |= {"root": str(root), "folder": str(folder)}
         request |= {"place": str(place), "action": int(fault.action), "at": fault.at, "most": fault.most}
         request["environment"] = environment
         return Running(self, self.ask(request), place)

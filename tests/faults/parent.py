@@ -37,11 +37,13 @@ def main() -> None:
         elif "wait" in request:
             child = children.pop(request["wait"])
             child.join()
+            assert child.exitcode is not None
             answer = child.exitcode
             child.close()
         else:
             child = get_context("fork").Process(target=_run, args=(request,))
             child.start()
+            assert child.pid is not None
             answer = child.pid
             children[answer] = child
         print(answer, file=answers, flush=True)
@@ -54,7 +56,7 @@ def _run(request: dict[str, Any]) -> None:
     from dapo_stages.entrypoints.cli import main as command
 
     place = Path(request["place"])
-    for target, name in enumerate(("/dev/null", place / "stdout", place / "stderr")):
+    for target, name in enumerate((Path("/dev/null"), place / "stdout", place / "stderr")):
         source = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(source, target)
         os.close(source)

@@ -1,4 +1,4 @@
-"""What has been shown, and by how many cases: each test notes its own, and this writes docs/reliability.md of it.
+"""What has been tested, and by how many cases: each test notes its own, and this writes them to docs/reliability.md.
 
 `python tests/faults/table.py` reads the notes of the file that FAULTS_TABLE names (`make test-faults` sets it).
 """
@@ -26,12 +26,12 @@ class Row(NamedTuple):
 ROWS = {
     1: Row(
         "What is published is complete.",
-        "SIGKILL before every operation on files of each stage, half-way through every write, and at random times",
+        "SIGKILL before every operation on files of each stage, halfway through every write, and at random times",
         "60 + 300",
     ),
     2: Row(
-        "Killed and run again gives what an undisturbed run gives.",
-        "every file compared by its bytes, policy and optimiser among them; torch's generator at the end of train-step",
+        "A killed and rerun command gives what an undisturbed one gives.",
+        "every file compared by its bytes, policy and optimizer among them; torch's generator at the end of train-step",
         "60 + 20",
     ),
     3: Row(
@@ -40,31 +40,31 @@ ROWS = {
         "50",
     ),
     4: Row(
-        "A full disk: a clear error, the old output intact, and a rerun finishes.",
+        "On a full disk there is a clear error, the old output stays intact, and a rerun finishes.",
         "a small tmpfs, RLIMIT_FSIZE, and ENOSPC from an operation on",
         "100",
     ),
     5: Row(
-        "Of two runs on one output one commits; the other exits 4, or finds the work done.",
+        "Of two runs that write one output, one commits; the other exits with 4, or finds the work done.",
         "pauses at fixed operations, and races",
         "8 + 100",
     ),
     6: Row(
-        "Corruption is refused, and the file named.",
+        "Corrupt files are refused and named.",
         "bit flips, truncations, swapped files, edited manifests, of each kind of shard",
-        "1 200",
+        "1,200",
     ),
-    7: Row("Schema drift is named by column.", "missing, extra, retyped, reordered, nullability, version", "30"),
+    7: Row("Schema drift is reported by column.", "missing, extra, retyped, reordered, nullability, version", "30"),
     8: Row(
-        "NaN, infinities and unequal lengths never reach the optimiser.", "hypothesis on each numeric column", "2 000"
+        "NaN, infinities and unequal lengths never reach the optimizer.", "hypothesis on each numeric column", "2,000"
     ),
-    9: Row("Nothing to work on is no crash.", "empty shard, completion, group, data set", "20"),
+    9: Row("Empty inputs do not crash anything.", "empty shard, completion, group, dataset", "20"),
     10: Row(
-        "A bad picture costs a row, not the run.",
-        "missing, truncated, bomb, CMYK, palette, 16 bit, animated, rotated by EXIF, 1 × 1, 10 000 × 1",
+        "A bad image costs a row, not the run.",
+        "missing, truncated, bomb, CMYK, palette, 16 bit, animated, rotated by EXIF, 1 × 1, 10,000 × 1",
         "40",
     ),
-    11: Row("Any text survives, or is named.", "invalid UTF-8, lone surrogates, NUL, bidi, 10 MB", "300"),
+    11: Row("Any text is preserved, or reported.", "invalid UTF-8, lone surrogates, NUL, bidi, 10 MB", "300"),
     12: Row(
         "No stage runs foreign code.",
         "pickles in every loader, YAML tags, trust_remote_code, auto_map, reward paths outside the root",
@@ -93,8 +93,8 @@ ROWS = {
         "12",
     ),
     19: Row(
-        "A run goes on in a copy, and after a clock was set back.",
-        "cp -r, git, tar and a clock set back; of a finished, a half-way and a pruned run; content hashes compared",
+        "A run can be resumed from a copy, and after a clock was set back.",
+        "cp -r, git, tar and a clock set back; of a finished, a partial and a pruned run; content hashes compared",
         "12",
     ),
 }
@@ -131,7 +131,7 @@ def table(notes: list[dict[str, Any]]) -> str:
         cases: dict[str, int] = {}
         for note in found:
             cases[note["note"]] = cases.get(note["note"], 0) + note["cases"]
-        ran = "; ".join(f"{count:,}".replace(",", " ") + f" {text}".rstrip() for text, count in sorted(cases.items()))
+        ran = "; ".join(f"{count:,}" + f" {text}".rstrip() for text, count in sorted(cases.items()))
         when = max((note["when"][:10] for note in found), default="")
         lines.append(f"| {number} | {row.guarantee} | {row.shown} | {row.asked} | {ran or '–'} | {when or '–'} |")
     return "\n".join(lines)

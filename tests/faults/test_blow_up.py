@@ -71,7 +71,10 @@ class Training:
 
     def parameter(self) -> torch.nn.Parameter:
         named = self.policy.model.named_parameters()
-        return next(p for name, p in named if name.endswith("language_model.layers.0.mlp.up_proj.weight"))
+        found: torch.nn.Parameter = next(
+            p for name, p in named if name.endswith("language_model.layers.0.mlp.up_proj.weight")
+        )
+        return found
 
     def everything(self) -> dict[str, bytes]:
         """Weights, moments and their steps, byte for byte: NaN differs from NaN otherwise."""
@@ -117,7 +120,9 @@ def advantages(value: float) -> Callable[[Training], None]:
 
 
 def old_logprobs(case: Training) -> None:
-    case.work.batches[-1].old[0] = math.nan
+    old = case.work.batches[-1].old
+    assert old is not None
+    old[0] = math.nan
 
 
 def sampling_logprobs(value: float, tokens: int) -> Callable[[Training], None]:
@@ -208,6 +213,7 @@ def test_the_log_ratio_is_its_mean_size_over_tokens(checkpoint: Path) -> None:
     case = training(checkpoint, guard=OFF)
     apart, tokens = 0.0, 0
     for number, batch in enumerate(case.work.batches):
+        assert batch.old is not None
         batch.old += 3.0 if number == 0 else -1.0
         apart, tokens = apart + batch.rows * (3.0 if number == 0 else 1.0), tokens + batch.rows
     assert case.trainer.update(case.work, 1.0)["log_ratio_mean"] == pytest.approx(apart / tokens, rel=1e-5)
@@ -225,11 +231,11 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_halted(result: Result, out: Path, *said: str) -> None:
-    """Exit code 5, what was found, needed and kept; nothing published, the reason beside the metrics so far."""
+    """Exit code 5, the problem and what to do; nothing published, the reason beside the metrics so far."""
     assert result.code == 5, result.stderr
     message = result.stderr.splitlines()[-1]
     assert [part for part in said if part not in message] == [], message
-    assert ": found " in message and "; needed " in message and "Traceback" not in result.stderr
+    assert "run the same command again" in message and "Traceback" not in result.stderr
     assert not (out / "manifest.json").exists() and not (out / "policy").exists() and not (out / "state").exists()
     assert json.loads((out / ".partial-halted.json").read_text())["why"] == message
     assert (out / "metrics.parquet").exists()
@@ -249,7 +255,7 @@ def test_a_learning_rate_beyond_reason_halts_and_another_one_carries_on(small_ru
     out, policy = tmp_path / "t", small_run.policy(0)
     first, again = (train(small_run, out, train__learning_rate=1.0) for _ in range(2))
     for result in (first, again):
-        needed = f"{out}: found update 1 with a mean abs(log-ratio) of ", "max_log_ratio=5 nats", f"{policy} stays"
+        needed = f"{out}: update 1 has a mean abs(log-ratio) of ", "max_log_ratio=5 nats", f"{policy} stays"
         assert_halted(result, out, *needed, "Lower train.learning_rate", "run the same command again.")
     found = metrics(out)
     assert found.skipped.tolist() == [0, 1] and found.skipped_ratio[1] == 1 and found.log_ratio_mean[1] > 5
@@ -271,7 +277,7 @@ def test_a_halt_leaves_the_output_that_was_to_be_replaced(small_run: Run, tmp_pa
 def test_the_same_may_be_skipped_instead_and_metrics_and_report_say_so(small_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "t"
     result = train(small_run, out, train__learning_rate=1.0, train__guard__ratio="skip")
-    assert result.code == 0 and f"train-step: update 1 skipped, {REASONS['ratio']}\n" in result.stderr
+    assert result.code == 0 and f"train-step: skipped update 1: {REASONS['ratio']}\n" in result.stderr
     found = metrics(out)
     assert found.skipped.tolist() == [0, 1] and found.skipped_ratio[1] == 1
     counts = Source(out).manifest.counts
@@ -287,7 +293,7 @@ def test_the_same_may_be_skipped_instead_and_metrics_and_report_say_so(small_run
 
 def test_skipped_updates_are_counted_over_iterations_until_they_halt(small_run: Run, tmp_path: Path) -> None:
     """Every gradient is above the limit. Two updates per iteration, three may be skipped in a row."""
-    limits = {"train__guard__max_grad_norm": 1e-9, "train__guard__max_skipped": 3}
+    limits: dict[str, Any] = {"train__guard__max_grad_norm": 1e-9, "train__guard__max_skipped": 3}
     assert train(small_run, tmp_path / "one", **limits).code == 0
     before, after = weights_of(small_run.policy(0)), weights_of(tmp_path / "one/policy")
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -296,7 +302,7 @@ def test_skipped_updates_are_counted_over_iterations_until_they_halt(small_run: 
         "train-step", "--policy", tmp_path / "one/policy", *small_run.train_inputs(2)[2:],
         "--state", tmp_path / "one/state", "--out", tmp_path / "two", **limits,
     )  # fmt: skip
-    assert_halted(second, tmp_path / "two", "4 updates in a row skipped", "max_skipped=3", str(tmp_path / "one/policy"))
+    assert_halted(second, tmp_path / "two", "skipped 4 updates in a row", "max_skipped=3", str(tmp_path / "one/policy"))
     afresh = train(small_run, tmp_path / "three", number=2, **limits)  # without a state nothing is known of before
     assert afresh.code == 0, afresh.stderr
 
@@ -312,22 +318,26 @@ def test_a_policy_whose_weights_are_broken_is_named(small_run: Run, tmp_path: Pa
     rewritten(broken)
     result = small_run.attempt("train-step", "--policy", broken, *small_run.train_inputs(1)[2:], "--out", out)
     assert (result.code, result.stdout) == (3, "") and "Traceback" not in result.stderr
-    assert f"{broken}: found NaN or infinity in the tensor model.language_model.layers.0.mlp.up_proj" in result.stderr
+    assert f"{broken}: NaN or infinity in tensor model.language_model.layers.0.mlp.up_proj" in result.stderr
     assert not out.exists()
 
 
 def test_weights_that_the_last_update_broke_are_not_published(small_run: Run, tmp_path: Path) -> None:
     """A weight of 1 is decayed to -3.3e38; a step of 3e37 more is beyond float32."""
-    beyond = {"train__learning_rate": 3e37, "train__weight_decay": 11, "train__updates_per_iteration": 1}
+    beyond: dict[str, Any] = {
+        "train__learning_rate": 3e37,
+        "train__weight_decay": 11,
+        "train__updates_per_iteration": 1,
+    }
     result = train(small_run, tmp_path / "t", **beyond)
-    assert_halted(result, tmp_path / "t", "weights that are NaN or infinite after 1 updates")
+    assert_halted(result, tmp_path / "t", "weights are NaN or infinite after 1 updates")
 
 
 @pytest.mark.parametrize(
     ("reason", "settings", "said"),
     [
-        ("grad_norm", {"max_grad_norm": 1e-9}, "update 0 with a gradient of norm "),
-        ("no_signal", {}, "no completion in the loss; needed rewards that differ within a group"),
+        ("grad_norm", {"max_grad_norm": 1e-9}, "update 0 has a gradient norm of "),
+        ("no_signal", {}, "no completion is in the loss, because rewards do not differ within any group"),
     ],
 )
 def test_a_policy_of_halting_halts_at_once(
@@ -336,7 +346,7 @@ def test_a_policy_of_halting_halts_at_once(
     """For equal rewards: completions are rewarded by nothing."""
     inputs = small_run.train_inputs(1)
     if reason == "no_signal":
-        constant = {"weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0}"}
+        constant: dict[str, object] = {"weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0}"}
         constant["weights__early_fraction"] = 0.0
         small_run.command("weight-tokens", *small_run.weights_inputs(1), "--out", tmp_path / "w", **constant)
         inputs = [*inputs[:4], "--weights", tmp_path / "w"]
@@ -347,7 +357,7 @@ def test_a_policy_of_halting_halts_at_once(
 
 @pytest.mark.parametrize("filtered", ["reward", "none"])
 def test_equal_rewards_keep_the_policy(small_run: Run, tmp_path: Path, filtered: str) -> None:
-    constant = {"weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0}"}
+    constant: dict[str, object] = {"weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0}"}
     constant |= {"weights__early_fraction": 0.0, "weights__filter": filtered}
     small_run.command("weight-tokens", *small_run.weights_inputs(2), "--out", tmp_path / "w", **constant)
     result = small_run.attempt(
@@ -390,8 +400,8 @@ def test_a_format_that_collapses_halts_the_run(
     inputs = ["--policy", small_run.policy(1), "--rollouts", rollout, "--weights", tmp_path / "w", "--state", state]
     limit = {"train__guard__collapse_below": least}
     result = small_run.attempt("train-step", *inputs, "--out", tmp_path / "t", **limit)
-    found = f"{what}, where an earlier iteration had 90.0%; needed at least train.guard.collapse_below={least}. "
-    assert_halted(result, tmp_path / "t", f"{rollout}: found ", found)
+    found = f"{what}, below train.guard.collapse_below={least}, while an earlier iteration had 90.0%. "
+    assert_halted(result, tmp_path / "t", f"{rollout}: only ", found)
     off = small_run.attempt("train-step", *inputs, "--out", tmp_path / "t", train__guard__collapse_below="null")
     assert off.code == 0, off.stderr
     known["guard"]["best"] = {what: 0.4}
@@ -409,7 +419,7 @@ def test_status_and_report_say_why_a_run_was_halted(tmp_path: Path) -> None:
     )
     told = run("status", "--run", made).stdout
     assert "iteration 2, train is halted: train: found ␛[31m9; needed 5. Mend it.\n" in told
-    assert "Next (iteration 2, train: halted, after what its reason says to do):" in told and "--overwrite" not in told
+    assert "Next (iteration 2, train: halted; first do what its reason says):" in told and "--overwrite" not in told
     said = json.loads(run("status", "--run", made, "--json").stdout)
     assert said["iterations"][2]["stages"]["train"]["state"] == "halted"
     reported = run("report", "--config", made / "config.yaml", "--run", made, "--set", "report.trackers=[]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from faults.table import record
 def _counted() -> Any:
     """Every test of this file is a case."""
     yield
-    record(9, 1, "empty shards, groups, completions and data sets")
+    record(9, 1, "empty shards, groups, completions and datasets")
 
 
 @pytest.fixture()
@@ -76,22 +77,23 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     ],
 )
 def test_a_table_without_rows(name: str, content: bytes, prepare: Callable[..., Result], tmp_path: Path) -> None:
-    words = "found no rows; needed at least one row. Name another data.source."
+    words = "the dataset has no rows. Set data.source to another one."
     refused(prepare(name, content), f"{tmp_path / name}: {words}")
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.json"])
-def test_a_file_without_bytes(name: str, prepare: Callable[..., Result], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("rows.parquet", "the .parquet file is damaged ("), ("rows.json", "the dataset has no rows. Set data.source to ")],
+)
+def test_a_file_without_bytes(name: str, problem: str, prepare: Callable[..., Result], tmp_path: Path) -> None:
     result = prepare(name, b"")
-    assert result.code == 3
-    where = tmp_path / name
-    assert result.stderr.startswith(f"{where}: found ") and "; needed " in result.stderr, result.stderr
+    assert result.code == 3 and result.stderr.startswith(f"{tmp_path / name}: {problem}"), result.stderr
 
 
 def test_a_folder_without_files(prepare: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     result = prepare("rows")
-    assert result.code == 3 and result.stderr.startswith(f"{tmp_path}/rows: found no table; needed ")
+    assert result.code == 3 and result.stderr.startswith(f"{tmp_path}/rows: no table in the folder (expected a ")
 
 
 @pytest.mark.parametrize("column", ["problem", "solution"])
@@ -103,7 +105,7 @@ def test_rows_without_a_question_or_an_answer(column: str, prepare: Callable[...
     result = prepare("rows.jsonl", content)
     assert result.code == 3
     assert (
-        f"rows.jsonl: found 3 rows, none of them usable for train ({tmp_path}/rows.jsonl row 0: no {column}"
+        f"rows.jsonl: none of 3 rows is usable for train ({tmp_path}/rows.jsonl row 0: no {column}"
         in (result.stderr.splitlines()[-1])
     )
     done(prepare("rows.jsonl", content + b"\n" + b"\n".join([json.dumps(whole).encode()] * 20)))
@@ -156,6 +158,11 @@ def weights_of(run: Path) -> list[Row]:
     return list(Source(run / "weights").rows("weights"))
 
 
+def write_empty(shards: list[tuple[str, int]], output: Output) -> None:
+    for kind, number in shards:
+        output.write(kind, number, [])
+
+
 def empty_rollout(run: Path, shards: int) -> None:
     """Rollouts of no group: no shard at all, or one without rows."""
 
@@ -167,7 +174,7 @@ def empty_rollout(run: Path, shards: int) -> None:
     plan = Plan("rollout", run / "iter-0001/rollout", tiny_run.rollout_config(1), 9)
     tiny_run.publish(plan, fill)
     made = Plan("score-attention", run / "iter-0001/attention", {}, 9, {"rollouts": Source(run / "iter-0001/rollout")})
-    tiny_run.publish(made, lambda output: [output.write("attention", number, []) for number in range(shards)] and None)
+    tiny_run.publish(made, partial(write_empty, [("attention", number) for number in range(shards)]))
 
 
 @pytest.mark.parametrize("shards", [0, 1])
@@ -193,8 +200,7 @@ def test_a_group_without_completions_is_refused(tiny: Path) -> None:
     score(tiny)
     refused(
         weigh(tiny),
-        f"{folder}/completions-00000.parquet: found no completion of group it1-p0; needed at least one. "
-        "Run rollout again.",
+        f"{folder}/completions-00000.parquet: group it1-p0 has no completions. Run rollout again.",
     )
 
 
@@ -203,14 +209,14 @@ def test_completions_without_their_prompt_are_refused(tiny: Path) -> None:
     score(tiny)
     refused(
         weigh(tiny),
-        f"{folder}/completions-00000.parquet: found a completion of group it1-p0; needed completions of the groups in "
-        "prompts-00000.parquet. Run rollout again.",
+        f"{folder}/completions-00000.parquet: group it1-p0 of a completion is not in prompts-00000.parquet. "
+        "Run rollout again.",
     )
 
 
 def without_tokens(kind: str, rows: list[Row]) -> list[Row]:
     """The second completion has no tokens."""
-    lists = {"completion_ids": [], "token_texts": [], "sampling_logprobs": []}
+    lists: Row = {"completion_ids": [], "token_texts": [], "sampling_logprobs": []}
     return [row | lists if kind.endswith("completions") and index == 1 else row for index, row in enumerate(rows)]
 
 
@@ -219,7 +225,7 @@ def test_a_completion_without_tokens_is_refused(tiny: Path) -> None:
     score(tiny)
     refused(
         weigh(tiny),
-        f"{folder}/completions-00000.parquet: found no token in column completion_ids, row 1; needed at least one. "
+        f"{folder}/completions-00000.parquet: row 1: column completion_ids has no tokens, but must have at least one. "
         "Run rollout again.",
     )
 
@@ -228,14 +234,17 @@ def test_a_question_without_tokens_is_refused(tiny: Path) -> None:
     remade(tiny, 1, "rollout", lambda kind, rows: [r | {"prompt_ids": []} if kind == "prompts" else r for r in rows])
     result = command("inspect", "--run", tiny, "it1-p0-s0")
     assert result.code == 3
-    assert "prompts-00000.parquet: found no token in column prompt_ids, row 0; needed at least one." in result.stderr
+    assert "prompts-00000.parquet: row 0: column prompt_ids has no tokens, but must have at least " in result.stderr
 
 
 def test_attention_without_rows_is_refused(tiny: Path) -> None:
     here = tiny / "iter-0001"
-    for shards, words in ((0, "found 0 shards; needed 1."), (1, "found no row for completion it1-p0-s0; needed a row")):
+    for shards, words in (
+        (0, "expected 1 shard(s), as the rollouts have, got 0."),
+        (1, "no row for completion it1-p0-s0."),
+    ):
         plan = Plan("score-attention", here / "attention", {"n": shards}, 1, {"rollouts": Source(here / "rollout")})
-        tiny_run.publish(plan, lambda output, n=shards: [output.write("attention", i, []) for i in range(n)] and None)
+        tiny_run.publish(plan, partial(write_empty, [("attention", number) for number in range(shards)]))
         result = weigh(tiny)
         assert result.code == 3 and f"{here}/attention: {words}" in result.stderr, result.stderr
 
@@ -256,7 +265,7 @@ def test_a_group_of_one_completion_teaches_nothing(tiny: Path) -> None:
 def test_a_buffer_without_groups_replays_nothing(tiny: Path) -> None:
     empty = Plan("weight-tokens", tiny / "before", {}, 1)
     kinds = ("weights", "buffer", "buffer-completions")
-    tiny_run.publish(empty, lambda output: [output.write(kind, 0, []) for kind in kinds] and None)
+    tiny_run.publish(empty, partial(write_empty, [(kind, 0) for kind in kinds]))
     done(weigh(tiny, "--replay", tiny / "before", "--set", "weights.replay.min_reward=99"))
     assert {row["source"] for row in weights_of(tiny)} == {"fresh"}
 
@@ -271,7 +280,7 @@ def test_a_stored_group_without_completions_is_refused(tiny: Path) -> None:
     tiny_run.publish(Plan("weight-tokens", tiny / "before", {}, 1), fill)
     result = weigh(tiny, "--replay", tiny / "before", "--set", "weights.replay.min_reward=99")
     assert result.code == 3
-    words = "buffer-completions-00000.parquet: found no completion of group it0-p0; needed at least one."
+    words = "buffer-completions-00000.parquet: group it0-p0 has no completions."
     assert f"{tiny}/before/{words}" in result.stderr
 
 
@@ -328,7 +337,7 @@ def test_scoring_refuses_completions_without_tokens(tiny: Path, policy: Path) ->
         "score-attention", "--config", config(tiny), "--policy", policy, "--rollouts", folder, "--out", tiny / "scored"
     )
     assert result.code == 3
-    assert f"{folder}/completions-00000.parquet: found no token in column completion_ids, row 1; " in result.stderr
+    assert f"{folder}/completions-00000.parquet: row 1: column completion_ids has no tokens" in result.stderr
 
 
 @pytest.mark.parametrize("rows", ["none", "none in the loss"])
@@ -357,15 +366,13 @@ def test_no_held_out_questions_are_refused(tiny: Path, policy: Path) -> None:
     tiny_run.publish(data, lambda output: output.counts.update(train=1, held_out=0))
     folders = ["--policy", policy, "--data", tiny / "only-train", "--out", tiny / "e"]
     result = command("evaluate", "--config", config(tiny), *folders)
-    refused(
-        result, f"{tiny}/only-train: found no held-out questions; needed at least one. Run prepare-data on more rows."
-    )
+    refused(result, f"{tiny}/only-train: no held-out questions. Run prepare-data on more rows.")
 
 
 def test_no_training_questions_are_refused(tiny: Path, policy: Path) -> None:
     folders = ["--policy", policy, "--data", tiny / "data", "--iteration", 1, "--out", tiny / "r"]
     result = command("rollout", "--config", config(tiny), *folders)
-    refused(result, f"{tiny}/data: found no training prompts; needed some. Run prepare-data.")
+    refused(result, f"{tiny}/data: no training prompts. Run prepare-data.")
 
 
 # Reports
@@ -377,7 +384,7 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     result = command("report", "--config", tmp_path / "run/config.yaml", "--run", tmp_path / "run")
     refused(
         result,
-        f"{tmp_path}/run: found no finished output of any stage; needed at least one. Run rollout or evaluate first.",
+        f"{tmp_path}/run: no finished output of any stage. Run rollout or evaluate first.",
     )
 
 
@@ -411,7 +418,7 @@ def test_a_search_among_no_completions_says_so(tiny: Path) -> None:
 
 def test_the_status_of_an_empty_folder(tmp_path: Path) -> None:
     result = done(command("status", "--run", tmp_path))
-    assert "no iteration yet" in result.stdout and "Next (config.yaml: missing)" in result.stdout
+    assert "no iterations yet" in result.stdout and "Next (config.yaml: missing)" in result.stdout
 
 
 def test_evaluations_of_no_questions_cannot_be_compared(tiny: Path) -> None:
@@ -422,7 +429,7 @@ def test_evaluations_of_no_questions_cannot_be_compared(tiny: Path) -> None:
         folders.append(tiny / name)
     refused(
         command("compare-evals", *folders),
-        f"{tiny}/b: found no questions; needed the same questions. Evaluate both policies on the same data folder.",
+        f"{tiny}/b: no questions. Evaluate both policies on the same data folder.",
     )
 
 
@@ -434,7 +441,7 @@ def test_weights_of_no_completions_cannot_be_compared(tiny: Path) -> None:
         tiny_run.publish(plan, lambda output: output.write("weights", 0, []))
         folders.append(tiny / name)
     result = command("compare-weights", *folders, "--out", tiny / "c")
-    assert result.code == 3 and "found no completion in the loss of all; needed at least one" in result.stderr
+    assert result.code == 3 and "no completion sampled in this iteration is in the loss of all" in result.stderr
 
 
 def test_a_table_of_no_columns_is_refused(tiny: Path) -> None:
@@ -442,6 +449,5 @@ def test_a_table_of_no_columns_is_refused(tiny: Path) -> None:
     pq.write_table(pa.table({}), folder / "completions-00000.parquet")
     republish(folder)
     result = command("inspect", "--run", tiny, "it1-p0-s0")
-    assert result.code == 3 and f"{folder}/completions-00000.parquet: found 0 columns without completion_id, " in (
-        result.stderr
-    )
+    assert result.code == 3 and f"{folder}/completions-00000.parquet: missing columns: completion_id, " in result.stderr
+    assert "(found 0 columns)" in result.stderr

@@ -14,8 +14,8 @@ from faults.harness import Action, Ended, Fault
 from faults.jobs import JOBS, Bench, Case
 from faults.table import record
 
-FULL = r"found a full disk; needed room\. Make some, then run it again\."
-LIMITED = r"found a limit on the size of files \(ulimit -f\); needed a higher one\. Raise it, then run it again\."
+FULL = r"no space left on the disk\. Free some, then run the command again\."
+LIMITED = r"the file exceeds the limit on file sizes \(ulimit -f\)\. Raise the limit, then run the command again\."
 
 
 def failed(case: Case, ended: Ended, words: str) -> None:

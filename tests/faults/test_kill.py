@@ -103,5 +103,5 @@ def test_a_rerun_that_is_killed_too(bench: Bench, job: str) -> None:
             for fault in generator.choices(everywhere, k=generator.choice((1, 2))):
                 case.strike(fault)
             finished(case)
-    record(1, 8, "killed again while carrying on")
-    record(2, 8, "killed again while carrying on")
+    record(1, 8, "killed again while resuming")
+    record(2, 8, "killed again while resuming")

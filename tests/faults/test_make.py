@@ -47,8 +47,14 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     (folder / "calls").unlink(missing_ok=True)
     environment = {"PATH": os.environ["PATH"]}
     command = ["make", "iterate", "RUN=t"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **quiet)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 @pytest.mark.parametrize("way", ["make", "recipe", "group", "terminate", "interrupt"])

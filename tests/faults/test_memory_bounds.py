@@ -55,7 +55,7 @@ def test_the_limit_bites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE])
     (tmp_path / "run.yaml").write_text(json.dumps({"data": {"source": str(table)}, "model": {"name": "embedded"}}))
     options = ["--config", tmp_path / "run.yaml", "--out", tmp_path / "data"]
-    refused(limited(ROOM, "prepare-data", *options, before=greedy), "found no memory left; needed more.")
+    refused(limited(ROOM, "prepare-data", *options, before=greedy), "out of memory. Use smaller batches.")
     assert limited(ROOM, "prepare-data", *options).code == 0
 
 
@@ -192,7 +192,9 @@ def test_a_column_that_swells_is_refused_before_it_does(
     if limit is not None:
         monkeypatch.setattr("dapo_stages.data.table_files._BYTES_AT_ONCE", limit * MIB)
     table = zeros(tmp_path / "rows.parquet", column, [1, 1, ((limit or 256) + 4) * MIB], codec)
-    refused(prepare(table, tmp_path), f"{table} column {column}: found ")
+    result = prepare(table, tmp_path)
+    refused(result, f"{table} column {column}: ")
+    assert f" MiB, more than {limit or 256} MiB and more than 200 times as many. Remove such rows.\n" in result.stderr
 
 
 @pytest.mark.faults
@@ -214,12 +216,13 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl", *(pytest.param(e, marks=pytest.mark.faults) for e in ("json", "csv"))])
 def test_a_huge_table_without_a_line_is_refused(ending: str, tmp_path: Path) -> None:
-    refused(prepare(sparse(tmp_path / f"rows.{ending}", 300 * MIB), tmp_path), f"rows.{ending}: found a damaged file (")
+    result = prepare(sparse(tmp_path / f"rows.{ending}", 300 * MIB), tmp_path)
+    refused(result, f"rows.{ending}: the .{ending} file is damaged (")
 
 
 @pytest.mark.parametrize(
     ("ending", "words"),
-    [("json", "rows.json: found a damaged file ("), ("jsonl", "rows.jsonl line 1: found no JSON (")],
+    [("json", "rows.json: the .json file is damaged ("), ("jsonl", "rows.jsonl line 1: not valid JSON (")],
 )
 def test_brackets_without_an_end_are_refused(ending: str, words: str, tmp_path: Path) -> None:
     (tmp_path / f"rows.{ending}").write_text("[" * 1_000_000)
@@ -251,7 +254,7 @@ def _endless(path: Path) -> None:
 @pytest.mark.parametrize("make", [_huge, _nested, _endless])
 def test_a_manifest_without_an_end_is_refused(make: Callable[[Path], None], tiny: Path) -> None:
     make(tiny / "iter-0001/rollout/manifest.json")
-    refused(weigh(tiny), f"{tiny}/iter-0001/rollout/manifest.json: found an unreadable manifest (")
+    refused(weigh(tiny), f"{tiny}/iter-0001/rollout/manifest.json: not a valid manifest (")
 
 
 @pytest.mark.parametrize("make", [_huge, _nested, _endless])
@@ -284,7 +287,7 @@ def test_a_shard_that_swells_is_refused(tiny: Path) -> None:
     forged.replace(path.parent, path.name, path.read_bytes())
     forged.follow(tiny / "iter-0001/attention", "rollouts", path.parent)
     result = limited(ROOM, "inspect", "--run", tiny, "it1-p0-s0")
-    refused(result, f"{path}: found 528 MiB in one row group; needed at most 512 MiB.")
+    refused(result, f"{path}: a row group of 528 MiB is too large (at most 512 MiB).")
 
 
 # ---- configuration
@@ -300,9 +303,7 @@ def test_a_configuration_without_an_end_is_refused(name: str, make: Callable[[Pa
     refused(result, f"{tmp_path / name}: ")
 
 
-@pytest.mark.parametrize(
-    ("levels", "said"), [(4, "`seed`: found [[["), (11, "found invalid YAML (more than 100000 values ")]
-)
+@pytest.mark.parametrize(("levels", "said"), [(4, "(got [[["), (11, "not valid YAML (more than 100000 values ")])
 def test_a_billion_laughs_are_not_quoted(levels: int, said: str, tmp_path: Path) -> None:
     """Each line names the one before ten times; what is wrong is said in few words."""
     lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels + 1)]
@@ -340,7 +341,7 @@ def test_an_answer_without_an_end_is_cut_off(tmp_path: Path, monkeypatch: pytest
             await server.ask(client, _Reply, servers.CHAT, {"x": 1})
 
     monkeypatch.setattr(servers, "_LONGEST_ANSWER", 8 * MIB)
-    with pytest.raises(EngineError, match="found an answer beyond 8 MiB; needed one of a few tokens"):
+    with pytest.raises(EngineError, match="expected a response of a few tokens, got one larger than 8 MiB"):
         asyncio.run(ask())
     assert sum(sent) <= 10 * MIB
     record(ROW, 1)

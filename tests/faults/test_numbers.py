@@ -11,6 +11,7 @@ import re
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,7 @@ def changes(tables: dict[str, tuple[str, ...]], schemas: dict[str, pa.Schema]) -
     return st.one_of(one_of)
 
 
-def examples(count: int) -> Any:
+def examples(count: int) -> settings:
     """So many examples, the same ones every time."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=checks)
@@ -137,7 +138,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scored = Source(folder / "attention")
         rows = [row | {name: [0.5] * len(row["vgr"]) for name in TOKEN_SCORES} for row in scored.rows("attention")]
         plan = Plan("score-attention", folder / "attention", {"all": 1}, 1, {"rollouts": Source(folder / "rollout")})
-        tiny_run.publish(plan, lambda output, rows=rows: output.write("attention", 0, rows))
+        tiny_run.publish(plan, partial(Output.write, kind="attention", index=0, rows=rows))
         weigh(run, number, folder / "weights", {})
     return run
 
@@ -181,7 +182,7 @@ def named(error: DataError, change: Change, *folders: Path) -> None:
 
 
 # What a message says of these where the value itself could be, and only what follows from it can not.
-_TOO_LARGE = "inf in column (reward|advantage|score|mean_reward|std_reward),"
+_TOO_LARGE = "column (reward|advantage|score|mean_reward|std_reward) must be finite, but has -?inf"
 _SHOWS_IN = {
     "token_weights": "weights for the",
     "completion_ids": " tokens ",
@@ -244,7 +245,7 @@ def test_train_step_trains_on_nothing_strange(count: int, run: Path, tmp_path: P
     record(8, count, f"train-step's columns: {outcomes['refused']} refused")
 
 
-WEIGHTS_READ = {
+WEIGHTS_READ: dict[str, dict[str, tuple[str, ...]]] = {
     "rollouts": {
         "completions-00000.parquet": (
             "completion_ids", "sampling_logprobs", "reward_accuracy", "reward_format", "reward_overlong"
@@ -330,7 +331,7 @@ def test_what_may_be_infinite_is_reported_and_shown(value: float, tmp_path: Path
         shown = command("inspect", "--run", run, *args)
         assert shown.code == 0, shown.stderr
     blind = command("inspect", "--run", run, "--find", "disagree")
-    assert blind.code == 3 and "found no VGR of any completion; needed attention scores." in blind.stderr
+    assert blind.code == 3 and "no completion has a VGR. Run score-attention" in blind.stderr
     assert command("status", "--run", run, "--json").code == 0
     record(8, 6, "values that may be infinite, in reports")
 
@@ -348,10 +349,16 @@ def _everywhere(found: Any, value: float) -> Any:
 @pytest.mark.parametrize(
     ("part", "file", "column", "value", "words"),
     [
-        ("weights", "weights-00000.parquet", "advantage", math.nan, "found nan in column advantage, row "),
-        ("weights", "weights-00000.parquet", "token_weights", math.inf, "found inf in column token_weights, row "),
-        ("rollout", "completions-00000.parquet", "sampling_logprobs", -math.inf, "found -inf in column sampling_log"),
-        ("rollout", "completions-00000.parquet", "completion_ids", 10**6, "found token 1000000 in column completion_"),
+        ("weights", "weights-00000.parquet", "advantage", math.nan, ": column advantage must be finite, but has nan"),
+        ("weights", "weights-00000.parquet", "token_weights", math.inf, "token_weights must be finite, but has inf"),
+        ("rollout", "completions-00000.parquet", "sampling_logprobs", -math.inf, "must be finite, but has -inf"),
+        (
+            "rollout",
+            "completions-00000.parquet",
+            "completion_ids",
+            10**6,
+            " has token 1000000, but the policy's vocabulary",
+        ),
     ],
 )
 def test_the_commands_refuse_it_before_anything_is_trained(

@@ -20,6 +20,7 @@ from dapo_stages.data.images import BadImage
 from dapo_stages.data.sources import open_source
 from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.handoff.manifests import read_manifest
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.rewards.judging.judge import Judge
 from faults import data_sets, forged
 from faults.pictures import noise, saved
@@ -37,7 +38,8 @@ def refused(result: Result, words: str) -> None:
 
 # ---- pictures of data sets
 
-LEAVES, LINK, URL = "a path that leaves the data set's folder", "a link that leaves the data set's folder", "a URL"
+LEAVES, LINK = "the path is outside the dataset's folder", "the symbolic link leads outside the dataset's folder"
+URL, MISSING = "the image is a URL, and single images are not downloaded", "the image file does not exist"
 PATHS = {
     "../secret.png": LEAVES,
     "pics/../../secret.png": LEAVES,
@@ -56,12 +58,12 @@ PATHS = {
     "s3://bucket/key.png": URL,
     "zip://red.png::pics.zip": URL,
     "data:image/png;base64,AAAA": URL,
-    "pics/gone.png": "no such file",
-    "pics": "no such file",
-    "pipe.png": "no such file",
-    "~/secret.png": "no such file",
-    "circle.png": "no ",
-    "a" * 5000: "no usable file name",
+    "pics/gone.png": MISSING,
+    "pics": MISSING,
+    "pipe.png": MISSING,
+    "~/secret.png": MISSING,
+    "circle.png": "not a usable file name|the image file does not exist",
+    "a" * 5000: "not a usable file name",
 }
 
 
@@ -129,7 +131,7 @@ def test_a_row_of_the_hub_cannot_name_files_of_this_machine(
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stolen)
     source = open_source(Config.model_validate({"data": {"source": "cats/colours"}}))
     row = next(source.rows("train"))
-    with pytest.raises(BadImage, match="a path outside the data set"):
+    with pytest.raises(BadImage, match="the path is outside the dataset"):
         source.picture(row, row.values["image"])
     record(ROW, 1)
 
@@ -145,7 +147,7 @@ def test_a_saved_data_set_cannot_name_tables_elsewhere(name: str, tmp_path: Path
     state = json.loads((tmp_path / "set/state.json").read_text())
     state["_data_files"] = [{"filename": name.format(outside=tmp_path)}]
     (tmp_path / "set/state.json").write_text(json.dumps(state))
-    with pytest.raises(DataError, match=r"found the file .*elsewhere.arrow'; needed files inside this folder"):
+    with pytest.raises(DataError, match=r"the file .*elsewhere.arrow' is outside this folder"):
         open_source(Config.model_validate({"data": {"source": str(tmp_path / "set")}}))
     record(ROW, 1)
 
@@ -156,7 +158,7 @@ def test_a_saved_data_set_cannot_have_its_splits_elsewhere(tmp_path: Path) -> No
     rows.save_to_disk(tmp_path / "elsewhere")
     (tmp_path / "set/dataset_dict.json").write_text('{"splits": ["../elsewhere"]}')
     config = {"data": {"source": str(tmp_path / "set"), "split": "../elsewhere"}}
-    with pytest.raises(DataError, match=r"found the file '../elsewhere'; needed files inside this folder"):
+    with pytest.raises(DataError, match=r"the file '../elsewhere' is outside this folder"):
         open_source(Config.model_validate(config))
     record(ROW, 1)
 
@@ -164,7 +166,7 @@ def test_a_saved_data_set_cannot_have_its_splits_elsewhere(tmp_path: Path) -> No
 @pytest.mark.parametrize("source", ["/dev/zero", "file:///etc/passwd", "hf://datasets/a/b", "{folder}/pipe.png"])
 def test_a_source_is_a_file_a_folder_or_a_name_on_the_hub(source: str, strange: Path, tmp_path: Path) -> None:
     result = data_sets.prepare(source.format(folder=strange), tmp_path)
-    refused(result, "found no such file or folder; needed a data set.")
+    refused(result, ": no such file or folder. Set data.source to ")
 
 
 # ---- files of a run
@@ -184,7 +186,7 @@ def test_a_manifest_names_files_of_its_folder(name: str, tiny: Path) -> None:
     shutil.copy(folder / "completions-00000.parquet", folder.parent / "victim.parquet")
     named = name.format(outside=folder.parent)
     forged.rewrite(folder, lambda values: values["shards"][0].update(name=named))
-    refused(weigh(tiny), f"{folder}/manifest.json: found the file {named!r}; needed files inside {folder}.")
+    refused(weigh(tiny), f"{folder}/manifest.json: lists the file {named!r}, which is not inside {folder}.")
 
 
 @pytest.mark.parametrize("name", OUTSIDE[:3])
@@ -208,7 +210,7 @@ def test_a_part_made_by_a_link_is_not_followed_when_a_run_is_pruned(tiny: Path, 
     (tiny / "keep.yaml").write_text("keep: {rollouts: 1}\n")
     for number in (1, 2):
         tiny_run.train(tiny, number)
-    tiny_run.publish(tiny_run.Plan("report", tiny / "iter-0001/report", {}, 1), lambda output: None)
+    tiny_run.publish(Plan("report", tiny / "iter-0001/report", {}, 1), lambda output: None)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.txt").write_text("years")
     os.symlink(tmp_path / "home/thesis.txt", tiny / "iter-0001/rollout/link.txt")
@@ -233,7 +235,7 @@ def test_an_index_names_files_beside_it(how: str, file: Any, checkpoint: Path, t
     shutil.move(folder / "model.safetensors", tmp_path / "weights.safetensors")
     file = file.format(outside=tmp_path) if isinstance(file, str) else file
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
-    with pytest.raises(DataError, match=r"needed a weight_map of safetensors beside it\."):
+    with pytest.raises(DataError, match=r"weight_map names .*, which is not a safetensors file in this folder\."):
         if how == "load":
             load_policy(folder, ModelConfig(name="embedded", dtype="float32", device="cpu"))
         else:
@@ -250,7 +252,7 @@ def test_an_optimiser_state_is_read_from_its_own_folder(file: str, tmp_path: Pat
     (tmp_path / "state").mkdir()
     about = {"optimizer": "adamw", "weights": [], "files": {file.format(outside=tmp_path): []}}
     (tmp_path / "state/state.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="a file elsewhere"):
+    with pytest.raises(ValueError, match=r"state\.json names .*, which is outside this folder"):
         load_state(Mock(optimizer="adamw", trained=[]), tmp_path / "state")
     record(ROW, 1)
 
@@ -277,8 +279,8 @@ def test_a_reward_comes_from_the_working_folder(
     setting = f"rewards.plugins={json.dumps({'mine': f'{named}:f'})}"
     refused(
         run("rollout", "--config", tiny / "config.yaml", *options, "--set", setting),
-        f"rewards.plugins.mine: found {named!r}, which leads out of {root}; needed a path inside the working folder. "
-        "Copy the file there and name it by a relative path without `..`.",
+        f"rewards.plugins.mine: {named!r} is outside the working folder {root}. Copy the file there and give a "
+        "relative path without `..`.",
     )
 
 
@@ -286,7 +288,7 @@ def test_a_reward_comes_from_the_working_folder(
 def test_a_judges_cache_lies_in_the_working_folder(tmp_path: Path, cache: str) -> None:
     (tmp_path / "root").mkdir()
     os.symlink(tmp_path, tmp_path / "root/linked")
-    with pytest.raises(ConfigError, match=r"rewards\.judge\.cache: found .* which leads out of"):
+    with pytest.raises(ConfigError, match=r"rewards\.judge\.cache: .* is outside the working folder"):
         Judge(JudgeConfig(model="m", cache=cache), tmp_path / "root")
     record(ROW, 1)
 
@@ -294,14 +296,14 @@ def test_a_judges_cache_lies_in_the_working_folder(tmp_path: Path, cache: str) -
 @pytest.mark.parametrize(
     ("base", "words"),
     [
-        ("file:///etc/passwd", "no file that can be read"),
-        ("https://example.com/run.yaml", "no file that can be read"),
-        ("hf://models/a/b.yaml", "no file that can be read"),
-        ("/dev/zero", "no regular file"),
-        ("/dev/stdin", "no regular file"),
-        ("pipe.yaml", "no regular file"),
-        (".", "no regular file"),
-        ("link.yaml", "no regular file"),
+        ("file:///etc/passwd", "cannot read the configuration ("),
+        ("https://example.com/run.yaml", "cannot read the configuration ("),
+        ("hf://models/a/b.yaml", "cannot read the configuration ("),
+        ("/dev/zero", "cannot read the configuration (not a regular file)"),
+        ("/dev/stdin", "cannot read the configuration (not a regular file)"),
+        ("pipe.yaml", "cannot read the configuration (not a regular file)"),
+        (".", "cannot read the configuration (not a regular file)"),
+        ("link.yaml", "cannot read the configuration (not a regular file)"),
     ],
 )
 def test_a_configuration_extends_files(base: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,4 +329,4 @@ def test_what_push_sends_lies_in_the_policy(tiny: Path, monkeypatch: pytest.Monk
     folder.mkdir()
     forged.publish(folder, "init-policy", names=("../app.json",))
     result = run("push", "--policy", folder, "--repo", "user/name", "--dry-run")
-    refused(result, "found the file '../app.json'; needed files inside")
+    refused(result, "lists the file '../app.json', which is not inside ")

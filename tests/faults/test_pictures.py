@@ -23,11 +23,11 @@ ROW = 10
 PLAIN = [saved(Image.fromarray(noise(seed))) for seed in (7, 8, 9)]
 # Cells that name a file beside the table -> a pattern of the reason.
 BAD_FILES = {
-    "a file that is not there": ("gone.png", "no such file"),
-    "a folder": ("folder.png", "no such file"),
-    "a web page named .png": ("page.png", r"\d+ bytes that are no picture"),
-    "an empty file": ("empty.png", "an empty file"),
-    "no picture": (None, "NoneType 'None' where a picture should be"),
+    "a file that is not there": ("gone.png", "the image file does not exist"),
+    "a folder": ("folder.png", "the image file does not exist"),
+    "a web page named .png": ("page.png", r"not an image \(\d+ bytes\)"),
+    "an empty file": ("empty.png", r"the image is empty \(0 bytes\)"),
+    "no picture": (None, "expected an image, got NoneType 'None'"),
     "a file that may not be read": ("closed.png", r".*Permission denied.*|no permission.*"),
 }
 
@@ -133,8 +133,8 @@ def test_the_reason_is_said(name: str, folder: Path, tmp_path: Path, without_mod
     result = data_sets.prepare(table, tmp_path, "--set", "data.on_bad_image=error")
     assert (result.code, result.stdout) == (3, "")
     where = re.escape(f"{table} row 2") + (f": {re.escape(str(cell))}" if isinstance(cell, str) else "")
-    advice = r"needed a picture\. Mend the row, or set data\.on_bad_image=skip to leave such rows out\."
-    assert re.fullmatch(rf"{where}: found {words}; {advice}", result.stderr.splitlines()[-1])
+    advice = r"Fix the row, or set data\.on_bad_image=skip to leave such rows out\."
+    assert re.fullmatch(rf"{where}: {words}\. {advice}", result.stderr.splitlines()[-1])
     assert not (tmp_path / "data").exists()
     record(ROW, 1)
 
@@ -143,5 +143,5 @@ def test_nothing_but_bad_pictures_is_an_error(tmp_path: Path, without_model: Non
     table = data_sets.write_rows(tmp_path / "rows.parquet", [b"no", b"no", b"no"])
     result = data_sets.prepare(table, tmp_path)
     assert result.code == 3
-    said = f"{table}: found 3 rows, none of them usable for train ({table} row 0: "
+    said = f"{table}: none of 3 rows is usable for train ({table} row 0: "
     assert result.stderr.splitlines()[-1].startswith(said)

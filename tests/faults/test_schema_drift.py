@@ -24,15 +24,15 @@ Drift = tuple[pa.Schema, str]  # the columns as they are, and what is said of th
 def _missing(good: pa.Schema) -> Drift:
     name = [name for name in good.names if name not in LATER][-1]
     fewer = good.remove(good.get_field_index(name))
-    return fewer, f"found {len(fewer)} columns without {name}; needed these columns."
+    return fewer, f"missing columns: {name} (found {len(fewer)} columns)."
 
 
 def _extra(good: pa.Schema) -> Drift:
-    return good.append(pa.field("colour", pa.string())), "found unknown columns colour; needed"
+    return good.append(pa.field("colour", pa.string())), "unexpected columns: colour (not in the schema)."
 
 
 def _renamed(good: pa.Schema) -> Drift:
-    return good.set(0, good.field(0).with_name(good.names[0].upper())), f"columns without {good.names[0]}; needed"
+    return good.set(0, good.field(0).with_name(good.names[0].upper())), f"missing columns: {good.names[0]} (found "
 
 
 def _retyped(good: pa.Schema) -> Drift:
@@ -42,18 +42,21 @@ def _retyped(good: pa.Schema) -> Drift:
     field = good.field(place)
     inner = field.type in wider
     kind = wider[field.type] if inner else pa.list_(pa.field("element", wider[_inner(field.type)], nullable=False))
-    return good.set(place, field.with_type(kind)), f"found column {field.name} as "
+    return good.set(place, field.with_type(kind)), f"column {field.name} has type {kind}"
 
 
 def _as_text(good: pa.Schema) -> Drift:
     """Text in the other of Arrow's two types for it, as pandas and polars write it."""
     place = next(i for i, field in enumerate(good) if field.type == pa.string())
-    return good.set(place, good.field(place).with_type(pa.large_string())), f"found column {good.names[place]} as "
+    words = f"column {good.names[place]} has type large_string"
+    return good.set(place, good.field(place).with_type(pa.large_string())), words
 
 
 def _nullable(good: pa.Schema) -> Drift:
     place = next(i for i, field in enumerate(good) if not field.nullable)
-    return good.set(place, good.field(place).with_nullable(True)), f"found column {good.names[place]} as "
+    field = good.field(place)
+    words = f"column {field.name} has type {field.type}, expected {field.type} not null."
+    return good.set(place, field.with_nullable(True)), words
 
 
 def _nullable_inside(good: pa.Schema) -> Drift:
@@ -63,12 +66,12 @@ def _nullable_inside(good: pa.Schema) -> Drift:
         return _nullable(good)
     field = good.field(lists[-1])
     changed = field.with_type(pa.list_(pa.field("element", _inner(field.type))))
-    return good.set(lists[-1], changed), f"found column {field.name} as "
+    return good.set(lists[-1], changed), f"column {field.name} has type {changed.type}"
 
 
 def _reordered(good: pa.Schema) -> Drift:
     names = [good.names[1], good.names[0], *good.names[2:]]
-    return pa.schema([good.field(name) for name in names]), f"found columns in the order {names}; needed"
+    return pa.schema([good.field(name) for name in names]), f"columns are in the order {names}, expected {good.names}."
 
 
 def _inner(kind: pa.DataType) -> pa.DataType | None:
@@ -108,7 +111,7 @@ def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
         good = schema(kind)
         rewrite(folder / f"{name_of(kind)}-00000.parquet", list(rows(good, 20)), good.append(good.field(1)))
         republish(folder)
-        with pytest.raises(DataError, match=f"found column {good.names[1]} twice; needed each column once"):
+        with pytest.raises(DataError, match=rf"column {good.names[1]} appears twice\. "):
             read(folder, kind)
     record(7, len(KINDS), "a column twice")
 
@@ -128,7 +131,7 @@ def test_rewards_that_the_manifest_does_not_name(kind: str, tmp_path: Path) -> N
             output.add_files(f"{kind}-00000.parquet")  # type: ignore[attr-defined]
 
         tiny_run.publish(Plan("rollout", folder, {}, 1, rewards=said), fill)
-        words = "without reward_mine" if said else "unknown columns reward_mine"
+        words = "missing columns: reward_mine" if said else "unexpected columns: reward_mine"
         with pytest.raises(DataError, match=words):
             list(Source(folder).rows(kind))
     record(7, 3, "rewards")
@@ -142,5 +145,5 @@ def test_another_version_is_refused_before_anything_else(version: object, tmp_pa
         path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version}))
         with pytest.raises(DataError) as caught:
             Source(tmp_path / kind)
-        assert str(caught.value).startswith(f"{path}: found schema version {version}; needed version 1. ")
+        assert str(caught.value).startswith(f"{path}: schema version {version} is not supported (expected 1). ")
     record(7, len(KINDS), "another version")

@@ -26,6 +26,7 @@ from support.words import WordProcessor
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.shards import ShardReader, write_shard
 from dapo_stages.terminal.safe_text import visible
@@ -73,7 +74,7 @@ def test_a_shard_gives_back_every_text(kind: str, tmp_path: Path) -> None:
             assert found == wanted
     halves = [(name, text) for name in texts for text in HALF]
     for name, text in halves:
-        with pytest.raises(DataError, match=f"a.parquet: found a value in column {name} that does not fit"):
+        with pytest.raises(DataError, match=f"a.parquet: a value in column {name} does not fit "):
             write_shard(path, columns, [made[0] | {name: text}])
     record(11, len(WHOLE) * (len(texts) + len(lists)) + len(halves), "texts through every table")
 
@@ -91,9 +92,9 @@ def test_text_that_is_not_utf_8_is_named_by_its_row(kind: str, tmp_path: Path) -
         pq.write_table(pa.Table.from_arrays(arrays, schema=columns), path)
         with ShardReader(path, columns, "rollout") as reader, pytest.raises(DataError) as caught:
             list(reader.rows())
-        words = f"found text that is not UTF-8 in column {name}, row 3; needed UTF-8. Run rollout again."
+        words = f"row 3: column {name} is not valid UTF-8. Run rollout again."
         assert str(caught.value) == f"{path}: {words}", number
-    record(11, len(BROKEN), "bytes that are no UTF-8, in shards")
+    record(11, len(BROKEN), "bytes that are not UTF-8, in shards")
 
 
 # Data sets
@@ -154,7 +155,7 @@ def test_a_data_set_keeps_its_text(form: str, prepare: Callable[..., Result], tm
         row = found[f"{number:06d}"]
         assert (row["problem"], row["slice"]) == (wanted["problem"], wanted["slice"]), number
         assert wanted["problem"].strip() in row["prompt_text"], number
-    record(11, 2 * len(WHOLE), f"texts of a {form} data set")
+    record(11, 2 * len(WHOLE), f"texts of a {form} dataset")
 
 
 @pytest.mark.parametrize("column", ["problem", "solution", "slice"])
@@ -167,7 +168,7 @@ def test_half_characters_cost_a_row_and_are_counted(
     counts = Source(tmp_path / "data").manifest.counts
     assert (counts["train"] + counts["held_out"], counts["dropped_other"]) == (20, len(HALF))
     assert all("row 2" in why and "half a character" in why for why in counts["dropped_rows"])
-    record(11, len(HALF), "half characters in data sets")
+    record(11, len(HALF), "half characters in datasets")
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=repr)
@@ -179,20 +180,16 @@ def test_a_data_set_that_is_not_utf_8_is_named_by_its_line(
         content = FORMATS[form](table).replace(b"Q HERE17", b"Q " + broken)
         result = prepare(f"rows.{form}", content)
         assert result.code == 3
-        words = (
-            f"rows.{form} {where}: found text that is not UTF-8; needed a whole .{form} file in UTF-8. Mend the file."
-        )
+        words = f"rows.{form} {where}: the text is not UTF-8. Fix the file."
         assert result.stderr.splitlines()[-1] == f"{tmp_path}/{words}"
     problems = [row["problem"].encode() for row in table[:17]] + [broken] + [b"Q"] * 12
     columns = {name: pa.array([row[name] for row in table]) for name in ("image", "solution", "slice")}
     columns["problem"] = pa.array(problems, pa.binary()).view(pa.string())
     pq.write_table(pa.table(columns), buffer := io.BytesIO())
     result = prepare("rows.parquet", buffer.getvalue())
-    words = (
-        "rows.parquet row 17: found text that is not UTF-8 in column problem; needed a whole .parquet file in UTF-8."
-    )
+    words = "rows.parquet row 17: column problem is not valid UTF-8. Fix the file."
     assert result.code == 3 and f"{tmp_path}/{words}" in result.stderr, result.stderr
-    record(11, 4, "bytes that are no UTF-8, in data sets")
+    record(11, 4, "bytes that are not UTF-8, in datasets")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +237,12 @@ def test_weights_keep_every_id_and_the_buffer_every_text(run: Path, tmp_path: Pa
     config = {"iteration": 1, "rollout": {"prompts_per_iteration": len(TEXTS)}}
     tables = {"prompts": prompts, "completions": completions}
     plan = Plan("rollout", tmp_path / "r", config, 1)
-    tiny_run.publish(plan, lambda output: [output.write(kind, 0, made) for kind, made in tables.items()] and None)
+
+    def fill(output: Output) -> None:
+        for kind, made in tables.items():
+            output.write(kind, 0, made)
+
+    tiny_run.publish(plan, fill)
     scored = next(Source(run / "iter-0001/attention").rows("attention"))
     off = dict.fromkeys(scored) | {"status": "off", "num_text_tokens": 0, "num_vision_tokens": 0}
     attention = [off | {"completion_id": look["completion_id"]} for look in looks]

@@ -233,8 +233,9 @@ def test_what_is_finished_stays_when_the_rest_fails(tmp_path: Path) -> None:
     """The other side of it: a shard that is done is not lost with the one that fails."""
     plan = Plan("train-step", tmp_path / "out", {}, 1)
     with pytest.raises(ValueError), open_output(plan) as output:
+        assert output is not None
         output.write("metrics", 0, rows(schema_of("metrics"), 2))
         raise ValueError
     assert plan.state() == "partial" and (tmp_path / "out/metrics-00000.parquet").exists()
     with open_output(plan) as output:
-        assert output.has("metrics-00000.parquet")
+        assert output is not None and output.has("metrics-00000.parquet")

@@ -40,7 +40,7 @@ def outcome(ended: Ended) -> str:
     """done, unchanged (it was there already) or locked."""
     if ended.code == 4:
         assert ended.stderr.splitlines()[-1].endswith(
-            "/out: found another run writing here; needed none. Wait for it, stop it, or name another --out."
+            "/out: another run is writing here. Wait for it, stop it, or name another --out."
         )
         return "locked"
     assert ended.code == 0, ended.stderr

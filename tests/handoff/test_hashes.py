@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,8 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture()
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour after the files were written."""
-    now = hashes.time.time_ns
-    monkeypatch.setattr(hashes.time, "time_ns", lambda: now() + HOUR)
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + HOUR)
 
 
 @pytest.fixture()
@@ -158,7 +160,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
     large(path)
     digest = hashlib.file_digest
 
-    def slow(file: object, kind: str) -> object:
+    def slow(file: io.BufferedReader, kind: str) -> object:
         found = digest(file, kind)
         os.utime(path)
         return found

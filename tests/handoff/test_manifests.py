@@ -92,7 +92,7 @@ def test_an_edited_manifest_is_refused(change: Callable[[dict[str, Any]], Any], 
     with pytest.raises(DataError) as caught:
         Source(tmp_path / "a", "rollout")
     assert str(caught.value) == (
-        f"{tmp_path}/a/manifest.json: found a manifest that was edited; needed its own content hash. Run rollout again."
+        f"{tmp_path}/a/manifest.json: the manifest was edited: its content does not match its hash. Run rollout again."
     )
 
 
@@ -102,24 +102,25 @@ def test_another_schema_version_is_refused_whatever_else_it_holds(tmp_path: Path
     with pytest.raises(DataError) as caught:
         Source(tmp_path / "a", "rollout")
     assert str(caught.value) == (
-        f"{tmp_path}/a/manifest.json: found schema version 2; needed version 1. "
-        "Run rollout again, or use the version of dapo-stages it was made with."
+        f"{tmp_path}/a/manifest.json: schema version 2 is not supported (expected 1). "
+        "Run rollout again, or use the version of dapo-stages that wrote it."
     )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"stage": "rollout"}', "\x00", "null"])
 def test_a_manifest_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(DataError, match=r"found an unreadable manifest \(.*\); needed valid JSON. Run rollout again."):
+    with pytest.raises(DataError, match=r"manifest\.json: not a valid manifest \(.*\)\. Run rollout again\."):
         read_manifest(tmp_path, "rollout")
 
 
 def test_a_folder_without_a_manifest_is_no_output(tmp_path: Path) -> None:
-    words = "needed the manifest of a finished rollout. Run rollout (again) first."
-    with pytest.raises(DataError, match=re.escape(f"manifest.json: found nothing; {words}")):
+    words = "manifest.json: no such file: there is no output of rollout. Run rollout first."
+    with pytest.raises(DataError, match=re.escape(words)):
         read_manifest(tmp_path / "nowhere", "rollout")
     (tmp_path / "completions-00000.parquet").touch()
-    with pytest.raises(DataError, match=re.escape(f"manifest.json: found an unfinished output; {words}")):
+    words = "manifest.json: no such file: the output of rollout is unfinished. Run rollout again to finish it."
+    with pytest.raises(DataError, match=re.escape(words)):
         read_manifest(tmp_path, "rollout")
 
 
@@ -128,7 +129,7 @@ def test_the_output_of_another_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         Source(tmp_path / "a", "rollout")
     assert str(caught.value) == (
-        f"{tmp_path}/a/manifest.json: found the output of prepare-data; needed the output of rollout. "
+        f"{tmp_path}/a/manifest.json: expected the output of rollout, got the output of prepare-data. "
         "Name the right folder."
     )
 
@@ -142,11 +143,11 @@ def test_an_output_made_from_another_version_of_its_input_is_refused(tmp_path: P
     with pytest.raises(DataError) as caught:
         scored.require_input("rollouts", Source(tmp_path / "new"))
     assert str(caught.value) == (
-        f"{tmp_path}/attention/manifest.json: found an output made from other rollouts ({tmp_path}/old); "
-        f"needed one made from {tmp_path}/new. "
+        f"{tmp_path}/attention/manifest.json: was made from other rollouts ({tmp_path}/old), not from {tmp_path}/new "
+        "as it is now. "
         f"Run score-attention on {tmp_path}/new, or name the folder that belongs to it."
     )
-    with pytest.raises(DataError, match="made from other policy"):
+    with pytest.raises(DataError, match=f"manifest.json: was made without policy, expected {tmp_path}/new"):
         scored.require_input("policy", Source(tmp_path / "new"))
 
 
@@ -156,10 +157,10 @@ def test_an_output_made_from_another_version_of_its_input_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: path.unlink(), "found no such file; needed the file its manifest lists"),
-        (lambda path: os.truncate(path, 100), "found 100 bytes; needed 1... bytes (it was cut or replaced)"),
+        (lambda path: path.unlink(), "no such file, but the manifest lists it"),
+        (lambda path: os.truncate(path, 100), "has 100 bytes, expected 1... (it was truncated or replaced)"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"),
-         "found a changed file; needed the checksum in its manifest"),
+         "has changed: it does not match its checksum in the manifest"),
     ],
     ids=["missing", "cut", "changed"],
 )  # fmt: skip
@@ -182,7 +183,7 @@ def test_every_single_flipped_bit_is_noticed(tmp_path: Path) -> None:
     content = path.read_bytes()
     for place in range(0, len(content), 7):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
-        with pytest.raises(DataError, match="a changed file"):
+        with pytest.raises(DataError, match="has changed: it does not match its checksum"):
             Source(tmp_path / "a").verified(Source(tmp_path / "a").shards("metrics")[0])
 
 
@@ -219,12 +220,12 @@ def test_what_is_remembered_of_a_manifest_ends_with_its_file(tmp_path: Path) -> 
     with remembered():
         one = read_manifest(tmp_path / "a")
         assert read_manifest(tmp_path / "a", "rollout") is one
-        with pytest.raises(DataError, match="found the output of rollout; needed the output of evaluate"):
+        with pytest.raises(DataError, match="expected the output of evaluate, got the output of rollout"):
             read_manifest(tmp_path / "a", "evaluate")
         mark_pruned(tmp_path / "a")
         assert read_manifest(tmp_path / "a") == made.model_copy(update={"pruned": True})
         (tmp_path / "a/manifest.json").unlink()
-        with pytest.raises(DataError, match="found an unfinished output"):
+        with pytest.raises(DataError, match="no such file: the output is unfinished"):
             read_manifest(tmp_path / "a")
     make(tmp_path / "b")
     assert read_manifest(tmp_path / "b") is not read_manifest(tmp_path / "b")
@@ -238,6 +239,6 @@ def test_a_pruned_output_is_still_known_but_cannot_be_read(tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         pruned.verified(pruned.manifest.shards[0])
     assert str(caught.value) == (
-        f"{tmp_path}/a: found a pruned output; needed its files. "
-        "Run rollout with another --out to have them again, and raise the keep settings."
+        f"{tmp_path}/a: the files of this output were pruned. "
+        "Run rollout with another --out to make them again, and raise the keep settings."
     )

@@ -16,9 +16,10 @@ from support.rows import rows
 
 from dapo_stages.errors import DataError, LockedError
 from dapo_stages.handoff import outputs
-from dapo_stages.handoff.manifests import Manifest, Source, mark_pruned, read_manifest
+from dapo_stages.handoff.manifests import Manifest, Source, mark_pruned, read_manifest, write_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.replacing import finish_replacement
 from dapo_stages.handoff.resuming import open_output
 from dapo_stages.handoff.schemas import schema_of
 
@@ -81,7 +82,7 @@ def undisturbed(tmp_path: Path) -> Path:
     return tmp_path / "undisturbed"
 
 
-# Carrying on
+# Resuming
 
 
 @pytest.mark.parametrize("done", range(SHARDS))
@@ -89,7 +90,7 @@ def test_an_interrupted_run_goes_on_with_the_shards_it_lacks(done: int, tmp_path
     out = tmp_path / "out"
     with pytest.raises(PowerCutError):
         make(out, stop_after=done)
-    with pytest.raises(DataError, match="an unfinished output"):
+    with pytest.raises(DataError, match="no such file: the output is unfinished"):
         Source(out)
     assert plan(out).state() == "partial"
     assert make(out) == list(range(done, SHARDS))
@@ -148,8 +149,8 @@ def test_a_strangers_file_in_an_interrupted_run_is_never_removed(tmp_path: Path,
     with pytest.raises(DataError) as caught:
         make(out)
     assert str(caught.value) == (
-        f"{out}: found files of no stage (notes.ipynb); needed only those of the stage. Move them elsewhere, or name "
-        "another --out."
+        f"{out}: must have only files of the stage, but has others (notes.ipynb). Move them elsewhere, or name another "
+        "--out."
     )
     assert content(out) == before
     (out / "notes.ipynb").unlink()
@@ -184,7 +185,7 @@ def test_a_part_of_an_unfinished_output_is_never_published_without_its_files(
     """Starting afresh is cut off at each file that it removes."""
     for step in range(3):
         out = tmp_path / f"out-{step}"
-        monkeypatch.setattr(outputs, "write_manifest", cut_at(1, outputs.write_manifest, of=out.name))
+        monkeypatch.setattr(outputs, "write_manifest", cut_at(1, write_manifest, of=out.name))
         with pytest.raises(PowerCutError):
             make(out, config=1)
         Source(out / "policy", "policy").verify_all()
@@ -200,7 +201,7 @@ def test_work_survives_a_cut_between_the_last_shard_and_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr(outputs, "write_manifest", cut_at(1, outputs.write_manifest, of="out"))
+    monkeypatch.setattr(outputs, "write_manifest", cut_at(1, write_manifest, of="out"))
     with pytest.raises(PowerCutError):
         make(out)
     monkeypatch.undo()
@@ -216,8 +217,8 @@ def test_an_unfinished_output_of_other_configuration_is_kept_until_overwritten(t
     with pytest.raises(DataError) as caught:
         make(out, config=2)
     assert str(caught.value) == (
-        f"{out}: found an unfinished output made from other inputs or configuration; needed the same command that was "
-        "interrupted. Run that one again, pass --overwrite to start afresh, or name another --out."
+        f"{out}: the partial output here was made from other inputs or configuration. Run the interrupted command "
+        "again, pass --overwrite to start over, or name another --out."
     )
     assert content(out) == before
     assert make(out, config=2, overwrite=True) == [0, 1, 2, 3]
@@ -254,8 +255,8 @@ def test_a_finished_output_of_other_configuration_is_refused(undisturbed: Path) 
     with pytest.raises(DataError) as caught:
         make(undisturbed, config=2)
     assert str(caught.value) == (
-        f"{undisturbed}: found an output of rollout made from other inputs or configuration; needed an empty folder. "
-        "Pass --overwrite to replace it, or name another --out."
+        f"{undisturbed}: the output of rollout here is stale (made from other inputs or configuration). Pass "
+        "--overwrite to replace it, or name another --out."
     )
     assert content(undisturbed) == before
 
@@ -263,8 +264,8 @@ def test_a_finished_output_of_other_configuration_is_refused(undisturbed: Path) 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda out: (out / "metrics-00001.parquet").unlink(), "metrics-00001.parquet: found no such file; needed"),
-        (lambda out: (out / "manifest.json").write_text("{"), "manifest.json: found an unreadable manifest ("),
+        (lambda out: (out / "metrics-00001.parquet").unlink(), "metrics-00001.parquet: no such file, but"),
+        (lambda out: (out / "manifest.json").write_text("{"), "manifest.json: not a valid manifest ("),
     ],
     ids=["file", "manifest"],
 )
@@ -299,8 +300,7 @@ def test_a_folder_of_other_files_is_never_emptied(name: str, overwrite: bool, tm
     with pytest.raises(DataError) as caught:
         make(out, overwrite=overwrite)
     assert str(caught.value) == (
-        f"{out}: found files of no stage ({name}); needed an empty folder. "
-        "Name another --out, or empty this folder yourself."
+        f"{out}: must be empty, but has files of no stage ({name}). Name another --out, or empty this folder yourself."
     )
     assert (out / name).exists()
 
@@ -308,7 +308,7 @@ def test_a_folder_of_other_files_is_never_emptied(name: str, overwrite: bool, tm
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     for out in (tmp_path / "out", tmp_path / "out" / "deeper"):
-        with pytest.raises(DataError, match="found a file in the way; needed a folder"):
+        with pytest.raises(DataError, match="cannot create the folder: a file is in the way"):
             make(out)
 
 
@@ -421,14 +421,13 @@ def _cut_replacement(out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> 
     with open_output(plan(out, 2), overwrite=True) as output:
         assert output is not None
         fill(output, 2)
-        finish = outputs.finish_replacement
 
         def swap(folder: Path) -> None:
             with monkeypatch.context() as patched:
                 patched.setattr(os, "replace", counted(os.replace))
                 patched.setattr(os, "unlink", counted(os.unlink))
                 patched.setattr(os, "rmdir", counted(os.rmdir))
-                finish(folder)
+                finish_replacement(folder)
 
         with monkeypatch.context() as patched:
             patched.setattr(outputs, "finish_replacement", swap)
@@ -480,7 +479,7 @@ def test_a_second_writer_is_told_to_wait(writer: Any, tmp_path: Path) -> None:
         make(tmp_path / "out")
     assert caught.value.exit_code == 4
     assert str(caught.value) == (
-        f"{tmp_path}/out: found another run writing here; needed none. Wait for it, stop it, or name another --out."
+        f"{tmp_path}/out: another run is writing here. Wait for it, stop it, or name another --out."
     )
 
 

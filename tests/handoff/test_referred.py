@@ -55,7 +55,7 @@ def flip(path: Path) -> None:
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-def rewrite(model: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def rewrite(model: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(model / WEIGHTS)
     change(tensors)
     save_file(tensors, model / WEIGHTS, {"format": "pt"})
@@ -112,10 +112,10 @@ def test_every_stage_that_opens_it_looks(stage: str, small_run: Run, run: Path, 
 def test_status_and_doctor_say_so(small_run: Run, run: Path, model: Path) -> None:
     assert json.loads(command("status", "--run", run, "--json").stdout)["setup"]["policy"]["state"] == "done"
     sound = command("doctor", "--run", run)
-    assert (sound.code, sound.stdout) == (0, f"sound: {len(list(model.iterdir()))} files are as their manifests say\n")
+    assert (sound.code, sound.stdout) == (0, f"sound: {len(list(model.iterdir()))} files match their manifests\n")
     flip(model / WEIGHTS)
     told = command("status", "--run", run)
-    assert told.code == 0 and f"policy is damaged: {model / WEIGHTS}: found another file" in told.stdout
+    assert told.code == 0 and f"policy is damaged: {model / WEIGHTS}: has changed: expected " in told.stdout
     assert "init-policy --config" in told.stdout and "--overwrite" in told.stdout
     found = command("doctor", "--run", run, "--json")
     assert found.code == 3
@@ -127,12 +127,12 @@ def test_what_goes_and_what_comes_is_named(small_run: Run, run: Path, model: Pat
     assert score(small_run, run).code == 0
     shutil.rmtree(run / "out")
     (model / "chat_template.json").write_text("{}")
-    refused(score(small_run, run), f"{model}/chat_template.json: found a file that came later")
+    refused(score(small_run, run), f"{model}/chat_template.json: was added later: the policy refers to only ")
     (model / "chat_template.json").unlink()
     (model / "tokenizer.json").rename(model / "elsewhere")
-    refused(score(small_run, run), f"{model}/tokenizer.json: found no such file")
+    refused(score(small_run, run), f"{model}/tokenizer.json: no such file, but the policy refers to it")
     shutil.rmtree(model)
-    refused(score(small_run, run), f"{model}: found no such folder")
+    refused(score(small_run, run), f"{model}: no such folder, but the policy refers to ")
 
 
 def test_a_copy_in_its_place_is_the_same_model(small_run: Run, run: Path, model: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_policy_of_an_older_version_goes_on_unchecked(small_run: Run, run: Pat
     said = command("status", "--run", run)
     assert said.stdout.count("cannot be checked") == 1 and "policy: done" in said.stdout
     doctor = command("doctor", "--run", run)
-    assert doctor.code == 0 and doctor.stdout.count("no hashes of") == 1
+    assert doctor.code == 0 and doctor.stdout.count("no hashes are recorded") == 1
 
 
 @pytest.mark.parametrize("files", [[], {}, 7, "x", [{"name": "../config.json", "bytes": 1, "sha256": "0"}], [{}]])
@@ -179,7 +179,7 @@ def test_a_list_that_is_none_is_refused(files: object, small_run: Run, run: Path
     from faults import forged
 
     forged.rewrite(run / "policy", lambda values: values["policy"].update(files=files))
-    refused(score(small_run, run), "found no list of its files")
+    refused(score(small_run, run), "no valid list of its files")
     assert command("status", "--run", run).code == 0
     assert command("doctor", "--run", run).code == 3
 
@@ -236,12 +236,12 @@ def test_a_damaged_file_of_the_cache_is_named(small_run: Run, hub: Path, tmp_pat
     flip(weights.resolve())
     refused(score(small_run, tmp_path / "run"), str(weights))
     weights.unlink()
-    refused(score(small_run, tmp_path / "run"), str(weights), "found no such file")
+    refused(score(small_run, tmp_path / "run"), str(weights), "no such file, but the policy refers to it")
 
 
 def test_one_that_is_not_in_the_cache_is_named(small_run: Run, hub: Path, tmp_path: Path) -> None:
     result = small_run.attempt("init-policy", "--out", tmp_path / "policy", model__name="someone/else")
-    refused(result, "someone/else: found no way to fetch it")
+    refused(result, "someone/else: not a checkpoint folder, and cannot be downloaded from the hub")
 
 
 def test_an_adapter_over_an_adapter_is_refused(small_run: Run, tmp_path: Path) -> None:
@@ -251,6 +251,6 @@ def test_an_adapter_over_an_adapter_is_refused(small_run: Run, tmp_path: Path) -
     for name, base in (("run/policy", "."), ("one", "../two"), ("two", "../one")):
         (tmp_path / name).mkdir(parents=True)
         forged.publish(tmp_path / name, "policy", policy={"version": 1, "base": base})
-    refused(score(small_run, tmp_path / "run"), "found an adapter over the adapter")
+    refused(score(small_run, tmp_path / "run"), "must be a checkpoint, but is an adapter")
     rollouts = ["--rollouts", small_run.at(1) / "rollout", "--out", tmp_path / "out"]
-    refused(small_run.attempt("score-attention", "--policy", tmp_path / "one", *rollouts), "over the adapter")
+    refused(small_run.attempt("score-attention", "--policy", tmp_path / "one", *rollouts), "but is an adapter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -199,9 +200,8 @@ def test_a_file_without_later_columns_is_the_one_of_before(tmp_path: Path) -> No
     fields = [SCHEMAS[kind].field(name) for name in of_before(kind)]
     information = features(pa.schema(fields)).arrow_schema.metadata[b"huggingface"]
     for made in ([], [{name: row[name] for name in of_before(kind)} for row in rows(SCHEMAS[kind], 2)]):
-        tiny_run.publish(
-            Plan("weight-tokens", tmp_path / "out", {}, 1), lambda out, made=made: out.write(kind, 0, made)
-        )
+        fill = partial(Output.write, kind=kind, index=0, rows=made)
+        tiny_run.publish(Plan("weight-tokens", tmp_path / "out", {}, 1), fill)
         found = pq.read_schema(tmp_path / "out/buffer-00000.parquet")
         assert found.equals(pa.schema(fields)) and json.loads(found.metadata[b"huggingface"]) == json.loads(information)
 
@@ -217,7 +217,7 @@ def test_a_file_without_a_column_of_before_is_refused_by_name(tmp_path: Path) ->
     path = tmp_path / "buffer-00000.parquet"
     fewer = of_file(SCHEMAS["buffer"], ()).remove(3)
     write_shard(path, fewer, [{name: row[name] for name in fewer.names} for row in rows(SCHEMAS["buffer"], 2)])
-    with pytest.raises(DataError, match=f"{len(fewer)} columns without images; needed these columns"):
+    with pytest.raises(DataError, match=rf"missing columns: images \(found {len(fewer)} columns\)"):
         ShardReader(path, SCHEMAS["buffer"], "weight-tokens")
 
 

@@ -1,22 +1,32 @@
 """The objective on tokens small enough to work out by hand; test_objective_trl.py compares it with TRL."""
 
 import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 import torch
+from support.losses import loss_of
+from torch import Tensor
 
-from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of, policy_loss
+from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of
 
 LN2 = math.log(2)
 CLIP_HIGHER = {"epsilon_low": 0.2, "epsilon_high": 0.28}
 
 
-def tensor(*values):
+def tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def case(ratios, advantages, weights=None, mask=None, ids=None):
-    """Arguments of policy_loss with these ratios, an engine that agrees with the trainer, and a leaf for gradients."""
+def case(
+    ratios: list[float],
+    advantages: list[float],
+    weights: list[float] | None = None,
+    mask: Sequence[int] | None = None,
+    ids: list[int] | None = None,
+) -> dict[str, Any]:
+    """Arguments of loss_of with these ratios, an engine that agrees with the trainer, and a leaf for gradients."""
     new = torch.log(tensor(*ratios)).requires_grad_()
     old = torch.zeros(len(ratios), dtype=torch.float64)
     return {
@@ -32,7 +42,7 @@ def case(ratios, advantages, weights=None, mask=None, ids=None):
     }
 
 
-def test_two_weighted_completions_and_a_masked_one():
+def test_two_weighted_completions_and_a_masked_one() -> None:
     arguments = case(
         ratios=[1.5, 0.5, 0.5, 1.0, 1.0],
         advantages=[1.0, 1.0, -2.0, 9.0, math.nan],
@@ -42,7 +52,7 @@ def test_two_weighted_completions_and_a_masked_one():
     )
     arguments["sampling_T"] = tensor(-2 * LN2, 0.0, 0.0, math.nan, -math.inf)  # the engine was 4 times less sure
     arguments["normalizer"] = normalizer_of("dapo", tokens=3, completions=2, max_completion_length=16)
-    loss, metrics = policy_loss(**arguments)
+    loss, metrics = loss_of(**arguments)
     loss.backward()
     # token 0: factor 4 capped to 2, ratio 1.5 clipped to 1.28: 2.0 · 2 · -1.28 = -5.12
     # token 1: 0.5 · -0.5 = -0.25          token 2: min(-1, 0.8 · -2) = -1.6, so +1.6
@@ -71,30 +81,30 @@ def test_two_weighted_completions_and_a_masked_one():
     assert sums == pytest.approx(expected)
 
 
-def test_without_engine_log_probs_there_is_no_correction():
+def test_without_engine_log_probs_there_is_no_correction() -> None:
     arguments = case([1.1], [1.0])
-    with_engine = policy_loss(**{**arguments, "sampling_T": tensor(-LN2)})[0]
-    without = policy_loss(**{**arguments, "sampling_T": None})[0]
+    with_engine = loss_of(**{**arguments, "sampling_T": tensor(-LN2)})[0]
+    without = loss_of(**{**arguments, "sampling_T": None})[0]
     assert (with_engine.item(), without.item()) == pytest.approx((-2.2, -1.1))
 
 
-def test_gradient_reaches_the_new_log_probs_only():
+def test_gradient_reaches_the_new_log_probs_only() -> None:
     arguments = case([1.0], [1.0])
     new = arguments["new_T"]  # 0, and in the graph of all others
     others = {"old_T": new, "sampling_T": 2 * new - 0.5, "reference_T": 2 * new + LN2}
-    loss, _ = policy_loss(**{**arguments, **others}, beta=0.1)
+    loss, _ = loss_of(**{**arguments, **others}, beta=0.1)
     loss.backward()
     # the engine's factor times the derivative of -ratio, and 1 - exp(ln 2) of the KL
     assert new.grad.item() == pytest.approx(-math.exp(0.5) - 0.1)
 
 
-def test_the_engines_factor_is_not_capped_from_below():
-    assert policy_loss(**{**case([1.0], [1.0]), "sampling_T": tensor(3 * LN2)})[0].item() == pytest.approx(-0.125)
+def test_the_engines_factor_is_not_capped_from_below() -> None:
+    assert loss_of(**{**case([1.0], [1.0]), "sampling_T": tensor(3 * LN2)})[0].item() == pytest.approx(-0.125)
 
 
-def test_the_weight_is_on_the_kl_too():
+def test_the_weight_is_on_the_kl_too() -> None:
     arguments = case([1.0], [0.0], weights=[2.0])
-    loss, metrics = policy_loss(**arguments, beta=0.1, reference_T=tensor(LN2))
+    loss, metrics = loss_of(**arguments, beta=0.1, reference_T=tensor(LN2))
     loss.backward()
     # exp(ln 2) - ln 2 - 1 and its derivative 1 - exp(ln 2)
     assert loss.item() == pytest.approx(2 * 0.1 * (1 - LN2))
@@ -102,58 +112,58 @@ def test_the_weight_is_on_the_kl_too():
     assert metrics["kl_sum"].item() == pytest.approx(1 - LN2)
 
 
-def test_kl_without_a_reference_is_refused():
+def test_kl_without_a_reference_is_refused() -> None:
     with pytest.raises(ValueError, match="reference"):
-        policy_loss(**case([1.0], [1.0]), beta=0.1)
+        loss_of(**case([1.0], [1.0]), beta=0.1)
 
 
-def test_dual_clip_bounds_the_loss_of_a_large_ratio_with_negative_advantage():
+def test_dual_clip_bounds_the_loss_of_a_large_ratio_with_negative_advantage() -> None:
     arguments = case([5.0, 5.0], [-1.0, 1.0])
-    loss, metrics = policy_loss(**arguments, delta=3.0)
+    loss, metrics = loss_of(**arguments, delta=3.0)
     loss.backward()
     assert loss.item() == pytest.approx(3.0 - 1.28)
     assert arguments["new_T"].grad.tolist() == [0.0, 0.0]
     assert metrics["clipped_dual"].item() == 1
-    assert policy_loss(**arguments)[0].item() == pytest.approx(5.0 - 1.28)
+    assert loss_of(**arguments)[0].item() == pytest.approx(5.0 - 1.28)
 
 
-def test_grpo_counts_completions_alike_and_dapo_tokens():
+def test_grpo_counts_completions_alike_and_dapo_tokens() -> None:
     arguments = case([1.0] * 4, [3.0, 3.0, 3.0, -1.0], ids=[0, 0, 0, 1])
-    dapo = policy_loss(**{**arguments, "normalizer": normalizer_of("dapo", 4, 2, 10)})[0]
-    grpo = policy_loss(**{**arguments, "normalizer": normalizer_of("grpo", 4, 2, 10)}, loss_type="grpo")[0]
-    dr_grpo = policy_loss(**{**arguments, "normalizer": normalizer_of("dr_grpo", 4, 2, 10)}, loss_type="dr_grpo")[0]
+    dapo = loss_of(**{**arguments, "normalizer": normalizer_of("dapo", 4, 2, 10)})[0]
+    grpo = loss_of(**{**arguments, "normalizer": normalizer_of("grpo", 4, 2, 10)}, loss_type="grpo")[0]
+    dr_grpo = loss_of(**{**arguments, "normalizer": normalizer_of("dr_grpo", 4, 2, 10)}, loss_type="dr_grpo")[0]
     assert (dapo.item(), grpo.item(), dr_grpo.item()) == pytest.approx((-8 / 4, (-3 + 1) / 2, -8 / 20))
 
 
-def test_the_length_of_a_completion_counts_only_its_tokens_in_the_loss():
+def test_the_length_of_a_completion_counts_only_its_tokens_in_the_loss() -> None:
     arguments = case([1.0] * 3, [2.0] * 3, mask=[True, True, False])
-    assert policy_loss(**arguments, loss_type="grpo")[0].item() == pytest.approx(-2.0)
+    assert loss_of(**arguments, loss_type="grpo")[0].item() == pytest.approx(-2.0)
 
 
-def test_the_sequence_ratio_has_the_gradient_of_weighted_tokens():
+def test_the_sequence_ratio_has_the_gradient_of_weighted_tokens() -> None:
     arguments = case([math.exp(0.2), 1.0], [1.0, 1.0], weights=[1.5, 0.5])
-    loss, _ = policy_loss(**{**arguments, "normalizer": 2.0}, level="sequence")
+    loss, _ = loss_of(**{**arguments, "normalizer": 2.0}, level="sequence")
     loss.backward()
     ratio = math.exp(0.1)  # of both tokens
     assert loss.item() == pytest.approx(-ratio)
     torch.testing.assert_close(arguments["new_T"].grad, tensor(-1.5 * ratio / 2, -0.5 * ratio / 2))
 
 
-def test_cispo_caps_the_ratio_and_keeps_the_gradient_of_every_token():
+def test_cispo_caps_the_ratio_and_keeps_the_gradient_of_every_token() -> None:
     arguments = case([math.exp(0.5), math.exp(-1.5), 2.0, 4.0], [1.0, 1.0, -1.0, 9.0], [1, 2, 1, 1], [1, 1, 1, 0])
-    loss, metrics = policy_loss(**{**arguments, "normalizer": normalizer_of("cispo", 3, 1, 9)}, loss_type="cispo")
+    loss, metrics = loss_of(**{**arguments, "normalizer": normalizer_of("cispo", 3, 1, 9)}, loss_type="cispo")
     loss.backward()
-    # the old log-probs are 0: e^0.5 and 2 are capped to 1.28 whatever the advantage's sign, e^-1.5 is left as it is
+    # the old logprobs are 0: e^0.5 and 2 are capped to 1.28 for either sign of the advantage, e^-1.5 is unchanged
     low = 2 * math.exp(-1.5)
     assert loss.item() == pytest.approx(-(1.28 * 0.5 + low * -1.5 - 1.28 * LN2) / 3)
     torch.testing.assert_close(arguments["new_T"].grad, tensor(-1.28 / 3, -low / 3, 1.28 / 3, 0.0))
     assert (metrics["clipped_high"].item(), metrics["clipped_low"].item()) == (2, 0)
 
 
-def test_gspo_is_the_mean_over_completions_of_the_ratio_of_each():
+def test_gspo_is_the_mean_over_completions_of_the_ratio_of_each() -> None:
     # Ratios of the first completion: the geometric mean of 1.2, 1.2 and 1 / 1.2 ** 0.5, that is 1.2 ** 0.5.
     arguments = case([1.2, 1.2, 1.2**-0.5, 0.5], [2.0, 2.0, 2.0, -1.0], ids=[0, 0, 0, 1])
-    loss, metrics = policy_loss(**{**arguments, "normalizer": normalizer_of("gspo", 4, 2, 9)}, loss_type="gspo")
+    loss, metrics = loss_of(**{**arguments, "normalizer": normalizer_of("gspo", 4, 2, 9)}, loss_type="gspo")
     loss.backward()
     root = 1.2**0.5
     assert loss.item() == pytest.approx((-2 * root + 0.8) / 2)  # the second is clipped from below
@@ -162,48 +172,48 @@ def test_gspo_is_the_mean_over_completions_of_the_ratio_of_each():
     assert (metrics["ratio_min"].item(), metrics["ratio_max"].item()) == pytest.approx((0.5, root))
 
 
-def test_the_engines_factor_of_a_sequence_is_the_product_of_its_tokens():
+def test_the_engines_factor_of_a_sequence_is_the_product_of_its_tokens() -> None:
     arguments = case([1.0] * 4, [1.0] * 4, mask=[True, True, True, False], ids=[0, 0, 1, 1])
     arguments["sampling_T"] = tensor(-LN2, LN2 / 2, 3 * LN2, math.nan)
-    loss, metrics = policy_loss(**arguments, engine_is_level="sequence", engine_is_cap=1.25)
+    loss, metrics = loss_of(**arguments, engine_is_level="sequence", engine_is_cap=1.25)
     # 2 · 2^-½ = 1.414, capped to 1.25, for both tokens of the first; 1/8 for the second
     assert loss.item() == pytest.approx(-(1.25 * 2 + 0.125))
     assert metrics["engine_is_max"].item() == pytest.approx(2**0.5)
     assert metrics["engine_capped"].item() == 2
 
 
-def test_the_bonus_is_the_mean_entropy_of_the_tokens_in_the_policy_term():
+def test_the_bonus_is_the_mean_entropy_of_the_tokens_in_the_policy_term() -> None:
     arguments = case([1.0] * 4, [0.0] * 4, weights=[9.0, 1.0, 1.0, 1.0], mask=[True, True, True, False])
     entropy = tensor(1.0, 0.5, 2.0, math.nan).requires_grad_()
-    options = {"entropy_T": entropy, "entropy_mask_T": torch.tensor([True, False, True, True])}
-    loss, metrics = policy_loss(**arguments, **options, entropy_coefficient=0.1, entropy_normalizer=2)
+    options: dict[str, Any] = {"entropy_T": entropy, "entropy_mask_T": torch.tensor([True, False, True, True])}
+    loss, metrics = loss_of(**arguments, **options, entropy_coefficient=0.1, entropy_normalizer=2)
     loss.backward()
-    assert loss.item() == pytest.approx(-0.1 * 1.5)  # whatever the tokens weigh
+    assert loss.item() == pytest.approx(-0.1 * 1.5)  # independent of the token weights
     torch.testing.assert_close(entropy.grad, tensor(-0.05, 0.0, -0.05, 0.0))
     assert metrics["entropy_sum"].item() == pytest.approx(3.5)
     with pytest.raises(ValueError, match="entropies"):
-        policy_loss(**arguments, entropy_coefficient=0.1)
+        loss_of(**arguments, entropy_coefficient=0.1)
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"loss_type": "gspo", "level": "token"}, "gspo is the ratio of the sequence"),
-        ({"loss_type": "cispo", "delta": 3.0}, "cispo has none"),
+        ({"loss_type": "gspo", "level": "token"}, "gspo needs level sequence"),
+        ({"loss_type": "cispo", "delta": 3.0}, "delta must be None for cispo"),
     ],
 )
-def test_kinds_that_contradict_each_other_are_refused(options, why):
+def test_kinds_that_contradict_each_other_are_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        policy_loss(**case([1.0], [1.0]), **options)
+        loss_of(**case([1.0], [1.0]), **options)
 
 
-def test_micro_batches_add_up_to_the_mini_batch():
+def test_micro_batches_add_up_to_the_mini_batch() -> None:
     arguments = case([1.2, 0.7, 1.4], [1.0, -1.0, 0.5], weights=[0.5, 1.5, 1.0], ids=[0, 0, 1])
     arguments["normalizer"] = 3.0
-    loss, metrics = policy_loss(**arguments)
+    loss, metrics = loss_of(**arguments)
     packed = [name for name in arguments if name.endswith("_T")]
     parts = [
-        policy_loss(**{**arguments, **{name: arguments[name][rows] for name in packed}})
+        loss_of(**{**arguments, **{name: arguments[name][rows] for name in packed}})
         for rows in (slice(0, 2), slice(2, 3))
     ]
     assert sum(part[0].item() for part in parts) == pytest.approx(loss.item())
@@ -215,23 +225,35 @@ def test_micro_batches_add_up_to_the_mini_batch():
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("tokens", [0, 2])
-def test_no_token_in_the_loss_is_a_zero_that_backward_accepts(level, tokens):
+def test_no_token_in_the_loss_is_a_zero_that_backward_accepts(level: Literal["token", "sequence"], tokens: int) -> None:
     new = torch.full((tokens,), -1.0, requires_grad=True)
     other = torch.full((tokens,), math.nan)
     mask, ids = torch.zeros(tokens, dtype=torch.bool), torch.zeros(tokens, dtype=torch.int64)
     normalizer = normalizer_of("grpo", 0, 0, 8)
-    options = {"normalizer": normalizer, "sequence_ids_T": ids, "level": level, "loss_type": "grpo", **CLIP_HIGHER}
-    loss, metrics = policy_loss(new, other, other, other, mask, other, **options)
+    options: dict[str, Any] = {
+        "new_T": new,
+        "old_T": other,
+        "sampling_T": other,
+        "advantages_T": other,
+        "weights_T": other,
+        "mask_T": mask,
+        "normalizer": normalizer,
+        "sequence_ids_T": ids,
+        "level": level,
+        "loss_type": "grpo",
+        **CLIP_HIGHER,
+    }
+    loss, metrics = loss_of(**options)
     loss.backward()
     assert loss.item() == 0.0
-    assert new.grad.tolist() == [0.0] * tokens
+    assert new.grad is not None and new.grad.tolist() == [0.0] * tokens
     assert metrics["tokens"].item() == 0
 
 
-def test_an_enormous_ratio_stays_finite():
+def test_an_enormous_ratio_stays_finite() -> None:
     arguments = case([1.0, 1.0], [0.0, -1.0])
     arguments["old_T"] = tensor(-1e4, -1e4)
-    loss, metrics = policy_loss(**{**arguments, "sampling_T": None})
+    loss, metrics = loss_of(**{**arguments, "sampling_T": None})
     loss.backward()
     assert loss.isfinite()
     assert arguments["new_T"].grad.isfinite().all()
@@ -239,15 +261,13 @@ def test_an_enormous_ratio_stays_finite():
     assert metrics["ratio_min"].item() == pytest.approx(math.exp(20))
 
 
-def test_entropy_takes_tokens_out_of_the_policy_term_only():
+def test_entropy_takes_tokens_out_of_the_policy_term_only() -> None:
     arguments = case([1.0, 1.0], [1.0, 1.0])
-    loss, _ = policy_loss(
-        **arguments, beta=1.0, reference_T=tensor(LN2, LN2), entropy_mask_T=torch.tensor([True, False])
-    )
+    loss, _ = loss_of(**arguments, beta=1.0, reference_T=tensor(LN2, LN2), entropy_mask_T=torch.tensor([True, False]))
     assert loss.item() == pytest.approx(-1 + 2 * (1 - LN2))
 
 
-def test_the_top_share_by_entropy_stays():
+def test_the_top_share_by_entropy_stays() -> None:
     entropy, mask = torch.tensor([0.1, 0.9, 0.5, 0.7, 5.0]), torch.tensor([True, True, True, True, False])
     kept = mask & (entropy >= entropy_threshold(entropy[mask], 0.5))
     assert kept.tolist() == [False, True, False, True, False]
@@ -264,7 +284,7 @@ def test_the_tokens_above_the_threshold_are_those_of_torchs_quantile(quantile: f
 
 
 def test_the_threshold_is_no_tokens_entropy() -> None:
-    """Of 31 tokens 60 % begin with that at place 12, counted from 0: half-way between it and the one below."""
+    """The top 60 % of 31 tokens begin at index 12: the threshold is halfway between it and the one below."""
     assert entropy_threshold(torch.arange(31.0), 0.6) == 11.5
 
 
@@ -274,11 +294,11 @@ def test_the_threshold_is_found_among_more_values_than_torch_takes() -> None:
 
 
 @pytest.mark.parametrize("argument", [{"loss_type": "ppo"}, {"level": "word"}])
-def test_unknown_kinds_are_refused(argument):
+def test_unknown_kinds_are_refused(argument: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="unknown"):
-        policy_loss(**case([1.0], [1.0]), **argument)
+        loss_of(**case([1.0], [1.0]), **argument)
 
 
-def test_an_unknown_normalizer_is_refused():
+def test_an_unknown_normalizer_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown loss type 'ppo'"):
-        normalizer_of("ppo", 1, 1, 1)
+        normalizer_of("ppo", 1, 1, 1)  # type: ignore[arg-type]

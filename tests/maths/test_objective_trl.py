@@ -1,12 +1,18 @@
-"""Loss and gradient equal TRL's own code on the same log-probs; TRL's trainer runs on a stub of itself."""
+"""Loss and gradient equal TRL's own code on the same logprobs; TRL's trainer runs on a stub of itself."""
 
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.losses import loss_of
+from torch import Tensor
 
-from dapo_stages.maths.objective import LOSS_TYPES, entropy_threshold, normalizer_of, policy_loss
+from dapo_stages.maths.objective import LOSSES, Level, LossType, entropy_threshold, normalizer_of
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
 
 pytest.importorskip("trl", reason="the comparison with TRL needs TRL")
 
@@ -15,18 +21,19 @@ LENGTHS = (12, 7, 1, 9, 0)  # the last completion is truncated and masked
 
 
 @pytest.fixture(scope="module")
-def trainer():
+def trainer() -> type["GRPOTrainer"]:
     from trl import GRPOTrainer
 
-    return GRPOTrainer
+    found: type[GRPOTrainer] = GRPOTrainer
+    return found
 
 
 @pytest.fixture(scope="module")
-def batch():
+def batch() -> SimpleNamespace:
     generator = torch.Generator().manual_seed(0)
     shape = (len(LENGTHS), LONGEST)
 
-    def noise(scale):
+    def noise(scale: float) -> Tensor:
         return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
     new = -1.0 + noise(0.3)
@@ -42,9 +49,18 @@ def batch():
 
 
 def trl_loss(
-    trainer, batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, cap=None, cap_level="token", bonus=0.0
-):
-    """What GRPOTrainer._compute_loss gives for the batch, and its gradients with respect to log-probs and entropies.
+    trainer: type["GRPOTrainer"],
+    batch: SimpleNamespace,
+    loss_type: LossType,
+    level: Level | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy: float = 1.0,
+    cap: float | None = None,
+    cap_level: Level = "token",
+    bonus: float = 0.0,
+) -> tuple[float, Tensor, Tensor | None, dict[str, list[float]]]:
+    """What GRPOTrainer._compute_loss gives for the batch, and its gradients with respect to logprobs and entropies.
 
     gspo is TRL's grpo with a ratio of the sequence, as its documentation says; TRL's epsilon_high of cispo is the cap
     itself, ours that of the others, one less.
@@ -100,7 +116,17 @@ def trl_loss(
     return loss.item(), new.grad, entropies.grad, stub._metrics["train"]
 
 
-def our_loss(batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, cap=None, cap_level="token", bonus=0.0):
+def our_loss(
+    batch: SimpleNamespace,
+    loss_type: LossType,
+    level: Level | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy: float = 1.0,
+    cap: float | None = None,
+    cap_level: Level = "token",
+    bonus: float = 0.0,
+) -> tuple[float, Tensor, Tensor | None, dict[str, float]]:
     """The same from policy_loss: tokens packed in one row, all weights 1.
 
     The masked completion keeps a token in the row, so that packing and mask are not the same.
@@ -111,13 +137,13 @@ def our_loss(batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, ca
     rows = torch.arange(len(LENGTHS))[:, None].expand(real.shape)[real]
     mask = batch.mask[real].bool()
     chosen = batch.entropy[real] >= entropy_threshold(batch.entropy[real][mask], entropy)
-    loss, metrics = policy_loss(
-        new[real],
-        batch.old[real],
-        None if cap is None else (batch.old - batch.engine)[real],
-        batch.advantages[rows],
-        mask,
-        torch.ones(len(mask), dtype=torch.float64),
+    loss, metrics = loss_of(
+        new_T=new[real],
+        old_T=batch.old[real],
+        sampling_T=None if cap is None else (batch.old - batch.engine)[real],
+        advantages_T=batch.advantages[rows],
+        mask_T=mask,
+        weights_T=torch.ones(len(mask), dtype=torch.float64),
         normalizer=normalizer_of(loss_type, float(mask.sum()), len(LENGTHS), LONGEST),
         sequence_ids_T=rows,
         epsilon_low=0.2,
@@ -135,10 +161,11 @@ def our_loss(batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, ca
         entropy_normalizer=float((chosen & mask).sum()),
     )
     loss.backward()
+    assert new.grad is not None
     return loss.item(), new.grad, entropies.grad, {name: value.item() for name, value in metrics.items()}
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -156,8 +183,10 @@ def our_loss(batch, loss_type, level=None, delta=None, beta=0.0, entropy=1.0, ca
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
-def test_loss_and_gradient_equal_trl(trainer, batch, loss_type, options):
-    """Where tokens of a completion count differently, TRL's ratio of the sequence spreads the gradient over all of
+def test_loss_and_gradient_equal_trl(
+    trainer: type["GRPOTrainer"], batch: SimpleNamespace, loss_type: LossType, options: dict[str, Any]
+) -> None:
+    """If tokens of a completion count differently, TRL's ratio of the sequence spreads the gradient over all of
     them; ours leaves it with the token that counts (GSPO's token form), so that sums over a completion are the same.
     """
     if loss_type == "cispo":  # it has no dual clip
@@ -171,13 +200,14 @@ def test_loss_and_gradient_equal_trl(trainer, batch, loss_type, options):
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-10, rtol=0)
     assert their_gradient.abs().sum() > 0
     if options.get("bonus"):
+        assert their_entropy_gradient is not None
         torch.testing.assert_close(our_entropy_gradient, their_entropy_gradient, atol=1e-10, rtol=0)
         assert their_entropy_gradient.abs().sum() > 0
     else:
         assert our_entropy_gradient is None or not our_entropy_gradient.any()
 
 
-def test_clip_shares_and_kl_equal_trl(trainer, batch):
+def test_clip_shares_and_kl_equal_trl(trainer: type["GRPOTrainer"], batch: SimpleNamespace) -> None:
     *_, theirs = trl_loss(trainer, batch, "dapo", beta=0.1)
     *_, ours = our_loss(batch, "dapo", beta=0.1)
     assert ours["clipped_low"] / ours["tokens"] == pytest.approx(theirs["clip_ratio/low_mean"][0])

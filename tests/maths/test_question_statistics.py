@@ -11,17 +11,17 @@ import pytest
 from dapo_stages.maths import question_statistics
 from dapo_stages.maths.question_statistics import Ratio, clopper_pearson, holm, mcnemar, ratio_intervals, sign_flip
 
-DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]  # crossed minus self-fertilised, 1/8 inch
+DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]  # crossed minus self-fertilized, 1/8 inch
 
 
 def ends(ratio: Ratio, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0) -> list[float]:
-    """Both ends of one figure."""
+    """Both ends of the interval of one metric."""
     found: list[float] = ratio_intervals([ratio], resamples=resamples, confidence=confidence, seed=seed)[:, 0].tolist()
     return found
 
 
 def twice(values: np.ndarray) -> Ratio:
-    """The share of right answers among two of each question that are both right or both wrong."""
+    """The share of right answers with two per question, both right or both wrong."""
     return Ratio(2.0 * values, np.full(len(values), 2.0), (0.0, 2.0), (2.0, 2.0))
 
 
@@ -48,8 +48,8 @@ def test_all_right_still_allow_for_wrong_ones(count: int) -> None:
 
 @pytest.mark.parametrize(("right", "count"), [(32, 32), (0, 32), (31, 32), (10, 20)])
 def test_answers_that_are_alike_within_their_question_count_as_one(right: int, count: int) -> None:
-    """Two samples of each, both right or both wrong, are worth no more than one: the weights give the exact interval
-    up to the noise of 20 000 of them."""
+    """Two samples per question, both right or both wrong, are worth no more than one: the interval is the exact one up
+    to the noise of 20 000 draws."""
     found = ends(twice(first(right, count)), resamples=20_000)
     assert found == pytest.approx(clopper_pearson(right, count, 0.95), abs=0.005)
 
@@ -83,7 +83,7 @@ def test_the_interval_covers_the_truth_at_least_about_as_often_as_it_says(
     samples: int, share: float, count: int
 ) -> None:
     """90 % intervals of 400 draws of questions, also near the edge; the standard error of the coverage is 1.5 points.
-    Answers are right by a chance that their question has: .3 or less apart from the others'."""
+    Each question has its own chance of a right answer, at most .3 away from the share."""
     rng = np.random.default_rng(0)
     covered = 0
     for seed in range(400):
@@ -98,7 +98,7 @@ def test_the_interval_covers_the_truth_at_least_about_as_often_as_it_says(
 
 
 def test_pairing_takes_out_what_both_have_in_common() -> None:
-    """B is A and one more in ten: the interval of the difference is narrower than that of either."""
+    """B is A plus one in ten: the interval of the difference is narrower than that of B."""
     rng = np.random.default_rng(0)
     a = (rng.random(500) < 0.5).astype(float)
     b = np.maximum(a, rng.random(500) < 0.1)
@@ -121,13 +121,13 @@ def test_the_same_seed_gives_the_same_ends_whatever_is_drawn_at_once(monkeypatch
 
 
 def test_there_is_no_interval_where_the_figure_is_not_always_defined() -> None:
-    """One question, or a whole that is not above 0 under some weights."""
+    """One question, or a whole that some weights make 0 or less."""
     assert np.isnan(ends(twice(np.ones(1)))).all()
     assert np.isnan(ends(Ratio(np.ones(3), np.array([2.0, -0.5, -0.5])))).all()
 
 
 def test_where_no_bound_is_known_nothing_is_added() -> None:
-    """As many tokens in every answer are as many under all weights."""
+    """If all answers have the same number of tokens, so does every weighted mean."""
     assert ends(Ratio(np.full(9, 16.0), np.ones(9), (0, 0), (0, 0))) == pytest.approx([16, 16])
 
 

@@ -27,13 +27,13 @@ def test_an_interval_below_zero_decides_too() -> None:
 
 def test_one_value_has_no_interval_and_none_is_refused() -> None:
     assert estimate([0.5]) == (0.5, None, None, 1) and not estimate([0.5]).decides
-    with pytest.raises(ValueError, match="found no values; needed 1 or more"):
+    with pytest.raises(ValueError, match="expected at least one value, got none"):
         estimate([])
 
 
 @pytest.mark.parametrize(("number", "quantile"), [(31, 2.042), (32, 2.0395), (40, 2.0227), (61, 2.0003), (121, 1.9799)])
 def test_many_values_use_the_quantile_of_their_degrees_of_freedom(number: int, quantile: float) -> None:
-    """Quantiles of one value less, from published tables; the widths are those of 0, 1, 0, 1, …"""
+    """Quantiles of n - 1 degrees of freedom, from published tables; the values are 0, 1, 0, 1, …"""
     found = estimate([n % 2 for n in range(number)])
     assert found.deviation is not None and found.interval is not None
     half = quantile * found.deviation / number**0.5

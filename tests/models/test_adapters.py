@@ -1,4 +1,4 @@
-"""Adapters of LoRA: what they may be of, and that what is trained is what is sampled from and merged."""
+"""LoRA adapters: which layers they may be on, and that the trained policy is the one sampled from and merged."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def logprobs(policy: Policy) -> torch.Tensor:
     policy.attend("grouped")
     group = Group(prompt(policy, "What colour is the circle?", [(56, 56)]), [[30, 31, 32, 33], [40, 41]])
     with torch.no_grad():
-        return GroupLogprobs(policy, 1.0)(policy.pack([group]))[0]
+        found: torch.Tensor = GroupLogprobs(policy, 1.0)(policy.pack([group]))[0]
+    return found
 
 
 @pytest.fixture(scope="module")
 def untied(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same architecture with a head of its own."""
+    """The same architecture with its own head."""
     policy = load_policy(checkpoint, TINY)
     for config in (policy.model.config, policy.model.config.text_config):
         config.tie_word_embeddings = False
@@ -53,20 +54,20 @@ def test_adapters_of_weights_that_two_layers_share_are_refused(checkpoint: Path,
     with pytest.raises(ConfigError) as error:
         check_targets(empty_model(checkpoint), lora("q_proj", target))
     assert str(error.value) == (
-        f"train.lora.target_modules: found {target}, whose weights this model ties to those of another layer (lm_head, "
-        "model.language_model.embed_tokens); needed layers with weights of their own. Leave it out."
+        f"train.lora.target_modules: {target} shares its weights with another layer (lm_head, "
+        "model.language_model.embed_tokens). Remove it, because an adapter needs a layer with weights of its own."
     )
     check_targets(empty_model(untied), lora("q_proj", target))
 
 
 @pytest.mark.parametrize("target", ["all-linear", ".*head", "q_pro"])
 def test_a_target_that_is_no_layers_name_is_refused(checkpoint: Path, target: str) -> None:
-    """Lists are of names for peft, not of patterns."""
+    """peft takes the items of a list as names, not as patterns."""
     with pytest.raises(ConfigError) as error:
         check_targets(empty_model(checkpoint), lora("q_proj", target))
     assert str(error.value) == (
-        f"train.lora.target_modules: found {target}, which is the name of no layer of this model; needed names or "
-        "their ends, such as q_proj. Mend it."
+        f"train.lora.target_modules: {target} matches no layer of this model. Use the names of layers or their ends, "
+        "such as q_proj."
     )
 
 
@@ -74,7 +75,7 @@ def test_they_are_refused_before_anything_is_trained(small_run: Run, tmp_path: P
     tied = {"train__lora": "{target_modules: [q_proj, lm_head]}"}
     for stage, inputs in (("init-policy", []), ("train-step", small_run.train_inputs(1))):
         result = small_run.attempt(stage, *inputs, "--out", tmp_path / stage, **tied)
-        assert result.code == 3 and "train.lora.target_modules: found lm_head, whose" in result.stderr
+        assert result.code == 3 and "train.lora.target_modules: lm_head shares its weights" in result.stderr
         assert "steps" not in result.stderr and "updates" not in result.stderr
 
 
@@ -82,7 +83,7 @@ def test_they_are_refused_before_anything_is_trained(small_run: Run, tmp_path: P
 def test_an_untied_head_is_trained_sampled_and_merged_alike(
     untied: Path, targets: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Kept apart in training, merged by peft to sample from, merged file by file: the same log-probs."""
+    """Unmerged in training, merged by peft for sampling, merged file by file: the same logprobs."""
     trained = load_policy(untied, TINY)
     before = logprobs(trained)
     add_adapter(trained, lora(*targets))
@@ -114,7 +115,7 @@ def test_a_tied_head_is_saved_once(checkpoint: Path, gathered: bool, tmp_path: P
 
 @pytest.mark.parametrize("how", ["one factor less", "another shape", "NaN", "rank 0", "settings are a list"])
 def test_a_damaged_adapter_is_refused(how: str, checkpoint: Path, tmp_path: Path) -> None:
-    """peft would draw a missing factor at random."""
+    """peft would initialize a missing factor at random."""
     policy = load_policy(checkpoint, TINY)
     add_adapter(policy, lora("q_proj"))
     save_policy(policy, tmp_path)
@@ -133,8 +134,8 @@ def test_a_damaged_adapter_is_refused(how: str, checkpoint: Path, tmp_path: Path
         settings.write_text("[]")
     save_file(tensors, file)
     for trainable in (False, True):
-        with pytest.raises(DapoStagesError, match=f"{tmp_path}.*; needed "):
+        with pytest.raises(DapoStagesError, match=rf"{tmp_path}.*: .*\. (Pass|Set|Download) .*\.$"):
             load_adapter(load_policy(checkpoint, TINY), tmp_path, trainable=trainable)
     if how != "NaN":
-        with pytest.raises(DapoStagesError, match=f"{tmp_path}.*; needed "):
+        with pytest.raises(DapoStagesError, match=rf"{tmp_path}.*: .*\. (Pass|Set) .*\.$"):
             Adapted(Checkpoint(checkpoint), tmp_path)

@@ -1,4 +1,4 @@
-"""Chat templates of checkpoints: filled in as transformers does it, in a process that is ended when it must be."""
+"""Chat templates of checkpoints: rendered as transformers does it, in a process that is killed if necessary."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_a_template_refuses_or_runs_out_of_memory_over_costs_the_row(with_t
 
 
 @pytest.mark.parametrize("template", [ENDLESS, "{{ 10 ** 10000000000 }}"])
-def test_one_without_an_end_is_given_up(
+def test_an_endless_template_is_given_up(
     template: str, with_template: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_templates, "_LIMIT", 0.3)
@@ -73,8 +73,10 @@ def test_one_without_an_end_is_given_up(
         assert render is not None
         with pytest.raises(Refused, match=r"it took more than 0\.3 s"):
             render(messages("What?", 0), None)
-        for _ in range(2):  # given up for good: rows that were on their way wait for it no more
-            with pytest.raises(ModelError, match=r"one that took more than 0\.3 s at 2 conversations; needed one"):
+        for _ in range(2):  # given up for good: rows in progress no longer wait for it
+            with pytest.raises(
+                ModelError, match=r"tokenizer: it took more than 0\.3 s on 2 conversations \(the limits"
+            ):
                 render(messages("What?", 0), None)
 
 
@@ -85,20 +87,20 @@ def prepare(folder: Path, tmp_path: Path) -> list[Any]:
     return ["prepare-data", "--config", tmp_path / "run.yaml", "--out", tmp_path / "data"]
 
 
-def test_a_data_set_is_not_prepared_with_it(
+def test_a_dataset_is_not_prepared_with_it(
     with_template: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_templates, "_LIMIT", 0.3)
     result = run(*prepare(with_template(ENDLESS), tmp_path))
     assert result.code == 3
-    assert "chat template of the tokenizer: found one that took more than 0.3 s at 2 conversations" in result.stderr
+    assert "chat template of the tokenizer: it took more than 0.3 s on 2 conversations (the limits" in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
 def test_signals_are_heard_while_it_runs(
     number: signal.Signals, with_template: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The template would go on for days; what is waited for here is only the start."""
+    """The template would run for days; the test only waits for its start."""
     code = (
         "import sys; from dapo_stages.models import chat_templates; chat_templates._LIMIT = 10_000.0\n"
         "class Said(chat_templates.Child):\n"

@@ -37,6 +37,6 @@ def test_more_processes_than_gpus_are_refused(two_gpus: list[int], monkeypatch: 
     with pytest.raises(ModelError) as caught:
         device_of(ModelConfig(name="m"))
     assert str(caught.value) == (
-        "process 3 on this machine: found 2 CUDA devices; needed one for each process. Start 2 processes, or set "
+        "process 3 on this machine: each process needs a CUDA device, but there are only 2. Start 2 processes, or set "
         "model.device to cpu."
     )

@@ -47,7 +47,7 @@ def test_saving_and_loading_gives_the_same_prompts(policy: Policy, tmp_path: Pat
 
 
 @pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
-def test_the_part_that_sees_is_found(policy: Policy) -> None:
+def test_the_vision_tower_is_found(policy: Policy) -> None:
     names = [name for name, module in policy.base.named_modules() if module is policy.vision]
     assert names == ["model.vision_tower" if policy.architecture == OTHER else "model.visual"]
 
@@ -58,14 +58,14 @@ def test_a_model_whose_attention_cannot_be_read_is_taken_where_none_is_needed(ch
     with pytest.raises(ModelError) as refusal:
         check_family(folder, attention=True)
     assert str(refusal.value) == (
-        f"{folder}: found a checkpoint of architecture `llava`; needed one whose attention can be read: qwen2_5_vl, "
-        "qwen2_vl, qwen3_vl. Set model.name to one of these, or attention.enabled to false."
+        f"{folder}: the attention of architecture `llava` cannot be read, only that of qwen2_5_vl, qwen2_vl, qwen3_vl. "
+        "Set model.name to one of these, or attention.enabled to false."
     )
 
 
 @pytest.mark.parametrize("policy", [OTHER], indirect=True)
 def test_a_prompt_of_another_tokenizer_is_refused(policy: Policy) -> None:
-    """What the processor of another family makes of a prompt must be what the data holds."""
+    """The processor of another family must make the same prompt as in the data."""
     text = "Look: <|image_pad|>"
     row = {"prompt_id": "train-000001", "prompt_text": text, "images": [{"bytes": encode(picture(56, 56, 0))}]}
     ids = policy.processor(text=[text], images=[picture(56, 56, 0)])["input_ids"][0]
@@ -74,6 +74,6 @@ def test_a_prompt_of_another_tokenizer_is_refused(policy: Policy) -> None:
     with pytest.raises(DataError) as refusal:
         prompt_of(row | {"prompt_ids": ids[1:]}, policy.processor)
     assert str(refusal.value) == (
-        f"prompt train-000001: found {len(ids)} tokens that are not those of its data; needed its {len(ids) - 1} "
-        "tokens. Run prepare-data again with this policy."
+        f"prompt train-000001: the processor's {len(ids)} tokens differ from the {len(ids) - 1} in the data. Run "
+        "prepare-data again with this policy."
     )

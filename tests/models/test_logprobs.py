@@ -1,4 +1,4 @@
-"""Compiled log-probs: the same numbers from a handful of graphs."""
+"""Compiled logprobs: the same numbers from a handful of graphs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dapo_stages.models.shared_prefix.packing import Group
 
 
 def test_compiled_logprobs_are_the_same_from_few_graphs(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without a gradient, each for one row and for several: far from the eight that torch puts up with."""
+    """With and without a gradient, each for one row and for several: far fewer than torch's limit of eight."""
     graphs = []
 
     def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""QLoRA: a base in few bits, by bitsandbytes on this CPU."""
+"""QLoRA: a base quantized by bitsandbytes, on this CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def logprobs(policy: Policy) -> torch.Tensor:
     policy.attend("grouped")
     group = Group(prompt(policy, "What colour is the circle?", [(56, 56)]), [[30, 31, 32, 33], [40, 41]])
     with torch.no_grad():
-        return GroupLogprobs(policy, 1.0, 64)(policy.pack([group]))[0]
+        found: torch.Tensor = GroupLogprobs(policy, 1.0, 64)(policy.pack([group]))[0]
+    return found
 
 
 @pytest.mark.parametrize(("kind", "bytes_each"), [("nf4", 0.5), ("int8", 1.0)])
@@ -55,10 +56,10 @@ def test_generating_does_not_change_four_bit_weights(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "mismatch", "iterations"), [("nf4", 1e-4, 2), ("int8", 0.05, 1)])
-def test_an_adapter_trains_over_a_quantised_base(
+def test_an_adapter_trains_on_a_quantized_base(
     kind: str, mismatch: float, iterations: int, small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is sampled is what is trained, with the base quantised and the adapter apart in both."""
+    """The policy that samples is the one that is trained, with a quantized base and an unmerged adapter in both."""
     monkeypatch.chdir(tmp_path)
     Path("number.py").write_text("def odd(completions, rows):\n    return [i % 2 for i in range(len(completions))]\n")
     settings = {
@@ -72,7 +73,8 @@ def test_an_adapter_trains_over_a_quantised_base(
         "rollout__prompts_per_iteration": 4,
         "evaluate__max_questions": 4,
     }
-    policy, state = small_run.policy(0), []
+    policy = small_run.policy(0)
+    state: list[object] = []
     for number in range(1, iterations + 1):
         here = tmp_path / str(number)
         small_run.command(
@@ -103,8 +105,8 @@ def test_an_adapter_trains_over_a_quantised_base(
     )
 
 
-def test_quantisation_without_an_adapter_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"nf4 needs an adapter to train .* found train.lora null"):
+def test_quantization_without_an_adapter_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"nf4 needs an adapter to train .*, but train.lora is null"):
         load_config(CONFIG, ["model.quantization=nf4"])
 
 
@@ -112,5 +114,7 @@ def test_a_missing_bitsandbytes_is_named(checkpoint: Path, monkeypatch: pytest.M
     from dapo_stages.models import quantization
 
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"found nf4 without bitsandbytes; needed that package. Install it"):
+    with pytest.raises(
+        ModelError, match=r"model.quantization: nf4 needs bitsandbytes, which is not installed\. Install it"
+    ):
         load_policy(checkpoint, tiny("nf4"))

@@ -1,4 +1,4 @@
-"""Log-probs, entropy and the KL to the blanked picture equal those of full logits, a row per completion."""
+"""Logprobs, entropy and the KL to the blanked image equal those of full logits, a row per completion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
 from dapo_stages.models.token_scores import hidden_states, token_scores
 
-SIZES = [[(84, 56)], [(56, 112), (140, 84)], []]  # of the pictures in support.prompts.groups
+SIZES = [[(84, 56)], [(56, 112), (140, 84)], []]  # of the images in support.prompts.groups
 TEMPERATURE = 0.7
 
 
@@ -32,7 +32,7 @@ def blanked(policy: Policy, group: Group, sizes: list[tuple[int, int]]) -> Group
 
 
 def own_distribution(policy: Policy, group: Group, completion: list[int]) -> Categorical:
-    """Through transformers' own forward, in a row of its own, over the tokens that can be sampled."""
+    """Through transformers' own forward, in a separate row, over the tokens that can be sampled."""
     logits = policy.model(**own_row(policy, group.prompt, completion), use_cache=False).logits[0]
     return Categorical(logits=logits[len(group.prompt.ids) - 1 : -1, ~policy.suppressed] / TEMPERATURE)
 
@@ -54,7 +54,7 @@ def own_scores(policy: Policy, cases: list[Group], blanks: list[Group]) -> dict[
 
 
 def both_scores(policy: Policy, cases: list[Group], chunk: int) -> tuple[dict[str, torch.Tensor], ...]:
-    """Those of packed groups, and those of rows of their own."""
+    """Scores of packed groups, and of separate rows."""
     blanks = [blanked(policy, case, sizes) for case, sizes in zip(cases, SIZES, strict=True)]
     want = own_scores(policy, cases, blanks)
     policy.attend("grouped")

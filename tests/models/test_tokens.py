@@ -47,7 +47,7 @@ def test_end_tokens_may_be_in_the_configuration_of_the_model_alone(checkpoint: P
 
 
 def test_ids_without_a_token_are_never_sampled(checkpoint: Path) -> None:
-    """Vocabularies may have holes, and their last ids be tokens."""
+    """Vocabularies may have holes, also before tokens."""
 
     class Holed:
         all_special_ids: ClassVar = [0]
@@ -71,12 +71,17 @@ def test_code_of_a_checkpoint_is_never_run_nor_asked_about(
     )
     (tmp_path / "configuration_new.py").write_text("raise SystemExit('it was run')")
     asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")
+
+    def refuse(text: str = "") -> str:
+        asked.append(text)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", refuse)
     with pytest.raises((ModelError, OSError, ValueError), match=f"{tmp_path}.*"):
         load(tmp_path)
     assert not asked
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"{tmp_path}: found no usable checkpoint"):
+    with pytest.raises(ModelError, match=f"{tmp_path}: cannot load the checkpoint"):
         load_tokens(tmp_path)

@@ -25,7 +25,7 @@ def test_built_in_models_have_the_published_number_of_parameters(name: str) -> N
 
 
 def on_meta(config: dict[str, Any]) -> Any:
-    """The model that transformers makes of it, without memory."""
+    """transformers' model of this configuration, without memory."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 

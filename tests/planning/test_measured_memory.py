@@ -16,7 +16,7 @@ from dapo_stages.planning.run_plan import PROGRAM, torch_build
 pytestmark = pytest.mark.long
 
 FOLDERS = {"rollout": "rollout", "score-attention": "attention", "train-step": "train"}
-# The sizes of the benchmarks, fewer prompts; `--prompt` and the others say what the questions come to.
+# The sizes of the benchmarks, with fewer prompts; `--prompt` and the others are the lengths that result.
 MODELS = {
     "small": (
         replace(SIZES["iteration-small"], prompts=64, updates=4),
@@ -32,7 +32,7 @@ CHECKPOINTING = ["--set=train.gradient_checkpointing=true"]
 
 @dataclass(frozen=True)
 class Measured:
-    """A model, where its configuration is, and MiB of each command by the folder it made."""
+    """A model, the folder of its configuration, and MiB of each command by the folder that it made."""
 
     model: str
     folder: Path
@@ -41,7 +41,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """The commands of an iteration, run."""
+    """Run the commands of an iteration."""
     model = request.param
     size, _ = MODELS[model]
     folder = tmp_path_factory.mktemp("memory") / model
@@ -52,7 +52,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def iteration(model: str) -> list[list[str]]:
-    """The commands of an iteration, the last word of each the folder it makes."""
+    """The commands of an iteration; the last word of each is the folder that it makes."""
     config = ["--config", "run.yaml"]
     policy, rollouts = ["--policy", "policy"], ["--rollouts", "rollout"]
     train = ["train-step", *config, *policy, *rollouts, "--weights", "weights"]
@@ -69,7 +69,7 @@ def iteration(model: str) -> list[list[str]]:
 
 
 def predicted(folder: Path, *arguments: str) -> dict[str, float]:
-    """MiB of each stage beside the imported program, by `dapo-stages plan`."""
+    """MiB of each stage in addition to the imported program, by `dapo-stages plan`."""
     result = run("plan", "--config", folder / "run.yaml", "--device", "cpu", "--json", *arguments)
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)["memory"]
@@ -90,7 +90,7 @@ def test_predicted_peaks_are_within_15_percent_of_measured_ones(measured: Measur
 
 
 def test_the_imported_program_is_as_large_as_plan_says() -> None:
-    """Resident once everything that a stage with a model imports is there."""
+    """Resident memory once everything that a stage with a model needs is imported."""
     code = """
 from pathlib import Path
 from dapo_stages.entrypoints.preloaded import _import

@@ -1,4 +1,4 @@
-"""Operations against torch's own count, and what time follows from."""
+"""Operations compared with torch's own count, and the other numbers that times are computed from."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_separate_rows_compute_the_prompt_as_often_as_there_are_completions() ->
 
 @pytest.mark.long
 def test_operations_of_a_forward_pass_are_those_that_torch_counts() -> None:
-    """torch counts whole squares of attention where half is masked: a few percent more here."""
+    """torch counts full squares of attention, of which half is masked: a few percent more here."""
     import torch
     from benchmarks import models
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -107,13 +107,13 @@ def test_a_decoding_step_reads_the_weights_once() -> None:
 
 
 def test_a_decoding_step_calls_torch_layer_by_layer() -> None:
-    """On a device without limits what is left of 7B's 28 layers is 28 · 80 + 70 calls, here of 10 µs."""
+    """On a device without limits only the calls remain: 28 · 80 + 70 for 7B's 28 layers, here of 10 µs."""
     rates = stage_costs.Rates(operations=1e30, memory=1e30, disk=1, link=1, call=10e-6)
     assert stage_costs.decoding(D7, Work(1, 5, 1, 0), 1, 2, rates, called=True) == pytest.approx(5 * 2310 * 10e-6)
 
 
 def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) -> None:
-    """What a token more takes, in operations that reach the dispatcher."""
+    """The cost of another token, in operations that reach the dispatcher."""
     import torch
     from support.prompts import groups
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -123,7 +123,9 @@ def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) ->
     from dapo_stages.models.policy_loading import load_policy
 
     class Count(TorchDispatchMode):
-        calls = 0
+        def __init__(self) -> None:
+            TorchDispatchMode.__init__(self)
+            self.calls = 0
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             self.calls += 1
@@ -134,7 +136,8 @@ def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) ->
     prompts = [group.prompt for group in groups(policy)]
 
     def calls(length: int) -> int:
-        with Count() as count, torch.no_grad():
+        count = Count()
+        with count, torch.no_grad():
             generate(policy, prompts, 2, length, SamplerConfig(), seed=0)
         return count.calls
 
@@ -170,7 +173,7 @@ def test_an_adapter_sends_its_own_gradients() -> None:
 
 
 def test_a_state_is_put_together_on_all_ranks() -> None:
-    """Half of its bytes from each of two by gathering, twice that by all-reduce; DDP has it everywhere."""
+    """Half of its bytes from each of two ranks by gathering, twice that by all-reduce; with DDP every rank has it."""
     assert [stage_costs.state_traffic(kind, 100, 2) for kind in ("ddp", "zero2", "zero3")] == [0, 100, 50]
 
 
@@ -194,7 +197,7 @@ def test_shards_are_asked_for_until_enough_groups_are_informative(
 
 
 def test_files_are_read_at_the_slower_of_two_rates() -> None:
-    """10 GB take SHA-256 7 s and tensors from the page cache 4.2 s; a disk of 2 GB/s gives them in 5 s."""
+    """10 GB take 7 s with SHA-256, and 4.2 s as tensors from the page cache; a disk of 2 GB/s reads them in 5 s."""
     fast = stage_costs.Rates(1, 1, disk=9e9, link=1)
     assert fast.verifying(10e9) == pytest.approx(10 / 1.43) and fast.loading(10e9) == pytest.approx(10 / 2.4)
     rates = stage_costs.Rates(1, 1, disk=2e9, link=1)
@@ -204,7 +207,7 @@ def test_files_are_read_at_the_slower_of_two_rates() -> None:
 
 
 def test_files_of_an_iteration_are_sized_as_real_ones_are(small_run: Any) -> None:
-    """The attention of a real iteration, its share of pictures' patches included, within a third."""
+    """The attention of a real iteration, including that on patches of images, within a third."""
     from support.pipeline import table
 
     folder = small_run.at(1) / "attention"

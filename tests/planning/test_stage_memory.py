@@ -1,4 +1,4 @@
-"""Memory by parts: against DeepSpeed's own estimate, and against what autograd really keeps."""
+"""Memory by parts, compared with DeepSpeed's own estimate and with what autograd really keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from dapo_stages.planning import stage_memory
 from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.stage_memory import Training, Work, rollout, score, train, vllm, weights_of
+from dapo_stages.planning.stage_memory import Parallel, Training, Work, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
@@ -29,17 +29,15 @@ def test_one_process_holds_float32_weights_gradients_and_moments() -> None:
 
 
 def test_more_ranks_and_more_splitting_need_less() -> None:
-    totals = [
-        train(D7, WORK, replace(FULL, parallel=parallel, ranks=ranks), 1, 2).total
-        for parallel, ranks in (
-            ("ddp", 4),
-            ("zero1", 4),
-            ("zero2", 4),
-            ("zero2", 8),
-            ("zero3", 8),
-            ("zero3-offload", 8),
-        )
-    ]
+    splits: tuple[tuple[Parallel, int], ...] = (
+        ("ddp", 4),
+        ("zero1", 4),
+        ("zero2", 4),
+        ("zero2", 8),
+        ("zero3", 8),
+        ("zero3-offload", 8),
+    )
+    totals = [train(D7, WORK, replace(FULL, parallel=parallel, ranks=ranks), 1, 2).total for parallel, ranks in splits]
     assert totals == sorted(totals, reverse=True)
 
 
@@ -59,7 +57,7 @@ def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("b", [4, 2])
 def test_activations_are_what_autograd_keeps_for_a_layer(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one layer more adds to the tensors saved for the backward pass of a group."""
+    """What another layer adds to the tensors saved for the backward pass of a group."""
     from benchmarks import models
 
     def bytes_of(layers: int, vision_layers: int) -> tuple[int, Dimensions]:
@@ -102,8 +100,8 @@ def _saved(policy: Any, b: int) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-def test_quantisation_stores_the_texts_linear_layers_in_few_bits() -> None:
-    """7B: 6.53 G weights; the vision tower, embedding and head stay as they are. nf4: 4.127 bits (QLoRA, section 3)."""
+def test_quantization_applies_to_the_texts_linear_layers() -> None:
+    """7B: 6.53 G weights, without the vision tower, embedding and head. nf4: 4.127 bits (QLoRA, section 3)."""
     linear = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
     rest = 2 * (8_292_166_656 - linear)
     assert weights_of(D7, 2, "nf4") == pytest.approx(linear * 4.127 / 8 + rest, rel=1e-4)

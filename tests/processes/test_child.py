@@ -20,7 +20,8 @@ def test_who_waits_for_an_answer_hears_of_an_interruption_by_another_thread(tmp_
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(20):
-            child, heard = Child(program=program), []
+            child = Child(program=program)
+            heard: list[Lost] = []
             child.start(60)
 
             def ask(child: Child = child, heard: list[Lost] = heard) -> None:

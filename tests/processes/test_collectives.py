@@ -114,8 +114,8 @@ def test_a_process_that_died_is_missed_by_name(at_work: float, monkeypatch: pyte
     for name, text, code, seconds in (first, second):
         assert (name, code) == ("InterruptedStage" if at_work else "RankError", 1) and seconds < 20
         assert text == (
-            "rank 2 of 3: found it missing (it gave no sign of life for 4 s); needed every process. What is finished "
-            "stays. See why it ended, and run the same command again to carry on."
+            "rank 2 of 3: cannot be reached (no heartbeat for 4 s). Finished work is kept. Check why it ended, and run "
+            "the same command again to resume."
         )
 
 
@@ -124,7 +124,7 @@ def test_a_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(collectives, "_START", 1.0)
     monkeypatch.setattr(collectives, "_LEAVE", 0.0)
     found = forked(2, lambda: waited() if ranks.rank() == 0 else None)[0]
-    assert found[0] == "RankError" and found[1].startswith("rank 1 of 2: found it missing (it did not start ")
+    assert found[0] == "RankError" and found[1].startswith("rank 1 of 2: cannot be reached (it did not start ")
 
 
 def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_first_process_that_never_came_is_missed_by_name(monkeypatch: pytest.M
         return found
 
     found = forked(2, talk)[1]
-    assert found[0] == "RankError" and found[1].startswith("rank 0 of 2: found it missing (nothing answers at ")
+    assert found[0] == "RankError" and found[1].startswith("rank 0 of 2: cannot be reached (nothing answers at ")
 
 
 def test_who_waits_for_the_first_process_hears_signals() -> None:
@@ -214,7 +214,7 @@ def test_who_joins_after_a_failure_ends_with_its_exit_code(tmp_path: Path, monke
 
     def slowly(thread: threading.Thread) -> None:
         start(thread)
-        if thread.name == "signs of life":
+        if thread.name == "heartbeats":
             time.sleep(1.0)
 
     def talk() -> Any:
@@ -301,8 +301,8 @@ def test_a_machine_without_the_folder_is_named(tmp_path: Path) -> None:
 
     assert forked(2, write) == [
         "opened",
-        "out: found no such folder on the machine of rank 1; needed a file system that all machines share. Name an "
-        "--out on one.",
+        "out: no such folder on the machine of rank 1, but all machines must share it. Name an --out on a file system "
+        "that all machines share.",
     ]
 
 
@@ -322,6 +322,6 @@ def test_a_launcher_that_says_too_little_is_refused(monkeypatch: pytest.MonkeyPa
 
     for rank, found in enumerate(forked(2, talk)):
         assert found[1] == (
-            f"rank {rank} of 2: found no MASTER_ADDR in the environment; needed where rank 0 is. Start the stage with "
-            "accelerate launch or torchrun."
+            f"rank {rank} of 2: no MASTER_ADDR in the environment to find rank 0. Start the stage with accelerate "
+            "launch or torchrun."
         )

@@ -1,4 +1,4 @@
-"""Answers of a server that are packed, damaged, or never end."""
+"""Responses of a server that are compressed, damaged, or never end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Form(BaseModel):
 
 
 def ask(answer: Callable[[int], httpx.Response], **settings: float) -> tuple[str, int]:
-    """What is made of the answers of a server, by the number of the try; and how many tries there were."""
+    """The result for responses of a server, by the number of the attempt; and how many attempts there were."""
     tries = 0
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -44,7 +44,7 @@ def ask(answer: Callable[[int], httpx.Response], **settings: float) -> tuple[str
 
 
 def packed(content: bytes, encoding: str) -> httpx.Response:
-    """An answer as it comes over the wire: httpx packs nothing."""
+    """A response as sent over the wire: httpx compresses nothing."""
 
     async def body() -> AsyncIterator[bytes]:
         yield content
@@ -63,23 +63,25 @@ def test_a_packed_answer_is_read(encoding: str, pack: Callable[[bytes], bytes]) 
 @pytest.mark.parametrize(
     ("content", "encoding", "said"),
     [
-        (gzip.compress(WELL)[:-9], "gzip", "a packed answer that was cut"),
-        (b"\x1f\x8bnothing of the kind", "gzip", "a packed answer that is damaged"),
-        (gzip.compress(WELL)[:10] + b"\xff" * 20, "gzip", "a packed answer that is damaged"),
-        (WELL, "gzip", "a packed answer that is damaged"),
-        (WELL, "br", "an answer packed as 'br', not as gzip, deflate"),
-        (gzip.compress(gzip.compress(WELL)), "gzip, gzip", "an answer packed as 'gzip, gzip', not as gzip, deflate"),
+        (gzip.compress(WELL)[:-9], "gzip", "truncated compressed response"),
+        (b"\x1f\x8bnothing of the kind", "gzip", "damaged compressed response"),
+        (gzip.compress(WELL)[:10] + b"\xff" * 20, "gzip", "damaged compressed response"),
+        (WELL, "gzip", "damaged compressed response"),
+        (WELL, "br", "response compressed as 'br', not as gzip, deflate"),
+        (gzip.compress(gzip.compress(WELL)), "gzip, gzip", "response compressed as 'gzip, gzip', not as gzip, deflate"),
     ],
-    ids=["cut", "no gzip", "damaged", "not packed", "brotli", "twice"],
+    ids=["truncated", "no gzip", "damaged", "not compressed", "brotli", "twice"],
 )
 def test_one_that_cannot_be_unpacked_is_asked_for_again(
     content: bytes, encoding: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(lambda number: packed(content, encoding) if number == 1 else packed(WELL, "")) == ("7", 2)
-    assert f"judge http://localhost:8000: found {said}" not in capsys.readouterr().err  # it is no error yet
-    with pytest.raises(EngineError, match="at the last of 2 tries; needed an answer within") as caught:
+    assert f"judge http://localhost:8000: {said}; retrying in 0 s" in capsys.readouterr().err
+    with pytest.raises(EngineError) as caught:
         ask(lambda number: packed(content, encoding))
-    assert caught.value.found == f"{said} at the last of 2 tries"
+    assert caught.value.problem == (
+        f"no valid response in 2 attempts with rewards.judge.timeout=120 s (last error: {said})"
+    )
 
 
 def test_what_swells_beyond_the_bound_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +91,7 @@ def test_what_swells_beyond_the_bound_is_not_unpacked(monkeypatch: pytest.Monkey
         unpacked(zeros, "gzip", MIB)
     assert unpacked(gzip.compress(bytes(MIB)), "gzip", MIB) == bytes(MIB)
     monkeypatch.setattr(servers, "_LONGEST_ANSWER", 8 * MIB)
-    with pytest.raises(EngineError, match="found an answer beyond 8 MiB; needed one of a few tokens"):
+    with pytest.raises(EngineError, match="expected a response of a few tokens, got one larger than 8 MiB"):
         ask(lambda number: packed(zeros, "gzip"))
 
 
@@ -103,4 +105,6 @@ def test_an_answer_that_drips_is_ended() -> None:
 
     with pytest.raises(EngineError) as caught:
         ask(lambda number: httpx.Response(200, content=drops()), timeout=0.1)
-    assert caught.value.found == "an answer that was not whole after 0.2 s at the last of 2 tries"
+    assert caught.value.problem == (
+        "no valid response in 2 attempts with rewards.judge.timeout=0.1 s (last error: incomplete response after 0.2 s)"
+    )

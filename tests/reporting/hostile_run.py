@@ -9,6 +9,7 @@ from typing import Any
 from reporting import tiny_run
 
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 
 # What is said -> what is shown (None: just that). Control and direction characters are shown as symbols.
@@ -79,8 +80,12 @@ def build(
         tables["weights"].append(weight | key | {"why": say("why")})
     here = run / "iter-0003"
     plan = Plan("rollout", here / "rollout", {"iteration": 3}, 1, {"policy": Source(run / "policy")})
-    kinds = ("prompts", "completions")
-    tiny_run.publish(plan, lambda output: [output.write(kind, 0, tables[kind]) for kind in kinds] and None)
+
+    def fill(output: Output) -> None:
+        for kind in ("prompts", "completions"):
+            output.write(kind, 0, tables[kind])
+
+    tiny_run.publish(plan, fill)
     plan = Plan("weight-tokens", here / "weights", {}, 1, {"rollouts": Source(here / "rollout")})
     tiny_run.publish(plan, lambda output: output.write("weights", 0, tables["weights"]))
     return run

@@ -9,6 +9,7 @@ from PIL import Image
 from reporting import tiny_run
 
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.schemas import MASSES, SEGMENTS, TOKEN_SCORES
 from dapo_stages.handoff.shards import Row
@@ -37,7 +38,12 @@ def build(run: Path) -> Path:
         "prompts": [tiny_run.prompt(1, 0, correct=2) | picture],
         "completions": [tiny_run.completion(1, 0, sample) for sample in range(4)],
     }
-    tiny_run.publish(plan, lambda output: [output.write(kind, 0, rows) for kind, rows in with_rows.items()] and None)
+
+    def fill(output: Output) -> None:
+        for kind, rows in with_rows.items():
+            output.write(kind, 0, rows)
+
+    tiny_run.publish(plan, fill)
     plan = Plan("score-attention", here / "attention", {}, 1, {"rollouts": Source(here / "rollout")})
     tiny_run.publish(plan, lambda output: output.write("attention", 0, [_scores(sample) for sample in range(4)]))
     tiny_run.weights(run, 1)

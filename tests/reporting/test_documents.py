@@ -1,4 +1,4 @@
-"""Foreign text stays data in Markdown, HTML and SVG; pictures and curves come out as they should."""
+"""Foreign text stays data in Markdown, HTML and SVG; images and curves come out as they should."""
 
 from __future__ import annotations
 

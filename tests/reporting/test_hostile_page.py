@@ -1,4 +1,4 @@
-"""Whatever a model or a data set says is shown as text, in a real browser; and large pages open."""
+"""Whatever a model or a dataset says is shown as text, in a real browser; and large pages open."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_runs_are_called_is_shown_as_text(chromium: Chrome, tmp_path: Path)
 
 
 def groups(number: int, size: int, tokens: int) -> list[dict[str, Any]]:
-    """Made-up groups as browse.py gives them, with photo-like pictures."""
+    """Made-up groups as browse.py gives them, with photo-like images."""
     rng = random.Random(1)
     words = [" the", " picture", " shows", " a", " triangle", " angle", "°", " therefore", ",", " 3.14"]
     return [

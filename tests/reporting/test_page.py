@@ -1,4 +1,4 @@
-"""report.html in a real browser: looking through completions, heat maps, keyboard, colours, narrow screens."""
+"""report.html in a real browser: looking through completions, heat maps, keyboard, colors, narrow screens."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def said(chromium: Chrome) -> str:
 
 
 def brightest(chromium: Chrome) -> tuple[int, int]:
-    """Row and column of the image token under which the picture is brightest, as the browser drew it."""
+    """Row and column of the image token under which the image is brightest, as the browser drew it."""
     with Image.open(io.BytesIO(one(chromium, ".picture").screenshot_as_png)) as image:
         shot = image.convert("RGB")
     across, down = looked_run.COLUMNS, looked_run.ROWS
-    # Light yellow over grey; what is white shows through at the round corners.
+    # Light yellow over gray; what is white shows through at the round corners.
     places = [divmod(i, shot.width) for i, (r, _, b) in enumerate(shot.getdata()) if r > 180 and b < 190]
     found = Counter((int((y + 0.5) * down / shot.height), int((x + 0.5) * across / shot.width)) for y, x in places)
     ((place, pixels),) = found.most_common(1)
@@ -189,7 +189,7 @@ def test_pointing_at_a_token_shows_where_it_looked(chromium: Chrome, looked: Pat
         row, column = looked_run.place("all", index)
         weight = 0.5 + index / 10
         # Half of the attention is on one image token, 0.005 on each of the 76 others.
-        assert f"in completion 2 · weight {weight:.2f} · VGR 0.50 · 88.0 % of the attention" in said(chromium)
+        assert f"in completion 2 · weight {weight:.2f} · VGR 0.50 · 88.0% of the attention" in said(chromium)
         assert brightest(chromium) == (row, column)
 
 
@@ -253,7 +253,7 @@ def test_a_completion_whose_looks_were_not_kept_says_so(chromium: Chrome, looked
     resize(chromium, 1280, TALL)
     visit(chromium, looked)
     ActionChains(chromium).move_to_element(token(chromium, 2, 1)).perform()
-    assert said(chromium).endswith("where it looked was not kept")
+    assert said(chromium).endswith("no attention map stored")
     assert not one(chromium, ".picture canvas").is_displayed()
 
 

@@ -56,10 +56,10 @@ TAGGED = [
     ("<answer>B</answer> or <answer>C</answer>", "C", "the last block wins"),
     ("<answer><answer>B</answer></answer>", "B", "nested: the inner block counts"),
     ("<answer>B</answer> The answer is C.", "B", "the tags win over what follows"),
-    ("<answer>green</answer> The answer is C.", "C", "a block without a letter is passed over"),
+    ("<answer>green</answer> The answer is C.", "C", "a block without a letter is skipped"),
     ("<answer>A or B</answer> The answer is C.", None, "a block of two letters is not"),
     ("<answer>B", "B", "never closed: a lone letter is left"),
-    ("<answer>C</answer><answer></answer>", "C", "an empty last block is passed over, C then stands alone"),
+    ("<answer>C</answer><answer></answer>", "C", "an empty last block is skipped, C then stands alone"),
     ("<answer>D", "D", "cut off before the end tag"),
     ("D</answer>", "D", "an end tag alone"),
     ("<answer >B</answer>", "B", "a tag with a space is no tag: the letter stands alone"),
@@ -190,7 +190,7 @@ LONE = [
     ("I am sure that B is wrong, C", "C", "ruled out by what follows"),
     ("A, because C is wrong", "A", "C is ruled out, A is left"),
     ("不是A", None, "'is not A'"),
-    ("图中是绿色，B", "B", "'the picture is green, B'"),
+    ("图中是绿色，B", "B", "'the image is green, B'"),
     ("Ｄ", "D", "full-width alone"),
     ("C++ and vitamin B12 in the U.S.A.", None, "letters in names and abbreviations"),
     ("E = mc^2 in D-dur", "E", "a variable stands alone, a compound does not"),
@@ -216,7 +216,7 @@ LONE = [
     ("<think>", None, "a tag alone"),
     ("</answer>", None, "an end tag alone"),
 ]
-# Answers that are no letters: text, solution, score, reason.
+# Answers that are not letters: text, solution, score, reason.
 OTHERS = [
     ("<think>5</think><answer>12</answer>", "12", 1.0, "a number"),
     ("<answer>12.0</answer>", "12", 1.0, "the same number, written otherwise"),
@@ -428,7 +428,7 @@ FUZZ = [
 
 @pytest.mark.long
 def test_nothing_makes_the_parser_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 000 strings, half of marks and words that mean something here, half of any characters; the seed is fixed.
+    """10 000 strings, half of tags and words with a meaning here, half of random characters; the seed is fixed.
 
     Expressions are read up to the point where math-verify would compare them.
     """

@@ -1,7 +1,7 @@
-"""No text takes the answer parser longer than its length: what a policy writes, and what stands in a data set.
+"""The answer parser takes linear time for any text, written by a policy or part of a dataset.
 
-Each text here would keep a parser that looks at blanks, marks or brackets again and again busy for minutes or hours.
-The limit only ends such a test; no time is compared.
+Each text here would keep a parser that rescans spaces, marks or brackets busy for minutes or hours. The limit only ends
+such a test; times are not compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARSERS: list[Callable[[str], object]] = [
 
 @contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Regular expressions, too, are interrupted by a signal."""
+    """A signal interrupts regular expressions, too."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"{seconds} s of processor time were not enough")

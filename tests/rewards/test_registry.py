@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from dapo_stages.config import JudgeConfig, RewardsConfig
 from dapo_stages.rewards.registry import Rewards
 from dapo_stages.rewards.scored import Group, Scored
 
 TEXT = "<think>It is green.</think><answer>B</answer>"
-ROW: dict[str, object] = {"solution": "B", "problem": "What colour is it?"}
+ROW: dict[str, object] = {"solution": "B", "problem": "What color is it?"}
 
 
 def one(rewards: Rewards, text: str, tokens: int, row: dict[str, object] = ROW) -> Scored:
@@ -54,12 +55,12 @@ def test_rewards_are_finite(tmp_path: Path) -> None:
 
 
 def test_what_changes_no_reward_stays_out_of_the_manifest(tmp_path: Path) -> None:
-    """Otherwise a longer time limit would throw away the shards that are finished."""
+    """Otherwise a longer timeout would discard finished shards."""
     path = tmp_path / "mine.py"
     path.write_text("def f(completions, rows):\n    return [0] * len(rows)\n")
 
-    def section(**changes: object) -> dict[str, object]:
-        judge = JudgeConfig(model="m").model_copy(update=changes.pop("judge", {}))  # type: ignore[call-overload]
+    def section(**changes: Any) -> dict[str, object]:
+        judge = JudgeConfig(model="m").model_copy(update=changes.pop("judge", {}))
         config = RewardsConfig(plugins={"mine": "mine.py:f"}, judge=judge).model_copy(update=changes)
         return Rewards(config, 384, tmp_path).section
 

@@ -1,4 +1,4 @@
-"""Which variables a plug-in, or the process that compares expressions, does not see."""
+"""Which environment variables are hidden from plug-ins and from the process that compares expressions."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_value_that_is_none(value: str) -> None:
 
 
 def test_what_compares_answers_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It reads what the policy wrote."""
+    """It parses text that the policy wrote."""
     monkeypatch.setenv("HF_TOKEN", "x")
     monkeypatch.setenv("PLAIN", "x")
     environment = Worker()._child._environment

@@ -38,11 +38,12 @@ def run(built: Path, tmp_path: Path) -> Path:
 
 
 def findings(run: Path, *more: str) -> list[dict[str, str]]:
-    return json.loads(command("doctor", "--run", run, "--json", *more).stdout)["findings"]
+    listed: list[dict[str, str]] = json.loads(command("doctor", "--run", run, "--json", *more).stdout)["findings"]
+    return listed
 
 
-def found(run: Path) -> list[tuple[str, str, str, str]]:
-    return [(one["state"], one["where"], one["found"], one["needed"]) for one in findings(run)]
+def found(run: Path) -> list[tuple[str, str, str]]:
+    return [(one["state"], one["where"], one["problem"]) for one in findings(run)]
 
 
 def everything(run: Path) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ def republish(folder: Path, **changes: Any) -> None:
 def test_a_sound_run_is_sound(run: Path) -> None:
     result = command("doctor", "--run", run)
     files = sum(len(read_manifest(path.parent).shards) for path in run.rglob("manifest.json"))
-    assert (result.code, result.stdout) == (0, f"sound: {files} files are as their manifests say\n")
+    assert (result.code, result.stdout) == (0, f"sound: {files} files match their manifests\n")
     assert found(run) == []
 
 
@@ -76,79 +77,81 @@ def test_a_run_of_the_real_stages_is_sound_and_stays_so_when_moved(small_run: Ru
 # ---- Problems --------------------------------------------------------------------------------------------------------
 
 
-def unreadable(run: Path) -> tuple[str, str, str]:
+def unreadable(run: Path) -> tuple[str, str]:
     (run / ONE / "rollout/manifest.json").write_text('{"stage": "rollout"')
-    why = "an unreadable manifest (Expecting ',' delimiter: line 1 column 20 (char 19))"
-    return f"{ONE}/rollout/manifest.json", why, "valid JSON"
+    why = "not a valid manifest (Expecting ',' delimiter: line 1 column 20 (char 19))"
+    return f"{ONE}/rollout/manifest.json", why
 
 
-def other_version(run: Path) -> tuple[str, str, str]:
+def other_version(run: Path) -> tuple[str, str]:
     edit(run / ONE / "attention/manifest.json", schema_version=99)
-    return f"{ONE}/attention/manifest.json", "schema version 99", "version 1"
+    return f"{ONE}/attention/manifest.json", "schema version 99 is not supported (expected 1)"
 
 
-def edited(run: Path) -> tuple[str, str, str]:
+def edited(run: Path) -> tuple[str, str]:
     edit(run / ONE / "eval/manifest.json", seed=2)
-    return f"{ONE}/eval/manifest.json", "a manifest that was edited", "its own content hash"
+    return f"{ONE}/eval/manifest.json", "the manifest was edited: its content does not match its hash"
 
 
-def of_another_stage(run: Path) -> tuple[str, str, str]:
+def of_another_stage(run: Path) -> tuple[str, str]:
     shutil.copy(run / "data/manifest.json", run / "policy/manifest.json")
-    return "policy/manifest.json", "the output of prepare-data", "the output of init-policy"
+    return "policy/manifest.json", "expected the output of init-policy, got the output of prepare-data"
 
 
-def gone(run: Path) -> tuple[str, str, str]:
+def gone(run: Path) -> tuple[str, str]:
     (run / TWO / "weights/weights-00000.parquet").unlink()
-    return f"{TWO}/weights/weights-00000.parquet", "no such file", "the file its manifest lists"
+    return f"{TWO}/weights/weights-00000.parquet", "no such file, but the manifest lists it"
 
 
-def cut(run: Path) -> tuple[str, str, str]:
+def cut(run: Path) -> tuple[str, str]:
     path = run / TWO / "attention/attention-00000.parquet"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:100])
-    return f"{TWO}/attention/attention-00000.parquet", "100 bytes", f"{size} bytes (it was cut or replaced)"
+    why = f"has 100 bytes, expected {size} (it was truncated or replaced)"
+    return f"{TWO}/attention/attention-00000.parquet", why
 
 
-def flipped(run: Path) -> tuple[str, str, str]:
+def flipped(run: Path) -> tuple[str, str]:
     path = run / TWO / "train/metrics.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    return f"{TWO}/train/metrics.parquet", "a changed file", "the checksum in its manifest"
+    return f"{TWO}/train/metrics.parquet", "has changed: it does not match its checksum in the manifest"
 
 
-def input_changed(run: Path) -> tuple[str, str, str]:
+def input_changed(run: Path) -> tuple[str, str]:
     before = read_manifest(run / TWO / "attention").content_hash[:12]
     tiny_run.publish(
         Plan("score-attention", run / TWO / "attention", {}, 9, {"rollouts": Source(run / TWO / "rollout")}),
         lambda output: output.write("attention", 0, Source(run / ONE / "attention").rows("attention")),
     )
     now = read_manifest(run / TWO / "attention").content_hash[:12]
-    return f"{TWO}/weights", f"other attention ({now}) at {TWO}/attention", f"those read ({before})"
+    why = f"its input attention at {TWO}/attention has changed (expected {before}, got {now})"
+    return f"{TWO}/weights", why
 
 
-def input_gone(run: Path) -> tuple[str, str, str]:
+def input_gone(run: Path) -> tuple[str, str]:
     shutil.rmtree(run / "data")
-    return f"{ONE}/rollout", "data that is no longer at data", "the one it was made from"
+    return f"{ONE}/rollout", "its input data no longer exists at data"
 
 
-def input_of_another_iteration(run: Path) -> tuple[str, str, str]:
+def input_of_another_iteration(run: Path) -> tuple[str, str]:
     """The policy that a train-step went on from is that of two iterations before."""
     inputs = read_manifest(run / TWO / "train").inputs
     start = Source(run / "policy")
     given = {"path": str(start.folder), "content_hash": start.manifest.content_hash}
     republish(run / TWO / "train", inputs={**inputs, "policy": type(inputs["rollouts"])(**given)})
-    return f"{TWO}/train", f"the policy of {start.folder}", f"that of {ONE}/train/policy"
+    return f"{TWO}/train", f"its input policy is {start.folder}, expected {ONE}/train/policy"
 
 
-def replay_of_another_iteration(run: Path) -> tuple[str, str, str]:
+def replay_of_another_iteration(run: Path) -> tuple[str, str]:
     inputs, own = read_manifest(run / TWO / "weights").inputs, Source(run / TWO / "weights")
     given = {"path": str(own.folder), "content_hash": own.manifest.content_hash}
     republish(run / TWO / "weights", inputs={**inputs, "replay": type(inputs["rollouts"])(**given)})
-    return f"{TWO}/weights", f"the replay of {own.folder}", f"that of {ONE}/weights"
+    return f"{TWO}/weights", f"its input replay is {own.folder}, expected {ONE}/weights"
 
 
-def half_a_group(run: Path) -> tuple[str, str, str]:
+def half_a_group(run: Path) -> tuple[str, str]:
     """Replayed completions whose prompt is not there; all checksums are right."""
 
     def fill(output: Any) -> None:
@@ -166,84 +169,81 @@ def half_a_group(run: Path) -> tuple[str, str, str]:
     changed = train_inputs["weights"].model_copy(update={"content_hash": now.content_hash})
     republish(run / TWO / "train", inputs={**train_inputs, "weights": changed})
     assert now.content_hash != old.content_hash
-    named = "group it1-p0 in only one of replayed-prompts and replayed-completions"
-    return f"{TWO}/weights", named, "it in both"
+    return f"{TWO}/weights", "group it1-p0 is in only one of replayed-prompts and replayed-completions"
 
 
-def another_policy(run: Path) -> tuple[str, str, str]:
+def another_policy(run: Path) -> tuple[str, str]:
     own = read_manifest(run / TWO / "train/policy").content_hash[:12]
     republish(run / TWO / "train", policy={"content_hash": "f" * 64})
-    return f"{TWO}/train/policy", f"another policy than the step published ({own})", "one of ffffffffffff"
+    return f"{TWO}/train/policy", f"not the policy that this step published (expected ffffffffffff, got {own})"
 
 
-def state_of_another_policy(run: Path) -> tuple[str, str, str]:
+def state_of_another_policy(run: Path) -> tuple[str, str]:
     own = read_manifest(run / TWO / "train/policy").content_hash[:12]
     tiny_run.publish(Plan("state", run / TWO / "train/state", {}, 1), lambda output: None)
     republish(run / TWO / "train/state", policy={"policy_hash": "a" * 64})
     (run / TWO / "train/state/.lock").unlink()
-    return f"{TWO}/train/state", f"a state of another policy ({own})", "one of aaaaaaaaaaaa"
+    return f"{TWO}/train/state", f"the state of another policy (expected {own}, got aaaaaaaaaaaa)"
 
 
-def part_unreadable(run: Path) -> tuple[str, str, str]:
+def part_unreadable(run: Path) -> tuple[str, str]:
     (run / TWO / "train/policy/manifest.json").write_text("[]")
     reason = "'list' object has no attribute 'get'"
-    return f"{TWO}/train/policy/manifest.json", f"an unreadable manifest ({reason})", "valid JSON"
+    return f"{TWO}/train/policy/manifest.json", f"not a valid manifest ({reason})"
 
 
-def orphan(run: Path) -> tuple[str, str, str]:
+def orphan(run: Path) -> tuple[str, str]:
     (run / ONE / "rollout/completions-00099.parquet").write_bytes(b"PAR1")
-    return f"{ONE}/rollout/completions-00099.parquet", "a file that no manifest lists", "none"
+    return f"{ONE}/rollout/completions-00099.parquet", "no manifest lists this file"
 
 
-def loose(run: Path) -> tuple[str, str, str]:
+def loose(run: Path) -> tuple[str, str]:
     (run / ONE / "notes.txt").write_text("mine")
-    return f"{ONE}/notes.txt", "a file that no manifest lists", "none"
+    return f"{ONE}/notes.txt", "no manifest lists this file"
 
 
-def without_manifest(run: Path) -> tuple[str, str, str]:
+def without_manifest(run: Path) -> tuple[str, str]:
     (run / TWO / "eval/manifest.json").unlink()
-    return f"{TWO}/eval", "files without a manifest", "the manifest of a finished stage"
+    return f"{TWO}/eval", "has files, but not the manifest of a finished stage"
 
 
-def missing_iteration(run: Path) -> tuple[str, str, str]:
+def missing_iteration(run: Path) -> tuple[str, str]:
     (run / "iter-0004").mkdir()
-    return "iter-0003", "no such folder, but one of iteration 4", "every iteration since the first"
+    return "iter-0003", "no such folder, but iteration 4 exists"
 
 
-def half_a_swap(run: Path) -> tuple[str, str, str]:
+def half_a_swap(run: Path) -> tuple[str, str]:
     folder = run / ONE / "eval"
     (folder / ".next").mkdir()
     shutil.copy(folder / "manifest.json", folder / ".next")
-    return f"{ONE}/eval", "a finished replacement that is not moved in", "one output"
+    return f"{ONE}/eval", "a finished replacement is not moved in yet"
 
 
-def was_halted(run: Path) -> tuple[str, str, str]:
+def was_halted(run: Path) -> tuple[str, str]:
     folder = run / "iter-0003/train"
     folder.mkdir(parents=True)
     (folder / ".partial-halted.json").write_text(json.dumps({"why": "a reason."}))
-    return "iter-0003/train", "a halted stage", "a finished one"
+    return "iter-0003/train", "the stage was halted"
 
 
-def bad_configuration(run: Path) -> tuple[str, str, str]:
+def bad_configuration(run: Path) -> tuple[str, str]:
     (run / "config.yaml").write_text("sead: 1\n")
-    why = f"{run}/config.yaml: found unknown key `sead`; needed another: did you mean `seed`?\n"
-    do = "Mend the file, or the --set option, and run the command again."
-    return "config.yaml", f"{why}{do}", "a configuration that can be read"
+    return "config.yaml", "sead is not a setting (did you mean seed?)"
 
 
-def worse_best(run: Path) -> tuple[str, str, str]:
+def worse_best(run: Path) -> tuple[str, str]:
     own = read_manifest(run / TWO / "train/policy").content_hash
     edit(run / "best.json", policy="policy", policy_hash="e" * 64)
-    return "best.json", "policy (eeeeeeeeeeee)", f"{TWO}/train/policy ({own[:12]})"
+    return "best.json", f"names policy (eeeeeeeeeeee), expected {TWO}/train/policy ({own[:12]})"
 
 
-def unreadable_best(run: Path) -> tuple[str, str, str]:
+def unreadable_best(run: Path) -> tuple[str, str]:
     own = read_manifest(run / TWO / "train/policy").content_hash
     (run / "best.json").write_text("{}")
-    return "best.json", "no pointer that can be read", f"{TWO}/train/policy ({own[:12]})"
+    return "best.json", f"names no policy, expected {TWO}/train/policy ({own[:12]})"
 
 
-PROBLEMS: list[Callable[[Path], tuple[str, str, str]]] = [
+PROBLEMS: list[Callable[[Path], tuple[str, str]]] = [
     unreadable, other_version, edited, of_another_stage, gone, cut, flipped, input_changed, input_gone,
     input_of_another_iteration, replay_of_another_iteration, half_a_group, another_policy, state_of_another_policy,
     part_unreadable, orphan, loose, without_manifest, missing_iteration, half_a_swap, was_halted, bad_configuration,
@@ -253,13 +253,13 @@ PROBLEMS: list[Callable[[Path], tuple[str, str, str]]] = [
 
 @pytest.mark.parametrize("damage", PROBLEMS, ids=lambda damage: damage.__name__)
 def test_a_damaged_run_is_described_and_repair_leaves_published_data_alone(
-    run: Path, damage: Callable[[Path], tuple[str, str, str]]
+    run: Path, damage: Callable[[Path], tuple[str, str]]
 ) -> None:
     expected = ("problem", *damage(run))
     result = command("doctor", "--run", run)
     assert expected in found(run)
     assert result.code == 3 and "problem(s)" in result.stdout.splitlines()[-1]
-    assert all(one["do"].endswith(".") and one["do"][0].isupper() for one in findings(run))
+    assert all(one["advice"].endswith(".") and one["advice"][0].isupper() for one in findings(run))
     before = everything(run)
     removed = json.loads(command("doctor", "--run", run, "--repair", "--json").stdout)["removed"]
     assert removed == (["iter-0003/train/.partial-halted.json"] if damage is was_halted else [])
@@ -269,14 +269,14 @@ def test_a_damaged_run_is_described_and_repair_leaves_published_data_alone(
 def test_what_to_do_is_a_command(run: Path) -> None:
     gone(run)
     (one,) = findings(run)
-    assert one["do"] == (
+    assert one["advice"] == (
         f"Run dapo-stages weight-tokens --config {run}/config.yaml --rollouts {run}/{TWO}/rollout "
         f"--attention {run}/{TWO}/attention --replay {run}/{ONE}/weights --iteration 2 --out {run}/{TWO}/weights "
         "--overwrite."
     )
     shutil.copytree(run / ONE / "weights", run / TWO / "weights", dirs_exist_ok=True)
     unreadable_best(run)
-    assert findings(run)[-1]["do"] == f"Run {POINTER.format(run=run)}"
+    assert findings(run)[-1]["advice"] == f"Run {POINTER.format(run=run)}"
 
 
 def test_a_text_report_names_each_finding_in_two_lines(run: Path) -> None:
@@ -284,9 +284,9 @@ def test_a_text_report_names_each_finding_in_two_lines(run: Path) -> None:
     (run / ONE / "eval/.x.json.4194311.tmp").touch()
     lines = command("doctor", "--run", run).stdout.splitlines()
     assert lines == [
-        f"✗ {ONE}/notes.txt: found a file that no manifest lists; needed none.",
+        f"✗ {ONE}/notes.txt: no manifest lists this file.",
         "    Move it elsewhere.",
-        f"– {ONE}/eval/.x.json.4194311.tmp: found a temporary file; needed none.",
+        f"– {ONE}/eval/.x.json.4194311.tmp: temporary file of an ended process.",
         "    Remove it with --repair.",
         lines[-1],
     ]
@@ -294,7 +294,7 @@ def test_a_text_report_names_each_finding_in_two_lines(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path: Path) -> None:
-    assert found(tmp_path) == [("problem", ".", "no output of any stage", "a run")]
+    assert found(tmp_path) == [("problem", ".", "not a run: it has no output of any stage")]
 
 
 def test_a_pruned_output_is_sound(run: Path) -> None:
@@ -376,7 +376,7 @@ def test_leftovers_harm_nothing_and_repair_removes_exactly_them(run: Path, leave
     before = everything(run)
     names = leave(run)
     result = command("doctor", "--run", run)
-    assert result.code == 0 and result.stdout.splitlines()[-1].endswith(" that harm nothing"), result.stdout
+    assert result.code == 0 and result.stdout.splitlines()[-1].endswith(" harmless finding(s)"), result.stdout
     assert {one[0] for one in found(run)} == {"leftover"}
     repaired = command("doctor", "--run", run, "--repair", "--json")
     assert repaired.code == 0
@@ -404,11 +404,10 @@ def test_repair_removes_nothing_while_a_process_writes_anywhere_in_the_run(run: 
         leave(run)
     before = everything(run)
     with FileLock(run / TWO / "eval/.lock"):
-        assert ("note", f"{TWO}/eval", "a process that is writing here", "nothing") in found(run)
+        assert ("note", f"{TWO}/eval", "a process is writing here, so it was not checked") in found(run)
         result = command("doctor", "--run", run, "--repair")
         assert result.code == 4 and result.stderr == (
-            f"{run}/{TWO}/eval: found a process that is writing here; needed a run at rest. Wait for it, or stop it, "
-            "and run the same command again.\n"
+            f"{run}/{TWO}/eval: a process is writing here. Wait for it, or stop it, and run the same command again.\n"
         )
         assert everything(run) == before
     assert command("doctor", "--run", run, "--repair").code == 0

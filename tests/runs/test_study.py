@@ -1,4 +1,4 @@
-"""RESULTS.md from small hand-made runs whose figures are worked by hand."""
+"""docs/results.md from small hand-made runs whose figures are worked by hand."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def evaluation(out: Path, start: Path, violating: float) -> None:
 
 def page(results: ModuleType, runs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(results, "experiments_of", lambda study: list(ENDS))
-    results.main(runs.parent, "small", "1 2 3", runs.parent / "out/RESULTS.md")
-    return (runs.parent / "out/RESULTS.md").read_text(encoding="utf-8")
+    results.main(runs.parent, "small", "1 2 3", runs.parent / "out/results.md")
+    return (runs.parent / "out/results.md").read_text(encoding="utf-8")
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -161,7 +161,7 @@ def test_differences_are_paired_and_say_what_they_decide(
 def test_what_sets_experiments_apart_is_measured(
     results: ModuleType, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = page(results, runs, monkeypatch).split("### What sets them apart")[1]
+    text = page(results, runs, monkeypatch).split("### How the experiments differ")[1]
     # 0.5 and -0.5 in a group: √0.5; weights 0.5 and 1.5: 0.5; 1 replayed of 4 groups
     assert cells(text, "experiment5")[1:] == ["0.707 ± 0.000", "0.500 ± 0.000", "0.250 ± 0.000", "1.000 ± 0.000"]
     assert cells(text, "baseline")[2] == "0.000 ± 0.000"
@@ -208,5 +208,5 @@ def test_curves_are_pictures_of_their_own(results: ModuleType, runs: Path, monke
     for name in pictures:
         root = ET.parse(runs.parent / "out" / name).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    drawn = (runs.parent / "out/docs/results-small-violating.svg").read_text()
+    drawn = (runs.parent / "out/results-small-violating.svg").read_text()
     assert "iteration 1: experiment5 70.0%" in drawn and "iteration 0: baseline 10.0%" in drawn

@@ -1,4 +1,4 @@
-"""Questions that quote control tokens, from the data set to what engines read."""
+"""Questions that quote control tokens, from the dataset to what engines read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_server_is_not_sent_what_it_would_obey(stage: str, small_run: Run, dat
         settings = {f"{stage}__engine": "server", "engines__server__url": server.url}
         result = small_run.attempt(stage, *inputs, **FEW, **settings)
     assert (result.code, server.requests) == (3, [])
-    said = "found a question that quotes control tokens; needed one without, as a server would obey them. Run "
+    said = "the prompt quotes control tokens, which a server would obey. Run "
     assert said in result.stderr and "prompt " in result.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def test_the_prior_share_is_what_survives_without_the_picture(evaluated: Path) -
     assert above == (pytest.approx((blank - 0.25) / (greedy - 0.25)) if greedy > 0.25 else None)
 
 
-def counted(*questions: dict[str, float | None], options: int | None = 4, resamples: int = 500) -> dict[str, Any]:
+def counted(*questions: Mapping[str, float | None], options: int | None = 4, resamples: int = 500) -> dict[str, Any]:
     """The figures of questions that say which mode was right."""
     tallies = Tallies()
     for number, question in enumerate(questions):
@@ -145,7 +145,7 @@ def counted(*questions: dict[str, float | None], options: int | None = 4, resamp
 
 
 def test_the_prior_share_worked_by_hand() -> None:
-    """Greedily 4 of 5 right, 2 of 5 without the picture: a half; above chance (.4 - .25) / (.8 - .25)."""
+    """Greedily 4 of 5 right, 2 of 5 without the image: a half; above chance (.4 - .25) / (.8 - .25)."""
     greedy, blank = [1.0, 1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0]
     found = counted(*({"greedy": g, "blank": b} for g, b in zip(greedy, blank, strict=True)))
     assert found["prior_share"] == 0.5
@@ -163,7 +163,7 @@ def test_there_is_no_prior_share_without_right_answers_or_options() -> None:
 
 
 def test_the_prior_share_is_paired() -> None:
-    """Blank answers are right exactly where greedy ones are, in 20 questions: only one more, right with the picture
+    """Blank answers are right exactly where greedy ones are, in 20 questions: only one more, right with the image
     or without it, moves the share from 1, to S / (S + 1) or (S + 1) / S of the 20 questions' weight S. The first is
     Beta(20, 1), whose quantile of .05 is .05^(1/20)."""
     found = counted(*({"greedy": float(n % 2), "blank": float(n % 2)} for n in range(40)), resamples=20_000)
@@ -248,10 +248,10 @@ def test_the_report_shows_the_intervals(evaluated: Path) -> None:
     cell = f"{100 * found['sampled_accuracy']:.1f}% ({low:.1f}–{high:.1f})"
     assert f"| {cell} |" in shown and f"- pass@k: k = 1 {cell}, k = 2 " in shown
     assert "- sampled answers read: in <answer> " in shown
-    assert "In brackets: 95 % intervals over questions (Clopper-Pearson for one answer a question, " in shown
+    assert "In brackets: 95% intervals over questions (Clopper-Pearson for one answer a question, " in shown
     old = {**found, "interval": {"confidence": 0.95, "resamples": 2000, "over": "questions"}}
     shown = eval_fragment({"iteration": 3, "eval": old}, source, 0)
-    assert "In brackets: 95 % intervals over questions (percentile bootstrap)." in shown
+    assert "In brackets: 95% intervals over questions (percentile bootstrap)." in shown
 
 
 # Commands
@@ -268,7 +268,7 @@ def test_the_flag_answers_without_the_picture_whatever_is_configured(small_run: 
 
 
 def test_answers_are_those_of_a_pass_for_each_mode(small_run: Run) -> None:
-    """Greedily, by samples, and over grey pictures: what is computed together changes nothing."""
+    """Greedily, by samples, and over gray images: what is computed together changes nothing."""
     rows = table(small_run.at(2) / "eval", "completions").set_index("completion_id")
     policy = load_policy(small_run.policy(2), TINY)
     questions = list(Source(small_run.folder / "data").rows("held_out"))
@@ -296,7 +296,7 @@ def test_the_default_engine_is_not_recorded(small_run: Run) -> None:
 
 
 def test_a_server_answers(small_run: Run, tmp_path: Path) -> None:
-    """It is asked greedily and for samples, and greedily over grey pictures; its tokens become the rows."""
+    """It is asked greedily and for samples, and greedily over gray images; its tokens become the rows."""
     inputs = ["--policy", small_run.policy(2), "--data", small_run.folder / "data", "--out", tmp_path / "e"]
     few = {"evaluate__max_questions": 3, "evaluate__blank_image": "true", "evaluate__num_generations": 2}
     with FakeServer(small_run.policy(2)) as server:
@@ -327,7 +327,7 @@ def test_vllm_that_is_not_there_says_where_it_would_be(
     monkeypatch.setitem(sys.modules, "vllm", None)  # importing it fails, installed or not
     inputs = ["--policy", small_run.policy(2), "--data", small_run.folder / "data", "--out", tmp_path / "e"]
     result = small_run.attempt("evaluate", *inputs, evaluate__engine="vllm")
-    assert result.code == 3 and "evaluate.engine: found vllm, and no package of that name" in result.stderr
+    assert result.code == 3 and "evaluate.engine: cannot import vllm in this Python environment" in result.stderr
     assert "EVALUATE_PYTHON=.venv-vllm/bin/python" in result.stderr
 
 
@@ -378,7 +378,7 @@ def evaluated(sliced: Run) -> Path:
     return sliced.folder / "eval"
 
 
-# The policy of these tests has learnt nothing yet: its completions are taken for these texts, one after the other.
+# The policy of these tests has learned nothing yet: its completions are taken for these texts, one after the other.
 TEXTS = (
     *(f"<think>x</think><answer>{letter}</answer>" for letter in "ABCDABCD"),
     "<answer>A</answer>", "So the answer is B.", "<answer>C", "A or B?", "<answer>A or B</answer>", "", "It is (d)",

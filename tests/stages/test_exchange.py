@@ -54,7 +54,11 @@ def test_an_informative_group_gives_way_to_one_that_scores_higher_and_to_no_othe
 
 def test_scores_are_those_under_the_reward_weights_of_now(tmp_path: Path) -> None:
     """The stored group has score 9 from a phase that weighed accuracy by 9, and 1 now."""
-    phases = {"planned_iterations": 2, "weights__early_fraction": 0.5, "weights__replay__min_reward": 0.1}
+    phases: dict[str, object] = {
+        "planned_iterations": 2,
+        "weights__early_fraction": 0.5,
+        "weights__replay__min_reward": 0.1,
+    }
     phases["weights__early_reward_weights"] = "{accuracy: 9, vgr: 0, format: 0, overlong: 0}"
     first = weigh(tmp_path / "w1", sampled(tmp_path, 1, [[0.5, 0.5, 0, 0]]), **phases)
     assert buffer(first).score["it1-p0"] == pytest.approx(9, rel=1e-3)

@@ -162,7 +162,7 @@ def test_rows_that_cannot_be_used_are_dropped_and_counted(run: Run, tmp_path: Pa
 
 
 def test_a_bad_image_stops_the_stage_where_that_is_asked_for(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.parquet row 2: found .*; needed a picture\. Mend the row"):
+    with pytest.raises(DataError, match=r"a\.parquet row 2: not an image \(40 bytes\)\. Fix the row"):
         run(source=spoiled(tmp_path), on_bad_image="error")
 
 
@@ -171,8 +171,8 @@ def test_a_data_set_of_which_nothing_is_left_is_refused(run: Run, tmp_path: Path
     with pytest.raises(DataError) as caught:
         run(source=path, max_prompt_length=10)
     message = str(caught.value)
-    assert message.startswith(f"{path}: found 3 rows, none of them usable for train ({path} row 0: ")
-    assert "; needed at least one. Mend the rows, or change data.max_prompt_length" in message
+    assert message.startswith(f"{path}: none of 3 rows is usable for train ({path} row 0: ")
+    assert "). Fix the rows, or change data.max_prompt_length" in message
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
@@ -220,10 +220,10 @@ def test_rows_that_quote_control_tokens_are_kept_and_counted_or_dropped(run: Run
     counts = json.loads(dropped.stdout)["counts"]
     assert (counts["train"] + counts["held_out"], counts["dropped_control"]) == (9, 3)
     assert sorted(why.split(": ")[1] for why in counts["dropped_rows"]) == [
-        f"control tokens in its text ({names})"
+        f"the text contains control tokens of the tokenizer ({names})"
         for names in ("<tool_call>", "<|im_end|>, <|im_start|>", "<|video_pad|>")
     ]
-    with pytest.raises(DataError, match=r"found control tokens in its text \(.*\); needed text without"):
+    with pytest.raises(DataError, match=r": the text contains control tokens of the tokenizer \(.*\)\. Fix the row"):
         run(out="refused", source=source, on_control_tokens="error")
 
 

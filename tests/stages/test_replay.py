@@ -1,4 +1,4 @@
-"""Replay from end to end: a stored group comes back with its own picture, and with no other."""
+"""Replay from end to end: a stored group comes back with its own image, and with no other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STORE_ALL = {"weights__replay__min_reward": -1e9}
 
 @pytest.fixture(scope="module")
 def alike(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two iterations on one question about pictures of one size: only pixels tell the prompts apart."""
+    """Two iterations on one question about images of one size: only pixels tell the prompts apart."""
     folder = tmp_path_factory.mktemp("alike")
     (folder / "place.py").write_text(
         "def place(completions, rows):\n    return [float(place) for place in range(len(completions))]\n"
@@ -61,7 +61,7 @@ def png(colour: tuple[int, int, int]) -> bytes:
 
 
 def test_prompts_differ_in_nothing_but_their_pictures(alike: Path) -> None:
-    """What the next tests rest on: token ids, placeholders included, say nothing about whose picture it is."""
+    """What the next tests rest on: token ids, placeholders included, say nothing about whose image it is."""
     for number in (1, 2):
         prompts = table(alike / f"rollout{number}", "prompts")
         assert prompts.prompt_ids.map(tuple).nunique() == 1 and prompts.prompt_text.nunique() == 1
@@ -100,7 +100,7 @@ def test_stored_token_weights_come_back_with_their_completion(alike: Path) -> No
 
 
 def engine_diff(run: Run, alike: Path, weights: Path, out: Path) -> float:
-    """Largest difference between the log-probs that were sampled and those train-step finds; the policy is the same."""
+    """Largest difference between the logprobs that were sampled and those train-step finds; the policy is the same."""
     inputs = ["--policy", run.policy(0), "--rollouts", alike / "rollout2", "--weights", weights]
     run.command("train-step", *inputs, "--out", out, **SETTINGS)
     found = metrics(out)
@@ -109,7 +109,7 @@ def engine_diff(run: Run, alike: Path, weights: Path, out: Path) -> float:
 
 
 def test_train_step_sees_each_replayed_group_with_its_own_picture(small_run: Run, alike: Path, tmp_path: Path) -> None:
-    """Under the policy that sampled them, log-probs come out as they were; with another's picture they would not."""
+    """Under the policy that sampled them, logprobs come out as they were; with another's image they would not."""
     assert engine_diff(small_run, alike, alike / "weights2", tmp_path / "own") < 1e-4
     swapped = tmp_path / "weights"
     exchange_pictures(alike / "weights2", swapped)
@@ -125,7 +125,7 @@ def test_an_exchanged_picture_is_noticed_by_its_checksum(small_run: Run, alike: 
 
 
 def exchange_pictures(weights: Path, out: Path, *, manifest: bool = True) -> None:
-    """The folder again, each replayed group with the picture of the next; with or without a manifest that knows."""
+    """The folder again, each replayed group with the image of the next; with or without a manifest that knows."""
     source, name = Source(weights), "replayed-prompts-00000.parquet"
     rows = list(source.rows("replayed-prompts"))
     pictures = [row["images"] for row in rows]

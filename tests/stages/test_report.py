@@ -185,7 +185,7 @@ def test_a_changed_setting_is_for_reports_that_are_not_made_yet(run: Path, chang
     before = {number: read_manifest(run / f"iter-000{number}/report") for number in (0, 1)}
     done = report(run, "--set", changed)
     assert done.exit_code == 0
-    assert "report: 2 of other settings stay as they are; --overwrite makes them again" in done.stderr
+    assert "report: keeping 2 made with other settings; pass --overwrite to make them again" in done.stderr
     assert {number: read_manifest(run / f"iter-000{number}/report") for number in (0, 1)} == before
     made = read_manifest(run / "iter-0002/report")
     key, value = changed.split("=")
@@ -207,8 +207,8 @@ def test_a_changed_setting_for_a_report_by_name_is_refused_without_overwrite(run
     refused = report(run, "--iteration", "0", "--set", "report.samples=1")
     assert refused.exit_code == 1 and refused.exception is not None
     assert str(refused.exception) == (
-        f"{run}/iter-0000/report: found an output of report made from other inputs or configuration; "
-        "needed an empty folder. Pass --overwrite to replace it, or name another --out."
+        f"{run}/iter-0000/report: the output of report here is stale (made from other inputs or configuration). "
+        "Pass --overwrite to replace it, or name another --out."
     )
     assert report(run, "--set", "report.samples=1", "--overwrite").exit_code == 0
     assert "it1-p1" not in (run / "rollout_results.md").read_text()
@@ -270,10 +270,10 @@ def test_attention_may_be_off_and_the_report_says_so(tmp_path: Path) -> None:
 
 
 def test_the_mismatch_of_engine_and_trainer_is_reported(reported: Path) -> None:
-    said = "Log-probs of engine and trainer differ by 0.020 on average, at most by 0.500."
+    said = "Logprobs of engine and trainer differ by 0.020 on average, by 0.500 at most."
     assert (reported / "rollout_results.md").read_text().count(said) == 2
     page = Page((reported / "report.html").read_text()).text
-    assert "Engine against trainer" in page and "mean |Δ log-prob|" in page
+    assert "Engine against trainer" in page and "mean |Δ logprob|" in page
 
 
 def test_a_dry_run_writes_nothing(run: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_dry_run_writes_nothing(run: Path) -> None:
 def test_a_run_without_any_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     assert str(report(tmp_path).exception) == (
-        f"{tmp_path}: found no finished output of any stage; needed at least one. Run rollout or evaluate first."
+        f"{tmp_path}: no finished output of any stage. Run rollout or evaluate first."
     )
 
 

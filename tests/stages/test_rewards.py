@@ -64,16 +64,19 @@ def undisturbed(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> tup
         calls = calls_of_generate(patched)
         Path("mine.py").write_text(MINE)
         Path("mood").write_text("")
-        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", "r", **SHARDS)  # type: ignore[arg-type]
+        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", "r", **SHARDS)
         return Source(Path("r")).manifest.content_hash, len(calls)
 
 
 @pytest.mark.parametrize(
     ("mood", "said"),
     [
-        ("raise", "mine.py:f: found RuntimeError: not today (line 10) for the 4 completions of prompt "),
-        ("nan", "mine.py:f: found the value nan for completion 0 of prompt "),
-        ("short", "mine.py:f: found 1 values for the 4 completions of prompt "),
+        ("raise", "for each of 4 completions, got RuntimeError: not today (line 10) for the 4 completions of prompt "),
+        (
+            "nan",
+            "mine.py:f: reward mine must be a finite number or None for each of 4 completions, got the value nan for ",
+        ),
+        ("short", "for each of 4 completions, got 1 values for the 4 completions of prompt "),
         ("hang", "Raise rewards.plugin_timeout and run the command again (finished shards stay)"),
     ],
 )
@@ -84,12 +87,12 @@ def test_a_failure_is_an_error_and_the_same_command_carries_on(
     calls = calls_of_generate(monkeypatch)
     rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
     Path("mood").write_text(mood)
-    result = small_run.attempt(*rollout, "r", **SHARDS, rewards__plugin_timeout=1.5)  # type: ignore[arg-type]
+    result = small_run.attempt(*rollout, "r", **SHARDS, rewards__plugin_timeout=1.5)
     assert result.code == 3 and said in result.stderr and "Traceback" not in result.stderr
     assert Path("r/completions-00000.parquet").exists() and not Path("r/manifest.json").exists()
     Path("mood").write_text("")
     before = len(calls)
-    small_run.command(*rollout, "r", **SHARDS, rewards__plugin_timeout=30)  # type: ignore[arg-type]
+    small_run.command(*rollout, "r", **SHARDS, rewards__plugin_timeout=30)
     assert len(calls) - before == batches * 2 // 3  # the first of three shards stayed
     assert Source(Path("r")).manifest.content_hash == content_hash
 
@@ -120,13 +123,13 @@ def test_a_judge_is_asked_once_and_weighed_like_a_plugin(small_run: Run, folder:
     with JudgeServer(lambda text: f'{{"score": {len(text) % 11}}}') as server:
         judge = f"{{url: '{server.url}', model: m, backoff: 0}}"
         rollout = ["rollout", *small_run.rollout_inputs(1), "--out", "r"]
-        small_run.command(*rollout, rewards__judge=judge)  # type: ignore[arg-type]
+        small_run.command(*rollout, rewards__judge=judge)
         completions = table(folder / "r", "completions")
         asked = len(server.requests)
         pairs = completions.merge(table(folder / "r", "prompts")[["group_id", "prompt_id"]])
         assert 0 < asked == len(pairs[["prompt_id", "text"]].drop_duplicates())
         made = Source(folder / "r").manifest.content_hash
-        small_run.command(*rollout, "--overwrite", rewards__judge=judge, rewards__symbolic_timeout=7)  # type: ignore[arg-type]
+        small_run.command(*rollout, "--overwrite", rewards__judge=judge, rewards__symbolic_timeout=7)
         assert len(server.requests) == asked
         evaluate = ["--policy", small_run.policy(0), "--data", small_run.folder / "data", "--out", "e"]
         small_run.command("evaluate", *evaluate, rewards__judge=judge)

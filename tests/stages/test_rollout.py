@@ -131,8 +131,9 @@ def history(run: Run, folder: Path, number: int, *names: Path, **settings: objec
 
 def test_questions_of_middling_success_take_the_turns_of_others(small_run: Run, tmp_path: Path) -> None:
     """64 training questions in iterations of 32; with hardly a floor, whoever was always or never right gives way."""
-    asked, known = {"rollout__prompts_per_iteration": 32}, {}
-    folders = []
+    asked = {"rollout__prompts_per_iteration": 32}
+    known: dict[str, int] = {}
+    folders: list[Path] = []
     for number in range(1, 4):
         folders.append(history(small_run, tmp_path / f"r{number}", number, *folders, **asked))
         prompts = table(folders[-1], "prompts")
@@ -184,7 +185,7 @@ def test_pruned_rollouts_are_left_out_of_the_history_and_said(small_run: Run, tm
         path.unlink()
     args = [*small_run.rollout_inputs(3), "--history", gone, "--history", small_run.at(2) / "rollout"]
     result = small_run.command("rollout", *args, "--out", tmp_path / "r", **CURRICULUM)
-    said = "rollout: rollouts of iteration(s) 1 are pruned; the curriculum goes by the 1 left\n"
+    said = "rollout: rollouts of iteration(s) 1 are pruned; the curriculum uses the other 1\n"
     assert said in result.stderr
     assert [name for name in Source(tmp_path / "r").manifest.inputs if "history" in name] == ["history-000002"]
 
@@ -196,10 +197,10 @@ def test_a_history_that_does_not_fit_is_refused(small_run: Run, tmp_path: Path) 
     small_run.command("prepare-data", "--policy", small_run.folder / "policy", "--out", tmp_path / "data", seed=7)
     data = ["--policy", small_run.policy(0), "--data", small_run.folder / "data"]
     cases = [
-        (data, 1, [one], f"{one}: found rollouts of iteration 1; needed those before iteration 1. Leave it out.\n"),
-        (data, 3, [one, tmp_path / "copy"], f"found a second rollout of iteration 1, beside {one}; needed one. Name"),
-        (data, 3, [tmp_path / "empty"], "found no rollouts; needed a rollout's folder, or a run's. Name the right"),
-        ([*data[:3], tmp_path / "data"], 3, [one], "found an output made from other data"),
+        (data, 1, [one], f"{one}: expected rollouts before iteration 1, got iteration 1. Leave it out of"),
+        (data, 3, [one, tmp_path / "copy"], f"/copy: {one} is a rollout of iteration 1, too. Pass only"),
+        (data, 3, [tmp_path / "empty"], "/empty: no rollouts in this folder (expected a rollout or a run). Correct"),
+        ([*data[:3], tmp_path / "data"], 3, [one], "manifest.json: was made from other data ("),
     ]
     for inputs, number, names, message in cases:
         options = [option for name in names for option in ("--history", name)]
@@ -218,7 +219,7 @@ def test_a_scheduled_temperature_is_that_of_the_iteration(small_run: Run, tmp_pa
 
 
 def test_completions_stay_with_their_prompts(small_run: Run) -> None:
-    """Batches are ordered by length; read again by the trainer, each completion's log-probs fit its own prompt only."""
+    """Batches are ordered by length; read again by the trainer, each completion's logprobs fit its own prompt only."""
     found = metrics(small_run.at(1) / "train")
     lengths = table(small_run.at(1) / "rollout", "prompts").prompt_ids.map(len)
     assert lengths.nunique() > 1
@@ -246,7 +247,7 @@ def test_an_interrupted_rollout_goes_on_where_it_stopped(
 
     monkeypatch.setattr(transformers_engine, "generate", second_time_unlucky)
     result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
-    assert result.code == 130 and "carry on" in result.stderr
+    assert result.code == 130 and "Run the same command again to resume." in result.stderr
     assert (tmp_path / "r/completions-00000.parquet").exists() and not (tmp_path / "r/manifest.json").exists()
     small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     batches = len(Source(small_run.at(1) / "rollout").shards("prompts"))

@@ -50,21 +50,21 @@ def scoring(run: Run) -> list[object]:
 def test_init_policy_takes_it_and_says_what_it_lacks(other: Run, tmp_path: Path) -> None:
     lines = other.command("init-policy", "--out", tmp_path / "policy").stderr.splitlines()
     assert lines[1] == (
-        "init-policy: its attention cannot be read and its prompts not be shared; set attention.enabled to false"
+        "init-policy: cannot read its attention or share prompts among completions; set attention.enabled=false"
     )
 
 
 def test_rollout_says_that_it_is_slower(other: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(other.folder)
     said = other.command("rollout", *other.rollout_inputs(1), "--out", tmp_path / "rollout").stderr.splitlines()
-    line = "rollout: this model cannot share a prompt among its completions; prompts are answered one by one"
+    line = "rollout: this model cannot share a prompt among its completions; generating prompt by prompt"
     assert said.count(line) == 1
 
 
 def test_measuring_its_attention_is_refused(other: Run, tmp_path: Path) -> None:
     result = other.attempt("score-attention", *scoring(other), "--out", tmp_path / "attention")
     assert result.code == 3
-    assert "found a checkpoint of architecture `llava`; needed one whose attention can be read" in result.stderr
+    assert "the attention of architecture `llava` cannot be read, only that of" in result.stderr
     assert not (tmp_path / "attention/manifest.json").exists()
 
 
@@ -79,7 +79,7 @@ def test_it_is_trained_in_rows_of_its_own(
     other: Run, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = other.command("train-step", *other.train_inputs(1), "--out", tmp_path / "train")
-    line = "train-step: this model cannot share a prompt among its completions; each is a row of its own, slower"
+    line = "train-step: this model cannot share a prompt among its completions; one row for each, which is slower"
     assert result.stderr.splitlines().count(line) == 1
     found = metrics(tmp_path / "train")
     assert found.ratio_max[0] == pytest.approx(1, abs=1e-6)

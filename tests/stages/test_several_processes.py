@@ -176,8 +176,7 @@ def test_a_killed_process_ends_the_stage_and_any_number_carries_on(
     killed = launch(tmp_path, "rollout", *small_run.options(**FOUR_SHARDS), *inputs, "--out", "r")
     assert killed.code == 137
     assert killed.stderr.endswith(
-        "rank 1 was ended by SIGKILL; what is finished stays. See why (memory?), and run the same command again to "
-        "carry on.\n"
+        "rank 1 was killed by SIGKILL (out of memory?); finished work is kept. Run the same command again to resume.\n"
     )
     assert "Traceback" not in killed.stderr
     assert not Path("r/manifest.json").exists()
@@ -201,7 +200,7 @@ def test_an_error_of_one_process_is_said_once_and_ends_all(
     settings = small_run.options(**FOUR_SHARDS)
     other, failed = together(2, "rollout", *settings, *small_run.rollout_inputs(1), "--out", "r")
     assert (other.code, failed.code) == (3, 3)
-    assert "found ValueError: no length today" in failed.stderr and "no length today" not in other.stderr
+    assert "got ValueError: no length today" in failed.stderr and "no length today" not in other.stderr
     assert not Path("r/manifest.json").exists()
 
 
@@ -221,10 +220,7 @@ def test_an_output_that_another_run_writes_is_locked_for_all(small_run: Run, tmp
         results = together(2, "rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     assert [result.code for result in results] == [4, 4]
     said = "".join(result.stderr for result in results)
-    assert (
-        said
-        == f"{tmp_path}/r: found another run writing here; needed none. Wait for it, stop it, or name another --out.\n"
-    )
+    assert said == f"{tmp_path}/r: another run is writing here. Wait for it, stop it, or name another --out.\n"
 
 
 def test_fewer_processes_than_asked_for_are_refused(
@@ -234,7 +230,7 @@ def test_fewer_processes_than_asked_for_are_refused(
     monkeypatch.setenv("DAPO_STAGES_PROCESSES", "2")
     result = small_run.attempt("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
     assert result.code == 3
-    assert "found 1 process(es); needed 2, as configured. Write, for several on CPUs," in result.stderr
+    assert "expected 2 process(es), as configured, got 1. For several on CPUs, set " in result.stderr
     assert not (tmp_path / "r").exists()
 
 
@@ -243,6 +239,6 @@ def test_a_stage_that_shares_nothing_out_is_refused(small_run: Run, tmp_path: Pa
     results = together(2, "prepare-data", *small_run.options(), *inputs)
     assert [result.code for result in results] == [3, 3]
     assert "".join(result.stderr for result in results) == (
-        "prepare-data: found 2 processes; needed one, it shares nothing out. Start it without a launcher.\n"
+        "prepare-data: runs in a single process, but 2 were launched. Start it without a launcher.\n"
     )
     assert not (tmp_path / "d").exists()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from dapo_stages.training.state import load_state
 from dapo_stages.training.update import Chosen, Trainer
 
 
-def train(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
+def train(run: Run, out: Path, number: int = 1, /, *args: object, **settings: object) -> Path:
     run.command("train-step", *run.train_inputs(number), *args, "--out", out, **settings)
     return out
 
@@ -50,7 +51,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_rollouts_of_an_older_policy_are_corrected_and_their_lag_is_a_metric(small_run: Run, tmp_path: Path) -> None:
-    """Iteration 1's rollouts, of the starting policy, train the policy after it: sampling and old log-probs differ."""
+    """Iteration 1's rollouts, of the starting policy, train the policy after it: sampling and old logprobs differ."""
     first, out = small_run.at(1), tmp_path / "t"
     inputs = ["--policy", small_run.policy(1), "--rollouts", first / "rollout", "--weights", first / "weights"]
     small_run.command("train-step", *inputs, "--out", out)
@@ -63,12 +64,12 @@ def test_rollouts_of_an_older_policy_are_corrected_and_their_lag_is_a_metric(sma
 def test_the_ratio_is_one_at_the_first_mini_batch_and_engine_and_trainer_agree(small_run: Run) -> None:
     found = metrics(small_run.at(1) / "train")
     assert found.ratio_max[0] == pytest.approx(1, abs=1e-6) and found.ratio_mean[0] == pytest.approx(1, abs=1e-6)
-    assert found.engine_diff_max[0] < 1e-4  # sampling log-probs against the trainer's, temperature 1.2
+    assert found.engine_diff_max[0] < 1e-4  # sampling logprobs against the trainer's, temperature 1.2
     assert found.ratio_max[1] != 1  # the second mini-batch is off-policy
 
 
 def test_the_temperature_is_that_of_the_rollouts(small_run: Run, tmp_path: Path) -> None:
-    """Sampled at 1.2: neither another constant nor a schedule changes what log-probs are of."""
+    """Sampled at 1.2: neither another constant nor a schedule changes what logprobs are of."""
     args = [*small_run.train_inputs(1), "--out", tmp_path / "t", "--dry-run", "--json"]
     for settings in (
         {"rollout__sampler__temperature": 0.7},
@@ -76,13 +77,13 @@ def test_the_temperature_is_that_of_the_rollouts(small_run: Run, tmp_path: Path)
     ):
         result = small_run.command("train-step", *args, **settings)
         assert json.loads(result.stdout)["config"]["rollout.sampler.temperature"] == 1.2
-        said = "the rollouts were sampled at temperature 1.2, which counts, not rollout.sampler.temperature\n"
+        said = "using temperature 1.2, as the rollouts were sampled, instead of rollout.sampler.temperature\n"
         assert result.stderr == said
     assert small_run.command("train-step", *args).stderr == ""
 
 
 def test_schedules_are_those_of_the_iteration_of_the_rollouts(small_run: Run, tmp_path: Path) -> None:
-    """planned_iterations: 2, so iteration 2 is half-way; beta 0 in iteration 1 needs no reference."""
+    """planned_iterations: 2, so iteration 2 is halfway; beta 0 in iteration 1 needs no reference."""
     settings = {
         "schedules__train__epsilon_high": "{start: 0.2, end: 0.4}",
         "schedules__train__beta": "{start: 0, end: 1}",
@@ -93,7 +94,7 @@ def test_schedules_are_those_of_the_iteration_of_the_rollouts(small_run: Run, tm
         config = json.loads(small_run.command("train-step", *args, **settings).stdout)["config"]
         assert config["train"]["epsilon_high"] == pytest.approx(epsilon) and config["train"]["beta"] == beta
     result = small_run.attempt("train-step", *small_run.train_inputs(2), "--out", tmp_path / "t", **settings)
-    assert result.code == 3 and "train.beta is above 0: found no --reference" in result.stderr
+    assert result.code == 3 and "--reference: is missing, but train.beta is above 0" in result.stderr
 
 
 def test_importance_multiplies_the_advantage_of_replayed_completions(
@@ -109,7 +110,7 @@ def test_importance_multiplies_the_advantage_of_replayed_completions(
     monkeypatch.setattr(TrainStep, "_train", note)
     monkeypatch.setattr(TrainStep, "_save", lambda *_: None)
     for name, beta in (("plain", 0.0), ("corrected", 1.0)):
-        settings = {"weights__replay__min_reward": 99, "weights__replay__priority_beta": beta}
+        settings: dict[str, object] = {"weights__replay__min_reward": 99, "weights__replay__priority_beta": beta}
         settings["weights__replay__rule"] = "replace_all"
         settings |= {"weights__replay__priority_alpha": 2.0, "weights__mask_truncated_completions": "false"}
         replay = ["--replay", small_run.at(1) / "weights"]
@@ -126,7 +127,7 @@ def test_importance_multiplies_the_advantage_of_replayed_completions(
 
 
 def test_engine_and_trainer_are_compared_on_what_this_policy_sampled(small_run: Run, tmp_path: Path) -> None:
-    """Log-probs of completions of an older policy differ by what was learnt since, whatever the engine."""
+    """Logprobs of completions of an older policy differ by what was learned since, whatever the engine."""
     found = metrics(small_run.at(1) / "train")
     assert (found.engine_tokens == found.tokens).all()
     mean = (found.engine_diff_mean * found.engine_tokens).sum() / found.engine_tokens.sum()
@@ -160,8 +161,8 @@ def test_a_rollout_whose_logprobs_are_of_another_distribution_is_warned_of(
     inputs = ["--policy", policy, "--rollouts", rollouts, "--weights", weights]
     result = small_run.command("train-step", *inputs, "--out", tmp_path / "train")
     assert (
-        "train-step: log-probs of engine and trainer differ by 0.125 on average, more than engines.diff_warn=0.05. "
-        "The importance weight corrects for it up to train.engine_is_cap;"
+        "train-step: logprobs of engine and trainer differ by 0.125 on average, more than engines.diff_warn=0.05. "
+        "The importance weight corrects for it up to train.engine_is_cap."
     ) in result.stderr
     assert metrics(tmp_path / "train").engine_diff_mean.sub(0.125).abs().max() < 1e-4
     again = small_run.command("train-step", *inputs, "--out", tmp_path / "train", engines__diff_warn=0.2)
@@ -179,7 +180,7 @@ def test_old_logprobs_are_those_before_the_first_update(policy: Policy) -> None:
     assert trainer.update(work, 1e-9)["ratio_max"] == pytest.approx(1, abs=1e-6)
 
 
-def training(policy: Policy, most: int, **settings: object) -> tuple[MiniBatch, Trainer]:
+def training(policy: Policy, most: int, **settings: Any) -> tuple[MiniBatch, Trainer]:
     config = TrainConfig(learning_rate=1e-3, gradient_checkpointing=False, max_grad_norm=1e9, **settings)
     generator = torch.Generator().manual_seed(3)
     work = []
@@ -193,7 +194,8 @@ def training(policy: Policy, most: int, **settings: object) -> tuple[MiniBatch, 
             )
             for ids in group.completions
         ]
-        work.append(TrainGroup(str(number), lambda prompt=group.prompt: prompt, samples))
+        prompt = lambda prompt=group.prompt: prompt  # noqa: E731
+        work.append(TrainGroup(str(number), prompt, samples))
     policy.attend("grouped")
     return mini_batch(work, most), Trainer(policy, config, 1.0, 16, Optimizers(policy.model, config))
 
@@ -228,7 +230,7 @@ def test_the_loss_is_the_weighted_token_mean(small_run: Run, tmp_path: Path) -> 
 
 
 def test_gspo_and_cispo_and_the_bonus_at_ratio_one(small_run: Run, tmp_path: Path) -> None:
-    """By hand from the files: the mean of completions' weighted advantages; log-probs times them; the entropy."""
+    """By hand from the files: the mean of completions' weighted advantages; logprobs times them; the entropy."""
     weights, rows = table(small_run.at(1) / "weights", "weights"), table(small_run.at(1) / "rollout", "completions")
     used = weights[weights.in_loss].merge(rows, on="completion_id")
     tokens = used.token_weights.map(len)
@@ -292,9 +294,7 @@ def test_a_state_that_lacks_a_tensor_is_refused(small_run: Run, tmp_path: Path) 
     policy, config = load_policy(small_run.policy(1), TINY), TrainConfig()
     worker = Worker(GroupLogprobs(policy, 1.0), Optimizers(policy.model, config), config)
     load_state(worker, state)
-    with pytest.raises(
-        ValueError, match=re.escape(f"{file.name} differs from what state.json lists, such as in {lost}")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"{file.name} does not match state.json, such as in {lost}")):
         load_state(worker, tmp_path)
 
 
@@ -303,7 +303,7 @@ def test_a_state_of_other_weights_is_refused(small_run: Run, tmp_path: Path) -> 
         "train-step", *small_run.train_inputs(2), "--state", small_run.at(1) / "train/state", "--out", tmp_path / "t",
         train__freeze_vision="true",
     )  # fmt: skip
-    assert result.code == 3 and "that of other weights, such as model.visual." in result.stderr
+    assert result.code == 3 and "it is for other weights, such as model.visual." in result.stderr
 
 
 def test_muon_trains_the_matrices(small_run: Run, tmp_path: Path) -> None:
@@ -334,14 +334,14 @@ def test_the_kl_to_the_reference_starts_at_zero_and_grows(small_run: Run, tmp_pa
 
 def test_a_kl_term_without_a_reference_is_refused(small_run: Run, tmp_path: Path) -> None:
     result = small_run.attempt("train-step", *small_run.train_inputs(1), "--out", tmp_path / "t", train__beta=0.1)
-    assert result.code == 3 and "found no --reference" in result.stderr
+    assert result.code == 3 and "--reference: is missing" in result.stderr
 
 
 def test_a_state_of_another_policy_is_refused(small_run: Run, tmp_path: Path) -> None:
     result = small_run.attempt(
         "train-step", *small_run.train_inputs(1), "--state", small_run.at(1) / "train/state", "--out", tmp_path / "t"
     )
-    assert result.code == 3 and "the optimiser state of the policy of iteration 1" in result.stderr
+    assert result.code == 3 and "this optimizer state belongs to a policy of iteration 1, not to " in result.stderr
 
 
 def test_new_optimiser_settings_apply_to_a_carried_state(small_run: Run, tmp_path: Path) -> None:
@@ -396,8 +396,8 @@ def test_an_adapter_is_saved_as_such_and_trained_on(small_run: Run, tmp_path: Pa
     assert metrics(tmp_path / "two").ratio_max[0] == pytest.approx(1, abs=1e-6)
     assert metrics(tmp_path / "two").engine_diff_max[0] < 1e-3  # merged in rollout, kept apart in training
     for other, found in (
-        ("null", "found null over an adapter"),
-        ("{rank: 8}", "found rank 8 over an adapter of rank 4"),
+        ("null", "train.lora: must not be null, because the policy is an adapter"),
+        ("{rank: 8}", "train.lora: rank is 8, but the policy is an adapter with rank 4"),
     ):
         result = small_run.attempt(
             "train-step", "--policy", one / "policy", "--rollouts", tmp_path / "rollout", "--weights", tmp_path / "w",
@@ -441,7 +441,7 @@ def test_weights_of_a_group_without_a_prompt_are_refused(
         Source, "rows", lambda self, kind, columns: iter(()) if kind == "prompts" else rows(self, kind, columns)
     )
     result = small_run.attempt("train-step", *small_run.train_inputs(1), "--out", tmp_path / "t")
-    assert result.code == 3 and "whose prompt is not there" in result.stderr
+    assert result.code == 3 and "has weights, but its prompt is missing" in result.stderr
 
 
 def test_everybody_may_read_a_policy_whom_the_umask_lets_read(small_run: Run) -> None:

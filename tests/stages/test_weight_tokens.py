@@ -19,7 +19,7 @@ from dapo_stages.maths.schemes import SCHEMES
 LOW = {"weights__replay__min_reward": 0.1}  # of rewards 0 and 1: every group that varies enters
 
 
-def again(run: Run, out: Path, number: int = 1, *args: object, **settings: object) -> Path:
+def again(run: Run, out: Path, number: int = 1, /, *args: object, **settings: object) -> Path:
     run.command("weight-tokens", *run.weights_inputs(number), *args, "--out", out, **settings)
     return out
 
@@ -234,4 +234,4 @@ def test_without_a_picture_every_token_weighs_one_and_it_is_said(tmp_path: Path,
     assert result.code == 0, result.stderr
     weights = table(tmp_path / "w", "weights")
     assert all((values == 1).all() for values in weights.token_weights)
-    assert (weights.why[weights.in_loss] == "no picture: every token weighs 1").all() and weights.in_loss.any()
+    assert (weights.why[weights.in_loss] == "no image: every token weighs 1").all() and weights.in_loss.any()

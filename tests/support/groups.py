@@ -63,7 +63,7 @@ def _scores(completion_id: str, length: int, vgr: Sequence[float]) -> Row:
     return nothing | {"status": "ok", "vgr": list(islice(cycle(vgr), length)), "vgr_all": sum(vgr) / len(vgr)}
 
 
-def weigh(out: Path, inputs: Sequence[object], replay: Path | None = None, **settings: object) -> Path:
+def weigh(out: Path, inputs: Sequence[object], replay: Path | None = None, /, **settings: object) -> Path:
     """weight-tokens on such rollouts; keywords are --set overrides, `__` for the dot."""
     config = out.parent / "config.yaml"
     config.write_text("seed: 1\n", encoding="utf-8")

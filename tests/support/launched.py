@@ -27,7 +27,7 @@ def main(out: Path, checkpoint: Path, run: Path, *parts: str) -> None:
     if "sharded" in parts:  # accelerate knows no FSDP2 on CPUs, torch does
         from dapo_stages.training.launching import frameworks, fsdp
 
-        frameworks.Replicated = fsdp.Sharded
+        vars(frameworks)["Replicated"] = fsdp.Sharded
         parts = tuple(part for part in parts if part != "sharded")
     for part in parts:
         name, _, other = part.partition(":")  # a part may have a checkpoint of its own
@@ -104,9 +104,9 @@ def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
     from dapo_stages.training.state import load_state, save_state
     from support.updates import TINY, train_groups, trainer_of
 
-    low = {"settings": ["model.dtype=bfloat16"]}
-    train_step(run, 1, out / "low-1", policy=run / "policy", **low)
-    train_step(run, 2, out / "low-2", policy=out / "low-1/policy", state=out / "low-1/state", **low)
+    low = ["model.dtype=bfloat16"]
+    train_step(run, 1, out / "low-1", policy=run / "policy", settings=low)
+    train_step(run, 2, out / "low-2", policy=out / "low-1/policy", state=out / "low-1/state", settings=low)
     model = TINY.model_copy(update={"dtype": "bfloat16"})
     trainer, policy = trainer_of(out / "low-2/policy", TrainConfig(), model)
     worker = trainer.worker
@@ -201,4 +201,4 @@ def train_step(
 PARTS = {part.__name__: part for part in (updates, separate, chain, carried, bfloat16, traffic, lora, again)}
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

@@ -31,13 +31,13 @@ class Run:
     folder: Path
     settings: tuple[str, ...] = SMALL
 
-    def command(self, stage: str, *args: object, **settings: Any) -> Result:
+    def command(self, stage: object, *args: object, **settings: Any) -> Result:
         """Call a stage and insist that it succeeds; keywords are --set overrides, `__` for the dot."""
         result = self.attempt(stage, *args, **settings)
         assert result.code == 0, result.stderr
         return result
 
-    def attempt(self, stage: str, *args: object, **settings: Any) -> Result:
+    def attempt(self, stage: object, *args: object, **settings: Any) -> Result:
         return run(stage, *self.options(**settings), *args)
 
     def options(self, **settings: Any) -> list[object]:

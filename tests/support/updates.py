@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -34,7 +35,7 @@ POISONED = (3, 1)  # under these settings, in this step, an advantage is not a n
 def train_groups(policy: Policy) -> list[TrainGroup]:
     """One picture, two pictures, none; completions of unequal length; the last group is masked: it is in no sum."""
     generator = torch.Generator().manual_seed(3)
-    found = []
+    found: list[TrainGroup] = []
     for group in groups(policy):
         samples = [
             Sample(
@@ -62,7 +63,8 @@ def trainer_of(checkpoint: Path, config: TrainConfig, model: ModelConfig = TINY)
 
 def gradients_of(trainer: Trainer, share: MiniBatch) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The metrics of an update, and the gradients before clipping."""
-    worker, seen = trainer.worker, {}
+    worker = trainer.worker
+    seen: dict[str, torch.Tensor | None] = {}
     step = worker.step
 
     def watched(factor: float, healthy: bool) -> Step:
@@ -70,11 +72,8 @@ def gradients_of(trainer: Trainer, share: MiniBatch) -> tuple[dict[str, float], 
         seen.update({name: value.detach().clone() for name, value in seen.items() if value is not None})
         return step(factor, healthy)
 
-    worker.step = watched
-    try:
+    with mock.patch.object(worker, "step", watched):
         metrics = trainer.update(share, 1.0)
-    finally:
-        worker.step = step
     return metrics, {name: value for name, value in seen.items() if value is not None}
 
 

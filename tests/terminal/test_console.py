@@ -1,4 +1,4 @@
-"""What reaches a person: colour where it is wanted, progress with rate and time left, nothing that steers."""
+"""What people see: color where it is wanted, progress with rate and time left, no control characters from data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from support.commands import ROOT, fresh
@@ -18,7 +19,7 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def on_terminal(code: str, **environment: str) -> str:
-    """What Python code writes to a terminal, stdout and stderr together; the environment is only what is given."""
+    """What Python code prints on a terminal, stdout and stderr together, with only the given environment."""
     ours, theirs = pty.openpty()
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     child = subprocess.Popen(
@@ -103,7 +104,7 @@ def test_lines_in_a_log_have_rate_and_time_left(
 ) -> None:
     """Steps of 41 s each: of 100 steps 98 are left after two, 4018 s."""
     clock = iter([0.0, 41.0, 82.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with console.progress("stage: things", 100) as advance:
         advance(1, "")
         advance(1, "loss 0.5")
@@ -117,7 +118,7 @@ def test_lines_without_a_total_or_a_first_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 10.0, 20.0, 20.1])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with console.progress("stage: things", None) as advance:
         advance(0, "")
         advance(50, "")
@@ -141,12 +142,12 @@ def test_an_error_that_quotes_data_steers_no_terminal() -> None:
 from dapo_stages import errors
 from dapo_stages.entrypoints import cli
 def fail():
-    raise errors.DataError("file", "a row \\x1b]0;title\\x07 \\x9b2J \\u202e", "another", "Mend it.")
+    raise errors.DataError("file", "bad row \\x1b]0;title\\x07 \\x9b2J \\u202e", "Fix it.")
 cli.app = fail
 cli.main()
 """
     result = fresh(code=code)
     assert (result.code, result.stderr) == (
         3,
-        "file: found a row ␛]0;title␇ ⟨U+009B⟩2J ⟨U+202E⟩; needed another. Mend it.\n",
+        "file: bad row ␛]0;title␇ ⟨U+009B⟩2J ⟨U+202E⟩. Fix it.\n",
     )

@@ -1,4 +1,4 @@
-"""Names from disk and from data steer no terminal and reorder no page, whoever prints them."""
+"""Names from disk and from data cannot control a terminal or reorder a page, whichever command prints them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dapo_stages.reporting.page.charts import Chart, Series, draw, picture
 from dapo_stages.reporting.page.html import render
 
 NAME = "run \x1b[2J\x9b31m\u202egnp\u2066\x7f"
-# All that a terminal obeys or that turns text around, but the ends of lines and tabs that commands write themselves.
+# All characters that control a terminal or reorder text, except the newlines and tabs that commands print themselves.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 

@@ -68,8 +68,8 @@ def compared(a: Path, b: Path, *options: object) -> dict[str, Any]:
 
 
 def test_greedy_answers_worked_by_hand(tmp_path: Path) -> None:
-    """B wins 7 questions and loses 1 of 12: p = 2 (1 + 8) / 2^8, half of the questions more. The 95 % interval leaves
-    room for no difference, as the test does; that of 80 % does not."""
+    """B wins 7 questions and loses 1 of 12: p = 2 (1 + 8) / 2^8, half of the questions more. The 95% interval
+    includes no difference, as the test does; that of 80% does not."""
     a = evaluation(tmp_path / "a", greedy("000000011100"))
     b = evaluation(tmp_path / "b", greedy("111111101100"))
     (found,) = compared(a, b)["measures"]
@@ -123,7 +123,7 @@ def test_a_policy_against_itself_differs_nowhere(tmp_path: Path) -> None:
     assert (found["difference"], found["p"], found["tied"]) == (0, 1, 32)
     assert found["interval"] == pytest.approx([-0.1089, 0.1089], abs=0.005)
     shown = run("compare-evals", a, a).stdout
-    assert "greedy: B answers as many of 32 questions right as A (+0.0 points; the 95 % interval, -1" in shown
+    assert "greedy: B answers as many of 32 questions right as A (+0.0 points; the 95% interval, -1" in shown
     assert "includes 0, so no difference is shown); McNemar's exact test: p = 1.000." in shown
 
 
@@ -135,7 +135,7 @@ def test_only_kinds_of_answers_that_both_have_are_compared(tmp_path: Path) -> No
     result = run("compare-evals", a, c)
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{c}: found no kind of answers that {a} has; needed one of greedy, samples and blank. Evaluate both alike.\n"
+        f"{c}: no greedy, sampled or blanked answers in common with {a}. Evaluate both with the same settings.\n"
     )
 
 
@@ -144,19 +144,19 @@ def test_other_questions_are_refused(tmp_path: Path) -> None:
     result = run("compare-evals", a, b)
     assert (result.code, result.stdout) == (3, "")
     assert result.stderr == (
-        f"{b}: found other questions than in {a} (5 are in one only: q03, q04, q05, …); needed the same ones. "
+        f"{b}: the questions differ from those in {a} (5 are in one only: q03, q04, q05, …). "
         "Evaluate both policies on the same data folder, with the same evaluate.max_questions.\n"
     )
     nothing = run("compare-evals", a, tmp_path / "none")
-    assert nothing.code == 3 and "needed the manifest of a finished evaluate" in nothing.stderr
+    assert nothing.code == 3 and "no such file: there is no output of evaluate. Run evaluate first." in nothing.stderr
 
 
 def test_what_else_differs_is_said(tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", greedy("01"), **{"rewards": {"symbolic": True}, "evaluate": {"num_generations": 4}})
     b = evaluation(tmp_path / "b", greedy("01"), **{"rewards": {"symbolic": False}, "evaluate": {"num_generations": 4}})
     assert compared(a, b)["also_differs"] == ["rewards"]
-    assert "Beside the policies, the evaluations differ in: rewards.\n" in run("compare-evals", a, b).stdout
-    assert "Beside" not in run("compare-evals", a, a).stdout
+    assert "Besides the policies, the evaluations differ in: rewards.\n" in run("compare-evals", a, b).stdout
+    assert "Besides" not in run("compare-evals", a, a).stdout
 
 
 def test_the_text_names_changed_questions_and_the_file_has_the_same(tmp_path: Path) -> None:

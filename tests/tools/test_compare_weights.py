@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_weights_are_in_the_proportion_of_the_scheme(schemes: Path, scheme: str)
     """Between the bounds, tokens of a completion weigh as its formula says, up to a common factor."""
     attention = table(schemes / "attention", "attention").set_index("completion_id")
     weights = table(schemes / scheme, "weights").set_index("completion_id")
-    formula = {
+    formulas: dict[str, Callable[[Any], Any]] = {
         "uniform": lambda row: np.ones(len(row.vgr)),
         "vgr": lambda row: 1 / row.vgr,
         "aei": lambda row: (
@@ -80,7 +81,8 @@ def test_weights_are_in_the_proportion_of_the_scheme(schemes: Path, scheme: str)
         "vision_mass": lambda row: row.mass_vision,
         "entropy": lambda row: row.entropy,
         "visual_kl": lambda row: row.visual_kl,
-    }[scheme]
+    }
+    formula = formulas[scheme]
     compared = 0
     for key, row in weights.iterrows():
         raw, found = formula(attention.loc[key]), np.asarray(row.token_weights)
@@ -99,7 +101,9 @@ def test_schemes_that_need_another_pass_say_which(small_run: Run, tmp_path: Path
             "weight-tokens", *small_run.weights_inputs(1), "--out", tmp_path / "w", weights__scheme=scheme
         )
         assert result.code == 3 and not (tmp_path / "w").exists()
-        assert result.stderr.startswith(f"{here}/attention: found no {scheme} of the tokens; needed what the scheme")
+        assert result.stderr.startswith(
+            f"{here}/attention: no {scheme} per token, which weights.scheme={scheme} needs."
+        )
         assert f"Run dapo-stages score-attention {option} " in result.stderr
         assert f"--rollouts {here}/rollout --out {here}/attention --overwrite" in result.stderr
 
@@ -185,7 +189,8 @@ def test_the_cosine_is_that_of_autograd_on_separate_rows(
             logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
             (row["advantage"] * (torch.tensor(row["token_weights"], dtype=torch.float64) * logprobs).sum()).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]))
-    want = torch.nn.functional.cosine_similarity(*gradients, dim=0).item()
+    first, second = gradients
+    want = torch.nn.functional.cosine_similarity(first, second, dim=0).item()
     assert compared["gradients"]["groups"] == 3
     assert want < 0.999
     assert pair_of(compared, "vgr", "visual_kl")["gradient_cosine"] == pytest.approx(want, abs=1e-5)
@@ -235,8 +240,7 @@ def test_rollouts_that_moved_are_found_where_they_are_named(small_run: Run, sche
     result = command("compare-weights", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     assert result.code == 3 and not (tmp_path / "c").exists()
     assert result.stderr == (
-        f"{before}: found no output of rollout; needed the rollouts that {tmp_path}/a was made from. "
-        "Say where they are: --rollouts DIR.\n"
+        f"{before}: no output of rollout, which {tmp_path}/a was made from. Pass its folder with --rollouts DIR.\n"
     )
     assert compare(tmp_path / "c", tmp_path / "a", tmp_path / "b", "--rollouts", after)["tokens"] > 0
     other = small_run.at(2) / "rollout"
@@ -248,7 +252,7 @@ def test_weights_of_other_rollouts_are_refused(small_run: Run, schemes: Path, tm
     other = small_run.at(2) / "weights"
     result = command("compare-weights", schemes / "vgr", other, "--out", tmp_path / "c")
     assert result.code == 3 and not (tmp_path / "c").exists()
-    assert result.stderr.startswith(f"{other}/manifest.json: found an output made from other rollouts")
+    assert result.stderr.startswith(f"{other}/manifest.json: was made from other rollouts (")
 
 
 def test_a_single_folder_is_a_usage_error(schemes: Path, tmp_path: Path) -> None:

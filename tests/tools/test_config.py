@@ -12,6 +12,7 @@ from reporting import tiny_run
 from support.commands import run as command
 
 from dapo_stages.handoff.manifests import mark_pruned
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.unfinished import locked
 
 CLIP = ("--set", "weights.clip=[0.5, 2.0]")
@@ -24,7 +25,7 @@ def run(tmp_path: Path) -> Path:
     config = run / "config.yaml"
     config.write_text(command("config", "--config", config).stdout)
     clipped = {"weights": {"clip": [0.2, 3.0]}}
-    tiny_run.publish(tiny_run.Plan("weight-tokens", run / "iter-0002/weights", clipped, 1), lambda output: None)
+    tiny_run.publish(Plan("weight-tokens", run / "iter-0002/weights", clipped, 1), lambda output: None)
     return run
 
 
@@ -40,8 +41,8 @@ def test_other_settings_for_what_is_finished_are_refused_with_the_command_that_m
     code, said = ask(run, "iter-0002/weights", *CLIP)
     assert code == 3 and (run / "config.yaml").read_text() == before
     assert said.startswith(
-        f"{run}/iter-0002/weights: found it finished, with weights.clip [0.2, 3.0]; needed [0.5, 2.0], and make leaves "
-        "alone what is finished. Run `dapo-stages weight-tokens "
+        f"{run}/iter-0002/weights: finished with weights.clip=[0.2, 3.0], but it is now [0.5, 2.0], and make does not "
+        "redo finished outputs. Run `dapo-stages weight-tokens "
     )
     words = shlex.split(said.split("`")[1])
     assert words[2:6] == ["--config", f"{run}/config.yaml", *CLIP]
@@ -95,8 +96,8 @@ def test_a_configuration_stays_while_an_output_is_written(run: Path, changed: li
         same = command(*changed[:3], *changed[-2:])
     assert refused.code == 4 and same.code == 0 and (run / "config.yaml").read_bytes() == before
     assert refused.stderr == (
-        f"{run}: found it at work ({run}/iter-0003/rollout) by other settings; needed the same. Wait, stop it, or name "
-        "another run (RUN=…).\n"
+        f"{run}: in use with other settings ({run}/iter-0003/rollout). Wait for that to end, stop it, or name another "
+        "run (RUN=…).\n"
     )
     assert command(*changed).code == 0 and (run / "config.yaml").read_bytes() != before
 
@@ -109,7 +110,7 @@ def test_a_configuration_stays_while_another_make_goes_by_it(run: Path, changed:
     try:
         assert command(*unchanged, "--note", notes[0]).code == 0
         refused = command(*changed, "--note", notes[1])
-        assert refused.code == 4 and f"found it at work (make (process {first.pid})) by other" in refused.stderr
+        assert refused.code == 4 and f"in use with other settings (make (process {first.pid}))." in refused.stderr
         assert (run / "config.yaml").read_bytes() == before
         assert command(*unchanged, "--note", notes[1]).code == 0
         assert command(*changed, "--note", tmp_path / f"make/run-{second.pid}").code == 0  # of another run

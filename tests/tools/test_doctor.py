@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import run
@@ -17,7 +18,7 @@ from support.commands import run
 from dapo_stages.processes import machine_check
 from dapo_stages.processes.machine_check import Check, checks, devices, probe
 
-TORCH = {"torch": "2.13.0", "cuda": None, "threads": 2, "devices": []}
+TORCH: dict[str, Any] = {"torch": "2.13.0", "cuda": None, "threads": 2, "devices": []}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_a_machine_that_runs_the_tests_is_ready(tmp_path: Path) -> None:
 def test_json_says_the_same_and_nothing_else(tmp_path: Path) -> None:
     said = json.loads(run("doctor", "--place", tmp_path, "--json").stdout)
     assert said["ok"] is True
-    assert {tuple(check) for check in said["checks"]} == {("name", "state", "found", "needed_for", "do")}
+    assert {tuple(check) for check in said["checks"]} == {("name", "state", "found", "needed_for", "advice")}
     names = [check["name"] for check in said["checks"]]
     wanted = ["Python", "disk", "memory", "wandb", "deepspeed", "bitsandbytes", "vllm", "torchvision", "HF_TOKEN"]
     assert [name for name in wanted if name not in names] == []
@@ -64,8 +65,8 @@ def test_an_old_version_is_a_problem_and_the_exit_code_3(tmp_path: Path, monkeyp
     pretend(monkeypatch, transformers="4.50.0", peft=None)
     result = run("doctor", "--place", tmp_path)
     assert result.code == 3
-    assert "✗ transformers: found 4.50.0; needed >=5.16 (for the default)\n    make setup\n" in result.stdout
-    assert "✗ peft: not installed (for the default)\n    make setup\n" in result.stdout
+    assert "✗ transformers: 4.50.0, expected >=5.16 (for the default run)\n    make setup\n" in result.stdout
+    assert "✗ peft: not installed (for the default run)\n    make setup\n" in result.stdout
     assert result.stdout.endswith("\nmissing for the default run: transformers, peft\n")
     said = json.loads(run("doctor", "--place", tmp_path, "--json").stdout)
     assert said["ok"] is False and [c["name"] for c in said["checks"] if c["state"] == "problem"] == [
@@ -81,7 +82,7 @@ def test_what_a_feature_needs_is_named_with_the_way_to_get_it(tmp_path: Path, mo
     assert result.code == 0
     install = f"    {sys.executable} -m pip install -e"
     assert f"– wandb: not installed (for report.trackers)\n{install} '.[trackers]'\n" in result.stdout
-    assert "– bitsandbytes: found 0.40.0; needed >=0.46 (for model.quantization)\n" in result.stdout
+    assert "– bitsandbytes: 0.40.0, expected >=0.46 (for model.quantization)\n" in result.stdout
     assert "– vllm: not installed (for rollout.engine: vllm)\n    make venv-vllm (" in result.stdout
     (tmp_path / ".venv-vllm").mkdir()
     (tmp_path / ".venv-vllm/ready").touch()
@@ -100,7 +101,7 @@ def test_a_full_or_closed_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.
     usage = shutil.disk_usage(tmp_path)._replace(free=2**29)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     assert found(tmp_path / "not/there")["disk"] == Check(
-        "disk", "problem", f"0.5 GiB free in {tmp_path}", "1 GiB, a run of the default", "Make room, or prune runs."
+        "disk", "problem", f"0.5 GiB free in {tmp_path}", "the default run: 1 GiB", "Free space, or prune runs."
     )
     monkeypatch.setattr(os, "access", lambda place, mode: False)
     assert found(tmp_path)["disk"].found.endswith(", not writable")
@@ -115,7 +116,7 @@ def test_little_memory_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_an_installed_package_it_still_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_check, "PACKAGE", "no-such-package")
     assert found(tmp_path)["no-such-package"] == Check(
-        "no-such-package", "problem", "not installed", "versions of all the rest", "make setup"
+        "no-such-package", "problem", "not installed", "checks of the other versions", "make setup"
     )
 
 

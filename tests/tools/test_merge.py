@@ -49,7 +49,8 @@ def logprobs(folder: Path, *, trainable: bool = False) -> np.ndarray:
     policy.attend("grouped")
     group = Group(prompt(policy, "What colour is the circle?", [(56, 56)]), [[30, 31, 32, 33], [40, 41]])
     with torch.no_grad():
-        return GroupLogprobs(policy, 1.0, 64)(policy.pack([group]))[0].numpy()
+        found: np.ndarray = GroupLogprobs(policy, 1.0, 64)(policy.pack([group]))[0].numpy()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -196,17 +197,17 @@ def test_a_checkpoint_in_several_files_stays_cut_as_it_is(small_run: Run, adapte
 @pytest.mark.parametrize(
     ("index", "found"),
     [
-        ('{"weight_map": {"lm_head.weight": "/etc/model.safetensors"}}', "the file '/etc/model.safetensors'"),
-        ('{"weight_map": {"lm_head.weight": "../model.safetensors"}}', "the file '../model.safetensors'"),
-        ('{"weight_map": {"lm_head.weight": "model.bin"}}', "the file 'model.bin'"),
-        ("{", "no list of files"),
-        ("{}", "no list of files"),
+        ('{"weight_map": {"lm_head.weight": "/etc/model.safetensors"}}', "weight_map names '/etc/model.safetensors'"),
+        ('{"weight_map": {"lm_head.weight": "../model.safetensors"}}', "weight_map names '../model.safetensors'"),
+        ('{"weight_map": {"lm_head.weight": "model.bin"}}', "weight_map names 'model.bin'"),
+        ("{", "cannot read its weight_map"),
+        ("{}", "cannot read its weight_map"),
     ],
 )
 def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, index: str, found: str) -> None:
     """A downloaded one says what is read, and what a merge writes."""
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(DataError, match="needed a weight_map of safetensors beside it") as error:
+    with pytest.raises(DataError, match=r"weight_map.*\. Download the checkpoint again\.") as error:
         _ = Checkpoint(tmp_path).layout
     assert found in str(error.value)
 
@@ -243,7 +244,7 @@ def test_other_architectures_and_shapes_are_refused(small_run: Run, tmp_path: Pa
     save_tiny("qwen3_vl", tmp_path / "qwen3")
     small_run.command("init-policy", "--out", tmp_path / "other", model__name=tmp_path / "qwen3")
     result = run("merge", "--policy", small_run.policy(0), "--policy", tmp_path / "other", "--out", tmp_path / "out")
-    refused(result, f"{tmp_path}/qwen3: found config.architectures ['Qwen3VLForConditionalGeneration']; needed")
+    refused(result, f"{tmp_path}/qwen3: config.architectures is ['Qwen3VLForConditionalGeneration'], but")
 
     cut = tmp_path / "cut"
     tensors = weights_of(small_run.policy(0))
@@ -257,20 +258,20 @@ def test_other_architectures_and_shapes_are_refused(small_run: Run, tmp_path: Pa
 
     publish(Plan("init-policy", cut, {}, 0), fill)
     result = run("merge", "--policy", small_run.policy(0), "--policy", cut, "--out", tmp_path / "out")
-    refused(result, f"{cut}: found {name} of shape (343, 128); needed shape (344, 128), as in {small_run.policy(0)}")
+    refused(result, f"{cut}: {name} has shape (343, 128), but (344, 128) in {small_run.policy(0)}. Merge")
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "found one policy, no adapter; needed several. Repeat --policy."),
-        (["--weights", "1,2"], "--weights: found 2 weights for 1 policies; needed one each, such as 1,3. Mend it."),
-        (["--weights", "-1"], "--weights: found weights [-1.0]; needed finite ones"),
-        (["--weights", "x"], "--weights: found 'x'; needed a number for each policy, such as 1,3. Mend it."),
-        (["--decay", "0.5"], "--decay: found it with --method linear; needed --weights only. Leave it out."),
-        (["--method", "ema"], "--method ema: found no --decay; needed one, such as 0.9. Pass it."),
-        (["--method", "ema", "--decay", "1"], "--decay: found decay 1.0; needed 0 <= decay < 1. Mend it."),
-        (["--method", "mergekit"], "--method mergekit: found no --recipe; needed mergekit's YAML file. Pass one."),
+        ([], ": expected an adapter or several policies, got one. Repeat --policy."),
+        (["--weights", "1,2"], "--weights: expected a weight for each policy (1), such as 1,3, got 2. Fix it."),
+        (["--weights", "-1"], "--weights: weights must be finite, not negative and not all 0, got [-1.0]. Fix it."),
+        (["--weights", "x"], "--weights: expected a number for each policy, such as 1,3, got 'x'. Fix it."),
+        (["--decay", "0.5"], "--decay: --method linear only takes --weights. Leave it out."),
+        (["--method", "ema"], "--method ema: --decay is missing. Pass one, such as 0.9."),
+        (["--method", "ema", "--decay", "1"], "--decay: decay must be at least 0 and less than 1, got 1.0. Fix it."),
+        (["--method", "mergekit"], "--method mergekit: --recipe is missing. Pass the YAML file for mergekit."),
     ],
 )
 def test_impossible_requests_are_refused(arguments: list[str], text: str, small_run: Run, tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_an_adapter_that_is_more_than_plain_lora_is_refused(small_run: Run, adap
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     (tmp_path / "adapter_model.safetensors").symlink_to(adapter / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="found an adapter with use_dora True; needed plain LoRA"):
+    with pytest.raises(ModelError, match=r": use_dora is True, but an adapter must be plain LoRA \(use_dora False\)"):
         Adapted(Checkpoint(small_run.policy(0)), tmp_path)
 
 
@@ -320,7 +321,7 @@ def test_a_recipe_is_handed_to_mergekit(small_run: Run, mergekit: Path, tmp_path
     assert "README.md" not in listed and not (merged / "mergekit").exists()
     mergekit.write_text("merge_method: nonsense\n")
     result = run("merge", *by, "--out", tmp_path / "other")
-    refused(result, "--recipe: found mergekit failing (… no such merge method); needed a recipe it carries out.")
+    refused(result, "--recipe: mergekit failed (… no such merge method). Fix the recipe.")
 
 
 def test_a_missing_mergekit_is_named_with_the_way_to_install_it(
@@ -332,8 +333,8 @@ def test_a_missing_mergekit_is_named_with_the_way_to_install_it(
         "merge", "--policy", small_run.policy(1), "--method", "mergekit", "--recipe", tmp_path / "recipe.yaml",
         "--out", tmp_path / "out",
     )  # fmt: skip
-    refused(result, "found no `mergekit-yaml` on the PATH; needed mergekit. Install it, best in an environment of its "
-            "own: pipx install mergekit (or pip install mergekit).")  # fmt: skip
+    refused(result, "`mergekit-yaml` is not on the PATH. Install mergekit, preferably in its own environment: "
+            "pipx install mergekit (or pip install mergekit).")  # fmt: skip
 
 
 def test_an_interrupted_merge_keeps_the_files_it_has(

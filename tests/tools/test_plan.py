@@ -63,7 +63,15 @@ def test_longer_prompts_need_more_and_checkpointing_less() -> None:
 
 def test_groups_in_reserve_are_sampled_and_trained_on_only_where_they_are_kept() -> None:
     """64 groups on 2 ranks, in shards of 16: 2 shards each. 1.5 times of them asked for: 3 each."""
-    base = (*REFERENCE, "--gpus", 2, "--informative", 1, "--set", "rollout.prompts_per_iteration=64")
+    base: tuple[object, ...] = (
+        *REFERENCE,
+        "--gpus",
+        2,
+        "--informative",
+        1,
+        "--set",
+        "rollout.prompts_per_iteration=64",
+    )
     base += ("--set", "rollout.groups_per_shard=16")
     spare = (*base, "--set", "rollout.oversample=1.5")
     plain, discarding, keeping = plan(*base), plan(*spare), plan(*spare, "--set", "rollout.surplus=keep")
@@ -181,14 +189,14 @@ def test_a_folder_is_read(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "nobody/nothing"), "nobody/nothing: found no config.json, neither in a folder nor on the hub ("),
+        (("--model", "nobody/nothing"), "nobody/nothing: no config.json in a folder or on the hub ("),
         (
             ("--parallel", "single", "--gpus", 2),
-            "--parallel single: found 2 GPUs; needed one. Name ddp or zero1 … zero3.",
+            "--parallel single: expected one GPU, got 2. Use ddp or zero1 … zero3.",
         ),
         (
             ("--set", "train.lora={target_modules: [nose]}"),
-            "train.lora.target_modules: found 'nose'; needed one of q_proj,",
+            "train.lora.target_modules: 'nose' is not one of q_proj,",
         ),
     ],
 )
@@ -207,7 +215,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     result = run("plan", "--model", tmp_path)
     assert result.code == 3
     assert result.stderr == (
-        f"{tmp_path}: found architecture `llava` in its configuration; needed a Qwen2.5-VL or Qwen2-VL. "
+        f"{tmp_path}: expected the configuration of a Qwen2.5-VL or Qwen2-VL, got architecture `llava`. "
         "Name one with --model.\n"
     )
 

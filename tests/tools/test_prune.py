@@ -117,7 +117,7 @@ def test_what_another_run_writes_is_left_alone(run: Path, part: str, output: str
         replacement.parent.mkdir()
         replacement.touch()
         said = prune(run, "--set", "keep.rollouts=1", "--set", "keep.states=1")
-        assert f"prune: leaves {run}/iter-0001/{part} alone, another run is writing there" in said
+        assert f"prune: skipping {run}/iter-0001/{part}: another process is writing there" in said
         with pytest.raises(LockedError), locked(out):  # nobody writes beside it
             pass
         assert tree(run / "iter-0001" / part).items() >= before.items() and replacement.exists()
@@ -148,7 +148,7 @@ def test_a_finished_replacement_is_not_lost(run: Path) -> None:
             output.publish()
             raise KeyboardInterrupt
     before = tree(out)
-    assert f"prune: leaves {out} alone, a finished replacement is not moved in yet" in prune(
+    assert f"prune: skipping {out}: its finished replacement is not moved in yet" in prune(
         run, "--set", "keep.rollouts=1"
     )
     assert tree(out) == before

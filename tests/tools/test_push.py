@@ -32,7 +32,7 @@ class Hub:
     """Stands in for huggingface_hub.HfApi with its signatures; keeps what would have been uploaded."""
 
     def __init__(self) -> None:
-        self.api = create_autospec(huggingface_hub.HfApi, instance=True)
+        self.api: Mock = create_autospec(huggingface_hub.HfApi, instance=True)
         self.api.upload_folder.side_effect = self._upload
         self.files: dict[str, bytes] = {}
         self.token: str | None = None
@@ -84,7 +84,8 @@ def push(policy: Path, *arguments: object, repo: str = "me/looker") -> Result:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    return yaml.safe_load(card.split("---\n")[1])
+    matter: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return matter
 
 
 def refused(result: Result, text: str) -> None:
@@ -127,7 +128,7 @@ def test_the_card_names_rewards_that_weigh_1_because_nothing_else_is_said(
     small_run.command("config", "--out", run_ / "config.yaml", **rewards, weights__reward_weights=weights)
     card = json.loads(push(run_ / "iter-0002/train/policy", "--dry-run", "--json").stdout)["card"]
     assert "| rewards | accuracy 2, overlong 1, brevity 1, judge 1 |" in card
-    assert "its form, and for what brevity, judge found. The text before the answer need not be why" in card
+    assert "its format, and by brevity, judge. The text before the answer may not be the reason for it." in card
 
 
 def test_uploading_makes_the_repository_and_sends_what_is_listed(trained: Path, hub: Hub) -> None:
@@ -156,7 +157,7 @@ def test_no_pickle_no_code_and_no_manifest_is_sent(tmp_path: Path, hub: Hub) -> 
     result = push(tmp_path / "policy")
     assert result.code == 0, result.stderr
     assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors", "vocab.txt"]
-    stay = [f"push: {name} stays here" for name in ("modeling.py", "pytorch_model.bin", "training_args.pt")]
+    stay = [f"push: {name} is not sent" for name in ("modeling.py", "pytorch_model.bin", "training_args.pt")]
     assert result.stderr.splitlines()[:3] == stay
     assert b"This policy was not evaluated." in hub.files["README.md"]
 
@@ -164,8 +165,8 @@ def test_no_pickle_no_code_and_no_manifest_is_sent(tmp_path: Path, hub: Hub) -> 
 def test_an_adapter_names_its_base_where_peft_looks_for_it(adapter: Path, hub: Hub) -> None:
     refused(
         push(adapter),
-        f"{adapter}: found an adapter whose base is on this machine only; needed a base on the hub. Merge it "
-        "(dapo-stages merge) and push that, or name where the base is: --base-model user/name.",
+        f"{adapter}: the base of this adapter is not on the hub, only on this machine. Merge it "
+        "(dapo-stages merge) and push that, or name its base on the hub: --base-model user/name.",
     )
     assert push(adapter, "--base-model", "me/base").code == 0
     assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "me/base"
@@ -208,25 +209,25 @@ def test_a_merged_adapter_has_the_figures_of_the_adapter(
     assert f"| greedy | {100 * greedy:.1f}% |" in shown and "| merged | linear, 1 policies |" in shown
     refused(
         push(small_run.policy(2), "--evaluation", tmp_path / "eval", "--dry-run"),
-        f"{tmp_path}/eval: found an evaluation of another policy; needed one of {small_run.policy(2)}.",
+        f"{tmp_path}/eval: this is not an evaluation of {small_run.policy(2)}. Name the one that is.",
     )
 
 
 def test_texts_of_others_are_no_markup_in_the_card(trained: Path, tmp_path: Path) -> None:
-    """Slice names come from a data set, the data set's name from a user."""
+    """Slice names come from a dataset, the dataset's name from a user."""
     run_ = tmp_path / "run"
     tiny_run.build(run_)
     (run_ / "config.yaml").write_text("seed: 1\ndata: {source: '<img src=x> | [a](javascript:b)'}\n")
     card = json.loads(push(run_ / "iter-0002/train/policy", "--run", run_, "--dry-run", "--json").stdout)["card"]
     assert "| greedy, prior\\|violating | 15.0% | 65.0% |" in card
     assert "<img" not in card and "javascript" not in card
-    assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == "a local data set"
+    assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == "a local dataset"
 
 
 def test_a_policy_of_another_run_is_refused(trained: Path, tmp_path: Path) -> None:
     other = tiny_run.build(tmp_path / "other")
     policy = trained / "iter-0002/train/policy"
-    refused(push(policy, "--run", other, "--dry-run"), f"{policy}: found a policy that {other} did not make; needed")
+    refused(push(policy, "--run", other, "--dry-run"), f"{policy}: {other} did not make this policy.")
 
 
 def test_a_reference_to_a_hub_model_is_not_sent(tmp_path: Path) -> None:
@@ -234,24 +235,26 @@ def test_a_reference_to_a_hub_model_is_not_sent(tmp_path: Path) -> None:
         output.policy = {"version": 0, "reference": "Qwen/Qwen2.5-VL-7B-Instruct"}
 
     tiny_run.publish(Plan("init-policy", tmp_path / "policy", {}, 1), refer)
-    refused(push(tmp_path / "policy", "--dry-run"), "found a reference to a model that is elsewhere; needed weights")
+    refused(
+        push(tmp_path / "policy", "--dry-run"), "this policy has no weights, only a reference to a model elsewhere."
+    )
 
 
 def test_a_changed_file_is_not_sent(trained: Path, tmp_path: Path, hub: Hub) -> None:
     shutil.copytree(trained / "iter-0002/train/policy", tmp_path / "policy")
     (tmp_path / "policy/config.json").write_text("{}")
-    refused(push(tmp_path / "policy"), "config.json: found 2 bytes; needed")
+    refused(push(tmp_path / "policy"), "config.json: has 2 bytes, expected ")
     assert not hub.files
 
 
 @pytest.mark.parametrize(
     ("arguments", "repo", "text"),
     [
-        ([], "looker", "--repo: found 'looker'; needed user/name, as on the hub. Mend it."),
-        ([], "me/lo oker", "--repo: found 'me/lo oker'; needed user/name"),
-        (["--base-model", "../up/there"], "me/looker", "--base-model: found '../up/there'; needed user/name"),
-        (["--license", "a: b"], "me/looker", "--license: found 'a: b'; needed a name such as apache-2.0. Mend it."),
-        ([], "me/looker", "HF_TOKEN: found no token in the environment; needed one that may write. Export it."),
+        ([], "looker", "--repo: expected user/name, as on the hub, got 'looker'. Fix it."),
+        ([], "me/lo oker", "--repo: expected user/name, as on the hub, got 'me/lo oker'"),
+        (["--base-model", "../up/there"], "me/looker", "--base-model: expected user/name, as on the hub, got '../up"),
+        (["--license", "a: b"], "me/looker", "--license: expected a name such as apache-2.0, got 'a: b'. Fix it."),
+        ([], "me/looker", "HF_TOKEN: not set in the environment. Set it to a token that may write."),
     ],
 )
 def test_what_cannot_be_sent_is_said(arguments: list[str], repo: str, text: str, small_run: Run) -> None:
@@ -264,16 +267,14 @@ def test_a_hub_that_refuses_is_named(trained: Path, hub: Hub) -> None:
 
     response = httpx.Response(403, request=httpx.Request("POST", "https://huggingface.co/api/repos/create"))
     hub.api.create_repo.side_effect = HfHubHTTPError("403 Forbidden: you may not", response=response)
-    refused(
-        push(trained / "iter-0002/train/policy"), "me/looker: found the hub refusing or out of reach (403 Forbidden"
-    )
+    refused(push(trained / "iter-0002/train/policy"), "me/looker: the hub refused or cannot be reached (403 Forbidden")
 
 
 def test_a_hub_out_of_reach_is_named(trained: Path, hub: Hub) -> None:
     from huggingface_hub.errors import HTTPError
 
     hub.api.create_repo.side_effect = HTTPError("[Errno 111] Connection refused")  # as its client raises it
-    refused(push(trained / "iter-0002/train/policy"), "me/looker: found the hub refusing or out of reach ([Errno 111]")
+    refused(push(trained / "iter-0002/train/policy"), "me/looker: the hub refused or cannot be reached ([Errno 111]")
 
 
 class Server(BaseHTTPRequestHandler):

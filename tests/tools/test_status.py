@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,6 +18,7 @@ from support.commands import run as command_line
 from typer.testing import CliRunner
 
 from dapo_stages.handoff.manifests import mark_pruned
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.runs.layout import place_of
 from dapo_stages.runs.progress import command
 from dapo_stages.stages import report
@@ -31,8 +33,9 @@ def status(run: Path, *arguments: str) -> str:
     return result.stdout
 
 
-def answer(run: Path) -> dict[str, object]:
-    return json.loads(status(run, "--json"))
+def answer(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(status(run, "--json"))
+    return found
 
 
 def states(run: Path, number: int) -> dict[str, str]:
@@ -116,7 +119,7 @@ def test_a_pruned_output_is_not_stale(run: Path) -> None:
 def test_a_damaged_manifest_is_named(run: Path) -> None:
     (run / "iter-0002/train/manifest.json").write_text("{")
     assert states(run, 2)["train"] == "damaged"
-    assert "iteration 2, train is damaged: an unreadable manifest (" in status(run)
+    assert "iteration 2, train is damaged: not a valid manifest (" in status(run)
 
 
 def test_a_moved_run_is_judged_by_what_moved_with_it(run: Path, tmp_path: Path) -> None:
@@ -130,17 +133,17 @@ def test_a_fresh_run_starts_with_its_configuration_then_the_policy_then_the_data
     run.mkdir()
     assert status(run) == (
         "policy: missing, data: missing\n"
-        "no iteration yet\n"
+        "no iterations yet\n"
         "\n"
         "Next (config.yaml: missing):\n"
         f"  dapo-stages config --config pipelines/embedded.yaml --out {run}/config.yaml\n"
     )
     (run / "config.yaml").write_text("model: {name: embedded}\n")
     assert answer(run)["next"] == f"dapo-stages init-policy --config {run}/config.yaml --out {run}/policy"
-    tiny_run.publish(tiny_run.Plan("init-policy", run / "policy", {}, 42), lambda output: None)
+    tiny_run.publish(Plan("init-policy", run / "policy", {}, 42), lambda output: None)
     assert status(run) == (
         "policy: done, data: missing\n"
-        "no iteration yet\n"
+        "no iterations yet\n"
         "\n"
         "Next (data: missing):\n"
         f"  dapo-stages prepare-data --config {run}/config.yaml --policy {run}/policy --out {run}/data\n"
@@ -149,8 +152,8 @@ def test_a_fresh_run_starts_with_its_configuration_then_the_policy_then_the_data
 
 def test_a_run_that_is_not_there_is_refused_by_those_that_are(tmp_path: Path) -> None:
     missing = tmp_path / "runs/secnd"
-    for names, needed in ((), f"one, and there is none in {tmp_path}/runs"), (
-        ("second", "first"), "one of those that are there: first, second"
+    for names, problem in ((), f"no such run, nor any other in {tmp_path}/runs"), (
+        ("second", "first"), "no such run, but there are first, second"
     ):  # fmt: skip
         for name in names:
             (tmp_path / "runs" / name).mkdir(parents=True)
@@ -158,7 +161,7 @@ def test_a_run_that_is_not_there_is_refused_by_those_that_are(tmp_path: Path) ->
         result = command_line("status", "--run", missing, "--json")
         assert (result.code, result.stdout) == (3, "")
         start = "Name another one, or start this one with make iterate."
-        assert result.stderr == f"{missing}: found no run; needed {needed}. {start}\n"
+        assert result.stderr == f"{missing}: {problem}. {start}\n"
     for number in range(30):
         (tmp_path / f"runs/run-{number}").mkdir()
         (tmp_path / f"runs/run-{number}/config.yaml").touch()
@@ -209,15 +212,13 @@ with open_output(Plan("train-step", Path({str(out)!r}), {{}}, 1), overwrite=Fals
 
 def test_a_stale_configuration_is_named_and_makes_nothing_stale(run: Path) -> None:
     tiny_run.publish(
-        tiny_run.Plan("weight-tokens", run / "iter-0002/weights", {"weights": {"clip": [0.2, 3.0]}}, 1), lambda o: None
+        Plan("weight-tokens", run / "iter-0002/weights", {"weights": {"clip": [0.2, 3.0]}}, 1), lambda o: None
     )
     config = run / "config.yaml"
     assert "other settings" not in status(run)
     config.write_text(config.read_text().replace("seed: 1", "seed: 7") + "weights: {clip: [0.5, 2.0]}\n")
     lines = status(run).splitlines()
-    at = lines.index(
-        "made with other settings than config.yaml has now; what is finished stays, --overwrite makes it again:"
-    )
+    at = lines.index("made with other settings than config.yaml has now (--overwrite makes them again):")
     assert lines[at + 1 : at + 3] == [
         "  seed was 1, now 7 (policy; data; iteration 0, eval and 10 more)",
         "  weights.clip was [0.2, 3.0], now [0.5, 2.0] (iteration 2, weights)",
@@ -234,27 +235,27 @@ def test_a_schedule_is_no_other_setting(run: Path) -> None:
     config.write_text(config.read_text() + schedule)
     for made, said in ((0.2, []), (0.25, ["train.epsilon_low"])):
         tiny_run.publish(
-            tiny_run.Plan("train-step", run / "iter-0002/train", {"train": {"epsilon_low": made}}, 1), lambda o: None
+            Plan("train-step", run / "iter-0002/train", {"train": {"epsilon_low": made}}, 1), lambda o: None
         )
         assert [one["key"] for one in answer(run)["configuration"]] == said
 
 
 def test_a_configuration_that_cannot_be_used_is_quoted(run: Path) -> None:
     (run / "config.yaml").write_text("sede: 1\n")
-    assert f"{run}/config.yaml: found unknown key `sede`; needed another: did you mean `seed`?\n" in status(run)
-    assert str(answer(run)["trouble"]).startswith(f"{run}/config.yaml: found unknown key")
+    assert f"{run}/config.yaml: sede is not a setting (did you mean seed?)\n" in status(run)
+    assert str(answer(run)["trouble"]).startswith(f"{run}/config.yaml: sede is not a setting")
 
 
 def test_a_deleted_shard_is_missed_and_its_stage_the_next_to_run(run: Path) -> None:
     (run / "iter-0001/weights/weights-00000.parquet").unlink()
     text = status(run)
-    assert "iteration 1, weights is damaged: gone or cut: weights-00000.parquet\n" in text
+    assert "iteration 1, weights is damaged: missing or truncated: weights-00000.parquet\n" in text
     words = shlex.split(text.splitlines()[-1])
     assert words[:2] == ["dapo-stages", "weight-tokens"] and words[-1] == "--overwrite"
     shard = run / "iter-0002/rollout/completions-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
     (run / "iter-0002/rollout/prompts-00000.parquet").unlink()
-    assert "rollout is damaged: gone or cut: completions-00000.parquet and 1 more\n" in status(run)
+    assert "rollout is damaged: missing or truncated: completions-00000.parquet and 1 more\n" in status(run)
 
 
 def test_finished(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Dealing micro-batches to ranks: everything once, equally many for each, about the same work in each place."""
+"""Distributing micro-batches over ranks: each once, equally many per rank, about the same work in each place."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_every_completion_is_dealt_once_and_all_ranks_have_as_many_pieces(ranks:
     hands = deal(micro_batches(work, 4), ranks)
     assert len({len(hand) for hand in hands}) == 1
     assert counted(hands) == Counter(sample.ids[0] for group in work for sample in group.samples)
-    assert all(len(piece.samples) <= 5 for hand in hands for piece in hand)  # 4, and one for company
+    assert all(len(piece.samples) <= 5 for hand in hands for piece in hand)  # 4, and a filler
 
 
 def test_ranks_get_about_the_same_work_in_each_place() -> None:
-    """64 groups of 8 whose lengths differ by a factor of ten; dealt in order, places would differ by half."""
+    """64 groups of 8 whose lengths differ by a factor of ten; in their original order, places would differ by half."""
     draw = random.Random(0)
     work = groups(*([draw.randint(20, 200)] * 8 for _ in range(64)))
     hands = deal(micro_batches(work, 8), 4)
@@ -75,7 +75,7 @@ def test_where_nothing_can_be_cut_a_rank_repeats_the_cheapest_group_without_coun
     assert [group.group_id for group in silent.groups] == ["1"] and silent.counts == [False]
 
 
-def test_pieces_without_pictures_get_company_where_others_see() -> None:
+def test_pieces_without_pictures_get_a_filler_if_others_have_some() -> None:
     work = groups([4, 4]) + groups([6, 6], pictures=False)
     for hand in deal(micro_batches(work, 2), 2):
         assert all(any(group.has_pictures for group in piece.groups) for piece in hand)

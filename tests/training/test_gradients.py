@@ -1,4 +1,4 @@
-"""Gradients of several weightings at once equal those of separate rows, one weighting after the other."""
+"""Gradients of several weightings at once equal those of separate rows, one weighting at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPERATURE = 0.7
 
 
 def own_gradient(policy: Policy, cases: list[tuple[Group, torch.Tensor]]) -> torch.Tensor:
-    """Σ c ∇ log π by autograd, each completion in a row of its own through transformers' forward."""
+    """Σ c ∇ log π by autograd, each completion in a separate row through transformers' forward."""
     policy.attend("separate")
     policy.model.zero_grad()
     for group, coefficients in cases:

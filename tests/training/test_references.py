@@ -1,4 +1,4 @@
-"""train-step's reference: it moves towards the policy where that falls due, and the next step reads it."""
+"""train-step's reference: it moves toward the policy when that is due, and the next step reads it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_reference_is_a_policy_of_its_own(small_run: Run, moved: Path, tmp_p
 
 
 def test_the_next_step_stays_near_the_new_reference(small_run: Run, moved: Path, tmp_path: Path) -> None:
-    """A policy that is its own reference has no KL; one that moved away from it by more has more."""
+    """A policy that is its own reference has no KL; the further it moved away, the more it has."""
     first = {}
     for name, reference in (("itself", small_run.policy(1)), ("old", small_run.policy(0))):
         out = train(small_run, tmp_path / name, 2, "--reference", reference, train__beta=0.1)
@@ -103,7 +103,7 @@ def test_it_moves_only_where_it_falls_due_and_there_is_a_kl_term(small_run: Run,
     assert not (train(small_run, tmp_path / "three", 1, **none) / "reference").exists()
 
 
-def test_the_same_step_leaves_the_same_reference_and_a_cut_off_one_is_mended(
+def test_the_same_step_leaves_the_same_reference_and_an_interrupted_one_is_completed(
     small_run: Run, moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dapo_stages.models import merging
@@ -150,7 +150,9 @@ def test_what_cannot_be_mixed_is_refused_before_training(
     assert result.code == 3 and "Merge policies of one run" in result.stderr and "updates" not in result.stderr
     low = EVERY_STEP | LORA | {"model__quantization": "nf4"}
     result = small_run.attempt("train-step", *inputs, "--reference", small_run.policy(0), **low)
-    assert result.code == 3 and "train.reference_update_every: found it with model.quantization nf4" in result.stderr
+    assert (
+        result.code == 3 and "train.reference_update_every: does not work with model.quantization nf4" in result.stderr
+    )
 
 
 def fill_with(folder: Path, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""An optimiser step: the same gradient however it is cut into micro-batches and dealt to ranks, for every loss."""
+"""An optimizer step: the same gradient for any split into micro-batches and over ranks, for every loss."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from support.prompts import groups, own_row
 from support.updates import TINY, gradients_of, train_groups
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.maths.objective import LOSS_TYPES
+from dapo_stages.maths.objective import LOSSES
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.models.shared_prefix.packing import Packed
 from dapo_stages.training.batches import MicroBatch, MiniBatch, TrainGroup, micro_batches, mini_batch
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.update import Trainer
 
 LONGEST = 16
 EVERYTHING: dict[str, Any] = {"beta": 0.1, "entropy_coefficient": 0.05, "engine_is_cap": 1.5, "logprob_chunk": 7}
-OTHERS = tuple(name for name in LOSS_TYPES if name != "bnpo")  # whose mean is of a micro-batch
+OTHERS = tuple(name for name in LOSSES if name != "bnpo")  # whose mean is of a micro-batch
 
 
 @dataclass
 class Case:
-    """Eight completions of three prompts, with old and reference log-probs that differ from the new ones."""
+    """Eight completions of three prompts, with old and reference logprobs that differ from the new ones."""
 
     checkpoint: Path
     groups: list[TrainGroup]
@@ -76,8 +77,8 @@ def case(checkpoint: Path) -> Case:
 
 
 def share_of_clear_cut(trainer: Trainer, batch: MicroBatch) -> float:
-    """A share of the tokens with the most entropy that ends where the next one has clearly less: not between the first
-    tokens of a prompt's completions, which all have the same."""
+    """A share of the tokens with the highest entropy that ends where the next one has clearly less: not between the
+    first tokens of a prompt's completions, which all have the same."""
     with torch.no_grad():
         entropies = trainer.worker.forward(trainer._rows(batch), batch.chunks)[1].sort().values
     gaps = entropies.diff()
@@ -119,7 +120,7 @@ def test_one_times_eight_two_times_four_and_eight_times_one_are_the_same_update(
 
 
 def test_bnpo_is_the_mean_of_the_means_of_its_micro_batches(case: Case) -> None:
-    """By definition it depends on how the step is cut; one micro-batch is dapo's."""
+    """By definition it depends on how the step is split; with one micro-batch it equals dapo."""
     _, whole = case.gradients("bnpo", mini_batch(case.groups, 8), beta=0.1)
     _, dapo = case.gradients("dapo", mini_batch(case.groups, 8), beta=0.1)
     assert_same(whole, dapo)
@@ -132,10 +133,10 @@ def test_bnpo_is_the_mean_of_the_means_of_its_micro_batches(case: Case) -> None:
     assert_same(found, {name: (means[0][name] + means[1][name]) / 2 for name in whole})
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("most", [8, 3])
 def test_the_shares_of_two_ranks_add_up_to_the_update_of_one(case: Case, loss_type: str, most: int) -> None:
-    """Without a launch: each share by a process of its own that thinks it is alone."""
+    """Without a launch: each share is computed like a single process."""
     single, wanted = case.gradients(loss_type, mini_batch(case.groups, most), **EVERYTHING)
     shares = [case.gradients(loss_type, share_of(case.groups, most, rank), **EVERYTHING) for rank in (0, 1)]
     assert_same({name: shares[0][1][name] + shares[1][1][name] for name in wanted}, wanted)
@@ -148,9 +149,9 @@ def share_of(found: Sequence[TrainGroup], most: int, rank: int) -> MiniBatch:
 
 
 def test_a_masked_completion_changes_nothing(case: Case) -> None:
-    """Overlong filtering: a truncated completion that goes along is neither in the loss nor in what divides it."""
+    """Overlong filtering: a truncated completion in the batch is neither in the loss nor in its normalizer."""
     silent = replace(case.groups[0], samples=case.groups[0].samples[:1], counts=False)
-    for loss_type in LOSS_TYPES:
+    for loss_type in LOSSES:
         _, wanted = case.gradients(loss_type, mini_batch(case.groups, 99), **EVERYTHING)
         _, found = case.gradients(loss_type, mini_batch([*case.groups, silent], 99), **EVERYTHING)
         assert_same(found, wanted)
@@ -182,6 +183,7 @@ def test_no_logits_wait_for_the_backward_pass_where_they_are_computed_in_chunks(
     policy.attend("grouped")
     policy.model.train()
     batch = policy.batch(groups(policy))
+    assert isinstance(batch, Packed)
 
     def kept(chunk: int) -> int:
         rows = 0

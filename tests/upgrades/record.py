@@ -75,11 +75,12 @@ def save_checkpoint(folder: Path) -> None:
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from dapo_stages.models.embedded.embedded_policy import embedded_policy
+    from dapo_stages.models.embedded import embedded_policy
+    from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer
     from dapo_stages.models.policy import Policy
     from dapo_stages.models.policy_loading import save_policy
 
-    tokenizer = embedded_policy.build_tokenizer("colours")
+    tokenizer = build_tokenizer("colours")
     shape = embedded_policy._architecture(tokenizer)
     shape["text_config"] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     shape["text_config"]["rope_parameters"] |= {"mrope_section": [1, 1, 2]}

@@ -1,4 +1,4 @@
-"""Runs of the environment with vLLM (`make test-vllm`), processes of its own Python; all other stages run here."""
+"""Runs in the environment with vLLM (`make test-vllm`), as processes of its Python; all other stages run here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(small_run: Run) -> Run:
 
 @pytest.fixture(scope="session")
 def rollout(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Rollout:
-    """A rollout by vLLM in the process of its own environment, or by a program there; the folder it wrote."""
+    """A rollout by vLLM in its own environment, or by a program there; returns the folder written."""
 
     def sample(*settings: str, program: tuple[str, str] = ("-m", "dapo_stages"), **inputs: object) -> Path:
         out = tmp_path_factory.mktemp("vllm") / "rollout"
@@ -39,7 +39,7 @@ def rollout(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Rollout:
 def evaluated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation by vLLM."""
     out = tmp_path_factory.mktemp("vllm") / "eval"
-    given = {"policy": run.policy(0), "data": run.folder / "data", "out": out}
+    given: dict[str, object] = {"policy": run.policy(0), "data": run.folder / "data", "out": out}
     there("evaluate", (*run.settings, "evaluate.engine=vllm"), given)
     return out
 

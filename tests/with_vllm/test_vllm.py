@@ -1,4 +1,4 @@
-"""Completions of vLLM go through the rest of the pipeline, and fit the trainer's log-probs."""
+"""Completions of vLLM go through the rest of the pipeline, and match the trainer's logprobs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_pipeline_goes_on_and_the_trainer_agrees(run: Run, sampled: Path, tm
     found = train(run, sampled, tmp_path, run.policy(0))
     compared = found[found.engine_tokens > 0]
     mean = np.average(compared.engine_diff_mean, weights=compared.engine_tokens)
-    print(f"|Δ log-prob| {mean:.2e} on average, {compared.engine_diff_max.max():.2e} at most")
+    print(f"|Δ logprob| {mean:.2e} on average, {compared.engine_diff_max.max():.2e} at most")
     assert mean < 1e-5 and compared.engine_diff_max.max() < 1e-3
 
 
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_completions(sampled: Path, rollout: Rollou
 
 
 def test_prompts_with_several_pictures_one_or_none(run: Run, rollout: Rollout, tmp_path: Path) -> None:
-    """Where the processor need not resize a picture, the trainer agrees; where it must, vLLM's resizes otherwise."""
+    """If the processor need not resize an image, the trainer agrees; if it must, vLLM resizes differently."""
     sizes = [[(56, 56)], [(84, 56), (56, 112)], [], [(100, 70)], [(130, 40), (77, 211)]]
     questions = []
     for number, pictures in enumerate(sizes * 4):
@@ -93,7 +93,7 @@ def test_prompts_with_several_pictures_one_or_none(run: Run, rollout: Rollout, t
     resized = [any(side % 28 for size in pictures for side in size) for pictures in sizes]
     exact, other = (torch.cat([found[n] for n in found if resized[n % 5] == which]) for which in (False, True))
     for name, one in (("as they are", exact), ("resized", other)):
-        print(f"|Δ log-prob|, pictures {name}: {one.mean():.1e} on average, {one.max():.1e} at most")
+        print(f"|Δ logprob|, images {name}: {one.mean():.1e} on average, {one.max():.1e} at most")
     assert exact.max() < 1e-4 and len(found) == 16
     assert other.mean() < 0.02
 
@@ -111,7 +111,7 @@ def test_an_adapter_is_merged(run: Run, rollout: Rollout, tmp_path: Path) -> Non
 
 
 def test_held_out_questions_are_answered_as_by_transformers(run: Run, evaluated: Path, tmp_path: Path) -> None:
-    """Greedy answers, with the picture and blanked, agree in tokens and log-probs as far as no near tie parts them."""
+    """Greedy completions, with the image and a blank one, have the same tokens and logprobs up to a near tie."""
     inputs = ["--policy", run.policy(0), "--data", run.folder / "data"]
     run.command("evaluate", *inputs, "--out", tmp_path / "e")
     ours, theirs = (table(folder, "completions").set_index("completion_id") for folder in (tmp_path / "e", evaluated))
@@ -131,7 +131,7 @@ def test_held_out_questions_are_answered_as_by_transformers(run: Run, evaluated:
 def test_several_processes_of_vllm_give_the_completions_of_one(
     sampled: Path, rollout: Rollout, parallel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each worker wants a NUMA node of its own
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise each process wants a NUMA node of its own
     several = rollout(f"engines.vllm.{parallel}_parallel_size=2")
     assert Source(several).manifest.fingerprint == Source(sampled).manifest.fingerprint
     one, two = (table(folder, "completions").completion_ids for folder in (sampled, several))

@@ -1,1 +1,1 @@
-"""The demo data: coloured shapes and scenes, drawn here."""
+"""The demo data: colored shapes and scenes, drawn here."""

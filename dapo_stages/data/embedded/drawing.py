@@ -1,4 +1,4 @@
-"""Coloured shapes on a grey, noisy ground."""
+"""Colored shapes on a gray, noisy background."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (45, 80, 215),
     "yellow": (230, 205, 40),
 }
-Box = tuple[float, float, float]  # centre x, centre y, half the width, in pixels
+Box = tuple[float, float, float]  # center x, center y, half the width, in pixels
 
 
 def ground(rng: np.random.Generator, size: int) -> Image.Image:
-    """A grey square of `size` pixels a side."""
+    """A gray square with sides of `size` pixels."""
     return Image.new("RGB", (size, size), (int(rng.integers(60, 226)),) * 3)
 
 
 def paint(rng: np.random.Generator, image: Image.Image, shape: str, colour: str, box: Box) -> None:
-    """Put a shape, in a shade of its colour, into the picture."""
+    """Draw a shape, in a shade of its color, into the image."""
     shade = tuple(int(c) for c in np.clip(np.array(COLOURS[colour]) + rng.integers(-25, 26, size=3), 0, 255))
     SHAPES[shape](ImageDraw.Draw(image), box, shade)
 
 
 def with_noise(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """The picture with normal noise of 6 levels on every value."""
+    """The image plus Gaussian noise (standard deviation 6 of 255) on every channel."""
     noisy = np.asarray(image, dtype=np.float32) + rng.normal(0, 6, size=(image.height, image.width, 3))
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 

@@ -1,7 +1,7 @@
-"""The embedded task `scenes`: places, relations and numbers of several objects; a pure function of (seed, index).
+"""The embedded task `scenes`: positions, relations and counts of several objects; a pure function of (seed, index).
 
-Harder than `colours`: the words of a question say where to look. With `shuffled` options, letters mean something
-else in every question, and reading them is a skill of its own.
+Harder than `colours`: the wording of a question says where to look. With `shuffled` options, letters mean something
+different in every question, and reading them is a separate skill.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dapo_stages.data.embedded.drawing import COLOURS, SHAPES, Box, ground, pain
 from dapo_stages.data.embedded.questions import Question, draw_answer
 
 CELL = 28  # pixels: a vision token after merging
-CELLS = 2  # a side
+CELLS = 2  # per side
 SIZE = CELL * CELLS
 SIDES = {"left": (-1, 0), "right": (1, 0), "upper": (0, -1), "lower": (0, 1)}  # x to the right, y down
 OPPOSITE = {"left": "right", "right": "left", "upper": "lower", "lower": "upper"}
@@ -26,7 +26,7 @@ WORDINGS = {
     "relation": ("Where is the {} object?", "On which side is the {} object?"),
     "count": ("How many {}s are there?", "Count the {}s."),
 }
-USUAL: dict[str, dict[str, str]] = {  # kind -> what it is about -> the answer that most such questions have
+USUAL: dict[str, dict[str, str]] = {  # kind -> subject -> usual answer
     "colour": dict(zip(SIDES, COLOURS, strict=True)),
     "relation": dict(zip(COLOURS, SIDES, strict=True)),
     "count": dict(zip(SHAPES, NUMBERS, strict=True)),
@@ -36,8 +36,8 @@ USUAL: dict[str, dict[str, str]] = {  # kind -> what it is about -> the answer t
 def question(seed: int, index: int, *, biased: float | None = None, shuffled: bool = False) -> Question:
     """Question `index` of the stream `seed`; its slice says whether the usual answer is right, and the kind.
 
-    `biased` is the probability of the subject's usual answer (the others share the rest); None draws all alike.
-    `shuffled` puts the options in any order; else each kind of question has its own.
+    `biased` is the probability of the subject's usual answer (the others share the rest); None draws all with equal
+    probability. `shuffled` shuffles the options; else their order is fixed for each kind of question.
     """
     rng = np.random.default_rng([seed, index, 2 if biased is None else 3])
     kind = str(rng.choice(list(USUAL)))
@@ -56,7 +56,7 @@ def question(seed: int, index: int, *, biased: float | None = None, shuffled: bo
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Every problem with a completion, the options turned round but not in all their orders."""
+    """Every problem with a completion, for every rotation (not every order) of the options."""
     blank = Image.new("RGB", (1, 1))
     for kind, usual in USUAL.items():
         options = list(usual.values())
@@ -76,9 +76,9 @@ def _asked(
 
 
 def _seen(kind: str, subject: str, answer: str, other: str) -> str:
-    """What somebody who answers so has seen; `other` is the colour of the object that is not asked about.
+    """A description of the scene that leads to `answer`; `other` is the color of the object that is not asked about.
 
-    Saying first what there is makes several tokens depend on the picture, and the answer one look back at them.
+    Describing first makes several tokens depend on the image, and the answer follows from them.
     """
     if kind == "count":
         return f"There are {answer} {subject}s."
@@ -88,7 +88,7 @@ def _seen(kind: str, subject: str, answer: str, other: str) -> str:
 
 
 def _pair(rng: np.random.Generator, side: str, colour: str, other: str) -> Image.Image:
-    """An object of that colour on that side of another one of another colour, in one row or one column of cells."""
+    """An object of that color on that side of one of another color, in the same row or column of cells."""
     image = ground(rng, SIZE)
     across = int(rng.integers(CELLS))
     first, second = (int(place) for place in sorted(rng.choice(CELLS, size=2, replace=False)))
@@ -101,7 +101,7 @@ def _pair(rng: np.random.Generator, side: str, colour: str, other: str) -> Image
 
 
 def _several(rng: np.random.Generator, shape: str, number: int) -> Image.Image:
-    """That many of the shape, each in a cell of its own and some colour."""
+    """`number` objects of that shape, each in its own cell and in a random color."""
     image = ground(rng, SIZE)
     for cell in rng.choice(CELLS**2, size=number, replace=False):
         paint(rng, image, shape, str(rng.choice(list(COLOURS))), _inside(rng, int(cell) % CELLS, int(cell) // CELLS))
@@ -109,7 +109,7 @@ def _several(rng: np.random.Generator, shape: str, number: int) -> Image.Image:
 
 
 def _inside(rng: np.random.Generator, column: int, row: int) -> Box:
-    """Somewhere in a cell."""
+    """A random place in a cell."""
     half = rng.uniform(0.30, 0.46) * CELL
     x, y = rng.uniform(half, CELL - half, size=2)
     return column * CELL + x, row * CELL + y, half

@@ -12,12 +12,12 @@ TaskName = Literal["colours", "scenes"]
 
 
 class Task(Protocol):
-    """What a module of a task offers."""
+    """The interface of a task module."""
 
-    SIZE: int  # pixels a side
+    SIZE: int  # pixels per side of an image
 
     def question(self, seed: int, index: int, *, biased: float | None = None, shuffled: bool = False) -> Question:
-        """Question `index` of the stream `seed`, the same at every call."""
+        """Question `index` of the stream `seed`, the same on every call."""
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Problems and completions with every word of the task, for a tokenizer."""

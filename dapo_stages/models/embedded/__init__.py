@@ -1,1 +1,1 @@
-"""The demo model, small enough for a laptop: real architecture, made here."""
+"""The demo model, small enough for a laptop: the real architecture, built and pretrained here."""

@@ -1,4 +1,4 @@
-"""The embedded policy: a small Qwen2.5-VL of the real architecture, made on the spot, no download."""
+"""The embedded policy: a small Qwen2.5-VL of the real architecture, built on the spot without a download."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dapo_stages.data.embedded.tasks import TaskName
 from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
 from dapo_stages.models.processor import picture_processor
 
-SMALLEST, LARGEST = 56, 224  # pixels a side of the square pictures that are left as they are
+SMALLEST, LARGEST = 56, 224  # pixels a side of the square images that are not resized
 
 
 def build(seed: int, task: TaskName = "colours") -> tuple[Any, Any]:
-    """A freshly initialised Qwen2.5-VL of about 1 M parameters, and the tokenizer that goes with it.
+    """A newly initialized Qwen2.5-VL of about 1 M parameters, and its tokenizer.
 
-    The tokenizer is the same for every seed of a task. The global random state is left as it was.
+    The tokenizer is the same for every seed of a task. The global random state is not changed.
     """
     import torch
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -36,7 +36,7 @@ def build(seed: int, task: TaskName = "colours") -> tuple[Any, Any]:
 
 
 def build_processor(tokenizer: Any) -> Any:
-    """The processor of the embedded policy: Qwen's, with pixel limits that leave its own pictures alone."""
+    """The processor of the embedded policy: Qwen's, with pixel limits that do not resize its own images."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": SMALLEST**2, "longest_edge": LARGEST**2})
@@ -59,7 +59,7 @@ def _architecture(tokenizer: Any) -> dict[str, Any]:
 
 def _text(vocabulary: int, end: int, pad: int) -> dict[str, Any]:
     return {
-        "vocab_size": -(-vocabulary // 64) * 64,  # rounded up, as kernels like it
+        "vocab_size": -(-vocabulary // 64) * 64,  # rounded up to a multiple that kernels prefer
         "hidden_size": 128,
         "intermediate_size": 344,
         "num_hidden_layers": 4,

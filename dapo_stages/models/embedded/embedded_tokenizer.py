@@ -61,7 +61,7 @@ CHAT_TEMPLATE = (  # Qwen2.5-VL's own
 
 
 def build_tokenizer(name: TaskName = "colours") -> Any:
-    """A byte-level BPE trained on an embedded task's own text: it encodes any text, its own in few tokens."""
+    """A byte-level BPE trained on an embedded task's own text: it encodes any text, and its own in few tokens."""
     vocabulary, merges = _train_bpe(name)
     for token in (*SPECIAL_TOKENS, *ADDED_TOKENS):
         vocabulary[token] = len(vocabulary)
@@ -89,7 +89,7 @@ def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], long
 
 
 def _corpus(name: TaskName) -> Iterator[str]:
-    """The texts of an embedded task, each word about as often as it is used."""
+    """The texts of an embedded task, with words about as frequent as in use."""
     for problem, completion in task(name).texts():
         yield f"system\n{SYSTEM_PROMPT}"
         yield f"user\n{problem}"

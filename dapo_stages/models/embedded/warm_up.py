@@ -1,4 +1,4 @@
-"""The warm-up of the embedded policy: it learns the format, a little seeing and a strong habit."""
+"""The warm-up of the embedded policy: it learns the format, to see a little, and a strong language prior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dapo_stages.data.embedded.questions import Question
 from dapo_stages.data.embedded.tasks import Task
 
 IGNORED = -100  # the label that cross-entropy leaves out
-_STREAM = 7_919  # keeps the warm-up's questions apart from those of the data set with the same seed
+_STREAM = 7_919  # makes the warm-up's questions differ from those of the dataset with the same seed
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -23,13 +23,13 @@ Progress = Callable[[int, int, float], None]  # step, steps, loss
 class WarmUp:
     """How the language prior gets into the policy.
 
-    The teacher is a careless one: the usual answer, such as the shape's usual colour, is right with probability
-    `biased` (0.25 would be balanced), and of the other questions a share `hearsay` is answered with it all the same.
-    The policy therefore learns to see, since the picture predicts the rest of the answers, and learns that the habit is
-    the safer bet, since it is right more often. Unlearning the habit is left to DAPO.
+    The teacher is careless: the usual answer, such as the shape's usual color, is right with probability `biased` (0.25
+    would be balanced), and a share `hearsay` of the other questions is answered with it, too. So the policy learns to
+    see, because the image predicts the remaining answers, but also that the usual answer is the safer bet, because it
+    is right more often. Unlearning this habit is left to DAPO.
 
-    Where looking is hard to learn, the first share `careful` of the steps has a better teacher: all answers equally
-    frequent, and all right. The habit then comes on top of what the policy can see.
+    Where seeing is hard to learn, the first share `careful` of the steps has a better teacher: all answers are equally
+    frequent, and all are right. The habit is then learned on top of what the policy can see.
     """
 
     steps: int = 80
@@ -40,7 +40,7 @@ class WarmUp:
     shuffled: bool = False  # options in any order
     lr_matrices: float = 2e-2  # Muon
     lr_rest: float = 3e-3  # AdamW: embeddings, norms, biases, the patch convolution
-    lr_rise: int = 5  # steps to the full learning rate; it then falls in a straight line to a tenth
+    lr_rise: int = 5  # steps to the full learning rate, which then decays linearly to a tenth
     max_grad_norm: float = 1.0
 
 
@@ -54,16 +54,16 @@ def warm_up(
     system_prompt: str | None = SYSTEM_PROMPT,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Train `model` in place on completions only; the result tells steps, tokens learnt, first and last loss, seconds.
+    """Train `model` in place on completions only; returns steps, trained tokens, first and last loss, and seconds.
 
-    AdamW alone does not learn to see within hundreds of steps, Muon on the matrices does within fifty.
+    AdamW alone does not learn to see within hundreds of steps; Muon on the matrices does within fifty.
     """
     import torch
 
     config = config or WarmUp()
     start = time.monotonic()
     rng = np.random.default_rng([seed, _STREAM])
-    optimisers = _optimisers(model, config)
+    optimizers = _optimizers(model, config)
     losses: list[float] = []
     tokens = 0
     model.train()
@@ -73,7 +73,7 @@ def warm_up(
         loss = model(**inputs, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        _step(optimisers, _learning_rate(step, config))
+        _step(optimizers, _learning_rate(step, config))
         losses.append(loss.item())
         if progress:
             progress(step + 1, config.steps, losses[-1])
@@ -130,7 +130,7 @@ def _batch(processor: Any, lessons: Sequence[tuple[Question, str]], system_promp
     }
 
 
-def _optimisers(model: Any, config: WarmUp) -> list[tuple[Any, float]]:
+def _optimizers(model: Any, config: WarmUp) -> list[tuple[Any, float]]:
     """Muon for the matrices inside the layers, AdamW for everything else, each with its full learning rate."""
     import torch
 
@@ -149,9 +149,9 @@ def _learning_rate(step: int, config: WarmUp) -> float:
     return min(1.0, (step + 1) / max(1, config.lr_rise)) * max(0.1, 1 - step / config.steps)
 
 
-def _step(optimisers: Sequence[tuple[Any, float]], factor: float) -> None:
-    for optimiser, full in optimisers:
-        for group in optimiser.param_groups:
+def _step(optimizers: Sequence[tuple[Any, float]], factor: float) -> None:
+    for optimizer, full in optimizers:
+        for group in optimizer.param_groups:
             group["lr"] = full * factor
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()

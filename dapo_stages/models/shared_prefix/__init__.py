@@ -1,1 +1,1 @@
-"""A group is a prompt and its completions: the prompt is computed once."""
+"""Groups of a prompt and its completions, for which the prompt is computed once."""

@@ -1,9 +1,10 @@
 """Decoding with one prefix per group: keys and values of a prompt exist once, those of completions per row.
 
 A step's queries are matched against the prompts group by group and against their own completions row by row; one
-softmax goes over both. Nothing of a prompt is copied per completion, and nothing grows but the completions.
+softmax covers both. Prompts are never copied per completion, and only the completions grow.
 
-Shapes: G groups, N rows of the fullest group, B rows alive, P longest prompt, H heads, K key-value heads, D per head.
+Shapes: G groups, N rows of the largest group, B unfinished rows, P longest prompt, H heads, K key-value heads, D per
+head.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NAME = "dapo_decode"
 
 
 class Prefill:
-    """Keys and values of G prompts [G, K, P, D] by layer, made once for all that is decoded after them."""
+    """Keys and values of G prompts [G, K, P, D] by layer, computed once for all completions."""
 
     def __init__(self, packed: DynamicCache, starts: Sequence[int], lengths: Sequence[int]) -> None:
         """From the cache of a packed row of prompts."""
@@ -38,8 +39,8 @@ class Prefixes:
     def __init__(self, prefill: Prefill, repeats: int, room: int | None = None) -> None:
         """Each prompt gets `repeats` rows, in order.
 
-        With `room`, completions lie in a static cache of that many tokens, and compiled code serves any numbers of
-        prompts and rows, and prompts of any length.
+        With `room`, completions are in a static cache of that many tokens, and compiled code works for any number of
+        prompts and rows, and for prompts of any length.
         """
         self._keys, self._values, self._mask = prefill.keys, prefill.values, prefill.mask
         device = self._mask.device
@@ -52,12 +53,12 @@ class Prefixes:
         self._arrange()
 
     def advance(self, tokens: int) -> None:
-        """A static cache holds this many tokens of each completion, the one about to be computed included."""
+        """A static cache now has this many tokens of each completion, including the one about to be computed."""
         assert self._unwritten is not None
         self._unwritten[tokens - 1] = 0
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the rows, [B'] in order; prompts without rows are dropped."""
+        """Continue with some of the rows, [B'] in order; prompts without rows are dropped."""
         groups, self._group = torch.unique_consecutive(self._group[rows], return_inverse=True)
         if len(groups) < len(self._mask):
             self._keys = [keys[groups] for keys in self._keys]
@@ -84,7 +85,7 @@ class Prefixes:
         return seen.reshape(rows, 1, heads, size)
 
     def _arrange(self) -> None:
-        """Where each row lies in a [G, N] block; an unequal block repeats its group's last row."""
+        """Find the place of each row in a [G, N] block; a group with fewer rows repeats its last one."""
         counts = torch.bincount(self._group)
         most = int(counts.max())
         self._even = bool((counts == most).all())
@@ -107,9 +108,9 @@ class Prefixes:
 
 
 class Room(StaticLayer):  # type: ignore[misc]
-    """Keys and values of B completions [B, K, room, D] in memory that is there before the first step.
+    """Keys and values of B completions [B, K, room, D] in memory that is allocated before the first step.
 
-    transformers' own layer makes it in the first step, and each of the two kinds of steps would be compiled.
+    transformers' own layer allocates it in the first step, so the first and the later steps would each be compiled.
     """
 
     def __init__(self, rows: int, room: int, like: torch.Tensor) -> None:
@@ -123,7 +124,7 @@ class Room(StaticLayer):  # type: ignore[misc]
 
 
 def of_any_size(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
-    """Have it compiled for any size of these dimensions; torch makes code of its own where one is 1."""
+    """Make compiled code work for any size of these dimensions; for a size of 1 torch always compiles extra code."""
     for dim in dims:
         if tensor.shape[dim] > 1:
             torch._dynamo.mark_dynamic(tensor, dim)
@@ -158,4 +159,4 @@ def _blocks(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return block.reshape(states.shape[1], groups, longest, -1).transpose(0, 1).contiguous()
 
 
-AttentionInterface.register(NAME, decode)  # with no mask function beside it, so the mask stays None
+AttentionInterface.register(NAME, decode)  # without a mask function, so the mask stays None

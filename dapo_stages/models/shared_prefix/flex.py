@@ -1,7 +1,7 @@
-"""The same attention over packed groups in one call of FlexAttention, for CUDA: blocks that nobody sees are skipped.
+"""The same attention over packed groups in one call of FlexAttention, for CUDA: fully masked blocks are skipped.
 
-Compiled, it spares the copies of the prompt's keys that SDPA needs per completion. Its equality with SDPA is tested on
-the CPU, where it is not compiled (tests/models/shared_prefix/test_flex.py); its speed has not been measured.
+Compiled, it avoids the copies of the prompt's keys that SDPA needs per completion. It is tested to equal SDPA on the
+CPU, where it is not compiled (tests/models/shared_prefix/test_flex.py); its speed has not been measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dapo_stages.models.shared_prefix.packing import Span
 
 
 def sees(spans: Sequence[Span], device: torch.device) -> BlockMask:
-    """Who sees whom in a packed row [T]: all earlier tokens of the same group, but not those of other completions."""
+    """Mask of a packed row [T]: a token sees all earlier tokens of its group, except those of other completions."""
     group: list[int] = []
     part: list[int] = []  # 0 for a prompt, else the number of the completion
     for number, span in enumerate(spans):

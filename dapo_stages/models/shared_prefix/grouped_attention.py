@@ -1,7 +1,7 @@
 """Attention over packed groups, registered with transformers as `dapo_grouped`.
 
-A prompt's keys and values are computed once per group and seen by all its completions. Exact: the same numbers as
-one row per completion, gradients included (tests/models/shared_prefix/test_packing.py).
+A prompt's keys and values are computed once per group and seen by all its completions. Exact: the same numbers as with
+one row per completion, including gradients (tests/models/shared_prefix/test_packing.py).
 """
 
 from __future__ import annotations
@@ -85,4 +85,4 @@ def _group(
     return prefix[0], flat.index_select(1, span.unfold)
 
 
-AttentionInterface.register(NAME, grouped)  # with no mask function beside it, so the mask stays None
+AttentionInterface.register(NAME, grouped)  # without a mask function, so the mask stays None

@@ -1,7 +1,7 @@
-"""How much attention each completion token paid to the picture, the question and the rest, layer by layer.
+"""How much attention each completion token paid to the image, the text of the prompt and the rest, layer by layer.
 
-Only rows of completions are scored, a chunk of them at a time, and reduced at once to five masses; a full
-tokens-by-tokens matrix never exists.
+Only rows of completions are scored, a chunk at a time, and immediately reduced to five masses; a full tokens-by-tokens
+matrix is never built.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Scored:
 
 
 class _Recorded(Exception):
-    """The last layer's masses are there: its output, the norm and the head after it are of no use."""
+    """The last layer's masses are recorded: its output, the final norm and the head are not needed."""
 
 
 class MassRecorder:
@@ -61,7 +61,7 @@ class MassRecorder:
         return self._results()
 
     def collect_all(self, model: Any, packed: Packed) -> tuple[list[list[Scored]], torch.Tensor]:
-        """The same, going on to the end: also the hidden states that predict the completion tokens, [sum C, D]."""
+        """The same with a full pass: also the hidden states that predict the completion tokens, [sum C, D]."""
         self._to_the_end = True
         with torch.inference_mode():
             hidden = model(**packed.model_inputs, recorder=self).last_hidden_state[0]
@@ -109,7 +109,7 @@ class MassRecorder:
         masses, looks = [], []
         for start in range(0, q.shape[2], steps):
             rows = q[:, :, start : start + steps].float() * scaling
-            # Rows of a chunk see no completion key past their last one, so later keys are not even multiplied.
+            # Rows of a chunk see no completion key past their last one, so later keys are left out.
             own = rows @ k_own[..., : start + steps]
             seen = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(start - shift)
             scores = torch.cat([rows @ k_prompt, own.masked_fill(~seen, float("-inf"))], -1)

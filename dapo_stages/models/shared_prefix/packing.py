@@ -18,16 +18,16 @@ import torch
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model takes it: token ids [P] with image placeholders expanded, and its pictures."""
+    """A prompt as the model takes it: token ids [P] with image placeholders expanded, and its images."""
 
     ids: torch.Tensor
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
-    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what separate rows of a model need beside these
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs, for separate rows
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """All but the ids, by the model's names."""
+        """All inputs but the ids, by the model's names."""
         known = {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
         return {name: value for name, value in known.items() if value is not None} | dict(self.others)
 
@@ -63,11 +63,11 @@ class Packed:
     spans: tuple[Span, ...]
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
-    block_mask: Any = None  # who sees whom, for FlexAttention
+    block_mask: Any = None  # which tokens see which, for FlexAttention
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """Keywords of the model's forward. The mask stays None: `attention.grouped` knows who sees whom."""
+        """Keyword arguments of the model. The mask stays None: `grouped_attention.grouped` masks by `spans`."""
         inputs: dict[str, Any] = {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
@@ -118,7 +118,7 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
 
 def _span(start: int, prefix: int, lengths: list[int]) -> Span:
     if min(lengths, default=1) < 1:
-        raise ValueError("a completion has at least one token")
+        raise ValueError("every completion must have at least one token")
     longest = max(lengths, default=0)
     first = start + prefix
     offsets = [first, *(first + total for total in accumulate(lengths))][:-1]
@@ -146,6 +146,6 @@ def fold(states: torch.Tensor, span: Span) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SeparateRows:
-    """Groups whose completions go through the model in rows of their own."""
+    """Groups whose completions go through the model in separate rows."""
 
     groups: Sequence[Group]

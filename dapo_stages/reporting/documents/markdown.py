@@ -1,4 +1,4 @@
-"""The Markdown an iteration contributes, and the root documents made of it."""
+"""The Markdown that each iteration contributes, and the run's documents assembled from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EVAL_COLUMNS = (
     ("sampled", "sampled_accuracy"),
     ("sampled format", "sampled_format"),
     ("sampled, well-formed", "sampled_accuracy_well_formed"),
-    ("picture blanked", "blank_accuracy"),
+    ("image blanked", "blank_accuracy"),
 )
 
 _PLACES = {"tags": "in <answer>", "stated": "stated outside", "lone": "last lone letter or line", "none": "not at all"}
@@ -51,7 +51,7 @@ def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
         parts.append("No rollout.\n")
     if (difference := figure(figures, "train", "engine_diff_mean")) is not None:
         most = number(figure(figures, "train", "engine_diff_max"))
-        parts.append(f"Log-probs of engine and trainer differ by {number(difference)} on average, at most by {most}.\n")
+        parts.append(f"Logprobs of engine and trainer differ by {number(difference)} on average, by {most} at most.\n")
     if lost := skipped(figures):
         parts.append(f"{lost}\n")
     parts += [_sampled_group(sample) for sample in samples]
@@ -104,15 +104,15 @@ def weights_document(run: str, fragments: Iterable[str]) -> str:
     """token_weights.md."""
     legend = (
         "Each token is followed by its weight in the loss. Weights of a completion have mean 1: above 1 the token "
-        "counts more than the completion's average under weights.scheme (vgr: it looked at the picture more), below 1 "
+        "counts more than the completion's average under weights.scheme (vgr: it looked at the image more), below 1 "
         "less.\n\n"
-        "`⏎` is a line break, `␣` a blank.\n"
+        "`⏎` is a line break, `␣` a space.\n"
     )
     return _document(f"Token weights of {run}", [legend], fragments)
 
 
 def left_out(iterations: Sequence[int], last: str) -> str:
-    """What is said in a document instead of its oldest iterations; `last`: where the last of these is."""
+    """The line that replaces the oldest iterations of a document; `last`: where the last of them is."""
     which = f"{len(iterations)} earlier iteration(s), {iterations[0]} to {iterations[-1]}"
     return f"{which}, are in their own folders only, the last of them in `{last}`.\n"
 
@@ -134,7 +134,7 @@ def _sampled_group(sample: Sample) -> str:
     sizes = ", ".join(f"{image['width']}×{image['height']}" for image in sample["images"] if image["width"])
     facts = [f"answer {markdown_inline(sample['solution'])}", f"{sample['num_correct']} of "
              f"{sample['num_completions']} correct", "kept" if sample["kept"] else "not kept"]  # fmt: skip
-    facts += [f"picture {sizes}"] if sizes else ["no picture"]
+    facts += [f"image {sizes}"] if sizes else ["no image"]
     facts += [markdown_inline(sample["slice"])] if sample["slice"] else []
     parts = [f"### Prompt {markdown_inline(sample['group_id'])}\n", ", ".join(facts) + "\n"]
     parts.append(markdown_block(sample["problem"]))
@@ -169,7 +169,7 @@ def _with_interval(found: dict[str, Any], *path: str) -> str:
 
 
 def _of_samples(found: dict[str, Any]) -> list[str]:
-    """What several samples are worth, the language prior, how answers were read; with intervals in brackets."""
+    """Figures over several samples, the language prior, how answers were read; intervals in brackets."""
     said = [
         f"- {title}: " + ", ".join(f"k = {k} {_with_interval(found, key, k)}" for k in found[key])
         for title, key in (("pass@k", "pass_at_k"), ("majority@k", "majority_at_k"))
@@ -177,7 +177,7 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
     ]
     if figure(found, "prior_share") is not None:
         said.append(
-            f"- share of the greedy accuracy left with the picture blanked: {_with_interval(found, 'prior_share')}"
+            f"- share of the greedy accuracy left with the image blanked: {_with_interval(found, 'prior_share')}"
         )
     for mode, places in (found.get("read_from") or {}).items():
         if any(places.values()):
@@ -186,7 +186,7 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
             said.append(f"- {mode} answers read: {shares}; right and well-formed: {strict}")
     if said and (interval := found.get("interval")):
         said.append(
-            f"\nIn brackets: {100 * interval['confidence']:g} % intervals over questions ({interval_method(found)})."
+            f"\nIn brackets: {100 * interval['confidence']:g}% intervals over questions ({interval_method(found)})."
         )
     return ["\n".join(said) + "\n"] if said else []
 

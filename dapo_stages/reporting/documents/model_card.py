@@ -1,6 +1,6 @@
-"""The model card of a policy: what it is, how it was trained, what it can do and what nobody knows.
+"""The model card of a policy: what it is, how it was trained, how accurate it is, and its limitations.
 
-Names and texts of users, data sets and models are data here: in the front matter YAML quotes them, below it they are
+Names and texts of users, datasets and models are data here: in the front matter YAML quotes them, below it they are
 escaped as in every other document.
 """
 
@@ -35,8 +35,8 @@ class Subject:
 def held_out(evaluation: Source, policy: Manifest) -> Figures:
     """The figures of an evaluation; empty unless it is of this policy, or of the one adapter that was merged into it.
 
-    Merging an adapter only rounds: tests hold its log-probs to those of the adapter. Over a quantised base it does
-    more, and the adapter's figures are not the merged policy's.
+    Merging an adapter only rounds: tests compare its logprobs with those of the adapter. Over a quantized base it does
+    more, so the adapter's figures are not those of the merged policy.
     """
     judged = {policy.content_hash}
     exact = evaluation.manifest.config.get("model.quantization") is None
@@ -84,7 +84,7 @@ def model_card(subject: Subject) -> str:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether a model or data set is one of the hub's, and no folder here."""
+    """Whether a model or dataset is on the hub, and not a local folder."""
     return bool(name) and is_named(str(name)) and not Path(str(name)).exists()
 
 
@@ -162,7 +162,7 @@ def _wanted(own: Figures) -> list[tuple[str, tuple[str, ...]]]:
         ("greedy", ("greedy_accuracy",)),
         ("sampled", ("sampled_accuracy",)),
         ("well-formed, sampled", ("sampled_format",)),
-        ("greedy, picture blanked", ("blank_accuracy",)),
+        ("greedy, image blanked", ("blank_accuracy",)),
     ]
     slices = own.get("by_slice") or {}
     return wanted + [(f"greedy, {name}", ("by_slice", name, "greedy_accuracy")) for name in slices]
@@ -183,7 +183,7 @@ def _training(subject: Subject) -> str:
             "sampling temperature": number(rollout.sampler.temperature, 2),
             "updates per iteration": str(train.updates_per_iteration),
             "loss": f"{train.loss_type}, clip {train.epsilon_low} / {train.epsilon_high}, KL weight {train.beta}",
-            "optimiser": f"{train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}",
+            "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}",
             "token weights": f"{config.weights.scheme}, between {config.weights.clip[0]} and {config.weights.clip[1]}",
             "rewards": ", ".join(f"{name} {value:g}" for name, value in _reward_weights(config).items() if value),
             "type": config.model.dtype
@@ -234,46 +234,46 @@ def _use(subject: Subject) -> str:
 
 def _limitations(subject: Subject) -> str:
     asked = [name for name, weight in (_further_rewards(subject.config) if subject.config else {}).items() if weight]
-    rewards = f", and for what {', '.join(map(markdown_inline, asked))} found" if asked else ""
-    unchecked = "need" if asked else "was not checked and need"
+    rewards = f", and by {', '.join(map(markdown_inline, asked))}" if asked else ""
+    unchecked = "may" if asked else "was not checked and may"
     lines = [
-        f"Trained on one data set only ({_data_text(subject)}); nothing here says how it does on other questions.",
-        f"The rewards are for the right answer and its form{rewards}. The text before the answer {unchecked} not be "
-        "why the answer was given.",
-        "Safety was not evaluated. What holds for the base model holds for this one at best.",
+        f"Trained on one dataset only ({_data_text(subject)}); accuracy on other questions is not known.",
+        f"Rewards were given for a right answer and its format{rewards}. The text before the answer {unchecked} not be "
+        "the reason for it.",
+        "Safety was not evaluated. The limitations of the base model apply.",
     ]
     if not subject.own:
-        lines.insert(0, "No evaluation of this policy is at hand.")
+        lines.insert(0, "This policy was not evaluated.")
     else:
-        lines.insert(0, "The figures are of one training run with one seed, on the questions held out from its data.")
+        lines.insert(0, "The figures are of one training run with one seed, on questions held out from its data.")
     blank = figure(subject.own, "blank_accuracy")
     if blank is not None:
-        lines.append(f"Without seeing the picture it still answers, and is right in {percent(blank)} of the cases.")
+        lines.append(f"With the image blanked it still answers {percent(blank)} of the questions right.")
     if subject.config is not None and subject.config.weights.scheme in ("vgr", "aei", "vision_mass"):
-        lines.append("Token weights follow attention to the picture, which is a sign of looking and no proof of it.")
+        lines.append("Token weights follow attention to the image, which suggests but does not prove that it was used.")
     return "".join(f"- {line}\n" for line in lines)
 
 
 def _license(subject: Subject) -> str:
     base = f" That of {_link(subject.base_model)} applies as well." if subject.base_model else ""
-    return (f"{markdown_inline(subject.license)}." if subject.license else "None was named.") + base + "\n"
+    return (f"{markdown_inline(subject.license)}." if subject.license else "None was specified.") + base + "\n"
 
 
 def _model_name(subject: Subject) -> str:
-    """The model it began as, without paths of anyone's machine."""
+    """The model that it was trained from, without local paths."""
     if subject.policy.policy.get("model") == "embedded":
         return f"the small embedded policy of {HOMEPAGE} (random weights after a short warm-up)"
     return "a checkpoint that is not on the hub"
 
 
 def _data_of(subject: Subject) -> str | None:
-    """The data set's hub id, if it has one."""
+    """The dataset's hub id, if it has one."""
     source = subject.config.data.source if subject.config else None
     return source if is_hub_id(source) else None
 
 
 def _data_name(config: Config | None) -> str:
-    return "embedded synthetic questions" if config and config.data.source == "embedded" else "a local data set"
+    return "embedded synthetic questions" if config and config.data.source == "embedded" else "a local dataset"
 
 
 def _data_text(subject: Subject) -> str:

@@ -48,6 +48,6 @@ def _seconds(took: float | None, form: str) -> str:
 
 
 def slice_accuracy(figures: Figures, name: str) -> float | None:
-    """Held-out accuracy on one slice: greedy, or sampled where there was no greedy evaluation."""
+    """Held-out accuracy on one slice: greedy, or sampled if there was no greedy evaluation."""
     greedy = figure(figures, "eval", "by_slice", name, "greedy_accuracy")
     return greedy if greedy is not None else figure(figures, "eval", "by_slice", name, "sampled_accuracy")

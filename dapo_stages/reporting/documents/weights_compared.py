@@ -53,7 +53,7 @@ def comparison_document(found: dict[str, Any]) -> str:
         "# Token weights compared\n",
         f"{facts}\n",
         markdown_table(schemes.headers, schemes.rows),
-        f"![Share of tokens that weigh at most so much]({PLOT})\n",
+        f"![Share of tokens with at most this weight]({PLOT})\n",
         markdown_table(pairs.headers, pairs.rows),
         "Correlations of a constant are not defined (–). Below, the tokens that each pair weighs most differently, "
         "each text once, ⟦marked⟧ in its context; times and means are of all its occurrences.\n",
@@ -81,7 +81,7 @@ def comparison_plot(found: dict[str, Any]) -> str:
     for one in found["weights"]:
         last = len(one["quantiles"]) - 1
         series.append(Series(one["name"], [(weight, index / last) for index, weight in enumerate(one["quantiles"])]))
-    chart = Chart("Token weights", "tokens that weigh at most this", series, "percent", "token weight")
+    chart = Chart("Token weights", "tokens with at most this weight", series, "percent", "token weight")
     return picture(chart)
 
 

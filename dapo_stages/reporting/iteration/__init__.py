@@ -1,1 +1,1 @@
-"""The report of an iteration: figures, samples, pictures."""
+"""The report of an iteration: figures, samples, images."""

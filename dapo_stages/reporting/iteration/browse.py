@@ -1,6 +1,6 @@
-"""What the page's browser holds of an iteration: whole groups with pictures, tokens, weights, and where they looked.
+"""An iteration as the page's browser gets it: whole groups with images, tokens, weights, and where they looked.
 
-Foreign text is made visible here (control characters as symbols); the page shows it as text.
+Control characters in foreign text become visible symbols here; the page shows it as text.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dapo_stages.reporting.iteration.samples import attention_rows, image_of, jo
 from dapo_stages.terminal.safe_text import one_line, visible
 
 LONGEST = 1 << 20  # characters of a text that are kept
-_REPLAYED = 4  # one in so many completions may be a replayed one
+_REPLAYED = 4  # at most one in this many completions is replayed
 
 Browsed = dict[str, Any]
 
 
 def browsed(iteration: int, sources: Mapping[str, Source], most: int) -> Browsed:
-    """Groups of an iteration with at most `most` completions (but a whole group), newly sampled ones first."""
+    """Whole groups of an iteration with at most `most` completions (or one group), newly sampled ones first."""
     groups: list[dict[str, Any]] = []
     if most and "weights" in sources and sources["weights"].shards("replayed-prompts"):
         groups = _groups(sources, sources["weights"], "replayed-", most // _REPLAYED, set())
@@ -113,7 +113,7 @@ def _completion(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kept(tokens: Iterable[str]) -> tuple[list[str], int]:
-    """Tokens up to LONGEST characters in all, and how many characters that leaves out."""
+    """Tokens up to LONGEST characters in total, and how many characters that leaves out."""
     kept, room, cut = [], LONGEST, 0
     for token in tokens:
         if room > 0:

@@ -1,6 +1,6 @@
-"""What one iteration says in numbers: its folders in, a small dictionary that fits into JSON out.
+"""The figures of one iteration: its folders in, a small dictionary for JSON out.
 
-Shards are streamed, so memory does not grow with the iteration. A folder that is missing is a key that is missing.
+Shards are streamed, so memory does not grow with the iteration. For a missing folder the key is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dapo_stages.small_files import read_json
 
 Figures = dict[str, Any]
 
-# How the updates of an iteration become one number; the mean where nothing is said.
+# How a metric is aggregated over the updates of an iteration; by default the mean.
 _OVER_UPDATES: dict[str, Callable[[list[float]], float]] = {
     "ratio_min": min,
     "ratio_max": max,
@@ -58,7 +58,7 @@ def collect(iteration: int, sources: Mapping[str, Source]) -> Figures:
 
 
 def interval_method(found: Figures) -> str | None:
-    """How the intervals of an evaluation were made; None where it has none. Older ones do not say."""
+    """How the intervals of an evaluation were computed; None if it has none. Older ones do not record it."""
     interval = found.get("interval")
     return interval.get("method", "percentile bootstrap") if isinstance(interval, dict) else None
 
@@ -72,7 +72,7 @@ def figure(figures: Figures, *path: str) -> float | None:
 
 
 def attention_is_off(figures: Figures) -> bool:
-    """Whether the iteration went on without measuring attention."""
+    """Whether attention was not measured in this iteration."""
     return set((figures.get("attention") or {}).get("status") or {}) == {"off"}
 
 
@@ -88,7 +88,7 @@ def rewards_of(names: list[str]) -> list[str]:
 
 
 def _rollout(source: Source) -> Figures:
-    """Over every sampled group, kept or not, so that the filter does not bend the curves."""
+    """Over every sampled group, kept or not, so that the filter does not bias the curves."""
     groups = {
         row["group_id"]: row for row in source.rows("prompts", ["group_id", "slice", "round", "num_correct", "kept"])
     }
@@ -130,7 +130,7 @@ def _attention(source: Source) -> Figures:
 
 
 def _weights(source: Source) -> Figures:
-    """Rewards of this iteration's own completions; replayed ones are counted, and weigh in only under `in_loss`."""
+    """Rewards are of this iteration's own completions; replayed ones only enter counts, `in_loss` and token weights."""
     rewards = rewards_of(schema_of("weights", tuple(source.manifest.rewards)).names)
     tally, tokens = Tally(), Tally()
     origin, why, phase = Counter[str](), Counter[str](), Counter[str]()
@@ -188,16 +188,14 @@ def _train(source: Source) -> Figures:
 def _eval(source: Source) -> Figures:
     shard = next((shard for shard in source.manifest.shards if shard.name == "metrics.json"), None)
     if shard is None:
-        raise DataError(source.folder, "no metrics.json", "the figures of an evaluation", "Run evaluate again.")
+        raise DataError(source.folder, "metrics.json is missing", "Run evaluate again.")
     path = source.verified(shard)
     try:
         metrics = read_json(path)
     except ValueError as error:
-        raise DataError(
-            path, f"invalid JSON ({error})", "the figures of an evaluation", "Run evaluate again."
-        ) from None
+        raise DataError(path, f"the file is not valid JSON ({error})", "Run evaluate again.") from None
     if not isinstance(metrics, dict):
-        raise DataError(path, f"a {type(metrics).__name__}", "an object with figures", "Run evaluate again.")
+        raise DataError(path, f"expected a JSON object, got a {type(metrics).__name__}", "Run evaluate again.")
     metrics.pop("by", None)  # slices by further columns stay in the file: they would flood the trackers
     return metrics
 

@@ -56,12 +56,12 @@ def patch_attention(source: Source, wanted: set[str]) -> Iterator[tuple[str, Pat
 
 
 def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] | None:
-    """What the page needs to draw where each token looked; None if the numbers do not fit the pictures, or
+    """What the page needs to draw where each token looked; None if the values do not fit the images, or
     are not finite.
 
     `data` is one byte per cell, [layers, tokens + 1, cells]: a row's brightest cell is 255, the last row is the mean
-    over tokens. `seen` [layers, tokens + 1] is the share of the attention that is on the pictures. Where `block` is
-    more than 1, a cell is the mean of so many rows and columns of image tokens.
+    over tokens. `seen` [layers, tokens + 1] is the share of the attention that is on the images. A cell is the mean of
+    `block` × `block` image tokens.
     """
     import numpy as np
 
@@ -88,7 +88,7 @@ def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] 
 
 
 def shapes_of(grid_thw: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, int]] | None:
-    """Rows and columns of image tokens of each picture; None if they do not come to `tokens`.
+    """Rows and columns of image tokens of each image; None if they do not add up to `tokens`.
 
     `grid_thw` counts patches; an image token covers merge × merge of them (2 × 2 in Qwen2.5-VL), in raster order.
     """

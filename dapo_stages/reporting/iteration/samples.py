@@ -1,4 +1,4 @@
-"""A few groups of an iteration in full: picture, question, completions, rewards, tokens with their weights."""
+"""A few groups of an iteration in full: image, question, completions, rewards, tokens with their weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
 
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
 
-# Of attention rows only these: attention per image token is thousands of times larger.
+# Read only these columns of attention rows: attention per image token is thousands of times larger.
 _ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
 
 Sample = dict[str, Any]
@@ -54,7 +54,7 @@ def weight_rows(sources: Mapping[str, Source], wanted: Collection[str]) -> dict[
 
 
 def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> Sample:
-    """A completion with what attention and weights say about it; a list is empty where they say nothing."""
+    """A completion with its attention and weights; lists are empty if it has none."""
     looked, weight = (rows.get(row["completion_id"], {}) for rows in (attention, weights))
     rewards = {name: row[name] for name in rewards_of(list(row))}
     rewards |= {name: weight[name] for name in rewards_of(list(weight))}
@@ -78,7 +78,7 @@ def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> 
 
 
 def image_of(image: Row) -> dict[str, Any]:
-    """A picture as the page shows it, with its own width and height; None where it cannot be read."""
+    """An image as the page shows it, with its original width and height; None where it cannot be read."""
     width, height = size_of(image["bytes"]) or (None, None)
     return {"uri": thumbnail(image["bytes"]), "width": width, "height": height}
 
@@ -112,7 +112,7 @@ def _group(prompt: Row, completions: list[Sample]) -> Sample:
 
 
 def _finite(value: float | None) -> float | None:
-    """A completion that saw nothing of the picture has no VGR; JSON knows no infinity."""
+    """None for values that JSON lacks: the VGR of a completion without attention to the image is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 

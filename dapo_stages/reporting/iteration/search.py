@@ -30,12 +30,12 @@ class Hit:
 
     @property
     def pictures(self) -> list[tuple[int, int] | None]:
-        """Width and height of each picture; None for one that cannot be read."""
+        """Width and height of each image; None for one that cannot be read."""
         return [size_of(image["bytes"]) for image in self.prompt["images"] or []]
 
 
 def find(run: Path, completion_id: str) -> Hit:
-    """The completion with this id: among rollouts, latest first, then among replayed ones, whose rollout may be gone.
+    """The completion with this id: among rollouts, latest first, then among replayed ones, whose rollout may be pruned.
 
     Raises DataError if there is none.
     """
@@ -47,15 +47,14 @@ def find(run: Path, completion_id: str) -> Hit:
     raise DataError(
         run,
         f"no completion {completion_id} in {len(there)} iterations",
-        "a completion_id of a completions-*.parquet that is still there",
-        "Try --find worst.",
+        "Pass a completion_id from a completions-*.parquet that still exists, or try --find worst.",
     )
 
 
 def rank(run: Path, wanted: Wanted, iteration: int | None) -> list[str]:
-    """Ids of an iteration's own completions, the most remarkable first; the latest iteration that has weights.
+    """Ids of the completions that an iteration (by default the latest with weights) sampled, most remarkable first.
 
-    `disagree`: right without looking at the picture, or wrong in spite of looking, by the rank of their VGR.
+    `disagree`: right without looking at the image, or wrong despite looking, by the rank of their VGR.
     """
     candidates = [iteration] if iteration is not None else list(reversed(iterations(run)))
     for number in candidates:
@@ -68,7 +67,7 @@ def rank(run: Path, wanted: Wanted, iteration: int | None) -> list[str]:
             rows.sort(key=lambda row: row["reward"], reverse=wanted == "best")
             return [row["completion_id"] for row in rows]
     where = run if iteration is None else f"{run}, iteration {iteration}"
-    raise DataError(where, "no token weights", "a finished weights folder", "Run weight-tokens first.")
+    raise DataError(where, "no token weights", "Run weight-tokens first.")
 
 
 def _in(number: int, found: Mapping[str, Source], source: Source, prefix: str, completion_id: str) -> Hit | None:
@@ -78,7 +77,7 @@ def _in(number: int, found: Mapping[str, Source], source: Source, prefix: str, c
     completion = at[2]
     place = _locate(source, f"{prefix}prompts", "group_id", completion["group_id"])
     if place is None:
-        raise DataError(source.folder, f"no prompt {completion['group_id']}", "one for each group", "Run it again.")
+        raise DataError(source.folder, f"no prompt for group {completion['group_id']}", "Run its stage again.")
     shard, row, prompt = place
     wanted = {completion_id}
     return Hit(number, prompt, join(completion, attention_rows(found, wanted), weight_rows(found, wanted)), shard, row)
@@ -107,8 +106,8 @@ def _disagreeing(rows: list[Row], attention: Source | None, run: Path) -> list[s
     }
     known = sorted((row for row in rows if row["completion_id"] in vgr), key=lambda row: vgr[row["completion_id"]])
     if not known:
-        raise DataError(run, "no VGR of any completion", "attention scores", "Run score-attention, or --find worst.")
-    # Place among the completions: 0 looked at the picture most, 1 least.
+        raise DataError(run, "no completion has a VGR", "Run score-attention, or use --find worst.")
+    # Place among the completions: 0 looked at the image most, 1 least.
     places = {row["completion_id"]: index / max(len(known) - 1, 1) for index, row in enumerate(known)}
 
     def disagreement(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""Pictures of a report, as small data URIs."""
+"""Images of a report, as small data URIs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_PIXELS = 50_000_000
 
 
 def size_of(data: bytes | None) -> tuple[int, int] | None:
-    """Width and height from the header of a picture; None if it cannot be read."""
+    """Width and height from the header of an image; None if it cannot be read."""
     try:
         with open_header(data or b"") as image:
             return image.size
@@ -22,7 +22,7 @@ def size_of(data: bytes | None) -> tuple[int, int] | None:
 
 
 def thumbnail(data: bytes | None) -> str | None:
-    """A picture re-encoded at most THUMBNAIL pixels a side, as a data URI; None if it cannot be read."""
+    """An image of at most THUMBNAIL pixels a side as a data URI; None if it cannot be read."""
     small = decoded(data)
     if small is None:
         return None
@@ -32,7 +32,7 @@ def thumbnail(data: bytes | None) -> str | None:
 
 
 def decoded(data: bytes | None) -> Any:
-    """A picture as RGB; None if it cannot be read, or is too large to be worth it."""
+    """An image as RGB; None if it cannot be read or is too large."""
     size = size_of(data)
     if size is None or size[0] * size[1] > _MAX_PIXELS:
         return None

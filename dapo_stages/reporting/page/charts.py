@@ -1,4 +1,4 @@
-"""Curves and histograms as inline SVG: no script, no font, no network; colours come from classes of the page."""
+"""Curves and histograms as inline SVG: no script, no font, no network; colors come from classes of the page."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ COLOURS = 8  # classes s0 … s7 in the page
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 _ROW = 18  # of the legend
-_DOTS = 240  # of a curve: more cannot be told apart
-_INKS = ("#0072b2", "#d55e00", "#009e73", "#b6589a", "#8a6d00", "#3a9bd6", "#444b57", "#e69f00")  # the page's, by day
+_DOTS = 240  # per curve: more cannot be told apart
+# As in the page's light theme.
+_INKS = ("#0072b2", "#d55e00", "#009e73", "#b6589a", "#8a6d00", "#3a9bd6", "#444b57", "#e69f00")
 _STYLE = (
     "svg{background:#fff;font:12px system-ui,sans-serif}text{fill:#5b6675;text-anchor:middle}.end{text-anchor:end}"
     ".name{fill:#1c2430;text-anchor:start}.grid{stroke:#e9edf1}.base{stroke:#9aa6b4}.dot{fill:var(--c)}"
@@ -37,7 +38,7 @@ class Series:
     band: list[tuple[float, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", one_line(self.name))  # a slice's, or a plug-in's: it is in legends and titles
+        object.__setattr__(self, "name", one_line(self.name))  # foreign text, for legends and titles
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Frame:
-    """From values to places in the drawing."""
+    """Maps values to positions in the drawing."""
 
     x_low: float
     x_high: float
@@ -90,7 +91,7 @@ def draw(chart: Chart) -> str:
 
 
 def picture(chart: Chart) -> str:
-    """The chart as an SVG file of its own, which has no page to take colours from, with a legend below."""
+    """The chart as a standalone SVG file, with its own colors and a legend below."""
     height = _HEIGHT + _ROW * len(chart.series) + 6
     drawn = draw(chart).replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT}" ', 1)
     legend = []
@@ -143,7 +144,7 @@ def _x_axis(frame: _Frame, chart: Chart) -> list[str]:
 
 
 def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
-    """A line with a dot per point. Every second line is dashed, so that colour is not the only difference."""
+    """A line with a dot per point. Every second line is dashed, so that color is not the only difference."""
     points, band = _thinned(series.points), _thinned_band(series.band)
     places = [(frame.x(x), frame.y(y)) for x, y in points]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -164,7 +165,7 @@ def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
 
 
 def _thinned(points: Points) -> Points:
-    """Of a long curve the first point and the last, and of neighbours the lowest and the highest."""
+    """Of a long curve the first and the last point, and of each run of neighbors the lowest and the highest."""
     if len(points) <= _DOTS:
         return points
     kept = {points[0], points[-1]}
@@ -174,7 +175,7 @@ def _thinned(points: Points) -> Points:
 
 
 def _thinned_band(band: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """The same of a band: of neighbours the lowest and the highest end."""
+    """The same of a band: of each run of neighbors the lowest and the highest end."""
     if len(band) <= _DOTS:
         return band
     parts = _neighbours(band)

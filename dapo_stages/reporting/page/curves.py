@@ -1,4 +1,4 @@
-"""Which curves a run has: a list to read and to extend."""
+"""The curves of a run's report; extend the list in `curves`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
         "held-out greedy": ("eval", "greedy_accuracy"),
         "held-out sampled": ("eval", "sampled_accuracy"),
         "sampled, well-formed": ("eval", "sampled_accuracy_well_formed"),
-        "picture blanked": ("eval", "blank_accuracy"),
+        "image blanked": ("eval", "blank_accuracy"),
     }
     return drop_empty(
         [
@@ -46,7 +46,7 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             chart("Several samples of a held-out question", "right answers", _samples(all_figures), "percent"),
             _over_k(all_figures),
             chart("Reward", "mean total reward", {"total": ("weights", "reward")}),
-            chart("Parts of the reward", "mean", {name.removeprefix("reward_"): ("weights", name) for name in parts}),
+            chart("Reward components", "mean", {name.removeprefix("reward_"): ("weights", name) for name in parts}),
             chart(
                 "Format",
                 "well-formed",
@@ -79,9 +79,9 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             chart(
                 "Engine against trainer",
                 "nats per token",
-                {"mean |Δ log-prob|": ("train", "engine_diff_mean"), "KL": ("train", "engine_kl")},
+                {"mean |Δ logprob|": ("train", "engine_diff_mean"), "KL": ("train", "engine_kl")},
             ),
-            chart("Engine against trainer, worst token", "|Δ log-prob|", {"largest": ("train", "engine_diff_max")}),
+            chart("Engine against trainer, worst token", "|Δ logprob|", {"largest": ("train", "engine_diff_max")}),
             chart(
                 "Clipped ratios",
                 "share of tokens",
@@ -98,7 +98,7 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
 
 
 def _skipped(all_figures: Sequence[Figures]) -> list[Chart]:
-    """Nothing, for a run that has skipped no update."""
+    """Empty if the run has skipped no update."""
     shares = _series(all_figures, "skipped", ("train", "skipped"))
     lost = any(share for _, share in shares.points)
     return [Chart("Skipped updates", "share of the updates", [shares], "percent")] if lost else []
@@ -127,7 +127,7 @@ def histograms(all_figures: Sequence[Figures]) -> list[Chart]:
 
 
 def _distribution(figures: Figures) -> dict[str, list[list[float]]]:
-    """Values with their numbers, by name."""
+    """Values with their counts, by name."""
     return (figures.get("weights") or {}).get("distribution") or {}
 
 
@@ -160,17 +160,17 @@ def _ks(figures: Figures) -> list[int]:
 
 
 def _samples(all_figures: Sequence[Figures]) -> Paths:
-    """Greedy beside mean, majority and pass of all samples that a question got; nothing where it got one at most."""
+    """Greedy, and mean, majority and pass over all samples per question; empty if there is at most one sample."""
     found: dict[str, tuple[str, ...]] = {}
     for n in sorted({max(ks) for f in all_figures if (ks := _ks(f))} - {1}):
         found[f"majority@{n}"] = ("eval", "majority_at_k", str(n))
         found[f"pass@{n}"] = ("eval", "pass_at_k", str(n))
-    # The mean does not depend on the number of samples, but for how exact it is.
+    # The mean does not depend on the number of samples, only its precision does.
     return {"greedy": ("eval", "greedy_accuracy"), "mean": ("eval", "sampled_accuracy"), **found} if found else {}
 
 
 def _over_k(all_figures: Sequence[Figures]) -> Chart:
-    """What more samples are worth, in the first and in the latest evaluation that has several."""
+    """pass@k and majority@k over k, in the first and the latest evaluation with several samples."""
     several = {f["iteration"]: f for f in all_figures if len(_ks(f)) > 1}
     series = []
     for iteration in dict.fromkeys((min(several), max(several))) if several else ():
@@ -188,7 +188,7 @@ def _below(part: str, key: str, names: set[str]) -> Paths:
 
 
 def _by_slice(all_figures: Sequence[Figures], names: Sequence[str]) -> Chart:
-    """Greedy accuracy, or that of samples where there was no greedy evaluation."""
+    """Greedy accuracy, or that of samples if there was no greedy evaluation."""
     series = []
     for name in names:
         greedy, sampled = (

@@ -1,6 +1,6 @@
 """report.html: one file that needs no network and no other file.
 
-Text of models and data sets is data: the template escapes it, and what the script shows comes from a block of JSON and
+Text of models and datasets is data: the template escapes it, and what the script shows comes from a block of JSON and
 is only ever set as text. The page's policy allows its one script and its one style sheet, by hash, and nothing else.
 """
 
@@ -98,7 +98,7 @@ def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
 
 
 def _shown(value: Any) -> Any:
-    """What the template puts into the page: text of others stays on its line. Markup is of this package."""
+    """Applied to every value in the template: foreign text becomes one line. Markup is from this package."""
     return one_line(value) if type(value) is str else value
 
 
@@ -107,7 +107,7 @@ def _part(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """As a content security policy names an inline style or script."""
+    """The hash of an inline style or script, as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

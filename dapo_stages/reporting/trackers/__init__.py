@@ -1,1 +1,1 @@
-"""What trackers are sent: W&B and TensorBoard."""
+"""The trackers: W&B and TensorBoard."""

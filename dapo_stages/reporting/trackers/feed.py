@@ -1,4 +1,4 @@
-"""What a tracker is sent: values and media of a run, by step."""
+"""What a tracker gets: values and media of a run, by step."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 Points = dict[tuple[str, int], float]  # (name, step) -> value
-PER_UPDATE = "update/"  # these count optimiser steps from the start of the run, all others iterations
+PER_UPDATE = "update/"  # by optimizer step since the start of the run; all others are by iteration
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What trackers are to know of a run."""
+    """What trackers get of a run."""
 
     run: Path
     project: str
     figures: Sequence[Figures]
-    keys: Mapping[int, str]  # iteration -> what tells its figures from others
+    keys: Mapping[int, str]  # iteration -> hash of its figures
     config: Mapping[str, Any] = field(default_factory=dict)
     reports: Mapping[int, str] = field(default_factory=dict)  # iteration -> content hash of its report
     made: Collection[int] = ()  # iterations whose report was made just now
@@ -47,7 +47,7 @@ class Feed:
         return found
 
     def told(self) -> dict[int, str]:
-        """What to note of the points of each iteration: its figures, and the optimiser steps before it."""
+        """A key for the points of each iteration: the hash of its figures, and the optimizer steps before it."""
         return {figures["iteration"]: f"{self.keys[figures['iteration']]} {step}" for figures, step in self._steps()}
 
     def _steps(self) -> Iterator[tuple[Figures, int]]:
@@ -60,10 +60,10 @@ class Feed:
 class News(NamedTuple):
     """What a tracker lacks."""
 
-    afresh: bool  # something that it has is no longer true: start again
+    afresh: bool  # something that it has is no longer right: start over
     points: Points
-    media: list[int]  # iterations whose tables, pictures and histograms to send
-    left: list[int]  # those that wait for --backfill
+    media: list[int]  # iterations whose tables, images and histograms to send
+    left: list[int]  # those that are only sent with --backfill
 
 
 def feed_of(
@@ -76,9 +76,9 @@ def feed_of(
 
 
 def news(feed: Feed, logged: Points, sent: Mapping[int, str], only: Collection[int] | None = None) -> News:
-    """What is new to a tracker that has these points, and the media of these iterations (with their reports' hash).
+    """What a tracker lacks if it has the points `logged`, and the media of `sent` (iteration -> hash of its report).
 
-    `only`: the iterations that it has no points of; those of all others it has.
+    `only`: the iterations whose points it lacks; it has those of all others.
     """
     near = 1e-6  # trackers keep float32
     wanted = feed.points(only)
@@ -93,7 +93,7 @@ def news(feed: Feed, logged: Points, sent: Mapping[int, str], only: Collection[i
 
 
 def by_step(wanted: Points, keep: Callable[[str], bool]) -> dict[int, dict[str, float]]:
-    """The points whose names are to be kept, those of a step together, in order."""
+    """The points whose names pass `keep`, grouped by step, in order."""
     steps: dict[int, dict[str, float]] = {}
     for (name, step), value in sorted(wanted.items(), key=lambda item: (item[0][1], item[0][0])):
         if keep(name):
@@ -118,7 +118,7 @@ def _media(run: Path, iteration: int) -> Media:
 
 
 def lacking(feed: Feed, noted: Mapping[int, str]) -> set[int] | None:
-    """The iterations whose points are not noted yet; None where noted ones are not as they are now."""
+    """The iterations whose points are not recorded yet; None if some recorded ones have changed."""
     told = feed.told()
     same = all(told.get(iteration) == key for iteration, key in noted.items())
     return told.keys() - noted.keys() if same else None

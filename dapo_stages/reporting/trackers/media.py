@@ -1,4 +1,4 @@
-"""What trackers show of an iteration besides numbers: completions with pictures, histograms, the stages' hashes."""
+"""What trackers show of an iteration besides numbers: completions with images, histograms, the stages' hashes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAGES = ("stage", "content hash", "made from")
 
 @dataclass(frozen=True)
 class Media:
-    """An iteration as its report has it. `report` is the content hash of that."""
+    """Media of an iteration, from its report. `report` is the content hash of the report."""
 
     iteration: int
     report: str = ""
@@ -36,7 +36,7 @@ class Media:
     stages: list[tuple[str, str, str]] = field(default_factory=list)  # STAGES
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row of COLUMNS for each completion; `picture` is an encoded picture, or None."""
+        """A row of COLUMNS for each completion; `picture` is an encoded image, or None."""
         return [self._row(sample, one) for sample in self.samples for one in sample["completions"]]
 
     def _row(self, sample: Sample, one: Sample) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Media:
 
 
 def load_media(run: Path, report: Source, iteration: int) -> Media:
-    """From a report's folder, and the manifests beside it; reports of before histograms have none."""
+    """From a report's folder, and the manifests next to it; reports of older versions have no histograms."""
     files = {shard.name: shard for shard in report.manifest.shards}
     found = {name: report.json(files[name]) for name in (SAMPLES, HISTOGRAMS) if name in files}
     return Media(
@@ -73,13 +73,13 @@ def load_media(run: Path, report: Source, iteration: int) -> Media:
 
 
 def picture_of(sample: Sample) -> bytes | None:
-    """The first picture of a group, small, as PNG or JPEG."""
+    """The first image of a group as a small PNG or JPEG."""
     uri = next((image["uri"] for image in sample["images"] if image["uri"]), None)
     return base64.b64decode(uri.partition(",")[2]) if uri else None
 
 
 def shown(text: str) -> str:
-    """A text of the model or the data as trackers get it: not endless, and nothing in it steers a terminal."""
+    """Text of the model or the data as trackers get it: truncated, with control characters made visible."""
     rest = f" … ({len(text):,} characters)" if len(text) > _LONGEST else ""
     return visible(text[:_LONGEST]) + rest
 

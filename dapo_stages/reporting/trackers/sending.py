@@ -1,7 +1,7 @@
-"""The same figures for TensorBoard and Weights & Biases: each point once, however often a report is made.
+"""Send figures to TensorBoard and Weights & Biases: each point once, however often a report is made.
 
-All comes from the files of the run's reports, so a tracker can be switched on at any time. What each was given before
-is noted beside its files, iteration by iteration: what is there already is not gone through point by point.
+Everything comes from the files of the run's reports, so a tracker can be enabled at any time. What it has been sent
+is recorded next to its files, iteration by iteration, so that old points need not be compared one by one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def track(feed: Feed, trackers: Sequence[str]) -> None:
             left = _SEND[name](feed)
         except ModuleNotFoundError as error:
             say(
-                f"report.trackers: {name} gets nothing, it is not installed (no module {error.name}). "
+                f"report.trackers: cannot send to {name}, which is not installed (no module {error.name}). "
                 "Run .venv/bin/pip install wandb tensorboard, then report again; nothing is lost."
             )
             continue
         if left:
             say(
                 f"{name} has the numbers of every iteration, but not the tables and histograms of {len(left)} of them; "
-                "report --backfill sends these too"
+                "run report --backfill to send these too"
             )
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files. A note beside them says what they have; where it is not of these files, they are read."""
+"""TensorBoard's event files. A note next to them records what they have; if it does not match them, they are read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Has:
 
 
 def send(feed: Feed) -> list[int]:
-    """Append what is lacking; the iterations that wait for --backfill. A point that changed replaces all files."""
+    """Append what is missing, or replace all files if a point changed; returns iterations that need --backfill."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -59,7 +59,7 @@ def send(feed: Feed) -> list[int]:
     events = [(step, _scalars(values)) for step, values in updates.items()]
     steps = by_step(new, lambda name: not name.startswith(PER_UPDATE))
     for step in sorted(steps.keys() | set(media)):
-        # What is of an iteration is in one record, which is there whole or not at all.
+        # All of an iteration is in one record, so that it is written completely or not at all.
         events.append((step, _scalars(steps.get(step, {})) + (_values(feed.media(step)) if step in media else [])))
     text = _config(feed)
     if text and (afresh or text != config):
@@ -84,14 +84,14 @@ def _files(folder: Path) -> dict[Path, int]:
 
 
 def _note(folder: Path, feed: Feed, media: Mapping[int, str], config: str) -> None:
-    """After the files: a note that is older than they are is not of them."""
+    """Written after the files: a note that is older than they are does not match them."""
     files = _files(folder)
     has = _Has(len(files), sum(files.values()), feed.told(), dict(media), config)
     write_text(folder / NOTE, json.dumps(asdict(has), ensure_ascii=False) + "\n")
 
 
 def _noted(folder: Path, files: Mapping[Path, int]) -> _Has | None:
-    """The note; None where there is none of these very files."""
+    """The note; None if there is none that matches these files."""
     try:
         found = read_json(folder / NOTE)
         points, media = (
@@ -104,7 +104,7 @@ def _noted(folder: Path, files: Mapping[Path, int]) -> _Has | None:
 
 
 def _write(path: Path, events: Sequence[Any]) -> None:
-    """A whole file or none: TensorBoard's own writer says nothing where a disk is full."""
+    """Write a complete file or none: TensorBoard's own writer does not report a full disk."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     temporary = path.with_name(f".{os.getpid()}.tmp")  # a name that TensorBoard does not read
@@ -120,7 +120,7 @@ def _write(path: Path, events: Sequence[Any]) -> None:
 
 
 def _read(paths: Sequence[Path]) -> tuple[Points, dict[int, str], str]:
-    """Points, the reports whose media are there, and the newest configuration; a file cut off counts up to there."""
+    """Points, the reports whose media are there, and the newest configuration; of a truncated file, what it has."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     found: Points = {}
@@ -157,7 +157,7 @@ def _values(media: Media) -> list[Any]:
 
 
 def _histogram(one: Histogram) -> Any:
-    """The sums, which TensorBoard does not show, are those of the bins' middles."""
+    """The sums, which TensorBoard does not show, are computed from the centers of the bins."""
     from tensorboard.compat.proto.histogram_pb2 import HistogramProto
 
     edges, counts = one["edges"], one["counts"]
@@ -183,7 +183,7 @@ def _image(picture: bytes) -> Any:
 
 
 def _completions(sample: Sample, media: Media) -> str:
-    """A group as Markdown, which is what TensorBoard's texts are; what models wrote is fenced."""
+    """A group as Markdown, the format of TensorBoard's texts; text of models is fenced."""
     rows = [row for row in media.rows() if row["group"] == sample["group_id"]]
     parts = [f"**{markdown_inline(sample['group_id'])}**\n", markdown_block(sample["problem"])]
     for row in rows:

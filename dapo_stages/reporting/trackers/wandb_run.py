@@ -1,4 +1,4 @@
-"""One W&B run for all iterations. Its key is WANDB_API_KEY of the environment; without one it stays offline."""
+"""One W&B run for all iterations. The key is WANDB_API_KEY in the environment; without it, the run is offline."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _TABLES = ("completions", "stages")
 
 @dataclass
 class _Sent:
-    """What the W&B run has; while `open` it is on its way, and nobody knows how far it came."""
+    """What the W&B run has; while `open`, it is being sent, and how much has arrived is not known."""
 
     id: str = ""
-    steps: int = 0  # records so far: the next part of the run goes on counting
+    steps: int = 0  # records so far: the next part of the run continues from here
     open: bool = False
     points: dict[int, str] = field(default_factory=dict)  # iteration -> key
     media: dict[int, str] = field(default_factory=dict)
-    logged: Points = field(default_factory=dict)  # what older versions noted instead
+    logged: Points = field(default_factory=dict)  # what older versions recorded instead
 
 
 def mode() -> str:
-    """`online` only with a key in the environment, whatever else is set up on this machine."""
+    """`online` only with a key in the environment, regardless of what else is set up on this machine."""
     said = os.environ.get("WANDB_MODE", "")
     if said in {"offline", "disabled", "dryrun", "shared"}:
         return "offline" if said == "dryrun" else said
@@ -43,9 +43,9 @@ def mode() -> str:
 
 
 def send(feed: Feed) -> list[int]:
-    """Log what is lacking; the iterations that wait for --backfill. Trouble with the service stops nothing.
+    """Log what is missing; returns the iterations that need --backfill. Errors of the service do not stop the report.
 
-    W&B only appends. Where a point changed, or a sending was interrupted, a new W&B run takes it all.
+    W&B only appends. If a point has changed, or sending was interrupted, everything goes to a new W&B run.
     """
     path = feed.run / FOLDER / STATE
     sent = _read(path)
@@ -56,7 +56,7 @@ def send(feed: Feed) -> list[int]:
         return left
     if changed or sent.open:
         why = "an earlier report was interrupted" if sent.open else "figures have changed"
-        say(f"wandb: {why}, and W&B takes nothing back: run {sent.id} stays as it is, a new one begins")
+        say(f"wandb: {why}, and W&B only appends: run {sent.id} stays as it is, and a new one is started")
         feed, sent = replace(feed, made={*feed.made, *sent.media}), _Sent()
         _, new, media, left = _news(feed, sent)
     first, sent.id = not sent.id, sent.id or uuid.uuid4().hex[:8]
@@ -76,7 +76,7 @@ def send(feed: Feed) -> list[int]:
                 sent.steps = _log(tracked, sent.steps, {"iteration": step, **points.get(step, {}), **shown})
     except (wandb.Error, OSError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        say(f"wandb: {reason}. Nothing is lost: mend WANDB_API_KEY or set WANDB_MODE=offline, and run report again.")
+        say(f"wandb: {reason}. Nothing is lost: fix WANDB_API_KEY or set WANDB_MODE=offline, and run report again.")
         return []
     sent.open = False
     _write(path, sent)
@@ -106,7 +106,7 @@ def _run(feed: Feed, identity: str, new: Points, *, first: bool) -> Iterator[Any
         dir=str(feed.run),
         config=dict(feed.config),
         allow_val_change=True,
-        # Offline there is nothing to ask, the id alone joins the parts.
+        # Offline, the id alone joins the parts.
         resume="allow" if not first and mode() == "online" else None,
         settings=settings,
     ) as tracked:

@@ -1,1 +1,1 @@
-"""Reward functions that are not ours, each in a process of its own."""
+"""Rewards by other people's code, each in a process of its own."""

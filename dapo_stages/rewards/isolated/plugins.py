@@ -4,7 +4,7 @@
         return [-float(row["num_tokens"]) for row in rows]
 
 `rows[i]` is the prompt's row (`problem`, `solution`, `prompt_id`, `slice`, `images`, …) with `sample` and `num_tokens`
-of `completions[i]`. None is no opinion: the column is null, and adds nothing to the completion's total.
+of `completions[i]`. None means no opinion: the column is null, and adds nothing to the completion's total.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ START_LIMIT = 60.0  # seconds to import a file, where rewards.plugin_timeout is 
 
 
 class Plugins:
-    """The configured functions, in one process that is started with them and kept."""
+    """The configured functions, in one process that keeps running."""
 
     def __init__(self, config: RewardsConfig, root: Path) -> None:
         """Find the files and run each once, so that mistakes show before anything is sampled.
 
-        Raises ConfigError where a name cannot be a column, a path leaves `root`, or a file or function is missing.
+        Raises ConfigError if a name cannot be a column, a path leaves `root`, or a file or function is missing.
         """
         self._where = dict(sorted(config.plugins.items()))  # by name: path/to/file.py:function
         self._timeout = config.plugin_timeout
@@ -41,8 +41,8 @@ class Plugins:
         for name, where in self._where.items():
             if not name.isidentifier() or name in RESERVED:
                 raise ConfigError(
-                    f"rewards.plugins.{name}: found the name {name!r}; needed letters, digits and _, and none of "
-                    f"{', '.join(sorted(RESERVED))}. Rename the plug-in in the configuration."
+                    f"rewards.plugins.{name}: {name!r} is not a valid name (letters, digits and _, but none of "
+                    f"{', '.join(sorted(RESERVED))}). Rename the plug-in in the configuration."
                 )
             path, function = _locate(f"rewards.plugins.{name}", where, root)
             functions[name], self.hashes[name] = (str(path), function), sha256_of(path)
@@ -59,8 +59,8 @@ class Plugins:
     def score(self, completions: Sequence[str], lengths: Sequence[int], row: Row) -> dict[str, list[float | None]]:
         """Rewards of a group by name, one per completion; `lengths` are in tokens, `row` is the prompt's.
 
-        Raises DataError naming file, function and completion where the function raises, is late, ends the process, or
-        gives anything but finite numbers (of float32, the column's type) and None, one per completion.
+        Raises DataError naming file, function and completion if the function raises, takes too long, ends the process,
+        or returns anything but one finite number (of float32, the column's type) or None per completion.
         """
         return {name: self._ask(name, completions, lengths, row) for name in self._where}
 
@@ -79,23 +79,28 @@ class Plugins:
         }
         among = f"the {count} completions of prompt {row.get('prompt_id', '?')}"
         where = self._where[name]
-        needed = f"a finite number, or None, for each of {count} completions from reward {name}"
-        do = "Mend it and run the command again, with --overwrite if the file was edited."
+        fix = "Fix the function and run the command again, with --overwrite if the file was edited."
         try:
             reply = self._child.ask(request, self._timeout)
         except Lost as lost:
             if not lost.late:
-                raise DataError(where, f"that it {lost} over {among}", needed, do) from None
-            needed = f"their rewards within rewards.plugin_timeout={self._timeout:g} s"
-            do = "Raise rewards.plugin_timeout and run the command again (finished shards stay), or mend the function."
-            raise DataError(where, f"no result for {among}; it was ended", needed, do) from None
+                raise DataError(where, f"reward {name} {lost} while scoring {among}", fix) from None
+            raise DataError(
+                where,
+                f"reward {name} did not score {among} within rewards.plugin_timeout={self._timeout:g} s and was killed",
+                "Raise rewards.plugin_timeout and run the command again (finished shards stay), or fix the function.",
+            ) from None
         values = reply.get("values")
         if isinstance(values, list) and len(values) == count and all(map(_is_reward, values)):
             return values
         index, found = reply.get("index"), str(reply.get("found", "no values"))
         if isinstance(index, int) and 0 <= index < count:
             among = f"completion {index} of prompt {row.get('prompt_id', '?')}, {completions[index]!r:.120}"
-        raise DataError(where, f"{found} for {among}", needed, do)
+        raise DataError(
+            where,
+            f"reward {name} must be a finite number or None for each of {count} completions, got {found} for {among}",
+            fix,
+        )
 
     def _start(self, functions: Mapping[str, tuple[str, str]]) -> None:
         timeout = max(START_LIMIT, self._timeout)
@@ -104,10 +109,9 @@ class Plugins:
         except Lost as lost:
             names = ", ".join(f"rewards.plugins.{name}" for name in functions)
             files = ", ".join(sorted({path for path, _ in functions.values()}))
-            do = "Raise rewards.plugin_timeout" if lost.late else "Mend the file"
+            advice = "Raise rewards.plugin_timeout" if lost.late else "Fix the file"
             raise ConfigError(
-                f"{names}: {files}: found that importing it {lost}; needed a file that Python can import. {do} and run "
-                "the command again."
+                f"{names}: {files}: importing the file {lost}. {advice} and run the command again."
             ) from None
         if reply.get("ready") is True:
             return
@@ -116,24 +120,24 @@ class Plugins:
         path, function = functions[name]
         if reply.get("missing"):
             raise ConfigError(
-                f"rewards.plugins.{name}: {path}: found no function {function}; needed `def {function}(completions, "
-                "rows)`. Write it, or correct the name in the configuration."
+                f"rewards.plugins.{name}: {path}: no function {function} in this file. Write `def "
+                f"{function}(completions, rows)`, or correct the name in the configuration."
             )
         raise ConfigError(
-            f"rewards.plugins.{name}: {path}: found {reply.get('error')}; needed a file that Python can import. "
-            "Mend the file and run the command again."
+            f"rewards.plugins.{name}: {path}: cannot import the file ({reply.get('error')}). Fix the file and run the "
+            "command again."
         )
 
 
 def inside(key: str, relative: str, root: Path) -> Path:
-    """`root / relative`; ConfigError naming `key` where that lies outside `root`, symbolic links followed."""
+    """`root / relative`; ConfigError naming `key` if that is outside `root`, with symbolic links followed."""
     absolute = PurePosixPath(relative).is_absolute() or PureWindowsPath(relative).anchor != ""
     folder = root.resolve()
     path = folder / relative
     if absolute or ".." in PureWindowsPath(relative).parts or not path.resolve().is_relative_to(folder):
         raise ConfigError(
-            f"{key}: found {relative!r}, which leads out of {folder}; needed a path inside the working "
-            "folder. Copy the file there and name it by a relative path without `..`."
+            f"{key}: {relative!r} is outside the working folder {folder}. Copy the file there and give a relative path "
+            "without `..`."
         )
     return path
 
@@ -142,13 +146,13 @@ def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
     """(existing file inside root, function name)."""
     relative, separator, function = where.rpartition(":")
     if not separator or not relative or not function.isidentifier():
-        raise ConfigError(f"{key}: found {where!r}; needed path/to/file.py:function. Correct it in the configuration.")
+        raise ConfigError(f"{key}: expected path/to/file.py:function, got {where!r}. Correct it in the configuration.")
     path = inside(key, relative, root)
     if path.suffix != ".py" or not path.is_file():
-        found = "no such file" if not path.exists() else "no Python file"
+        problem = "the file does not exist" if not path.exists() else "not a Python file"
         raise ConfigError(
-            f"{key}: {path}: found {found}; needed a Python file with the function {function}. "
-            "Write it, or correct the path in the configuration (it is relative to the working folder)."
+            f"{key}: {path}: {problem}. Write a Python file with the function {function}, or correct the path in the "
+            "configuration (it is relative to the working folder)."
         )
     return path.resolve(), function
 

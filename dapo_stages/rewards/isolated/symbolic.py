@@ -20,27 +20,27 @@ log = logging.getLogger(__name__)
 
 
 def equal(solution: str, answer: str, timeout: float = 5.0) -> bool:
-    """Whether two LaTeX expressions are equal, asked of this process's worker (started at the first question).
+    """Whether two LaTeX expressions are equal, by this process's child process (started by the first call).
 
-    False where the worker finds them different or cannot read them, dies over them, or takes more than `timeout`
-    seconds. Raises DapoStagesError where no worker can be started at all.
+    False if it finds them different, cannot read them, dies over them, or takes more than `timeout` seconds. Raises
+    DapoStagesError if it cannot be started at all.
     """
     return _worker(os.getpid()).equal(solution, answer, timeout)
 
 
 def close() -> None:
-    """End this process's worker; the next question starts another. Runs by itself at exit."""
+    """End the child process; the next call of `equal` starts another. Happens by itself at exit."""
     _worker(os.getpid()).close()
 
 
 @functools.cache
 def _worker(process_id: int) -> Worker:
-    """One worker per process: a forked child must not talk into its parent's pipe."""
+    """One per process: a forked process must not write into its parent's pipe."""
     return Worker()
 
 
 class Worker:
-    """A child process that answers one question at a time; restarted after it was killed or died."""
+    """A child process that compares one pair at a time; restarted after it was killed or died."""
 
     def __init__(self, program: Path | None = None) -> None:
         self._program = program or PROGRAM
@@ -49,7 +49,7 @@ class Worker:
 
     @property
     def process_id(self) -> int | None:
-        """The running child, None before the first question and after a kill."""
+        """The running child, None before the first comparison and after a kill."""
         return self._child.process_id
 
     def equal(self, solution: str, answer: str, timeout: float) -> bool:
@@ -68,18 +68,18 @@ class Worker:
         return reply.get("equal") is True
 
     def close(self) -> None:
-        """Let the child leave by itself, kill it after a second. Only the process that started it may."""
+        """Let the child exit by itself, kill it after a second. Does nothing in a process that did not start it."""
         self._child.close()
 
     def _start(self) -> None:
         try:
             reply = self._child.start(START_LIMIT)
         except Lost as lost:
-            reply = {"error": f"that it {lost}"}
+            reply = {"error": f"it {lost}"}
         if not reply.get("ready"):
             self._child.kill()
             raise DapoStagesError(
-                f"{self._program}: the process for symbolic answers did not start: found "
-                f"{reply.get('error', 'no reason')}; needed math-verify in {sys.executable}. Install math-verify, or "
-                "set rewards.symbolic=false."
+                f"{self._program}: cannot start the process that compares expressions "
+                f"({reply.get('error', 'no reason given')}). Install math-verify in {sys.executable}, or set "
+                "rewards.symbolic=false."
             )

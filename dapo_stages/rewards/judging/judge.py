@@ -1,4 +1,4 @@
-"""A language model as judge, over OpenAI's chat completions: scores by a rubric, or comparisons within a group."""
+"""A language model as judge, by OpenAI's chat completions API: scores by a rubric, or comparisons within a group."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dapo_stages.rewards.scored import Group
 
 NAME, SECTION, KEY = "judge", "rewards.judge", "DAPO_STAGES_JUDGE_API_KEY"
-_TOO_MUCH = frozenset({400, 413, 422})  # what a server answers to one text that is too long, or that it filters
+_TOO_MUCH = frozenset({400, 413, 422})  # statuses for one text that is too long, or filtered
 
 
 class _Message(BaseModel):
@@ -48,7 +48,7 @@ class _Question(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Two completions of a group, compared in both orders; equal ones need nobody's opinion."""
+    """Two completions of a group, compared in both orders; equal ones need no request."""
 
     one: int
     other: int
@@ -56,7 +56,7 @@ class _Pair(NamedTuple):
 
 
 class Judge:
-    """Asks about the groups that its budget reaches what is not kept yet; without an answer there is no opinion."""
+    """Scores the groups within its budget, asking only what is not cached; without a valid answer a reward is None."""
 
     def __init__(self, config: JudgeConfig, root: Path) -> None:
         self._config = config
@@ -65,26 +65,26 @@ class Judge:
         self._answered = False
 
     def score(self, groups: Sequence[Group], before: int = 0) -> list[list[float | None]]:
-        """Rewards 0 … 1 of each completion of some groups; None where the judge has none.
+        """Rewards 0 … 1 of each completion of some groups; None where the judge gives none.
 
-        `before` is how many groups of the same size the iteration has before these. Raises EngineError where the server
-        cannot be reached or refuses; what it has answered is kept.
+        `before` is how many groups of the same size precede these in the iteration. Raises EngineError if the server
+        cannot be reached or refuses; answers so far stay in the cache.
         """
         reached = groups[: self._reach(groups, before)]
         rewards = self._scores(reached) if self._config.mode == "rubric" else self._win_rates(reached)
         return rewards + [[None] * len(group.texts) for group in groups[len(reached) :]]
 
     def _reach(self, groups: Sequence[Group], before: int) -> int:
-        """How many of these groups the budget is for: the same whatever is kept, in however many processes."""
+        """How many of these groups the budget covers: independent of the cache and of the number of processes."""
         if self._config.max_requests is None or not groups:
             return len(groups)
         size = len(groups[0].texts)
-        requests = size if self._config.mode == "rubric" else 2 * len(list(self._neighbours(size)))
+        requests = size if self._config.mode == "rubric" else 2 * len(list(self._neighbors(size)))
         paid = self._config.max_requests // max(requests, 1)
         reach = min(max(paid - before, 0), len(groups))
         if reach < len(groups):
             say(
-                f"judge: {SECTION}.max_requests={self._config.max_requests} are for the first {paid} groups, at "
+                f"judge: {SECTION}.max_requests={self._config.max_requests} covers the first {paid} groups, with "
                 f"{requests} requests each; groups without reward_judge: {len(groups) - reach}"
             )
         return reach
@@ -100,7 +100,7 @@ class Judge:
         return [[verdicts.get(one.key) for one in group] for group in questions]
 
     def _win_rates(self, groups: Sequence[Group]) -> list[list[float | None]]:
-        """The share of comparisons that each completion wins, ties half; a pair counts only if both orders do."""
+        """Share of comparisons that each completion wins, ties counting half; a pair counts only if both orders do."""
         pairs = [list(self._pairs(group)) for group in groups]
         verdicts = self._verdicts((one for group in pairs for pair in group for one in pair.questions), better_of)
         rates: list[list[float | None]] = []
@@ -117,30 +117,30 @@ class Judge:
 
     def _pairs(self, group: Group) -> Iterator[_Pair]:
         pictures = pictures_of(self._config, group.row)
-        for one, other in self._neighbours(len(group.texts)):
+        for one, other in self._neighbors(len(group.texts)):
             both = group.texts[one], group.texts[other]
             orders = (both, both[::-1]) if both[0] != both[1] else ()
             requests = (pair_request(self._config, group.row, pictures, *order) for order in orders)
             yield _Pair(one, other, tuple(map(_question, requests)))
 
-    def _neighbours(self, count: int) -> Iterator[tuple[int, int]]:
-        """Completions stand in a ring; each is compared with neighbours on both sides, as far as `pairs` reaches."""
+    def _neighbors(self, count: int) -> Iterator[tuple[int, int]]:
+        """Completions form a ring; each is compared with neighbors on both sides, as far as `pairs` allows."""
         reach = count // 2 if self._config.pairs is None else min(count // 2, (self._config.pairs + 1) // 2)
         for distance in range(1, reach + 1):
             for one in range(count if 2 * distance < count else count // 2):
                 yield one, (one + distance) % count
 
     def _verdicts(self, questions: Iterable[_Question], read: Callable[[str], float | None]) -> dict[str, float | None]:
-        """What the answers say, by the questions' hashes; an answer that was cut off says nothing."""
+        """Verdicts by hash of the request; None for an answer that is invalid or was cut off."""
         answers = self._answers({question.key: question.request for question in questions})
         verdicts = {key: read(answer.text) if answer.whole else None for key, answer in answers.items()}
         unread = sum(verdict is None for verdict in verdicts.values())
         if unread:
-            say(f"judge: {unread} of {len(verdicts)} answers name no valid verdict and give no reward_judge")
+            say(f"judge: {unread} of {len(verdicts)} answers have no valid verdict and give no reward_judge")
         return verdicts
 
     def _answers(self, wanted: dict[str, dict[str, Any]]) -> dict[str, Answer]:
-        """Answers by the requests' hashes, kept ones and new ones."""
+        """Answers by hash of the request, cached and new ones."""
         found = {key: answer for key in wanted if (answer := self._cache.get(key)) is not None}
         self._answered |= bool(found)
         missing = {key: request for key, request in wanted.items() if key not in found}
@@ -174,7 +174,7 @@ class Judge:
         if refused and not self._answered:  # it refuses everything: the configuration is wrong, not a completion
             raise refused[0]
         if refused:
-            say(f"judge: {len(refused)} requests were refused and have no reward_judge; one said: {refused[0].found}")
+            say(f"judge: {len(refused)} requests give no reward_judge; the first: {refused[0].problem}")
         return found
 
 

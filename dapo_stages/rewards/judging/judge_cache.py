@@ -11,30 +11,30 @@ from typing import Any, NamedTuple
 
 from dapo_stages.errors import DataError
 
-_BUSY = 60.0  # seconds to wait for another process that writes
+_BUSY = 60.0  # seconds to wait for another process that is writing
 
 
 class Answer(NamedTuple):
-    """What a judge said, and whether it came to its end."""
+    """A judge's answer, and whether it is complete (not cut off)."""
 
     text: str
     whole: bool
 
 
 class JudgeCache:
-    """Opened when it is first used; every answer is on disk before the next one is waited for."""
+    """Opened on first use; every answer is written to disk at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._opened: sqlite3.Connection | None = None
 
     def get(self, key: str) -> Answer | None:
-        """The answer that was kept for a request."""
+        """The stored answer to a request, if any."""
         rows = self._do("SELECT text, whole FROM answers WHERE request = ?", (key,))
         return Answer(str(rows[0][0]), bool(rows[0][1])) if rows else None
 
     def put(self, key: str, answer: Answer) -> Answer:
-        """Keep an answer, and give what is kept: that of another process that was there first stays."""
+        """Store an answer and return the stored one: if another process was faster, its answer is kept."""
         self._do("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, answer.text, answer.whole))
         return self.get(key) or answer
 
@@ -51,9 +51,8 @@ class JudgeCache:
         except sqlite3.Error as error:
             raise DataError(
                 self._path,
-                f"{type(error).__name__}: {error}",
-                "a file of a judge's answers that can be read and written",
-                "Move it away, or set rewards.judge.cache, and run the command again.",
+                f"cannot read or write the judge's answers ({type(error).__name__}: {error})",
+                "Move the file away, or set rewards.judge.cache, and run the command again.",
             ) from None
 
     def _connection(self) -> sqlite3.Connection:
@@ -67,5 +66,5 @@ class JudgeCache:
 
 
 def key_of(request: Mapping[str, Any]) -> str:
-    """SHA-256 of a request: another model, rubric, picture or temperature is another question."""
+    """SHA-256 of a request: another model, rubric, image or temperature gives another key."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""What a judge is sent, and what is read from its answer.
+"""What is sent to a judge, and how its answer is read.
 
-A completion is text by a model under training, which may well learn to write to its judge. It stands between two marks
-that it cannot know (a hash of the whole message), the instructions stand in another message, and of the answer nothing
-counts but a score in range, or a choice out of three.
+A completion is written by a model in training, which may learn to address its judge. It is put between two marks that
+it cannot know (a hash of the whole message), the instructions are in a separate message, and nothing in the answer
+counts but a score in range, or one of three choices.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def pair_request(config: JudgeConfig, row: Row, pictures: Pictures, first: str, 
 
 
 def pictures_of(config: JudgeConfig, row: Row) -> Pictures:
-    """The pictures that go along with every request about a prompt."""
+    """The images that are sent with every request about a prompt."""
     return [picture(image) for image in row.get("images") or ()] if config.image else []
 
 
 def score_of(answer: str, scale: tuple[float, float]) -> float | None:
-    """The score in a judge's answer as a share of the scale, 0 … 1; None where there is none in range.
+    """The score in a judge's answer as a share of the scale, 0 … 1; None if there is none in range.
 
     The last JSON object with a `score` decides; without one, the last number. "8/10" is 8 on a scale to 10.
     """
@@ -79,7 +79,7 @@ def score_of(answer: str, scale: tuple[float, float]) -> float | None:
 
 
 def better_of(answer: str) -> float | None:
-    """What the first of two completions has won: 1, 0, or 0.5 for neither; None where the answer does not say."""
+    """What the first of two completions wins: 1, 0, or 0.5 for neither; None if the answer does not say."""
     found = _last(answer, "better")
     if isinstance(found, bool) or not isinstance(found, int):
         return None
@@ -119,14 +119,14 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _plain(text: str) -> str:
-    """Without control tokens of chat templates, which some servers read in texts, too: a blank takes them apart.
+    """The text with control tokens of chat templates broken by a space, as some servers parse them even in text.
 
-    Which ones a judge has is not known here: those in the form `<|…|>`, and the usual ones of other families.
+    The judge's own tokens are not known here: all of the form `<|…|>` are broken, and the usual ones of other families.
     """
     return _CONTROL.sub(lambda match: f"{match[0]} ", text.encode("utf-8", "replace").decode())
 
 
 def _marked(parts: Mapping[str, str]) -> str:
-    """The parts between marks; no part can hold the mark, which is a hash of them all."""
+    """The parts between marks; no part can contain the mark, which is a hash of them all."""
     mark = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return "\n\n".join(f"BEGIN {name} {mark}\n{content}\nEND {name} {mark}" for name, content in parts.items())

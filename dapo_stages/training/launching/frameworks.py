@@ -1,6 +1,6 @@
-"""What a launch is: which framework the ranks train under, and whether it is what was configured.
+"""Which framework the ranks of a launch train with, and whether it is the configured one.
 
-accelerate sets up processes and frameworks from the environment that its launcher leaves.
+accelerate sets up processes and frameworks from the environment variables of its launcher.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dapo_stages.training.optimizers import Optimizers
 
 
 def join(model: ModelConfig, device: torch.device) -> Any:
-    """The Accelerator of this launch; None in a process that is alone. Call it before the model is loaded.
+    """The Accelerator of this launch; None in a single process. Call it before the model is loaded.
 
-    Raises ConfigError where accelerate does something else than was configured, which it does without a word.
+    Raises ConfigError if accelerate does not do what was configured, which it does not report itself.
     """
     wanted = _configured()
     if wanted is None:
@@ -36,41 +36,41 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before deepspeed is imported, which transformers may do
-    # DeepSpeed calls what torch has renamed.
+    # DeepSpeed calls functions that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
     if on_cpu:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    with redirect_stdout(sys.stderr):  # DeepSpeed prints, and its logger keeps what is stdout when it is imported
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints, and its logger keeps the stdout of its import
         accelerator = Accelerator(
             cpu=on_cpu and wanted != "DEEPSPEED",
             mixed_precision="bf16" if wanted == "DEEPSPEED" and model.dtype == "bfloat16" else "no",
             kwargs_handlers=handlers,
         )
-    found = accelerator.distributed_type.value
-    if not found.startswith(wanted) or accelerator.num_processes != ranks.count():
+    kind = accelerator.distributed_type.value
+    if not kind.startswith(wanted) or accelerator.num_processes != ranks.count():
         raise ConfigError(
-            f"accelerate launch: found {accelerator.num_processes} process(es) of type {found}; needed {ranks.count()} "
-            f"of type {wanted}, as configured. Look for what accelerate fell back for without a word (use_cpu, "
-            "ACCELERATE_USE_CPU, what is installed), or take another file of pipelines/accelerate."
+            f"accelerate launch: expected {ranks.count()} process(es) of type {wanted}, as configured, got "
+            f"{accelerator.num_processes} of type {kind}. Check why accelerate fell back (use_cpu, ACCELERATE_USE_CPU, "
+            "missing packages), or use another file of pipelines/accelerate."
         )
     plugin = accelerator.state.fsdp_plugin if wanted == "FSDP" else None
     if plugin and (plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading):
         raise ConfigError(
-            f"fsdp_config: found fsdp_version {plugin.fsdp_version}, fsdp_cpu_ram_efficient_loading "
-            f"{plugin.cpu_ram_efficient_loading}; needed 2 and false. Take pipelines/accelerate/fsdp2.yaml."
+            f"fsdp_config: fsdp_version must be 2 and fsdp_cpu_ram_efficient_loading false, but they are "
+            f"{plugin.fsdp_version} and {plugin.cpu_ram_efficient_loading}. Use pipelines/accelerate/fsdp2.yaml."
         )
     if model.quantization is not None and splits_weights(accelerator):
         raise ConfigError(
-            f"model.quantization: found {model.quantization} in a launch that splits weights; needed one with whole "
-            "weights. Launch with ddp or zero2, or set it to null."
+            f"model.quantization: {model.quantization} does not work in a launch that splits weights over the ranks. "
+            "Launch with ddp or zero2, or set it to null."
         )
     return accelerator
 
 
 @contextmanager
 def among_ranks() -> Iterator[None]:
-    """Around work that the ranks do together: a broken connection is called by its name. Raises RankError."""
+    """Wrap work that the ranks do together: a broken connection raises RankError."""
     try:
         yield
     except RuntimeError as error:
@@ -78,25 +78,25 @@ def among_ranks() -> Iterator[None]:
         if ranks.count() == 1 or not any(word in reason for word in ("gloo", "NCCL", "onnection")):
             raise
         raise RankError(
-            f"rank {ranks.rank()} of {ranks.count()}: found no connection to another process ({reason[:160]}); needed "
-            "all of them. See why it ended, and run the same command again."
+            f"rank {ranks.rank()} of {ranks.count()}: lost the connection to another process ({reason[:160]}). See why "
+            "it ended, and run the same command again."
         ) from None
 
 
 def splits_weights(accelerator: Any) -> bool:
-    """Whether no rank has the whole model, so that all must run its layers equally often."""
+    """Whether no rank has the whole model, so all must run its layers equally often."""
     kind = _kind(accelerator)
     return kind == "FSDP" or (kind == "DEEPSPEED" and accelerator.state.deepspeed_plugin.zero_stage == 3)
 
 
 def holds_master_weights(accelerator: Any) -> bool:
-    """Whether exact copies of the weights under training are the framework's affair."""
+    """Whether the framework keeps the exact copies of the weights under training."""
     return _kind(accelerator) == "DEEPSPEED"
 
 
 @contextmanager
 def whole_models() -> Iterator[None]:
-    """Within, models are made whole on every rank, also under ZeRO-3, which splits all that transformers makes."""
+    """Within, models are whole on every rank, even under ZeRO-3, which otherwise splits every model of transformers."""
     from accelerate.state import AcceleratorState, is_initialized
 
     plugin = AcceleratorState().deepspeed_plugin if is_initialized() else None
@@ -113,7 +113,7 @@ def whole_models() -> Iterator[None]:
 
 
 def worker(accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> Worker:
-    """The policy, wrapped as the launch has it."""
+    """The policy, wrapped for this kind of launch."""
     if accelerator is None:
         return Worker(forward, optimizers, config)
     kind: type[Ranked] = Replicated
@@ -129,7 +129,7 @@ def _kind(accelerator: Any) -> str:
 
 
 def _configured() -> str | None:
-    """What the launcher was asked for, as it tells its processes."""
+    """The framework that the launcher was asked for, from its environment variables."""
     if "RANK" not in os.environ:
         return None
     for kind in ("DEEPSPEED", "FSDP"):
@@ -143,6 +143,6 @@ def _check_combination(wanted: str, model: ModelConfig) -> None:
         from importlib.util import find_spec
 
         if find_spec("deepspeed") is None:
-            raise ConfigError("DeepSpeed: found none installed; needed deepspeed. Run pip install deepspeed.")
+            raise ConfigError("DeepSpeed: it is not installed. Run pip install deepspeed.")
         if model.dtype == "float64":
-            raise ConfigError("model.dtype: found float64 under DeepSpeed; needed bfloat16 or float32. Set it.")
+            raise ConfigError("model.dtype: float64 does not work with DeepSpeed. Set it to bfloat16 or float32.")

@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimiser state split over the ranks, layer by layer, by torch's fully_shard."""
+"""FSDP2: weights, gradients and optimizer state split over the ranks, layer by layer, by torch's fully_shard."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dapo_stages.training.optimizers import Optimizers
 
 
 class Sharded(Ranked):
-    """Gradients are exchanged in every pass: to keep them whole until the last would take the memory that is saved."""
+    """Gradients are exchanged in every pass: keeping them whole until the last would need the memory that is saved."""
 
     def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
         optimizers.only()
         _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device)
-        super().__init__(accelerator, forward, Optimizers(forward.model, config), config)  # over the parts
+        super().__init__(accelerator, forward, Optimizers(forward.model, config), config)  # on the sharded weights
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss * self.ranks)
@@ -56,7 +56,7 @@ class Sharded(Ranked):
 
 
 def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
-    """Split every layer by itself, and what remains as one; the layers are those that transformers never cuts."""
+    """Split every layer by itself, and the rest as one; transformers names the layers in `_no_split_modules`."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -75,7 +75,7 @@ def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:
-    """A tensor that is split over the ranks, put together; any other as it is."""
+    """A tensor that is split over the ranks, assembled; any other as it is."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value

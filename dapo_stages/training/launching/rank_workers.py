@@ -1,7 +1,7 @@
-"""A policy under training, as one of the ranks of a launch sees it: alone, or with the whole model on each (DDP).
+"""A policy under training, as seen by one rank of a launch: a single process, or DDP (the whole model on each rank).
 
-This is what the update needs of accelerate and the frameworks, and no more. A loss is a rank's share of the sum over
-all ranks; the frameworks average gradients over ranks, hence the factors of `ranks`.
+This is all that the update uses of accelerate and the frameworks. A loss is a rank's share of the sum over all ranks;
+the frameworks average gradients over ranks, hence the factors of `ranks`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ State = dict[str, torch.Tensor]
 
 
 class Step(NamedTuple):
-    """What became of an optimiser step."""
+    """The result of an optimizer step."""
 
     norm: float  # of the whole gradient, before clipping
-    applied: bool  # False: nothing was changed
+    applied: bool  # False: nothing has changed
 
 
 class Worker:
-    """A policy under training in a process of its own; the other kinds differ from it in what they override."""
+    """A policy under training in a single process; subclasses override what differs in other launches."""
 
     rank, ranks = 0, 1
 
@@ -41,12 +41,12 @@ class Worker:
         self._trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
     def forward(self, batch: Packed | SeparateRows, chunks: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and entropies of the batch's completion tokens, as GroupLogprobs gives them."""
+        """Logprobs and entropies of the batch's completion tokens, as GroupLogprobs gives them."""
         found: tuple[torch.Tensor, torch.Tensor] = self._forward(batch, chunks)
         return found
 
     def pass_(self, *, last: bool) -> AbstractContextManager[object]:
-        """Around a forward and backward pass; `last`: of this optimiser step, when gradients are exchanged."""
+        """Context of a forward and backward pass; `last` of this optimizer step, when gradients are exchanged."""
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -73,22 +73,22 @@ class Worker:
         return self.total({"broken": torch.stack(broken).sum()})["broken"] == 0
 
     def _held(self, parameter: torch.Tensor) -> torch.Tensor:
-        """What this rank has of a weight."""
+        """This rank's part of a weight."""
         return parameter.detach()
 
     def total(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Sums over all ranks; of names in `_min` and `_max` the extremes."""
+        """Sums over all ranks; for names that end in `_min` or `_max`, the extremes."""
         return {name: float(value) for name, value in sums.items()}
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """The values [n] of all ranks in one row; n may differ, and no value is below 0."""
+        """The values [n] of all ranks in one row; n may differ between ranks, and no value may be negative."""
         return values
 
-    # ---- What is saved. All ranks call these together, for the same parameters in the same order. --------------------
+    # ---- For saving. All ranks call these together, for the same parameters in the same order. -----------------------
 
     @property
     def optimizer(self) -> str:
-        """The configured kind of optimiser."""
+        """The configured kind of optimizer."""
         return self._optimizers.kind
 
     @property
@@ -97,7 +97,7 @@ class Worker:
         return list(self._trained)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's weights, on rank 0; None: they are those in memory."""
+        """The whole model's weights, on rank 0; None if those in memory are whole."""
         return None
 
     def gradient(self, name: str) -> torch.Tensor | None:
@@ -106,13 +106,13 @@ class Worker:
         return gradient
 
     def state_of(self, name: str) -> State:
-        """The optimiser's tensors of a weight, whole, and its exact value (`master`) where the checkpoint rounds it."""
+        """The optimizer's tensors of a weight, whole, and its exact value (`master`) if the checkpoint rounds it."""
         parameter = self._trained[name]
         master = {"master": parameter.detach()} if self._exact else {}
         return self._optimizers.state_of(parameter) | master
 
     def set_state(self, name: str, state: State) -> None:
-        """Put back what state_of gave, here or under another kind of launch. Raises ValueError if it does not fit."""
+        """Restore what state_of gave, here or in another kind of launch. Raises ValueError if it does not fit."""
         parameter = self._trained[name]
         check_shapes(name, state, parameter.shape)
         moments = dict(state)
@@ -124,7 +124,7 @@ class Worker:
 
 
 class Ranked(Worker):
-    """What all kinds with several ranks share."""
+    """What all launches with several ranks share."""
 
     def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
         super().__init__(forward, optimizers, config)
@@ -150,9 +150,9 @@ class Ranked(Worker):
         return everything[everything > -0.5]
 
     def _collect(self, whole: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All weights and buffers in the memory of rank 0, one by one; `whole` puts one together in all ranks.
+        """Copy all weights and buffers to the memory of rank 0, one by one; `whole` assembles one on all ranks.
 
-        Of an adapter those that are trained: no others are saved.
+        For an adapter only the trained weights, as no others are saved.
         """
         named = self._model.state_dict(keep_vars=True)
         if hasattr(self._model, "get_base_model"):
@@ -183,4 +183,4 @@ class Replicated(Ranked):
 def check_shapes(name: str, state: State, shape: Sequence[int]) -> None:
     for key, value in state.items():
         if key != "step" and tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{key} of {name} has shape {list(value.shape)}, needed {list(shape)}")
+            raise ValueError(f"{key} of {name} has shape {list(value.shape)}, but must have {list(shape)}")

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: optimiser state (stage 1), gradients (2) and weights (3) split over the ranks."""
+"""DeepSpeed ZeRO: optimizer state (stage 1), gradients (2) and weights (3) split over the ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dapo_stages.training.optimizers import Optimizers
 
 
 class Zero(Ranked):
-    """DeepSpeed's engine, driven pass by pass; state and gradients are put together by its safe_… functions."""
+    """DeepSpeed's engine, driven pass by pass; its safe_… functions assemble state and gradients."""
 
     def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
         super().__init__(accelerator, forward, optimizers, config)
@@ -38,7 +38,7 @@ class Zero(Ranked):
     def step(self, factor: float, healthy: bool) -> Step:
         self._optimizers.set_rates(self._zero.param_groups, factor)
         self._engine.step()
-        if self._zero.overflow:  # found by DeepSpeed, which left all as it was; what is to be skipped is made NaN
+        if self._zero.overflow:  # DeepSpeed has changed nothing; the loss of an update to be skipped is made NaN
             return Step(float("inf"), False)
         return Step(float(self._engine.get_global_grad_norm()), True)
 
@@ -46,7 +46,7 @@ class Zero(Ranked):
         if not hasattr(parameter, "ds_tensor"):
             return super()._held(parameter)
         part: Any = parameter.ds_tensor
-        size = part.ds_numel  # the last parts are filled up by whatever the memory held, be it NaN
+        size = part.ds_numel  # the last parts are padded with uninitialized memory, possibly NaN
         held: torch.Tensor = part.detach()[: max(parameter.ds_numel - size * self.rank, 0)]
         return held
 
@@ -57,7 +57,7 @@ class Zero(Ranked):
 
         def whole(value: torch.Tensor) -> torch.Tensor:
             with zero.GatheredParameters([value] if hasattr(value, "ds_id") else []):
-                return value.detach().to("cpu", copy=True) if self.rank == 0 else value  # gone when the context ends
+                return value.detach().to("cpu", copy=True) if self.rank == 0 else value  # freed after the context
 
         return self._collect(whole)
 
@@ -90,13 +90,13 @@ class Zero(Ranked):
                 self._set(parameter, value.to(parameter.device), key)
 
     def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
-        """Put a whole tensor where DeepSpeed holds this rank's part of it."""
+        """Write a whole tensor to where DeepSpeed keeps this rank's part of it."""
         from deepspeed import utils
 
         set_parameter, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
         if self._stage == 3:
             set_parameter, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
-            # Parts are equally large, the last filled up; what sets whole tensors forgets that, and runs past the end.
+            # Parts have the same size, the last is padded; DeepSpeed's setter of whole tensors would run past the end.
             size = parameter.ds_tensor.ds_numel
             flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
             value = flat.narrow(0, size * self.rank, size)
@@ -107,19 +107,19 @@ class Zero(Ranked):
 
     @property
     def _flat(self) -> list[torch.Tensor]:
-        """This rank's parts of the weights, flattened, as the optimiser knows them."""
+        """This rank's parts of the weights, flattened, as the optimizer has them."""
         name = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
         found: list[torch.Tensor] = getattr(self._zero, name)
         return found
 
     def _begin(self, step: float) -> None:
-        """Give the optimiser, which makes its state in its first step, one of zeros to fill."""
+        """Give the optimizer, which makes its state in its first step, a state of zeros to fill."""
         base = self._zero.optimizer
         for flat in self._flat:
             state = base.state[flat]
             if not state:
                 state |= {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
-            # One count for all: weights that never had a gradient have none of their own.
+            # One count for all weights: those that never had a gradient have none.
             count = max(float(state.get("step", 0)), step)
             state["step"] = torch.tensor(count) if isinstance(base, torch.optim.AdamW) else int(count)
         if self._stage < 3:
@@ -127,7 +127,7 @@ class Zero(Ranked):
 
 
 def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
-    """What is ours to say in DeepSpeed's configuration; accumulation and its scaling are the caller's."""
+    """Set what we control in DeepSpeed's configuration; accumulation and its scaling are up to the caller."""
     settings = plugin.deepspeed_config
     settings |= {
         "train_micro_batch_size_per_gpu": 1,
@@ -137,5 +137,5 @@ def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
     if low:
         settings["bf16"] |= {"check_grad_overflow": True}
         settings.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
-        if plugin.zero_stage > 1:  # stage 1 would become another optimiser, which cannot skip a step
+        if plugin.zero_stage > 1:  # stage 1 would get another optimizer, which cannot skip a step
             settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})

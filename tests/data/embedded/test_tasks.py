@@ -1,4 +1,4 @@
-"""The embedded tasks: what is drawn, what it says, and what it says nothing about."""
+"""The embedded tasks: images, questions and answers, and that nothing else gives an answer away."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MANY = [scenes.question(5, index, shuffled=True) for index in range(600)]
 
 
 def colour_at(pixels: np.ndarray) -> np.ndarray:
-    """For each pixel the number of the nearest colour, -1 for grey ones."""
+    """For each pixel the index of the nearest color, -1 for gray ones."""
     saturated = pixels.max(-1) - pixels.min(-1) > 70
     distance = np.abs(pixels[..., None, :] - np.array(list(COLOURS.values()))).sum(-1)
     return np.where(saturated, distance.argmin(-1), -1)
 
 
 def centre(question: Question, colour: str) -> tuple[float, float]:
-    """Mean place (x, y) of the pixels of a colour."""
+    """Mean position (x, y) of the pixels of a color."""
     found = colour_at(np.asarray(question.image, dtype=int)) == list(COLOURS).index(colour)
     y, x = np.nonzero(found)
     return float(x.mean()), float(y.mean())
@@ -66,7 +66,7 @@ def test_the_picture_shows_the_object_on_its_side() -> None:
 
 
 def has_colour(asked: Question, colour: str) -> bool:
-    """Whether more than stray pixels have a colour."""
+    """Whether more than a few stray pixels have a color."""
     found = colour_at(np.asarray(asked.image, dtype=int)) == list(COLOURS).index(colour)
     return int(found.sum()) > 40
 
@@ -94,7 +94,9 @@ def test_a_bias_makes_the_usual_answer_as_frequent_as_it_says() -> None:
 def test_options_have_one_order_unless_shuffled() -> None:
     orders = {asked.problem.partition("\n")[2] for asked in (scenes.question(5, index) for index in range(60))}
     assert len(orders) == 3  # one of each kind
-    with pytest.raises(ConfigError, match="found true with task colours, whose options have one order"):
+    with pytest.raises(
+        ConfigError, match=r"data\.synthetic: shuffled is true, but the options of task colours have a f"
+    ):
         load_config(ROOT / "pipelines/embedded.yaml", ["data.synthetic.shuffled=true"])
     assert load_config(ROOT / "pipelines/scenes.yaml", ["data.synthetic.shuffled=true"]).data.synthetic.shuffled
 

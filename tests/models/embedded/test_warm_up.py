@@ -10,7 +10,7 @@ from dapo_stages.models.embedded.warm_up import WarmUp, _lessons
 
 
 def shares(name: TaskName, step: int, **settings: float) -> tuple[float, float]:
-    """Of one batch, how many pictures show the usual answer, and how many completions give the right letter."""
+    """Shares of one batch: images that show the usual answer, and completions that give the right letter."""
     recipe = WarmUp(steps=10, batch=400, biased=0.6, hearsay=1.0, **settings)  # type: ignore[arg-type]
     lessons = _lessons(task(name), 1, step, recipe, np.random.default_rng(0))
     usual = np.mean([asked.answer == asked.usual for asked, _ in lessons])

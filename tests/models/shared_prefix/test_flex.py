@@ -43,5 +43,5 @@ def test_a_policy_set_to_flex_gives_the_same_logprobs(policy: Policy) -> None:
 
 
 def test_flex_is_refused_on_the_cpu(checkpoint: Path) -> None:
-    with pytest.raises(ModelError, match=r"model.attention: found flex without CUDA; needed sdpa"):
+    with pytest.raises(ModelError, match=r"model.attention: flex needs CUDA\. Set it to sdpa"):
         load_policy(checkpoint, ModelConfig(name="x", dtype="float32", device="cpu", attention="flex"))

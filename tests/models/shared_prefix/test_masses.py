@@ -97,6 +97,7 @@ def test_patches_are_kept_for_the_completions_asked_for(policy: Policy) -> None:
     [found] = recorder.collect(policy.base.model, packed)
     assert [one.patches is not None for one in found] == [False, False, True, False]
     [everyone] = record(policy, cases, "predicting", 256)
+    assert found[2].patches is not None and everyone[2].patches is not None
     assert torch.allclose(found[2].patches, everyone[2].patches)
 
 

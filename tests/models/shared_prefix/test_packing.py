@@ -1,4 +1,4 @@
-"""Groups, packed or in padded rows, give what one row per completion gives: log-probs and gradients, in float64."""
+"""Groups, packed or in padded rows, give the same as one row per completion: logprobs and gradients, in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dapo_stages.models.shared_prefix.packing import Group, Packed, SeparateRows
 
 
 def separate_logprobs(policy: Policy, group: Group) -> torch.Tensor:
-    """Each completion in a row of its own, through transformers' own forward with its own positions and mask."""
+    """Each completion in a separate row, through transformers' own forward with its own positions and mask."""
     policy.attend("separate")
     found = []
     for completion in group.completions:
@@ -78,7 +78,7 @@ def test_gradients_of_adapters_equal_those_of_separate_rows(policy: Policy) -> N
     ("policy", "checkpointing"), [*((family, False) for family in SHARED), (OTHER, True)], indirect=["policy"]
 )
 def test_padded_rows_equal_separate_rows(policy: Policy, checkpointing: bool) -> None:
-    """What a model falls back to that cannot share prompts; any model can be run so."""
+    """The fallback for models that cannot share prompts; any model can be run this way."""
     policy.model.double()
     cases = groups(policy)
     want = torch.cat([separate_logprobs(policy, group) for group in cases])
@@ -98,7 +98,7 @@ def test_a_model_is_trained_in_the_layout_it_can_take(policy: Policy, layout: ty
 
 
 def test_two_prompts_with_equal_tokens_keep_their_own_pictures(policy: Policy) -> None:
-    """Placeholders of different pictures are the same tokens; only the pictures tell the groups apart."""
+    """Placeholders of different images are the same tokens; only the images tell the groups apart."""
     one, *_ = groups(policy)
     assert one.prompt.pixel_values is not None
     other = Group(
@@ -108,7 +108,8 @@ def test_two_prompts_with_equal_tokens_keep_their_own_pictures(policy: Policy) -
     got, _ = GroupLogprobs(policy, 0.7)(policy.pack([one, other]))
     want = torch.cat([separate_logprobs(policy, one), separate_logprobs(policy, other)])
     assert torch.allclose(got, want, atol=1e-5)
-    assert not torch.allclose(*got.chunk(2), atol=1e-3)
+    first, second = got.chunk(2)
+    assert not torch.allclose(first, second, atol=1e-3)
 
 
 def test_an_empty_completion_is_refused(policy: Policy) -> None:

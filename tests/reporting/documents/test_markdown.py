@@ -1,4 +1,4 @@
-"""The Markdown files of a run: they grow line by line, and what models and data sets say stays text.
+"""The Markdown files of a run: they grow line by line, and what models and datasets say stays text.
 
 Read by markdown-it-py, a parser of CommonMark that rich brings along.
 """

@@ -77,7 +77,7 @@ def test_an_iteration_with_only_an_evaluation_has_only_its_figures(run: Path) ->
 
 def test_an_evaluation_without_metrics_is_refused(tmp_path: Path) -> None:
     tiny_run.publish(Plan("evaluate", tmp_path / "eval", {}, 1), lambda output: None)
-    with pytest.raises(DataError, match=r"found no metrics.json; needed .* Run evaluate again\."):
+    with pytest.raises(DataError, match=r"metrics\.json is missing\. Run evaluate again\."):
         collect(1, {"eval": Source(tmp_path / "eval")})
 
 
@@ -99,7 +99,8 @@ def test_rewards_of_the_first_and_the_latest_iteration_are_drawn_beside_each_oth
     # 24 bins from -0.5 to 3: -0.5 is in the first, 0.5 in the seventh, 3 in the last.
     shares = {index: share for index, (_, share) in enumerate(rewards.series[0].points) if share}
     assert shares == {0: 0.25, 6: 0.25, 23: 0.5} and rewards.bin == pytest.approx(3.5 / 24)
-    assert advantages.series[1].points[0] == (pytest.approx(-1.2 + 2.1 / 48), 0.25)
+    middle, share = advantages.series[1].points[0]
+    assert middle == pytest.approx(-1.2 + 2.1 / 48) and share == 0.25
 
 
 def test_intervals_of_an_evaluation_are_drawn() -> None:
@@ -129,7 +130,7 @@ def test_pass_and_majority_are_drawn_beside_the_greedy_answer() -> None:
     The bands of whole questions are Clopper and Pearson's at 90 %: 1 - .95^(1/2) to .95^(1/2) for one right of two,
     .05^(1/2) to 1 for both. The others lie where metrics.json has them.
     """
-    answers = {"a": ["R", "R", "R", "R", "W"], "b": ["W", "R", "C", "C", None]}
+    answers: dict[str, list[str | None]] = {"a": ["R", "R", "R", "R", "W"], "b": ["W", "R", "C", "C", None]}
     figures = [evaluation(0, {name: given[:1] for name, given in answers.items()}), evaluation(2, answers)]
     charts = {chart.title: chart for chart in curves(figures, {})}
     ends = figures[1]["eval"]["intervals"]

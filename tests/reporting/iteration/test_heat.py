@@ -1,4 +1,4 @@
-"""Where tokens looked: bytes against values worked out by hand, pooling, and numbers that do not fit the picture."""
+"""Where tokens looked: bytes against values worked out by hand, pooling, and numbers that do not fit the image."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_every_curve_of_a_picture_has_a_colour_and_a_name() -> None:
-    """A curve whose class has no colour in the file's own style is not seen at all."""
+    """A curve whose class has no color in the file's own style is not seen at all."""
     names = [f"<b>{index}</b>\n&" for index in range(COLOURS + 1)]
     text = picture(Chart("a title", "y", [Series(name, [(0.0, 1.0), (1.0, 2.0)]) for name in names]))
     drawn = ElementTree.fromstring(text)

@@ -97,7 +97,12 @@ def test_what_is_noted_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
 
     reads: list[int] = []
     reading = tensorboard_events._read
-    monkeypatch.setattr(tensorboard_events, "_read", lambda paths: reads.append(len(paths)) or reading(paths))
+
+    def noted(paths: list[Path]) -> object:
+        reads.append(len(paths))
+        return reading(paths)
+
+    monkeypatch.setattr(tensorboard_events, "_read", noted)
     track(feed(tmp_path, FIRST), ["tensorboard"])
     track(feed(tmp_path, FIRST, SECOND), ["tensorboard"])
     assert reads == [0]
@@ -197,7 +202,7 @@ def test_what_changed_begins_another_wandb_run(tmp_path: Path, capsys: pytest.Ca
     track(feed(tmp_path, AGAIN), ["wandb"])
     found = [[row["rollout/accuracy"] for row in rows if "iteration" in row] for rows in records(tmp_path).values()]
     assert sorted(found) == [[0.5], [0.75]]
-    assert "wandb: figures have changed, and W&B takes nothing back" in capsys.readouterr().err
+    assert "wandb: figures have changed, and W&B only appends: run " in capsys.readouterr().err
 
 
 def test_a_sending_that_was_interrupted_begins_another_wandb_run(
@@ -226,7 +231,7 @@ def test_a_tracker_that_is_not_installed_is_named_and_costs_nothing_else(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     track(feed(tmp_path, FIRST), ["wandb"])
-    assert "wandb gets nothing, it is not installed" in (said := capsys.readouterr().err)
+    assert "cannot send to wandb, which is not installed" in (said := capsys.readouterr().err)
     assert "pip install wandb tensorboard" in said
 
 
@@ -313,7 +318,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_run.iteration(run, 2)
         on = ("--set", "report.trackers=[wandb, tensorboard]")
         first = report(run, *on)
-        assert first.stderr.count("but not the tables and histograms of 2 of them; report --backfill") == 2
+        assert first.stderr.count("but not the tables and histograms of 2 of them; run report --backfill") == 2
         for arguments in ([], [], ["--backfill"], ["--backfill"]):
             assert report(run, *on, *arguments).exit_code == 0
     return run

@@ -1,4 +1,4 @@
-"""The user's own rewards: found, called once per group in a process of their own, and what becomes of failures."""
+"""Plug-in rewards: loading, one call per group in a process of their own, and failures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.rewards.isolated.plugins import Plugins
 
 TEXTS = ["<answer>B</answer>", "<answer>C</answer>", ""]
-ROW: dict[str, object] = {"solution": "B", "problem": "What colour is it?", "prompt_id": "p7"}
-NEEDED = "needed a finite number, or None, for each of 3 completions from reward mine."
-MEND = "Mend it and run the command again, with --overwrite if the file was edited."
+ROW: dict[str, object] = {"solution": "B", "problem": "What color is it?", "prompt_id": "p7"}
+EXPECTED = "reward mine must be a finite number or None for each of 3 completions"
+FIX = "Fix the function and run the command again, with --overwrite if the file was edited."
 
 
 def load(root: Path, timeout: float = 30.0, environment: list[str] | None = None, **plugins: str) -> Plugins:
@@ -49,7 +49,7 @@ def failure(root: Path, body: str, timeout: float = 30.0) -> str:
 
 
 def alive(process_id: int) -> bool:
-    """Whether it runs; one that has ended and that nobody has waited for does not."""
+    """Whether it is running; a zombie is not."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -63,7 +63,7 @@ def gone_within(process_id: int, seconds: float) -> bool:
     return not alive(process_id)
 
 
-# ---- what a function gets and gives
+# ---- arguments and results of a function
 
 
 def test_a_group_is_one_call_and_rows_belong_to_completions(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_pictures_and_strange_text_arrive_as_they_are(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_bad_value_names_file_function_and_completion(tmp_path: Path, body: str, found: str) -> None:
-    said = f"mine.py:f: found {found} for completion 1 of prompt p7, '<answer>C</answer>'; {NEEDED} {MEND}"
+    said = f"mine.py:f: {EXPECTED}, got {found} for completion 1 of prompt p7, '<answer>C</answer>'. {FIX}"
     assert failure(tmp_path, body) == said
 
 
@@ -153,17 +153,24 @@ def test_a_bad_value_names_file_function_and_completion(tmp_path: Path, body: st
         ("return [1.0, 2.0]", "2 values for the 3 completions of prompt p7"),
         ("return [1.0] * 4", "4 values for the 3 completions of prompt p7"),
         ("return []", "0 values for the 3 completions of prompt p7"),
-        ("return None", "the result None, no list for the 3 completions of prompt p7"),
-        ("return 1.0", "the result 1.0, no list for the 3 completions of prompt p7"),
-        ("return '123'", "the result '123', no list for the 3 completions of prompt p7"),
-        ("return {0: 1, 1: 2, 2: 3}", "the result {0: 1, 1: 2, 2: 3}, no list for the 3 completions of prompt p7"),
+        ("return None", "the result None instead of a list for the 3 completions of prompt p7"),
+        ("return 1.0", "the result 1.0 instead of a list for the 3 completions of prompt p7"),
+        ("return '123'", "the result '123' instead of a list for the 3 completions of prompt p7"),
+        (
+            "return {0: 1, 1: 2, 2: 3}",
+            "the result {0: 1, 1: 2, 2: 3} instead of a list for the 3 completions of prompt p7",
+        ),
         ("raise OSError('no disk')", "OSError: no disk (line 3) for the 3 completions of prompt p7"),
-        ("os._exit(7)", "that it ended its process (exit code 7) over the 3 completions of prompt p7"),
-        ("os.kill(os.getpid(), 11)", "that it ended its process (SIGSEGV) over the 3 completions of prompt p7"),
     ],
 )
 def test_a_bad_result_names_file_function_and_prompt(tmp_path: Path, body: str, found: str) -> None:
-    assert failure(tmp_path, body) == f"mine.py:f: found {found}; {NEEDED} {MEND}"
+    assert failure(tmp_path, body) == f"mine.py:f: {EXPECTED}, got {found}. {FIX}"
+
+
+@pytest.mark.parametrize(("body", "how"), [("os._exit(7)", "exit code 7"), ("os.kill(os.getpid(), 11)", "SIGSEGV")])
+def test_a_function_that_ends_the_process_is_named_with_its_prompt(tmp_path: Path, body: str, how: str) -> None:
+    said = f"reward mine ended its process ({how}) while scoring the 3 completions of prompt p7"
+    assert failure(tmp_path, body) == f"mine.py:f: {said}. {FIX}"
 
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", "while True: pass", "sum(range(10 ** 12))"])
@@ -172,9 +179,9 @@ def test_a_function_that_hangs_is_killed_and_the_key_is_named(tmp_path: Path, bo
     said = failure(tmp_path, body, timeout=0.4)
     assert time.monotonic() - start < 10
     assert said == (
-        "mine.py:f: found no result for the 3 completions of prompt p7; it was ended; needed their rewards within "
-        "rewards.plugin_timeout=0.4 s. Raise rewards.plugin_timeout and run the command again (finished shards stay), "
-        "or mend the function."
+        "mine.py:f: reward mine did not score the 3 completions of prompt p7 within rewards.plugin_timeout=0.4 s and "
+        "was killed. Raise rewards.plugin_timeout and run the command again (finished shards stay), or fix the "
+        "function."
     )
 
 
@@ -274,15 +281,15 @@ def test_a_missing_file_and_function_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, mine="no.py:f")
     assert str(raised.value) == (
-        f"rewards.plugins.mine: {tmp_path}/no.py: found no such file; needed a Python file with the function f. "
-        "Write it, or correct the path in the configuration (it is relative to the working folder)."
+        f"rewards.plugins.mine: {tmp_path}/no.py: the file does not exist. Write a Python file with the function f, or "
+        "correct the path in the configuration (it is relative to the working folder)."
     )
     path = write(tmp_path, "f = 1\n")
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, mine="mine.py:f")
     assert str(raised.value) == (
-        f"rewards.plugins.mine: {path}: found no function f; needed `def f(completions, rows)`. "
-        "Write it, or correct the name in the configuration."
+        f"rewards.plugins.mine: {path}: no function f in this file. Write `def f(completions, rows)`, or correct the "
+        "name in the configuration."
     )
 
 
@@ -291,8 +298,8 @@ def test_a_file_that_cannot_be_imported_is_named(tmp_path: Path, code: str) -> N
     path = write(tmp_path, code)
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, mine="mine.py:f")
-    assert str(raised.value).startswith(f"rewards.plugins.mine: {path}: found ")
-    assert str(raised.value).endswith("needed a file that Python can import. Mend the file and run the command again.")
+    assert str(raised.value).startswith(f"rewards.plugins.mine: {path}: cannot import the file (")
+    assert str(raised.value).endswith("). Fix the file and run the command again.")
 
 
 def test_a_file_that_never_finishes_importing_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +308,8 @@ def test_a_file_that_never_finishes_importing_is_killed(tmp_path: Path, monkeypa
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, timeout=0.4, mine="mine.py:f")
     assert str(raised.value) == (
-        f"rewards.plugins.mine: {path}: found that importing it took more than 0.5 s; needed a file that Python can "
-        "import. Raise rewards.plugin_timeout and run the command again."
+        f"rewards.plugins.mine: {path}: importing the file took more than 0.5 s. Raise rewards.plugin_timeout and run "
+        "the command again."
     )
 
 
@@ -311,7 +318,7 @@ def test_a_plugin_is_a_file_and_a_function(tmp_path: Path, where: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load(tmp_path, mine=where)
     assert str(raised.value) == (
-        f"rewards.plugins.mine: found {where!r}; needed path/to/file.py:function. Correct it in the configuration."
+        f"rewards.plugins.mine: expected path/to/file.py:function, got {where!r}. Correct it in the configuration."
     )
 
 
@@ -319,10 +326,10 @@ def test_a_plugin_is_a_file_and_a_function(tmp_path: Path, where: str) -> None:
 def test_a_name_must_make_a_column_of_its_own(tmp_path: Path, name: str) -> None:
     write(tmp_path, "def f(c, r): return [1] * len(c)\n")
     with pytest.raises(ConfigError) as raised:
-        load(tmp_path, **{name: "mine.py:f"})
+        load(tmp_path, 30.0, None, **{name: "mine.py:f"})
     assert str(raised.value) == (
-        f"rewards.plugins.{name}: found the name {name!r}; needed letters, digits and _, and none of accuracy, format, "
-        "judge, overlong, vgr. Rename the plug-in in the configuration."
+        f"rewards.plugins.{name}: {name!r} is not a valid name (letters, digits and _, but none of accuracy, format, "
+        "judge, overlong, vgr). Rename the plug-in in the configuration."
     )
 
 

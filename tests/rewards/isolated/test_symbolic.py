@@ -1,4 +1,4 @@
-"""The worker process: answers, time-outs, deaths, restarts."""
+"""The child process that compares expressions: answers, timeouts, deaths, restarts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dapo_stages.errors import DapoStagesError
 from dapo_stages.rewards.isolated import symbolic
 from dapo_stages.rewards.isolated.symbolic import Worker
 
-# Speaks the protocol; the answer says what to do, so that each kind of failure happens when it should.
+# Speaks the protocol; the answer says what to do, so that a test can cause each kind of failure.
 JOB = """
 import json, os, sys, time
 print(json.dumps({"ready": True}), flush=True)
@@ -101,8 +101,8 @@ def test_a_program_that_cannot_start_is_an_error_and_not_a_wrong_answer(tmp_path
     with pytest.raises(DapoStagesError) as raised:
         Worker(program).equal("1", "1", 5)
     assert str(raised.value) == (
-        f"{program}: the process for symbolic answers did not start: found No module named math_verify; needed "
-        f"math-verify in {sys.executable}. Install math-verify, or set rewards.symbolic=false."
+        f"{program}: cannot start the process that compares expressions (No module named math_verify). Install "
+        f"math-verify in {sys.executable}, or set rewards.symbolic=false."
     )
 
 

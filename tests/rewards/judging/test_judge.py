@@ -1,4 +1,4 @@
-"""A judge asked over HTTP: scores, tries, cache, budget, hostile texts, and order bias that cancels out."""
+"""A judge asked over HTTP: scores, retries, cache, budget, hostile texts, and order bias that cancels out."""
 
 from __future__ import annotations
 
@@ -141,12 +141,12 @@ def test_malformed_and_cut_answers_are_no_opinion_and_counted(
 
     with JudgeServer(mumbles) as server:
         assert judge(tmp_path, server).score([group(*TEXTS)]) == [[None, 1.0, 0.0, 0.75]]
-        assert capsys.readouterr().err == "judge: 1 of 4 answers name no valid verdict and give no reward_judge\n"
+        assert capsys.readouterr().err == "judge: 1 of 4 answers have no valid verdict and give no reward_judge\n"
         server.finish_reason = "length"
         assert judge(tmp_path, server, cache="other").score([group(*TEXTS)]) == [[None] * 4]
 
 
-# ---- tries
+# ---- retries
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_a_judge_that_stays_away_is_an_error_and_answers_are_kept(tmp_path: Path
         with pytest.raises(EngineError) as raised:
             judge(tmp_path, server, retries=1, concurrency=1).score([group(*TEXTS)])
         assert str(raised.value) == (
-            f'judge {server.url}: found status 500 ({{"error": "as asked for: 500"}}) at the last of 2 tries; needed '
-            "an answer within rewards.judge.timeout=5 s. Look into the server's log, start it again, and run the same "
-            "command again: finished shards are kept."
+            f"judge {server.url}: no valid response in 2 attempts with rewards.judge.timeout=5 s (last error: status "
+            '500 ({"error": "as asked for: 500"})). See the server\'s log, restart it, and run the same command again: '
+            "finished shards are kept."
         )
         asked = len(server.requests)
         assert judge(tmp_path, server).score([group(*TEXTS)]) == [[0.2, 1.0, 0.0, 0.75]]
@@ -185,7 +185,8 @@ def test_a_wrong_key_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     with JudgeServer(points, faults=[fails(401)]) as server, pytest.raises(EngineError) as raised:
         judge(tmp_path, server).score([group("three")])
     assert [headers["Authorization"] for headers in server.headers] == ["Bearer own"]
-    assert "in DAPO_STAGES_JUDGE_API_KEY or OPENAI_API_KEY" in str(raised.value) and "Bearer" not in str(raised.value)
+    assert "Set DAPO_STAGES_JUDGE_API_KEY, or OPENAI_API_KEY (only sent over https" in str(raised.value)
+    assert "Bearer" not in str(raised.value)
 
 
 def test_a_text_that_is_refused_costs_its_reward_and_not_the_run(
@@ -194,9 +195,9 @@ def test_a_text_that_is_refused_costs_its_reward_and_not_the_run(
     with JudgeServer(points, faults=[None, fails(400)]) as server:
         assert judge(tmp_path, server, concurrency=1).score([group(*TEXTS)]) == [[0.2, None, 0.0, 0.75]]
         said = capsys.readouterr().err
-        assert said.startswith("judge: 1 requests were refused and have no reward_judge; one said: status 400 (")
+        assert said.startswith("judge: 1 requests give no reward_judge; the first: request refused with status 400 (")
         server.faults = [fails(400)] * 4
-        with pytest.raises(EngineError, match="found status 400"):  # nothing was ever answered
+        with pytest.raises(EngineError, match="request refused with status 400"):  # nothing was ever answered
             judge(tmp_path, server, cache="other").score([group(*TEXTS)])
 
 
@@ -235,8 +236,8 @@ def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
     with JudgeServer(points) as server, pytest.raises(DataError) as raised:
         judge(tmp_path, server).score([group("two")])
     assert str(raised.value) == (
-        f"{tmp_path}/kept/answers: found DatabaseError: file is not a database; needed a file of a judge's "
-        "answers that can be read and written. Move it away, or set rewards.judge.cache, and run the command again."
+        f"{tmp_path}/kept/answers: cannot read or write the judge's answers (DatabaseError: file is not a database). "
+        "Move the file away, or set rewards.judge.cache, and run the command again."
     )
 
 
@@ -251,14 +252,14 @@ def test_what_a_judge_says_is_kept_as_text(tmp_path: Path) -> None:
 def test_a_budget_is_for_the_first_groups_and_says_what_it_leaves_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same ones, whatever is kept: what was judged does not depend on who asked before."""
+    """Always the same groups: what is judged does not depend on the cache."""
     with JudgeServer(points) as server:
         small = judge(tmp_path, server, max_requests=7)
         assert small.score([group("two", "three"), group("two", "two")]) == [[0.2, 1.0], [0.2, 0.2]]
         assert capsys.readouterr().err == "" and len(server.requests) == 2
         assert small.score([group("four", "two"), group("3", "two")], before=2) == [[0.0, 0.2], [None, None]]
         assert capsys.readouterr().err == (
-            "judge: rewards.judge.max_requests=7 are for the first 3 groups, at 2 requests each; groups without "
+            "judge: rewards.judge.max_requests=7 covers the first 3 groups, with 2 requests each; groups without "
             "reward_judge: 1\n"
         )
         assert small.score([group("two", "three")], before=5) == [[None, None]]
@@ -314,7 +315,7 @@ def _system(root: Path) -> str:
 
 
 def test_a_mark_cannot_be_known_from_an_earlier_message(tmp_path: Path) -> None:
-    """A completion that is a whole message of before, marks included, stays between other marks."""
+    """A completion that quotes a whole earlier message, marks included, is put between other marks."""
     with JudgeServer(lambda _: '{"score": 2}') as server:
         judge(tmp_path, server).score([group("good")])
         known = said_to(server.requests[0])
@@ -352,7 +353,7 @@ def test_a_judge_that_prefers_a_place_gives_everybody_a_half(tmp_path: Path, bia
 
 
 def test_a_bias_where_answers_are_close_cancels_out(tmp_path: Path) -> None:
-    """It takes the first unless the second is longer by two at least. By hand: a loses to bbb (2) and dddd (3), ties
+    """It picks the first unless the second is longer by at least two. By hand: a loses to bbb (2) and dddd (3), ties
     with cc; bbb wins against a, ties with cc and dddd; cc ties with a and bbb, loses to dddd."""
     rewards, _ = compare(
         tmp_path, lambda first, second: json.dumps({"better": 2 if len(second) >= len(first) + 2 else 1}), *LENGTHS
@@ -365,7 +366,7 @@ def test_a_pair_counts_in_both_orders_or_not_at_all(tmp_path: Path) -> None:
         return "hm" if (first, second) == ("a", "bbb") else longest(first, second)
 
     rewards, _ = compare(tmp_path, silent, "a", "bbb", "cc")
-    assert rewards == [0.0, 1.0, 0.5]  # of a and bbb one comparison each is left, with cc
+    assert rewards == [0.0, 1.0, 0.5]  # a and bbb each have one comparison left, with cc
     assert compare(tmp_path, silent, "a", "bbb", cache="two")[0] == [None, None]
 
 
@@ -377,7 +378,7 @@ def test_equal_completions_tie_without_a_request_and_one_alone_has_no_opinion(tm
 
 @pytest.mark.parametrize(("pairs", "opponents"), [(1, 2), (2, 2), (3, 4), (4, 4), (6, 6), (7, 7), (100, 7), (None, 7)])
 def test_pairs_bound_the_comparisons(tmp_path: Path, pairs: int | None, opponents: int) -> None:
-    """Everybody meets as many others, each once."""
+    """Everyone is compared with equally many others, each once."""
     texts = [str(number) for number in range(8)]
     _, server = compare(tmp_path, longest, *texts, pairs=pairs, cache="c")
     asked = [tuple(answers(request)) for request in server.requests]

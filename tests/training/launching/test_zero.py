@@ -1,4 +1,4 @@
-"""What a rank has of a weight under DeepSpeed ZeRO, without a launch."""
+"""A rank's part of a weight under DeepSpeed ZeRO, without a launch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dapo_stages.training.launching.zero import Zero
 
 
 @pytest.mark.parametrize(("rank", "held"), [(0, [0.0, 1.0, 2.0]), (1, [3.0, 4.0]), (2, [])])
-def test_what_fills_up_a_part_is_no_weight(rank: int, held: list[float]) -> None:
-    """DeepSpeed splits 5 numbers into 3 + 3 + 3, and leaves the last ones as the memory was."""
+def test_padding_of_a_part_is_no_weight(rank: int, held: list[float]) -> None:
+    """DeepSpeed splits 5 numbers into 3 + 3 + 3, and does not initialize the last ones."""
     worker: Any = object.__new__(Zero)
     worker.rank = rank
     flat = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, *[math.nan] * 4])

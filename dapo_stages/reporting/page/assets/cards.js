@@ -1,4 +1,4 @@
-// What a group looks like: picture, question, its completions side by side.
+// A group: its image, its question, and its completions side by side.
 
 function show() {
   const { found, page } = state;
@@ -46,11 +46,11 @@ function question(text) {
 
 function picture(image, view) {
   if (!image.uri) {
-    view.append(make("p", { className: "soft" }, "The picture cannot be shown."));
+    view.append(make("p", { className: "soft" }, "The image cannot be shown."));
     return null;
   }
   const canvas = make("canvas", { hidden: true });
-  const alt = `picture of the question, ${image.width} × ${image.height} pixels`;
+  const alt = `image of the question, ${image.width} × ${image.height} pixels`;
   const className = image.width < 160 ? "picture small" : "picture";
   const frame = make("div", { className }, make("img", { src: image.uri, alt }), canvas);
   frame.style.maxWidth = `${Math.min(250, Math.max(140, image.width))}px`;
@@ -124,9 +124,9 @@ function fill(box, room) {
     const weight = one.weights[index];
     const shade = weight === undefined || high <= low ? 0 : Math.min(Math.max((weight - low) / (high - low), 0), 1);
     const text = token.slice(0, room);
-    const name = text.trim() ? {} : { "aria-label": text.includes("\n") ? "line break" : text ? "blank" : "nothing" };
+    const name = text.trim() ? {} : { "aria-label": text.includes("\n") ? "line break" : text ? "space" : "empty" };
     const className = `w${Math.round(shade * (SHADES - 1))}`;
-    const tabIndex = spans.length ? -1 : 0; // one stop of the Tab key; arrow keys go on from there
+    const tabIndex = spans.length ? -1 : 0; // a single tab stop; arrow keys move on from there
     spans.push(write(make("span", { className, role: "option", tabIndex, ...name }), text));
     room -= token.length;
   }

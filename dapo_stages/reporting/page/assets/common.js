@@ -1,9 +1,9 @@
-// Small helpers. Text of models and data sets is set by append() and textContent only, so it is never markup.
+// Small helpers. Text of models and datasets is set by append() and textContent only, so it is never markup.
 "use strict";
 
 const PAGE = 6; // groups in the page at a time
 const LONG = 20000; // characters of a completion shown at first
-const SHADES = 8; // of a token's ground, by weight
+const SHADES = 8; // of a token's background, by weight
 
 const groups = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("controls");

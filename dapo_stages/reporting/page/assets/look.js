@@ -1,4 +1,4 @@
-// Where a token looked, over the picture.
+// Where a token looked, drawn over the image.
 
 // From dark violet to light yellow (inferno, matplotlib): lightness alone tells them apart.
 const HEAT = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
@@ -20,11 +20,11 @@ function look(box, token) {
     const mean = heat.seen[layer].length - 1; // the row behind those of the tokens
     const row = token === null ? mean : token;
     const share = (100 * heat.seen[layer][row]).toFixed(1);
-    said += ` · ${share} % of the attention on the picture, ${heat.layers[layer]} layers`;
+    said += ` · ${share}% of the attention on the image, ${heat.layers[layer]} layers`;
     if (entry.slider) [entry.slider.value, entry.named.textContent] = [layer, heat.layers[layer]];
     paint(entry.images, heat, layer * (mean + 1) + row);
   } else {
-    said += " · where it looked was not kept";
+    said += " · no attention map stored";
     for (const canvas of entry.images) if (canvas) canvas.hidden = true;
   }
   entry.looked.textContent = said;

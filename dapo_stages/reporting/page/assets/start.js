@@ -1,4 +1,4 @@
-// What people do.
+// Events of mouse, keyboard and controls.
 
 const tokenOf = (target) => (target instanceof Element ? target.closest(".tokens > span") : null);
 const boxOf = (target) => tokenOf(target)?.parentElement;
