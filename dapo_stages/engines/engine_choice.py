@@ -13,18 +13,18 @@ from dapo_stages.config import Config
 from dapo_stages.data.control import CONTROL_TOKENS
 from dapo_stages.errors import ConfigError
 from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.policy_folders import base_of, folder_of, is_adapter, verify
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.terminal.console import say
 
 if TYPE_CHECKING:
     from dapo_stages.engines import Engine
 
 
-def open_engine(source: Source, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
+def open_engine(policy: PolicyFolder, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
     """Verify a policy folder and load it, or the checkpoint it refers to, into the engine of the stage."""
     name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
     if name == "transformers":
-        return _transformers(source, config, stage)
+        return _transformers(policy, config, stage)
     if name == "vllm" and ranks.count() > 1:
         raise ConfigError(
             f"{stage}.engine: vllm must run in one process, not {ranks.count()}, as it starts its own. Start {stage} "
@@ -33,17 +33,17 @@ def open_engine(source: Source, config: Config, stage: Literal["rollout", "evalu
         )
     from dapo_stages.models.tokens import load_tokens
 
-    verify(source)
-    tokens = load_tokens(folder_of(source))
+    policy.verify()
+    tokens = load_tokens(policy.checkpoint())
     if name == "server":
         from dapo_stages.engines.server_engine import ServerEngine
 
-        return ServerEngine(None if is_adapter(source) else base_of(source), tokens, config, stage)
+        return ServerEngine(None if policy.is_adapter else policy.name, tokens, config, stage)
     from dapo_stages.engines.vllm_engine import VllmEngine
     from dapo_stages.models.soundness import check_checkpoint
 
-    check_checkpoint(folder_of(source))
-    with _merged(source, config) as checkpoint:
+    check_checkpoint(policy.checkpoint())
+    with _merged(policy, config) as checkpoint:
         return VllmEngine(checkpoint, tokens, config, stage)
 
 
@@ -56,28 +56,28 @@ def check_prompts(data: Source, kind: str, engine: str) -> None:
             check_text(engine, row)
 
 
-def _transformers(source: Source, config: Config, stage: str) -> Engine:
+def _transformers(folder: PolicyFolder, config: Config, stage: str) -> Engine:
     from dapo_stages.engines.transformers_engine import TransformersEngine
     from dapo_stages.models.policy_loading import open_policy
 
-    policy = open_policy(source, config.model)
+    policy = open_policy(folder, config.model)
     if not policy.shares_prefixes:
         say(f"{stage}: this model cannot share a prompt among its completions; generating prompt by prompt")
     return TransformersEngine(policy, config.rollout)
 
 
 @contextmanager
-def _merged(source: Source, config: Config) -> Iterator[str | Path]:
+def _merged(policy: PolicyFolder, config: Config) -> Iterator[str | Path]:
     """The checkpoint; for an adapter, a temporary copy of its base with the adapter merged in."""
     from dapo_stages.models.policy_loading import open_policy
 
-    if not is_adapter(source):
-        yield folder_of(source)
+    if not policy.is_adapter:
+        yield policy.checkpoint()
         return
     from dapo_stages.models.policy_loading import save_policy
 
     with TemporaryDirectory(prefix="dapo-stages-merged-") as folder:
-        merged = open_policy(source, config.model.model_copy(update={"device": "cpu"}))
+        merged = open_policy(policy, config.model.model_copy(update={"device": "cpu"}))
         save_policy(merged, Path(folder))
         del merged
         yield Path(folder)

@@ -13,9 +13,8 @@ from dapo_stages.handoff.manifests import (
     fingerprint,
     read_manifest,
 )
-from dapo_stages.handoff.unfinished import (
-    notes,
-)
+from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.unfinished import notes
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,13 @@ class Plan:
     seed: int
     inputs: dict[str, Source] = field(default_factory=dict)
     rewards: tuple[str, ...] = ()
+
+    @property
+    def policy(self) -> PolicyFolder:
+        """The input `policy` of a stage that has one."""
+        policy = self.inputs["policy"]
+        assert isinstance(policy, PolicyFolder)
+        return policy
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from dapo_stages.errors import DataError
@@ -11,50 +12,52 @@ from dapo_stages.handoff.referred import REFERENCE, fetched, refers
 STAGES = ("init-policy", "policy", "reference", "merge")
 
 
-def check_policy(source: Source) -> Source:
-    """Raise DataError for a folder that is not a policy."""
-    if source.manifest.stage not in STAGES:
-        raise DataError(
-            source.folder,
-            f"expected a policy, got the output of {source.manifest.stage}",
-            "Name the folder written by init-policy, or the policy folder inside one written by train-step.",
-        )
-    return source
+class PolicyFolder(Source):
+    """A published folder that is a policy. Raises DataError for any other."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        if self.manifest.stage not in STAGES:
+            raise DataError(
+                folder,
+                f"expected a policy, got the output of {self.manifest.stage}",
+                "Name the folder written by init-policy, or the policy folder inside one written by train-step.",
+            )
 
-def base_of(source: Source) -> str | Path:
-    """Folder or hub id of the full checkpoint: this folder, what it refers to, or what an adapter was trained on."""
-    full = adapted_by(source) if is_adapter(source) else source
-    return str(full.manifest.policy[REFERENCE]) if refers(full.manifest.policy) else full.folder
+    @property
+    def version(self) -> int:
+        """The iteration whose train-step made this policy; 0 for the starting policy."""
+        return int(self.manifest.policy.get("version", 0))
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter, which needs the policy it was trained on."""
+        return "base" in self.manifest.policy
 
-def folder_of(source: Source) -> Path:
-    """The same as a local folder; a hub model is downloaded into the cache, without any code in it."""
-    full = adapted_by(source) if is_adapter(source) else source
-    return fetched(full.manifest.policy) if refers(full.manifest.policy) else full.folder
+    @cached_property
+    def full(self) -> PolicyFolder:
+        """The policy with all weights: the one that an adapter was trained on, otherwise this one."""
+        if not self.is_adapter:
+            return self
+        base = PolicyFolder((self.folder / str(self.manifest.policy["base"])).resolve())
+        if base.is_adapter:
+            problem = f"the base of this adapter, {base.folder}, must be a checkpoint, but is an adapter"
+            raise DataError(self.folder, problem, "Name a policy written by train-step.")
+        return base
 
+    @property
+    def name(self) -> str | Path:
+        """Folder or hub id of the full checkpoint."""
+        about = self.full.manifest.policy
+        return str(about[REFERENCE]) if refers(about) else self.full.folder
 
-def is_adapter(source: Source) -> bool:
-    """Whether the folder holds an adapter, which needs the policy it was trained on."""
-    return "base" in source.manifest.policy
+    def checkpoint(self) -> Path:
+        """The full checkpoint as a local folder; a hub model is downloaded into the cache, without any code in it."""
+        about = self.full.manifest.policy
+        return fetched(about) if refers(about) else self.full.folder
 
-
-def adapted_by(source: Source) -> Source:
-    """The policy that an adapter was trained on."""
-    base = check_policy(Source((source.folder / str(source.manifest.policy["base"])).resolve()))
-    if is_adapter(base):
-        problem = f"the base of this adapter, {base.folder}, must be a checkpoint, but is an adapter"
-        raise DataError(source.folder, problem, "Name a policy written by train-step.")
-    return base
-
-
-def verify(source: Source) -> None:
-    """Check every file of a policy, of what it refers to, and of the base of an adapter."""
-    source.verify_all()
-    if is_adapter(source):
-        adapted_by(source).verify_all()
-
-
-def version_of(source: Source) -> int:
-    """The iteration whose train-step made this policy; 0 for the starting policy."""
-    return int(source.manifest.policy.get("version", 0))
+    def verify(self) -> None:
+        """Check every file of the policy, of what it refers to, and of the base of an adapter."""
+        self.verify_all()
+        if self.is_adapter:
+            self.full.verify_all()

@@ -11,8 +11,7 @@ import torch
 from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
-from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.policy_folders import folder_of, is_adapter, verify
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
@@ -153,7 +152,9 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
     save_processor(policy.processor, folder)
 
 
-def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False, attention: bool = False) -> Policy:
+def open_policy(
+    folder: PolicyFolder, config: ModelConfig, *, trainable: bool = False, attention: bool = False
+) -> Policy:
     """Verify a policy folder and load it, or what it refers to.
 
     An adapter is merged into its base, unless it is to be trained. With `attention`, a model whose attention cannot be
@@ -162,10 +163,10 @@ def open_policy(source: Source, config: ModelConfig, *, trainable: bool = False,
     from dapo_stages.models.adapters import load_adapter
     from dapo_stages.models.policy_loading import check_family, load_policy
 
-    verify(source)
+    folder.verify()
     if attention:
-        check_family(folder_of(source), attention=True)
-    policy = load_policy(folder_of(source), config)
-    if is_adapter(source):
-        load_adapter(policy, source.folder, trainable=trainable)
+        check_family(folder.checkpoint(), attention=True)
+    policy = load_policy(folder.checkpoint(), config)
+    if folder.is_adapter:
+        load_adapter(policy, folder.folder, trainable=trainable)
     return policy

@@ -19,11 +19,10 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import check_policy, version_of
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row, write_text
 from dapo_stages.terminal.console import progress
-from dapo_stages.terminal.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite
-from dapo_stages.terminal.options import Policy as PolicyFolder
+from dapo_stages.terminal.options import ConfigFile, Data, DryRun, Json, Out, Overrides, Overwrite, PolicyPath
 
 if TYPE_CHECKING:
     from dapo_stages.engines import Completion, Engine
@@ -52,8 +51,8 @@ BlankImage = Annotated[
 
 
 def main(
-    config: ConfigFile,
-    policy: PolicyFolder,
+    config_file: ConfigFile,
+    policy: PolicyPath,
     data: Data,
     out: Out,
     blank_image: BlankImage = None,
@@ -72,14 +71,14 @@ def main(
     from dapo_stages.rewards.registry import Rewards
 
     blank = [] if blank_image is None else [f"evaluate.blank_image={str(blank_image).lower()}"]
-    settings = load_config(config, [*(set_ or []), *blank])
-    inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
-    rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, Path.cwd(), judge=False)
-    section = settings.sections(*SECTIONS) | {"rewards": rewards.section}
-    plan = Plan("evaluate", out, section, settings.seed, inputs, rewards.names)
+    config = load_config(config_file, [*(set_ or []), *blank])
+    inputs = {"policy": PolicyFolder(policy), "data": Source(data, "prepare-data")}
+    rewards = Rewards(config.rewards, config.rollout.max_completion_length, Path.cwd(), judge=False)
+    recorded = config.sections(*SECTIONS) | {"rewards": rewards.section}
+    plan = Plan("evaluate", out, recorded, config.seed, inputs, rewards.names)
     carry_out.run(
         plan,
-        lambda output: Evaluation(output, settings, rewards).run(),
+        lambda output: Evaluation(output, config, rewards).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
@@ -181,7 +180,7 @@ class Evaluation:
             "sampling_logprobs": completion.logprobs,
             "num_tokens": len(completion.ids),
             "finish_reason": completion.finish_reason,
-            "policy_version": version_of(self._output.plan.inputs["policy"]),
+            "policy_version": self._output.plan.policy.version,
             **scored.columns,
             "answer": read.answer,
             "read_from": read.place,
@@ -193,4 +192,4 @@ class Evaluation:
     def _engine(self) -> Engine:
         inputs = self._output.plan.inputs
         check_prompts(inputs["data"], "held_out", self._settings.engine)
-        return open_engine(inputs["policy"], self._config, "evaluate")
+        return open_engine(self._output.plan.policy, self._config, "evaluate")

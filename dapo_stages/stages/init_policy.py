@@ -11,7 +11,7 @@ from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Override
 
 
 def main(
-    config: ConfigFile,
+    config_file: ConfigFile,
     out: Out,
     set_: Overrides = None,
     overwrite: Overwrite = False,
@@ -25,16 +25,16 @@ def main(
 
     Example: dapo-stages init-policy --config pipelines/embedded.yaml --out training_logs/first/policy
     """
-    settings = load_config(config, set_)
-    embedded = settings.model.name == "embedded"
-    section = settings.sections(
+    config = load_config(config_file, set_)
+    embedded = config.model.name == "embedded"
+    recorded = config.sections(
         "model",
         *(["warm_up", "data.system_prompt", "data.synthetic.task", "data.synthetic.shuffled"] if embedded else []),
     )
-    plan = Plan("init-policy", out, section, settings.seed)
+    plan = Plan("init-policy", out, recorded, config.seed)
     carry_out.run(
         plan,
-        lambda output: _embedded(output, settings) if embedded else _reference(output, settings),
+        lambda output: _embedded(output, config) if embedded else _reference(output, config),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,

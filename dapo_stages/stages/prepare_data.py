@@ -19,10 +19,9 @@ from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source, source_files
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff import carry_out
-from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output, shard_name
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import check_policy, folder_of
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.referred import verify_referred
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.chat_templates import chat_template
@@ -41,7 +40,7 @@ PolicyOrNone = Annotated[
 
 
 def main(
-    config: ConfigFile,
+    config_file: ConfigFile,
     out: Out,
     policy: PolicyOrNone = None,
     set_: Overrides = None,
@@ -53,19 +52,19 @@ def main(
 
     Example: dapo-stages prepare-data --config run.yaml --policy policy --set data.source=questions.jsonl --out data
     """
-    settings = load_config(config, set_)
-    opened = check_policy(Source(policy)) if policy is not None else None
-    sections = settings.sections("data", *(["model.name"] if policy is None else []))
+    config = load_config(config_file, set_)
+    opened = PolicyFolder(policy) if policy is not None else None
+    sections = config.sections("data", *(["model.name"] if policy is None else []))
     plan = Plan(
         stage="prepare-data",
         out=out,
-        config=sections | {"data.files": source_files(settings.data)},
-        seed=settings.seed,
+        config=sections | {"data.files": source_files(config.data)},
+        seed=config.seed,
         inputs={} if opened is None else {"policy": opened},
     )
     carry_out.run(
         plan,
-        lambda output: _work(output, settings, opened),
+        lambda output: _work(output, config, opened),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=as_json,
@@ -73,7 +72,7 @@ def main(
     )
 
 
-def _work(output: Output, config: Config, policy: Source | None) -> None:
+def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
     from dapo_stages.rewards.answers import parse_solution
 
     source, processor = open_source(config), _processor(config, policy)
@@ -87,7 +86,7 @@ def _work(output: Output, config: Config, policy: Source | None) -> None:
     _check_parts(source, output.counts)
 
 
-def _processor(config: Config, policy: Source | None) -> Any:
+def _processor(config: Config, policy: PolicyFolder | None) -> Any:
     from dapo_stages.models.processor import load_processor
     from dapo_stages.models.soundness import check_numbers
     from dapo_stages.models.trial import prompt_with_a_picture
@@ -97,7 +96,7 @@ def _processor(config: Config, policy: Source | None) -> Any:
             if not shard.name.endswith(".safetensors"):
                 policy.verified(shard)
         verify_referred(policy.manifest.policy, weights=False)
-        place = str(folder_of(policy))
+        place = str(policy.checkpoint())
     elif config.model.name == "embedded":
         from dapo_stages.models.embedded.embedded_policy import build_processor
         from dapo_stages.models.embedded.embedded_tokenizer import build_tokenizer

@@ -20,7 +20,7 @@ _SHOWN = 50  # iterations in the terminal's table; the documents have them all
 
 
 def main(
-    config: ConfigFile,
+    config_file: ConfigFile,
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Only this iteration; default: all that lack a report.")
@@ -53,9 +53,9 @@ def main(
     from dapo_stages.terminal.console import answer, painted, progress, say, tell
     from dapo_stages.terminal.printed_table import print_table
 
-    settings = load_config(config, set_)
+    config = load_config(config_file, set_)
     with remembered():
-        plans = _plans(run, iteration, settings, overwrite=overwrite)
+        plans = _plans(run, iteration, config, overwrite=overwrite)
     if dry_run and as_json:
         answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
@@ -72,8 +72,8 @@ def main(
     with remembered():
         reported = Reported(run)
         page, best = reported.write(), reported.best
-        feed = feed_of(reported, settings.report.project, settings.model_dump(mode="json"), plans, backfill=backfill)
-        track(feed, settings.report.trackers)
+        feed = feed_of(reported, config.report.project, config.model_dump(mode="json"), plans, backfill=backfill)
+        track(feed, config.report.trackers)
     if as_json:
         found = {"report": str(page), "best": asdict(best) if best else None, "made": list(plans)}
         answer({"stage": "report", **found, "iterations": reported.figures})
@@ -84,7 +84,7 @@ def main(
     for why in halts(run):
         print(painted(why, "bold red"))
     tell(str(page))
-    if plans and (speed := pace(run, of or settings.planned_iterations)):
+    if plans and (speed := pace(run, of or config.planned_iterations)):
         say(str(speed))
 
 

@@ -22,11 +22,20 @@ from dapo_stages.handoff.lookups import RowIndex
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output, shard_name
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import check_policy, version_of
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.terminal.console import Advance, progress, say
-from dapo_stages.terminal.options import ConfigFile, Data, DryRun, Iteration, Json, Out, Overrides, Overwrite
-from dapo_stages.terminal.options import Policy as PolicyFolder
+from dapo_stages.terminal.options import (
+    ConfigFile,
+    Data,
+    DryRun,
+    Iteration,
+    Json,
+    Out,
+    Overrides,
+    Overwrite,
+    PolicyPath,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +48,8 @@ SECTIONS = ("model.dtype", "model.quantization", "rollout")
 
 
 def main(
-    config: ConfigFile,
-    policy: PolicyFolder,
+    config_file: ConfigFile,
+    policy: PolicyPath,
     data: Data,
     iteration: Iteration,
     out: Out,
@@ -67,16 +76,16 @@ def main(
     """
     from dapo_stages.rewards.registry import Rewards
 
-    settings = load_config(config, set_).at(iteration)
-    inputs = {"policy": check_policy(Source(policy)), "data": Source(data, "prepare-data")}
-    if settings.rollout.curriculum is not None:
+    config = load_config(config_file, set_).at(iteration)
+    inputs = {"policy": PolicyFolder(policy), "data": Source(data, "prepare-data")}
+    if config.rollout.curriculum is not None:
         inputs |= earlier_rollouts(history or [], iteration, inputs["data"])
-    rewards = Rewards(settings.rewards, settings.rollout.max_completion_length, root=Path.cwd())
-    section = settings.sections(*SECTIONS) | {"rewards": rewards.section, "iteration": iteration}
-    plan = Plan("rollout", out, section, settings.seed, inputs, rewards.names)
+    rewards = Rewards(config.rewards, config.rollout.max_completion_length, root=Path.cwd())
+    recorded = config.sections(*SECTIONS) | {"rewards": rewards.section, "iteration": iteration}
+    plan = Plan("rollout", out, recorded, config.seed, inputs, rewards.names)
     carry_out.run(
         plan,
-        lambda output: Rollout(output, settings, rewards, iteration).run(),
+        lambda output: Rollout(output, config, rewards, iteration).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
@@ -101,7 +110,7 @@ class Rollout:
 
     def __init__(self, output: Output, config: Config, rewards: Rewards, iteration: int) -> None:
         self._output, self._config, self._rewards, self._iteration = output, config, rewards, iteration
-        self._source = output.plan.inputs["policy"]
+        self._source = output.plan.policy
         self._kept = 0
 
     def run(self) -> None:
@@ -261,7 +270,7 @@ class Rollout:
             "sampling_logprobs": completion.logprobs,
             "finish_reason": completion.finish_reason,
             "engine": self._config.rollout.engine,
-            "policy_version": version_of(self._source),
+            "policy_version": self._source.version,
             **scored.columns,
         }
 

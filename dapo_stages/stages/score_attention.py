@@ -16,11 +16,10 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import check_policy
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.terminal.console import progress
-from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
-from dapo_stages.terminal.options import Policy as PolicyFolder
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +34,8 @@ TEMPERATURE = "rollout.sampler.temperature"
 
 
 def main(
-    config: ConfigFile,
-    policy: PolicyFolder,
+    config_file: ConfigFile,
+    policy: PolicyPath,
     rollouts: Rollouts,
     out: Out,
     blank_image: Annotated[
@@ -56,13 +55,13 @@ def main(
     Example: dapo-stages score-attention --config run.yaml --policy policy --rollouts iter-0001/rollout
     --out iter-0001/attention
     """
-    settings = load_config(config, [*(set_ or []), "attention.blank_image=true"] if blank_image else set_)
-    inputs = {"policy": check_policy(Source(policy)), "rollouts": Source(rollouts, "rollout")}
-    settings = as_sampled(settings, inputs["rollouts"])
-    sampled_from = [TEMPERATURE] if _scores_tokens(settings) else []
-    plan = Plan("score-attention", out, settings.sections(*SECTIONS, *sampled_from), settings.seed, inputs)
+    config = load_config(config_file, [*(set_ or []), "attention.blank_image=true"] if blank_image else set_)
+    inputs = {"policy": PolicyFolder(policy), "rollouts": Source(rollouts, "rollout")}
+    config = as_sampled(config, inputs["rollouts"])
+    sampled_from = [TEMPERATURE] if _scores_tokens(config) else []
+    plan = Plan("score-attention", out, config.sections(*SECTIONS, *sampled_from), config.seed, inputs)
     carry_out.run(
-        plan, lambda output: Scoring(output, settings).run(), overwrite=overwrite, dry_run=dry_run, as_json=json
+        plan, lambda output: Scoring(output, config).run(), overwrite=overwrite, dry_run=dry_run, as_json=json
     )
 
 
@@ -189,7 +188,7 @@ class Scoring:
     def _policy(self) -> Policy:
         from dapo_stages.models.policy_loading import open_policy
 
-        policy = open_policy(self._output.plan.inputs["policy"], self._config.model, attention=True)
+        policy = open_policy(self._output.plan.policy, self._config.model, attention=True)
         policy.attend("grouped")
         return policy
 

@@ -17,18 +17,18 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import check_policy, folder_of, is_adapter
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row, writing
 from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
-from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, Rollouts
-from dapo_stages.terminal.options import Policy as PolicyFolder
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 from dapo_stages.training.halting import Guard
 from dapo_stages.training.references import (
     NAME,
     check_reference,
     is_due,
     open_reference,
+    reference_of,
     require_alike,
     write_reference,
 )
@@ -51,8 +51,8 @@ SECTIONS = (
 
 
 def main(
-    config: ConfigFile,
-    policy: PolicyFolder,
+    config_file: ConfigFile,
+    policy: PolicyPath,
     rollouts: Rollouts,
     weights: Annotated[Path, typer.Option("--weights", help="Folder written by weight-tokens.", metavar="DIR")],
     out: Out,
@@ -78,24 +78,24 @@ def main(
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
     """
-    settings = load_config(config, set_)
+    config = load_config(config_file, set_)
     inputs = {
-        "policy": check_policy(Source(policy)),
+        "policy": PolicyFolder(policy),
         "rollouts": Source(rollouts, "rollout"),
         "weights": Source(weights, "weight-tokens"),
     }
     inputs["weights"].require_input("rollouts", inputs["rollouts"])
-    settings = as_sampled(settings, inputs["rollouts"])
+    config = as_sampled(config, inputs["rollouts"])
     if state is not None:
         inputs["state"] = Source(state, "state")
         _check_state(inputs["state"], inputs["policy"])
-    inputs |= check_reference(reference, settings)
+    inputs |= check_reference(reference, config)
     iteration = int(inputs["weights"].manifest.config["iteration"])
-    section = settings.sections(*SECTIONS) | {"iteration": iteration}
-    plan = Plan("train-step", out, section, settings.seed, inputs)
+    recorded = config.sections(*SECTIONS) | {"iteration": iteration}
+    plan = Plan("train-step", out, recorded, config.seed, inputs)
     carry_out.run(
         plan,
-        lambda output: TrainStep(output, settings, iteration).run(),
+        lambda output: TrainStep(output, config, iteration).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
@@ -146,7 +146,7 @@ class TrainStep:
             policy, trainer = self._prepare()
             if ranks.rank() > 0:
                 torch.manual_seed(int(seed[-1]))  # but draw different dropout
-            groups = read_groups(stack, self._inputs, policy)
+            groups = read_groups(stack, self._output.plan, policy)
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             self._guard.check_signal(len(groups))
@@ -175,12 +175,12 @@ class TrainStep:
         from dapo_stages.training.update import Trainer
 
         config, settings = self._config, self._config.train
-        source = self._inputs["policy"]
+        source = self._output.plan.policy
         if settings.lora is not None:
-            check_targets(empty_model(folder_of(source)), settings.lora)
+            check_targets(empty_model(source.checkpoint()), settings.lora)
         accelerator = self._accelerator = join(config.model, device_of(config.model))
         if is_due(settings, self._iteration):
-            require_alike(source, self._inputs[NAME])
+            require_alike(source, reference_of(self._inputs))
         policy = open_policy(source, config.model, trainable=True)
         if not policy.shares_prefixes and splits_weights(accelerator):
             raise ModelError(
@@ -189,7 +189,7 @@ class TrainStep:
             )
         if not policy.shares_prefixes:
             say("train-step: this model cannot share a prompt among its completions; one row for each, which is slower")
-        if is_adapter(source):
+        if source.is_adapter:
             check_adapter(policy, settings.lora)
         elif settings.lora is not None:
             add_adapter(policy, settings.lora)
@@ -273,7 +273,7 @@ class TrainStep:
         everything = [batch for part in work for batch in part.batches]
         reference = None
         if NAME in self._inputs:
-            reference = open_reference(self._inputs[NAME], self._config)
+            reference = open_reference(reference_of(self._inputs), self._config)
         with progress("train-step: old logprobs", len(later)) as advance:
             for batch in later:
                 batch.old = trainer.logprobs(batch)
@@ -291,7 +291,7 @@ class TrainStep:
         from dapo_stages.models.policy_loading import save_policy
         from dapo_stages.training.state import save_state
 
-        source = self._inputs["policy"]
+        source = self._output.plan.policy
         about = {"version": self._iteration, "model": self._config.model.name}
         folder, state = self._output.folder / "policy", self._output.folder / "state"
         weights = worker.weights()

@@ -29,7 +29,7 @@ _SCORED_BY = {"logprobs": _LOGPROBS, "entropy": _LOGPROBS, "blank_logprobs": _BL
 
 
 def main(
-    config: ConfigFile,
+    config_file: ConfigFile,
     rollouts: Rollouts,
     attention: Annotated[Path, typer.Option("--attention", help="Folder written by score-attention.", metavar="DIR")],
     iteration: Iteration,
@@ -50,10 +50,10 @@ def main(
     Example: dapo-stages weight-tokens --config run.yaml --rollouts iter-0001/rollout --attention iter-0001/attention
     --iteration 1 --set weights.smooth_sigma=1.0 --out /tmp/smoothed
     """
-    settings = load_config(config, set_).at(iteration)
+    config = load_config(config_file, set_).at(iteration)
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
-    _check_columns(inputs["attention"], settings.weights.scheme)
+    _check_columns(inputs["attention"], config.weights.scheme)
     sampled = inputs["rollouts"].manifest.config["iteration"]
     if sampled != iteration:
         raise DataError(
@@ -65,11 +65,11 @@ def main(
         if tuple(inputs["replay"].manifest.rewards) != rewards:
             say("weight-tokens: the stored groups have other plug-in rewards, so the replay buffer starts empty")
             del inputs["replay"]
-    section = settings.sections(*SECTIONS) | {"iteration": iteration}
-    plan = Plan("weight-tokens", out, section, settings.seed, inputs, rewards)
+    recorded = config.sections(*SECTIONS) | {"iteration": iteration}
+    plan = Plan("weight-tokens", out, recorded, config.seed, inputs, rewards)
     carry_out.run(
         plan,
-        lambda output: Weighting(output, settings, iteration).run(),
+        lambda output: Weighting(output, config, iteration).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,

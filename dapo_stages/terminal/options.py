@@ -9,7 +9,9 @@ import typer
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="YAML configuration of the run.", metavar="FILE")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to create.", metavar="DIR")]
-Policy = Annotated[Path, typer.Option("--policy", help="Policy folder, from init-policy or train-step.", metavar="DIR")]
+PolicyPath = Annotated[
+    Path, typer.Option("--policy", help="Policy folder, from init-policy or train-step.", metavar="DIR")
+]
 Data = Annotated[Path, typer.Option("--data", help="Folder written by prepare-data.", metavar="DIR")]
 Rollouts = Annotated[Path, typer.Option("--rollouts", help="Folder written by rollout.", metavar="DIR")]
 Iteration = Annotated[int, typer.Option("--iteration", min=1, help="Iteration, counted from 1.")]

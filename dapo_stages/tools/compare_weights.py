@@ -17,7 +17,7 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import MANIFEST, Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import check_policy
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row, write_text
 from dapo_stages.terminal.console import answer, tell
 from dapo_stages.terminal.options import DryRun, Json, Out, Overwrite
@@ -62,7 +62,7 @@ def main(
     inputs = {f"weights-{number}": source for number, source in enumerate(sources, start=1)}
     inputs["rollouts"] = _rollouts(sources, rollouts)
     if policy is not None:
-        inputs["policy"] = check_policy(Source(policy))
+        inputs["policy"] = PolicyFolder(policy)
     section = {"names": _names(sources), "groups": groups if policy else 0, "tokens": _TOKENS, "context": _CONTEXT}
     plan = Plan("compare-weights", out, section, 0, inputs)
     carry_out.run(
@@ -153,7 +153,7 @@ class Comparison:
         gradients = None
         if "policy" in self._inputs:
             groups = self._output.plan.config["groups"]
-            cosines, gradients = gradient_cosines(self._inputs, self._weighted, self._shared, groups)
+            cosines, gradients = gradient_cosines(self._output.plan, self._weighted, self._shared, groups)
         kinds = self._kinds()
         pairs = [
             {

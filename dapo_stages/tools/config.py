@@ -22,7 +22,7 @@ from dapo_stages.terminal.options import ConfigFile, Overrides
 
 
 def main(
-    config: ConfigFile,
+    config_file: ConfigFile,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default: stdout.", metavar="FILE")] = None,
     run: Annotated[
         Path | None,
@@ -52,26 +52,26 @@ def main(
     """
     from dapo_stages.data.sources import check_source
 
-    settings = load_config(config, set_)
-    text = dump_config(settings)
+    config = load_config(config_file, set_)
+    text = dump_config(config)
     if make is not None:
-        _write(make, for_make(settings, run))
+        _write(make, for_make(config, run))
         return
     if jobs is not None:
         if jobs[1] < 1:
             raise ConfigError(f"EVAL_EVERY: expected a whole number of at least 1, got {jobs[1]}. Set it to 1 or more.")
-        for job in of_cluster(settings, *jobs):
+        for job in of_cluster(config, *jobs):
             print(job.name, job.iteration, ",".join(job.goals), *job.after)
         return
     if out is None:
-        print(dump_config(settings, unicode=takes_unicode(sys.stdout)), end="")
+        print(dump_config(config, unicode=takes_unicode(sys.stdout)), end="")
         return
-    _check_run(out, settings.model_dump(mode="json"))
-    words = ["--config", str(config), *(word for override in set_ or [] for word in ("--set", override))]
+    _check_run(out, config.model_dump(mode="json"))
+    words = ["--config", str(config_file), *(word for override in set_ or [] for word in ("--set", override))]
     for folder in outputs or []:
-        _check_finished(folder, out, settings, words)
+        _check_finished(folder, out, config, words)
     if not (out.parent / "data" / MANIFEST).exists():  # now, not after a policy has been made
-        check_source(settings.data)
+        check_source(config.data)
     if note is not None:
         join(note)
     if out.is_file() and read_text(out, errors="replace") != text:

@@ -12,7 +12,7 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import adapted_by, check_policy, folder_of, is_adapter, verify, version_of
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.terminal.console import progress
 from dapo_stages.terminal.options import DryRun, Json, Out, Overwrite
 
@@ -54,11 +54,11 @@ def main(
     Example: dapo-stages merge --policy iter-0004/train/policy --policy iter-0006/train/policy --method linear
     --weights 1,3 --out merged
     """
-    sources = [check_policy(Source(policy)) for policy in policies]
-    settings = _settings(method, len(sources), weights, decay, recipe)
-    if method != "mergekit" and len(sources) == 1 and not is_adapter(sources[0]):
+    sources = [PolicyFolder(policy) for policy in policies]
+    recorded = _settings(method, len(sources), weights, decay, recipe)
+    if method != "mergekit" and len(sources) == 1 and not sources[0].is_adapter:
         raise ConfigError(f"{sources[0].folder}: expected an adapter or several policies, got one. Repeat --policy.")
-    plan = Plan("merge", out, settings, 0, _inputs(sources))
+    plan = Plan("merge", out, recorded, 0, _inputs(sources))
     carry_out.run(
         plan,
         lambda output: Merge(output, sources).run(),
@@ -103,19 +103,19 @@ def _numbers(text: str | None, count: int) -> list[float]:
     return numbers
 
 
-def _inputs(sources: list[Source]) -> dict[str, Source]:
+def _inputs(sources: list[PolicyFolder]) -> dict[str, Source]:
     inputs: dict[str, Source] = {}
     for number, source in enumerate(sources, start=1):
         inputs[f"policy-{number}"] = source
-        if is_adapter(source):
-            inputs[f"base-{number}"] = adapted_by(source)
+        if source.is_adapter:
+            inputs[f"base-{number}"] = source.full
     return inputs
 
 
 class Merge:
     """Merges policies into one checkpoint."""
 
-    def __init__(self, output: Output, sources: list[Source]) -> None:
+    def __init__(self, output: Output, sources: list[PolicyFolder]) -> None:
         self._output, self._sources = output, sources
         self._settings = output.plan.config
 
@@ -126,7 +126,8 @@ class Merge:
         else:
             self._average()
         first = self._sources[0].manifest.policy
-        self._output.policy = {"version": max(map(version_of, self._sources)), "model": str(first.get("model", ""))}
+        version = max(source.version for source in self._sources)
+        self._output.policy = {"version": version, "model": str(first.get("model", ""))}
         self._output.counts |= {"policies": len(self._sources)}
 
     def _average(self) -> None:
@@ -134,11 +135,11 @@ class Merge:
         from dapo_stages.models.merging import copy_beside, merge, require_same
 
         for source in self._sources:
-            verify(source)
-        bases = [Checkpoint(folder_of(source)) for source in self._sources]
+            source.verify()
+        bases = [Checkpoint(source.checkpoint()) for source in self._sources]
         require_same(bases)
         tensors: list[Tensors] = [
-            Adapted(base, source.folder) if is_adapter(source) else base
+            Adapted(base, source.folder) if source.is_adapter else base
             for base, source in zip(bases, self._sources, strict=True)
         ]
         layout = bases[0].layout
@@ -168,7 +169,7 @@ class Merge:
             if done.returncode != 0:
                 said = " ".join(done.stdout.decode(errors="replace").split())[-400:]
                 raise ConfigError(f"--recipe: mergekit failed (… {said}). Fix the recipe.")
-            base = folder_of(self._sources[0])
+            base = self._sources[0].checkpoint()
             require_same([Checkpoint(base), Checkpoint(made)])
             names = copy_beside(made, folder)
             copy_beside(base, folder, but={INDEX, *names})

@@ -25,7 +25,7 @@ QUESTIONS = 900  # held out: an assumption, a tenth of 9,000
 
 
 def main(
-    config: Annotated[
+    config_file: Annotated[
         Path | None, typer.Option("--config", help="YAML configuration; default: all default settings.", metavar="FILE")
     ] = None,
     model: Annotated[
@@ -89,15 +89,15 @@ def main(
 
     Example: dapo-stages plan --config pipelines/reference-7b.yaml --gpus 4 --memory 80
     """
-    settings = _configuration(config, set_)
-    name = model or settings.model.name
+    config = _configuration(config_file, set_)
+    name = model or config.model.name
     ranks = gpus * nodes
     layout = parallel or ("single" if ranks == 1 else "zero2")
     if layout == "single" and ranks > 1:
         raise ConfigError(f"--parallel single: expected one GPU, got {ranks}. Use ddp or zero1 … zero3.")
     gpu = gpu or devices.gpu_with(memory or devices.GPUS["h100"].memory)
     machine = devices.GPUS[gpu] if device == "cuda" else devices.CPU
-    peak = machine.bfloat16 if settings.model.dtype == "bfloat16" else machine.float32
+    peak = machine.bfloat16 if config.model.dtype == "bfloat16" else machine.float32
     between = min(machine.link, devices.NETWORK) if nodes > 1 else machine.link
     rates = Rates(
         operations=(tflops or peak) * 1e12 * utilisation,
@@ -108,7 +108,7 @@ def main(
     )
     plan = Plan(
         _dimensions(name),
-        settings,
+        config,
         ranks,
         layout,
         device,
@@ -117,7 +117,7 @@ def main(
         vision,
         completion,
         informative,
-        _questions(settings) if questions is None else questions,
+        _questions(config) if questions is None else questions,
     )
     answered = plan.answer(name, memory or machine.memory, int(picture * 1000), seconds_of(plan))
     if as_json:

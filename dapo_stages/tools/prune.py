@@ -29,7 +29,7 @@ _STAYS = frozenset({MANIFEST, LOCK, NEXT})
 
 
 def main(
-    config: ConfigFile,
+    config_file: ConfigFile,
     run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
     set_: Overrides = None,
     dry_run: DryRun = False,
@@ -43,9 +43,9 @@ def main(
 
     Example: dapo-stages prune --config run.yaml --run training_logs/first --set keep.policies=3 --dry-run
     """
-    settings = load_config(config, set_)
+    config = load_config(config_file, set_)
     with remembered():
-        going = prunable(run, settings.keep, settings.lag, curriculum=settings.rollout.curriculum is not None)
+        going = prunable(run, config.keep, config.lag, curriculum=config.rollout.curriculum is not None)
     for folder in going:
         if dry_run:
             say(f"prune: would remove the files of {folder}")

@@ -10,11 +10,10 @@ import typer
 from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError, DataError, HubError
 from dapo_stages.handoff.manifests import MANIFEST, Source
-from dapo_stages.handoff.policy_folders import adapted_by, check_policy, is_adapter, verify
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import answer, say, tell
-from dapo_stages.terminal.options import DryRun, Json
-from dapo_stages.terminal.options import Policy as PolicyFolder
+from dapo_stages.terminal.options import DryRun, Json, PolicyPath
 
 if TYPE_CHECKING:
     from dapo_stages.reporting.documents.model_card import Subject
@@ -26,7 +25,7 @@ SENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
 def main(
-    policy: PolicyFolder,
+    policy: PolicyPath,
     repo: Annotated[
         str, typer.Option("--repo", help="Repository on the hub; created if it does not exist.", metavar="USER/NAME")
     ],
@@ -67,9 +66,9 @@ def main(
     """
     from dapo_stages.reporting.documents.model_card import model_card
 
-    source = check_policy(Source(policy))
+    source = PolicyFolder(policy)
     _check_weights(source)
-    verify(source)
+    source.verify()
     run = run if run is not None else _run_of(policy)
     subject = _subject(source, repo, run, license_, base_model, evaluation)
     files, card = _files(source), model_card(subject)
@@ -100,7 +99,12 @@ def _run_of(policy: Path) -> Path | None:
 
 
 def _subject(
-    source: Source, repo: str, run: Path | None, license_: str | None, base_model: str | None, evaluation: Path | None
+    source: PolicyFolder,
+    repo: str,
+    run: Path | None,
+    license_: str | None,
+    base_model: str | None,
+    evaluation: Path | None,
 ) -> Subject:
     """All that the card needs. Refuses invalid names, runs of other policies, and adapters without a base."""
     from dapo_stages.reporting.documents.model_card import Subject, belongs_to, is_named
@@ -113,7 +117,7 @@ def _subject(
     if run is not None and not belongs_to(run, source.manifest):
         raise DataError(source.folder, f"{run} did not make this policy", "Name the --run that did.")
     base_model = base_model or _base_on_hub(source)
-    if is_adapter(source) and base_model is None:
+    if source.is_adapter and base_model is None:
         raise DataError(
             source.folder,
             "the base of this adapter is not on the hub, only on this machine",
@@ -121,7 +125,7 @@ def _subject(
         )
     start, own = _figures(source, run, evaluation)
     config = load_config(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else None
-    return Subject(repo, source.manifest, is_adapter(source), base_model, license_, config, start, own)
+    return Subject(repo, source.manifest, source.is_adapter, base_model, license_, config, start, own)
 
 
 def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple[Figures, Figures]:
@@ -141,12 +145,12 @@ def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple
     return start, own
 
 
-def _base_on_hub(source: Source) -> str | None:
+def _base_on_hub(source: PolicyFolder) -> str | None:
     """The hub model that a policy was trained from; an adapter belongs to exactly the weights it was trained on."""
     from dapo_stages.reporting.documents.model_card import is_hub_id
 
-    about = adapted_by(source).manifest.policy if is_adapter(source) else source.manifest.policy
-    name = about.get("reference") if is_adapter(source) else about.get("model")
+    about = source.full.manifest.policy
+    name = about.get("reference") if source.is_adapter else about.get("model")
     return str(name) if is_hub_id(name) else None
 
 

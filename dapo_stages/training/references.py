@@ -5,6 +5,7 @@ The soft update of TR-DPO (arXiv 2404.09656): reference <- alpha · policy + (1 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from dapo_stages.config import Config, TrainConfig
 from dapo_stages.errors import ConfigError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
-from dapo_stages.handoff.policy_folders import check_policy, folder_of, is_adapter
+from dapo_stages.handoff.policy_folders import PolicyFolder
 
 if TYPE_CHECKING:
     from dapo_stages.models.checkpoints import Tensors
@@ -32,7 +33,14 @@ def check_reference(folder: Path | None, config: Config) -> dict[str, Source]:
             f"train.reference_update_every: does not work with model.quantization {config.model.quantization}, which "
             "would round the new reference to other values than the policy. Set one of them to null."
         )
-    return {NAME: check_policy(Source(folder))}
+    return {NAME: PolicyFolder(folder)}
+
+
+def reference_of(inputs: Mapping[str, Source]) -> PolicyFolder:
+    """The reference among a train-step's inputs."""
+    reference = inputs[NAME]
+    assert isinstance(reference, PolicyFolder)
+    return reference
 
 
 def is_due(settings: TrainConfig, iteration: int) -> bool:
@@ -41,7 +49,7 @@ def is_due(settings: TrainConfig, iteration: int) -> bool:
     return settings.beta > 0 and every is not None and iteration % every == 0
 
 
-def open_reference(source: Source, config: Config) -> Trainer:
+def open_reference(source: PolicyFolder, config: Config) -> Trainer:
     """Open the reference, whole on every rank: each computes its own micro-batches without the others."""
     from dapo_stages.models.policy_loading import open_policy
     from dapo_stages.training.launching.frameworks import whole_models
@@ -61,12 +69,12 @@ def open_reference(source: Source, config: Config) -> Trainer:
     )
 
 
-def require_alike(policy: Source, reference: Source) -> None:
+def require_alike(policy: PolicyFolder, reference: PolicyFolder) -> None:
     """Refuse, before training, to mix policies of different architectures or shapes."""
     from dapo_stages.models.checkpoints import Checkpoint
     from dapo_stages.models.merging import require_same
 
-    require_same([Checkpoint(folder_of(policy)), Checkpoint(folder_of(reference))])
+    require_same([Checkpoint(policy.checkpoint()), Checkpoint(reference.checkpoint())])
 
 
 def write_reference(output: Output, trained: Path, *, adapter: bool, alpha: float) -> None:
@@ -78,13 +86,13 @@ def write_reference(output: Output, trained: Path, *, adapter: bool, alpha: floa
     from dapo_stages.models.checkpoints import Adapted, Checkpoint
     from dapo_stages.models.merging import copy_beside, merge, require_same
 
-    before, folder = output.plan.inputs[NAME], output.folder / NAME
-    whole = Checkpoint(folder_of(output.plan.inputs["policy"]) if adapter else trained)
-    old = Checkpoint(folder_of(before))
+    before, folder = reference_of(output.plan.inputs), output.folder / NAME
+    whole = Checkpoint(output.plan.policy.checkpoint() if adapter else trained)
+    old = Checkpoint(before.checkpoint())
     require_same([whole, old])
     sources: list[Tensors] = [
         Adapted(whole, trained) if adapter else whole,
-        Adapted(old, before.folder) if is_adapter(before) else old,
+        Adapted(old, before.folder) if before.is_adapter else old,
     ]
     folder.mkdir()
     for file, names in whole.layout.items():

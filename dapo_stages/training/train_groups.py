@@ -11,7 +11,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.groups.sampled_groups import check_tokens
 from dapo_stages.handoff.lookups import RowLookup
 from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.policy_folders import version_of
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.shards import Row
 from dapo_stages.terminal.console import say
 
@@ -28,7 +28,7 @@ _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "impo
 _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 
 
-def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> list[TrainGroup]:
+def read_groups(stack: ExitStack, plan: Plan, policy: Policy) -> list[TrainGroup]:
     """The groups with completions in the loss. Token lists are in memory, images are read on demand.
 
     Files stay open until `stack` is closed. Raises DataError if weights and completions do not match, or if anything is
@@ -37,7 +37,8 @@ def read_groups(stack: ExitStack, inputs: dict[str, Source], policy: Policy) -> 
     from dapo_stages.models.inputs import prompt_of
     from dapo_stages.training.batches import TrainGroup
 
-    weights, version = inputs["weights"], version_of(inputs["policy"])
+    inputs, version = plan.inputs, plan.policy.version
+    weights = inputs["weights"]
     sources = {
         "fresh": (inputs["rollouts"], "prompts", "completions"),
         "replay": (weights, "replayed-prompts", "replayed-completions"),

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.policy_folders import is_adapter
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.terminal.console import progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Weighted(NamedTuple):
 
 
 def gradient_cosines(
-    inputs: Mapping[str, Source], weighted: Sequence[Mapping[str, Weighted]], shared: Sequence[str], groups: int
+    plan: Plan, weighted: Sequence[Mapping[str, Weighted]], shared: Sequence[str], groups: int
 ) -> tuple[dict[tuple[int, int], float | None], dict[str, Any]]:
     """Cosines between the gradients of all pairs of weightings at `policy`, and what they were computed on.
 
@@ -38,10 +38,10 @@ def gradient_cosines(
     from dapo_stages.models.policy_loading import open_policy
     from dapo_stages.training.gradients import cosine, norm, policy_gradients
 
-    source, rollouts = inputs["policy"], inputs["rollouts"]
+    source, rollouts = plan.policy, plan.inputs["rollouts"]
     made = rollouts.manifest.config
     config = ModelConfig(dtype="float32", quantization=made.get("model.quantization"))
-    policy = open_policy(source, config, trainable=is_adapter(source))
+    policy = open_policy(source, config, trainable=source.is_adapter)
     policy.attend("grouped")
     chosen = _evenly_spaced(weighted[0], shared, groups)
     temperature = float(made["rollout"]["sampler"]["temperature"])

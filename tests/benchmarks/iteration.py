@@ -130,10 +130,10 @@ def trl_iteration(size: Size, folder: Path) -> dict[str, float]:
 
     from benchmarks import trl_side
     from dapo_stages.config import ModelConfig
-    from dapo_stages.handoff.manifests import Source
+    from dapo_stages.handoff.policy_folders import PolicyFolder
     from dapo_stages.models.policy_loading import open_policy
 
-    policy = open_policy(Source(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
+    policy = open_policy(PolicyFolder(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
     lengths: list[int] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]

@@ -120,10 +120,10 @@ def workspace(folder: Path, config: dict[str, Any]) -> Workspace:
 def load_seconds(folder: Path) -> float:
     """Seconds to import the model classes and open the policy, in a fresh process."""
     from dapo_stages.config import ModelConfig
-    from dapo_stages.handoff.manifests import Source
+    from dapo_stages.handoff.policy_folders import PolicyFolder
 
     started = time.perf_counter()
     from dapo_stages.models.policy_loading import open_policy
 
-    open_policy(Source(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
+    open_policy(PolicyFolder(folder / "policy"), ModelConfig(dtype="float32", device="cpu"))
     return time.perf_counter() - started

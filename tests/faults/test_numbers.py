@@ -31,6 +31,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source, kind_of, write_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.resuming import open_output
 from dapo_stages.handoff.schemas import NOT_FINITE, TOKEN_SCORES
 from dapo_stages.handoff.shards import Row, Shard
@@ -160,9 +161,9 @@ def weigh(run: Path, number: int, out: Path, instead: dict[str, Source], *overri
 
 def trained_on(rollouts: Source, weights: Source, run: Path) -> int:
     """Completions in the mini-batch of these files, all finite and whole."""
-    inputs = {"policy": Source(run / "policy"), "rollouts": rollouts, "weights": weights}
+    inputs: dict[str, Source] = {"policy": PolicyFolder(run / "policy"), "rollouts": rollouts, "weights": weights}
     with ExitStack() as stack:
-        groups = read_groups(stack, inputs, POLICY)
+        groups = read_groups(stack, Plan("train-step", run, {}, 1, inputs), POLICY)
     batch = mini_batch(groups, 3)
     samples = [sample for part in batch.batches for sample in part.samples]
     for sample in samples:

@@ -16,8 +16,8 @@ from support.commands import Result
 from support.commands import run as command
 from support.pipeline import Run, table
 
-from dapo_stages.handoff.manifests import Source, read_manifest, write_manifest
-from dapo_stages.handoff.policy_folders import folder_of
+from dapo_stages.handoff.manifests import read_manifest, write_manifest
+from dapo_stages.handoff.policy_folders import PolicyFolder
 
 WEIGHTS = "model.safetensors"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -224,7 +224,7 @@ def test_a_hub_model_is_pinned(small_run: Run, hub: Path, tmp_path: Path) -> Non
     shutil.copytree(hub / f"snapshots/{'a' * 40}", hub / f"snapshots/{'b' * 40}", symlinks=True)
     (hub / f"snapshots/{'b' * 40}/config.json").unlink()
     (hub / "refs/main").write_text("b" * 40)
-    assert folder_of(Source(out)).name == "a" * 40
+    assert PolicyFolder(out).checkpoint().name == "a" * 40
     assert score(small_run, tmp_path / "run").code == 0
     scored = table(tmp_path / "run/out", "attention")
     assert (scored.status == table(small_run.at(1) / "attention", "attention").status).all()

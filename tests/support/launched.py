@@ -187,7 +187,7 @@ def train_step(
 
     here = run / f"iter-{data:04d}"
     train_step.main(
-        config=CONFIG,
+        config_file=CONFIG,
         policy=policy,
         rollouts=here / "rollout",
         weights=here / "weights",

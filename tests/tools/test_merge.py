@@ -20,6 +20,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models.checkpoints import Checkpoint
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.merging import copy_beside
@@ -45,7 +46,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def logprobs(folder: Path, *, trainable: bool = False) -> np.ndarray:
-    policy = open_policy(Source(folder), TINY, trainable=trainable)
+    policy = open_policy(PolicyFolder(folder), TINY, trainable=trainable)
     policy.attend("grouped")
     group = Group(prompt(policy, "What colour is the circle?", [(56, 56)]), [[30, 31, 32, 33], [40, 41]])
     with torch.no_grad():
