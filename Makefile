@@ -12,7 +12,7 @@ READY           := $(VENV)/ready
 READY_DEEPSPEED := $(VENV)/ready-deepspeed
 include pipelines/run.mk
 
-.PHONY: setup pictures experiments test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook \
+.PHONY: setup screenshots experiments test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook \
         bench real-size venv-vllm test-vllm package clean
 
 setup: $(VENV)/ready ## create the virtual environment, with exactly the versions that were tested
@@ -169,8 +169,8 @@ bench: $(VENV)/ready-dev ## measure seconds and memory against TRL (docs/benchma
 real-size: $(VENV)/ready-dev ## run a 3B policy with random weights through an iteration on CPUs; compare peaks with plan (4 min, 12 GiB)
 	PYTHONPATH=tests $(PY) -m benchmarks.real_size build/real-size
 
-pictures: $(VENV)/ready-dev ## make the images of the docs: report, terminal and notebook of RUN (Chromium and chromedriver)
-	PYTHONPATH=tests $(PY) -m support.pictures --run $(R)
+screenshots: $(VENV)/ready-dev ## make the images of the docs: report, terminal and notebook of RUN (Chromium and chromedriver)
+	PYTHONPATH=tests $(PY) -m support.screenshots --run $(R)
 
 # Its own tools, so that the tests need none of them. CONTRIBUTING.md says how a release is made of it.
 PACKAGE := build/package

@@ -17,7 +17,7 @@ import numpy as np
 from dapo_stages.config import ReplayConfig
 from dapo_stages.handoff.shards import write_text
 from dapo_stages.maths.replay import RULES, Entry, admissible, draw, drawn_again, rated, update
-from dapo_stages.reporting.page.charts import Chart, Series, picture
+from dapo_stages.reporting.page.charts import Chart, Series, drawn_as_svg
 from dapo_stages.terminal.safe_text import markdown_table
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def main() -> None:
         ]
         unit: Literal["number", "percent"] = "percent" if name == "share" else "number"
         label = "replayed groups" if name == "share" else "mean score"
-        write_text(HERE / f"replay-{name}.svg", picture(Chart(MEASURES[name], label, curves, unit)))
+        write_text(HERE / f"replay-{name}.svg", drawn_as_svg(Chart(MEASURES[name], label, curves, unit)))
     print(table(runs))
 
 

@@ -13,7 +13,7 @@ import pytest
 from faults import data_sets
 from reporting import tiny_run
 from support.commands import Result, run
-from support.rows import picture, rows
+from support.rows import image, rows
 from support.words import WordProcessor
 
 from dapo_stages.handoff.manifests import read_manifest
@@ -206,16 +206,16 @@ def test_a_value_out_of_range(tiny: Path) -> None:
     )
 
 
-# Data sets
+# Datasets
 
 
 @pytest.fixture()
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """prepare-data of a Parquet file with the given pictures, one to a row."""
+    """prepare-data of a Parquet file with the given images, one to a row."""
     monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
 
-    def command(pictures: list[bytes], *args: object) -> Result:
-        return data_sets.prepare(data_sets.write_rows(tmp_path / "rows.parquet", pictures), tmp_path, *args)
+    def command(images: list[bytes], *args: object) -> Result:
+        return data_sets.prepare(data_sets.write_rows(tmp_path / "rows.parquet", images), tmp_path, *args)
 
     return command
 
@@ -230,7 +230,7 @@ def test_a_data_set_without_rows(prepare: Any, tmp_path: Path) -> None:
 
 def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
     refused(
-        prepare([picture()], "--set", f"data.source={tmp_path}/nowhere.parquet"),
+        prepare([image()], "--set", f"data.source={tmp_path}/nowhere.parquet"),
         f"{tmp_path}/nowhere.parquet: no such file or folder. Set data.source to the path of the dataset.",
     )
 
@@ -245,7 +245,7 @@ def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
         ("bert", {"architectures": ["BertModel"], "hidden_size": 8, "num_attention_heads": 2}),
     ],
 )
-def test_a_checkpoint_that_reads_no_pictures(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_that_reads_no_images(architecture: str, config: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / architecture
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": architecture, **config}))

@@ -39,7 +39,7 @@ def test_the_gpu_benchmark_runs_at_toy_size() -> None:
         (kind, way) for kind in ("scoring", "generation", "update") for way in ("shared", "separate")
     ]
     assert set(result["speed-up"]) == {"scoring", "generation", "update"}
-    assert result["checks"]["log-prob difference"] < 1e-4
+    assert result["checks"]["logprob difference"] < 1e-4
 
 
 def test_parts_of_the_real_size_run_appear_whole_and_are_made_once(tmp_path: Path) -> None:

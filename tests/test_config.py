@@ -376,7 +376,7 @@ def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_pat
 
 
 @pytest.mark.parametrize("stage", ["rollout", "evaluate"])
-def test_a_quantised_policy_is_sampled_from_as_it_is_trained(tmp_path: Path, stage: str) -> None:
+def test_a_quantized_policy_is_sampled_from_as_it_is_trained(tmp_path: Path, stage: str) -> None:
     text = f"{{model: {{quantization: nf4}}, train: {{lora: {{rank: 4}}}}, {stage}: {{engine: server}}}}"
     message = (
         f"run.yaml: {stage}.engine must be transformers with model.quantization nf4, to sample from the quantized "

@@ -116,7 +116,7 @@ def test_another_column_in_the_attention_files(copy: Path, small_run: Run, tmp_p
 def test_a_new_stage(copy: Path, small_run: Run, tmp_path: Path) -> None:
     """make, status, doctor, Slurm's jobs and --help know it, by one line in the table, a module and a schema."""
     change(copy, "A new stage")
-    (copy / "dapo_stages/stages/measure_lengths.py").write_text(block("A new stage", "python"))
+    (copy / "dapo_stages" / "stages" / "measure_lengths.py").write_text(block("A new stage", "python"))
     python(copy, "-m", "dapo_stages", "new", tmp_path / "x")
     run = tmp_path / "x/training_logs/t"
     shutil.copytree(small_run.folder, run, symlinks=True)

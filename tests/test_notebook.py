@@ -64,7 +64,7 @@ def test_its_figures_are_those_of_the_files(executed: tuple[dict[str, Any], dict
 
 
 def test_the_brightest_place_is_the_patch_that_was_looked_at(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Two pictures, neither square: image token 5 of the first (row 1, column 1 of 2 × 4), 1 of the second."""
+    """Two images, neither square: image token 5 of the first (row 1, column 1 of 2 × 4), 1 of the second."""
     heat_maps = executed[1]["heat_maps"]
     grids = np.array([[1, 4, 8], [1, 6, 2]])
     attention = np.full(8 + 3, 0.1)
@@ -77,8 +77,8 @@ def test_the_brightest_place_is_the_patch_that_was_looked_at(executed: tuple[dic
         heat_maps(attention[:-1], grids)
 
 
-def test_the_map_lies_over_the_picture_as_the_patches_do(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Drawn over a black picture of 120 × 60 pixels, the brightest pixels are those of row 1, column 1 of 2 × 4."""
+def test_the_map_lies_over_the_image_as_the_patches_do(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Drawn over a black image of 120 × 60 pixels, the brightest pixels are those of row 1, column 1 of 2 × 4."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(1.2, 0.6), dpi=100)

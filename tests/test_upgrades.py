@@ -68,7 +68,7 @@ def test_finished_outputs_are_taken_for_what_they_are(recorded: Path) -> None:
 
 
 def test_it_goes_on(recorded: Path) -> None:
-    """Iteration 2, from the policy, the optimiser's state and the replay buffer that the older version left."""
+    """Iteration 2, from the policy, the optimizer's state and the replay buffer that the older version left."""
     before = read_manifest(recorded / "iter-0001/train/state").content_hash
     for stage, arguments, out in stages(2):
         assert json.loads(command(stage, arguments, out).stdout)["status"] == "done", stage

@@ -34,7 +34,7 @@ class SyntheticConfig(Section):
     held_out: Count = Field(512, description="Held-out questions.")
 
     @model_validator(mode="after")
-    def _colours_have_one_order(self) -> Self:
+    def _colors_have_one_order(self) -> Self:
         if self.shuffled and self.task == "colours":
             raise ValueError("shuffled is true, but the options of task colours have a fixed order")
         return self

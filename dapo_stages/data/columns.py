@@ -21,7 +21,7 @@ _EXACT = 2**53  # up to here, floats represent every integer exactly
 class Question:
     """The content of a row, in whatever form it came."""
 
-    pictures: list[Any]
+    images: list[Any]
     turns: list[tuple[str, str]]  # (role, text) after the system message; <image> marks where images go
     system: str | None  # the row's own system message
     solution: str
@@ -83,7 +83,7 @@ def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
     else:
         raise UnusableRow(f"no {names.problem}")
     question = Question(
-        pictures=_pictures(values.get(names.image)),
+        images=_images(values.get(names.image)),
         turns=turns,
         system=system,
         solution=_string(solution),
@@ -119,7 +119,7 @@ def _conversation_column(columns: Sequence[str], names: ColumnsConfig) -> str | 
     return None if names.problem in columns else next((name for name in CONVERSATIONS if name in columns), None)
 
 
-def _pictures(value: Any) -> list[Any]:
+def _images(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -27,7 +27,7 @@ class BadImage(DataError):
         super().__init__(where, problem, "Fix the row, or set data.on_bad_image=skip to leave such rows out.")
 
 
-def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int, max_pixels: int) -> Image.Image:
+def prepare(image: bytes | Path | Image.Image, where: object, *, max_size: int, max_pixels: int) -> Image.Image:
     """The image upright, in RGB on white, with sides of at most `max_size`; it is never enlarged.
 
     Nothing is decoded unless the header says that there are at most `max_pixels` pixels.
@@ -35,17 +35,17 @@ def prepare(picture: bytes | Path | Image.Image, where: object, *, max_size: int
     """
     from PIL import Image, ImageOps
 
-    if isinstance(picture, Image.Image):
-        return _prepared(picture, where, max_size, max_pixels)
+    if isinstance(image, Image.Image):
+        return _prepared(image, where, max_size, max_pixels)
     try:
-        with open_header(picture) as opened:
+        with open_header(image) as opened:
             _check_size(opened, where, max_pixels)
             opened.load()
             return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds for damaged files
-        raise BadImage(where, _problem(picture, error)) from None
+        raise BadImage(where, _problem(image, error)) from None
 
 
 def encode(image: Image.Image) -> bytes:
@@ -69,14 +69,14 @@ def decode(image: Mapping[str, Any]) -> Image.Image:
         raise BadImage(image.get("path") or "a shard", _problem(data, error)) from None
 
 
-def open_header(picture: bytes | Path) -> Image.Image:
+def open_header(image: bytes | Path) -> Image.Image:
     """Read only the header of an image in one of FORMATS. Raises what Pillow does."""
     from PIL import Image
 
     Image.init()
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard; _check_size enforces max_image_pixels instead
     formats = [name for name in FORMATS if name in Image.OPEN]  # not every build has AVIF
-    return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=formats)
+    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
 
 
 def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
@@ -134,12 +134,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
 
 
-def _problem(picture: bytes | Path, error: Exception) -> str:
+def _problem(image: bytes | Path, error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):
         return "the image file does not exist"
     if isinstance(error, UnidentifiedImageError):
-        size = len(picture) if isinstance(picture, bytes) else picture.stat().st_size
+        size = len(image) if isinstance(image, bytes) else image.stat().st_size
         return f"not an image ({size} bytes)" if size else "the image is empty (0 bytes)"
     return f"the image is damaged ({' '.join(str(error).split())[:160] or type(error).__name__})"

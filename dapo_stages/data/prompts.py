@@ -72,7 +72,7 @@ class PromptMaker:
             return Dropped("other", f"{raw.where}: {reason}")
         except _ControlTokens as reason:
             return Dropped("control", f"{raw.where}: {reason}")
-        images = [self._image(raw, picture) for picture in question.pictures]
+        images = [self._image(raw, image) for image in question.images]
         with self._alone:
             try:
                 text, ids, grids = self._encoded(conversation, images)
@@ -153,9 +153,9 @@ class PromptMaker:
         return conversation[:ours] + self._control.as_text(conversation[ours:])
 
     def _image(self, raw: RawRow, cell: Any) -> Image.Image:
-        picture = self.source.picture(raw, cell)
-        where = f"{raw.where}: {picture.name}" if isinstance(picture, Path) else raw.where
-        return prepare(picture, where, max_size=self.data.max_image_size, max_pixels=self.data.max_image_pixels)
+        image = self.source.image(raw, cell)
+        where = f"{raw.where}: {image.name}" if isinstance(image, Path) else raw.where
+        return prepare(image, where, max_size=self.data.max_image_size, max_pixels=self.data.max_image_pixels)
 
 
 class _ControlTokens(Exception):
@@ -168,9 +168,9 @@ def messages_of(question: Question, system_prompt: str | None) -> list[dict[str,
     Images without an `<image>` placeholder come first in the user's first turn.
     """
     placed = sum(text.count(chat.PLACEHOLDER) for role, text in question.turns if role == "user")
-    beyond = len(question.pictures) - placed
+    beyond = len(question.images) - placed
     if beyond < 0:
-        raise UnusableRow(f"{placed} {chat.PLACEHOLDER} placeholders for {len(question.pictures)} images")
+        raise UnusableRow(f"{placed} {chat.PLACEHOLDER} placeholders for {len(question.images)} images")
     ours = chat.SYSTEM_PROMPT if system_prompt is None else system_prompt
     system = ours if question.system is None else question.system
     conversation: list[dict[str, Any]] = []

@@ -43,7 +43,7 @@ class RawSource:
     folder: Path | None = None  # images given as a path must be inside
     fetch: Fetch | None = None
 
-    def picture(self, row: RawRow, value: Any) -> Any:
+    def image(self, row: RawRow, value: Any) -> Any:
         """The image of a cell, as bytes, as a path inside the source's folder, or as a PIL image."""
         from PIL import Image
 

@@ -24,7 +24,7 @@ from dapo_stages.errors import EngineError
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.tokens import Tokens
-from dapo_stages.processes.servers import CHAT, MODELS, Server, picture
+from dapo_stages.processes.servers import CHAT, MODELS, Server, image_part
 from dapo_stages.terminal.console import say
 
 NAME, KEY = "server", "DAPO_STAGES_API_KEY"
@@ -246,20 +246,20 @@ def messages_of(row: Row, family: Family) -> list[dict[str, Any]]:
     The token ids that the server makes of them are compared with the prompt's.
     """
     start, end = family.turn
-    pictures = iter(row["images"] or ())
+    images = iter(row["images"] or ())
     messages = []
     for piece in row["prompt_text"].split(start)[1:]:
         said, finished, _ = piece.partition(end)
         if not finished:  # the turn that the model is to write
             break
         role, _, text = said.partition("\n")
-        messages.append({"role": role, "content": list(_content(text, pictures, family.picture))})
+        messages.append({"role": role, "content": list(_content(text, images, family.image_marker))})
     return messages
 
 
-def _content(text: str, pictures: Iterator[Row], mark: str) -> Iterator[dict[str, Any]]:
+def _content(text: str, images: Iterator[Row], mark: str) -> Iterator[dict[str, Any]]:
     for number, piece in enumerate(text.split(mark)):
         if number:
-            yield picture(next(pictures))
+            yield image_part(next(images))
         if piece:
             yield {"type": "text", "text": piece}

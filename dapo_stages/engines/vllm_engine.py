@@ -88,11 +88,11 @@ class VllmEngine:
         return by_prompt(found, len(prompts))
 
     def _prompt(self, row: Row) -> vllm.TokensPrompt:
-        pictures = [decode(image) for image in row["images"] or ()]
-        ids = collapsed(row["prompt_ids"], self.tokens.image_token_id) if pictures else list(row["prompt_ids"])
+        images = [decode(image) for image in row["images"] or ()]
+        ids = collapsed(row["prompt_ids"], self.tokens.image_token_id) if images else list(row["prompt_ids"])
         prompt = self._vllm.TokensPrompt(prompt_token_ids=ids)
-        if pictures:
-            prompt["multi_modal_data"] = {"image": pictures}
+        if images:
+            prompt["multi_modal_data"] = {"image": images}
         return prompt
 
     def _sampling(self, request: Request) -> vllm.SamplingParams:

@@ -68,7 +68,7 @@ def aei(
     return np.where((num_text > 0) & (num_vision > 0), index, np.nan)
 
 
-def summarise(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
+def summarize(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
     """All statistics of a completion's attention, from masses [L, T, 5] (mean over heads, order KINDS).
 
     A_m of a layer and row is its mass on m divided by its mass on the prompt without the first position (vision +

@@ -21,7 +21,7 @@ class Family:
 
     processor: str  # class name of its processor, used without its video half if torchvision is missing
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
-    picture: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
+    image_marker: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
 
     def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
         """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column.

@@ -25,13 +25,13 @@ def prompt_of(row: Row, processor: Any) -> Prompt:
     from dapo_stages.data.images import decode
 
     ids = torch.tensor(row["prompt_ids"], dtype=torch.long)
-    pictures = [decode(image) for image in row["images"] or ()]
+    images = [decode(image) for image in row["images"] or ()]
     if type(processor).__name__ not in _OF_FAMILIES:
-        return _whole(row, pictures, processor)
+        return _whole(row, images, processor)
     others = {"mm_token_type_ids": (ids == processor.image_token_id).int()[None]}
-    if not pictures:
+    if not images:
         return Prompt(ids, None, None, others)
-    inputs = processor.image_processor(images=pictures, return_tensors="pt")
+    inputs = processor.image_processor(images=images, return_tensors="pt")
     grid = inputs["image_grid_thw"]
     if grid.tolist() != row["image_grid_thw"]:
         raise DataError(
@@ -49,11 +49,11 @@ def prompt_from(inputs: Mapping[str, torch.Tensor]) -> Prompt:
     return Prompt(inputs["input_ids"][0], pixels, grid, others)
 
 
-def _whole(row: Row, pictures: list[Any], processor: Any) -> Prompt:
+def _whole(row: Row, images: list[Any], processor: Any) -> Prompt:
     """A prompt for an unknown family: its processor makes all inputs again, so that none is missing."""
     text = row["prompt_text"]
     processor = plain_twin(processor) if MARK in text else processor
-    prompt = prompt_from(processor(text=[text], images=pictures or None, return_tensors="pt"))
+    prompt = prompt_from(processor(text=[text], images=images or None, return_tensors="pt"))
     if prompt.ids.tolist() != list(row["prompt_ids"]):
         raise DataError(
             f"prompt {row['prompt_id']}",

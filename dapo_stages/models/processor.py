@@ -28,12 +28,12 @@ def load_processor(path: str | Path) -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    return picture_processor(
+    return image_processor(
         Qwen2VLImageProcessorPil.from_pretrained(path), tokenizer, _chat_template(path, tokenizer), family
     )
 
 
-def picture_processor(
+def image_processor(
     image_processor: Any, tokenizer: Any, chat_template: str | None = None, family: str = "qwen2_5_vl"
 ) -> Any:
     """A processor for images and text, with the standard class name of its family."""
@@ -61,13 +61,13 @@ def save_processor(processor: Any, out: str | Path) -> None:
     config = json.loads(config_file.read_text(encoding="utf-8"))
     # Every release of transformers, and vLLM, knows the name without its suffix.
     kind = config["image_processor"]["image_processor_type"].removesuffix("Pil").removesuffix("Fast")
-    pictures = dict(config["image_processor"], image_processor_type=kind)
-    config["image_processor"] = pictures
+    images = dict(config["image_processor"], image_processor_type=kind)
+    config["image_processor"] = images
     _write_json(config_file, config)
-    size = pictures.get("size") or {}
+    size = images.get("size") or {}
     if {"shortest_edge", "longest_edge"} <= size.keys():
-        pictures = {**pictures, "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
-    _write_json(folder / "preprocessor_config.json", {**pictures, "processor_class": config["processor_class"]})
+        images = {**images, "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    _write_json(folder / "preprocessor_config.json", {**images, "processor_class": config["processor_class"]})
 
 
 def has_torchvision() -> bool:

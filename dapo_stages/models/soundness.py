@@ -60,10 +60,10 @@ def check_numbers(folder: Path) -> None:
             raise _wrong(folder / "config.json", f"{key} is {str(value)[:40]}, but must be at most {most}")
     for file in ("preprocessor_config.json", "processor_config.json"):
         if (folder / file).is_file():
-            _check_pictures(folder / file, _settings(folder / file))
+            _check_images(folder / file, _settings(folder / file))
 
 
-def _check_pictures(path: Path, settings: dict[str, Any]) -> None:
+def _check_images(path: Path, settings: dict[str, Any]) -> None:
     """Check what an image processor divides by, and what it enlarges small images to."""
     inner = settings.get("image_processor", settings)
     area = isinstance(inner, dict) and "merge_size" in inner  # Qwen's edges are numbers of pixels

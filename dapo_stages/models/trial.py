@@ -28,7 +28,7 @@ def check_values(path: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) 
             )
 
 
-def prompt_with_a_picture(path: str | Path, processor: Any) -> Prompt | None:
+def prompt_with_an_image(path: str | Path, processor: Any) -> Prompt | None:
     """What a processor makes of a small image and a character; None if it does not say what its image token is.
 
     Raises ModelError if it fails.
@@ -40,9 +40,9 @@ def prompt_with_a_picture(path: str | Path, processor: Any) -> Prompt | None:
     token = getattr(processor, "image_token", None)
     if token is None:
         return None
-    picture = Image.new("RGB", (_SIDE, _SIDE), (127, 127, 127))
+    image = Image.new("RGB", (_SIDE, _SIDE), (127, 127, 127))
     with reading(path):
-        inputs = processor(text=[f"{token}?"], images=[picture], return_tensors="pt")
+        inputs = processor(text=[f"{token}?"], images=[image], return_tensors="pt")
         return prompt_from(inputs)
 
 
@@ -55,7 +55,7 @@ def try_out(policy: Policy, path: str | Path) -> None:
 
     check_values(path, policy.model.named_parameters())
     check_values(path, policy.model.named_buffers())  # such as rotary frequencies: SDPA hides NaN in them
-    prompt = prompt_with_a_picture(path, policy.processor)
+    prompt = prompt_with_an_image(path, policy.processor)
     if prompt is None or any(hasattr(one, "ds_id") for one in policy.model.parameters()):
         return
     policy.attend("separate")

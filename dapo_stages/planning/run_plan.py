@@ -197,10 +197,10 @@ class Plan:
         tokens = stage_memory.vllm(self.d, self.weights, self.b, share, settings.tensor_parallel_size)
         return tokens // (self.work.prompt + self.work.completion)
 
-    def files(self, picture_bytes: int) -> dict[str, int]:
+    def files(self, image_bytes: int) -> dict[str, int]:
         """Bytes on disk of an iteration; `train-step: reference` is only in iterations that move it."""
         config, (trained, _) = self.config, self.trained
-        found = stage_costs.shards(self.d, self.work, self.sampled, picture_bytes, config.attention.patch_completions)
+        found = stage_costs.shards(self.d, self.work, self.sampled, image_bytes, config.attention.patch_completions)
         moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
         policy = trained if config.train.lora is not None else self.d.parameters
         master = trained * 4 if self.b == 2 else 0
@@ -208,10 +208,10 @@ class Plan:
         moves = config.train.beta > 0 and config.train.reference_update_every is not None
         return {**found, "train-step: reference": policy * self.b} if moves else found
 
-    def answer(self, name: str, memory: float, picture_bytes: int, seconds: Seconds) -> dict[str, Any]:
+    def answer(self, name: str, memory: float, image_bytes: int, seconds: Seconds) -> dict[str, Any]:
         """Everything that plan shows."""
         usable = int(memory * GIB * HEADROOM[self.device])
-        peaks, files = self.memory(), self.files(picture_bytes)
+        peaks, files = self.memory(), self.files(image_bytes)
         slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
         worst = max(peaks, key=lambda stage: peaks[stage].total)
         return {

@@ -50,7 +50,7 @@ class Lengths(Protocol):
     @property
     def completions(self) -> Sequence[int]: ...
     @property
-    def pictures(self) -> Sequence[int]: ...
+    def images(self) -> Sequence[int]: ...
 
 
 def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
@@ -63,7 +63,7 @@ def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
     pairs, completed = _pairs(group.prompt) + completion_pairs(group), sum(group.completions)
     text = d.layers * (2 * (group.prompt + completed) * matrices + 4 * d.hidden * pairs)
     head = 2 * completed * d.hidden * d.vocabulary if logits else 0
-    return float(text + head + sum(_picture(d, patches) for patches in group.pictures))
+    return float(text + head + sum(_image(d, patches) for patches in group.images))
 
 
 def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: bool = False) -> float:
@@ -146,12 +146,12 @@ def completion_pairs(group: Lengths) -> int:
     return sum(length * group.prompt + _pairs(length) for length in group.completions)
 
 
-def shards(d: Dimensions, work: Work, groups: int, picture_bytes: int, patch_completions: int) -> dict[str, int]:
+def shards(d: Dimensions, work: Work, groups: int, image_bytes: int, patch_completions: int) -> dict[str, int]:
     """Bytes of the Parquet files of an iteration, by stage."""
     tokens = groups * work.count * work.completion
     looks = patch_completions * work.completion * (work.patches // d.merge) * SEGMENTS * 2
     return {
-        "rollout": groups * (picture_bytes + 4 * work.prompt) + tokens * COMPLETION_BYTES,
+        "rollout": groups * (image_bytes + 4 * work.prompt) + tokens * COMPLETION_BYTES,
         "score-attention": tokens * ATTENTION_BYTES + looks,
         "weight-tokens": tokens * WEIGHT_BYTES,
     }
@@ -161,7 +161,7 @@ def _pairs(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def _picture(d: Dimensions, patches: int) -> float:
+def _image(d: Dimensions, patches: int) -> float:
     v = d.vision_hidden
     matrices = 4 * v * v + (3 if d.gated else 2) * v * d.vision_mlp
     windowed = d.vision_layers - d.vision_full_layers

@@ -37,7 +37,7 @@ class Work:
         return [self.completion] * self.count
 
     @property
-    def pictures(self) -> list[int]:
+    def images(self) -> list[int]:
         """Patches, as if of one image."""
         return [self.patches]
 
@@ -81,7 +81,7 @@ def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Mem
         "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b)),
     }
     peak = max(prefill, share, decode, key=_sum)
-    return Memory({"weights": weights, **_pictures(d, groups * work.patches), **peak}, {})
+    return Memory({"weights": weights, **_images(d, groups * work.patches), **peak}, {})
 
 
 def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int) -> Memory:
@@ -98,7 +98,7 @@ def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weigh
     }
     if attention > peak["one layer"]:
         peak = {"one layer": states, "attention of a group": attention - states}
-    return Memory({"weights": weights, **_pictures(d, patches), **peak}, {})
+    return Memory({"weights": weights, **_images(d, patches), **peak}, {})
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
     peak = max(head, backward, step, recall, key=_sum)
     host["prepared prompts"] = min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
-    return Memory({**states, **_pictures(d, patches), **peak}, host)
+    return Memory({**states, **_images(d, patches), **peak}, host)
 
 
 def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
@@ -184,9 +184,9 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     return {**states, "buckets": buckets}, {}, host
 
 
-def _pictures(d: Dimensions, patches: int) -> dict[str, int]:
+def _images(d: Dimensions, patches: int) -> dict[str, int]:
     """Prepared images, once as prompts and once joined in the packed row."""
-    return {"pictures": 2 * patches * d.patch * FLOAT}
+    return {"images": 2 * patches * d.patch * FLOAT}
 
 
 def _cache(d: Dimensions, tokens: int, b: int) -> int:

@@ -159,7 +159,7 @@ def secret(name: str) -> str | None:
     return key or None
 
 
-def picture(image: Mapping[str, Any]) -> dict[str, Any]:
+def image_part(image: Mapping[str, Any]) -> dict[str, Any]:
     """An image of a shard (PNG) as a part of a message."""
     encoded = base64.b64encode(image["bytes"]).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}

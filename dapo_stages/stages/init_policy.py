@@ -89,7 +89,7 @@ def _reference(output: Output, config: Config) -> None:
     from dapo_stages.models.reading import reading
     from dapo_stages.models.soundness import check_checkpoint, check_numbers
     from dapo_stages.models.tokens import load_tokens
-    from dapo_stages.models.trial import check_values, prompt_with_a_picture
+    from dapo_stages.models.trial import check_values, prompt_with_an_image
 
     name = config.model.name
     place = place_of(name)
@@ -100,7 +100,7 @@ def _reference(output: Output, config: Config) -> None:
     load_tokens(folder)
     with reading(folder):
         processor = load_processor(folder)
-    prompt_with_a_picture(folder, processor)
+    prompt_with_an_image(folder, processor)
     if config.train.lora is not None:
         check_targets(empty_model(folder), config.train.lora)
     checkpoint = Checkpoint(folder)

@@ -89,7 +89,7 @@ def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
 def _processor(config: Config, policy: PolicyFolder | None) -> Any:
     from dapo_stages.models.processor import load_processor
     from dapo_stages.models.soundness import check_numbers
-    from dapo_stages.models.trial import prompt_with_a_picture
+    from dapo_stages.models.trial import prompt_with_an_image
 
     if policy is not None:
         for shard in policy.manifest.shards:
@@ -114,7 +114,7 @@ def _processor(config: Config, policy: PolicyFolder | None) -> Any:
             f"{place}: cannot load the tokenizer and image processor ({reason}). Set model.name to a checkpoint folder "
             "or a hub id that can be reached, or pass --policy."
         ) from None
-    prompt_with_a_picture(place, processor)
+    prompt_with_an_image(place, processor)
     return processor
 
 

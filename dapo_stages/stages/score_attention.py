@@ -216,11 +216,11 @@ def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> It
 def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice) -> Row:
     """One attention row; `tokens` are the completion's among those of the scores."""
     from dapo_stages.handoff.schemas import MASSES, SEGMENTS, TOKEN_SCORES
-    from dapo_stages.maths.grounding import segments, summarise
+    from dapo_stages.maths.grounding import segments, summarize
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
-    summary = summarise(scored.masses.numpy(), num_text, num_vision)
+    summary = summarize(scored.masses.numpy(), num_text, num_vision)
     row: dict[str, Any] = {
         "completion_id": completion_id,
         "status": "ok" if num_vision else "no_image",

@@ -65,7 +65,7 @@ def drawn(stream: TextIO) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def colourful(stream: TextIO) -> bool:
+def colorful(stream: TextIO) -> bool:
     """Whether to print in color: where `drawn`, unless NO_COLOR is set, which overrides FORCE_COLOR."""
     from rich.console import Console
 
@@ -76,7 +76,7 @@ def colourful(stream: TextIO) -> bool:
 def painted(text: str, style: str) -> str:
     """Text for stdout in a rich style such as `bold red`; plain without color."""
     text = visible(text)
-    if not style or not colourful(sys.stdout):
+    if not style or not colorful(sys.stdout):
         return text
     from rich.color import ColorSystem
     from rich.style import Style

@@ -58,7 +58,7 @@ def main(
 
 def _result(hit: Hit) -> dict[str, Any]:
     prompt = {name: hit.prompt[name] for name in ("group_id", "prompt_id", "slice", "problem", "solution")}
-    place = {"shard": str(hit.shard), "row": hit.row, "pictures": hit.pictures}
+    place = {"shard": str(hit.shard), "row": hit.row, "images": hit.images}
     return {"iteration": hit.iteration, **hit.completion, "prompt": {**prompt, **place}}
 
 
@@ -67,7 +67,7 @@ def _show(hit: Hit) -> None:
     from dapo_stages.terminal.safe_text import number, one_line, signed, visible
 
     one, prompt = hit.completion, hit.prompt
-    sizes = ["unreadable" if size is None else f"{size[0]}×{size[1]}" for size in hit.pictures] or ["none"]
+    sizes = ["unreadable" if size is None else f"{size[0]}×{size[1]}" for size in hit.images] or ["none"]
     slice_ = f", {one_line(prompt['slice'])}" if prompt["slice"] else ""
     about = f"(iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
     print(f"{painted(one_line(one['completion_id']), 'bold')}  {about}")
@@ -90,9 +90,9 @@ def _print_images(hit: Hit) -> None:
     from rich.console import Console
 
     from dapo_stages.reporting.iteration.terminal_images import blocks
-    from dapo_stages.terminal.console import colourful
+    from dapo_stages.terminal.console import colorful
 
-    if not colourful(sys.stdout):
+    if not colorful(sys.stdout):
         return
     for image in hit.prompt["images"] or []:
         if (text := blocks(image["bytes"])) is not None:
@@ -110,20 +110,20 @@ def _loss(one: dict[str, Any]) -> str:
 def _print_tokens(one: dict[str, Any]) -> None:
     """Colored on a terminal; elsewhere word(weight), or the plain text if there are no weights."""
     from dapo_stages.reporting.documents.markdown import weighted_tokens
-    from dapo_stages.terminal.console import colourful
+    from dapo_stages.terminal.console import colorful
     from dapo_stages.terminal.safe_text import visible
 
-    if colourful(sys.stdout):
+    if colorful(sys.stdout):
         from rich.console import Console
 
-        Console(highlight=False).print(coloured(one["tokens"], one["token_weights"]))
+        Console(highlight=False).print(colored(one["tokens"], one["token_weights"]))
     elif one["token_weights"]:
         print(weighted_tokens(one["tokens"], one["token_weights"]))
     else:
         print(visible(one["text"]))
 
 
-def coloured(tokens: list[str], weights: list[float]) -> Text:
+def colored(tokens: list[str], weights: list[float]) -> Text:
     """Tokens on a background from white (lowest weight of the completion) to blue (highest), never parsed as markup."""
     from rich.color import Color
     from rich.style import Style

@@ -66,8 +66,8 @@ def main(
     tflops: Annotated[
         float | None, typer.Option("--tflops", min=0.001, help="Peak per rank; default: that of --gpu or two cores.")
     ] = None,
-    utilisation: Annotated[
-        float, typer.Option("--utilisation", min=0.01, max=1, help="Share of the peak that is reached: an assumption.")
+    utilization: Annotated[
+        float, typer.Option("--utilization", min=0.01, max=1, help="Share of the peak that is reached: an assumption.")
     ] = devices.REACHED_OPERATIONS,
     bandwidth: Annotated[
         float | None,
@@ -78,7 +78,7 @@ def main(
         typer.Option("--link", min=0.01, help="GB/s between ranks; default: 60% of NVLink, PCIe, network."),
     ] = None,
     disk: Annotated[float, typer.Option("--disk", min=0.01, help="GB/s of the file system: an assumption.")] = 2.0,
-    picture: Annotated[float, typer.Option("--picture", min=0, help="KB per stored image: an assumption.")] = 300.0,
+    image: Annotated[float, typer.Option("--image", min=0, help="KB per stored image: an assumption.")] = 300.0,
     set_: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -100,7 +100,7 @@ def main(
     peak = machine.bfloat16 if config.model.dtype == "bfloat16" else machine.float32
     between = min(machine.link, devices.NETWORK) if nodes > 1 else machine.link
     rates = Rates(
-        operations=(tflops or peak) * 1e12 * utilisation,
+        operations=(tflops or peak) * 1e12 * utilization,
         memory=(bandwidth or devices.REACHED_BYTES * machine.bandwidth) * GB,
         disk=disk * GB,
         link=(link or devices.REACHED_BYTES * between) * GB,
@@ -119,7 +119,7 @@ def main(
         informative,
         _questions(config) if questions is None else questions,
     )
-    answered = plan.answer(name, memory or machine.memory, int(picture * 1000), seconds_of(plan))
+    answered = plan.answer(name, memory or machine.memory, int(image * 1000), seconds_of(plan))
     if as_json:
         answer(answered)
     else:

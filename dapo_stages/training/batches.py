@@ -39,7 +39,7 @@ class TrainGroup:
     prompt: Callable[[], Prompt]
     samples: list[Sample]
     prompt_tokens: int = 0
-    has_pictures: bool = True
+    has_images: bool = True
     counts: bool = True  # False: a filler, which goes through the model, but is in no sum
     replayed: bool = False  # from the replay buffer
 
@@ -135,7 +135,7 @@ def deal(parts: Sequence[MicroBatch], ranks: int, chunk: int = 0) -> list[list[M
     """
     pieces = _enough(list(parts), math.ceil(len(parts) / ranks) * ranks)
     everything = [group for part in parts for group in part.groups]
-    seeing = [group for group in everything if group.has_pictures]
+    seeing = [group for group in everything if group.has_images]
     filler = _uncounted(min(seeing or everything, key=lambda group: group.cost))
     hands: list[list[MicroBatch]] = [[] for _ in range(ranks)]
     pieces.sort(key=lambda piece: -piece.cost)
@@ -186,6 +186,6 @@ def _filled(piece: MicroBatch, filler: TrainGroup) -> MicroBatch:
     DeepSpeed exchanges gradients in the order in which they are completed. If groups go through the model one after the
     other, the first group of the piece determines this order, which must be the same on all ranks.
     """
-    blind = filler.has_pictures and not any(group.has_pictures for group in piece.groups)
+    blind = filler.has_images and not any(group.has_images for group in piece.groups)
     groups = [*piece.groups, filler] if blind or not piece.groups else piece.groups
-    return replace(piece, groups=sorted(groups, key=lambda group: not group.has_pictures))
+    return replace(piece, groups=sorted(groups, key=lambda group: not group.has_images))

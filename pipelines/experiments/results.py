@@ -13,7 +13,7 @@ import typer
 
 from dapo_stages.handoff.shards import write_text
 from dapo_stages.maths.seed_statistics import Estimate, estimate, paired
-from dapo_stages.reporting.page.charts import Chart, Series, picture
+from dapo_stages.reporting.page.charts import Chart, Series, drawn_as_svg
 from dapo_stages.runs.study import StudyRun, of_seeds, read_study, stage_seconds
 from dapo_stages.terminal.safe_text import NOTHING, markdown_table
 
@@ -73,7 +73,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     for study in found:
         for chart, path in charts(study):
-            write_text(out.parent / path, picture(chart))
+            write_text(out.parent / path, drawn_as_svg(chart))
     write_text(out, page(found))
     print(out)
 

@@ -14,8 +14,8 @@ from dapo_stages.engines.transformers_engine import generate
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
 
-OURS = "prompts prefilled once, 8 rows each decoded from that cache; log-probs of the sampling distribution"
-THEIRS = "GRPOTrainer's generation: every prompt 8 times through vision tower and prefill, sampling; no log-probs"
+OURS = "prompts prefilled once, 8 rows each decoded from that cache; logprobs of the sampling distribution"
+THEIRS = "GRPOTrainer's generation: every prompt 8 times through vision tower and prefill, sampling; no logprobs"
 PROMPTS, GENERATIONS, LONGEST = 4, 8, 64
 _VARIED = 1.25  # about the largest of all other logits: under greedy decoding some prompts end early, others do not
 

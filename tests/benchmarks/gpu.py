@@ -159,7 +159,7 @@ class Work:
         self._forward = GroupLogprobs(policy, 1.0, config.logprob_chunk)
 
     def check(self) -> dict[str, float]:
-        """Both ways give the same log-probs and masses, up to the rounding of the type they are computed in."""
+        """Both ways give the same logprobs and masses, up to the rounding of the type they are computed in."""
         with torch.no_grad():
             self._policy.attend("grouped")
             shared = self._forward(self._policy.pack([self._group]))[0]
@@ -167,12 +167,12 @@ class Work:
         logprobs = float((shared - separate).abs().max())
         masses = float((self._masses([self._group]) - self._masses(self._alone())).abs().max())
         exact = self._policy.dtype == torch.float32
-        assert logprobs < (1e-4 if exact else 0.5), f"log-probs differ by {logprobs}"
+        assert logprobs < (1e-4 if exact else 0.5), f"logprobs differ by {logprobs}"
         assert masses < (1e-5 if exact else 0.05), f"masses differ by {masses}"
-        return {"log-prob difference": logprobs, "mass difference": masses}
+        return {"logprob difference": logprobs, "mass difference": masses}
 
     def update_shared(self) -> None:
-        """Forward of the packed group, backward, optimiser step."""
+        """Forward of the packed group, backward, optimizer step."""
         self._train("grouped")
         new, _ = self._forward(self._policy.pack([self._group]))
         torch.autograd.backward(self._loss(new, range(self._size.count)))
@@ -244,7 +244,7 @@ class Work:
         return trl_side.rows_of(self._policy, [Group(self._group.prompt, [self._group.completions[i] for i in part])])
 
     def _row_logprobs(self, part: range) -> torch.Tensor:
-        """[sum C] log-probs from rows of their own; logits of completion rows only, some of them at a time."""
+        """[sum C] logprobs from rows of their own; logits of completion rows only, some of them at a time."""
         self._policy.attend("separate")
         device = self._policy.device
         inputs = self._inputs(part)
@@ -292,7 +292,7 @@ class Work:
 
 
 def _picked(head: Any, suppressed: torch.Tensor, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probs of the targets; logits exist for these rows only."""
+    """Logprobs of the targets; logits exist for these rows only."""
     return log_distribution(head(hidden), suppressed, 1.0).gather(-1, targets[:, None])[:, 0]
 
 

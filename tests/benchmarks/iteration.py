@@ -16,10 +16,10 @@ from benchmarks.stages import ROOT, STAGES, Ran, Workspace, workspace
 
 OURS = (
     "rollout, score-attention, weight-tokens, train-step one after the other, each a process of its own: imports, "
-    "reading and writing files, rewards, log-probs, attention masses, token weights, updates, checkpoint and state"
+    "reading and writing files, rewards, logprobs, attention masses, token weights, updates, checkpoint and state"
 )
 THEIRS = (
-    "one process, timed from its first batch: image processing, generation, rewards, old log-probs, updates; "
+    "one process, timed from its first batch: image processing, generation, rewards, old logprobs, updates; "
     "not timed: imports, loading; not done: attention masses, token weights, files, checkpoint"
 )
 SHARED: dict[str, Any] = {
@@ -172,7 +172,7 @@ def trl_iteration(size: Size, folder: Path) -> dict[str, float]:
 
 
 def _trl_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The prompts of our data folder as TRL takes them: a conversation and a picture."""
+    """The prompts of our data folder as TRL takes them: a conversation and an image."""
     import io
 
     import yaml
@@ -186,8 +186,8 @@ def _trl_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     head = [{"role": "system", "content": system}] if system else []
     rows = []
     for row in Source(folder / "data").rows("train"):
-        picture = Image.open(io.BytesIO(row["images"][0]["bytes"])).convert("RGB")
-        rows.append({"prompt": [*head, {"role": "user", "content": row["problem"]}], "image": picture})
+        image = Image.open(io.BytesIO(row["images"][0]["bytes"])).convert("RGB")
+        rows.append({"prompt": [*head, {"role": "user", "content": row["problem"]}], "image": image})
         if len(rows) == count:
             return rows
     raise RuntimeError(f"{len(rows)} prompts, needed {count}")
@@ -197,7 +197,7 @@ def _trl_rows(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def _medium(folder: Path, size: Size) -> Workspace:
-    """Pictures of 448 × 448 pixels (256 vision tokens) and questions that make prompts of 303 tokens."""
+    """Images of 448 × 448 pixels (256 vision tokens) and questions that make prompts of 303 tokens."""
     policy = models.medium()
     folder.mkdir(parents=True)
     models.save(policy, folder / "model")
@@ -227,7 +227,7 @@ def _medium(folder: Path, size: Size) -> Workspace:
 
 
 def _questions(folder: Path, policy: Any, count: int, length: int) -> None:
-    """A JSONL file with pictures beside it; every digit is a token, so that any length can be made exactly."""
+    """A JSONL file with images beside it; every digit is a token, so that any length can be made exactly."""
     import numpy as np
     from PIL import Image
 
@@ -237,11 +237,11 @@ def _questions(folder: Path, policy: Any, count: int, length: int) -> None:
     lines = []
     for index in range(count):
         coarse = np.random.default_rng(index).integers(0, 255, (14, 14, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse, "RGB").resize((448, 448), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{index}.png")
+        image = Image.fromarray(coarse, "RGB").resize((448, 448), Image.Resampling.BICUBIC)
+        image.save(folder / f"{index}.png")
         question = f"What is it? {index:04d}"
         text = processor.apply_chat_template(messages(question, 1, ""), add_generation_prompt=True)
-        tokens = len(processor(text=[text], images=[picture])["input_ids"][0])
+        tokens = len(processor(text=[text], images=[image])["input_ids"][0])
         line = {"image": f"{index}.png", "problem": question + "7" * (length - tokens), "solution": "A"}
         lines.append(json.dumps(line))
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

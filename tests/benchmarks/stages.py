@@ -96,7 +96,7 @@ class Workspace:
         return found
 
     def saving(self, name: str) -> float:
-        """Seconds of a train-step between its metrics and its manifest: policy and optimiser state being written."""
+        """Seconds of a train-step between its metrics and its manifest: policy and optimizer state being written."""
         train = self.folder / name / "train"
         return (train / "manifest.json").stat().st_mtime - (train / "metrics.parquet").stat().st_mtime
 

@@ -29,7 +29,7 @@ def trainer(
 ) -> Any:
     """A GRPOTrainer over the policy's own model: DAPO's loss, SDPA, no checkpointing, no KL, nothing logged to disk.
 
-    `batch` completions go through the model at a time, `accumulation` of these make an optimiser step.
+    `batch` completions go through the model at a time, `accumulation` of these make an optimizer step.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -75,7 +75,7 @@ def trainer(
 
 
 def updater(policy: Policy, *, batch: int, accumulation: int, max_length: int, **settings: Any) -> Any:
-    """The same with an optimiser, ready for `update` on prepared batches."""
+    """The same with an optimizer, ready for `update` on prepared batches."""
     made = trainer(policy, batch=batch, accumulation=accumulation, max_length=max_length, **settings)
     made.create_optimizer()
     made.current_gradient_accumulation_steps = accumulation
@@ -92,7 +92,7 @@ def accumulate(made: Any, batches: Sequence[dict[str, Any]]) -> None:
 
 
 def update(made: Any, batches: Sequence[dict[str, Any]]) -> None:
-    """One optimiser step of TRL on prepared micro-batches."""
+    """One optimizer step of TRL on prepared micro-batches."""
     accumulate(made, batches)
     made.optimizer.step()
     made.model.zero_grad()
@@ -139,7 +139,7 @@ def rows_of(policy: Policy, groups: Sequence[Group]) -> dict[str, torch.Tensor]:
 
 
 def logprobs(made: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """TRL's log-probs of a prepared micro-batch's completion tokens, [sum C], without gradient."""
+    """TRL's logprobs of a prepared micro-batch's completion tokens, [sum C], without gradient."""
     mask = batch["completion_mask"].bool()
     with torch.no_grad():
         found, _, _ = made._get_per_token_logps_and_entropies(

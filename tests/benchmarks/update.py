@@ -23,7 +23,7 @@ THEIRS = "forward, loss, entropy, metrics, backward, clipping, fused AdamW step;
 
 
 class Update:
-    """One optimiser step on the same groups. Nothing is suppressed, so that the log-probs are of one distribution."""
+    """One optimizer step on the same groups. Nothing is suppressed, so that the logprobs are of one distribution."""
 
     def __init__(self, policy: Policy, groups: Sequence[Group], batch: int, max_length: int) -> None:
         """`batch` completions go through either model at a time."""
@@ -44,10 +44,10 @@ class Update:
         self._work = mini_batch(self._train_groups(), batch)
 
     def check(self) -> dict[str, float]:
-        """The largest difference of a log-prob, and the relative difference of the whole gradient."""
+        """The largest difference of a logprob, and the relative difference of the whole gradient."""
         theirs = torch.cat([trl_side.logprobs(self._trl, batch) for batch in self._their_batches])
         difference = float((torch.cat(self._logprobs) - theirs).abs().max())
-        assert difference < 1e-4, f"log-probs differ by {difference}"
+        assert difference < 1e-4, f"logprobs differ by {difference}"
         self._optimizers.keep = True
         self._trainer.update(self._work, 1.0)
         self._optimizers.keep = False
@@ -56,15 +56,15 @@ class Update:
         self._trl.model.zero_grad()
         gradient = float((self._optimizers.kept - wanted).norm() / wanted.norm())
         assert gradient < 1e-3, f"gradients differ by {gradient}"
-        return {"log-prob difference": difference, "gradient difference": gradient}
+        return {"logprob difference": difference, "gradient difference": gradient}
 
     def ours(self) -> None:
-        """One optimiser step of ours."""
+        """One optimizer step of ours."""
         metrics = self._trainer.update(self._work, 1.0)
         assert not metrics["skipped"]
 
     def theirs(self) -> None:
-        """One optimiser step of TRL's."""
+        """One optimizer step of TRL's."""
         trl_side.update(self._trl, self._their_batches)
 
     @property
@@ -103,7 +103,7 @@ class Update:
 
 
 class _Kept(Optimizers):
-    """Optimisers that can hand the gradient out instead of stepping."""
+    """Optimizers that can hand the gradient out instead of stepping."""
 
     keep = False
 

@@ -24,9 +24,9 @@ def processor() -> Any:
 def png() -> Callable[..., bytes]:
     """Bytes of a plain image."""
 
-    def make(colour: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
+    def make(color: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
         buffer = io.BytesIO()
-        Image.new("RGB", size, colour).save(buffer, "PNG")
+        Image.new("RGB", size, color).save(buffer, "PNG")
         return buffer.getvalue()
 
     return make

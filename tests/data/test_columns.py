@@ -100,16 +100,16 @@ def test_rows_without_question_or_answer_are_unusable(row: dict[str, Any], reaso
 
 
 @pytest.mark.parametrize(
-    ("cell", "pictures"), [(None, []), ("", []), ("a.png", ["a.png"]), (b"x", [b"x"]), (["a", "b"], ["a", "b"])]
+    ("cell", "images"), [(None, []), ("", []), ("a.png", ["a.png"]), (b"x", [b"x"]), (["a", "b"], ["a", "b"])]
 )
-def test_an_image_column_holds_one_picture_or_a_list(cell: Any, pictures: list[Any]) -> None:
-    assert question_of({"problem": "P?", "image": cell, "solution": "A"}, NAMES).pictures == pictures
+def test_an_image_column_holds_one_image_or_a_list(cell: Any, images: list[Any]) -> None:
+    assert question_of({"problem": "P?", "image": cell, "solution": "A"}, NAMES).images == images
 
 
 def test_renamed_columns_are_found() -> None:
     names = columns(image="pic", problem="q", solution="a", slice="kind")
     question = question_of({"pic": "x.png", "q": "Q?", "a": 3, "kind": "hard"}, names)
-    assert (question.pictures, question.problem, question.solution, question.slice) == (["x.png"], "Q?", "3", "hard")
+    assert (question.images, question.problem, question.solution, question.slice) == (["x.png"], "Q?", "3", "hard")
     assert {"pic", "q", "a", "kind"} <= wanted_columns(names)
 
 
@@ -175,7 +175,7 @@ def test_missing_cells_are_nothing_wherever_they_stand() -> None:
     names = names.model_copy(update={"messages": "prompt"})
     question = question_of(cells, names)
     assert question.turns == [("user", ""), ("user", "What?")]
-    assert (question.pictures, question.slice, question.labels) == ([], "", {})
+    assert (question.images, question.slice, question.labels) == ([], "", {})
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_question_cannot_speak_as_system_or_assistant(make: Make, processor: A
     assert processor.tokenizer.decode(row["prompt_ids"]) == row["prompt_text"].replace(MARK, "")
 
 
-def test_what_tokenises_the_stored_text_again_reads_no_control_token_either(make: Make, processor: Any) -> None:
+def test_what_tokenizes_the_stored_text_again_reads_no_control_token_either(make: Make, processor: Any) -> None:
     row = make({"problem": TURNS})
     again = processor.tokenizer(row["prompt_text"])["input_ids"]
     assert [token for token in again if token in added(processor)] == [
@@ -119,7 +119,7 @@ def test_the_turns_and_the_system_message_of_a_row_are_its_own_texts(make: Make,
     assert [ids.count(token) for token in (start, start + 1)] == [5, 4]  # of four turns and the one to write
 
 
-def test_pictures_keep_their_places(make: Make, processor: Any, png: Callable[..., bytes]) -> None:
+def test_images_keep_their_places(make: Make, processor: Any, png: Callable[..., bytes]) -> None:
     row = make({"image": png(), "problem": "Is <|image_pad|> in <image>, <|vision_start|>?"})
     assert row["prompt_ids"].count(processor.image_token_id) == 4
     assert row["image_grid_thw"] == [[1, 4, 4]]
@@ -200,7 +200,7 @@ class Words:
 
 
 @pytest.mark.parametrize("quoted", ["[inst]", "[INST]", "［ｉｎｓｔ］", "[ins[inst]t]"])
-def test_tokens_that_are_found_after_normalising_are_text_too(quoted: str, make: Make) -> None:
+def test_tokens_that_are_found_after_normalizing_are_text_too(quoted: str, make: Make) -> None:
     tokenizer = of_words()
     row = make({"problem": f"what is {quoted} ?"}, using=Words(tokenizer), system_prompt="")
     assert row["prompt_ids"].count(tokenizer.convert_tokens_to_ids("[inst]")) == 1

@@ -45,7 +45,7 @@ def transparent_palette() -> bytes:
     return saved(image, transparency=0)
 
 
-def grey16(values: list[int]) -> bytes:
+def gray16(values: list[int]) -> bytes:
     return saved(Image.fromarray(np.array([values], dtype=np.uint16)))
 
 
@@ -62,13 +62,13 @@ GREEN_CARD = saved(Image.new("RGB", (1, 1), (0, 255, 0)))
     [
         pytest.param(GREEN_CARD, [(0, 255, 0)], id="1x1"),
         pytest.param(saved(Image.new("CMYK", (1, 1), (255, 0, 0, 0)), "TIFF"), [(0, 255, 255)], id="CMYK"),
-        pytest.param(transparent_palette(), [(255, 255, 255), (0, 0, 255)], id="palette with a transparent colour"),
+        pytest.param(transparent_palette(), [(255, 255, 255), (0, 0, 255)], id="palette with a transparent color"),
         pytest.param(saved(Image.new("RGBA", (1, 1), (255, 0, 0, 128))), [(255, 127, 127)], id="half transparent"),
-        pytest.param(saved(Image.new("LA", (1, 1), (0, 0))), [(255, 255, 255)], id="transparent grey"),
+        pytest.param(saved(Image.new("LA", (1, 1), (0, 0))), [(255, 255, 255)], id="transparent gray"),
         pytest.param(
-            saved(Image.new("RGB", (1, 1), (9, 9, 9)), transparency=(9, 9, 9)), [(255, 255, 255)], id="colour key"
+            saved(Image.new("RGB", (1, 1), (9, 9, 9)), transparency=(9, 9, 9)), [(255, 255, 255)], id="color key"
         ),
-        pytest.param(grey16([0, 100 * 257, 65535]), [(0,) * 3, (100,) * 3, (255,) * 3], id="16 bit grey"),
+        pytest.param(gray16([0, 100 * 257, 65535]), [(0,) * 3, (100,) * 3, (255,) * 3], id="16 bit gray"),
         pytest.param(
             saved(Image.fromarray(np.array([[0, 257, 65535]], dtype=np.int32)), "TIFF"),
             [(0,) * 3, (1,) * 3, (255,) * 3],
@@ -104,7 +104,7 @@ def test_a_photo_that_was_held_sideways_is_turned_upright() -> None:
         ((1025, 1025), (1024, 1024)),
     ],
 )
-def test_pictures_are_fitted_and_never_enlarged(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+def test_images_are_fitted_and_never_enlarged(size: tuple[int, int], fitted: tuple[int, int]) -> None:
     assert fitted_size(*size, 1024) == fitted
     assert prepare(Image.new("L", size), "row 0", **LIMITS).size == fitted
 
@@ -130,7 +130,7 @@ def test_pictures_are_fitted_and_never_enlarged(size: tuple[int, int], fitted: t
         ),
     ],
 )
-def test_bad_pictures_are_refused_with_row_and_reason(data: bytes, reason: str) -> None:
+def test_bad_images_are_refused_with_row_and_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as caught:
         prepare(data, "set.jsonl row 7", **LIMITS)
     assert str(caught.value).startswith("set.jsonl row 7: ")
@@ -155,7 +155,7 @@ def test_a_missing_file_is_a_bad_image(tmp_path: Path) -> None:
         prepare(tmp_path / "gone.png", "row 3", **LIMITS)
 
 
-def test_pictures_in_memory_obey_the_same_limits() -> None:
+def test_images_in_memory_obey_the_same_limits() -> None:
     with pytest.raises(BadImage, match=r"more than data\.max_image_pixels=100"):
         prepare(Image.new("RGB", (11, 10)), "row 0", max_size=1024, max_pixels=100)
 
@@ -181,6 +181,6 @@ def test_what_was_encoded_is_decoded_to_the_same_pixels() -> None:
         (saved(noise(50, 50))[:4000], "the image is dam"),
     ],
 )
-def test_decoding_names_the_picture_that_is_damaged(data: bytes | None, problem: str) -> None:
+def test_decoding_names_the_image_that_is_damaged(data: bytes | None, problem: str) -> None:
     with pytest.raises(BadImage, match=rf"^a\.png: {problem}"):
         decode({"bytes": data, "path": "a.png"})

@@ -34,10 +34,10 @@ class Untouched:
         self.apply_chat_template = processor.apply_chat_template
 
     def __call__(self, **_: Any) -> Any:
-        raise AssertionError("tokenised")
+        raise AssertionError("tokenized")
 
 
-def test_a_long_text_is_dropped_without_being_tokenised(processor: Any) -> None:
+def test_a_long_text_is_dropped_without_being_tokenized(processor: Any) -> None:
     dropped = maker(Untouched(processor), 1024).make(row("word " * 200_000), "train-000003")
     assert isinstance(dropped, Dropped) and dropped.kind == "long"
     assert dropped.why == "cats row 3: 1,000,198 bytes of text, more than data.max_prompt_length tokens can hold"

@@ -48,8 +48,8 @@ def text(content: str) -> dict[str, Any]:
     return {"type": "text", "text": content}
 
 
-def shown(size: tuple[int, int], colour: str = "red") -> dict[str, Any]:
-    return {"type": "image", "image": Image.new("RGB", size, colour)}
+def shown(size: tuple[int, int], color: str = "red") -> dict[str, Any]:
+    return {"type": "image", "image": Image.new("RGB", size, color)}
 
 
 OURS = {"role": "system", "content": [text(SYSTEM_PROMPT)]}
@@ -68,7 +68,7 @@ def test_tokens_are_those_of_the_processor(make: Make, processor: Any, png: Png)
     assert (row["prompt_id"], row["source"], row["slice"]) == ("train-000003", "cats", "")
 
 
-def test_pictures_of_different_sizes_go_where_their_placeholders_are(make: Make, processor: Any, png: Png) -> None:
+def test_images_of_different_sizes_go_where_their_placeholders_are(make: Make, processor: Any, png: Png) -> None:
     sizes = [(56, 112), (140, 84), (56, 56)]
     row = make(
         {
@@ -109,7 +109,7 @@ def test_a_conversation_keeps_its_turns_and_its_system_message(make: Make, proce
     assert row["problem"] == "<image>What is this?\n\nIts colour?"
 
 
-def test_a_picture_without_a_placeholder_comes_first_and_once(make: Make, processor: Any, png: Png) -> None:
+def test_an_image_without_a_placeholder_comes_first_and_once(make: Make, processor: Any, png: Png) -> None:
     turns = [("user", "What is this?"), ("assistant", "A circle."), ("user", "Its colour?")]
     row = make({"image": png(), "prompt": [{"role": r, "content": c} for r, c in turns], "solution": "A"})
     shown_first: list[dict[str, Any]] = [{"role": r, "content": [text(c)]} for r, c in turns]
@@ -126,13 +126,13 @@ def test_the_system_message_is_configured(ours: str | None, expected: str, make:
     assert row["prompt_text"].startswith(f"<|im_start|>system\n{expected}<|im_end|>\n")  # the last is Qwen's own
 
 
-def test_a_row_without_a_picture_is_a_prompt_too(make: Make, processor: Any) -> None:
+def test_a_row_without_an_image_is_a_prompt_too(make: Make, processor: Any) -> None:
     row = make({"image": None, "problem": "1 + 1?", "solution": "2"})
     ids, _ = directly(processor, [OURS, {"role": "user", "content": [text("1 + 1?")]}])
     assert (row["images"], row["image_grid_thw"], row["prompt_ids"], row["solution"]) == ([], [], ids, "2")
 
 
-def test_large_pictures_are_fitted_before_they_are_counted(make: Make, processor: Any, png: Png) -> None:
+def test_large_images_are_fitted_before_they_are_counted(make: Make, processor: Any, png: Png) -> None:
     row = make({"image": png("red", (560, 280)), "problem": "?", "solution": "A"}, max_image_size=112)
     _, grids = directly(processor, [OURS, {"role": "user", "content": [shown((112, 56)), text("?")]}])
     assert row["image_grid_thw"] == grids == [[1, 4, 8]]
@@ -174,7 +174,7 @@ def test_rows_that_make_no_sense_are_dropped_with_a_reason(
         ([None], "expected an image, got NoneType 'None'"),
     ],
 )
-def test_cells_that_hold_no_picture_are_bad_images(cell: Any, problem: str, make: Make) -> None:
+def test_cells_that_hold_no_image_are_bad_images(cell: Any, problem: str, make: Make) -> None:
     with pytest.raises(BadImage, match=rf"cats row 3: {problem}\. Fix the row"):
         make({"image": cell, "problem": "?", "solution": "A"})
 

@@ -21,7 +21,7 @@ from dapo_stages.errors import DataError
 Configure = Callable[..., Config]
 Png = Callable[..., bytes]
 
-COLOURS = ["red", "lime", "blue", "black", "white"]  # lime is (0, 255, 0)
+COLORS = ["red", "lime", "blue", "black", "white"]  # lime is (0, 255, 0)
 
 
 def everything(source: RawSource) -> list[RawRow]:
@@ -29,12 +29,12 @@ def everything(source: RawSource) -> list[RawRow]:
 
 
 def first_pixel(source: RawSource, row: RawRow, cell: Any) -> Any:
-    picture = source.picture(row, cell)
-    if isinstance(picture, bytes):
+    image = source.image(row, cell)
+    if isinstance(image, bytes):
         import io
 
-        picture = io.BytesIO(picture)
-    with Image.open(picture) as image:
+        image = io.BytesIO(image)
+    with Image.open(image) as image:
         return image.convert("RGB").getpixel((0, 0))
 
 
@@ -57,18 +57,18 @@ def loaded(png: Png) -> datasets.Dataset:
     """The five questions as a Dataset of the datasets library."""
     rows = questions()
     content = {key: [row[key] for row in rows] for key in rows[0]}
-    content["image"] = [{"bytes": png(colour), "path": None} for colour in COLOURS]
+    content["image"] = [{"bytes": png(color), "path": None} for color in COLORS]
     features = {"problem": datasets.Value("string"), "solution": datasets.Value("string"), "image": datasets.Image()}
     return datasets.Dataset.from_dict(content, features=datasets.Features(features))
 
 
 @pytest.fixture()
-def pictures(tmp_path: Path, png: Png) -> list[str]:
+def images(tmp_path: Path, png: Png) -> list[str]:
     """The images as files, and their names relative to tmp_path."""
     (tmp_path / "pics").mkdir()
-    for colour in COLOURS:
-        (tmp_path / "pics" / f"{colour}.png").write_bytes(png(colour))
-    return [f"pics/{colour}.png" for colour in COLOURS]
+    for color in COLORS:
+        (tmp_path / "pics" / f"{color}.png").write_bytes(png(color))
+    return [f"pics/{color}.png" for color in COLORS]
 
 
 def test_a_parquet_file_written_by_datasets(loaded: datasets.Dataset, tmp_path: Path, configure: Configure) -> None:
@@ -77,7 +77,7 @@ def test_a_parquet_file_written_by_datasets(loaded: datasets.Dataset, tmp_path: 
 
 
 def test_a_parquet_file_written_by_pandas(tmp_path: Path, png: Png, configure: Configure) -> None:
-    rows = [{**row, "image": png(colour)} for row, colour in zip(questions(), COLOURS, strict=True)]
+    rows = [{**row, "image": png(color)} for row, color in zip(questions(), COLORS, strict=True)]
     pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
     check(open_source(configure(tmp_path / "a.parquet")))
 
@@ -107,10 +107,10 @@ def test_several_files_named_by_a_pattern(loaded: datasets.Dataset, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "json of lines", "csv"])
 @pytest.mark.parametrize("by", ["file", "folder"])
-def test_text_tables_name_pictures_in_their_folder(
-    kind: str, by: str, tmp_path: Path, pictures: list[str], configure: Configure
+def test_text_tables_name_images_in_their_folder(
+    kind: str, by: str, tmp_path: Path, images: list[str], configure: Configure
 ) -> None:
-    table = pd.DataFrame([{**row, "image": name} for row, name in zip(questions(), pictures, strict=True)])
+    table = pd.DataFrame([{**row, "image": name} for row, name in zip(questions(), images, strict=True)])
     path = tmp_path / f"table.{kind.split()[0]}"
     if kind == "csv":
         table.to_csv(path, index=False, quoting=csv.QUOTE_ALL)
@@ -123,9 +123,9 @@ def test_text_tables_name_pictures_in_their_folder(
 def test_an_image_folder_reads_as_datasets_reads_it(kind: str, tmp_path: Path, png: Png, configure: Configure) -> None:
     folder = tmp_path / "cats" / "train"
     folder.mkdir(parents=True)
-    for colour in COLOURS:
-        (folder / f"{colour}.png").write_bytes(png(colour))
-    table = pd.DataFrame(questions()).assign(file_name=[f"{colour}.png" for colour in COLOURS])
+    for color in COLORS:
+        (folder / f"{color}.png").write_bytes(png(color))
+    table = pd.DataFrame(questions()).assign(file_name=[f"{color}.png" for color in COLORS])
     if kind == "csv":
         table.to_csv(folder / "metadata.csv", index=False)
     else:
@@ -165,7 +165,7 @@ def test_a_hub_data_set_is_streamed_where_only_its_first_rows_are_wanted(
     assert calls == [("cats/colours", {"split": "train", "streaming": max_rows is not None})]
 
 
-def test_pictures_of_a_hub_data_set_stay_encoded(
+def test_images_of_a_hub_data_set_stay_encoded(
     loaded: datasets.Dataset, configure: Configure, monkeypatch: pytest.MonkeyPatch, png: Png
 ) -> None:
     several = loaded.map(lambda row: {"image": [row["image"], row["image"]]}, features=_list_of_images(loaded))
@@ -203,14 +203,14 @@ def test_a_path_that_is_not_there_is_no_hub_id(source: str, configure: Configure
 
 def test_a_missing_column_is_named(loaded: datasets.Dataset, tmp_path: Path, configure: Configure) -> None:
     path = tmp_path / "a.parquet"
-    loaded.rename_column("image", "picture").to_parquet(path)
+    loaded.rename_column("image", "photo").to_parquet(path)
     with pytest.raises(DataError) as caught:
         open_source(configure(path))
     assert str(caught.value) == (
-        f"{path}: no column `image` with the image(s) (the columns are problem, solution, picture). "
+        f"{path}: no column `image` with the image(s) (the columns are problem, solution, photo). "
         "Set data.columns.image=… to name the right column."
     )
-    assert len(everything(open_source(configure(path, columns={"image": "picture"})))) == 5
+    assert len(everything(open_source(configure(path, columns={"image": "photo"})))) == 5
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "saved"])
@@ -257,8 +257,8 @@ def test_damaged_tables_are_named(name: str, content: str, message: str, tmp_pat
     assert message in str(caught.value)
 
 
-def test_a_link_inside_the_folder_is_read(tmp_path: Path, pictures: list[str], configure: Configure) -> None:
-    os.symlink(tmp_path / pictures[0], tmp_path / "link.png")
+def test_a_link_inside_the_folder_is_read(tmp_path: Path, images: list[str], configure: Configure) -> None:
+    os.symlink(tmp_path / images[0], tmp_path / "link.png")
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": "link.png", "problem": "?", "solution": "A"}))
     source = open_source(configure(tmp_path / "a.jsonl"))
     raw = next(source.rows("train"))
@@ -287,20 +287,20 @@ def test_embedded_parts_are_streams_of_their_own(configure: Configure) -> None:
     source = open_source(configure("embedded", synthetic={"train": 30, "held_out": 20}))
     train, held_out = list(source.rows("train")), list(source.rows("held_out"))
     assert (len(train), len(held_out)) == (30, 20)
-    pictures = [row.values["image"].tobytes() for row in [*train, *held_out]]
-    assert len(set(pictures)) == 50
+    images = [row.values["image"].tobytes() for row in [*train, *held_out]]
+    assert len(set(images)) == 50
     fewer = open_source(configure("embedded", synthetic={"train": 5, "held_out": 20}))
-    assert [row.values["image"].tobytes() for row in fewer.rows("held_out")] == pictures[30:]
+    assert [row.values["image"].tobytes() for row in fewer.rows("held_out")] == images[30:]
     assert {row.slice for row in train} == {"prior-consistent", "prior-violating"}
 
 
-def test_a_changed_file_is_another_input(tmp_path: Path, pictures: list[str], configure: Configure) -> None:
+def test_a_changed_file_is_another_input(tmp_path: Path, images: list[str], configure: Configure) -> None:
     table = tmp_path / "a.jsonl"
-    table.write_text(json.dumps({"image": pictures[0], "problem": "?", "solution": "A"}))
+    table.write_text(json.dumps({"image": images[0], "problem": "?", "solution": "A"}))
     data = configure(tmp_path).data
     before = source_files(data)
     assert source_files(data) == before
-    (tmp_path / pictures[0]).write_bytes(b"shorter")
+    (tmp_path / images[0]).write_bytes(b"shorter")
     changed = source_files(data)
-    table.write_text(json.dumps({"image": pictures[0], "problem": "?", "solution": "B"}))
+    table.write_text(json.dumps({"image": images[0], "problem": "?", "solution": "B"}))
     assert len({str(before), str(changed), str(source_files(data))}) == 3

@@ -50,8 +50,8 @@ def test_what_is_asked(small_run: Run, well: tuple[Path, FakeServer]) -> None:
     assert len(server.requests) == len(prompts) == 8
     tokens = load_tokens(small_run.policy(0))
     sent = {request["messages"][-1]["content"][0]["image_url"]["url"] for request in server.requests}
-    pictures = {base64.b64encode(images[0]["bytes"]).decode() for images in prompts.images}
-    assert sent == {f"data:image/png;base64,{picture}" for picture in pictures}
+    images = {base64.b64encode(images[0]["bytes"]).decode() for images in prompts.images}
+    assert sent == {f"data:image/png;base64,{image}" for image in images}
     for request in server.requests:
         assert (request["n"], request["temperature"], request["max_completion_tokens"]) == (4, 1.2, 32)
         assert (request["top_p"], request["top_k"], request["min_p"], request["repetition_penalty"]) == (1, -1, 0, 1)
@@ -318,7 +318,7 @@ def test_the_model_stays_out_of_memory(small_run: Run, tmp_path: Path) -> None:
 
 
 def test_conversations_are_read_from_the_text_of_the_prompt() -> None:
-    from support.prompts import picture
+    from support.prompts import image
 
     mark = "<|vision_start|><|image_pad|><|vision_end|>"
     text = (
@@ -326,9 +326,9 @@ def test_conversations_are_read_from_the_text_of_the_prompt() -> None:
         f"<|im_start|>user\nIs {mark} larger\nthan {mark}?<|im_end|>\n"
         "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
     )
-    pictures = [encode(picture(9, 9, seed)) for seed in (1, 2)]
-    images = [{"bytes": one, "path": None} for one in pictures]
-    urls = [f"data:image/png;base64,{base64.b64encode(one).decode()}" for one in pictures]
+    files = [encode(image(9, 9, seed)) for seed in (1, 2)]
+    images = [{"bytes": one, "path": None} for one in files]
+    urls = [f"data:image/png;base64,{base64.b64encode(one).decode()}" for one in files]
     assert messages_of({"prompt_text": text, "images": images}, FAMILIES["qwen2_5_vl"]) == [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         {

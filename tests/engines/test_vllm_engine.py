@@ -12,7 +12,7 @@ from support.processes import together
 from dapo_stages.engines.vllm_engine import collapsed
 
 
-def test_a_picture_has_one_placeholder_before_vllm_expands_it() -> None:
+def test_an_image_has_one_placeholder_before_vllm_expands_it() -> None:
     image = 9
     assert collapsed([1, 2, 9, 9, 9, 3, 2, 9, 3, 4, 4], image) == [1, 2, 9, 3, 2, 9, 3, 4, 4]
     assert collapsed([9, 9, 5], image) == [9, 5]

@@ -1,4 +1,4 @@
-"""Data sets made by strangers, and prepare-data of them without a model."""
+"""Datasets made by strangers, and prepare-data of them without a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from support.commands import Result, run
 
-Cell = bytes | str | None  # a picture's bytes, its path, or nothing
+Cell = bytes | str | None  # an image's bytes, its path, or nothing
 
 
-def write_rows(path: Path, pictures: Sequence[Cell]) -> Path:
-    """A Parquet file with a question for each picture, as `datasets` writes them."""
-    cells = [{"bytes": p, "path": None} if isinstance(p, bytes) else {"bytes": None, "path": p} for p in pictures]
+def write_rows(path: Path, images: Sequence[Cell]) -> Path:
+    """A Parquet file with a question for each image, as `datasets` writes them."""
+    cells = [{"bytes": p, "path": None} if isinstance(p, bytes) else {"bytes": None, "path": p} for p in images]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", kind), ("problem", pa.string()), ("solution", pa.string())])
     rows = [{"image": cell, "problem": "A or B?", "solution": "A"} for cell in cells]

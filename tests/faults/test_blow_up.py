@@ -1,6 +1,6 @@
 """A numerical blow-up: the update is skipped, bitwise, or the run halted, the last policy kept, the reason said.
 
-Everything is provoked from outside: poisoned weights, log-probs, gradients and rewards, learning rates beyond reason.
+Everything is provoked from outside: poisoned weights, logprobs, gradients and rewards, learning rates beyond reason.
 Where the guard can be switched off, each case is shown to do its harm then.
 """
 
@@ -147,13 +147,13 @@ CASES: dict[str, tuple[str, Callable[[Training], None], dict[str, Any]]] = {
     "a weight is NaN, Muon": ("non_finite", broken_weight(math.nan), {"optimizer": "muon"}),
     "the gradient alone is infinite": ("non_finite", broken_gradient, {}),
     "the loss overflows": ("non_finite", advantages(1e38), {}),
-    "an old log-prob is NaN": ("non_finite", old_logprobs, {}),
+    "an old logprob is NaN": ("non_finite", old_logprobs, {}),
     "the gradient explodes": ("grad_norm", advantages(1e12), {}),
     "the ratio explodes": ("ratio", huge_step, {}),
     "the ratio of sequences explodes": ("ratio", huge_step, {"loss_type": "gspo"}),
     "the ratio explodes under CISPO": ("ratio", huge_step, {"loss_type": "cispo"}),
-    "log-probs of the engine are of something else": ("engine_ratio", sampling_logprobs(-60.0, 99), {}),
-    "a log-prob of the engine is infinite": ("engine_ratio", sampling_logprobs(math.inf, 1), {}),
+    "logprobs of the engine are of something else": ("engine_ratio", sampling_logprobs(-60.0, 99), {}),
+    "a logprob of the engine is infinite": ("engine_ratio", sampling_logprobs(math.inf, 1), {}),
     "all rewards are equal": ("no_signal", advantages(0.0), {}),
 }
 
@@ -209,7 +209,7 @@ def test_equal_rewards_leave_the_kl_term_its_update(checkpoint: Path) -> None:
 
 
 def test_the_log_ratio_is_its_mean_size_over_tokens(checkpoint: Path) -> None:
-    """Old log-probs 3 nats above the present ones for half of the completions, 1 below for the rest: by hand."""
+    """Old logprobs 3 nats above the present ones for half of the completions, 1 below for the rest: by hand."""
     case = training(checkpoint, guard=OFF)
     apart, tokens = 0.0, 0
     for number, batch in enumerate(case.work.batches):
@@ -395,7 +395,7 @@ def test_a_format_that_collapses_halts_the_run(
     small_run.command("weight-tokens", *weighed)
     shutil.copytree(small_run.at(1) / "train/state", state)
     known = read_manifest(state).counts
-    known["guard"] = {**known["guard"], "best": {what: 0.9}}  # what a run has that had learnt it
+    known["guard"] = {**known["guard"], "best": {what: 0.9}}  # what a run has that had learned it
     rewritten(state, counts=known)
     inputs = ["--policy", small_run.policy(1), "--rollouts", rollout, "--weights", tmp_path / "w", "--state", state]
     limit = {"train__guard__collapse_below": least}

@@ -49,7 +49,7 @@ def done(result: Result) -> Result:
     return result
 
 
-# Data sets
+# Datasets
 
 
 @pytest.fixture()
@@ -98,7 +98,7 @@ def test_a_folder_without_files(prepare: Callable[..., Result], tmp_path: Path) 
 
 @pytest.mark.parametrize("column", ["problem", "solution"])
 def test_rows_without_a_question_or_an_answer(column: str, prepare: Callable[..., Result], tmp_path: Path) -> None:
-    """Blank ones are left out and counted; where there is nothing else, the data set is refused."""
+    """Blank ones are left out and counted; where there is nothing else, the dataset is refused."""
     whole = {"image": None, "problem": "A or B?", "solution": "A"}
     blank = [whole | {column: value} for value in ("", "  \n", None)]
     content = "\n".join(map(json.dumps, blank)).encode()

@@ -28,12 +28,12 @@ from dapo_stages.handoff.manifests import Source
 from dapo_stages.models.policy_loading import check_family, load_policy
 from dapo_stages.models.tokens import load_tokens
 from faults import data_sets, forged, payloads
-from faults.pictures import noise, saved
+from faults.images import noise, saved
 from faults.table import record
 
 ROW = 12
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
-PICTURE = saved(Image.fromarray(noise()))
+IMAGE = saved(Image.fromarray(noise()))
 
 
 @pytest.fixture()
@@ -202,7 +202,7 @@ def test_an_adapter_is_plain_lora_in_safetensors(
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "optimizer-00000-00000.safetensors"])
-def test_an_optimiser_state_is_never_unpickled(name: str, canary: Path, tmp_path: Path) -> None:
+def test_an_optimizer_state_is_never_unpickled(name: str, canary: Path, tmp_path: Path) -> None:
     from safetensors import SafetensorError
 
     from dapo_stages.training.state import load_state
@@ -239,11 +239,11 @@ def test_a_chat_template_stays_in_its_sandbox(
         (folder / "chat_template.jinja").unlink()
         change(folder / place, chat_template=template)
     forged.publish(folder, "init-policy")
-    table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE])
+    table = data_sets.write_rows(tmp_path / "rows.parquet", [IMAGE, IMAGE])
     refused(data_sets.prepare(table, tmp_path, "--policy", folder), "none of 2 rows is usable for train")
 
 
-# ---- data sets
+# ---- datasets
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_script_beside_the_rows_is_left_alone(
     (tmp_path / "set" / name).write_text(payloads.module(canary))
     result = data_sets.prepare(tmp_path / "set", tmp_path)
     refused(result, "found no table; needed a .parquet")
-    data_sets.write_rows(tmp_path / "set/rows.parquet", [PICTURE, PICTURE])
+    data_sets.write_rows(tmp_path / "set/rows.parquet", [IMAGE, IMAGE])
     assert data_sets.prepare(tmp_path / "set", tmp_path).code == 0
 
 
@@ -356,7 +356,7 @@ def test_a_replay_buffer_is_never_unpickled(canary: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["report", "inspect"])
-def test_a_picture_in_a_shard_is_never_handed_to_another_program(
+def test_an_image_in_a_shard_is_never_handed_to_another_program(
     command: str, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pillow gives EPS to Ghostscript; the one that stands in for it here sings."""
@@ -365,12 +365,12 @@ def test_a_picture_in_a_shard_is_never_handed_to_another_program(
     (tmp_path / "bin/gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", str(tmp_path / "bin/gs"))
-    monkeypatch.setattr(tiny_run, "picture", lambda which: payloads.postscript(tmp_path / "canary"))
+    monkeypatch.setattr(tiny_run, "image", lambda which: payloads.postscript(tmp_path / "canary"))
     tiny = tiny_run.build(tmp_path / "tiny")
     if command == "report":
         result = run("report", "--config", tiny / "config.yaml", "--run", tiny)
     else:
-        result = run("inspect", "--run", tiny, "it1-p0-s0", "--picture", "blocks")
+        result = run("inspect", "--run", tiny, "it1-p0-s0", "--image", "blocks")
     assert result.code == 0, result.stderr
     record(ROW, 1)
 

@@ -19,13 +19,13 @@ from support.words import WordProcessor
 
 from dapo_stages.handoff.manifests import read_manifest
 from faults import data_sets, forged
+from faults.images import bomb, chunk, ico_with, noise, png, png_with_text, saved
 from faults.limited import MIB, limited, sparse
-from faults.pictures import bomb, chunk, ico_with, noise, png, png_with_text, saved
 from faults.table import record
 
 ROW = 15
 ROOM = 900  # MiB beyond what the process has before; threads and pools of Arrow take a good part of it unused
-PICTURE = saved(Image.fromarray(noise()))
+IMAGE = saved(Image.fromarray(noise()))
 GIGABYTES = 4 << 30
 
 
@@ -52,14 +52,14 @@ def test_the_limit_bites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def greedy() -> None:
         monkeypatch.setattr("dapo_stages.stages.prepare_data.source_files", lambda data: bytearray((ROOM + 64) * MIB))
 
-    table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE])
+    table = data_sets.write_rows(tmp_path / "rows.parquet", [IMAGE, IMAGE])
     (tmp_path / "run.yaml").write_text(json.dumps({"data": {"source": str(table)}, "model": {"name": "embedded"}}))
     options = ["--config", tmp_path / "run.yaml", "--out", tmp_path / "data"]
     refused(limited(ROOM, "prepare-data", *options, before=greedy), "out of memory. Use smaller batches.")
     assert limited(ROOM, "prepare-data", *options).code == 0
 
 
-# ---- pictures
+# ---- images
 
 
 def gif(side: int) -> bytes:
@@ -129,7 +129,7 @@ def jpeg(side: int) -> bytes:
 def test_a_bomb_costs_its_row(name: str, tmp_path: Path) -> None:
     data = BOMBS[name]()
     assert len(data) < 3 * MIB
-    table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE, data, PICTURE])
+    table = data_sets.write_rows(tmp_path / "rows.parquet", [IMAGE, IMAGE, data, IMAGE])
     result = prepare(table, tmp_path)
     assert result.code == 0, result.stderr
     counts = read_manifest(tmp_path / "data").counts
@@ -144,12 +144,12 @@ def test_a_bomb_costs_its_row(name: str, tmp_path: Path) -> None:
 def test_a_bomb_in_a_strangers_shard_is_not_decoded(
     command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny_run, "picture", lambda which: BOMBS[name]())
+    monkeypatch.setattr(tiny_run, "image", lambda which: BOMBS[name]())
     tiny = tiny_run.build(tmp_path / "tiny")
     if command == "report":
         result = limited(ROOM, "report", "--config", tiny / "config.yaml", "--run", tiny)
     else:
-        result = limited(ROOM, "inspect", "--run", tiny, "it1-p0-s0", "--picture", "blocks")
+        result = limited(ROOM, "inspect", "--run", tiny, "it1-p0-s0", "--image", "blocks")
     assert result.code == 0, result.stderr
     record(ROW, 1)
 
@@ -167,7 +167,7 @@ def test_a_bomb_in_a_strangers_shard_is_not_decoded_for_a_model(tmp_path: Path) 
 
 def zeros(path: Path, column: str, sizes: list[int], codec: str = "zstd") -> Path:
     """A Parquet file of a few kilobytes with values of so many zeros."""
-    values: dict[str, list[Any]] = {"image": [PICTURE] * len(sizes), "problem": ["?"] * len(sizes)}
+    values: dict[str, list[Any]] = {"image": [IMAGE] * len(sizes), "problem": ["?"] * len(sizes)}
     values["solution"] = ["A"] * len(sizes)
     values[column] = [b"\0" * size for size in sizes]
     kinds = {name: pa.binary() if name in {"image", column} else pa.string() for name in values}
@@ -199,11 +199,11 @@ def test_a_column_that_swells_is_refused_before_it_does(
 
 @pytest.mark.faults
 def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
-    """16 rows of 60 MiB of noise would be 960 MiB twice over. The pictures are bad, the work is bounded."""
+    """16 rows of 60 MiB of noise would be 960 MiB twice over. The images are bad, the work is bounded."""
     noise_ = os.urandom(60 * MIB)
     kinds = pa.schema({"image": pa.binary(), "problem": pa.string(), "solution": pa.string()})
     with pq.ParquetWriter(tmp_path / "rows.parquet", kinds, compression="none", use_dictionary=False) as writer:
-        values = [PICTURE, PICTURE, *[noise_] * 8]
+        values = [IMAGE, IMAGE, *[noise_] * 8]
         for start in range(0, len(values), 2):
             part = values[start : start + 2]
             rows = [{"image": value, "problem": "?", "solution": "A"} for value in part]

@@ -316,7 +316,7 @@ def test_weight_tokens_hands_on_nothing_strange(count: int, run: Path, tmp_path:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_may_be_infinite_is_reported_and_shown(value: float, tmp_path: Path) -> None:
-    """A completion that saw nothing of its picture; an update whose loss was not finite."""
+    """A completion that saw nothing of its image; an update whose loss was not finite."""
     run = tiny_run.build(tmp_path / "run")
     here = run / "iter-0002"
     for part in ("attention", "train"):

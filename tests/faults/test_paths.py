@@ -23,11 +23,11 @@ from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.rewards.judging.judge import Judge
 from faults import data_sets, forged
-from faults.pictures import noise, saved
+from faults.images import noise, saved
 from faults.table import record
 
 ROW = 13
-PICTURE = saved(Image.fromarray(noise()))
+IMAGE = saved(Image.fromarray(noise()))
 
 
 def refused(result: Result, words: str) -> None:
@@ -36,7 +36,7 @@ def refused(result: Result, words: str) -> None:
     record(ROW, 1)
 
 
-# ---- pictures of data sets
+# ---- images of datasets
 
 LEAVES, LINK = "the path is outside the dataset's folder", "the symbolic link leads outside the dataset's folder"
 URL, MISSING = "the image is a URL, and single images are not downloaded", "the image file does not exist"
@@ -69,12 +69,12 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set's folder with links out of it, a pipe, and a secret beside it."""
+    """A dataset's folder with links out of it, a pipe, and a secret beside it."""
     outside = tmp_path_factory.mktemp("strange")
     folder = outside / "set"
     (folder / "pics").mkdir(parents=True)
-    (folder / "pics/red.png").write_bytes(PICTURE)
-    (outside / "secret.png").write_bytes(PICTURE)
+    (folder / "pics/red.png").write_bytes(IMAGE)
+    (outside / "secret.png").write_bytes(IMAGE)
     links = {"link.png": outside / "secret.png", "linked": outside, "circle.png": folder / "circle.png"}
     for name, target in (links | {"zero.png": Path("/dev/zero"), "environ.png": Path("/proc/self/environ")}).items():
         os.symlink(target, folder / name)
@@ -84,7 +84,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
-def test_a_picture_outside_the_folder_is_not_read(kind: str, name: str, strange: Path) -> None:
+def test_an_image_outside_the_folder_is_not_read(kind: str, name: str, strange: Path) -> None:
     path = name.format(outside=strange.parent)
     if kind == "a.jsonl":
         (strange / kind).write_text(json.dumps({"image": path, "problem": "?", "solution": "A"}))
@@ -93,7 +93,7 @@ def test_a_picture_outside_the_folder_is_not_read(kind: str, name: str, strange:
     source = open_source(Config.model_validate({"data": {"source": str(strange / kind)}}))
     row = next(source.rows("train"))
     with pytest.raises(BadImage, match=PATHS[name]) as caught:
-        source.picture(row, row.values["image"])
+        source.image(row, row.values["image"])
     assert str(caught.value).startswith(f"{strange / kind} row 0: ")
     record(ROW, 1)
 
@@ -132,11 +132,11 @@ def test_a_row_of_the_hub_cannot_name_files_of_this_machine(
     source = open_source(Config.model_validate({"data": {"source": "cats/colours"}}))
     row = next(source.rows("train"))
     with pytest.raises(BadImage, match="the path is outside the dataset"):
-        source.picture(row, row.values["image"])
+        source.image(row, row.values["image"])
     record(ROW, 1)
 
 
-# ---- data sets themselves
+# ---- datasets themselves
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.arrow", "{outside}/elsewhere.arrow", "a/../../elsewhere.arrow"])
@@ -244,7 +244,7 @@ def test_an_index_names_files_beside_it(how: str, file: Any, checkpoint: Path, t
 
 
 @pytest.mark.parametrize("file", ["../optimizer.safetensors", "{outside}/optimizer.safetensors", ""])
-def test_an_optimiser_state_is_read_from_its_own_folder(file: str, tmp_path: Path) -> None:
+def test_an_optimizer_state_is_read_from_its_own_folder(file: str, tmp_path: Path) -> None:
     from unittest.mock import Mock
 
     from dapo_stages.training.state import load_state

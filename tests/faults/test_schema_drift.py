@@ -28,7 +28,7 @@ def _missing(good: pa.Schema) -> Drift:
 
 
 def _extra(good: pa.Schema) -> Drift:
-    return good.append(pa.field("colour", pa.string())), "unexpected columns: colour (not in the schema)."
+    return good.append(pa.field("color", pa.string())), "unexpected columns: color (not in the schema)."
 
 
 def _renamed(good: pa.Schema) -> Drift:

@@ -23,12 +23,12 @@ from dapo_stages.errors import ConfigError, EngineError
 from dapo_stages.rewards.judging.judge import Judge
 from dapo_stages.rewards.scored import Group
 from faults import data_sets, forged
+from faults.images import noise, saved
 from faults.leaks import CANARIES, ENVIRONMENT, PROXY_PASSWORD, SECRETS, found_in, leaks
-from faults.pictures import noise, saved
 from faults.table import record
 
 ROW = 14
-PICTURE = saved(Image.fromarray(noise()))
+IMAGE = saved(Image.fromarray(noise()))
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_doctor_says_only_whether_they_are_set(tiny: Path, monkeypatch: pytest.M
 
 def test_preparing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dapo_stages.stages.prepare_data._processor", lambda *_: WordProcessor())
-    table = data_sets.write_rows(tmp_path / "rows.parquet", [PICTURE, PICTURE, b"no", "/proc/self/environ"])
+    table = data_sets.write_rows(tmp_path / "rows.parquet", [IMAGE, IMAGE, b"no", "/proc/self/environ"])
     clean(data_sets.prepare(table, tmp_path))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

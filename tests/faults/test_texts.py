@@ -1,4 +1,4 @@
-"""Any text survives or is named: through data sets, shards, weights, reports, inspect and status.
+"""Any text survives or is named: through datasets, shards, weights, reports, inspect and status.
 
 How a browser and a Markdown reader take it is in tests/reporting (test_hostile_page.py, test_markdown.py).
 """
@@ -97,7 +97,7 @@ def test_text_that_is_not_utf_8_is_named_by_its_row(kind: str, tmp_path: Path) -
     record(11, len(BROKEN), "bytes that are not UTF-8, in shards")
 
 
-# Data sets
+# Datasets
 
 
 @pytest.fixture()
@@ -287,7 +287,7 @@ def test_markdown_holds_nothing_that_steers(run: Path) -> None:
 
 
 def test_inspect_shows_every_text_and_steers_no_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In plain text, in colour, and as JSON, which gives it back as it was."""
+    """In plain text, in color, and as JSON, which gives it back as it was."""
     for case, (text, _) in enumerate(TEXTS):
         key = mark(case, "completion", text)
         plain = command("inspect", "--run", run, key)

@@ -20,7 +20,7 @@ from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.resuming import open_output
 from dapo_stages.handoff.schemas import schema_of
 from faults import data_sets, forged
-from faults.pictures import noise, saved
+from faults.images import noise, saved
 from faults.table import record
 
 ROW = 16
@@ -92,7 +92,7 @@ def tree(folder: Path) -> Tree:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, a plug-in, a data set; as much as commands read before they need a model."""
+    """A finished run, a plug-in, a dataset; as much as commands read before they need a model."""
     home = tmp_path_factory.mktemp("home")
     run_folder = tiny_run.build(home / "run")
 

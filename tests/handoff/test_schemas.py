@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from reporting import tiny_run
-from support.rows import PICTURE, picture, rows
+from support.rows import IMAGE, image, rows
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
@@ -25,7 +25,7 @@ from dapo_stages.handoff.schemas import LATER, SCHEMA_VERSION, SCHEMAS, of_file,
 from dapo_stages.handoff.shards import ShardReader, write_shard
 
 KINDS = sorted(SCHEMAS)
-WITH_PICTURES = [kind for kind in KINDS if "images" in SCHEMAS[kind].names]
+WITH_IMAGES = [kind for kind in KINDS if "images" in SCHEMAS[kind].names]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def features(schema: pa.Schema) -> datasets.Features:
-    """The columns in the words of datasets: the type of each leaf, pictures as Image."""
+    """The columns in the words of datasets: the type of each leaf, images as Image."""
 
     def of(kind: pa.DataType) -> object:
         if pa.types.is_list(kind):
@@ -52,18 +52,18 @@ def features(schema: pa.Schema) -> datasets.Features:
 _DTYPES = {"float": "float32", "double": "float64", "halffloat": "float16"}
 
 
-def test_the_kinds_with_pictures_are_those_that_hold_prompts() -> None:
-    assert WITH_PICTURES == ["buffer", "held_out", "prompts", "replayed-prompts", "train"]
+def test_the_kinds_with_images_are_those_that_hold_prompts() -> None:
+    assert WITH_IMAGES == ["buffer", "held_out", "prompts", "replayed-prompts", "train"]
 
 
-@pytest.mark.parametrize("kind", WITH_PICTURES)
+@pytest.mark.parametrize("kind", WITH_IMAGES)
 def test_metadata_is_what_datasets_itself_would_write(kind: str) -> None:
     written = features(SCHEMAS[kind]).arrow_schema.metadata[b"huggingface"]
     assert json.loads(SCHEMAS[kind].metadata[b"huggingface"]) == json.loads(written)
 
 
-@pytest.mark.parametrize("kind", WITH_PICTURES)
-def test_pictures_lie_in_the_order_and_nullability_of_datasets(kind: str) -> None:
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_images_lie_in_the_order_and_nullability_of_datasets(kind: str) -> None:
     assert SCHEMAS[kind].field("images").type.value_type == datasets.Image().pa_type
 
 
@@ -98,10 +98,10 @@ def test_datasets_reads_every_kind(kind: str, files: dict[str, Path], tmp_path: 
     for column, wanted in _columns(kind).items():
         if column != "images":
             assert [_plain(value) for value in table[column]] == wanted, column
-    if kind in WITH_PICTURES:
-        pictures = [image for row in table["images"] for image in row]
-        assert len(pictures) == 9
-        assert all(isinstance(image, Image.Image) and image.size == PICTURE for image in pictures)
+    if kind in WITH_IMAGES:
+        images = [image for row in table["images"] for image in row]
+        assert len(images) == 9
+        assert all(isinstance(image, Image.Image) and image.size == IMAGE for image in images)
 
 
 def test_patch_attention_of_sixteen_bits_is_readable_in_duckdb(files: dict[str, Path]) -> None:
@@ -110,10 +110,10 @@ def test_patch_attention_of_sixteen_bits_is_readable_in_duckdb(files: dict[str, 
     assert first == [[0.0, 0.25, 0.5], [0.25, 0.5, 0.75], [0.5, 0.75, 1.0]]
 
 
-def test_a_stored_picture_is_the_file_that_was_put_in(files: dict[str, Path]) -> None:
+def test_a_stored_image_is_the_file_that_was_put_in(files: dict[str, Path]) -> None:
     row = pd.read_parquet(files["train"])["images"][1]
-    assert row[0]["bytes"] == picture(1)
-    assert Image.open(io.BytesIO(row[0]["bytes"])).size == PICTURE
+    assert row[0]["bytes"] == image(1)
+    assert Image.open(io.BytesIO(row[0]["bytes"])).size == IMAGE
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,18 +70,18 @@ def test_an_error_of_a_library_in_rust_says_which_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(SCHEMAS))
 def test_each_leaf_is_stored_as_its_type_wants(kind: str, tmp_path: Path) -> None:
-    """Lists of float32 split by byte without a dictionary; pictures as they are; everything but pictures by zstd."""
+    """Lists of float32 split by byte without a dictionary; images as they are; everything but images by zstd."""
     path = tmp_path / "a.parquet"
     write_shard(path, schema_of(kind), rows(schema_of(kind), 20))
     schema = schema_of(kind)
     for leaf, column in columns_of(path).items():
-        picture = leaf.startswith("images.")
+        image = leaf.startswith("images.")
         float_list = leaf.endswith(".list.element") and str(schema.field(leaf.split(".")[0]).type).startswith(
             "list<element: float"
         )
-        assert column.compression == ("UNCOMPRESSED" if picture else "ZSTD"), leaf
+        assert column.compression == ("UNCOMPRESSED" if image else "ZSTD"), leaf
         assert ("BYTE_STREAM_SPLIT" in column.encodings) == float_list, leaf
-        if picture or float_list:
+        if image or float_list:
             assert not any("DICTIONARY" in encoding for encoding in column.encodings), leaf
 
 
@@ -104,7 +104,7 @@ def test_row_groups_are_small(kind: str, sizes: list[int], tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_large_pictures_end_a_row_group(tmp_path: Path) -> None:
+def test_large_images_end_a_row_group(tmp_path: Path) -> None:
     """Three of 40 MB: the second passes 64 MB."""
     large = [{"bytes": bytes(40 << 20), "path": None}]
     made = [row | {"images": large} for row in rows(schema_of("train"), 3)]
@@ -215,7 +215,7 @@ def _changed(how: str) -> pa.Schema:
     field = METRICS.field
     return {
         "missing": METRICS.remove(METRICS.get_field_index("update")),
-        "extra": METRICS.append(pa.field("colour", pa.string())),
+        "extra": METRICS.append(pa.field("color", pa.string())),
         "retyped": METRICS.set(0, pa.field("iteration", pa.int64(), nullable=False)),
         "nullable": METRICS.set(2, pa.field("name", pa.string())),
         "reordered": pa.schema([field("update"), field("iteration"), field("name"), field("value")]),
@@ -226,7 +226,7 @@ def _changed(how: str) -> pa.Schema:
     ("how", "words"),
     [
         ("missing", "missing columns: update (found 3 columns)."),
-        ("extra", "unexpected columns: colour (not in the schema)."),
+        ("extra", "unexpected columns: color (not in the schema)."),
         ("retyped", "column iteration has type int64 not null, expected int32 not null."),
         ("nullable", "column name has type string, expected string not null."),
         (
@@ -284,7 +284,7 @@ def test_a_value_of_another_type_is_refused_by_name(change: Row, column: str, tm
 def test_a_row_of_other_columns_is_refused_by_name(change: str, tmp_path: Path) -> None:
     row = next(rows(_changed(change), 1))
     with pytest.raises(
-        DataError, match=rf"a row does not match the schema in {'colour' if change == 'extra' else 'update'}\."
+        DataError, match=rf"a row does not match the schema in {'color' if change == 'extra' else 'update'}\."
     ):
         write_shard(tmp_path / "a.parquet", METRICS, [row])
 
@@ -360,5 +360,5 @@ def test_rows_are_found_by_key_in_any_order(readers: list[ShardReader]) -> None:
         table.one("p13")
 
 
-def test_some_columns_can_be_read_without_the_pictures(readers: list[ShardReader]) -> None:
+def test_some_columns_can_be_read_without_the_images(readers: list[ShardReader]) -> None:
     assert next(readers[0].rows(["prompt_id", "source"])) == {"prompt_id": "p0", "source": "source 0 é漢"}

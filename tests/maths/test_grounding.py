@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dapo_stages.handoff import schemas
-from dapo_stages.maths.grounding import KINDS, aei, segments, summarise, vgr
+from dapo_stages.maths.grounding import KINDS, aei, segments, summarize, vgr
 
 # Three layers, two rows; vision, text, other, first, generated. Shares of the prompt without `first`:
 #                                               text  vision
@@ -53,11 +53,11 @@ def test_aei_is_the_share_of_attention_over_the_share_of_tokens() -> None:
 
 def test_shares_are_averaged_over_layers_before_the_ratio() -> None:
     # row 0: (0.4 / 10) / (0.45 / 5); the raw masses would give (0.2 / 10) / (0.2 / 5) = 0.5
-    np.testing.assert_allclose(summarise(MASSES, 10, 5).vgr, [4 / 9, 0.5])
+    np.testing.assert_allclose(summarize(MASSES, 10, 5).vgr, [4 / 9, 0.5])
 
 
 def test_a_completion_averages_over_rows_before_the_ratio() -> None:
-    scalars = summarise(MASSES, 10, 5).scalars
+    scalars = summarize(MASSES, 10, 5).scalars
     assert scalars["attn_text_all"] == pytest.approx(0.4)
     assert scalars["attn_vision_all"] == pytest.approx(0.425)
     assert scalars["vgr_all"] == pytest.approx(0.04 / 0.085)  # the mean of the rows' ratios would be 0.4722
@@ -66,7 +66,7 @@ def test_a_completion_averages_over_rows_before_the_ratio() -> None:
 
 
 def test_each_segment_looks_at_its_own_layers() -> None:
-    scalars = summarise(MASSES, 10, 5).scalars
+    scalars = summarize(MASSES, 10, 5).scalars
     assert scalars["attn_text_early"] == pytest.approx(0.45)
     assert scalars["attn_vision_early"] == pytest.approx(0.325)
     assert scalars["vgr_early"] == pytest.approx(0.045 / 0.065)
@@ -75,19 +75,19 @@ def test_each_segment_looks_at_its_own_layers() -> None:
 
 
 def test_masses_are_means_over_layers_and_sum_to_one() -> None:
-    masses = summarise(MASSES, 10, 5).masses
+    masses = summarize(MASSES, 10, 5).masses
     np.testing.assert_allclose(masses["first"], [1.1 / 3, 0.4])
     np.testing.assert_allclose(sum(masses.values()), [1.0, 1.0])
 
 
 def test_the_scalars_are_columns_of_the_attention_file() -> None:
     names = set(schemas.SCHEMAS["attention"].names)
-    assert set(summarise(MASSES, 10, 5).scalars) <= names
+    assert set(summarize(MASSES, 10, 5).scalars) <= names
 
 
 def test_a_prompt_without_vision_has_no_ratio() -> None:
     masses = [[[0.0, 0.5, 0.2, 0.2, 0.1]]] * 3
-    summary = summarise(masses, 10, 0)
+    summary = summarize(masses, 10, 0)
     assert np.isnan(summary.vgr).all()
     ratios = [summary.scalars[name] for name in ("vgr_all", "aei_text_all", "aei_vision_all")]
     assert all(ratio is not None and math.isnan(ratio) for ratio in ratios)
@@ -96,7 +96,7 @@ def test_a_prompt_without_vision_has_no_ratio() -> None:
 
 
 def test_two_layers_have_no_segments() -> None:
-    scalars = summarise(MASSES[:2], 10, 5).scalars
+    scalars = summarize(MASSES[:2], 10, 5).scalars
     assert scalars["vgr_early"] is scalars["attn_vision_late"] is None
     assert scalars["attn_text_all"] == pytest.approx(0.45)
 
@@ -105,15 +105,15 @@ def test_a_layer_that_ignores_the_prompt_stays_out_of_the_mean() -> None:
     masses = MASSES.copy()
     masses[1, 0] = [0.0, 0.0, 0.0, 0.4, 0.6]
     # row 0 is left with (0.5 + 0.2) / 2 and (0.25 + 0.6) / 2
-    np.testing.assert_allclose(summarise(masses, 10, 5).vgr, [0.035 / 0.085, 0.5])
+    np.testing.assert_allclose(summarize(masses, 10, 5).vgr, [0.035 / 0.085, 0.5])
 
 
 def test_an_empty_completion_has_empty_lists_and_no_numbers() -> None:
-    summary = summarise(np.zeros((3, 0, 5)), 10, 5)
+    summary = summarize(np.zeros((3, 0, 5)), 10, 5)
     assert summary.vgr.shape == summary.masses["text"].shape == (0,)
     assert all(value is not None and math.isnan(value) for value in summary.scalars.values())
 
 
 def test_masses_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must have shape \[layers, tokens, 5\], got \(2, 5\)"):
-        summarise(np.zeros((2, 5)), 10, 5)
+        summarize(np.zeros((2, 5)), 10, 5)

@@ -81,14 +81,14 @@ def test_two_weighted_completions_and_a_masked_one() -> None:
     assert sums == pytest.approx(expected)
 
 
-def test_without_engine_log_probs_there_is_no_correction() -> None:
+def test_without_engine_logprobs_there_is_no_correction() -> None:
     arguments = case([1.1], [1.0])
     with_engine = loss_of(**{**arguments, "sampling_T": tensor(-LN2)})[0]
     without = loss_of(**{**arguments, "sampling_T": None})[0]
     assert (with_engine.item(), without.item()) == pytest.approx((-2.2, -1.1))
 
 
-def test_gradient_reaches_the_new_log_probs_only() -> None:
+def test_gradient_reaches_the_new_logprobs_only() -> None:
     arguments = case([1.0], [1.0])
     new = arguments["new_T"]  # 0, and in the graph of all others
     others = {"old_T": new, "sampling_T": 2 * new - 0.5, "reference_T": 2 * new + LN2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dapo_stages.config import WeightsConfig
-from dapo_stages.maths.grounding import KINDS, summarise
+from dapo_stages.maths.grounding import KINDS, summarize
 from dapo_stages.maths.schemes import SCHEMES, columns, raw_weights
 
 NAN, INF = float("nan"), float("inf")
@@ -37,7 +37,7 @@ def test_aei_is_the_share_of_attention_over_the_share_of_tokens() -> None:
 def test_aei_per_token_is_that_of_the_masses() -> None:
     """For a single token and layer, the completion's own index follows directly from the masses."""
     masses = dict(zip(KINDS, (0.3, 0.2, 0.1, 0.35, 0.05), strict=True))
-    summary = summarise([[[masses[kind] for kind in KINDS]]], n_text=10, n_vision=40)
+    summary = summarize([[[masses[kind] for kind in KINDS]]], n_text=10, n_vision=40)
     row = {"vgr": summary.vgr, "num_text_tokens": 10, "num_vision_tokens": 40}
     (found,) = raw_weights("aei", row, 1)
     assert found == pytest.approx((0.3 / 0.5) / (40 / 50))

@@ -102,7 +102,7 @@ def test_smoothing_equals_scipys_published_example() -> None:
     np.testing.assert_allclose(smooth(values, 4), [2.91948343, 2.95023502, 3.0, 3.04976498, 3.08051657], atol=1e-8)
 
 
-def test_smoothing_spreads_a_peak_over_its_neighbours() -> None:
+def test_smoothing_spreads_a_peak_over_its_neighbors() -> None:
     # exp(-x²/2) at 0, 1, 2, 3, 4 over its sum from -4 to 4, 2.5066209
     peak = np.zeros(9)
     peak[4] = 1.0

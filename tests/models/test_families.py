@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.families import OTHER, SHARED
-from support.prompts import groups, picture
+from support.prompts import groups, image
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.data.images import encode
@@ -29,10 +29,10 @@ PROCESSORS = {
 @pytest.mark.parametrize("family", [*SHARED, OTHER])
 def test_saved_checkpoints_name_the_standard_classes(checkpoints: Checkpoints, family: str) -> None:
     folder = checkpoints(family)
-    processor, pictures = PROCESSORS[family]
+    processor, images = PROCESSORS[family]
     for name in ("processor_config.json", "preprocessor_config.json"):
         assert json.loads((folder / name).read_text())["processor_class"] == processor
-    assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == pictures
+    assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == images
     assert json.loads((folder / "config.json").read_text())["model_type"] == family
 
 
@@ -67,8 +67,8 @@ def test_a_model_whose_attention_cannot_be_read_is_taken_where_none_is_needed(ch
 def test_a_prompt_of_another_tokenizer_is_refused(policy: Policy) -> None:
     """The processor of another family must make the same prompt as in the data."""
     text = "Look: <|image_pad|>"
-    row = {"prompt_id": "train-000001", "prompt_text": text, "images": [{"bytes": encode(picture(56, 56, 0))}]}
-    ids = policy.processor(text=[text], images=[picture(56, 56, 0)])["input_ids"][0]
+    row = {"prompt_id": "train-000001", "prompt_text": text, "images": [{"bytes": encode(image(56, 56, 0))}]}
+    ids = policy.processor(text=[text], images=[image(56, 56, 0)])["input_ids"][0]
     prompt = prompt_of(row | {"prompt_ids": ids}, policy.processor)
     assert prompt.ids.tolist() == ids and prompt.inputs.keys() == {"pixel_values"}
     with pytest.raises(DataError) as refusal:

@@ -47,7 +47,7 @@ def config(*keys: str, file: str = "config.json", to: Any) -> Tamper:
     return change
 
 
-def pictures(*keys: str, to: Any) -> Tamper:
+def images(*keys: str, to: Any) -> Tamper:
     """The same in both files from which an image processor may be read."""
 
     def change(folder: Path) -> None:
@@ -181,20 +181,20 @@ CASES: dict[str, tuple[Tamper, tuple[str, ...]]] = {
     "tokenizer settings": (content("tokenizer_config.json", "[]"), ()),
     "no image token": (config("image_token", file="tokenizer_config.json", to=7), ()),
     # image processors
-    "patch: 0": (pictures("patch_size", to=0), ("patch_size is 0",)),
-    "patch: negative": (pictures("patch_size", to=-14), ("patch_size is -14",)),
-    "patch: text": (pictures("patch_size", to="two"), ()),
-    "patch: another": (pictures("patch_size", to=7), ()),
-    "patch: huge": (pictures("patch_size", to=10**6), ("patch_size is 1000000",)),
-    "merge: 0": (pictures("merge_size", to=0), ("merge_size is 0",)),
-    "frames: 0": (pictures("temporal_patch_size", to=0), ("temporal_patch_size is 0",)),
-    "size: 0": (pictures("size", to={"shortest_edge": 0, "longest_edge": 0}), ("edge is 0",)),
-    "size: huge": (pictures("size", to={"shortest_edge": 10**12, "longest_edge": 10**13}), ("size.",)),
-    "size: list": (pictures("size", to=[1, 2]), ()),
-    "size: text": (pictures("size", to="large"), ()),
+    "patch: 0": (images("patch_size", to=0), ("patch_size is 0",)),
+    "patch: negative": (images("patch_size", to=-14), ("patch_size is -14",)),
+    "patch: text": (images("patch_size", to="two"), ()),
+    "patch: another": (images("patch_size", to=7), ()),
+    "patch: huge": (images("patch_size", to=10**6), ("patch_size is 1000000",)),
+    "merge: 0": (images("merge_size", to=0), ("merge_size is 0",)),
+    "frames: 0": (images("temporal_patch_size", to=0), ("temporal_patch_size is 0",)),
+    "size: 0": (images("size", to={"shortest_edge": 0, "longest_edge": 0}), ("edge is 0",)),
+    "size: huge": (images("size", to={"shortest_edge": 10**12, "longest_edge": 10**13}), ("size.",)),
+    "size: list": (images("size", to=[1, 2]), ()),
+    "size: text": (images("size", to="large"), ()),
     "least pixels": (config("min_pixels", file="preprocessor_config.json", to=10**12), ("min_pixels",)),
-    "spread: 0": (pictures("image_std", to=[0, 0, 0]), ("image_std",)),
-    "mean: one number": (pictures("image_mean", to=[0.5]), ()),
+    "spread: 0": (images("image_std", to=[0, 0, 0]), ("image_std",)),
+    "mean: one number": (images("image_mean", to=[0.5]), ()),
     "image processor is a list": (content("preprocessor_config.json", "[]"), ("preprocessor_config.json",)),
 }  # fmt: skip
 # Overridden by a processor_config.json beside it, or harmless: such a checkpoint may be loaded, too.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from support.families import SHARED
-from support.prompts import groups, own_row, picture, prompt
+from support.prompts import groups, image, own_row, prompt
 from torch.distributions import Categorical, kl_divergence
 
 from dapo_stages.models import inputs
@@ -26,8 +26,8 @@ TEMPERATURE = 0.7
 def blanked(policy: Policy, group: Group, sizes: list[tuple[int, int]]) -> Group:
     if not sizes:
         return group
-    grey = [Image.new("RGB", size, (127, 127, 127)) for size in sizes]
-    pixels = policy.processor.image_processor(images=grey, return_tensors="pt")["pixel_values"]
+    gray = [Image.new("RGB", size, (127, 127, 127)) for size in sizes]
+    pixels = policy.processor.image_processor(images=gray, return_tensors="pt")["pixel_values"]
     return replace(group, prompt=replace(group.prompt, pixel_values=pixels))
 
 
@@ -71,9 +71,9 @@ def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None
     assert set(got) == set(want)
     for name, values in want.items():
         assert torch.allclose(got[name], values, rtol=0, atol=1e-9), name
-    with_picture = sum(len(completion) for case in cases[:2] for completion in case.completions)
-    assert (got["visual_kl"][:with_picture] > 1e-6).all()
-    assert (got["visual_kl"][with_picture:] == 0).all()  # nothing to blank
+    with_image = sum(len(completion) for case in cases[:2] for completion in case.completions)
+    assert (got["visual_kl"][:with_image] > 1e-6).all()
+    assert (got["visual_kl"][with_image:] == 0).all()  # nothing to blank
 
 
 def test_scores_in_float32_are_as_close_as_that_is(policy: Policy) -> None:
@@ -101,11 +101,11 @@ def test_masses_and_hidden_states_come_of_one_pass(policy: Policy) -> None:
     assert torch.equal(hidden, hidden_states(policy, packed))
 
 
-@pytest.mark.parametrize("grey", [True, False])
-def test_blanking_a_blank_picture_changes_nothing(policy: Policy, grey: bool) -> None:
-    image = Image.new("RGB", (84, 56), (127, 127, 127)) if grey else picture(84, 56, 1)
+@pytest.mark.parametrize("gray", [True, False])
+def test_blanking_a_blank_image_changes_nothing(policy: Policy, gray: bool) -> None:
+    drawn = Image.new("RGB", (84, 56), (127, 127, 127)) if gray else image(84, 56, 1)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    drawn.save(buffer, "PNG")
     made = prompt(policy, "What colour?", [(84, 56)])
     assert made.image_grid_thw is not None
     row = {
@@ -118,5 +118,5 @@ def test_blanking_a_blank_picture_changes_nothing(policy: Policy, grey: bool) ->
     packs = [policy.pack([Group(prompt_of(one, policy.processor), [[5, 6, 7]])]) for one in (row, inputs.blanked(row))]
     seen, unseen = (hidden_states(policy, packed) for packed in packs)
     scores = token_scores(policy, seen, packs[0].targets, 1.0, 2, unseen)
-    assert torch.equal(scores["logprobs"], scores["blank_logprobs"]) == grey
-    assert bool((scores["visual_kl"] == 0).all()) == grey
+    assert torch.equal(scores["logprobs"], scores["blank_logprobs"]) == gray
+    assert bool((scores["visual_kl"] == 0).all()) == gray

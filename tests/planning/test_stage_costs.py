@@ -44,12 +44,12 @@ def test_operations_of_text_are_those_counted_by_hand() -> None:
     assert stage_costs.forward(SMALL, Load(3, (2, 1), ()), logits=True) == layers + 2 * 3 * 8 * 10
 
 
-def test_operations_of_a_picture_are_those_counted_by_hand() -> None:
+def test_operations_of_an_image_are_those_counted_by_hand() -> None:
     # 8 patches: embedding 8 × 5 × 4; a layer 4 · 16 + 3 · 24 = 136 weights; 64 pairs in the full layer, 32 in the two
     # others; 2 merged tokens through 16 × 16 and 16 × 8.
-    picture = 2 * 8 * 5 * 4 + 3 * 2 * 8 * 136 + 4 * 4 * (64 + 2 * 32) + 2 * 2 * (16 * 16 + 16 * 8)
+    image = 2 * 8 * 5 * 4 + 3 * 2 * 8 * 136 + 4 * 4 * (64 + 2 * 32) + 2 * 2 * (16 * 16 + 16 * 8)
     text = stage_costs.forward(SMALL, Load(3, (1,), ()), logits=False)
-    assert stage_costs.forward(SMALL, Load(3, (1,), (8,)), logits=False) == text + picture
+    assert stage_costs.forward(SMALL, Load(3, (1,), (8,)), logits=False) == text + image
 
 
 def test_training_is_three_forwards() -> None:
@@ -64,7 +64,7 @@ def test_scoring_scores_completions_once_more_and_ends_at_the_keys_of_the_last_l
     assert stage_costs.scoring(SMALL, load) == stage_costs.forward(SMALL, load, logits=False) + again - unneeded
 
 
-def test_log_probs_take_the_whole_last_layer_and_the_head_and_a_blank_picture_all_of_it_again() -> None:
+def test_logprobs_take_the_whole_last_layer_and_the_head_and_a_blank_image_all_of_it_again() -> None:
     load, again = Load(3, (2, 1), (8,)), 2 * 2 * 8 * 13
     whole = stage_costs.forward(SMALL, load, logits=True)
     assert stage_costs.scoring(SMALL, load, logprobs=True) == whole + again
@@ -145,7 +145,7 @@ def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) ->
     assert found == pytest.approx(stage_costs.LAYER_CALLS * policy.num_layers + stage_costs.STEP_CALLS, rel=0.1)
 
 
-def test_an_update_is_three_or_four_forward_passes_and_the_old_log_probs() -> None:
+def test_an_update_is_three_or_four_forward_passes_and_the_old_logprobs() -> None:
     work = Work(1024, 384, 8, 3840)
     once = stage_costs.forward(D7, work, logits=True)
     assert stage_costs.update(D7, work, checkpointing=False, updates=1) == 3 * once

@@ -31,11 +31,11 @@ def build(run: Path) -> Path:
     tiny_run.publish(Plan("init-policy", run / "policy", {}, 1), lambda output: None)
     buffer = io.BytesIO()
     Image.new("RGB", SIZE, (128, 128, 128)).save(buffer, format="PNG")
-    picture = {"images": [{"bytes": buffer.getvalue(), "path": None}], "image_grid_thw": [GRID]}
+    image = {"images": [{"bytes": buffer.getvalue(), "path": None}], "image_grid_thw": [GRID]}
     here = run / "iter-0001"
     plan = Plan("rollout", here / "rollout", {"iteration": 1}, 1, {"policy": Source(run / "policy")})
     with_rows = {
-        "prompts": [tiny_run.prompt(1, 0, correct=2) | picture],
+        "prompts": [tiny_run.prompt(1, 0, correct=2) | image],
         "completions": [tiny_run.completion(1, 0, sample) for sample in range(4)],
     }
 

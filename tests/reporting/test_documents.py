@@ -10,7 +10,7 @@ import re
 
 import pytest
 from PIL import Image
-from reporting.tiny_run import HOSTILE, picture
+from reporting.tiny_run import HOSTILE, image
 
 from dapo_stages.reporting.documents.markdown import weighted_tokens
 from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
@@ -76,7 +76,7 @@ def test_a_chart_escapes_names_and_puts_its_points_where_they_belong() -> None:
     assert "<title>iteration 2: &quot;&gt;&lt;script&gt; 1.000</title>" in svg
 
 
-def test_a_large_picture_becomes_a_small_one_of_the_same_shape() -> None:
+def test_a_large_image_becomes_a_small_one_of_the_same_shape() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1000, 500), (1, 2, 3)).save(buffer, format="PNG")
     uri = thumbnail(buffer.getvalue())
@@ -84,9 +84,9 @@ def test_a_large_picture_becomes_a_small_one_of_the_same_shape() -> None:
     assert size_of(base64.b64decode(uri.split(",")[1])) == (320, 160)
 
 
-def test_a_picture_that_cannot_be_read_is_none() -> None:
-    assert thumbnail(b"no picture") is None
-    assert thumbnail(picture(0)[:60]) is None
+def test_an_image_that_cannot_be_read_is_none() -> None:
+    assert thumbnail(b"no image") is None
+    assert thumbnail(image(0)[:60]) is None
 
 
 def test_a_band_is_drawn_between_the_ends_of_its_intervals() -> None:

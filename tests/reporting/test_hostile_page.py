@@ -86,7 +86,7 @@ def test_what_runs_are_called_is_shown_as_text(chromium: Chrome, tmp_path: Path)
 def groups(number: int, size: int, tokens: int) -> list[dict[str, Any]]:
     """Made-up groups as browse.py gives them, with photo-like images."""
     rng = random.Random(1)
-    words = [" the", " picture", " shows", " a", " triangle", " angle", "°", " therefore", ",", " 3.14"]
+    words = [" the", " image", " shows", " a", " triangle", " angle", "°", " therefore", ",", " 3.14"]
     return [
         {
             "id": f"g{index}", "prompt": f"p{index}", "slice": "", "problem": "Which one? " * 20, "solution": "A",

@@ -71,7 +71,7 @@ def said(chromium: Chrome) -> str:
 
 def brightest(chromium: Chrome) -> tuple[int, int]:
     """Row and column of the image token under which the image is brightest, as the browser drew it."""
-    with Image.open(io.BytesIO(one(chromium, ".picture").screenshot_as_png)) as image:
+    with Image.open(io.BytesIO(one(chromium, ".image").screenshot_as_png)) as image:
         shot = image.convert("RGB")
     across, down = looked_run.COLUMNS, looked_run.ROWS
     # Light yellow over gray; what is white shows through at the round corners.
@@ -254,12 +254,12 @@ def test_a_completion_whose_looks_were_not_kept_says_so(chromium: Chrome, looked
     visit(chromium, looked)
     ActionChains(chromium).move_to_element(token(chromium, 2, 1)).perform()
     assert said(chromium).endswith("no attention map stored")
-    assert not one(chromium, ".picture canvas").is_displayed()
+    assert not one(chromium, ".image canvas").is_displayed()
 
 
 def ground(chromium: Chrome) -> int:
-    colour = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
-    return sum(map(int, colour[4:-1].split(",")))
+    color = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+    return sum(map(int, color[4:-1].split(",")))
 
 
 def test_dark_by_the_system_or_by_the_button(chromium: Chrome, tiny: Path) -> None:
@@ -298,5 +298,5 @@ def test_axe_finds_nothing_serious(chromium: Chrome, looked: Path, tiny: Path, s
 
 def test_axe_would_find_something(chromium: Chrome, tiny: Path) -> None:
     visit(chromium, tiny)
-    chromium.execute_script("document.querySelector('.picture img').removeAttribute('alt')")
+    chromium.execute_script("document.querySelector('.image img').removeAttribute('alt')")
     assert [found.split(":")[0] for found in violations(chromium)] == ["image-alt"]

@@ -84,7 +84,7 @@ def prompt(number: int, group: int, correct: int) -> Row:
         "group_id": f"it{number}-p{group}",
         "iteration": number,
         "prompt_id": f"p{group}",
-        "images": [{"bytes": picture(group), "path": None}],
+        "images": [{"bytes": image(group), "path": None}],
         "problem": "What colour is the circle?\nA. red | B. <b>blue</b>",
         "solution": "A",
         "prompt_text": "<|im_start|>user",
@@ -258,7 +258,7 @@ def publish(plan: Plan, fill: Callable[[Output], None]) -> None:
             output.publish()
 
 
-def picture(which: int) -> bytes:
+def image(which: int) -> bytes:
     """56 × 56: a red circle, or a blue one."""
     image = Image.new("RGB", (56, 56), (170, 170, 170))
     ImageDraw.Draw(image).ellipse((12, 16, 40, 44), fill=((215, 45, 45), (45, 80, 215))[which])

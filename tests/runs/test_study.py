@@ -201,11 +201,11 @@ def test_runs_are_compared_over_the_iterations_that_all_have_evaluated(runs: Pat
     assert found[0].at_start("violating") == pytest.approx(0.1) and set(found[0].curves["vgr"]) == {0, 1}
 
 
-def test_curves_are_pictures_of_their_own(results: ModuleType, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_images_of_their_own(results: ModuleType, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page(results, runs, monkeypatch)
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert len(pictures) == 5
-    for name in pictures:
+    images = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert len(images) == 5
+    for name in images:
         root = ET.parse(runs.parent / "out" / name).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
     drawn = (runs.parent / "out/results-small-violating.svg").read_text()

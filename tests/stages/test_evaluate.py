@@ -119,7 +119,7 @@ def test_strict_answers_and_where_they_were_read(evaluated: Path) -> None:
     assert min(found["read_from"]["sampled"].values()) > 0
 
 
-def test_the_prior_share_is_what_survives_without_the_picture(evaluated: Path) -> None:
+def test_the_prior_share_is_what_survives_without_the_image(evaluated: Path) -> None:
     found = metrics_of(evaluated)
     greedy, blank = found["greedy_accuracy"], found["blank_accuracy"]
     assert found["chance_accuracy"] == 0.25  # four options, embedded task
@@ -257,7 +257,7 @@ def test_the_report_shows_the_intervals(evaluated: Path) -> None:
 # Commands
 
 
-def test_the_flag_answers_without_the_picture_whatever_is_configured(small_run: Run, tmp_path: Path) -> None:
+def test_the_flag_answers_without_the_image_whatever_is_configured(small_run: Run, tmp_path: Path) -> None:
     inputs = ["--policy", small_run.policy(1), "--data", small_run.folder / "data"]
     few = {"evaluate__max_questions": 3, "evaluate__num_generations": 0}
     for flag, configured, expected in (("--blank-image", "false", 2), ("--no-blank-image", "true", 1)):
@@ -272,13 +272,13 @@ def test_answers_are_those_of_a_pass_for_each_mode(small_run: Run) -> None:
     rows = table(small_run.at(2) / "eval", "completions").set_index("completion_id")
     policy = load_policy(small_run.policy(2), TINY)
     questions = list(Source(small_run.folder / "data").rows("held_out"))
-    grey = []
+    gray = []
     for question in questions:
         sizes = [decode(image).size for image in question["images"]]
-        pictures = [Image.new("RGB", size, (127, 127, 127)) for size in sizes]
-        grey.append(question | {"images": [{"bytes": encode(picture)} for picture in pictures]})
+        images = [Image.new("RGB", size, (127, 127, 127)) for size in sizes]
+        gray.append(question | {"images": [{"bytes": encode(image)} for image in images]})
     seed = int(np.random.SeedSequence([machine.seed(), 0, 0]).generate_state(1)[0])
-    for mode, asked, samples in (("greedy", questions, 0), ("sample", questions, 2), ("blank", grey, 0)):
+    for mode, asked, samples in (("greedy", questions, 0), ("sample", questions, 2), ("blank", gray, 0)):
         prompts = [prompt_of(row, policy.processor) for row in asked]
         sampler = SamplerConfig(temperature=1.2)
         found = generate(policy, prompts, samples, 32, sampler, seed, greedy=int(not samples))
@@ -311,11 +311,11 @@ def test_a_server_answers(small_run: Run, tmp_path: Path) -> None:
         tuple(one["token_ids"]) for request in server.requests for one in server._completions(request)["choices"]
     )
     assert Counter(map(tuple, rows.completion_ids)) == written
-    colours = [pictures(request)[0].getextrema() for request in greedy]
-    assert sum(found == ((127, 127),) * 3 for found in colours) == 3
+    colors = [images(request)[0].getextrema() for request in greedy]
+    assert sum(found == ((127, 127),) * 3 for found in colors) == 3
 
 
-def pictures(request: dict[str, Any]) -> list[Image.Image]:
+def images(request: dict[str, Any]) -> list[Image.Image]:
     """Those that a request to a server shows."""
     urls = [part["image_url"]["url"] for m in request["messages"] for part in m["content"] if "image_url" in part]
     return [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]

@@ -32,9 +32,9 @@ app.command()(main)
 Run = Callable[..., Any]
 
 
-def png(colour: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
+def png(color: str = "red", size: tuple[int, int] = (56, 56)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
+    Image.new("RGB", size, color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -113,8 +113,8 @@ def test_other_tools_read_what_was_written(run: Run, tmp_path: Path) -> None:
     path = str(tmp_path / "data" / "train-00000.parquet")
     loaded = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.features["images"] == datasets.List(datasets.Image())
-    picture = loaded[0]["images"][0]
-    assert (picture.size, picture.mode) == ((56, 56), "RGB")
+    image = loaded[0]["images"][0]
+    assert (image.size, image.mode) == ((56, 56), "RGB")
     frame = pd.read_parquet(path)
     assert list(frame.columns) == SCHEMAS["train"].names
     assert frame["prompt_ids"].map(len).min() > 4

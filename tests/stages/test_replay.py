@@ -34,8 +34,8 @@ def alike(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "def place(completions, rows):\n    return [float(place) for place in range(len(completions))]\n"
     )
     problem = "Which colour is it?\nA. red\nB. blue\nC. green\nD. yellow"
-    colours = [(number * 83 % 256, number * 151 % 256, number * 29 % 256) for number in range(24)]
-    rows = [{"image": png(colour), "problem": problem, "solution": "A"} for colour in colours]
+    colors = [(number * 83 % 256, number * 151 % 256, number * 29 % 256) for number in range(24)]
+    rows = [{"image": png(color), "problem": problem, "solution": "A"} for color in colors]
     pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
     policy, data = small_run.policy(0), folder / "data"
     with pytest.MonkeyPatch.context() as patched:
@@ -54,13 +54,13 @@ def alike(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
+def png(color: tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (56, 56), colour).save(buffer, "PNG")
+    Image.new("RGB", (56, 56), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_prompts_differ_in_nothing_but_their_pictures(alike: Path) -> None:
+def test_prompts_differ_in_nothing_but_their_images(alike: Path) -> None:
     """What the next tests rest on: token ids, placeholders included, say nothing about whose image it is."""
     for number in (1, 2):
         prompts = table(alike / f"rollout{number}", "prompts")
@@ -68,7 +68,7 @@ def test_prompts_differ_in_nothing_but_their_pictures(alike: Path) -> None:
         assert prompts.images.map(lambda images: images[0]["bytes"]).nunique() == len(prompts) == 8
 
 
-def test_a_group_without_signal_is_replaced_by_a_stored_one_with_its_own_picture(alike: Path) -> None:
+def test_a_group_without_signal_is_replaced_by_a_stored_one_with_its_own_image(alike: Path) -> None:
     weights = table(alike / "weights2", "weights")
     sampled = table(alike / "rollout1", "prompts").set_index("group_id")
     completions = table(alike / "rollout1", "completions").set_index("completion_id")
@@ -108,31 +108,31 @@ def engine_diff(run: Run, alike: Path, weights: Path, out: Path) -> float:
     return float(found.engine_diff_max[0])
 
 
-def test_train_step_sees_each_replayed_group_with_its_own_picture(small_run: Run, alike: Path, tmp_path: Path) -> None:
+def test_train_step_sees_each_replayed_group_with_its_own_image(small_run: Run, alike: Path, tmp_path: Path) -> None:
     """Under the policy that sampled them, logprobs come out as they were; with another's image they would not."""
     assert engine_diff(small_run, alike, alike / "weights2", tmp_path / "own") < 1e-4
     swapped = tmp_path / "weights"
-    exchange_pictures(alike / "weights2", swapped)
+    exchange_images(alike / "weights2", swapped)
     assert engine_diff(small_run, alike, swapped, tmp_path / "other") > 1e-3
 
 
-def test_an_exchanged_picture_is_noticed_by_its_checksum(small_run: Run, alike: Path, tmp_path: Path) -> None:
-    exchange_pictures(alike / "weights2", tmp_path / "weights", manifest=False)
+def test_an_exchanged_image_is_noticed_by_its_checksum(small_run: Run, alike: Path, tmp_path: Path) -> None:
+    exchange_images(alike / "weights2", tmp_path / "weights", manifest=False)
     inputs = ["--policy", small_run.policy(0), "--rollouts", alike / "rollout2", "--weights", tmp_path / "weights"]
     result = small_run.attempt("train-step", *inputs, "--out", tmp_path / "t", **SETTINGS)
-    assert result.code == 3 and "replayed-prompts-00000.parquet: found" in result.stderr
+    assert result.code == 3 and "replayed-prompts-00000.parquet: has changed" in result.stderr
     assert "Run weight-tokens again." in result.stderr
 
 
-def exchange_pictures(weights: Path, out: Path, *, manifest: bool = True) -> None:
+def exchange_images(weights: Path, out: Path, *, manifest: bool = True) -> None:
     """The folder again, each replayed group with the image of the next; with or without a manifest that knows."""
     source, name = Source(weights), "replayed-prompts-00000.parquet"
     rows = list(source.rows("replayed-prompts"))
-    pictures = [row["images"] for row in rows]
+    images = [row["images"] for row in rows]
     out.mkdir()
     for shard in source.manifest.shards:
         (out / shard.name).write_bytes((weights / shard.name).read_bytes())
-    moved = [row | {"images": images} for row, images in zip(rows, pictures[1:] + pictures[:1], strict=True)]
+    moved = [row | {"images": images} for row, images in zip(rows, images[1:] + images[:1], strict=True)]
     written = write_shard(out / name, schema_of("replayed-prompts"), moved)
     old = source.manifest
     shards = [written if shard.name == name and manifest else shard for shard in old.shards]

@@ -82,7 +82,7 @@ def test_batches_are_filled_with_what_is_scored(
     assert list(made.status == "ok") == list(sampled.group_id.map(prompts.set_index("group_id").kept))
 
 
-def test_pictures_get_attention_per_image_token(small_run: Run) -> None:
+def test_images_get_attention_per_image_token(small_run: Run) -> None:
     attention = table(small_run.at(1) / "attention", "attention")
     with_patches = attention[attention.patch_attention_all.notna()]
     assert 0 < len(with_patches) <= 8 * 4
@@ -103,7 +103,7 @@ def scored_again(run: Run, out: Path, *args: object, **settings: Any) -> Path:
     return out
 
 
-def test_log_probs_are_those_the_engine_sampled_with(small_run: Run, tmp_path: Path) -> None:
+def test_logprobs_are_those_the_engine_sampled_with(small_run: Run, tmp_path: Path) -> None:
     """Of the same policy, at the rollout's temperature of 1.2; the rest of the row does not change."""
     folder = scored_again(small_run, tmp_path / "a", "--blank-image", attention__batch_completions=8)
     attention = table(folder, "attention").set_index("completion_id")
@@ -121,7 +121,7 @@ def test_log_probs_are_those_the_engine_sampled_with(small_run: Run, tmp_path: P
     assert np.abs(changed).max() > 1e-3
 
 
-def test_log_probs_alone_need_no_blanked_picture(small_run: Run, tmp_path: Path) -> None:
+def test_logprobs_alone_need_no_blanked_image(small_run: Run, tmp_path: Path) -> None:
     folder = scored_again(small_run, tmp_path / "a", attention__logprobs="true")
     attention = table(folder, "attention")
     scored = attention[attention.status == "ok"]

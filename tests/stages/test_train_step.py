@@ -276,7 +276,7 @@ def test_momentum_carries_on_with_the_state_and_starts_afresh_without(small_run:
     assert steps == {4}  # two updates in each of two iterations
 
 
-def test_a_state_of_another_optimiser_is_refused(small_run: Run, tmp_path: Path) -> None:
+def test_a_state_of_another_optimizer_is_refused(small_run: Run, tmp_path: Path) -> None:
     result = small_run.attempt(
         "train-step", *small_run.train_inputs(2), "--state", small_run.at(1) / "train/state", "--out", tmp_path / "t",
         train__optimizer="muon",
@@ -344,7 +344,7 @@ def test_a_state_of_another_policy_is_refused(small_run: Run, tmp_path: Path) ->
     assert result.code == 3 and "this optimizer state belongs to a policy of iteration 1, not to " in result.stderr
 
 
-def test_new_optimiser_settings_apply_to_a_carried_state(small_run: Run, tmp_path: Path) -> None:
+def test_new_optimizer_settings_apply_to_a_carried_state(small_run: Run, tmp_path: Path) -> None:
     state = ("--state", small_run.at(1) / "train/state")
     one, two = (
         weights_of(train(small_run, tmp_path / f"{decay}", 2, *state, train__weight_decay=decay) / "policy")

@@ -42,7 +42,7 @@ def test_token_weights_keep_their_mean_and_their_bounds(small_run: Run) -> None:
     assert (weights.token_weights.map(len).to_numpy() == lengths[weights.completion_id].to_numpy()).all()
 
 
-def test_tokens_that_looked_at_the_picture_weigh_more(small_run: Run) -> None:
+def test_tokens_that_looked_at_the_image_weigh_more(small_run: Run) -> None:
     weights = table(small_run.at(1) / "weights", "weights").set_index("completion_id")
     attention = table(small_run.at(1) / "attention", "attention").set_index("completion_id")
     for key in weights.index:
@@ -65,7 +65,7 @@ def test_other_options_on_the_same_rollouts(small_run: Run, tmp_path: Path) -> N
     assert all((values == 1).all() for values in uniform.token_weights)
 
 
-def test_smoothing_brings_neighbours_together(tmp_path: Path) -> None:
+def test_smoothing_brings_neighbors_together(tmp_path: Path) -> None:
     """VGR 1, 2, 1, 2, … weighs every second token twice as much; a Gaussian of deviation 1 takes nearly all of it."""
     inputs = groups.sampled(tmp_path, 1, [[1, 0, 0, 0]], vgr=(1, 2))
     for sigma, ratio in ((0.0, 2.0), (1.0, 1.0)):
@@ -103,7 +103,7 @@ def test_scoring_switched_off_goes_on_unweighted_and_says_so(small_run: Run, tmp
     assert (weights.reward_vgr == 0).all()  # neutral under the mad mapping
 
 
-def test_the_buffer_holds_whole_groups_with_their_pictures(small_run: Run) -> None:
+def test_the_buffer_holds_whole_groups_with_their_images(small_run: Run) -> None:
     folder = small_run.at(1) / "weights"
     prompts = table(small_run.at(1) / "rollout", "prompts").set_index("group_id")
     buffer, members = table(folder, "buffer"), table(folder, "buffer-completions")
@@ -217,7 +217,7 @@ def test_attention_of_other_rollouts_is_refused(small_run: Run, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_without_a_picture_every_token_weighs_one_and_it_is_said(tmp_path: Path, scheme: str) -> None:
+def test_without_an_image_every_token_weighs_one_and_it_is_said(tmp_path: Path, scheme: str) -> None:
     run = tiny_run.build(tmp_path / "run", last="attention")
     rollout, scored = (Source(run / "iter-0001" / name) for name in ("rollout", "attention"))
     blind = {"status": "no_image", "num_vision_tokens": 0}

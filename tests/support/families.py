@@ -14,7 +14,7 @@ from dapo_stages.models.embedded.embedded_policy import build, build_processor
 from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import save_policy
-from dapo_stages.models.processor import picture_processor
+from dapo_stages.models.processor import image_processor
 from support import machine
 
 SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # those that share prefixes
@@ -64,8 +64,8 @@ def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -
         tie_word_embeddings=True,
     )
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
-    pictures = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
-    return _ended(model, tokenizer), picture_processor(pictures, tokenizer, CHAT_TEMPLATE, config.model_type)
+    images = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
+    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, config.model_type)
 
 
 def _llava() -> tuple[Any, Any]:

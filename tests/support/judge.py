@@ -47,7 +47,7 @@ class JudgeServer(Serving):
 
 
 def said_to(request: dict[str, Any]) -> str:
-    """The text of the user's message, pictures left out."""
+    """The text of the user's message, images left out."""
     content = request["messages"][-1]["content"]
     return content if isinstance(content, str) else next(part["text"] for part in content if part["type"] == "text")
 

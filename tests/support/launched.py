@@ -93,7 +93,7 @@ def carried(out: Path, checkpoint: Path, run: Path) -> None:
 
 
 def bfloat16(out: Path, checkpoint: Path, run: Path) -> None:
-    """Two train-steps, and two updates that are skipped: log-probs of one rank are not numbers, or far off. The states
+    """Two train-steps, and two updates that are skipped: logprobs of one rank are not numbers, or far off. The states
     after each of them."""
     import math
 

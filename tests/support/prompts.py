@@ -1,4 +1,4 @@
-"""Prompts of real shape for tests: chat text with pictures of different sizes, tokenised by the processor."""
+"""Prompts of real shape for tests: chat text with images of different sizes, tokenized by the processor."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group, Prompt
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
+def image(width: int, height: int, seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels, "RGB")
 
 
 def prompt(policy: Policy, problem: str, sizes: list[tuple[int, int]], system: str | None = SYSTEM_PROMPT) -> Prompt:
-    """A prompt with one noise picture per size (width, height)."""
-    pictures = [picture(w, h, seed) for seed, (w, h) in enumerate(sizes)]
+    """A prompt with one noise image per size (width, height)."""
+    images = [image(w, h, seed) for seed, (w, h) in enumerate(sizes)]
     text = policy.processor.apply_chat_template(messages(problem, len(sizes), system), add_generation_prompt=True)
-    inputs = policy.processor(text=[text], images=pictures or None, return_tensors="pt")
+    inputs = policy.processor(text=[text], images=images or None, return_tensors="pt")
     return prompt_from(inputs)
 
 
@@ -41,7 +41,7 @@ def own_row(policy: Policy, prompt: Prompt, completion: Sequence[int] = ()) -> d
 
 
 def groups(policy: Policy) -> list[Group]:
-    """Three groups: one picture, two pictures of different size, none; completions of unequal length."""
+    """Three groups: one image, two images of different size, none; completions of unequal length."""
     generator = torch.Generator().manual_seed(7)
 
     def completions(*lengths: int) -> list[list[int]]:
@@ -50,5 +50,5 @@ def groups(policy: Policy) -> list[Group]:
     return [
         Group(prompt(policy, "What colour is the circle?", [(84, 56)]), completions(5, 1, 9, 3)),
         Group(prompt(policy, "Which is larger, <image> or <image>?", [(56, 112), (140, 84)]), completions(2, 7)),
-        Group(prompt(policy, "No picture here.", []), completions(4, 4, 6)),
+        Group(prompt(policy, "No image here.", []), completions(4, 4, 6)),
     ]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 Row = dict[str, Any]
-PICTURE = (9, 6)  # width and height of every picture made here
+IMAGE = (9, 6)  # width and height of every image made here
 
 
 def rows(schema: pa.Schema, count: int) -> Iterator[Row]:
@@ -19,10 +19,10 @@ def rows(schema: pa.Schema, count: int) -> Iterator[Row]:
         yield {field.name: _value(field.type, field.name, index) for field in schema}
 
 
-def picture(index: int = 0) -> bytes:
-    """PNG of one colour."""
+def image(index: int = 0) -> bytes:
+    """PNG of one color."""
     buffer = io.BytesIO()
-    Image.new("RGB", PICTURE, (index * 37 % 256, 120, 40)).save(buffer, "PNG")
+    Image.new("RGB", IMAGE, (index * 37 % 256, 120, 40)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -30,7 +30,7 @@ def _value(kind: pa.DataType, name: str, index: int) -> Any:
     if pa.types.is_list(kind):
         return [_value(kind.value_type, name, index + i) for i in range(3)]
     if pa.types.is_struct(kind):
-        return {"bytes": picture(index), "path": None}
+        return {"bytes": image(index), "path": None}
     if pa.types.is_string(kind):
         return f"{name} {index} é漢"
     if pa.types.is_boolean(kind):

@@ -123,18 +123,18 @@ class FakeServer(Serving):
 
     def _read(self, messages: list[dict[str, Any]]) -> list[int]:
         """Prompt ids as a server makes them: the chat template over the messages, then the processor."""
-        pictures = []
+        images = []
         for message in messages:
             for part in message["content"]:
                 if part["type"] == "image_url":
                     encoded = part["image_url"]["url"].removeprefix("data:image/png;base64,")
-                    pictures.append(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
+                    images.append(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
         plain = [
             {**m, "content": [{"type": "image"} if p["type"] == "image_url" else p for p in m["content"]]}
             for m in messages
         ]
         text = self.processor.apply_chat_template(plain, add_generation_prompt=True)
-        inputs = self.processor(text=[text], images=pictures or None, return_tensors="pt")
+        inputs = self.processor(text=[text], images=images or None, return_tensors="pt")
         found: list[int] = inputs["input_ids"][0].tolist()
         return found
 

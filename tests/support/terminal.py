@@ -1,4 +1,4 @@
-"""What commands show in a terminal as a drawing: their own colours, no font or other file from elsewhere."""
+"""What commands show in a terminal as a drawing: their own colors, no font or other file from elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE = 24.4  # height of a line in rich's drawing: 1.22 times the 20 of a chara
 
 
 def terminal(commands: list[str], width: int = 110) -> str:
-    """SVG of `dapo-stages ARGS` typed one after the other, as they answer on a terminal with true colour.
+    """SVG of `dapo-stages ARGS` typed one after the other, as they answer on a terminal with true color.
 
     Deterministic in what they print. Raises CalledProcessError where one fails.
     """
@@ -35,7 +35,7 @@ def terminal(commands: list[str], width: int = 110) -> str:
 
 
 def _shown(command: str, width: int) -> str:
-    """What a command writes to a terminal of this width that can show colour and nothing else."""
+    """What a command writes to a terminal of this width that can show color and nothing else."""
     keep = {
         name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "TMUX", "STY", "TERM_PROGRAM"}
     }

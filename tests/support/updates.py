@@ -1,4 +1,4 @@
-"""Optimiser steps on a few hand-made groups, by one process or by the ranks of a launch, with their gradients."""
+"""Optimizer steps on a few hand-made groups, by one process or by the ranks of a launch, with their gradients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POISONED = (3, 1)  # under these settings, in this step, an advantage is not a n
 
 
 def train_groups(policy: Policy) -> list[TrainGroup]:
-    """One picture, two pictures, none; completions of unequal length; the last group is masked: it is in no sum."""
+    """One image, two images, none; completions of unequal length; the last group is masked: it is in no sum."""
     generator = torch.Generator().manual_seed(3)
     found: list[TrainGroup] = []
     for group in groups(policy):
@@ -46,9 +46,9 @@ def train_groups(policy: Policy) -> list[TrainGroup]:
             )
             for ids in group.completions
         ]
-        pictures = group.prompt.pixel_values is not None
+        images = group.prompt.pixel_values is not None
         prompt = lambda prompt=group.prompt: prompt  # noqa: E731
-        found.append(TrainGroup(str(len(found)), prompt, samples, len(group.prompt.ids), pictures))
+        found.append(TrainGroup(str(len(found)), prompt, samples, len(group.prompt.ids), images))
     return [*found, replace(found[1], group_id="masked", counts=False)]
 
 

@@ -43,7 +43,7 @@ def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: obje
 
 
 def differences(rollouts: Path, policy: Path, temperature: float) -> dict[int, torch.Tensor]:
-    """|Δ log-prob| of engine and trainer over all tokens of a prompt, by the row of its source."""
+    """|Δ logprob| of engine and trainer over all tokens of a prompt, by the row of its source."""
     trainer = load_policy(policy, ModelConfig(name="embedded", dtype="float32", device="cpu"))
     trainer.attend("grouped")
     forward = GroupLogprobs(trainer, temperature)

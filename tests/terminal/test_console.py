@@ -42,8 +42,8 @@ def on_terminal(code: str, **environment: str) -> str:
 
 PAINT = """
 import sys
-from dapo_stages.terminal.console import colourful, drawn, painted
-print(painted("word", "red"), drawn(sys.stdout), colourful(sys.stdout))
+from dapo_stages.terminal.console import colorful, drawn, painted
+print(painted("word", "red"), drawn(sys.stdout), colorful(sys.stdout))
 """
 RED, PLAIN = "\x1b[31mword\x1b[0m", "word"
 
@@ -58,7 +58,7 @@ RED, PLAIN = "\x1b[31mword\x1b[0m", "word"
         ({"TERM": "dumb"}, f"{PLAIN} False False"),
     ],
 )
-def test_colour_on_a_terminal(environment: dict[str, str], said: str) -> None:
+def test_color_on_a_terminal(environment: dict[str, str], said: str) -> None:
     assert on_terminal(PAINT, **environment).strip() == said
 
 
@@ -71,7 +71,7 @@ def test_colour_on_a_terminal(environment: dict[str, str], said: str) -> None:
         ({"FORCE_COLOR": "1", "TERM": "dumb"}, f"{PLAIN} False False"),
     ],
 )
-def test_colour_in_a_pipe(environment: dict[str, str], said: str) -> None:
+def test_color_in_a_pipe(environment: dict[str, str], said: str) -> None:
     assert (
         fresh(code=PAINT, **{"TERM": "xterm", "FORCE_COLOR": "", "NO_COLOR": "", **environment}).stdout.strip() == said
     )

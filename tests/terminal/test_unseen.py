@@ -10,7 +10,7 @@ from reporting import tiny_run
 from support.commands import run
 
 from dapo_stages.reporting.documents.overview import overview
-from dapo_stages.reporting.page.charts import Chart, Series, draw, picture
+from dapo_stages.reporting.page.charts import Chart, Series, draw, drawn_as_svg
 from dapo_stages.reporting.page.html import render
 
 NAME = "run \x1b[2J\x9b31m\u202egnp\u2066\x7f"
@@ -58,7 +58,7 @@ def test_a_run_s_name_stays_in_its_place_in_documents(named: Path) -> None:
 
 def test_names_in_charts_are_shown_with_what_they_hold() -> None:
     chart = Chart("Accuracy", "share", [Series(f"a{NAME}\nb", [(1.0, 0.5), (2.0, 0.7)])])
-    for drawn in (draw(chart), picture(chart)):
+    for drawn in (draw(chart), drawn_as_svg(chart)):
         assert STEERING.findall(drawn) == []
         assert "⟨U+202E⟩gnp⟨U+2066⟩␡⏎b" in drawn
 

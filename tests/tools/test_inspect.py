@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from dapo_stages.handoff.manifests import mark_pruned
-from dapo_stages.tools.inspect import coloured, main
+from dapo_stages.tools.inspect import colored, main
 
 
 def inspect(run: Path, *arguments: str) -> Result:
@@ -89,10 +89,10 @@ STEERING = {
 }
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize("payload", STEERING.values(), ids=list(STEERING))
 def test_no_text_of_models_or_data_steers_the_terminal(
-    payload: str, colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    payload: str, color: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt, completion = tiny_run.prompt, tiny_run.completion
 
@@ -109,11 +109,11 @@ def test_no_text_of_models_or_data_steers_the_terminal(
     monkeypatch.setattr(tiny_run, "prompt", asked)
     monkeypatch.setattr(tiny_run, "completion", answered)
     run = tiny_run.build(tmp_path / "tiny", last="weights")
-    monkeypatch.setenv("FORCE_COLOR", "1" if colour else "")
+    monkeypatch.setenv("FORCE_COLOR", "1" if color else "")
     for name in ("it1-p0-s0", "it1-p1-s0"):  # with token weights, and without
         result = inspect(run, name)
         assert result.exit_code == 0, result.exception
-        ours = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout) if colour else result.stdout
+        ours = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout) if color else result.stdout
         assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", ours) == []
         said = inspect(run, name, "--json").stdout
         assert re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", said) == []
@@ -156,13 +156,13 @@ def test_either_an_id_or_find_is_needed(run: Path) -> None:
     assert inspect(run, "it1-p0-s0", "--find", "best").exit_code == 2
 
 
-def test_tokens_are_coloured_from_light_to_heavy_and_never_markup() -> None:
-    text = coloured(["[/box]", " \x1b[2J"], [0.5, 1.5])
+def test_tokens_are_colored_from_light_to_heavy_and_never_markup() -> None:
+    text = colored(["[/box]", " \x1b[2J"], [0.5, 1.5])
     assert text.plain == "[/box] ␛[2J"
     light, heavy = (str(span.style).split(" on ")[1] for span in text.spans)
     assert (light, heavy) == ("#ffffff", "#0b5394")
     Console(file=open("/dev/null", "w")).print(text)  # noqa: SIM115
 
 
-def test_equal_weights_have_no_colour() -> None:
-    assert coloured(["a", "b"], [1.0, 1.0]).spans == []
+def test_equal_weights_have_no_color() -> None:
+    assert colored(["a", "b"], [1.0, 1.0]).spans == []

@@ -65,7 +65,7 @@ def adapter(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "policy"
 
 
-def test_a_merged_adapter_gives_the_log_probs_of_the_adapter(small_run: Run, adapter: Path, tmp_path: Path) -> None:
+def test_a_merged_adapter_gives_the_logprobs_of_the_adapter(small_run: Run, adapter: Path, tmp_path: Path) -> None:
     merged = merge(tmp_path / "merged", "--policy", adapter)
     apart, together, base = logprobs(adapter, trainable=True), logprobs(merged), logprobs(small_run.policy(0))
     assert np.abs(together - apart).max() < 1e-5

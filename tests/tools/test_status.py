@@ -291,7 +291,7 @@ def test_the_keys_of_json_are_these(run: Path) -> None:
     assert [key for key in keys if f"`{key}`" not in page] == []
 
 
-def test_states_are_coloured_where_colour_is_wanted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_colored_where_color_is_wanted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in status(run)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert status(run).startswith("policy: \x1b[32mdone\x1b[0m, data: \x1b[32mdone\x1b[0m\n")

@@ -11,7 +11,7 @@ import pytest
 from dapo_stages.training.batches import MicroBatch, Sample, TrainGroup, deal, micro_batches, mini_batch
 
 
-def groups(*sizes: list[int], prompt: int = 10, pictures: bool = True) -> list[TrainGroup]:
+def groups(*sizes: list[int], prompt: int = 10, images: bool = True) -> list[TrainGroup]:
     """A group per list of completion lengths; token ids tell the samples apart."""
     names = iter(range(10_000))
 
@@ -21,9 +21,7 @@ def groups(*sizes: list[int], prompt: int = 10, pictures: bool = True) -> list[T
     def unread() -> Any:
         raise AssertionError("no prompt is read to share the work out")
 
-    return [
-        TrainGroup(str(i), unread, [sample(n) for n in lengths], prompt, pictures) for i, lengths in enumerate(sizes)
-    ]
+    return [TrainGroup(str(i), unread, [sample(n) for n in lengths], prompt, images) for i, lengths in enumerate(sizes)]
 
 
 def counted(hands: list[list[MicroBatch]]) -> Counter[int]:
@@ -75,12 +73,12 @@ def test_where_nothing_can_be_cut_a_rank_repeats_the_cheapest_group_without_coun
     assert [group.group_id for group in silent.groups] == ["1"] and silent.counts == [False]
 
 
-def test_pieces_without_pictures_get_a_filler_if_others_have_some() -> None:
-    work = groups([4, 4]) + groups([6, 6], pictures=False)
+def test_pieces_without_images_get_a_filler_if_others_have_some() -> None:
+    work = groups([4, 4]) + groups([6, 6], images=False)
     for hand in deal(micro_batches(work, 2), 2):
-        assert all(any(group.has_pictures for group in piece.groups) for piece in hand)
-        assert all(piece.groups[0].has_pictures for piece in hand)  # gradients are complete in the order of the first
-    blind = groups([4, 4], [6, 6], pictures=False)
+        assert all(any(group.has_images for group in piece.groups) for piece in hand)
+        assert all(piece.groups[0].has_images for piece in hand)  # gradients are complete in the order of the first
+    blind = groups([4, 4], [6, 6], images=False)
     assert all(piece.counts == [True, True] for hand in deal(micro_batches(blind, 2), 2) for piece in hand)
 
 

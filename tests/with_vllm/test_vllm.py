@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from support.pipeline import Run, table
-from support.prompts import picture
+from support.prompts import image
 from support.vllm import Rollout, differences, train
 
 from dapo_stages.engines import Completion
@@ -22,7 +22,7 @@ from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import load_tokens
 
 
-def test_completions_have_pictures_ids_and_logprobs(run: Run, sampled: Path) -> None:
+def test_completions_have_images_ids_and_logprobs(run: Run, sampled: Path) -> None:
     prompts, completions = table(sampled, "prompts"), table(sampled, "completions")
     assert len(completions) == 64 and set(completions.engine) == {"vllm"} and prompts.images.map(len).eq(1).all()
     assert completions.completion_ids.map(len).equals(completions.sampling_logprobs.map(len))
@@ -74,14 +74,14 @@ def test_the_same_seed_gives_the_same_completions(sampled: Path, rollout: Rollou
     assert Source(rollout()).manifest.content_hash == Source(sampled).manifest.content_hash
 
 
-def test_prompts_with_several_pictures_one_or_none(run: Run, rollout: Rollout, tmp_path: Path) -> None:
+def test_prompts_with_several_images_one_or_none(run: Run, rollout: Rollout, tmp_path: Path) -> None:
     """If the processor need not resize an image, the trainer agrees; if it must, vLLM resizes differently."""
     sizes = [[(56, 56)], [(84, 56), (56, 112)], [], [(100, 70)], [(130, 40), (77, 211)]]
     questions = []
-    for number, pictures in enumerate(sizes * 4):
-        names = [f"{number}-{place}.png" for place in range(len(pictures))]
-        for name, (width, height) in zip(names, pictures, strict=True):
-            picture(width, height, number).save(tmp_path / name)
+    for number, images in enumerate(sizes * 4):
+        names = [f"{number}-{place}.png" for place in range(len(images))]
+        for name, (width, height) in zip(names, images, strict=True):
+            image(width, height, number).save(tmp_path / name)
         questions.append({"image": names, "problem": f"Which of these {number}?\nA. red B. blue", "solution": "A"})
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     data = tmp_path / "data"
@@ -90,7 +90,7 @@ def test_prompts_with_several_pictures_one_or_none(run: Run, rollout: Rollout, t
         data__held_out_fraction=0.1,
     )  # fmt: skip
     found = differences(rollout(data=data), run.policy(0), temperature=1.2)
-    resized = [any(side % 28 for size in pictures for side in size) for pictures in sizes]
+    resized = [any(side % 28 for size in images for side in size) for images in sizes]
     exact, other = (torch.cat([found[n] for n in found if resized[n % 5] == which]) for which in (False, True))
     for name, one in (("as they are", exact), ("resized", other)):
         print(f"|Δ logprob|, images {name}: {one.mean():.1e} on average, {one.max():.1e} at most")

@@ -6,7 +6,7 @@ from typing import Any
 
 from dapo_stages.data.embedded.tasks import TaskName
 from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
-from dapo_stages.models.processor import picture_processor
+from dapo_stages.models.processor import image_processor
 
 SMALLEST, LARGEST = 56, 224  # pixels a side of the square images that are not resized
 
@@ -39,8 +39,8 @@ def build_processor(tokenizer: Any) -> Any:
     """The processor of the embedded policy: Qwen's, with pixel limits that do not resize its own images."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": SMALLEST**2, "longest_edge": LARGEST**2})
-    return picture_processor(pictures, tokenizer, CHAT_TEMPLATE)
+    images = Qwen2VLImageProcessorPil(size={"shortest_edge": SMALLEST**2, "longest_edge": LARGEST**2})
+    return image_processor(images, tokenizer, CHAT_TEMPLATE)
 
 
 def _architecture(tokenizer: Any) -> dict[str, Any]:

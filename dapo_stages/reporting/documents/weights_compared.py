@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapo_stages.reporting.page.charts import Chart, Series, picture
+from dapo_stages.reporting.page.charts import Chart, Series, drawn_as_svg
 from dapo_stages.terminal.printed_table import Table
 from dapo_stages.terminal.safe_text import markdown_inline, markdown_table, number, one_line, percent
 
@@ -82,7 +82,7 @@ def comparison_plot(found: dict[str, Any]) -> str:
         last = len(one["quantiles"]) - 1
         series.append(Series(one["name"], [(weight, index / last) for index, weight in enumerate(one["quantiles"])]))
     chart = Chart("Token weights", "tokens with at most this weight", series, "percent", "token weight")
-    return picture(chart)
+    return drawn_as_svg(chart)
 
 
 def _name(pair: dict[str, Any]) -> str:

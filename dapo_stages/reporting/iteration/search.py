@@ -29,7 +29,7 @@ class Hit:
     row: int
 
     @property
-    def pictures(self) -> list[tuple[int, int] | None]:
+    def images(self) -> list[tuple[int, int] | None]:
         """Width and height of each image; None for one that cannot be read."""
         return [size_of(image["bytes"]) for image in self.prompt["images"] or []]
 

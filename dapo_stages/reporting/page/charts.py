@@ -14,7 +14,7 @@ Points = list[tuple[float, float]]
 Unit = Literal["number", "percent"]
 _T = TypeVar("_T")
 
-COLOURS = 8  # classes s0 … s7 in the page
+COLORS = 8  # classes s0 … s7 in the page
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
 _ROW = 18  # of the legend
@@ -90,7 +90,7 @@ def draw(chart: Chart) -> str:
     )
 
 
-def picture(chart: Chart) -> str:
+def drawn_as_svg(chart: Chart) -> str:
     """The chart as a standalone SVG file, with its own colors and a legend below."""
     height = _HEIGHT + _ROW * len(chart.series) + 6
     drawn = draw(chart).replace("<svg ", f'<svg width="{_WIDTH}" height="{_HEIGHT}" ', 1)
@@ -100,7 +100,7 @@ def picture(chart: Chart) -> str:
         dash = ' stroke-dasharray="5 3"' if index % 2 else ""
         line = f'<line class="line" x1="{_LEFT}" x2="{_LEFT + 30}" y1="{y}" y2="{y}"{dash}/>'
         name = f'<text class="name" x="{_LEFT + 38}" y="{y + 4}">{escape(series.name)}</text>'
-        legend.append(f'<g class="s{index % COLOURS}">{line}{name}</g>')
+        legend.append(f'<g class="s{index % COLORS}">{line}{name}</g>')
     size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
     style = f"<style>{_STYLE}</style>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{drawn}{"".join(legend)}</svg>\n'
@@ -151,7 +151,7 @@ def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
     shown = {x for x, _ in points}
     ends = {x: f" ({_said(low, chart)} to {_said(high, chart)})" for x, low, high in series.band if x in shown}
-    parts = [f'<g class="s{index % COLOURS}">']
+    parts = [f'<g class="s{index % COLORS}">']
     if len(band) > 1:
         edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
         outline = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
@@ -169,7 +169,7 @@ def _thinned(points: Points) -> Points:
     if len(points) <= _DOTS:
         return points
     kept = {points[0], points[-1]}
-    for few in _neighbours(points):
+    for few in _neighbors(points):
         kept |= {min(few, key=lambda point: point[1]), max(few, key=lambda point: point[1])}
     return sorted(kept)
 
@@ -178,12 +178,12 @@ def _thinned_band(band: list[tuple[float, float, float]]) -> list[tuple[float, f
     """The same of a band: of each run of neighbors the lowest and the highest end."""
     if len(band) <= _DOTS:
         return band
-    parts = _neighbours(band)
+    parts = _neighbors(band)
     inside = [(few[0][0], min(low for _, low, _ in few), max(high for _, _, high in few)) for few in parts]
     return [*inside, (band[-1][0], *inside[-1][1:])]
 
 
-def _neighbours(values: Sequence[_T]) -> list[Sequence[_T]]:
+def _neighbors(values: Sequence[_T]) -> list[Sequence[_T]]:
     size = math.ceil(2 * len(values) / _DOTS)
     return [values[start : start + size] for start in range(0, len(values), size)]
 
@@ -197,7 +197,7 @@ def _bars(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
     first, last = (corner.split(",")[0] for corner in (corners[0], corners[-1]))
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
     outline = " ".join([f"{first},{bottom:.1f}", *corners, f"{last},{bottom:.1f}"])
-    parts = [f'<g class="s{index % COLOURS}"><polygon class="bars" points="{outline}"{dash}/>']
+    parts = [f'<g class="s{index % COLORS}"><polygon class="bars" points="{outline}"{dash}/>']
     for x, y in series.points:
         title = escape(f"{chart.x_label} {x - half:.3g} to {x + half:.3g}: {series.name} {_said(y, chart)}")
         left, width, top = frame.x(x - half), frame.x(x + half) - frame.x(x - half), frame.y(y)

@@ -15,7 +15,7 @@ from typing import Any
 
 from dapo_stages.reporting.iteration.browse import Browsed
 from dapo_stages.reporting.iteration.figures import Figures, figure, interval_method
-from dapo_stages.reporting.page.charts import COLOURS, draw
+from dapo_stages.reporting.page.charts import COLORS, draw
 from dapo_stages.reporting.page.curves import Cost, curves, histograms
 from dapo_stages.terminal.printed_table import Table
 from dapo_stages.terminal.safe_text import number, one_line, percent
@@ -51,7 +51,7 @@ def render(
         table=table,
         facts=facts,
         headlines=headlines(all_figures),
-        charts=[{"chart": chart, "svg": Markup(draw(chart)), "colours": COLOURS} for chart in charts],
+        charts=[{"chart": chart, "svg": Markup(draw(chart)), "colors": COLORS} for chart in charts],
         methods="; ".join(dict.fromkeys(method for method in methods if method)),
         data=Markup(data.translate(_IN_SCRIPT)),
         shown=shown,

@@ -19,7 +19,7 @@ _LONGEST = 10_000  # characters of a text that trackers get
 _HASH = 12  # characters of a content hash, as stages print it
 
 COLUMNS = (
-    "iteration", "group", "completion", "picture", "problem", "solution", "text", "tokens (weight)", "reward",
+    "iteration", "group", "completion", "image", "problem", "solution", "text", "tokens (weight)", "reward",
     "rewards", "advantage", "VGR", "in loss",
 )  # fmt: skip
 STAGES = ("stage", "content hash", "made from")
@@ -36,7 +36,7 @@ class Media:
     stages: list[tuple[str, str, str]] = field(default_factory=list)  # STAGES
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row of COLUMNS for each completion; `picture` is an encoded image, or None."""
+        """A row of COLUMNS for each completion; `image` is an encoded image, or None."""
         return [self._row(sample, one) for sample in self.samples for one in sample["completions"]]
 
     def _row(self, sample: Sample, one: Sample) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Media:
             self.iteration,
             sample["group_id"],
             one["completion_id"],
-            picture_of(sample),
+            image_of(sample),
             shown(sample["problem"]),
             shown(sample["solution"]),
             shown(one["text"]),
@@ -72,7 +72,7 @@ def load_media(run: Path, report: Source, iteration: int) -> Media:
     )
 
 
-def picture_of(sample: Sample) -> bytes | None:
+def image_of(sample: Sample) -> bytes | None:
     """The first image of a group as a small PNG or JPEG."""
     uri = next((image["uri"] for image in sample["images"] if image["uri"]), None)
     return base64.b64decode(uri.partition(",")[2]) if uri else None

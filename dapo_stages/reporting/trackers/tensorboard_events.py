@@ -17,7 +17,7 @@ from dapo_stages.handoff.shards import publish_file, write_text, writing
 from dapo_stages.reporting.iteration.histograms import Histogram
 from dapo_stages.reporting.iteration.samples import Sample
 from dapo_stages.reporting.trackers.feed import PER_UPDATE, Feed, Points, by_step, lacking, news
-from dapo_stages.reporting.trackers.media import STAGES, Media, picture_of
+from dapo_stages.reporting.trackers.media import STAGES, Media, image_of
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.safe_text import markdown_block, markdown_inline, markdown_table
 
@@ -149,8 +149,8 @@ def _values(media: Media) -> list[Any]:
 
     found = [Summary.Value(tag=f"histograms/{name}", histo=_histogram(one)) for name, one in media.histograms.items()]
     for number, sample in enumerate(media.samples, 1):
-        if (picture := picture_of(sample)) is not None:
-            found.append(Summary.Value(tag=f"samples/{number}/picture", image=_image(picture)))
+        if (image := image_of(sample)) is not None:
+            found.append(Summary.Value(tag=f"samples/{number}/image", image=_image(image)))
         found.append(_text(f"samples/{number}/completions", _completions(sample, media)))
     table = markdown_table(STAGES, media.stages)
     return [*found, _text(_STAGES, f"{table}\nreport {media.report}")]
@@ -173,13 +173,13 @@ def _histogram(one: Histogram) -> Any:
     )
 
 
-def _image(picture: bytes) -> Any:
+def _image(image: bytes) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     from dapo_stages.reporting.iteration.thumbnails import size_of
 
-    width, height = size_of(picture) or (0, 0)
-    return Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture)
+    width, height = size_of(image) or (0, 0)
+    return Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=image)
 
 
 def _completions(sample: Sample, media: Media) -> str:

@@ -69,7 +69,7 @@ def send(feed: Feed) -> list[int]:
             sent.media |= {iteration: feed.reports[iteration] for iteration in media}
             _write(path, sent)
             for step, values in by_step(new, lambda name: name.startswith(PER_UPDATE)).items():
-                sent.steps = _log(tracked, sent.steps, {"optimiser_step": step, **values})
+                sent.steps = _log(tracked, sent.steps, {"optimizer_step": step, **values})
             points = by_step(new, lambda name: not name.startswith(PER_UPDATE))
             for step in sorted(points.keys() | set(media)):
                 shown = _media(feed.media(step)) if step in media else {}
@@ -111,10 +111,10 @@ def _run(feed: Feed, identity: str, new: Points, *, first: bool) -> Iterator[Any
         settings=settings,
     ) as tracked:
         tracked.define_metric("iteration")
-        tracked.define_metric("optimiser_step")
+        tracked.define_metric("optimizer_step")
         for part in {f"{name.split('/')[0]}/*" for name, _ in new} | {"histograms/*", *_TABLES}:
             of_updates = part.startswith(PER_UPDATE)
-            tracked.define_metric(part, step_metric="optimiser_step" if of_updates else "iteration")
+            tracked.define_metric(part, step_metric="optimizer_step" if of_updates else "iteration")
         yield tracked
 
 
@@ -147,15 +147,15 @@ def _media(media: Media) -> dict[str, Any]:
     if rows := media.rows():
         table = wandb.Table(columns=list(COLUMNS))
         for row in rows:
-            table.add_data(*({**row, "picture": _image(row["picture"])}[name] for name in COLUMNS))
+            table.add_data(*({**row, "image": _image(row["image"])}[name] for name in COLUMNS))
         found["completions"] = table
     return found | {"stages": wandb.Table(columns=list(STAGES), data=[list(row) for row in media.stages])}
 
 
-def _image(picture: bytes | None) -> Any:
+def _image(image: bytes | None) -> Any:
     import wandb
 
-    image = decoded(picture)
+    image = decoded(image)
     return None if image is None else wandb.Image(image)
 
 

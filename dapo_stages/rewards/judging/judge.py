@@ -15,7 +15,7 @@ from dapo_stages.config import JudgeConfig
 from dapo_stages.processes.servers import CHAT, RefusedError, Server
 from dapo_stages.rewards.isolated.plugins import inside
 from dapo_stages.rewards.judging.judge_cache import Answer, JudgeCache, key_of
-from dapo_stages.rewards.judging.judge_texts import better_of, pair_request, pictures_of, rubric_request, score_of
+from dapo_stages.rewards.judging.judge_texts import better_of, images_of, pair_request, rubric_request, score_of
 from dapo_stages.terminal.console import say
 
 if TYPE_CHECKING:
@@ -92,10 +92,8 @@ class Judge:
     def _scores(self, groups: Sequence[Group]) -> list[list[float | None]]:
         questions = []
         for group in groups:
-            pictures = pictures_of(self._config, group.row)
-            questions.append(
-                [_question(rubric_request(self._config, group.row, pictures, text)) for text in group.texts]
-            )
+            images = images_of(self._config, group.row)
+            questions.append([_question(rubric_request(self._config, group.row, images, text)) for text in group.texts])
         verdicts = self._verdicts(chain.from_iterable(questions), partial(score_of, scale=self._config.scale))
         return [[verdicts.get(one.key) for one in group] for group in questions]
 
@@ -116,11 +114,11 @@ class Judge:
         return rates
 
     def _pairs(self, group: Group) -> Iterator[_Pair]:
-        pictures = pictures_of(self._config, group.row)
+        images = images_of(self._config, group.row)
         for one, other in self._neighbors(len(group.texts)):
             both = group.texts[one], group.texts[other]
             orders = (both, both[::-1]) if both[0] != both[1] else ()
-            requests = (pair_request(self._config, group.row, pictures, *order) for order in orders)
+            requests = (pair_request(self._config, group.row, images, *order) for order in orders)
             yield _Pair(one, other, tuple(map(_question, requests)))
 
     def _neighbors(self, count: int) -> Iterator[tuple[int, int]]:

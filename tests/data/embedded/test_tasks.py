@@ -26,7 +26,7 @@ def colour_at(pixels: np.ndarray) -> np.ndarray:
     return np.where(saturated, distance.argmin(-1), -1)
 
 
-def centre(question: Question, colour: str) -> tuple[float, float]:
+def center(question: Question, colour: str) -> tuple[float, float]:
     """Mean position (x, y) of the pixels of a color."""
     found = colour_at(np.asarray(question.image, dtype=int)) == list(COLOURS).index(colour)
     y, x = np.nonzero(found)
@@ -52,14 +52,14 @@ def test_every_completion_is_well_formed_and_answers_by_its_letter(name: TaskNam
         assert f"{asked.solution}. {asked.answer}" in asked.problem.splitlines()
 
 
-def test_the_picture_shows_the_object_on_its_side() -> None:
+def test_the_image_shows_the_object_on_its_side() -> None:
     pairs = [q for q in MANY if q.kind != "count"]
     assert len(pairs) > 300
     for asked in pairs:
         subject = next(word for word in scenes.USUAL[asked.kind] if f" {word} " in asked.problem)
         colour, side = (asked.answer, subject) if asked.kind == "colour" else (subject, asked.answer)
-        x, y = centre(asked, colour)
-        others = [centre(asked, name) for name in COLOURS if name != colour and has_colour(asked, name)]
+        x, y = center(asked, colour)
+        others = [center(asked, name) for name in COLOURS if name != colour and has_colour(asked, name)]
         assert len(others) == 1, asked.problem
         dx, dy = x - others[0][0], y - others[0][1]
         assert {"left": -dx, "right": dx, "upper": -dy, "lower": dy}[side] > 0
@@ -71,10 +71,10 @@ def has_colour(asked: Question, colour: str) -> bool:
     return int(found.sum()) > 40
 
 
-def test_the_picture_shows_as_many_as_the_answer_says() -> None:
+def test_the_image_shows_as_many_as_the_answer_says() -> None:
     for asked in (q for q in MANY if q.kind == "count"):
-        coloured = colour_at(np.asarray(asked.image, dtype=int)) >= 0
-        cells = coloured.reshape(2, 28, 2, 28).sum((1, 3)) > 40
+        colored = colour_at(np.asarray(asked.image, dtype=int)) >= 0
+        cells = colored.reshape(2, 28, 2, 28).sum((1, 3)) > 40
         assert cells.sum() == ("one", "two", "three", "four").index(asked.answer) + 1
 
 

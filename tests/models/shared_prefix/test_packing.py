@@ -97,7 +97,7 @@ def test_a_model_is_trained_in_the_layout_it_can_take(policy: Policy, layout: ty
     assert isinstance(policy.batch(groups(policy)), layout)
 
 
-def test_two_prompts_with_equal_tokens_keep_their_own_pictures(policy: Policy) -> None:
+def test_two_prompts_with_equal_tokens_keep_their_own_images(policy: Policy) -> None:
     """Placeholders of different images are the same tokens; only the images tell the groups apart."""
     one, *_ = groups(policy)
     assert one.prompt.pixel_values is not None

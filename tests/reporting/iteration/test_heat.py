@@ -33,7 +33,7 @@ def test_each_row_is_brightest_at_255_and_the_last_is_the_mean_over_tokens() -> 
     assert found["seen"] == [[0.7, 0.4, 0.55]]
 
 
-def test_two_pictures_share_a_scale() -> None:
+def test_two_images_share_a_scale() -> None:
     found = maps(look([0.1, 0.2, 0.4, 0.0, 0.1, 0.0]), [[1, 2, 4], [1, 4, 4]])
     assert found is not None and found["shapes"] == [[1, 2], [2, 2]]
     assert cells(found)[0] == [64, 128, 255, 0, 64, 0]

@@ -53,7 +53,7 @@ def events(run: Path) -> Counter[tuple[str, int, float]]:
     return found
 
 
-def test_points_carry_iterations_and_optimiser_steps(tmp_path: Path) -> None:
+def test_points_carry_iterations_and_optimizer_steps(tmp_path: Path) -> None:
     assert feed(tmp_path, FIRST, SECOND).points() == {
         ("rollout/accuracy", 1): 0.5,
         ("train/loss", 1): 0.3,
@@ -329,7 +329,7 @@ def test_wandb_has_every_metric_of_every_iteration_once(tracked: Path) -> None:
     found: Counter[tuple[str, int]] = Counter()
     values = {}
     for row in rows:
-        step = int(row["iteration"] if "iteration" in row else row["optimiser_step"])
+        step = int(row["iteration"] if "iteration" in row else row["optimizer_step"])
         for name, value in row.items():
             if "/" in name and isinstance(value, int | float):
                 found[name, step] += 1
@@ -389,8 +389,8 @@ def test_tensorboard_has_every_metric_of_every_iteration_once(tracked: Path) -> 
     assert sorted(read.Tags()["histograms"]) == [f"histograms/{name}" for name in ("token_vgr", "token_weights", "vgr")]
     histogram_of_1 = next(one for one in read.Histograms("histograms/token_weights") if one.step == 1)
     assert (histogram_of_1.histogram_value.num, histogram_of_1.histogram_value.max) == (36, 1.5)
-    assert sorted(one.step for one in read.Images("samples/1/picture")) == [1, 2]
-    assert read.Images("samples/1/picture")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert sorted(one.step for one in read.Images("samples/1/image")) == [1, 2]
+    assert read.Images("samples/1/image")[0].encoded_image_string.startswith(b"\x89PNG")
     assert sorted(one.step for one in read.Tensors("stages")) == [0, 1, 2]
     (config,) = read.Tensors("configuration")
     assert b"\nseed: 1\n" in config.tensor_proto.string_val[0]

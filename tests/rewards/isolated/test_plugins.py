@@ -111,7 +111,7 @@ def test_arrays_and_tuples_are_fine(tmp_path: Path, result: str) -> None:
     assert values == [0.5, 1, 2] and {type(value) for value in values} == {float}
 
 
-def test_pictures_and_strange_text_arrive_as_they_are(tmp_path: Path) -> None:
+def test_images_and_strange_text_arrive_as_they_are(tmp_path: Path) -> None:
     write(
         tmp_path,
         "def f(completions, rows):\n"

@@ -66,7 +66,7 @@ def test_what_is_asked(tmp_path: Path) -> None:
     ]
 
 
-def test_pictures_go_along_if_wanted(tmp_path: Path) -> None:
+def test_images_go_along_if_wanted(tmp_path: Path) -> None:
     row = {"images": [{"bytes": b"\x89PNG 1", "path": None}, {"bytes": b"\x89PNG 2", "path": None}]}
     with JudgeServer(points) as server:
         judge(tmp_path, server).score([group("two", **row)])

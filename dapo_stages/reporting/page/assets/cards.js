@@ -29,7 +29,7 @@ function card(entry) {
   ];
   const aside = make("aside", {}, view, question(group.problem), make("div", { className: "details" }, ...details));
   if (range[1] > range[0]) aside.append(ramp(range));
-  const images = group.images.map((image) => picture(image, view));
+  const images = group.images.map((image) => imageElement(image, view));
   const looked = make("div", { className: "looked", "aria-live": "polite" });
   Object.assign(entry, { range, looked, images, current: null, slider: null });
   const heat = entry.completions.find((one) => one.heat)?.heat;
@@ -44,14 +44,14 @@ function question(text) {
   return write(make("div", { dir: "auto", ...(text.length > LONG ? long : { className: "question" }) }), text);
 }
 
-function picture(image, view) {
+function imageElement(image, view) {
   if (!image.uri) {
     view.append(make("p", { className: "soft" }, "The image cannot be shown."));
     return null;
   }
   const canvas = make("canvas", { hidden: true });
   const alt = `image of the question, ${image.width} × ${image.height} pixels`;
-  const className = image.width < 160 ? "picture small" : "picture";
+  const className = image.width < 160 ? "image small" : "image";
   const frame = make("div", { className }, make("img", { src: image.uri, alt }), canvas);
   frame.style.maxWidth = `${Math.min(250, Math.max(140, image.width))}px`;
   view.append(frame);

@@ -47,7 +47,7 @@ function paint(images, heat, row) {
       for (let y = 0; y < rows; y += 1) {
         for (let x = 0; x < columns; x += 1) {
           const cell = cells[start + Math.floor(y / heat.block) * across + Math.floor(x / heat.block)];
-          pixels.data.set([...colour((cell - low) * scale), 255], 4 * (y * columns + x));
+          pixels.data.set([...color((cell - low) * scale), 255], 4 * (y * columns + x));
         }
       }
       drawing.putImageData(pixels, 0, 0);
@@ -56,7 +56,7 @@ function paint(images, heat, row) {
   });
 }
 
-function colour(share) {
+function color(share) {
   const place = share * (HEAT.length - 1);
   const [before, after] = [HEAT[Math.floor(place)], HEAT[Math.ceil(place)]];
   return before.map((value, index) => value + (after[index] - value) * (place % 1));

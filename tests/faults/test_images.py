@@ -1,4 +1,4 @@
-"""A bad picture costs a row, not the run; one that is only unusual is read as it is meant."""
+"""A bad image costs a row, not the run; one that is only unusual is read as it is meant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.words import WordProcessor
 from dapo_stages.handoff.manifests import Source, read_manifest
 from dapo_stages.handoff.shards import Row
 from faults import data_sets
-from faults.pictures import noise, readable, saved, unreadable
+from faults.images import noise, readable, saved, unreadable
 from faults.table import record
 
 ROW = 10
@@ -27,7 +27,7 @@ BAD_FILES = {
     "a folder": ("folder.png", "the image file does not exist"),
     "a web page named .png": ("page.png", r"not an image \(\d+ bytes\)"),
     "an empty file": ("empty.png", r"the image is empty \(0 bytes\)"),
-    "no picture": (None, "expected an image, got NoneType 'None'"),
+    "no image": (None, "expected an image, got NoneType 'None'"),
     "a file that may not be read": ("closed.png", r".*Permission denied.*|no permission.*"),
 }
 
@@ -74,7 +74,7 @@ def pixels(row: Row) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def all_of_them(folder: Path, without_model: None) -> dict[str, Any]:
-    """One data set: plain rows, then bad and readable ones in turn, then plain ones."""
+    """One dataset: plain rows, then bad and readable ones in turn, then plain ones."""
     good, bad = readable(), bad_cells()
     cells: list[tuple[str, data_sets.Cell]] = [("plain 0", PLAIN[0]), ("plain 1", PLAIN[1])]
     cells += [(name, cell) for name, (cell, _) in bad.items()]
@@ -92,7 +92,7 @@ def all_of_them(folder: Path, without_model: None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", readable())
-def test_an_unusual_picture_is_read_as_it_is_meant(name: str, all_of_them: dict[str, Any]) -> None:
+def test_an_unusual_image_is_read_as_it_is_meant(name: str, all_of_them: dict[str, Any]) -> None:
     expected = readable()[name][1]
     found = pixels(all_of_them["rows"][all_of_them["names"].index(name)])
     assert found.shape == expected.shape and (found == expected).all()
@@ -106,7 +106,7 @@ def test_the_name_of_a_file_says_nothing(all_of_them: dict[str, Any]) -> None:
     record(ROW, 1)
 
 
-def test_bad_pictures_cost_their_rows_which_are_counted_and_named(all_of_them: dict[str, Any]) -> None:
+def test_bad_images_cost_their_rows_which_are_counted_and_named(all_of_them: dict[str, Any]) -> None:
     names, counts = all_of_them["names"], all_of_them["counts"]
     assert set(range(len(names))) - all_of_them["rows"].keys() == {names.index(name) for name in bad_cells()}
     assert counts["dropped_images"] == len(bad_cells()) and counts["dropped_other"] == counts["dropped_long"] == 0
@@ -139,7 +139,7 @@ def test_the_reason_is_said(name: str, folder: Path, tmp_path: Path, without_mod
     record(ROW, 1)
 
 
-def test_nothing_but_bad_pictures_is_an_error(tmp_path: Path, without_model: None) -> None:
+def test_nothing_but_bad_images_is_an_error(tmp_path: Path, without_model: None) -> None:
     table = data_sets.write_rows(tmp_path / "rows.parquet", [b"no", b"no", b"no"])
     result = data_sets.prepare(table, tmp_path)
     assert result.code == 3

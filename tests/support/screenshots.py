@@ -1,4 +1,4 @@
-"""The pictures of the docs, made by `make pictures RUN=first`: the report and the notebook of a run, photographed in a
+"""The images of the docs, made by `make screenshots RUN=first`: the report and the notebook of a run, photographed in a
 browser without a window, and two commands in a terminal.
 """
 
@@ -86,9 +86,9 @@ def notebook(driver: Chrome, run: str, out: Path) -> None:
     save(shot.crop((0, 0, 928, int(end) + 16)), out)
 
 
-def save(picture: Image.Image, out: Path) -> None:
-    """256 colours are enough for a page, in a third of the bytes."""
-    picture.quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+def save(image: Image.Image, out: Path) -> None:
+    """256 colors are enough for a page, in a third of the bytes."""
+    image.quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
     print(out)
 
 

@@ -1,4 +1,4 @@
-"""What `make pictures` draws without a browser, and what is committed of it."""
+"""What `make screenshots` draws without a browser, and what is committed of it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def drawn(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
         )
 
 
-def test_a_terminal_is_drawn_with_its_colours_and_the_picture(drawn: str) -> None:
-    """The picture of a completion is 40 cells wide at most, and of more colours than a table of states."""
+def test_a_terminal_is_drawn_with_its_colors_and_the_image(drawn: str) -> None:
+    """The image of a completion is 40 cells wide at most, and of more colors than a table of states."""
     root = ElementTree.fromstring(drawn)
     said = "".join(text.text or "" for text in root.iter(f"{SVG}text")).replace("\xa0", " ")
     assert "$ dapo-stages status --run training_logs/first" in said and "iteration" in said
@@ -56,7 +56,7 @@ def test_a_notebook_becomes_a_page_of_what_it_says() -> None:
 
 @pytest.mark.parametrize("name", ["report.png", "report-phone.png", "terminal.svg", "notebook.png"])
 def test_what_is_committed_is_small_and_names_no_machine(name: str) -> None:
-    picture = (ROOT / "docs" / name).read_bytes()
-    assert 5_000 < len(picture) < 300_000
-    assert not re.search(rb"/(home|work|tmp|root|Users)/", picture)
+    image = (ROOT / "docs" / name).read_bytes()
+    assert 5_000 < len(image) < 300_000
+    assert not re.search(rb"/(home|work|tmp|root|Users)/", image)
     assert f"docs/{name}" in (ROOT / "README.md").read_text() or f"({name})" in (ROOT / "docs/report.md").read_text()

@@ -1,4 +1,4 @@
-"""Pictures of every kind: those that can be read, with their pixels worked out here, and those that cannot."""
+"""Images of every kind: those that can be read, with their pixels worked out here, and those that cannot."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, body: bytes = b"\0", *, bits: int = 8, colours: int = 2, more: bytes = b"") -> bytes:
+def png(width: int, height: int, body: bytes = b"\0", *, bits: int = 8, colors: int = 2, more: bytes = b"") -> bytes:
     """A PNG whose header says what it likes."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, colors, 0, 0, 0)
     return MAGIC + chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
@@ -50,7 +50,7 @@ def theirs(data: bytes) -> Pixels:
         return np.asarray(image.convert("RGB"))
 
 
-def grey(values: Pixels) -> Pixels:
+def gray(values: Pixels) -> Pixels:
     return np.repeat(values[..., None], 3, axis=2).astype(np.uint8)
 
 
@@ -92,7 +92,7 @@ def _modes() -> dict[str, tuple[bytes, Pixels]]:
     values = noise()[..., 0]
     ink = np.random.default_rng(2).integers(0, 256, (HEIGHT, WIDTH, 4), dtype=np.uint8)
     deep = np.random.default_rng(3).integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
-    eight = grey(np.rint(deep / 257))  # 65535 / 255 = 257
+    eight = gray(np.rint(deep / 257))  # 65535 / 255 = 257
     palette = Image.fromarray(values % 4).convert("P")
     palette.putpalette([10, 20, 30, 200, 0, 0, 0, 200, 0, 0, 0, 200])
     looked_up = np.array([[10, 20, 30], [200, 0, 0], [0, 200, 0], [0, 0, 200]], dtype=np.uint8)[values % 4]
@@ -109,26 +109,26 @@ def _modes() -> dict[str, tuple[bytes, Pixels]]:
     key = saved(Image.fromarray(np.where(bits[..., None], noise(), 7).astype(np.uint8)), transparency=(7, 7, 7))
     still, moving = Image.fromarray(values % 4 * 60), Image.fromarray(values % 3 * 60)
     return {
-        "grey": (saved(Image.fromarray(values)), grey(values)),
-        "grey JPEG2000": (saved(Image.fromarray(values), "JPEG2000"), grey(values)),
-        "1 bit": (saved(Image.fromarray(bits)), grey(bits * 255)),
-        "1 bit TIFF, fax": (saved(Image.fromarray(bits), "TIFF", compression="group4"), grey(bits * 255)),
+        "gray": (saved(Image.fromarray(values)), gray(values)),
+        "gray JPEG2000": (saved(Image.fromarray(values), "JPEG2000"), gray(values)),
+        "1 bit": (saved(Image.fromarray(bits)), gray(bits * 255)),
+        "1 bit TIFF, fax": (saved(Image.fromarray(bits), "TIFF", compression="group4"), gray(bits * 255)),
         "palette": (saved(palette), looked_up),
-        "palette with a transparent colour": (saved(palette, transparency=1), clear),
+        "palette with a transparent color": (saved(palette, transparency=1), clear),
         "GIF": (saved(palette, "GIF"), looked_up),
-        "animated GIF": (saved(still, "GIF", save_all=True, append_images=[moving]), grey(values % 4 * 60)),
+        "animated GIF": (saved(still, "GIF", save_all=True, append_images=[moving]), gray(values % 4 * 60)),
         "transparent": (saved(Image.fromarray(np.dstack([noise(), alpha]), "RGBA")), seen),
         "transparent WebP": (
             saved(Image.fromarray(np.dstack([noise(), alpha]), "RGBA"), "WEBP", lossless=True), seen
         ),
-        "transparent grey": (
+        "transparent gray": (
             saved(Image.fromarray(np.dstack([values, alpha]), "LA")),
-            grey(np.where(alpha == 255, values, 255)),
+            gray(np.where(alpha == 255, values, 255)),
         ),
-        "colour key": (key, np.where(bits[..., None], noise(), 255).astype(np.uint8)),
-        "16 bit grey PNG": (saved(Image.fromarray(deep)), eight),
-        "16 bit grey TIFF": (saved(Image.fromarray(deep), "TIFF"), eight),
-        "16 bit colour PNG": (png16(noise()), noise()),
+        "color key": (key, np.where(bits[..., None], noise(), 255).astype(np.uint8)),
+        "16 bit gray PNG": (saved(Image.fromarray(deep)), eight),
+        "16 bit gray TIFF": (saved(Image.fromarray(deep), "TIFF"), eight),
+        "16 bit color PNG": (png16(noise()), noise()),
         "CMYK TIFF": (saved(cmyk, "TIFF"), printed),
         "CMYK JPEG": (cmyk_jpeg, theirs(cmyk_jpeg)),
         "YCbCr TIFF": (ycbcr := saved(Image.fromarray(smooth()).convert("YCbCr"), "TIFF"), theirs(ycbcr)),
