@@ -27,9 +27,9 @@ def test_the_plugin_example_runs_and_is_short(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(config)
     plugins = Plugins(load_config(tmp_path / "run.yaml").rewards, tmp_path)
     texts = ["left of it", "The LEFT corner, below, right", "bright"]
-    pictured: Row = {"images": [{"bytes": b"", "path": None}]}
+    with_patches: Row = {"images": [{"bytes": b"", "path": None}]}
     blind: Row = {"images": []}
-    assert plugins.score(texts, [10, 30, 15], pictured) == {"brevity": [1, 0, 0.75], "places": [1 / 3, 1, 0]}
+    assert plugins.score(texts, [10, 30, 15], with_patches) == {"brevity": [1, 0, 0.75], "places": [1 / 3, 1, 0]}
     assert plugins.score(texts, [9, 9, 9], blind) == {"brevity": [None] * 3, "places": [None] * 3}
 
 

@@ -75,17 +75,17 @@ class Scoring:
     def run(self) -> None:
         """Score what is not scored yet."""
         shards = len(self._rollouts.shards("completions"))
-        pictured = self._pictured()
+        with_patches = self._with_patches()
         statuses: dict[str, int] = {}
         with progress("score-attention: completions", self._rollouts.manifest.counts.get("completions")) as advance:
-            for number in self._output.fill("attention", range(shards), lambda n: self._rows(n, pictured)):
+            for number in self._output.fill("attention", range(shards), lambda n: self._rows(n, with_patches)):
                 done = [row["status"] for row in self._output.reopen("attention", number, ["status"])]
                 for status in done:
                     statuses[status] = statuses.get(status, 0) + 1
                 advance(len(done), "")
         self._output.counts |= {"completions": sum(statuses.values()), **statuses}
 
-    def _pictured(self) -> frozenset[str]:
+    def _with_patches(self) -> frozenset[str]:
         """The first completions that are scored: their attention is kept per image token."""
         wanted = {row["group_id"] for row in self._rollouts.rows("prompts", ["group_id", "kept"]) if self._wants(row)}
         rows = self._rollouts.rows("completions", ["completion_id", "group_id"])
@@ -95,7 +95,7 @@ class Scoring:
     def _wants(self, prompt: Row) -> bool:
         return self._settings.enabled and (prompt["kept"] or self._settings.groups == "all")
 
-    def _rows(self, number: int, pictured: frozenset[str]) -> Iterator[Row]:
+    def _rows(self, number: int, with_patches: frozenset[str]) -> Iterator[Row]:
         """The attention rows of one shard, in the order of its completions."""
         prompts, members = self._shard(number)
         wanted = [prompt for prompt in prompts if self._wants(prompt)]
@@ -104,7 +104,7 @@ class Scoring:
         for prompt in prompts:
             keys = [completion["completion_id"] for completion in members[prompt["group_id"]]]
             if self._wants(prompt) and not found.keys() >= set(keys):
-                found = self._score(next(batches), members, pictured)
+                found = self._score(next(batches), members, with_patches)
             for key in keys:
                 yield found[key] if key in found else self._unscored(key)
 
@@ -120,7 +120,7 @@ class Scoring:
     def _check(self, key: str, column: str, ids: list[int]) -> None:
         check_tokens(self._rollouts.folder, column, key, ids, self._policy.vocabulary)
 
-    def _score(self, prompts: list[Row], members: dict[str, list[Row]], pictured: frozenset[str]) -> dict[str, Row]:
+    def _score(self, prompts: list[Row], members: dict[str, list[Row]], with_patches: frozenset[str]) -> dict[str, Row]:
         from dapo_stages.models.inputs import prompt_of
         from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
         from dapo_stages.models.shared_prefix.packing import Group
@@ -142,7 +142,7 @@ class Scoring:
             self._settings.query,
             self._settings.chunk_rows,
             [
-                [i for i, row in enumerate(members[prompt["group_id"]]) if row["completion_id"] in pictured]
+                [i for i, row in enumerate(members[prompt["group_id"]]) if row["completion_id"] in with_patches]
                 for prompt in prompts
             ],
         )

@@ -259,8 +259,8 @@ def test_a_learning_rate_beyond_reason_halts_and_another_one_carries_on(small_ru
         assert_halted(result, out, *needed, "Lower train.learning_rate", "run the same command again.")
     found = metrics(out)
     assert found.skipped.tolist() == [0, 1] and found.skipped_ratio[1] == 1 and found.log_ratio_mean[1] > 5
-    mended = train(small_run, out)
-    assert mended.code == 0, mended.stderr
+    trained = train(small_run, out)
+    assert trained.code == 0, trained.stderr
     assert Source(out).manifest.content_hash == Source(small_run.at(1) / "train").manifest.content_hash
     assert not (out / ".partial-halted.json").exists()
 
@@ -414,11 +414,9 @@ def test_status_and_report_say_why_a_run_was_halted(tmp_path: Path) -> None:
     made = tiny_run.build(tmp_path / "run", last="weights")
     train_folder = made / "iter-0002/train"
     train_folder.mkdir()
-    (train_folder / ".partial-halted.json").write_text(
-        json.dumps({"why": "train: found \x1b[31m9; needed 5. Mend it."})
-    )
+    (train_folder / ".partial-halted.json").write_text(json.dumps({"why": "train: is \x1b[31m9, above 5. Fix it."}))
     told = run("status", "--run", made).stdout
-    assert "iteration 2, train is halted: train: found ␛[31m9; needed 5. Mend it.\n" in told
+    assert "iteration 2, train is halted: train: is ␛[31m9, above 5. Fix it.\n" in told
     assert "Next (iteration 2, train: halted; first do what its reason says):" in told and "--overwrite" not in told
     said = json.loads(run("status", "--run", made, "--json").stdout)
     assert said["iterations"][2]["stages"]["train"]["state"] == "halted"

@@ -135,8 +135,8 @@ def scores(run: Path, number: int, *, enabled: bool = True) -> None:
             missing = segment == "late" and sample == 3  # a null has to stay out of the mean
             found[f"vgr_{segment}"] = None if missing else vgr
             found |= {f"{kind}_{segment}": 0.5 for kind in ("aei_text", "aei_vision", "attn_text", "attn_vision")}
-            pictured = segment == "all" and sample < 2
-            found[f"patch_attention_{segment}"] = [[0.1, 0.2, 0.6, 0.1]] * length if pictured else None
+            with_patches = segment == "all" and sample < 2
+            found[f"patch_attention_{segment}"] = [[0.1, 0.2, 0.6, 0.1]] * length if with_patches else None
         return {**found, "num_text_tokens": 12, "num_vision_tokens": 4, **dict.fromkeys(TOKEN_SCORES)}
 
     folder = run / f"iter-{number:04d}"

@@ -308,8 +308,8 @@ def test_a_killed_rank_ends_the_step_and_the_same_command_mends_it(outputs: Call
     killed = json.loads((folder / "killed.json").read_text())
     assert killed["code"] not in (0, None) and killed["seconds"] < 60 and not killed["published"]
     assert "rank 1 was killed by SIGKILL" in killed["stderr"] and "Traceback" not in killed["stderr"]
-    mended, undisturbed = (Source(folder / name, "train-step").manifest for name in ("killed", "undisturbed"))
-    assert mended.content_hash == undisturbed.content_hash
+    resumed, undisturbed = (Source(folder / name, "train-step").manifest for name in ("killed", "undisturbed"))
+    assert resumed.content_hash == undisturbed.content_hash
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def chain(out: Path, checkpoint: Path, run: Path) -> None:
 
 
 def carried(out: Path, checkpoint: Path, run: Path) -> None:
-    """Carry on from a single process's state."""
+    """Resume from a single process's state."""
     policy = run / "iter-0001/train"
     train_step(run, 2, out / "carried", policy=policy / "policy", state=policy / "state")
 

@@ -18,7 +18,7 @@ _PARTS = ("policy", "state", "reference")  # of a train-step, published before i
 
 
 def lengthen(run: Path, last: int) -> None:
-    """Go on to iteration `last`: each is made from the one before it, as every manifest says."""
+    """Continue up to iteration `last`: each is made from the one before it, as every manifest says."""
     model = iterations(run)[-1]
     template = {path: read_manifest(path) for path in _outputs(iteration_folder(run, model))}
     hashes = {str(path): manifest.content_hash for path, manifest in template.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
-from dapo_stages.reporting.iteration.heat import maps, patch_attention, pictured
+from dapo_stages.reporting.iteration.heat import maps, patch_attention, with_patches
 from dapo_stages.reporting.iteration.samples import attention_rows, image_of, join, weight_rows
 from dapo_stages.terminal.safe_text import one_line, visible
 
@@ -27,7 +27,7 @@ def browsed(iteration: int, sources: Mapping[str, Source], most: int) -> Browsed
     if most and "weights" in sources and sources["weights"].shards("replayed-prompts"):
         groups = _groups(sources, sources["weights"], "replayed-", most // _REPLAYED, set())
     if most and "rollout" in sources:
-        looked = pictured(sources["attention"]) if "attention" in sources else set()
+        looked = with_patches(sources["attention"]) if "attention" in sources else set()
         left = most - sum(len(group["completions"]) for group in groups)
         groups = _groups(sources, sources["rollout"], "", left, looked) + groups
     return {"iteration": iteration, "groups": groups}

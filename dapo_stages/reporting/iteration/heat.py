@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LIMIT = 256 * 1024  # bytes of a completion's maps: beyond that, blocks of image tokens share their mean
 
 
-def pictured(source: Source) -> set[str]:
+def with_patches(source: Source) -> set[str]:
     """The completions whose attention is kept per image token."""
     found = set()
     for shard in source.shards("attention"):

@@ -9,7 +9,7 @@ from typing import Any
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
 from dapo_stages.reporting.iteration.figures import rewards_of
-from dapo_stages.reporting.iteration.heat import pictured
+from dapo_stages.reporting.iteration.heat import with_patches
 from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
 
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
@@ -25,7 +25,7 @@ def collect_samples(sources: Mapping[str, Source], count: int) -> list[Sample]:
     if "rollout" not in sources or count == 0:
         return []
     rollout = sources["rollout"]
-    looked = pictured(sources["attention"]) if "attention" in sources else set()
+    looked = with_patches(sources["attention"]) if "attention" in sources else set()
     chosen = _choose(rollout, looked, count)
     with rollout.lookup("prompts", "group_id") as prompts, rollout.lookup("completions", "group_id") as completions:
         members = {name: completions.all(name) for name in chosen}

@@ -12,7 +12,7 @@ from reporting import looked_run, tiny_run
 
 from dapo_stages.reporting.iteration import heat
 from dapo_stages.reporting.iteration.browse import LONGEST, browsed
-from dapo_stages.reporting.iteration.heat import maps, patch_attention, pictured, shapes_of
+from dapo_stages.reporting.iteration.heat import maps, patch_attention, shapes_of, with_patches
 from dapo_stages.runs.layout import sources
 
 
@@ -73,7 +73,7 @@ def test_large_maps_are_means_over_blocks(monkeypatch: pytest.MonkeyPatch) -> No
 def test_attention_is_read_by_layers_for_those_asked_for(tmp_path: Path) -> None:
     run = looked_run.build(tmp_path / "run")
     attention = sources(run, 1)["attention"]
-    assert pictured(attention) == {"it1-p0-s0", "it1-p0-s1"}
+    assert with_patches(attention) == {"it1-p0-s0", "it1-p0-s1"}
     ((key, patches),) = patch_attention(attention, {"it1-p0-s1", "it1-p0-s3"})
     assert key == "it1-p0-s1" and list(patches) == ["early", "middle", "late", "all"]
     for segment, found in patches.items():
