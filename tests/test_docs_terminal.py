@@ -16,7 +16,7 @@ from support.commands import ROOT, run
 
 from dapo_stages.processes import machine_check
 from dapo_stages.processes.machine_check import Check
-from dapo_stages.runs.layout import State
+from dapo_stages.runs.run_folder import State
 
 PAGE = (ROOT / "docs/terminal.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.S) for line in block.splitlines()]

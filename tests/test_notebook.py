@@ -53,11 +53,11 @@ def test_every_cell_runs_and_the_figures_are_drawn(executed: tuple[dict[str, Any
 def test_its_figures_are_those_of_the_files(executed: tuple[dict[str, Any], dict[str, Any]], small_run: Run) -> None:
     """Against the report's own streaming of the same rows."""
     from dapo_stages.reporting.iteration.figures import collect
-    from dapo_stages.runs.layout import sources
+    from dapo_stages.runs import run_folder
 
     everything = executed[1]["everything"]
     for number in (1, 2):
-        figures = collect(number, sources(small_run.folder, number))["attention"]
+        figures = collect(number, run_folder.Run(small_run.folder).sources(number))["attention"]
         mine = everything[everything.iteration == number]
         assert len(mine) == figures["status"]["ok"]
         assert mine.vgr_all.mean() == pytest.approx(figures["vgr_all"])

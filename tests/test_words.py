@@ -13,7 +13,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TABLE = PAGE.split("| we write | we don't write | meaning |\n|---|---|---|\n")[1].split("\n\n")[0]
 # Words that have another meaning elsewhere, so that only people can tell.
 BY_EYE = re.compile("flag|switch|directory|question|answer|response|(base )?model|worker|done|outdated|half-way|.* on")
-RULES = ("CONTRIBUTING.md", "tests/test_errors.py")
+RULES = ("CONTRIBUTING.md", "tests/test_errors.py", "tests/test_words.py")
 # Texts of the demo's data, of prompts and of runs that were recorded with them; SVGs hold such texts.
 DATA = ("dapo_stages/data/embedded/", "tests/data/embedded/", "tests/upgrades/recorded/")
 TEXTS = re.compile(

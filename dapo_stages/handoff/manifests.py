@@ -122,6 +122,11 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     return manifest
 
 
+def manifest_of(folder: Path, stage: str | None = None) -> Manifest | None:
+    """The manifest of an output, pruned or not; None if there is none yet."""
+    return read_manifest(folder, stage) if os.path.exists(f"{folder}/{MANIFEST}") else None
+
+
 def _recall(path: Path) -> Manifest | None:
     if _known is None or (known := _known.get(str(path))) is None:
         return None

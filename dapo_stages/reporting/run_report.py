@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.errors import DataError
-from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of
 from dapo_stages.handoff.shards import Shard, write_text
 from dapo_stages.reporting.documents import markdown
 from dapo_stages.reporting.documents.overview import overview
@@ -19,7 +19,8 @@ from dapo_stages.reporting.iteration.samples import collect_samples
 from dapo_stages.reporting.page import html
 from dapo_stages.reporting.trackers.media import HISTOGRAMS, SAMPLES
 from dapo_stages.runs.best import Best, write_best
-from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, memory_of, seconds_of
+from dapo_stages.runs.pipeline import iteration_name
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.printed_table import Table
 
 LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
@@ -48,12 +49,12 @@ def fragments(
 class Reported:
     """The finished reports of a run's iterations."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self._sources = {
             iteration: Source(folder, "report")
-            for iteration in iterations(run)
-            if ((folder := iteration_folder(run, iteration) / "report") / MANIFEST).exists()
+            for iteration in run.iterations()
+            if ((folder := run.folder(iteration) / "report") / MANIFEST).exists()
         }
         self.figures: list[Figures] = [self._load(iteration, FIGURES) for iteration in self._sources]
         costs = {iteration: _cost(run, iteration, source.manifest) for iteration, source in self._sources.items()}
@@ -71,16 +72,17 @@ class Reported:
 
     def write(self) -> Path:
         """Rebuild the run's documents; returns the path of the page."""
-        name = self.run.resolve().name
+        folder = self.run.path
+        name = folder.resolve().name
         self.best = write_best(self.run)
         table = overview(self.figures, self.seconds, stages=True)
-        write_text(self.run / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
-        write_text(self.run / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
-        write_text(self.run / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
+        write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
+        write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
+        write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
         cost = {"seconds": self.seconds, "memory": self.memory}
         page = html.render(name, table, self.figures, cost, self._browsed(), self._facts())
-        write_text(self.run / PAGE, page)
-        return self.run / PAGE
+        write_text(folder / PAGE, page)
+        return folder / PAGE
 
     def _browsed(self) -> Iterator[Browsed]:
         """Completions of each iteration, newest first, read when the page asks for them.
@@ -121,7 +123,7 @@ class Reported:
     def _texts(self, name: str) -> list[str]:
         """The parts of a document: only the newest iterations in full, so that it does not grow without bound."""
         left, whole = list(self._sources)[:-IN_FULL], list(self._sources.values())[-IN_FULL:]
-        said = [markdown.left_out(left, f"{iteration_folder(Path(), left[-1])}/report/{name}")] if left else []
+        said = [markdown.left_out(left, f"{iteration_name(left[-1])}/report/{name}")] if left else []
         return said + [source.text(_file(source, name)) for source in whole]
 
     def _load(self, iteration: int, name: str) -> Any:
@@ -129,12 +131,17 @@ class Reported:
         return source.json(_file(source, name))
 
 
-def cost(run: Path, iteration: int) -> dict[str, dict[str, float]]:
-    """What the stages of an iteration took; its report records it, so that their manifests need not be read again."""
-    return {"seconds": seconds_of(run, iteration), "memory": memory_of(run, iteration)}
+def cost(run: Run, iteration: int) -> dict[str, dict[str, float]]:
+    """Seconds that each stage of an iteration took, and its peak memory in GiB, which older manifests do not have.
+
+    The iteration's report records it, so that their manifests need not be read again.
+    """
+    made = run.manifests(iteration)
+    memory = {name: manifest.memory / 2**30 for name, manifest in made.items() if manifest.memory is not None}
+    return {"seconds": {name: manifest.seconds for name, manifest in made.items()}, "memory": memory}
 
 
-def _cost(run: Path, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:
+def _cost(run: Run, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:
     """The same, from a report if it has recorded it."""
     noted = {name: report.counts.get(name) for name in ("seconds", "memory")}
     values = [value for one in noted.values() for value in (one.values() if isinstance(one, dict) else [None])]
@@ -157,9 +164,9 @@ def _span(iterations: list[int], what: str) -> str:
     return f"{what} iteration {first}" if first == last else f"{what} {len(iterations)} iterations, {first} to {last}"
 
 
-def _model(run: Path) -> str:
+def _model(run: Run) -> str:
     """The model that the run started from, as init-policy recorded it."""
-    manifest = manifest_of(run / "policy")
+    manifest = manifest_of(run.path / "policy")
     config = manifest.config if manifest is not None else {}
     section = config.get("model")
     name = config.get("model.name") or (section.get("name") if isinstance(section, dict) else None)

@@ -6,14 +6,13 @@ its process: a file RUN-PROCESS, beside the file of that run that it includes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from dapo_stages.errors import LockedError
 from dapo_stages.handoff.shards import write_text
 from dapo_stages.handoff.unfinished import LOCK
-from dapo_stages.runs.layout import held_locks, locked
 
 
 def join(note: Path) -> None:
@@ -36,6 +35,23 @@ def check_idle(run: Path, note: Path | None) -> None:
             f"{run}: in use with other settings ({', '.join(at_work)}). Wait for that to end, stop it, or name another "
             "run (RUN=…)."
         )
+
+
+def locked(folder: Path, held: Collection[str] | None = None) -> bool:
+    """Whether a local process holds the lock of an output; known on Linux only."""
+    with suppress(OSError):
+        number = str((folder / LOCK).stat().st_ino)
+        return number in (held_locks() if held is None else held)
+    return False
+
+
+def held_locks() -> set[str]:
+    """Inodes of the files that local processes have locked; empty on systems other than Linux."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return set()
+    return {words[5].rpartition(":")[2] for line in lines if (words := line.split())[1] == "FLOCK"}
 
 
 def _notes(note: Path) -> Iterator[Path]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dapo_stages.errors import DataError
-from dapo_stages.handoff.manifests import MANIFEST, Manifest
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, manifest_of
 from dapo_stages.handoff.shards import write_text
-from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.runs.pipeline import policy_after
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.safe_text import percent
 
@@ -32,53 +32,48 @@ class Best:
         return f"iteration {self.iteration}, held-out {self.metric.removesuffix('_accuracy')} {percent(self.value)}"
 
 
-def find_best(run: Path) -> Best | None:
+def find_best(run: Run) -> Best | None:
     """The policy with the best greedy accuracy, or, if there are no greedy evaluations, the best sampled accuracy.
 
     Ties: the better sampled accuracy, then the earlier policy, which has moved less from the starting policy. The
     starting policy is a candidate, too; policies that were pruned, or changed since they were evaluated, are not. Only
     manifests are read.
     """
-    found = {number: counts for number in iterations(run) if (counts := _counts(run, number))}
+    found = {number: counts for number in run.iterations() if (counts := _counts(run, number))}
     for metric in METRICS:
         ranked = [number for number, counts in found.items() if metric in counts]
         worth = {number: (found[number][metric], found[number].get(METRICS[-1], 0.0), -number) for number in ranked}
         for number in sorted(ranked, key=worth.__getitem__, reverse=True):
             if policy := _judged(run, number):
-                return Best(number, policy_of(number), metric, found[number][metric], policy.content_hash)
+                return Best(number, policy_after(number), metric, found[number][metric], policy.content_hash)
     return None
 
 
-def write_best(run: Path) -> Best | None:
+def write_best(run: Run) -> Best | None:
     """Point to the best policy in best.json; without an evaluation, remove the file."""
     best = find_best(run)
     if best is None:
-        (run / POINTER).unlink(missing_ok=True)
+        (run.path / POINTER).unlink(missing_ok=True)
     else:
-        write_text(run / POINTER, json.dumps(asdict(best), indent=1, allow_nan=False) + "\n")
+        write_text(run.path / POINTER, json.dumps(asdict(best), indent=1, allow_nan=False) + "\n")
     return best
 
 
-def policy_of(iteration: int) -> str:
-    """Folder of the policy that an iteration ends with, relative to the run."""
-    return f"{iteration_folder(Path(), iteration)}/train/policy" if iteration else "policy"
-
-
-def _counts(run: Path, number: int) -> dict[str, float]:
+def _counts(run: Run, number: int) -> dict[str, float]:
     """The accuracies of an evaluation, unchecked: only the best needs a check, which costs three times as much."""
     try:
-        counts = read_json(iteration_folder(run, number) / "eval" / MANIFEST)["counts"]
+        counts = read_json(run.folder(number) / "eval" / MANIFEST)["counts"]
         claims = {name: float(counts[name]) for name in METRICS if name in counts}
         return claims if all(map(math.isfinite, claims.values())) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _judged(run: Path, number: int) -> Manifest | None:
+def _judged(run: Run, number: int) -> Manifest | None:
     """The policy of an iteration, if it exists and is the one that was evaluated."""
     try:
-        evaluation = manifest_of(iteration_folder(run, number) / "eval", "evaluate")
-        policy = manifest_of(run / policy_of(number))
+        evaluation = manifest_of(run.folder(number) / "eval", "evaluate")
+        policy = manifest_of(run.path / policy_after(number))
     except DataError:  # damaged; status reports it
         return None
     if evaluation is None or policy is None or policy.pruned:

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.config import Config, Section, load_config
-from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.handoff.manifests import Manifest
-from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.config import Config, Section
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.manifests import Manifest, manifest_of
 from dapo_stages.runs.pipeline import FOLDERS, SETUP
-from dapo_stages.runs.progress import CONFIG
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.safe_text import one_line
 
 _SHOWN = 3
@@ -52,14 +51,13 @@ class _Now:
         return cls(config, [one.model_dump(mode="json") for one in configs], [one.recorded() for one in configs])
 
 
-def differences(run: Path) -> list[Difference]:
+def differences(run: Run) -> list[Difference]:
     """Differences by key, as recorded in the manifests; empty if config.yaml cannot be read.
 
     For information only: make keeps finished outputs.
     """
-    try:
-        config = load_config(run / CONFIG)
-    except ConfigError:
+    config = run.config
+    if config is None:
         return []
     found: dict[tuple[str, str, str], Difference] = {}
     now, of = _Now.of(config, 0), 0
@@ -100,13 +98,13 @@ def _differing(manifest: Manifest, now: _Now) -> Iterator[Difference]:
             yield Difference(key, was, values[0])
 
 
-def _outputs(run: Path) -> Iterator[tuple[str, Path, str, int]]:
+def _outputs(run: Run) -> Iterator[tuple[str, Path, str, int]]:
     """(`iteration 2, `, folder, stage, 2) of every possible output, except reports, which keep their settings."""
-    yield from (("", run / name, stage, 0) for name, stage in SETUP.items())
-    for number in iterations(run):
+    yield from (("", run.path / name, stage, 0) for name, stage in SETUP.items())
+    for number in run.iterations():
         for name, stage in FOLDERS.items():
             if name != "report":
-                yield f"iteration {number}, ", iteration_folder(run, number) / name, stage, number
+                yield f"iteration {number}, ", run.folder(number) / name, stage, number
 
 
 def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from dapo_stages.config import Config
 from dapo_stages.errors import DataError
-from dapo_stages.handoff.manifests import Manifest, remembered
+from dapo_stages.handoff.manifests import Manifest, manifest_of, remembered
 from dapo_stages.runs import make_rules
-from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, place_of
 from dapo_stages.runs.pipeline import FOLDERS, REPORTED, SETUP
+from dapo_stages.runs.run_folder import Run
 
 SOUND, STALE = "sound", "stale"
 
 
-def for_make(config: Config, run: Path | None) -> str:
+def for_make(config: Config, run: Run | None) -> str:
     """The text of that file: variables (empty if off; `state/OUTPUT` is `sound` or `stale`), then rules."""
     answers = {
         "planned_iterations": str(config.planned_iterations),
@@ -31,7 +31,7 @@ def for_make(config: Config, run: Path | None) -> str:
     return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items()) + "\n" + make_rules.text()
 
 
-def states(run: Path) -> dict[str, str]:
+def states(run: Run) -> dict[str, str]:
     """`sound` or `stale` by output, such as `iter-0001/rollout`; others are left out, and make compares their times.
 
     Sound: made from its inputs as they are now, which are all sound. Stale: made from something else. Left out: missing
@@ -44,25 +44,25 @@ def states(run: Path) -> dict[str, str]:
 class _Survey:
     """Looks at every output once, after those that it may be made from."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
         self.states: dict[str, str] = {}
         for name in SETUP:
-            self._look(run / name)
-        for number in iterations(run):
+            self._look(run.path / name)
+        for number in run.iterations():
             for name in FOLDERS:
-                self._look(iteration_folder(run, number) / name)
+                self._look(run.folder(number) / name)
 
     def _look(self, folder: Path) -> None:
         manifest = _readable(folder)
         if manifest is None:
             return
-        places = {name: place_of(self._run, source.path) for name, source in manifest.inputs.items()}
+        places = {name: self._run.place(source.path) for name, source in manifest.inputs.items()}
         state = self._compared(manifest, places)
         if manifest.stage == "report" and state != "":
             state = self._of_report(folder, manifest, state)
         if state:
-            self.states[folder.relative_to(self._run).as_posix()] = state
+            self.states[folder.relative_to(self._run.path).as_posix()] = state
 
     def _compared(self, manifest: Manifest, places: dict[str, Path]) -> str:
         state = SOUND
@@ -84,11 +84,11 @@ class _Survey:
         return state if report.inputs.keys() >= {name for name, found in there.items() if found is not None} else STALE
 
     def _is_of_run(self, place: Path) -> bool:
-        return place.is_relative_to(self._run)
+        return place.is_relative_to(self._run.path)
 
     def _output_of(self, place: Path) -> str:
         """`RUN/iter-0001/train/policy` -> `iter-0001/train`."""
-        return "/".join(place.relative_to(self._run).parts[:2])
+        return "/".join(place.relative_to(self._run.path).parts[:2])
 
 
 def _readable(folder: Path) -> Manifest | None:

@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 from dapo_stages.errors import DataError
-from dapo_stages.handoff.manifests import Manifest
-from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.handoff.manifests import Manifest, manifest_of
 from dapo_stages.runs.pipeline import FOLDERS
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.console import duration
 
 PAUSE = 60.0  # seconds without a stage: a longer gap counts as an interruption, a shorter one as start-up time
@@ -36,11 +36,11 @@ class Pace:
         return f"{pace}; about {duration(self.left)} left" if self.left else pace
 
 
-def pace(run: Path, of: int) -> Pace | None:
+def pace(run: Run, of: int) -> Pace | None:
     """The pace of a run with `of` planned iterations; None before the first is trained. Only manifests are read."""
     times: dict[int, list[tuple[float, float]]] = {}  # newest first
-    for number in reversed(iterations(run)):
-        made = _made(iteration_folder(run, number))
+    for number in reversed(run.iterations()):
+        made = _made(run.folder(number))
         if number and "train" in made:
             times[number] = [_interval(manifest) for manifest in made.values()]
         if len(times) == _WINDOW:

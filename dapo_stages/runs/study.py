@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import MANIFEST, Source, read_manifest
-from dapo_stages.runs.layout import iteration_folder
+from dapo_stages.runs.run_folder import Run
 
 Curve = dict[int, float]  # iteration -> value; 0 is the starting policy
 
@@ -54,7 +54,7 @@ def read_study(folder: Path, experiments: Sequence[str], seeds: Sequence[int]) -
         starts: dict[str, str] = {}
         for experiment in experiments:
             name = f"{experiment}-{seed}"
-            run, why = _read(folder / name, experiment, seed)
+            run, why = _read(Run(folder / name), experiment, seed)
             if run is None:
                 missing[name] = why
             elif run.start != starts.setdefault("", run.start):
@@ -86,26 +86,26 @@ def _over_the_same_iterations(runs: list[StudyRun]) -> list[StudyRun]:
     ]
 
 
-def _read(run: Path, experiment: str, seed: int) -> tuple[StudyRun | None, str]:
+def _read(run: Run, experiment: str, seed: int) -> tuple[StudyRun | None, str]:
     """The run, or why it is missing."""
     import yaml
 
-    if not (run / "config.yaml").exists():
+    if not run.config_file.exists():
         return None, "not run"
-    planned = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["planned_iterations"]
-    evaluated = [n for n in range(planned + 1) if (iteration_folder(run, n) / "eval" / MANIFEST).exists()]
+    planned = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))["planned_iterations"]
+    evaluated = [n for n in range(planned + 1) if (run.folder(n) / "eval" / MANIFEST).exists()]
     if planned not in evaluated:
         return None, f"evaluated up to iteration {max(evaluated, default=0)} of {planned}"
     curves = _evaluations(run, evaluated)
-    curves["vgr"] = {n - 1: value for n in range(1, planned + 1) if (value := _vgr(iteration_folder(run, n)))}
-    start = Source(iteration_folder(run, 1) / "train", "train-step").manifest.inputs["policy"].content_hash
+    curves["vgr"] = {n - 1: value for n in range(1, planned + 1) if (value := _vgr(run.folder(n)))}
+    start = Source(run.folder(1) / "train", "train-step").manifest.inputs["policy"].content_hash
     return StudyRun(experiment, seed, curves, _settings(run, planned), start), ""
 
 
-def _evaluations(run: Path, evaluated: Sequence[int]) -> dict[str, Curve]:
+def _evaluations(run: Run, evaluated: Sequence[int]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {"greedy": {}, "violating": {}, "consistent": {}, "blank": {}, "length": {}}
     for number in evaluated:
-        source = Source(iteration_folder(run, number) / "eval", "evaluate")
+        source = Source(run.folder(number) / "eval", "evaluate")
         shard = next(shard for shard in source.manifest.shards if shard.name == "metrics.json")
         metrics = json.loads(source.verified(shard).read_text(encoding="utf-8"))
         values = {
@@ -136,13 +136,13 @@ def _vgr(iteration: Path) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _settings(run: Path, planned: int) -> dict[str, float]:
+def _settings(run: Run, planned: int) -> dict[str, float]:
     """Means over the run: the spread of VGR rewards in a group and of token weights in a completion, and others."""
     in_group: list[float] = []
     in_completion: list[float] = []
     replayed = groups = early = 0
     for number in range(1, planned + 1):
-        source = Source(iteration_folder(run, number) / "weights", "weight-tokens")
+        source = Source(run.folder(number) / "weights", "weight-tokens")
         counts = source.manifest.counts
         replayed, groups = replayed + counts["replayed"], groups + counts["groups"]
         early += counts["reward_phase"] == "early"
@@ -155,7 +155,7 @@ def _settings(run: Path, planned: int) -> dict[str, float]:
         in_group += [statistics.stdev(values) for values in rewards.values() if len(values) > 1]
     if not in_group or not in_completion:
         problem = "the run trained on nothing: no completion is in the loss"
-        raise DataError(run, problem, "Remove it and run make experiments.")
+        raise DataError(run.path, problem, "Remove it and run make experiments.")
     return {
         "reward_vgr": statistics.fmean(in_group),
         "token_weights": statistics.fmean(in_completion),

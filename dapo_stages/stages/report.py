@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Of, Overrides, Overwrite
+from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Of, Overrides, Overwrite, RunFolder
 
 if TYPE_CHECKING:
     from dapo_stages.config import Config
     from dapo_stages.handoff.manifests import Manifest, Source
     from dapo_stages.handoff.outputs import Output
     from dapo_stages.handoff.plans import Plan
+    from dapo_stages.runs.run_folder import Run
 
 _SHOWN = 50  # iterations in the terminal's table; the documents have them all
 
 
 def main(
     config_file: ConfigFile,
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    folder: RunFolder,
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Only this iteration; default: all that lack a report.")
     ] = None,
@@ -50,14 +50,15 @@ def main(
     from dapo_stages.reporting.trackers.sending import track
     from dapo_stages.runs.pace import pace
     from dapo_stages.runs.progress import halts
+    from dapo_stages.runs.run_folder import Run
     from dapo_stages.terminal.console import answer, painted, progress, say, tell
     from dapo_stages.terminal.printed_table import print_table
 
-    config = load_config(config_file, set_)
+    config, run = load_config(config_file, set_), Run(folder)
     with remembered():
         plans = _plans(run, iteration, config, overwrite=overwrite)
     if dry_run and as_json:
-        answer({"stage": "report", "run": str(run), "iterations": {n: plan.state() for n, plan in plans.items()}})
+        answer({"stage": "report", "run": str(folder), "iterations": {n: plan.state() for n, plan in plans.items()}})
         return
     with (
         progress("report: iterations", len(plans))
@@ -80,7 +81,7 @@ def main(
         return
     print_table(reported.table(_SHOWN))
     if best:
-        tell(f"best: {best} -> {run / best.policy}")
+        tell(f"best: {best} -> {folder / best.policy}")
     for why in halts(run):
         print(painted(why, "bold red"))
     tell(str(page))
@@ -88,27 +89,28 @@ def main(
         say(str(speed))
 
 
-def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) -> dict[int, Plan]:
+def _plans(run: Run, only: int | None, settings: Config, *, overwrite: bool) -> dict[int, Plan]:
     """The report to make for each iteration; without `only`, for those whose report is missing or stale.
 
     A report made with other settings stays as it is, like every finished output, unless `overwrite`. A report whose
     inputs have been pruned always stays: it cannot be made again.
     """
     from dapo_stages.errors import DataError
+    from dapo_stages.handoff.manifests import manifest_of
     from dapo_stages.handoff.plans import Plan
     from dapo_stages.reporting.run_report import LAYOUT
-    from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of, pruned, sources
     from dapo_stages.terminal.console import say
 
     plans: dict[int, Plan] = {}
     others: list[int] = []
     reported = False
-    for number in iterations(run) if only is None else [only]:
-        found = sources(run, number)
-        out = iteration_folder(run, number) / "report"
+    for number in run.iterations() if only is None else [only]:
+        found = run.sources(number)
+        out = run.folder(number) / "report"
         made = manifest_of(out, "report")
         reported = reported or made is not None
-        if made is not None and made.inputs.keys() & pruned(run, number).keys():
+        pruned = run.manifests(number).keys() - found.keys()
+        if made is not None and made.inputs.keys() & pruned:
             if only is not None:
                 say(f"report: {out} stays as it is: its inputs have been pruned")
             continue
@@ -125,7 +127,7 @@ def _plans(run: Path, only: int | None, settings: Config, *, overwrite: bool) ->
     if others and not overwrite:
         say(f"report: keeping {len(others)} made with other settings; pass --overwrite to make them again")
     if not plans and not reported:
-        where = run if only is None else iteration_folder(run, only)
+        where = run.path if only is None else run.folder(only)
         raise DataError(where, "no finished output of any stage", "Run rollout or evaluate first.")
     return plans
 
@@ -139,7 +141,7 @@ def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
     return now != was or made.config.get("layout") != LAYOUT
 
 
-def _report(run: Path, iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
+def _report(run: Run, iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
     from dapo_stages.handoff import carry_out
     from dapo_stages.handoff.shards import write_text
     from dapo_stages.reporting.run_report import cost, fragments
@@ -158,8 +160,8 @@ def _report(run: Path, iteration: int, plan: Plan, *, overwrite: bool, dry_run: 
 
 def _grown(plan: Plan) -> bool:
     """Whether the report only lacks newer outputs, or was made by an older version: replacing it loses nothing."""
+    from dapo_stages.handoff.manifests import manifest_of
     from dapo_stages.reporting.run_report import LAYOUT
-    from dapo_stages.runs.layout import manifest_of
 
     made = manifest_of(plan.out, "report")
     if made is None:

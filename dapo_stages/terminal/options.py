@@ -14,6 +14,9 @@ PolicyPath = Annotated[
 ]
 Data = Annotated[Path, typer.Option("--data", help="Folder written by prepare-data.", metavar="DIR")]
 Rollouts = Annotated[Path, typer.Option("--rollouts", help="Folder written by rollout.", metavar="DIR")]
+RunFolder = Annotated[
+    Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)
+]
 Iteration = Annotated[int, typer.Option("--iteration", min=1, help="Iteration, counted from 1.")]
 Overrides = Annotated[
     list[str] | None,

@@ -16,6 +16,7 @@ from dapo_stages.handoff.shards import write_text
 from dapo_stages.runs.at_work import check_idle, join
 from dapo_stages.runs.jobs import jobs as of_cluster
 from dapo_stages.runs.makefile import for_make
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.small_files import read_text
 from dapo_stages.terminal.console import say, takes_unicode
 from dapo_stages.terminal.options import ConfigFile, Overrides
@@ -55,7 +56,7 @@ def main(
     config = load_config(config_file, set_)
     text = dump_config(config)
     if make is not None:
-        _write(make, for_make(config, run))
+        _write(make, for_make(config, Run(run) if run is not None else None))
         return
     if jobs is not None:
         if jobs[1] < 1:
@@ -116,12 +117,11 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
 def _check_finished(folder: Path, out: Path, settings: Config, words: list[str]) -> None:
     """Refuse new settings for a finished output: make would not redo it, yet the run would record the new ones."""
     from dapo_stages.runs.changed_settings import of_output
-    from dapo_stages.runs.layout import look
+    from dapo_stages.runs.commands import command
     from dapo_stages.runs.pipeline import FOLDERS
-    from dapo_stages.runs.progress import command
 
-    run, number = folder.parent.parent, int(folder.parent.name.removeprefix("iter-"))
-    if look(run, folder, FOLDERS[folder.name]).state not in {"done", "pruned"}:
+    run, number = Run(folder.parent.parent), int(folder.parent.name.removeprefix("iter-"))
+    if run.state(folder, FOLDERS[folder.name]).state not in {"done", "pruned"}:
         return
     manifest = read_manifest(folder)
     before = of_output(manifest, number, load_config(out)) if out.is_file() else ()

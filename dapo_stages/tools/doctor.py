@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dapo_stages.terminal.options import Json
+
+if TYPE_CHECKING:
+    from dapo_stages.runs.run_folder import Run
 
 _MARKS = {"ok": ("✓", "green"), "optional": ("–", "yellow"), "problem": ("✗", "bold red")}
 
@@ -16,7 +19,7 @@ def main(
     place: Annotated[
         Path, typer.Option("--place", help="Where runs will be written, to check its free space.", metavar="DIR")
     ] = Path("training_logs"),
-    run: Annotated[
+    folder: Annotated[
         Path | None,
         typer.Option("--run", help="Check this run folder instead.", metavar="DIR", exists=True, file_okay=False),
     ] = None,
@@ -36,15 +39,17 @@ def main(
 
     Example: dapo-stages doctor --run training_logs/demo
     """
-    if run is not None:
-        _check_run(run, repair=repair, as_json=as_json)
+    from dapo_stages.runs.run_folder import Run
+
+    if folder is not None:
+        _check_run(Run(folder), repair=repair, as_json=as_json)
         return
     if repair:
         raise typer.BadParameter("needs --run", param_hint="--repair")
     _check_machine(place, as_json=as_json)
 
 
-def _check_run(run: Path, *, repair: bool, as_json: bool) -> None:
+def _check_run(run: Run, *, repair: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from dapo_stages.errors import EXIT_BAD_INPUT
@@ -62,7 +67,7 @@ def _check_run(run: Path, *, repair: bool, as_json: bool) -> None:
     problems = [finding for finding in findings if finding.state == "problem"]
     if as_json:
         found = [asdict(finding) for finding in findings]
-        answer({"ok": not problems, "run": str(run), "files": files, "findings": found, "removed": removed})
+        answer({"ok": not problems, "run": str(run.path), "files": files, "findings": found, "removed": removed})
     else:
         for name in removed:
             print(f"removed {one_line(name)}")

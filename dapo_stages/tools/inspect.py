@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dapo_stages.terminal.options import Json
+from dapo_stages.terminal.options import Json, RunFolder
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,7 +18,7 @@ _FURTHER = 5  # ids listed after the one that --find shows
 
 
 def main(
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    folder: RunFolder,
     completion_id: Annotated[str | None, typer.Argument(help="Id of the completion.", metavar="COMPLETION_ID")] = None,
     find: Annotated[
         Literal["worst", "best", "disagree"] | None,
@@ -38,11 +37,13 @@ def main(
     Example: dapo-stages inspect --run training_logs/demo --find disagree
     """
     from dapo_stages.reporting.iteration import search
+    from dapo_stages.runs.run_folder import Run
     from dapo_stages.terminal.console import answer
     from dapo_stages.terminal.safe_text import one_line
 
     if (completion_id is None) == (find is None):
         raise typer.BadParameter("pass either a completion id or --find worst|best|disagree.")
+    run = Run(folder)
     ranked = search.rank(run, find, iteration) if find else []
     if find and not ranked:
         raise typer.BadParameter("there is no completion to choose from.")

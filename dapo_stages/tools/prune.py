@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from dapo_stages.config import KeepConfig, load_config
 from dapo_stages.errors import LockedError
 from dapo_stages.handoff.manifests import MANIFEST, mark_pruned, read_manifest, remembered
 from dapo_stages.handoff.unfinished import LOCK, NEXT, is_swapping, locked
-from dapo_stages.runs.layout import iteration_folder, iterations
 from dapo_stages.runs.pipeline import FOLDERS
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.console import say
-from dapo_stages.terminal.options import ConfigFile, DryRun, Overrides
+from dapo_stages.terminal.options import ConfigFile, DryRun, Overrides, RunFolder
 
 # The folders of an iteration that each `keep` setting covers.
 PARTS = {
@@ -30,7 +27,7 @@ _STAYS = frozenset({MANIFEST, LOCK, NEXT})
 
 def main(
     config_file: ConfigFile,
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", exists=True, file_okay=False)],
+    folder: RunFolder,
     set_: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -45,21 +42,21 @@ def main(
     """
     config = load_config(config_file, set_)
     with remembered():
-        going = prunable(run, config.keep, config.lag, curriculum=config.rollout.curriculum is not None)
-    for folder in going:
+        going = prunable(Run(folder), config.keep, config.lag, curriculum=config.rollout.curriculum is not None)
+    for one in going:
         if dry_run:
-            say(f"prune: would remove the files of {folder}")
+            say(f"prune: would remove the files of {one}")
         else:
-            _prune(folder)
+            _prune(one)
 
 
-def prunable(run: Path, keep: KeepConfig, lag: int = 0, *, curriculum: bool = False) -> list[Path]:
+def prunable(run: Run, keep: KeepConfig, lag: int = 0, *, curriculum: bool = False) -> list[Path]:
     """Folders that are older than what is kept and not pruned yet. Rollouts need a policy `lag` train-steps old.
 
     With a curriculum every rollout is an input of all later ones, including one that is being sampled. If one were
     removed meanwhile, an interrupted rollout could not resume, and its prompts would depend on when that happened.
     """
-    folders = [iteration_folder(run, number) for number in iterations(run)]
+    folders = [run.folder(number) for number in run.iterations()]
     trained = [folder for folder in folders if (folder / "train" / MANIFEST).exists()]
     found = []
     for name, parts in PARTS.items():
@@ -78,20 +75,20 @@ def prunable(run: Path, keep: KeepConfig, lag: int = 0, *, curriculum: bool = Fa
     return going
 
 
-def _needed(run: Path, keep: KeepConfig, going: list[Path]) -> set[Path]:
+def _needed(run: Run, keep: KeepConfig, going: list[Path]) -> set[Path]:
     """Policies that stay at any age: the best one, the reference, and the bases of adapters that stay."""
     from dapo_stages.runs.best import find_best
 
     if not any(folder.name in {"policy", "reference"} for folder in going):
         return set()
     best = find_best(run) if keep.best else None
-    needed = {(run / best.policy).resolve()} if best else set()
+    needed = {(run.path / best.policy).resolve()} if best else set()
     references = [folder for folder in going if folder.name == "reference"]
     if references:  # the newest of them is the reference of the oldest train-step that stays
         needed.add(references[-1].resolve())
     gone = {folder.resolve() for folder in going} - needed
-    for number in iterations(run):
-        folder = iteration_folder(run, number) / "train" / "policy"
+    for number in run.iterations():
+        folder = run.folder(number) / "train" / "policy"
         adapter = read_manifest(folder) if _has_files(folder) else None
         if adapter and "base" in adapter.policy and not adapter.pruned and folder.resolve() not in gone:
             needed.add((folder / adapter.policy["base"]).resolve())

@@ -11,6 +11,7 @@ from dapo_stages.config import load_config
 from dapo_stages.errors import ConfigError, DataError, HubError
 from dapo_stages.handoff.manifests import MANIFEST, Source
 from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import answer, say, tell
 from dapo_stages.terminal.options import DryRun, Json, PolicyPath
@@ -29,7 +30,7 @@ def main(
     repo: Annotated[
         str, typer.Option("--repo", help="Repository on the hub; created if it does not exist.", metavar="USER/NAME")
     ],
-    run: Annotated[
+    folder: Annotated[
         Path | None,
         typer.Option(
             "--run",
@@ -69,7 +70,7 @@ def main(
     source = PolicyFolder(policy)
     _check_weights(source)
     source.verify()
-    run = run if run is not None else _run_of(policy)
+    run = Run(folder) if folder is not None else _run_of(policy)
     subject = _subject(source, repo, run, license_, base_model, evaluation)
     files, card = _files(source), model_card(subject)
     for name in sorted({shard.name for shard in source.manifest.shards} - set(files) - {CARD}):
@@ -91,17 +92,17 @@ def _check_weights(source: Source) -> None:
         )
 
 
-def _run_of(policy: Path) -> Path | None:
+def _run_of(policy: Path) -> Run | None:
     """The run that a policy is in, if it is where make puts it."""
     folder = policy.resolve()
-    run = folder.parents[2] if folder.parts[-2:] == ("train", "policy") else folder.parent
-    return run if (run / "config.yaml").is_file() else None
+    run = Run(folder.parents[2] if folder.parts[-2:] == ("train", "policy") else folder.parent)
+    return run if run.config_file.is_file() else None
 
 
 def _subject(
     source: PolicyFolder,
     repo: str,
-    run: Path | None,
+    run: Run | None,
     license_: str | None,
     base_model: str | None,
     evaluation: Path | None,
@@ -115,7 +116,7 @@ def _subject(
     if license_ is not None and not license_.replace("-", "").replace(".", "").isalnum():
         raise ConfigError(f"--license: expected a name such as apache-2.0, got {license_!r}. Fix it.")
     if run is not None and not belongs_to(run, source.manifest):
-        raise DataError(source.folder, f"{run} did not make this policy", "Name the --run that did.")
+        raise DataError(source.folder, f"{run.path} did not make this policy", "Name the --run that did.")
     base_model = base_model or _base_on_hub(source)
     if source.is_adapter and base_model is None:
         raise DataError(
@@ -124,11 +125,11 @@ def _subject(
             "Merge it (dapo-stages merge) and push that, or name its base on the hub: --base-model user/name.",
         )
     start, own = _figures(source, run, evaluation)
-    config = load_config(run / "config.yaml") if run is not None and (run / "config.yaml").is_file() else None
+    config = load_config(run.config_file) if run is not None and run.config_file.is_file() else None
     return Subject(repo, source.manifest, source.is_adapter, base_model, license_, config, start, own)
 
 
-def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple[Figures, Figures]:
+def _figures(source: Source, run: Run | None, evaluation: Path | None) -> tuple[Figures, Figures]:
     """Held-out figures of the run's start and of this policy; empty if there are none."""
     from dapo_stages.reporting.documents.model_card import held_out, held_out_in
 
@@ -136,8 +137,8 @@ def _figures(source: Source, run: Path | None, evaluation: Path | None) -> tuple
     own: Figures = {}
     if run is not None:
         own = held_out_in(run, source.manifest)
-        if (run / "policy" / MANIFEST).exists():
-            start = held_out_in(run, Source(run / "policy").manifest)
+        if (run.path / "policy" / MANIFEST).exists():
+            start = held_out_in(run, Source(run.path / "policy").manifest)
     if evaluation is not None:
         own = held_out(Source(evaluation, "evaluate"), source.manifest)
         if not own:

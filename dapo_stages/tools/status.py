@@ -22,7 +22,7 @@ _NAMED = 20  # runs that an error names
 
 
 def main(
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", file_okay=False)],
+    folder: Annotated[Path, typer.Option("--run", help="Folder of the run.", metavar="DIR", file_okay=False)],
     of: Of = None,
     as_json: Json = False,
 ) -> None:
@@ -39,21 +39,22 @@ def main(
     from dapo_stages.runs.best import find_best
     from dapo_stages.runs.changed_settings import differences
     from dapo_stages.runs.pace import pace
-    from dapo_stages.runs.progress import next_move, planned_iterations, survey, trouble
+    from dapo_stages.runs.progress import next_move, survey
+    from dapo_stages.runs.run_folder import Run
     from dapo_stages.terminal.console import answer, painted, tell
     from dapo_stages.terminal.safe_text import visible
 
-    _require(run)
-    planned = of if of is not None else planned_iterations(run)
+    _require(folder)
+    run = Run(folder)
+    planned = of if of is not None else run.planned_iterations
     with remembered():
         progress = survey(run)
         move, best, changed = next_move(progress), find_best(run), differences(run)
         speed = pace(run, planned) if planned is not None else None
-    problem = trouble(run)
     if as_json:
         answer(
             {
-                "run": str(run),
+                "run": str(folder),
                 "setup": {name: found.as_dict() for name, found in progress.setup.items()},
                 "iterations": [
                     {"iteration": number, "stages": {name: found.as_dict() for name, found in outputs.items()}}
@@ -63,44 +64,44 @@ def main(
                 "best": asdict(best) if best else None,
                 "pace": {**asdict(speed), "left": speed.left} if speed else None,
                 "configuration": [difference.as_dict() for difference in changed],
-                "trouble": problem,
+                "trouble": run.trouble,
                 "next": move.command,
                 "why": move.why,
             }
         )
         return
     _print_states(progress)
-    if problem:
-        print(painted(problem, "bold red"))
+    if run.trouble:
+        print(painted(run.trouble, "bold red"))
     if changed:
         print("made with other settings than config.yaml has now (--overwrite makes them again):")
         tell("\n".join(f"  {difference}" for difference in changed))
     _print_figures(progress)
     if best:
-        tell(f"Best: {best} -> {run / best.policy}")
+        tell(f"Best: {best} -> {folder / best.policy}")
     if speed:
         tell(f"Pace: {speed}")
     if move.command is None:
         tell(f"\nNothing to do but wait ({move.why}).")
         return
     print(f"\nNext ({visible(move.why)}):\n  {painted(move.command, 'bold')}")
-    if run.parent.name == "training_logs" and Path("Makefile").exists():
-        wanted, configured = max(planned or 0, move.beyond or 0), planned_iterations(run)
+    if folder.parent.name == "training_logs" and Path("Makefile").exists():
+        wanted, configured = max(planned or 0, move.beyond or 0), run.planned_iterations
         more = f" ITERS={wanted}" if configured and wanted != configured else ""  # make stops at planned_iterations
         what = "The whole iteration" if wanted == move.beyond else "All that is left"
-        print(f"{what}:\n  {painted(f'make iterate RUN={run.name}{more}', 'bold')}")
+        print(f"{what}:\n  {painted(f'make iterate RUN={folder.name}{more}', 'bold')}")
 
 
-def _require(run: Path) -> None:
+def _require(folder: Path) -> None:
     """Raise DataError if the run does not exist; its name may be mistyped."""
-    from dapo_stages.runs.progress import CONFIG
+    from dapo_stages.runs.run_folder import CONFIG
 
-    if run.is_dir():
+    if folder.is_dir():
         return
-    names = sorted(path.parent.name for path in run.parent.glob(f"*/{CONFIG}"))
+    names = sorted(path.parent.name for path in folder.parent.glob(f"*/{CONFIG}"))
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    problem = f"no such run, but there are {shown}" if names else f"no such run, nor any other in {run.parent}"
-    raise DataError(run, problem, "Name another one, or start this one with make iterate.")
+    problem = f"no such run, but there are {shown}" if names else f"no such run, nor any other in {folder.parent}"
+    raise DataError(folder, problem, "Name another one, or start this one with make iterate.")
 
 
 def _print_states(progress: Progress) -> None:
@@ -126,27 +127,26 @@ def _print_states(progress: Progress) -> None:
 
 def _print_figures(progress: Progress) -> None:
     from dapo_stages.reporting.documents.overview import overview
-    from dapo_stages.runs.layout import seconds_of
     from dapo_stages.terminal.safe_text import one_line
 
     figures = _latest_figures(progress)
     if not figures:
         return
-    seconds = {figures["iteration"]: seconds_of(progress.run, figures["iteration"])}
-    table = overview([figures], seconds, stages=False)
+    made = progress.run.manifests(figures["iteration"])
+    seconds = {name: manifest.seconds for name, manifest in made.items()}
+    table = overview([figures], {figures["iteration"]: seconds}, stages=False)
     facts = ", ".join(f"{name} {value}" for name, value in zip(table.headers, table.rows[0], strict=True))
     print(f"\nLast report: {one_line(facts)}")
 
 
 def _latest_figures(progress: Progress) -> dict[str, Any]:
     """The figures of the latest iteration whose report has a readable figures.json."""
-    from dapo_stages.runs.layout import iteration_folder
     from dapo_stages.small_files import REPORT, read_json
 
     for number in sorted(progress.iterations, reverse=True):
         if progress.iterations[number]["report"].state not in {"done", "stale"}:
             continue
-        path = iteration_folder(progress.run, number) / "report" / "figures.json"
+        path = progress.run.folder(number) / "report" / "figures.json"
         try:
             figures: dict[str, Any] = read_json(path, REPORT)
         except (OSError, ValueError):

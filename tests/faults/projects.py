@@ -44,9 +44,9 @@ class Project:
         self.iterations = iterations
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
         folder.mkdir(parents=True, exist_ok=True)
-        with_makefile(folder)
         if not (folder / "pipelines").exists():
             (folder / "pipelines").symlink_to(ROOT / "pipelines")
+        with_makefile(folder)
         (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations))
 
     def start(self) -> subprocess.Popen[str]:

@@ -421,4 +421,4 @@ def test_status_and_report_say_why_a_run_was_halted(tmp_path: Path) -> None:
     said = json.loads(run("status", "--run", made, "--json").stdout)
     assert said["iterations"][2]["stages"]["train"]["state"] == "halted"
     reported = run("report", "--config", made / "config.yaml", "--run", made, "--set", "report.trackers=[]")
-    assert "iteration 2, train is halted: train: found ␛[31m9" in reported.stdout, reported.stderr
+    assert "iteration 2, train is halted: train: is ␛[31m9" in reported.stdout, reported.stderr

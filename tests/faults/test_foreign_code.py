@@ -263,7 +263,7 @@ def test_a_script_beside_the_rows_is_left_alone(
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_text(payloads.module(canary))
     result = data_sets.prepare(tmp_path / "set", tmp_path)
-    refused(result, "found no table; needed a .parquet")
+    refused(result, "no table in the folder (expected a .parquet")
     data_sets.write_rows(tmp_path / "set/rows.parquet", [IMAGE, IMAGE])
     assert data_sets.prepare(tmp_path / "set", tmp_path).code == 0
 
@@ -370,7 +370,8 @@ def test_an_image_in_a_shard_is_never_handed_to_another_program(
     if command == "report":
         result = run("report", "--config", tiny / "config.yaml", "--run", tiny)
     else:
-        result = run("inspect", "--run", tiny, "it1-p0-s0", "--image", "blocks")
+        monkeypatch.setenv("FORCE_COLOR", "1")  # so that the image is drawn
+        result = run("inspect", "--run", tiny, "it1-p0-s0")
     assert result.code == 0, result.stderr
     record(ROW, 1)
 
@@ -393,7 +394,7 @@ def test_a_policy_that_is_loaded_by_a_stage_is_verified_first(folder: Path, cana
     """A file that was put in after the manifest is never opened."""
     forged.publish(folder, "init-policy")
     _pickle_as_safetensors(folder, canary)
-    with pytest.raises(DapoStagesError, match=r"model\.safetensors: found "):
+    with pytest.raises(DapoStagesError, match=r"model\.safetensors: has \d+ bytes, expected "):
         Source(folder).verify_all()
     record(ROW, 1)
 

@@ -149,7 +149,8 @@ def test_a_bomb_in_a_strangers_shard_is_not_decoded(
     if command == "report":
         result = limited(ROOM, "report", "--config", tiny / "config.yaml", "--run", tiny)
     else:
-        result = limited(ROOM, "inspect", "--run", tiny, "it1-p0-s0", "--image", "blocks")
+        monkeypatch.setenv("FORCE_COLOR", "1")  # so that the image is drawn
+        result = limited(ROOM, "inspect", "--run", tiny, "it1-p0-s0")
     assert result.code == 0, result.stderr
     record(ROW, 1)
 

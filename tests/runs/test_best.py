@@ -12,6 +12,7 @@ from reporting import tiny_run
 from dapo_stages.handoff.manifests import Source, mark_pruned
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.runs.best import find_best, write_best
+from dapo_stages.runs.run_folder import Run
 
 
 def evaluated(run: Path, number: int, **figures: float) -> None:
@@ -30,14 +31,14 @@ def run(tmp_path: Path) -> Path:
 
 
 def best(run: Path) -> int | None:
-    found = find_best(run)
+    found = find_best(Run(run))
     return found.iteration if found else None
 
 
 def test_a_run_without_evaluations_has_no_best_policy(run: Path) -> None:
     (run / "iter-0001").mkdir()
     (run / "best.json").write_text("{}")
-    assert write_best(run) is None and not (run / "best.json").exists()
+    assert write_best(Run(run)) is None and not (run / "best.json").exists()
 
 
 def test_greedy_accuracy_decides_then_sampled_then_the_earlier_policy(run: Path) -> None:
@@ -61,7 +62,7 @@ def test_without_greedy_answers_the_sampled_ones_decide(run: Path) -> None:
 def test_the_start_can_be_the_best(run: Path) -> None:
     evaluated(run, 0, greedy_accuracy=0.5)
     evaluated(run, 1, greedy_accuracy=0.25)
-    found = find_best(run)
+    found = find_best(Run(run))
     assert found is not None and (found.iteration, found.policy) == (0, "policy")
 
 
@@ -87,7 +88,7 @@ def test_an_evaluation_whose_manifest_was_edited_does_not_count(run: Path, claim
 
 def test_the_pointer_holds_in_a_copy_of_the_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     evaluated(run, 1, greedy_accuracy=0.25)
-    write_best(run)
+    write_best(Run(run))
     copy = tmp_path_factory.mktemp("elsewhere") / "run"
     shutil.copytree(run, copy)
     pointer = json.loads((copy / "best.json").read_text())

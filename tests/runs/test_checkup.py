@@ -18,6 +18,7 @@ from support.pipeline import Run
 
 from dapo_stages.handoff.manifests import Source, mark_pruned, read_manifest, write_manifest
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.runs import run_folder
 from dapo_stages.runs.best import write_best
 
 GONE = 2**22 + 7  # above the largest process number of Linux
@@ -28,7 +29,7 @@ POINTER = "dapo-stages report --config {run}/config.yaml --run {run}."
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tiny_run.build(tmp_path_factory.mktemp("sound") / "run")
-    write_best(run)
+    write_best(run_folder.Run(run))
     return run
 
 

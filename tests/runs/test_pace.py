@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dapo_stages.handoff.manifests import read_manifest, write_manifest
 from dapo_stages.runs.pace import Pace, busy, pace
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.stages import report
 from dapo_stages.terminal.console import duration
 
@@ -46,9 +47,9 @@ def test_overlaps_count_once_short_gaps_too_and_pauses_not() -> None:
 
 
 def test_the_pace_of_a_run(run: Path) -> None:
-    assert pace(run, 6) == Pace(2, 6, 200.0, 150.0)
-    assert str(pace(run, 6)) == "iteration 2 of 6: 3 min 20 s, 2 min 30 s on average; about 10 min left"
-    assert str(pace(run, 2)) == "iteration 2 of 2: 3 min 20 s, 2 min 30 s on average"
+    assert pace(Run(run), 6) == Pace(2, 6, 200.0, 150.0)
+    assert str(pace(Run(run), 6)) == "iteration 2 of 6: 3 min 20 s, 2 min 30 s on average; about 10 min left"
+    assert str(pace(Run(run), 2)) == "iteration 2 of 2: 3 min 20 s, 2 min 30 s on average"
 
 
 def test_an_iteration_counts_once_it_is_trained_and_pruned_ones_do(run: Path) -> None:
@@ -56,9 +57,9 @@ def test_an_iteration_counts_once_it_is_trained_and_pruned_ones_do(run: Path) ->
 
     (run / "iter-0002/train/manifest.json").unlink()
     mark_pruned(run / "iter-0001/rollout")
-    assert pace(run, 2) == Pace(1, 2, 100.0, 100.0)
+    assert pace(Run(run), 2) == Pace(1, 2, 100.0, 100.0)
     (run / "iter-0001/train/manifest.json").unlink()
-    assert pace(run, 2) is None
+    assert pace(Run(run), 2) is None
 
 
 def test_report_says_it_once_per_iteration(run: Path) -> None:

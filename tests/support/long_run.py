@@ -11,22 +11,23 @@ from pathlib import Path
 from dapo_stages.handoff.manifests import MANIFEST, Input, Manifest, content_hash, read_manifest, write_manifest
 from dapo_stages.handoff.shards import Shard, describe_file
 from dapo_stages.handoff.unfinished import LOCK
-from dapo_stages.runs.layout import iteration_folder, iterations, place_of
-from dapo_stages.runs.pipeline import FOLDERS
+from dapo_stages.runs.pipeline import FOLDERS, iteration_name
+from dapo_stages.runs.run_folder import Run
 
 _PARTS = ("policy", "state", "reference")  # of a train-step, published before it
 
 
-def lengthen(run: Path, last: int) -> None:
-    """Continue up to iteration `last`: each is made from the one before it, as every manifest says."""
-    model = iterations(run)[-1]
-    template = {path: read_manifest(path) for path in _outputs(iteration_folder(run, model))}
+def lengthen(path: Path, last: int) -> None:
+    """Continue a run up to iteration `last`: each is made from the one before it, as every manifest says."""
+    run = Run(path)
+    model = run.iterations()[-1]
+    template = {path: read_manifest(path) for path in _outputs(run.folder(model))}
     hashes = {str(path): manifest.content_hash for path, manifest in template.items()}
     start = max(os.stat(path / MANIFEST).st_mtime_ns for path in template)
     for number in range(model + 1, last + 1):
         now: dict[str, str] = {}  # content hash in the template -> of this iteration
         for step, (path, manifest) in enumerate(template.items()):
-            folder = iteration_folder(run, number) / path.relative_to(iteration_folder(run, model))
+            folder = run.folder(number) / path.relative_to(run.folder(model))
             time = start + (number - model) * 60_000_000_000 + step * 1_000_000_000
             copy = _copied(path, folder, manifest, model, number)
             inputs = {name: _moved(source, run, model, number, hashes) for name, source in manifest.inputs.items()}
@@ -79,12 +80,12 @@ def _renumbered(source: Path, folder: Path, model: int, number: int) -> Shard:
     return describe_file(folder, target)
 
 
-def _moved(source: Input, run: Path, model: int, number: int, hashes: dict[str, str]) -> Input:
+def _moved(source: Input, run: Run, model: int, number: int, hashes: dict[str, str]) -> Input:
     """The input of this number that corresponds to one of the template."""
     path = source.path
     for offset in (0, 1):
-        old, new = (iteration_folder(Path(), one - offset).as_posix() for one in (model, number))
+        old, new = (iteration_name(one - offset) for one in (model, number))
         if f"/{old}/" in path:
             path = path.replace(f"/{old}/", f"/{new}/")
             break
-    return Input(path=path, content_hash=hashes.get(str(place_of(run, path)), source.content_hash))
+    return Input(path=path, content_hash=hashes.get(str(run.place(path)), source.content_hash))

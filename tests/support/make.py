@@ -46,8 +46,9 @@ echo "$stage ${out#training_logs/t/}$again$launched" >> calls
 def with_makefile(folder: Path, python: str = THIS_PYTHON) -> Path:
     """A folder with our Makefile and a virtual environment that is ready, whose Python is a shell script."""
     shutil.copy(ROOT / "Makefile", folder)
-    (folder / "pipelines").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "pipelines/run.mk", folder / "pipelines")
+    if not (folder / "pipelines/run.mk").exists():
+        (folder / "pipelines").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "pipelines/run.mk", folder / "pipelines")
     if not (folder / "dapo_stages").exists():  # the names of the stages' modules are goals
         (folder / "dapo_stages").symlink_to(ROOT / "dapo_stages")
     for name in ("pyproject.toml", "constraints.txt"):

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from dapo_stages.handoff.manifests import mark_pruned
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.runs.layout import place_of
-from dapo_stages.runs.progress import command
+from dapo_stages.runs.commands import command
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.stages import report
 from dapo_stages.tools.status import main
 
@@ -125,7 +125,6 @@ def test_a_damaged_manifest_is_named(run: Path) -> None:
 def test_a_moved_run_is_judged_by_what_moved_with_it(run: Path, tmp_path: Path) -> None:
     moved = run.rename(tmp_path / "elsewhere")
     assert states(moved, 2)["train"] == "done"
-    assert place_of(moved, "old/iter-0001/train/policy") == moved / "iter-0001/train/policy"
 
 
 def test_a_fresh_run_starts_with_its_configuration_then_the_policy_then_the_data_as_make_does(tmp_path: Path) -> None:
@@ -329,8 +328,8 @@ def test_with_a_lag_what_was_sampled_ahead_is_trained_on_first_and_the_next_samp
 
 
 def test_a_curriculum_looks_back_on_the_run(run: Path) -> None:
-    assert "--history" not in command(run, 3, "rollout")
+    assert "--history" not in command(Run(run), 3, "rollout")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("rollout: {", "rollout: {curriculum: {}, "))
-    words = shlex.split(command(run, 3, "rollout"))
+    words = shlex.split(command(Run(run), 3, "rollout"))
     assert words[words.index("--history") + 1] == str(run)

@@ -18,7 +18,8 @@ from support.pipeline import Run, metrics, table
 from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.runs.progress import command as next_command
+from dapo_stages.runs import run_folder
+from dapo_stages.runs.commands import command as next_command
 
 EVERY_STEP = {"train__beta": 0.1, "train__reference_update_every": 1, "train__reference_mixup_alpha": 0.25}
 LORA = {"train__lora": "{rank: 4, alpha: 8, target_modules: [q_proj, v_proj]}"}
@@ -187,9 +188,9 @@ def test_make_and_status_give_each_step_the_newest_reference_before_it(tmp_path:
     assert found == wanted
     (run / "config.yaml").write_text("train: {beta: 0.1}\n")
     for number, reference in enumerate(wanted, start=1):
-        assert f"--reference {run}/{reference} " in next_command(run, number, "train") + " "
+        assert f"--reference {run}/{reference} " in next_command(run_folder.Run(run), number, "train") + " "
     (run / "config.yaml").write_text("train: {beta: 0}\n")
-    assert "--reference" not in next_command(run, 3, "train")
+    assert "--reference" not in next_command(run_folder.Run(run), 3, "train")
     assert not any("--reference" in line for line in dry(tmp_path, "iterate", "ITERS=5"))
 
 

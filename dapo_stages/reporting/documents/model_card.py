@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapo_stages.config import Config
-from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, read_manifest
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of, read_manifest
 from dapo_stages.reporting.iteration.figures import Figures, collect, figure
-from dapo_stages.runs.layout import iteration_folder, iterations, manifest_of
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.safe_text import markdown_block, markdown_inline, markdown_table, number, percent
 
 HOMEPAGE = "dapo-stages"
@@ -48,16 +48,16 @@ def held_out(evaluation: Source, policy: Manifest) -> Figures:
     return dict(collect(0, {"eval": evaluation})["eval"])
 
 
-def held_out_in(run: Path, policy: Manifest) -> Figures:
+def held_out_in(run: Run, policy: Manifest) -> Figures:
     """The same, wherever in a run it was evaluated."""
-    folders = (iteration_folder(run, index) / "eval" for index in iterations(run))
+    folders = (run.folder(number) / "eval" for number in run.iterations())
     found = (held_out(Source(folder, "evaluate"), policy) for folder in folders if manifest_of(folder, "evaluate"))
     return next((figures for figures in found if figures), {})
 
 
-def belongs_to(run: Path, policy: Manifest) -> bool:
+def belongs_to(run: Run, policy: Manifest) -> bool:
     """Whether a run made this policy, or one that was merged into it."""
-    folders = [run / "policy", *(path.parent for path in run.glob(f"iter-[0-9]*/train/policy/{MANIFEST}"))]
+    folders = [run.path / "policy", *(path.parent for path in run.path.glob(f"iter-[0-9]*/train/policy/{MANIFEST}"))]
     made = {read_manifest(folder).content_hash for folder in folders if (folder / MANIFEST).exists()}
     merged = {source.content_hash for source in policy.inputs.values()} if policy.stage == "merge" else set()
     return bool(made & ({policy.content_hash} | merged))

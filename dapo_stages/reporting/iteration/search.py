@@ -13,7 +13,7 @@ from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
 from dapo_stages.reporting.iteration.samples import Sample, attention_rows, join, weight_rows
 from dapo_stages.reporting.iteration.thumbnails import size_of
-from dapo_stages.runs.layout import iterations, sources
+from dapo_stages.runs.run_folder import Run
 
 Wanted = Literal["worst", "best", "disagree"]
 
@@ -34,31 +34,31 @@ class Hit:
         return [size_of(image["bytes"]) for image in self.prompt["images"] or []]
 
 
-def find(run: Path, completion_id: str) -> Hit:
+def find(run: Run, completion_id: str) -> Hit:
     """The completion with this id: among rollouts, latest first, then among replayed ones, whose rollout may be pruned.
 
     Raises DataError if there is none.
     """
-    there = {number: sources(run, number) for number in reversed(iterations(run))}
+    there = {number: run.sources(number) for number in reversed(run.iterations())}
     for part, prefix in (("rollout", ""), ("weights", "replayed-")):
         for number, found in there.items():
             if part in found and (hit := _in(number, found, found[part], prefix, completion_id)):
                 return hit
     raise DataError(
-        run,
+        run.path,
         f"no completion {completion_id} in {len(there)} iterations",
         "Pass a completion_id from a completions-*.parquet that still exists, or try --find worst.",
     )
 
 
-def rank(run: Path, wanted: Wanted, iteration: int | None) -> list[str]:
+def rank(run: Run, wanted: Wanted, iteration: int | None) -> list[str]:
     """Ids of the completions that an iteration (by default the latest with weights) sampled, most remarkable first.
 
     `disagree`: right without looking at the image, or wrong despite looking, by the rank of their VGR.
     """
-    candidates = [iteration] if iteration is not None else list(reversed(iterations(run)))
+    candidates = [iteration] if iteration is not None else list(reversed(run.iterations()))
     for number in candidates:
-        found = sources(run, number)
+        found = run.sources(number)
         if "weights" in found:
             columns = ["completion_id", "source", "reward", "reward_accuracy"]
             rows = [row for row in found["weights"].rows("weights", columns) if row["source"] == "fresh"]
@@ -66,7 +66,7 @@ def rank(run: Path, wanted: Wanted, iteration: int | None) -> list[str]:
                 return _disagreeing(rows, found.get("attention"), run)
             rows.sort(key=lambda row: row["reward"], reverse=wanted == "best")
             return [row["completion_id"] for row in rows]
-    where = run if iteration is None else f"{run}, iteration {iteration}"
+    where = run.path if iteration is None else f"{run.path}, iteration {iteration}"
     raise DataError(where, "no token weights", "Run weight-tokens first.")
 
 
@@ -97,7 +97,7 @@ def _locate(source: Source, kind: str, key: str, value: str) -> tuple[Path, int,
     return None
 
 
-def _disagreeing(rows: list[Row], attention: Source | None, run: Path) -> list[str]:
+def _disagreeing(rows: list[Row], attention: Source | None, run: Run) -> list[str]:
     scored = attention.rows("attention", ["completion_id", "vgr_all"]) if attention else ()
     vgr = {
         row["completion_id"]: row["vgr_all"]
@@ -106,7 +106,7 @@ def _disagreeing(rows: list[Row], attention: Source | None, run: Path) -> list[s
     }
     known = sorted((row for row in rows if row["completion_id"] in vgr), key=lambda row: vgr[row["completion_id"]])
     if not known:
-        raise DataError(run, "no completion has a VGR", "Run score-attention, or use --find worst.")
+        raise DataError(run.path, "no completion has a VGR", "Run score-attention, or use --find worst.")
     # Place among the completions: 0 looked at the image most, 1 least.
     places = {row["completion_id"]: index / max(len(known) - 1, 1) for index, row in enumerate(known)}
 

@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dapo_stages.handoff.manifests import Source
 from dapo_stages.reporting.iteration.figures import Figures
 from dapo_stages.reporting.trackers.media import Media, load_media
-from dapo_stages.runs.layout import iteration_folder
 
 if TYPE_CHECKING:
     from dapo_stages.reporting.run_report import Reported
@@ -71,8 +69,8 @@ def feed_of(
 ) -> Feed:
     """The feed of a run's finished reports."""
     reports, keys = reported.hashes()
-    media = partial(_media, reported.run)
-    return Feed(reported.run, project, reported.figures, keys, config, reports, made, backfill, media)
+    media = partial(load_media, reported.run)
+    return Feed(reported.run.path, project, reported.figures, keys, config, reports, made, backfill, media)
 
 
 def news(feed: Feed, logged: Points, sent: Mapping[int, str], only: Collection[int] | None = None) -> News:
@@ -111,10 +109,6 @@ def _leaves(value: object, name: str) -> Iterator[tuple[str, float]]:
 
 def _updates(figures: Figures) -> Sequence[Mapping[str, float]]:
     return (figures.get("train") or {}).get("updates") or []
-
-
-def _media(run: Path, iteration: int) -> Media:
-    return load_media(run, Source(iteration_folder(run, iteration) / "report", "report"), iteration)
 
 
 def lacking(feed: Feed, noted: Mapping[int, str]) -> set[int] | None:

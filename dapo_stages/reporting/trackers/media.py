@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.reporting.iteration.histograms import Histogram
 from dapo_stages.reporting.iteration.samples import Sample
-from dapo_stages.runs.layout import iteration_folder, manifest_of
-from dapo_stages.runs.pipeline import FOLDERS, REPORTED
+from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.safe_text import visible
 
 SAMPLES, HISTOGRAMS = "samples.json", "histograms.json"
@@ -59,8 +57,9 @@ class Media:
         return dict(zip(COLUMNS, values, strict=True))
 
 
-def load_media(run: Path, report: Source, iteration: int) -> Media:
-    """From a report's folder, and the manifests next to it; reports of older versions have no histograms."""
+def load_media(run: Run, iteration: int) -> Media:
+    """From the report of an iteration, and the manifests next to it; reports of older versions have no histograms."""
+    report = Source(run.folder(iteration) / "report", "report")
     files = {shard.name: shard for shard in report.manifest.shards}
     found = {name: report.json(files[name]) for name in (SAMPLES, HISTOGRAMS) if name in files}
     return Media(
@@ -84,12 +83,10 @@ def shown(text: str) -> str:
     return visible(text[:_LONGEST]) + rest
 
 
-def _stages(run: Path, iteration: int) -> list[tuple[str, str, str]]:
+def _stages(run: Run, iteration: int) -> list[tuple[str, str, str]]:
     """Each output of an iteration by its hash, and the hashes of what it was made from."""
     rows = []
-    for name in REPORTED:
-        manifest = manifest_of(iteration_folder(run, iteration) / name, FOLDERS[name])
-        if manifest is not None:
-            made_from = (f"{key} {source.content_hash[:_HASH]}" for key, source in manifest.inputs.items())
-            rows.append((manifest.stage, manifest.content_hash[:_HASH], ", ".join(made_from)))
+    for manifest in run.manifests(iteration).values():
+        made_from = (f"{key} {source.content_hash[:_HASH]}" for key, source in manifest.inputs.items())
+        rows.append((manifest.stage, manifest.content_hash[:_HASH], ", ".join(made_from)))
     return rows

@@ -17,16 +17,16 @@ from dapo_stages.handoff.plans import Plan
 from dapo_stages.reporting.iteration.figures import Tally, collect, figure
 from dapo_stages.reporting.iteration.samples import collect_samples
 from dapo_stages.reporting.page.curves import curves, histograms
-from dapo_stages.runs.layout import sources
+from dapo_stages.runs.run_folder import Run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.build(tmp_path_factory.mktemp("run"))
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tiny_run.build(tmp_path_factory.mktemp("run")))
 
 
-def test_rollout_figures_count_every_sampled_completion(run: Path) -> None:
-    found = collect(2, sources(run, 2))["rollout"]
+def test_rollout_figures_count_every_sampled_completion(run: Run) -> None:
+    found = collect(2, run.sources(2))["rollout"]
     assert (found["groups"], found["kept"], found["completions"], found["rounds"]) == (2, 1, 8, 1)
     assert found["accuracy"] == 6 / 8
     assert found["format"] == 7 / 8
@@ -37,15 +37,15 @@ def test_rollout_figures_count_every_sampled_completion(run: Path) -> None:
     assert found["by_slice"] == {"prior-consistent": 0.5, "prior|violating": 1.0}
 
 
-def test_vgr_means_leave_out_missing_values(run: Path) -> None:
-    found = collect(1, sources(run, 1))["attention"]
+def test_vgr_means_leave_out_missing_values(run: Run) -> None:
+    found = collect(1, run.sources(1))["attention"]
     assert found["vgr_all"] == (1 + 2 + 3 + 4) / 4
     assert found["vgr_late"] == (1 + 2 + 3) / 3
     assert found["status"] == {"ok": 4}
 
 
-def test_replayed_rows_are_counted_but_stay_out_of_the_reward(run: Path) -> None:
-    found = collect(2, sources(run, 2))["weights"]
+def test_replayed_rows_are_counted_but_stay_out_of_the_reward(run: Run) -> None:
+    found = collect(2, run.sources(2))["weights"]
     assert (found["completions"], found["fresh"], found["replayed"]) == (5, 4, 1)
     assert found["reward"] == (3 + 3 + 0.5 - 0.5) / 4
     assert found["reward_std"] == pytest.approx(math.sqrt((9 + 9 + 0.25 + 0.25) / 4 - 1.5**2))
@@ -58,8 +58,8 @@ def test_replayed_rows_are_counted_but_stay_out_of_the_reward(run: Path) -> None
     }  # fmt: skip
 
 
-def test_updates_become_one_number_by_their_meaning(run: Path) -> None:
-    found = collect(1, sources(run, 1))["train"]
+def test_updates_become_one_number_by_their_meaning(run: Run) -> None:
+    found = collect(1, run.sources(1))["train"]
     assert found["loss"] == pytest.approx(0.3)
     assert found["ratio_max"] == 1.5
     assert found["learning_rate"] == 2e-5
@@ -67,8 +67,8 @@ def test_updates_become_one_number_by_their_meaning(run: Path) -> None:
     assert [update["loss"] for update in found["updates"]] == [0.2, 0.4]
 
 
-def test_an_iteration_with_only_an_evaluation_has_only_its_figures(run: Path) -> None:
-    found = collect(0, sources(run, 0))
+def test_an_iteration_with_only_an_evaluation_has_only_its_figures(run: Run) -> None:
+    found = collect(0, run.sources(0))
     assert found.keys() == {"iteration", "eval"}
     assert figure(found, "eval", "by_slice", "prior|violating", "greedy_accuracy") == pytest.approx(0.15)
     assert figure(found, "eval", "blank_accuracy") is None
@@ -81,20 +81,20 @@ def test_an_evaluation_without_metrics_is_refused(tmp_path: Path) -> None:
         collect(1, {"eval": Source(tmp_path / "eval")})
 
 
-def test_groups_that_train_are_shown_first(run: Path) -> None:
-    without = {name: source for name, source in sources(run, 1).items() if name != "attention"}
+def test_groups_that_train_are_shown_first(run: Run) -> None:
+    without = {name: source for name, source in run.sources(1).items() if name != "attention"}
     assert [sample["group_id"] for sample in collect_samples(without, 1)] == ["it1-p0"]
 
 
-def test_of_a_large_group_the_highest_and_lowest_rewards_are_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_group_the_highest_and_lowest_rewards_are_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dapo_stages.reporting.iteration.samples.MAX_COMPLETIONS", 2)
-    (sample,) = collect_samples(sources(run, 1), 1)
+    (sample,) = collect_samples(run.sources(1), 1)
     assert [one["reward"] for one in sample["completions"]] == [3.0, -0.5]
     assert sample["num_completions"] == 4
 
 
-def test_rewards_of_the_first_and_the_latest_iteration_are_drawn_beside_each_other(run: Path) -> None:
-    rewards, advantages = histograms([collect(number, sources(run, number)) for number in (0, 1, 2)])
+def test_rewards_of_the_first_and_the_latest_iteration_are_drawn_beside_each_other(run: Run) -> None:
+    rewards, advantages = histograms([collect(number, run.sources(number)) for number in (0, 1, 2)])
     assert [series.name for series in rewards.series] == ["iteration 1", "iteration 2"]
     # 24 bins from -0.5 to 3: -0.5 is in the first, 0.5 in the seventh, 3 in the last.
     shares = {index: share for index, (_, share) in enumerate(rewards.series[0].points) if share}

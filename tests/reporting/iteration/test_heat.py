@@ -13,7 +13,7 @@ from reporting import looked_run, tiny_run
 from dapo_stages.reporting.iteration import heat
 from dapo_stages.reporting.iteration.browse import LONGEST, browsed
 from dapo_stages.reporting.iteration.heat import maps, patch_attention, shapes_of, with_patches
-from dapo_stages.runs.layout import sources
+from dapo_stages.runs.run_folder import Run
 
 
 def cells(found: dict[str, Any] | None) -> list[list[int]]:
@@ -71,8 +71,8 @@ def test_large_maps_are_means_over_blocks(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_attention_is_read_by_layers_for_those_asked_for(tmp_path: Path) -> None:
-    run = looked_run.build(tmp_path / "run")
-    attention = sources(run, 1)["attention"]
+    run = Run(looked_run.build(tmp_path / "run"))
+    attention = run.sources(1)["attention"]
     assert with_patches(attention) == {"it1-p0-s0", "it1-p0-s1"}
     ((key, patches),) = patch_attention(attention, {"it1-p0-s1", "it1-p0-s3"})
     assert key == "it1-p0-s1" and list(patches) == ["early", "middle", "late", "all"]
@@ -83,8 +83,8 @@ def test_attention_is_read_by_layers_for_those_asked_for(tmp_path: Path) -> None
 
 
 def test_an_iteration_is_browsed_with_replayed_groups_behind(tmp_path: Path) -> None:
-    run = tiny_run.build(tmp_path / "run")
-    groups = browsed(2, sources(run, 2), 100)["groups"]
+    run = Run(tiny_run.build(tmp_path / "run"))
+    groups = browsed(2, run.sources(2), 100)["groups"]
     facts = [(group["id"], group["replayed"], group["informative"], group["sampled"]) for group in groups]
     assert facts == [("it2-p0", False, True, 2), ("it2-p1", False, False, 2), ("it1-p0", True, False, 1)]
     assert [one["heat"] is not None for one in groups[0]["completions"]] == [True, True, False, False]
@@ -94,6 +94,6 @@ def test_an_iteration_is_browsed_with_replayed_groups_behind(tmp_path: Path) -> 
 def test_very_long_texts_are_cut_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LONGEST >= 1_000_000
     monkeypatch.setattr("dapo_stages.reporting.iteration.browse.LONGEST", 12)
-    run = tiny_run.build(tmp_path / "run")
-    one = browsed(1, sources(run, 1), 4)["groups"][0]["completions"][0]
+    run = Run(tiny_run.build(tmp_path / "run"))
+    one = browsed(1, run.sources(1), 4)["groups"][0]["completions"][0]
     assert one["tokens"] == ["<think>", " The", " "] and one["cut"] == len("circle is red.</think>\n<answer>A</answer>")

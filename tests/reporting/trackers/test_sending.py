@@ -22,7 +22,7 @@ from dapo_stages.reporting.trackers.feed import Feed, news
 from dapo_stages.reporting.trackers.media import Media, shown
 from dapo_stages.reporting.trackers.sending import track
 from dapo_stages.reporting.trackers.wandb_run import mode
-from dapo_stages.runs.layout import sources
+from dapo_stages.runs.run_folder import Run
 
 pytestmark = pytest.mark.long
 
@@ -264,7 +264,7 @@ def test_bins_of_ratios_have_the_same_ratio() -> None:
 
 def test_histograms_are_of_every_token_and_completion(tmp_path: Path) -> None:
     """By hand: completions of 11, 11, 6 and 8 tokens, weights 0.5 … 1.5; VGR 1, 2, 3, 4 in all tokens of each."""
-    found = histograms(sources(tiny_run.build(tmp_path / "tiny"), 1))
+    found = histograms(Run(tiny_run.build(tmp_path / "tiny")).sources(1))
     assert {name: sum(one["counts"]) for name, one in found.items()} == {"token_weights": 36, "token_vgr": 36, "vgr": 4}
     assert (found["token_weights"]["edges"][0], found["token_weights"]["edges"][-1]) == (0.5, 1.5)
     assert [n for n in found["token_vgr"]["counts"] if n] == [11, 11, 6, 8]
