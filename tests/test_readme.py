@@ -62,7 +62,7 @@ def test_every_file_of_ours_that_is_named_exists() -> None:
     found = {path.relative_to(ROOT).as_posix() for place in places for path in place.rglob("*.py")}
     wrong = []
     for path in [*PAGES, *(ROOT / name for name in sorted(found)), ROOT / "Makefile", ROOT / "pyproject.toml"]:
-        named = re.findall(r"(?<![\w/.-])(?:\.\./)*((?:\w+/)+\w+\.py)\b", path.read_text(encoding="utf-8"))
+        named = re.findall(r"(?<![\w/.-])(?:\.\./|[ab]/)*((?:\w+/)+\w+\.py)\b", path.read_text(encoding="utf-8"))
         wrong += [
             f"{path.name}: {name}"
             for name in named
