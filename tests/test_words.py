@@ -18,7 +18,8 @@ RULES = ("CONTRIBUTING.md", "tests/test_errors.py", "tests/test_words.py")
 DATA = ("dapo_stages/data/embedded/", "tests/data/embedded/", "tests/upgrades/recorded/")
 TEXTS = re.compile(
     r"hat colour|hich colour|ts colour|cats/colours|task colours|[\"'`.]colours\b|\bcolours: one|, colour\"|Ġ|"
-    r"what the picture shows|Look at the picture and think|Picture \{\{ image_count|Picture 1|`--picture`|`make pictures`"
+    r"what the picture shows|Look at the picture and think|Picture \{\{ image_count|Picture 1|`--picture`|"
+    r"`make pictures`"
 )
 
 

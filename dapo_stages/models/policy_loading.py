@@ -21,7 +21,7 @@ from dapo_stages.models.tokens import check_tokens
 from dapo_stages.models.trial import try_out
 
 
-def load_policy(path: str | Path, config: ModelConfig) -> Policy:
+def load_policy(path: str | Path, settings: ModelConfig) -> Policy:
     """Load a checkpoint by folder or hub id. Only safetensors, never code from the checkpoint.
 
     Raises ModelError if it cannot be loaded or does not read images and write text.
@@ -35,23 +35,23 @@ def load_policy(path: str | Path, config: ModelConfig) -> Policy:
     if Path(path).is_dir():
         check_checkpoint(Path(path))
     shared = check_family(path) in FAMILIES
-    device = device_of(config)
-    if config.attention == "flex" and device.type != "cuda":
+    device = device_of(settings)
+    if settings.attention == "flex" and device.type != "cuda":
         raise ModelError("model.attention: flex needs CUDA. Set it to sdpa, which trains on the CPU, too.")
     how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
-    if config.quantization is not None:
-        how |= quantized(config.quantization, getattr(torch, config.dtype), device)
+    if settings.quantization is not None:
+        how |= quantized(settings.quantization, getattr(torch, settings.dtype), device)
     with reading(path):
         model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), use_safetensors=True, trust_remote_code=False, **how
+            path, dtype=getattr(torch, settings.dtype), use_safetensors=True, trust_remote_code=False, **how
         )
         _keep_used_renamings(model)
-        if config.quantization is None:
+        if settings.quantization is None:
             model = model.to(device)
         elif device.type == "cpu":
             compute_exactly(model)
-        dtype, flex = getattr(torch, config.dtype), config.attention == "flex"
-        policy = Policy(model.eval(), load_processor(path), device, dtype, flex, config.compile)
+        dtype, flex = getattr(torch, settings.dtype), settings.attention == "flex"
+        policy = Policy(model.eval(), load_processor(path), device, dtype, flex, settings.compile)
         check_tokens(path, policy.tokens)
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
         raise ModelError(
@@ -108,11 +108,11 @@ def _foreign_kernel(config: Any) -> str | None:
     return next((name for name in names if "/" in name), None)
 
 
-def device_of(config: ModelConfig) -> torch.device:
+def device_of(settings: ModelConfig) -> torch.device:
     """The device for a model; each of several processes on a machine gets its own GPU."""
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model.device: it is cuda, but there is no CUDA device. Set it to auto or cpu.")
-    if config.device == "cpu" or not torch.cuda.is_available():
+    if settings.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if ranks.count() == 1:
         return torch.device("cuda")
@@ -153,7 +153,7 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
 
 
 def open_policy(
-    folder: PolicyFolder, config: ModelConfig, *, trainable: bool = False, attention: bool = False
+    folder: PolicyFolder, settings: ModelConfig, *, trainable: bool = False, attention: bool = False
 ) -> Policy:
     """Verify a policy folder and load it, or what it refers to.
 
@@ -166,7 +166,7 @@ def open_policy(
     folder.verify()
     if attention:
         check_family(folder.checkpoint(), attention=True)
-    policy = load_policy(folder.checkpoint(), config)
+    policy = load_policy(folder.checkpoint(), settings)
     if folder.is_adapter:
         load_adapter(policy, folder.folder, trainable=trainable)
     return policy

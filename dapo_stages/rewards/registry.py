@@ -11,10 +11,10 @@ from dapo_stages.maths.group_rewards import overlong
 from dapo_stages.rewards.accuracy import accuracy
 from dapo_stages.rewards.format import format_reward
 from dapo_stages.rewards.isolated.plugins import Plugins
+from dapo_stages.rewards.scored import Group, Scored
 
 if TYPE_CHECKING:
     from dapo_stages.rewards.judging.judge import Judge
-from dapo_stages.rewards.scored import Group, Scored
 
 JUDGE = "judge"
 
@@ -26,10 +26,10 @@ class Rewards:
     stage uses the configured judge.
     """
 
-    def __init__(self, config: RewardsConfig, max_completion_length: int, root: Path, *, judge: bool = True) -> None:
-        self._config = config if judge else config.model_copy(update={"judge": None})
-        self._max_length = config.overlong_max_length or max_completion_length
-        self._plugins = Plugins(config, root)
+    def __init__(self, settings: RewardsConfig, max_completion_length: int, root: Path, *, judge: bool = True) -> None:
+        self._settings = settings if judge else settings.model_copy(update={"judge": None})
+        self._max_length = settings.overlong_max_length or max_completion_length
+        self._plugins = Plugins(settings, root)
         self._judge = self._open_judge(root)
 
     @property
@@ -40,7 +40,7 @@ class Rewards:
     @property
     def section(self) -> dict[str, Any]:
         """All that affects results, for the manifest: without timeouts, with the hash of each plug-in's file."""
-        return self._config.results() | {"files": self._plugins.hashes}
+        return self._settings.results() | {"files": self._plugins.hashes}
 
     def score(self, groups: Sequence[Group], before: int = 0) -> list[list[Scored]]:
         """Rewards of each completion of some groups; `before` is how many groups of the iteration precede them.
@@ -53,7 +53,7 @@ class Rewards:
         ]
 
     def _group(self, group: Group, judged: dict[str, list[float | None]]) -> list[Scored]:
-        config, solution = self._config, str(group.row["solution"])
+        config, solution = self._settings, str(group.row["solution"])
         others = self._plugins.score(group.texts, group.lengths, group.row) | judged
         return [
             Scored(
@@ -66,8 +66,8 @@ class Rewards:
         ]
 
     def _open_judge(self, root: Path) -> Judge | None:
-        if self._config.judge is None:
+        if self._settings.judge is None:
             return None
         from dapo_stages.rewards.judging.judge import Judge
 
-        return Judge(self._config.judge, root)
+        return Judge(self._settings.judge, root)

@@ -89,7 +89,7 @@ def main(
         say(str(speed))
 
 
-def _plans(run: Run, only: int | None, settings: Config, *, overwrite: bool) -> dict[int, Plan]:
+def _plans(run: Run, only: int | None, config: Config, *, overwrite: bool) -> dict[int, Plan]:
     """The report to make for each iteration; without `only`, for those whose report is missing or stale.
 
     A report made with other settings stays as it is, like every finished output, unless `overwrite`. A report whose
@@ -116,8 +116,8 @@ def _plans(run: Run, only: int | None, settings: Config, *, overwrite: bool) -> 
             continue
         if not found:
             continue
-        section = settings.sections("report.samples", "report.completions") | {"layout": LAYOUT}
-        plan = Plan("report", out, section, settings.seed, found)
+        recorded = config.sections("report.samples", "report.completions") | {"layout": LAYOUT}
+        plan = Plan("report", out, recorded, config.seed, found)
         if only is not None or made is None or _is_of_others(made, found):
             plans[number] = plan
         elif plan.state() != "complete":

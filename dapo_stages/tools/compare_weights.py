@@ -63,8 +63,8 @@ def main(
     inputs["rollouts"] = _rollouts(sources, rollouts)
     if policy is not None:
         inputs["policy"] = PolicyFolder(policy)
-    section = {"names": _names(sources), "groups": groups if policy else 0, "tokens": _TOKENS, "context": _CONTEXT}
-    plan = Plan("compare-weights", out, section, 0, inputs)
+    recorded = {"names": _names(sources), "groups": groups if policy else 0, "tokens": _TOKENS, "context": _CONTEXT}
+    plan = Plan("compare-weights", out, recorded, 0, inputs)
     carry_out.run(
         plan,
         lambda output: Comparison(output, sources).run(),

@@ -114,7 +114,7 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
             )
 
 
-def _check_finished(folder: Path, out: Path, settings: Config, words: list[str]) -> None:
+def _check_finished(folder: Path, out: Path, config: Config, words: list[str]) -> None:
     """Refuse new settings for a finished output: make would not redo it, yet the run would record the new ones."""
     from dapo_stages.runs.changed_settings import of_output
     from dapo_stages.runs.commands import command
@@ -126,7 +126,7 @@ def _check_finished(folder: Path, out: Path, settings: Config, words: list[str])
     manifest = read_manifest(folder)
     before = of_output(manifest, number, load_config(out)) if out.is_file() else ()
     known = [(difference.key, difference.now) for difference in before]
-    for found in of_output(manifest, number, settings):
+    for found in of_output(manifest, number, config):
         if (found.key, found.now) not in known:
             raise ConfigError(
                 f"{folder}: finished with {found.key}={found.was}, but it is now {found.now}, and make does not redo "

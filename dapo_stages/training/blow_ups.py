@@ -41,7 +41,7 @@ def skipped(figures: Mapping[str, Any]) -> str:
     return f"{reasons.total()} of {len(updates)} updates were skipped ({each})."
 
 
-def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | None:
+def before_backward(sums: Mapping[str, float], settings: TrainConfig) -> Reason | None:
     """The reason to skip, from the loss and the log-ratios, before gradients are exchanged; None if there is none.
 
     `sums` are those of policy_loss over all micro-batches, with `loss`, `signal_max` (the largest abs(advantage)),
@@ -49,17 +49,17 @@ def before_backward(sums: Mapping[str, float], config: TrainConfig) -> Reason | 
     """
     if not all(math.isfinite(sums[name]) for name in ("loss", "log_ratio_sum")):  # without tokens the loss is 0
         return "non_finite"
-    most = config.guard.max_log_ratio or math.inf
+    most = settings.guard.max_log_ratio or math.inf
     if sums["log_ratio_sum"] > most * sums["tokens"]:
         return "ratio"
     if sums["engine_diff_sum"] > most * sums["engine_tokens"]:
         return "engine_ratio"
-    idle = sums["signal_max"] == 0 and config.beta == 0 and config.entropy_coefficient == 0
-    return "no_signal" if idle and config.guard.no_signal != "train" else None
+    idle = sums["signal_max"] == 0 and settings.beta == 0 and settings.entropy_coefficient == 0
+    return "no_signal" if idle and settings.guard.no_signal != "train" else None
 
 
-def after_step(norm: float, config: TrainConfig) -> Reason | None:
+def after_step(norm: float, settings: TrainConfig) -> Reason | None:
     """The reason to skip, from the gradient's norm before clipping, which DeepSpeed gives only after the step."""
     if not math.isfinite(norm):
         return "non_finite"
-    return "grad_norm" if norm > (config.guard.max_grad_norm or math.inf) else None
+    return "grad_norm" if norm > (settings.guard.max_grad_norm or math.inf) else None

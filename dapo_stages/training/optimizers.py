@@ -14,28 +14,28 @@ from dapo_stages.errors import ConfigError
 class Optimizers:
     """One or two torch optimizers that step together under one schedule factor."""
 
-    def __init__(self, model: torch.nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: torch.nn.Module, settings: TrainConfig) -> None:
         matrices: list[torch.nn.Parameter] = []
         rest: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                (matrices if config.optimizer == "muon" and _is_matrix(name, parameter) else rest).append(parameter)
-        self.kind = config.optimizer
+                (matrices if settings.optimizer == "muon" and _is_matrix(name, parameter) else rest).append(parameter)
+        self.kind = settings.optimizer
         self._optimizers: list[torch.optim.Optimizer] = []
         self._peaks: list[float] = []
         self._of: dict[torch.nn.Parameter, torch.optim.Optimizer] = {}
         if rest:
-            adamw = torch.optim.AdamW(rest, config.learning_rate, config.betas, weight_decay=config.weight_decay)
-            self._add(adamw, config.learning_rate, rest)
+            adamw = torch.optim.AdamW(rest, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay)
+            self._add(adamw, settings.learning_rate, rest)
         if matrices:
             muon = torch.optim.Muon(
                 matrices,
-                config.muon_learning_rate,
-                weight_decay=config.weight_decay,
+                settings.muon_learning_rate,
+                weight_decay=settings.weight_decay,
                 momentum=0.95,
                 adjust_lr_fn="match_rms_adamw",
             )
-            self._add(muon, config.muon_learning_rate, matrices)
+            self._add(muon, settings.muon_learning_rate, matrices)
         self.parameters = [*rest, *matrices]
 
     def only(self) -> torch.optim.Optimizer:

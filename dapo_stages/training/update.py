@@ -38,29 +38,29 @@ class Trainer:
     def __init__(
         self,
         policy: Policy,
-        config: TrainConfig,
+        settings: TrainConfig,
         temperature: float,
         max_completion_length: int,
         optimizers: Optimizers,
         accelerator: Any = None,
     ) -> None:
-        self._policy, self._config = policy, config
+        self._policy, self._settings = policy, settings
         self._max_length = max_completion_length
         self._loss_settings = LossSettings(
-            epsilon_low=config.epsilon_low,
-            epsilon_high=config.epsilon_high,
-            loss_type=config.loss_type,
-            level=config.importance_sampling_level,
-            delta=config.delta,
-            engine_is_cap=config.engine_is_cap,
-            engine_is_level=config.engine_is_level,
-            beta=config.beta,
-            entropy_coefficient=config.entropy_coefficient,
+            epsilon_low=settings.epsilon_low,
+            epsilon_high=settings.epsilon_high,
+            loss_type=settings.loss_type,
+            level=settings.importance_sampling_level,
+            delta=settings.delta,
+            engine_is_cap=settings.engine_is_cap,
+            engine_is_level=settings.engine_is_level,
+            beta=settings.beta,
+            entropy_coefficient=settings.entropy_coefficient,
         )
         forward = GroupLogprobs(
-            policy, temperature, config.logprob_chunk, entropy_gradient=config.entropy_coefficient > 0
+            policy, temperature, settings.logprob_chunk, entropy_gradient=settings.entropy_coefficient > 0
         )
-        self.worker = worker(accelerator, forward, optimizers, config)
+        self.worker = worker(accelerator, forward, optimizers, settings)
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
         """Logprobs of a micro-batch under the current policy, [sum C], without gradient, in the layout of training."""
@@ -85,16 +85,16 @@ class Trainer:
                 totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
                 if last:
                     found = self.worker.total(totals)
-                    reason = before_backward(found, self._config)
+                    reason = before_backward(found, self._settings)
                 self.worker.backward(loss if reason is None else loss * math.nan)  # which DeepSpeed sees, too
         step = self.worker.step(factor, healthy=reason is None)
-        reason = reason or after_step(step.norm, self._config)
+        reason = reason or after_step(step.norm, self._settings)
         metrics = self._metrics(found, found["loss"], step.norm, factor, mini_batch.completions)
         return metrics | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
 
     def _chosen(self, mini_batch: MiniBatch) -> Chosen:
         """The tokens with the highest entropy, by one threshold for the whole mini-batch."""
-        quantile = self._config.top_entropy_quantile
+        quantile = self._settings.top_entropy_quantile
         if quantile == 1:
             return Chosen(None, mini_batch.tokens)
         with torch.no_grad():
@@ -124,7 +124,7 @@ class Trainer:
         mini_batch: MiniBatch,
         chosen: Chosen,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        config, samples, device = self._config, batch.samples, new.device
+        config, samples, device = self._settings, batch.samples, new.device
         lengths = torch.tensor([len(s.ids) for s in samples], device=device)
         per_token = torch.tensor([s.advantage for s in samples], device=device, dtype=new.dtype)
         sampling = torch.tensor([v for s in samples for v in s.sampling], device=device, dtype=new.dtype)
@@ -171,7 +171,7 @@ class Trainer:
         return {
             "loss": loss,
             "grad_norm": norm,
-            "learning_rate": factor * self._config.learning_rate,
+            "learning_rate": factor * self._settings.learning_rate,
             "log_ratio_mean": mean("log_ratio_sum"),
             "ratio_mean": mean("ratio_sum"),
             "ratio_min": sums["ratio_min"],
@@ -180,7 +180,7 @@ class Trainer:
             "clip_high": mean("clipped_high"),
             "clip_dual": mean("clipped_dual"),
             "entropy": mean("entropy_sum"),
-            "kl": mean("kl_sum") if self._config.beta > 0 else math.nan,
+            "kl": mean("kl_sum") if self._settings.beta > 0 else math.nan,
             "update_kl": mean("update_kl_sum"),
             "weight_mean": mean("weight_sum"),
             "is_weight_mean": mean("engine_is_sum"),

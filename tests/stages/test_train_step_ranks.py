@@ -241,8 +241,8 @@ def test_moments_gathered_from_ranks_are_those_of_one_process(
 ) -> None:
     *_, (trainer, _, _) = steps(checkpoint, 0)
     policy = load_policy(checkpoint, TINY)
-    config = trainer._config
-    loaded = Worker(GroupLogprobs(policy, 1.0), Optimizers(policy.model, config), config)
+    settings = trainer._settings
+    loaded = Worker(GroupLogprobs(policy, 1.0), Optimizers(policy.model, settings), settings)
     load_state(loaded, outputs(launch) / "state")
     for name in loaded.trained:
         found, wanted = loaded.state_of(name), trainer.worker.state_of(name)

@@ -133,9 +133,9 @@ def traffic(out: Path, checkpoint: Path, run: Path) -> None:
     sent = Sent(ranks.count())
     configure = zero._configure
 
-    def as_if_large(plugin: Any, config: TrainConfig, *, low: bool) -> None:
+    def as_if_large(plugin: Any, settings: TrainConfig, *, low: bool) -> None:
         """ZeRO-3 keeps up to so many weights together that a small model is gathered once."""
-        configure(plugin, config, low=low)
+        configure(plugin, settings, low=low)
         limits = ("max_live_parameters", "max_reuse_distance", "param_persistence_threshold", "prefetch_bucket_size")
         plugin.deepspeed_config["zero_optimization"] |= {f"stage3_{limit}": 0 for limit in limits}
 

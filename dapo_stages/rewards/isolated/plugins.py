@@ -29,13 +29,13 @@ START_LIMIT = 60.0  # seconds to import a file, where rewards.plugin_timeout is 
 class Plugins:
     """The configured functions, in one process that keeps running."""
 
-    def __init__(self, config: RewardsConfig, root: Path) -> None:
+    def __init__(self, settings: RewardsConfig, root: Path) -> None:
         """Find the files and run each once, so that mistakes show before anything is sampled.
 
         Raises ConfigError if a name cannot be a column, a path leaves `root`, or a file or function is missing.
         """
-        self._where = dict(sorted(config.plugins.items()))  # by name: path/to/file.py:function
-        self._timeout = config.plugin_timeout
+        self._where = dict(sorted(settings.plugins.items()))  # by name: path/to/file.py:function
+        self._timeout = settings.plugin_timeout
         self.hashes: dict[str, str] = {}
         functions: dict[str, tuple[str, str]] = {}
         for name, where in self._where.items():
@@ -46,7 +46,7 @@ class Plugins:
                 )
             path, function = _locate(f"rewards.plugins.{name}", where, root)
             functions[name], self.hashes[name] = (str(path), function), sha256_of(path)
-        environment = without_secrets(os.environ, config.plugin_environment)
+        environment = without_secrets(os.environ, settings.plugin_environment)
         self._child = Child("plugins", json.dumps(functions), environment=environment, speaks=True)
         if functions:
             self._start(functions)

@@ -58,10 +58,10 @@ class _Pair(NamedTuple):
 class Judge:
     """Scores the groups within its budget, asking only what is not cached; without a valid answer a reward is None."""
 
-    def __init__(self, config: JudgeConfig, root: Path) -> None:
-        self._config = config
-        self._cache = JudgeCache(inside(f"{SECTION}.cache", config.cache, root))
-        self._server = Server(NAME, SECTION, KEY, config)
+    def __init__(self, settings: JudgeConfig, root: Path) -> None:
+        self._settings = settings
+        self._cache = JudgeCache(inside(f"{SECTION}.cache", settings.cache, root))
+        self._server = Server(NAME, SECTION, KEY, settings)
         self._answered = False
 
     def score(self, groups: Sequence[Group], before: int = 0) -> list[list[float | None]]:
@@ -71,20 +71,20 @@ class Judge:
         cannot be reached or refuses; answers so far stay in the cache.
         """
         reached = groups[: self._reach(groups, before)]
-        rewards = self._scores(reached) if self._config.mode == "rubric" else self._win_rates(reached)
+        rewards = self._scores(reached) if self._settings.mode == "rubric" else self._win_rates(reached)
         return rewards + [[None] * len(group.texts) for group in groups[len(reached) :]]
 
     def _reach(self, groups: Sequence[Group], before: int) -> int:
         """How many of these groups the budget covers: independent of the cache and of the number of processes."""
-        if self._config.max_requests is None or not groups:
+        if self._settings.max_requests is None or not groups:
             return len(groups)
         size = len(groups[0].texts)
-        requests = size if self._config.mode == "rubric" else 2 * len(list(self._neighbors(size)))
-        paid = self._config.max_requests // max(requests, 1)
+        requests = size if self._settings.mode == "rubric" else 2 * len(list(self._neighbors(size)))
+        paid = self._settings.max_requests // max(requests, 1)
         reach = min(max(paid - before, 0), len(groups))
         if reach < len(groups):
             say(
-                f"judge: {SECTION}.max_requests={self._config.max_requests} covers the first {paid} groups, with "
+                f"judge: {SECTION}.max_requests={self._settings.max_requests} covers the first {paid} groups, with "
                 f"{requests} requests each; groups without reward_judge: {len(groups) - reach}"
             )
         return reach
@@ -92,9 +92,11 @@ class Judge:
     def _scores(self, groups: Sequence[Group]) -> list[list[float | None]]:
         questions = []
         for group in groups:
-            images = images_of(self._config, group.row)
-            questions.append([_question(rubric_request(self._config, group.row, images, text)) for text in group.texts])
-        verdicts = self._verdicts(chain.from_iterable(questions), partial(score_of, scale=self._config.scale))
+            images = images_of(self._settings, group.row)
+            questions.append(
+                [_question(rubric_request(self._settings, group.row, images, text)) for text in group.texts]
+            )
+        verdicts = self._verdicts(chain.from_iterable(questions), partial(score_of, scale=self._settings.scale))
         return [[verdicts.get(one.key) for one in group] for group in questions]
 
     def _win_rates(self, groups: Sequence[Group]) -> list[list[float | None]]:
@@ -114,16 +116,16 @@ class Judge:
         return rates
 
     def _pairs(self, group: Group) -> Iterator[_Pair]:
-        images = images_of(self._config, group.row)
+        images = images_of(self._settings, group.row)
         for one, other in self._neighbors(len(group.texts)):
             both = group.texts[one], group.texts[other]
             orders = (both, both[::-1]) if both[0] != both[1] else ()
-            requests = (pair_request(self._config, group.row, images, *order) for order in orders)
+            requests = (pair_request(self._settings, group.row, images, *order) for order in orders)
             yield _Pair(one, other, tuple(map(_question, requests)))
 
     def _neighbors(self, count: int) -> Iterator[tuple[int, int]]:
         """Completions form a ring; each is compared with neighbors on both sides, as far as `pairs` allows."""
-        reach = count // 2 if self._config.pairs is None else min(count // 2, (self._config.pairs + 1) // 2)
+        reach = count // 2 if self._settings.pairs is None else min(count // 2, (self._settings.pairs + 1) // 2)
         for distance in range(1, reach + 1):
             for one in range(count if 2 * distance < count else count // 2):
                 yield one, (one + distance) % count
@@ -145,7 +147,7 @@ class Judge:
         return found | asyncio.run(self._ask(missing)) if missing else found
 
     async def _ask(self, requests: dict[str, dict[str, Any]]) -> dict[str, Answer]:
-        turns = asyncio.Semaphore(self._config.concurrency)
+        turns = asyncio.Semaphore(self._settings.concurrency)
         found: dict[str, Answer] = {}
         refused: list[RefusedError] = []
 

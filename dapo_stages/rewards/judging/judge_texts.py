@@ -44,22 +44,22 @@ _CONTROL = re.compile(
 _OBJECT = re.compile(r"\{[^{}]{0,2000}\}")
 
 
-def rubric_request(config: JudgeConfig, row: Row, images: ImageParts, completion: str) -> dict[str, Any]:
+def rubric_request(settings: JudgeConfig, row: Row, images: ImageParts, completion: str) -> dict[str, Any]:
     """The request for the score of one completion."""
-    low, high = config.scale
-    system = _RUBRIC.format(data=_DATA, rubric=config.rubric, low=low, high=high)
-    return _request(config, row, images, system, {"ANSWER": completion})
+    low, high = settings.scale
+    system = _RUBRIC.format(data=_DATA, rubric=settings.rubric, low=low, high=high)
+    return _request(settings, row, images, system, {"ANSWER": completion})
 
 
-def pair_request(config: JudgeConfig, row: Row, images: ImageParts, first: str, second: str) -> dict[str, Any]:
+def pair_request(settings: JudgeConfig, row: Row, images: ImageParts, first: str, second: str) -> dict[str, Any]:
     """The request for the better of two completions."""
-    system = _PAIRWISE.format(data=_DATA, rubric=config.rubric)
-    return _request(config, row, images, system, {"ANSWER 1": first, "ANSWER 2": second})
+    system = _PAIRWISE.format(data=_DATA, rubric=settings.rubric)
+    return _request(settings, row, images, system, {"ANSWER 1": first, "ANSWER 2": second})
 
 
-def images_of(config: JudgeConfig, row: Row) -> ImageParts:
+def images_of(settings: JudgeConfig, row: Row) -> ImageParts:
     """The images that are sent with every request about a prompt."""
-    return [image_part(image) for image in row.get("images") or ()] if config.image else []
+    return [image_part(image) for image in row.get("images") or ()] if settings.image else []
 
 
 def score_of(answer: str, scale: tuple[float, float]) -> float | None:
@@ -99,19 +99,19 @@ def _last(answer: str, key: str) -> object:
 
 
 def _request(
-    config: JudgeConfig, row: Row, images: ImageParts, system: str, answers: Mapping[str, str]
+    settings: JudgeConfig, row: Row, images: ImageParts, system: str, answers: Mapping[str, str]
 ) -> dict[str, Any]:
     parts = {"QUESTION": str(row["problem"]), "REFERENCE SOLUTION": str(row["solution"]), **answers}
     text = _marked({name: _plain(content) for name, content in parts.items()})
     request = {
-        "model": config.model,
+        "model": settings.model,
         "messages": [
             {"role": "system", "content": system},
             {"role": "user", "content": [*images, {"type": "text", "text": text}] if images else text},
         ],
-        "max_completion_tokens": config.max_tokens,
+        "max_completion_tokens": settings.max_tokens,
     }
-    return request if config.temperature is None else request | {"temperature": config.temperature}
+    return request if settings.temperature is None else request | {"temperature": settings.temperature}
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -112,16 +112,16 @@ def whole_models() -> Iterator[None]:
         set_hf_deepspeed_config(plugin.dschf)
 
 
-def worker(accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> Worker:
+def worker(accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> Worker:
     """The policy, wrapped for this kind of launch."""
     if accelerator is None:
-        return Worker(forward, optimizers, config)
+        return Worker(forward, optimizers, settings)
     kind: type[Ranked] = Replicated
     if holds_master_weights(accelerator):
         from dapo_stages.training.launching.zero import Zero as kind
     elif splits_weights(accelerator):
         from dapo_stages.training.launching.fsdp import Sharded as kind
-    return kind(accelerator, forward, optimizers, config)
+    return kind(accelerator, forward, optimizers, settings)
 
 
 def _kind(accelerator: Any) -> str:

@@ -15,10 +15,10 @@ from dapo_stages.training.optimizers import Optimizers
 class Sharded(Ranked):
     """Gradients are exchanged in every pass: keeping them whole until the last would need the memory that is saved."""
 
-    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
         optimizers.only()
         _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device)
-        super().__init__(accelerator, forward, Optimizers(forward.model, config), config)  # on the sharded weights
+        super().__init__(accelerator, forward, Optimizers(forward.model, settings), settings)  # on the sharded weights
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss * self.ranks)

@@ -33,10 +33,10 @@ class Worker:
 
     rank, ranks = 0, 1
 
-    def __init__(self, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
+    def __init__(self, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
         self._forward: Any = forward
-        self._optimizers, self._max_norm = optimizers, config.max_grad_norm
-        self._no_gradient = config.guard.max_grad_norm or math.inf
+        self._optimizers, self._max_norm = optimizers, settings.max_grad_norm
+        self._no_gradient = settings.guard.max_grad_norm or math.inf
         self._model, self._exact = forward.model, forward.rounds
         self._trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
 
@@ -126,8 +126,8 @@ class Worker:
 class Ranked(Worker):
     """What all launches with several ranks share."""
 
-    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
-        super().__init__(forward, optimizers, config)
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
+        super().__init__(forward, optimizers, settings)
         self._accelerator = accelerator
         self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
 
@@ -168,8 +168,8 @@ class Ranked(Worker):
 class Replicated(Ranked):
     """DDP: the whole model on every rank."""
 
-    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
-        super().__init__(accelerator, forward, optimizers, config)
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
+        super().__init__(accelerator, forward, optimizers, settings)
         self._forward = accelerator.prepare_model(forward)
 
     def pass_(self, *, last: bool) -> AbstractContextManager[object]:

@@ -18,10 +18,10 @@ from dapo_stages.training.optimizers import Optimizers
 class Zero(Ranked):
     """DeepSpeed's engine, driven pass by pass; its safe_… functions assemble state and gradients."""
 
-    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, config: TrainConfig) -> None:
-        super().__init__(accelerator, forward, optimizers, config)
+    def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
+        super().__init__(accelerator, forward, optimizers, settings)
         adamw = optimizers.only()
-        _configure(accelerator.state.deepspeed_plugin, config, low=forward.rounds)
+        _configure(accelerator.state.deepspeed_plugin, settings, low=forward.rounds)
         with redirect_stdout(sys.stderr):
             self._engine = self._forward = accelerator.prepare(forward, adamw)[0]
         self._zero = self._engine.optimizer
@@ -126,16 +126,16 @@ class Zero(Ranked):
             self._zero._lazy_init_hp_params_optimizer_state()
 
 
-def _configure(plugin: Any, config: TrainConfig, *, low: bool) -> None:
+def _configure(plugin: Any, settings: TrainConfig, *, low: bool) -> None:
     """Set what we control in DeepSpeed's configuration; accumulation and its scaling are up to the caller."""
-    settings = plugin.deepspeed_config
-    settings |= {
+    engine = plugin.deepspeed_config
+    engine |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
+        "gradient_clipping": settings.max_grad_norm,
     }
     if low:
-        settings["bf16"] |= {"check_grad_overflow": True}
-        settings.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
+        engine["bf16"] |= {"check_grad_overflow": True}
+        engine.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
         if plugin.zero_stage > 1:  # stage 1 would get another optimizer, which cannot skip a step
-            settings.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+            engine.setdefault("data_types", {"grad_accum_dtype": "fp32"})
