@@ -33,9 +33,9 @@ LONGEST = 2_000_000.0  # seconds that a socket can wait, about 23 days
 class Later:
     """Marks a setting added after runs had been recorded: `key: Annotated[int, Later(1)] = Field(1, ...)`.
 
-    Manifests neither record nor hash it while its value is `default`, the default it was introduced with. So a run
-    that is older than the setting continues as if it had always existed. `default` stays even if the field's default
-    changes.
+    Manifests neither record nor hash it while its value is `default`, which is what runs before it did. So a run that
+    is older than the setting continues as if it had always existed: its configuration, written with every setting,
+    gets `default` when it is loaded. `default` stays even if the field's default is or becomes another.
     """
 
     default: Any

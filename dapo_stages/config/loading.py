@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dapo_stages.config.base import complaint
+from dapo_stages.config.base import Later, complaint
 from dapo_stages.config.packaged import packaged_config
 from dapo_stages.config.run import Config
 from dapo_stages.config.strict_yaml import parse
@@ -84,7 +84,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise ConfigError(f"{path}: expected keys and values, such as `seed: 42`, got a {kind}. Fix the file.")
-    _check_whole(path, text, values)
+    if _check_whole(path, text, values):
+        _complete(Config, values)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -93,8 +94,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merged(_read(packaged_config(str(base)) or path.parent / str(base), (*seen, path.resolve())), values)
 
 
-def _check_whole(path: Path, text: str, values: dict[str, Any]) -> None:
-    """Refuse a file with every setting that was cut off: today's defaults would replace what is missing.
+def _check_whole(path: Path, text: str, values: dict[str, Any]) -> bool:
+    """Whether the file was written with every setting. Refuses such a file that was cut off: today's defaults would
+    replace what is missing.
 
     Older versions wrote neither marker; their last section was always the same.
     """
@@ -110,6 +112,23 @@ def _check_whole(path: Path, text: str, values: dict[str, Any]) -> None:
             f"line `{last}`). Restore a complete copy, or move the file away and write it again from the configuration "
             "that the run started with (make iterate RUN=… CONFIG=…). If nothing is missing, add that line."
         )
+    return list(values)[:4] == order[:4]
+
+
+def _complete(section: type[BaseModel], values: dict[str, Any]) -> None:
+    """Give an older run's settings the values that it ran with, where they were added later."""
+    for name, field in section.model_fields.items():
+        inner = [one for one in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(one)]
+        if inner and isinstance(values.get(name), dict):
+            _complete(inner[0], values[name])
+        elif name not in values:
+            for mark in field.metadata:
+                if isinstance(mark, Later):
+                    values[name] = mark.default
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -170,6 +189,5 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         if str(part) not in section.model_fields:  # a name in a mapping; its values have already led to the section
             continue
         annotation = section.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        section = next(one for one in (annotation, *getattr(annotation, "__args__", ())) if _is_section(one))
     return list(section.model_fields)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import LONGEST, Count, Section
+from dapo_stages.config.base import LONGEST, Count, Later, Section
 from dapo_stages.config.engines import Endpoint
 
 
@@ -66,6 +66,11 @@ class RewardsConfig(Section):
     symbolic: bool = Field(True, description="Compare answers that are not letters with math-verify.")
     symbolic_timeout: Annotated[float, Field(gt=0, le=LONGEST)] = Field(
         5.0, description="Time limit in seconds for one symbolic comparison."
+    )
+    truncated_answers: Annotated[Literal["closed", "any"], Later("any")] = Field(
+        "closed",
+        description="Which answers of completions that the length limit cut off count. closed: those in an <answer> "
+        "block that is closed. any: those that are stated otherwise, too.",
     )
     plugins: dict[str, str] = Field(
         {},

@@ -19,7 +19,7 @@ COLUMNS = (
     "reward_accuracy", "reward_format", "answer", "read_from",
 )  # fmt: skip
 MODES = ("greedy", "sample", "blank")
-PLACES = ("tags", "stated", "lone", "none")  # where an answer was read, see rewards/answers.py
+PLACES = ("tags", "stated", "lone", "unclosed", "none")  # where an answer was read, see rewards/answers.py
 SUMS = ("answers", "correct", "formed", "strict", "tokens", *PLACES)
 
 SLICE, OPTIONS, LETTER = "slice", "num_options", "solution_letter"  # names of slices, next to columns of the source

@@ -3,66 +3,60 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from dapo_stages.rewards.answers import (
     Reading,
     extract_answer,
     extract_choice,
+    has_closed_answer,
     parse_solution,
     read_answer,
     read_choice,
 )
 from dapo_stages.rewards.isolated import symbolic as _symbolic
+from dapo_stages.rewards.letters import letter_set
 from dapo_stages.rewards.normal import nfkc
+from dapo_stages.rewards.quantities import equal, without_sentence
 from dapo_stages.rewards.tags import open_text_commands, unboxed
 
 _FINAL = ".,;!。，"
 _BRACKETS = {("\\(", "\\)"), ("\\[", "\\]")}
 _CHOICE = re.compile(r"[A-J]")
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
-_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°)")
-_CURRENCY = re.compile(r"^(?:\\?\$|€|£|¥)\s*(?=[\d.-])")
-# A unit: words after a number; single letters only if they are units and separate ("5 m", not "5x").
-_UNIT = re.compile(
-    r"(?P<number>.*(?:[\d)}\]]|\\pi|π))"
-    r"(?P<unit>\s*(?:[A-Za-zµμΩ]{2,}+|(?<=\s)[mgslLVAWNJKCFh]\b|[\u4e00-\u9fff]{1,6})(?:[\s·*/]*+[A-Za-zµμΩ]++|\^\{?-?\d\}?)*+\.?)"
-)
-_DIGIT_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ ,\u00a0\u202f]\d{3})+(?![\d,])")
-_MIXED = re.compile(r"(?<![\d/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![A-Za-z\d.])")
-_TWO_NUMBERS = re.compile(r"\d\s+\d")
-_WORD = re.compile(r"(?<!\\)(?<![A-Za-z\\])[A-Za-z]{2,}")
-_FUNCTIONS = frozenset(
-    ("sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "abs")
-)
-_COMMAND_OR_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
 
 
-def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float = 5.0) -> float:
+def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float = 5.0, closed: bool = False) -> float:
     """1.0 if the completion's answer is the solution, else 0.0.
 
     A solution that names an option (see `parse_solution`) is only compared with the chosen letter. Any other is
     compared as text, without case, articles, quotes and final punctuation; then, with `symbolic`, as an expression by
     math-verify, which gets `timeout` seconds. Words after a number are its unit: two different units are never equal,
     but either may be missing. Other words are not mathematics, so "3 or 4" is not 4, and "cat" is not "act".
+    Several letters ("A, C") are compared as a set. With `closed`, only an answer in a closed `<answer>` block counts.
     """
+    if closed and not has_closed_answer(text):
+        return 0.0
     wanted = parse_solution(solution)
     if _CHOICE.fullmatch(wanted):
         return 1.0 if extract_choice(text) == wanted else 0.0
     answer = extract_answer(text)
     if answer is None or not wanted:
         return 0.0
-    if _plain(wanted) == _plain(answer) != "":
+    if (all_of := letter_set(nfkc(wanted))) is not None:
+        return 1.0 if letter_set(nfkc(_bare(without_sentence(answer)))) == all_of else 0.0
+    if _same_text(wanted, answer):
         return 1.0
     return 1.0 if symbolic and _same_expression(wanted, answer, timeout) else 0.0
 
 
-def reading(text: str, solution: str) -> Reading:
+def reading(text: str, solution: str, *, closed: bool = False) -> Reading:
     """The answer that `accuracy` compares with this solution, normalized so that equal answers are equal text.
 
     A letter, or text without case, articles, quotes and final punctuation. Answers that only math-verify finds equal
-    ("1/2" and "0.5") remain different.
+    ("1/2" and "0.5") remain different. With `closed`, there is none outside a closed `<answer>` block.
     """
+    if closed and not has_closed_answer(text):
+        return Reading(None, "none")
     if _CHOICE.fullmatch(parse_solution(solution)):
         return read_choice(text)
     found = read_answer(text)
@@ -72,18 +66,45 @@ def reading(text: str, solution: str) -> Reading:
 def _same_expression(wanted: str, answer: str, timeout: float) -> bool:
     if max(len(wanted), len(answer)) > _symbolic.LONGEST:
         return False
-    wanted_number, wanted_unit = _quantity(_bare(wanted))
-    answer_number, answer_unit = _quantity(_bare(answer))
-    if wanted_unit and answer_unit and wanted_unit != answer_unit:
+    same = partial(_symbolic.equal, timeout=timeout)
+    wanted, answer = _bare(without_sentence(_bare(wanted))), _bare(answer)
+    return equal(wanted, answer, same) or (
+        (shorter := _bare(without_sentence(answer))) != answer and equal(wanted, shorter, same)
+    )
+
+
+_YES_OR_NO = {
+    "yes": "yes",
+    "no": "no",
+    "true": "true",
+    "false": "false",
+    "是": "是",
+    "是的": "是",
+    "否": "否",
+    "不是": "否",
+}
+_PICTURED = re.compile(r"(?:figure|graph|diagram|panel|plot|image|shape|object|图)\s*\(?([A-J])\)?", re.IGNORECASE)
+
+
+def _same_text(wanted: str, answer: str) -> bool:
+    """Whether two answers are the same words, said in a sentence or not, in singular or plural."""
+    one, other = _plain(wanted), _plain(answer)
+    if not one or not other:
         return False
-    if not (_is_mathematics(wanted_number) and _is_mathematics(answer_number)):
-        return False
-    return _symbolic.equal(wanted_number, answer_number, timeout)
+    if one in _YES_OR_NO:
+        first = re.match(r"[a-z]+|[\u4e00-\u9fff]+", other)
+        return first is not None and _YES_OR_NO.get(first[0]) == _YES_OR_NO[one]
+    if one in (other, _plain(without_sentence(answer)), re.sub(r"(?<=\w) ones?$", "", other)):
+        return True
+    if (named := _PICTURED.fullmatch(wanted.strip())) and _CHOICE.fullmatch(other.upper()):
+        return named[1].upper() == other.upper()
+    return one.isalpha() and other.isalpha() and len(one) > 2 and one.removesuffix("s") == other.removesuffix("s")
 
 
 def _plain(text: str) -> str:
     """Text as it is compared: no case, delimiters, articles, or final punctuation, and single spaces."""
     text = nfkc(_bare(text)).casefold()
+    text = re.sub(r"\b([a-z])\.(?=[\s-])", r"\1", text)
     text = re.sub(r"^(?:the|an?)\s+", "", text.strip("\"'“”‘’` "))
     text = re.sub(r"(?<=\d)\s+(?=[a-z%°\u4e00-\u9fff])|(?:(?<!\s)\s+)?([,;:=+/*()\[\]{}<>])\s*", r"\1", text)
     return re.sub(r"\s+", " ", text).strip(" .!?。")
@@ -116,27 +137,3 @@ def _undelimited(text: str) -> str:
             end -= 2 if text[max(start, end - 2) : end] == "$$" else 1
         else:
             return text[start:end]
-
-
-def _quantity(text: str) -> tuple[str, str]:
-    """(expression in LaTeX, unit in lower case or ""): "12 cm" -> ("12", "cm")."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: "^{" + power[0].translate(_SUPERSCRIPTS) + "}", text)
-    text = _CURRENCY.sub("", nfkc(_DEGREES.sub(" degrees", text)))
-    text = text.replace("−", "-").replace("×", r"\times ").replace("÷", r"\div ").replace("**", "^")
-    unit = ""
-    if measured := _UNIT.fullmatch(text):
-        unit = re.sub(r"\s+", " ", re.sub(r"[{}]", "", measured["unit"])).strip(" .")
-        unit = unit if len(unit) < 4 else unit.casefold().rstrip("s")
-        text = measured["number"]
-    text = re.sub(r"(?<![A-Za-z\\])(?:pi|π)(?![A-Za-z])", r"\\pi ", text)
-    text = _DIGIT_GROUPS.sub(lambda digits: re.sub(r"\D", "", digits[0]), text)
-    text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
-    return _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", text).strip(), unit
-
-
-def _is_mathematics(text: str) -> bool:
-    """Whether it is a number, formula or symbol: no words, and no numbers in a row, which LaTeX would combine."""
-    without_commands = _COMMAND_OR_ENVIRONMENT.sub(" ", text)
-    if _TWO_NUMBERS.search(text) or any(word not in _FUNCTIONS for word in _WORD.findall(without_commands)):
-        return False
-    return re.search(r"[\dA-Za-zπ\\]", text) is not None and re.search(r"[\u4e00-\u9fff]", text) is None

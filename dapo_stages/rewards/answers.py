@@ -1,14 +1,15 @@
 """Extracts the answer of a completion: its text, or the letter it chose.
 
-A thought never contains the answer. It ends at the first `</think>`; one that is never closed runs to the end of the
-text; if the completion closes a thought that it did not open (the prompt did), all text before belongs to it.
+A thought that was closed never contains the answer. It ends at the first `</think>`; if the completion closes a thought
+that it did not open (the prompt did), all text before belongs to it. A thought that is never closed runs to the end of
+the text; its last `<answer>` block counts, or its last line if that states an answer or is one.
 
 `extract_choice` looks in this order, and in each place the last match wins, since a model may correct itself:
 
 1. the last complete `<answer>…</answer>`. A block that names several letters ("A or B") means no answer; a block
-   without a letter is skipped;
+   without a letter is skipped. Of a block that is never closed the first line counts;
 2. a stated answer: "The answer is B", "D is correct", "I choose (C)", "答案是 B", "故选：A", `\\boxed{B}`; then bold
-   `**B**`;
+   `**B**`; a list of the options that calls one of them right; a text that begins with one option ("B. green …");
 3. a lone letter. The article in "A red circle" and the pronoun "I" are words, and a letter that the text rules out
    ("not B", "不选 B", "B is wrong") is not chosen.
 
@@ -19,25 +20,50 @@ answer ends with it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from dapo_stages.rewards.letters import leading, lone, names_several, stated
+from dapo_stages.rewards.letters import leading, letter_set, lone, names_several, stated
 from dapo_stages.rewards.normal import nfkc
-from dapo_stages.rewards.tags import answer_blocks, outside_think, unboxed, without_answer_tags, without_markup
+from dapo_stages.rewards.tags import (
+    answer_blocks,
+    outside_think,
+    unboxed,
+    unclosed_answer,
+    unclosed_thought,
+    without_answer_tags,
+    without_markup,
+)
 
 _STATED_TEXT = re.compile(
-    r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?)([^\n]+)", re.IGNORECASE
+    r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?|^\s*####)\s*([^\n]+)",
+    re.IGNORECASE | re.MULTILINE,
 )
+# What is said of an answer, rather than the answer.
+_REMARK = re.compile(
+    r"(?:indeed |therefore |thus |also )?"
+    r"(?:consistent|correct|right|reasonable|plausible|valid|clear|as follows|below|above)\b",
+    re.IGNORECASE,
+)
+_ELEMENT = re.compile(r"<(?P<name>\w+)>(?P<inside>.*)</(?P=name)>", re.DOTALL)  # <CONCLUSION>B</CONCLUSION>
+_INITIALS = re.compile(r"[A-Z]\.\s*[A-Z]\.\s*[A-Z][a-z]")  # of a person
+# The last line of a thought that was cut off: it states an answer at its end, or is nothing but one.
+_ENDS_IN_ANSWER = re.compile(
+    r"(?:\banswer\s*(?:is|:)|答案\s*(?:应该|应)?\s*(?:是|为|:|：|选)|故选|所以选|\\boxed)\s*[:：]?\s*\S[^.!?。！？\n]{0,60}[.!?。！？]?\s*$",
+    re.IGNORECASE,
+)
+_IS_ANSWER = re.compile(r"\s*[*_(\[]{0,3}[A-Ja-j][*_)\].]{0,3}\s*")
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[;；。！？]|,\s+(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])")
 _LONGEST_LINE = 200  # characters of a one-line completion that may as a whole be the answer
 
 
-Place = Literal["tags", "stated", "lone", "none"]
+Place = Literal["tags", "stated", "lone", "unclosed", "none"]
 
 
 class Reading(NamedTuple):
     """An answer and where it was read: inside `<answer>`, stated outside, alone (a last letter, or a whole one-line
-    completion), or nowhere, which includes an `<answer>` block that counts as no answer.
+    completion), at the end of a thought that was never closed, or nowhere, which includes an `<answer>` block that
+    counts as no answer.
     """
 
     answer: str | None
@@ -60,20 +86,36 @@ def read_answer(text: str) -> Reading:
     The last complete `<answer>` outside `<think>`, else the last `\\boxed{…}`, else what follows the last "answer is"
     (or "答案是") in its sentence, else the whole text outside `<think>` if that is one short line.
     """
-    outside = outside_think(text)
+    found = _written(outside_think(text))
+    return found if found.answer is not None else _after_all(text, _written_answer)
+
+
+def _written(outside: str) -> Reading:
     if tagged := answer_blocks(outside):
         return _reading(tagged[-1].strip(), "tags")
+    if opened := unclosed_answer(outside):
+        return _reading(opened, "tags")
     outside = without_answer_tags(outside).strip()
     if boxed := unboxed(outside):
         return _reading(boxed[-1][1].strip(), "stated")
-    if stated_texts := _STATED_TEXT.findall(without_markup(outside)):
+    if stated_texts := [one for one in _STATED_TEXT.findall(without_markup(outside)) if not _REMARK.match(one.strip())]:
         return _reading(_SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0].strip(), "stated")
     return _reading(outside if "\n" not in outside and len(outside) <= _LONGEST_LINE else None, "lone")
 
 
 def read_choice(text: str) -> Reading:
     """The letter A to J that a completion chose, in upper case, and its place. See the module docstring."""
-    outside = nfkc(outside_think(text))
+    found = _chosen(nfkc(outside_think(text)))
+    return (
+        found
+        if found.answer is not None or answer_blocks(outside_think(text))
+        else _after_all(nfkc(text), _chosen_letter)
+    )
+
+
+def _chosen(outside: str) -> Reading:
+    if not answer_blocks(outside) and (opened := unclosed_answer(outside)):
+        return _reading(None if names_several(opened) else leading(opened) or _stated_or_lone(opened)[0], "tags")
     for content in answer_blocks(outside)[-1:]:
         if names_several(content):
             return Reading(None, "none")
@@ -81,6 +123,40 @@ def read_choice(text: str) -> Reading:
         if chosen is not None:
             return _reading(chosen, "tags")
     return _reading(*_stated_or_lone(without_answer_tags(outside)))
+
+
+def has_closed_answer(text: str) -> bool:
+    """Whether there is a complete `<answer>` block, outside of thoughts or in one that was never closed."""
+    return bool(answer_blocks(outside_think(text)) or answer_blocks(unclosed_thought(text) or ""))
+
+
+def _after_all(text: str, read: Callable[[str], str | None]) -> Reading:
+    """The answer at the end of a thought that was never closed: its last `<answer>` block, else its last line if that
+    states an answer or is one. What is said in the middle of a thought is none.
+    """
+    thought = unclosed_thought(text)
+    if thought is None:
+        return Reading(None, "none")
+    if blocks := answer_blocks(thought):
+        return _reading(read(blocks[-1]), "unclosed")
+    if opened := unclosed_answer(thought):
+        return _reading(read(opened), "unclosed")
+    last = thought.rstrip().rpartition("\n")[2]
+    return _reading(read(last) if _ENDS_IN_ANSWER.search(last) or _IS_ANSWER.fullmatch(last) else None, "unclosed")
+
+
+def _written_answer(text: str) -> str | None:
+    """A final answer as written: a box, what is stated, or the text itself."""
+    if boxed := unboxed(text):
+        return boxed[-1][1].strip()
+    stated_texts = _STATED_TEXT.findall(without_markup(text))
+    return (_SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0] if stated_texts else text).strip()
+
+
+def _chosen_letter(text: str) -> str | None:
+    if names_several(text):
+        return None
+    return leading(text) or _stated_or_lone(text)[0]
 
 
 def parse_solution(solution: str) -> str:
@@ -91,10 +167,12 @@ def parse_solution(solution: str) -> str:
     """
     outside = outside_think(solution)
     text = (answer_blocks(outside) or [outside])[-1].strip()
+    if element := _ELEMENT.fullmatch(text):
+        text = element["inside"].strip()
     if boxed := unboxed(text):
         text = boxed[-1][1].strip()
     plain = without_markup(nfkc(text))
-    letter = None if names_several(plain) else leading(plain)
+    letter = None if letter_set(plain) or names_several(plain) or _INITIALS.match(plain) else leading(plain)
     return letter or text
 
 
@@ -105,4 +183,5 @@ def _stated_or_lone(text: str) -> tuple[str | None, Place]:
 
 
 def _reading(answer: str | None, place: Place) -> Reading:
+    answer = (answer or "").strip()
     return Reading(answer, place) if answer else Reading(None, "none")

@@ -40,6 +40,7 @@ _HEDGES = (
     r"(?:(?:therefore|thus|then|hence|clearly|definitely|probably|likely|most|simply|just|indeed|the"
     rf"|{_NAMED})(?:\s*+:)?\s++){{0,4}}"
 )
+_SO = r"(?:therefore|thus|hence|so|consequently|所以|因此|故)"
 _RIGHT = r"(?:correct|best|accurate|answer|true|right(?!\s+(?:of|to|above|below|behind|in|next|before|after)\b))"
 _STATEMENTS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -50,8 +51,16 @@ _STATEMENTS = tuple(
         rf"{_HEDGES}{_OPEN}{_LETTER}",
         rf"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?{_LETTER}[)\].]?\s+(?:is|was|seems|looks|appears|must\s+be)\s+"
         rf"(?:to\s+be\s+)?(?:clearly\s+|definitely\s+|therefore\s+|indeed\s+)?(?:the\s+)?(?:only\s+|most\s+)?{_RIGHT}\b",
-        rf"(?<!not )(?<!n't )(?<!n’t )(?<!never )\b(?:choose|chose|pick|picked|select|selected|go\s+with|going\s+with"
+        rf"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?{_LETTER}[)\].]?\s+"
+        r"(?:is\s+(?:clearly\s+)?(?:the\s+only|what|the\s+one)\b|(?:clearly\s+|best\s+)?(?:fits|matches|works)\b)",
+        r"\bI(?:\s+will|['’]ll|\s+would|['’]d)?\s+(?:answer|say|vote\s+for|go\s+for)\s+(?:with\s+)?"
+        rf"(?:{_NAMED}\s+)?:?\s*+{_OPEN}{_LETTER}",
+        rf"\b(?:it|this|that)\s+(?:must|has\s+to|can\s+only)\s+be\s+(?:{_NAMED}\s+)?{_OPEN}{_LETTER}",
+        rf"\b{_SO}\s*[,:，]?\s*+(?:it\s+(?:is|must\s+be)\s+|it['’]s\s+)?{_NAMED}\s*+:?\s*+{_OPEN}{_LETTER}",
+        r"(?<!not )(?<!n't )(?<!n’t )(?<!never )(?<!may )(?<!might )(?<!could )"
+        rf"\b(?:choose|chose|pick|picked|select|selected|go\s+with|going\s+with"
         rf"|opt\s+for)\s++(?:the\s++)?(?:{_NAMED}\s*+)?:?\s*+{_OPEN}{_LETTER}",
+        rf"【答案】\s*+{_OPEN}{_LETTER}",
         r"(?:答案|正确的?选项|正确的是|最佳选项)\s*+(?:应该|应当|应|就|显然|一定|可能)?\s*+(?:是|为|选择|选|:|=){0,3}\s*+"
         rf"(?::\s*+)?(?:选项|选)?\s*+{_OPEN}{_LETTER}",
         r"(?<!不)(?<!不能)(?<!不应)(?<!不应该)(?<!不该)(?<!不会)(?<!不可)(?<!别)(?<!勿)选(?!项)(?:择|的是|了|为)?\s*+(?::\s*+)?"
@@ -76,10 +85,71 @@ _RULED_OUT_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _RULED_OUT_AFTER = re.compile(
-    rf"{_CLOSE}\s*+(?:(?:is|was|are|seems)\s+(?:clearly\s+|definitely\s+)?(?:wrong|incorrect|false|not|out)\b"
+    rf"{_CLOSE}\s*+(?:(?:is|was|are|seems|would\s+be|must\s+be|can\s+be)\s+(?:clearly\s+|definitely\s+)?(?:wrong|incorrect|false|not|out)\b"
     r"|(?:is|was)n['’]t\b|(?:选项|项)?\s*+(?:是)?(?:错|不正确|不对|不符))",
     re.IGNORECASE,
 )
+
+
+# A letter after these is part of a name, or with a number before it a unit: "Angle B", "Plan B", "3 A".
+_NAME_BEFORE = re.compile(
+    r"(?:\b(?:angle|point|plan|figure|line|vitamin|hepatitis|team|player|graph|group|type|class|row|column|box|vertex|side|"
+    r"segment|triangle|circle|diagram|panel|part|section|step|room|route)|∠|△|\d|图|点|角)\s+$",
+    re.IGNORECASE,
+)
+_IF_BEFORE = re.compile(
+    r"(?:\b(?:if|suppose|assuming|whether|unless)|如果|假如|若|假设)[^.;:!?\n。；]{0,60}$", re.IGNORECASE
+)
+# A line about one option: "- B: correct", "B. green - yes", "(B) ✓".
+_OPTION_LINE = re.compile(
+    r"^[ \t]*(?:[-*•][ \t]*)?[(\[]?(?P<letter>[A-J])[)\].:、][ \t]*(?P<said>[^\n]*)$", re.MULTILINE
+)
+_VERDICT = re.compile(
+    r"(?P<no>\bno\b|\bincorrect\b|\bwrong\b|\bfalse\b|\bnot\b|✗|✘|❌|×|错|不)|"
+    r"(?P<yes>\byes\b|\bcorrect\b|\bright\b|\btrue\b|✓|✔|✅|√|正确|对)",
+    re.IGNORECASE,
+)
+_SET_PIECES = re.compile(r"[\s,/&;、，。.()\[\]{}'\"“”‘’$]+|\band\b|和|与|以及", re.IGNORECASE)
+
+
+def letter_set(text: str) -> frozenset[str] | None:
+    """Several options that a short answer names, all of them meant: `A, C`, `AC`, `A and C`, `['A', 'C']`, `A、C`.
+
+    None for a single letter and for everything else: `A or C` is no choice, and letters in a row count in the order of
+    the alphabet only (`AC`, not `CAB`).
+    """
+    plain = without_markup(text).strip()
+    if re.fullmatch(r"[A-J]{2,10}", plain):
+        return frozenset(plain) if list(plain) == sorted(set(plain)) else None
+    pieces = [piece for piece in _SET_PIECES.split(plain) if piece]
+    if len(pieces) < 2 or not all(piece in _LETTERS for piece in pieces):
+        return None
+    return frozenset(pieces) if len(set(pieces)) > 1 else None
+
+
+def judged(text: str) -> str | None:
+    """The one option that a list of all of them calls right: "- A: incorrect", "- B: correct"."""
+    said: dict[str, bool] = {}
+    for line in _OPTION_LINE.finditer(re.sub(r"(?<=\S)[ \t]+(?=\([A-J]\))", "\n", without_markup(text))):
+        verdicts = list(_VERDICT.finditer(line["said"]))
+        if verdicts:
+            said[line["letter"]] = verdicts[-1]["yes"] is not None and not any(one["no"] for one in verdicts)
+    right = [letter for letter, is_right in said.items() if is_right]
+    return right[0] if len(said) > 1 and len(right) == 1 else None
+
+
+def begun_with(text: str) -> str | None:
+    """The letter of `B. The green circle …`, if no other line begins with another one, as a list of options does."""
+    lines = _OPTION_LINE.findall(without_markup(text))
+    letters = {letter for letter, _ in lines}
+    first = _OPTION_LINE.match(without_markup(text).lstrip())
+    return first["letter"] if first is not None and len(letters) == 1 else None
+
+
+def without_options(text: str) -> str:
+    """The text without a list that only repeats the options: A. red / B. green / C. blue."""
+    letters = [match["letter"] for match in _OPTION_LINE.finditer(text)]
+    return _OPTION_LINE.sub("", text) if len(letters) > 1 and letters == sorted(set(letters)) else text
 
 
 def names_several(content: str) -> bool:
@@ -112,7 +182,9 @@ def stated(text: str) -> str | None:
     for pattern in _STATEMENTS:
         for match in pattern.finditer(plain):
             start, end = match.span("letter")
-            if _is_statement(plain, start, end):
+            if _is_statement(plain, start, end) and not _IF_BEFORE.search(
+                plain[max(0, match.start() - 80) : match.start()]
+            ):
                 several = _another(plain, end, match["letter"])
                 found.append((start, "" if several else match["letter"].upper()))
     for start, content in unboxed(plain):
@@ -121,7 +193,7 @@ def stated(text: str) -> str | None:
     if found:
         return max(found)[1]
     bold = [letter for content in _BOLD.findall(text) if (letter := leading(content))]
-    return bold[-1] if bold else None
+    return bold[-1] if bold else judged(text) or begun_with(text)
 
 
 def _another(text: str, end: int, letter: str) -> bool:
@@ -140,12 +212,12 @@ def _is_statement(text: str, start: int, end: int) -> bool:
 
 def lone(text: str) -> str | None:
     """The last letter that stands alone, neither a word nor ruled out by the words around it."""
-    plain = open_text_commands(without_markup(text))
+    plain = without_options(open_text_commands(without_markup(text)))
     chosen: str | None = None
     for match in _LONE.finditer(plain):
         start, end = match.span("letter") if match["letter"] else match.span("bracketed")
         before = plain[max(0, start - 24) : start]
-        if _RULED_OUT_BEFORE.search(before) or _RULED_OUT_AFTER.match(plain, end):
+        if _NAME_BEFORE.search(before) or _RULED_OUT_BEFORE.search(before) or _RULED_OUT_AFTER.match(plain, end):
             continue
         if not _is_word(plain, start):
             chosen = plain[start].upper()

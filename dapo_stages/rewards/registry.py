@@ -53,13 +53,20 @@ class Rewards:
         ]
 
     def _group(self, group: Group, judged: dict[str, list[float | None]]) -> list[Scored]:
-        config, solution = self._settings, str(group.row["solution"])
+        settings, solution = self._settings, str(group.row["solution"])
+        cut_off = [settings.truncated_answers == "closed" and reason == "length" for reason in group.finish_reasons]
         others = self._plugins.score(group.texts, group.lengths, group.row) | judged
         return [
             Scored(
-                accuracy=accuracy(text, solution, symbolic=config.symbolic, timeout=config.symbolic_timeout),
+                accuracy=accuracy(
+                    text,
+                    solution,
+                    symbolic=settings.symbolic,
+                    timeout=settings.symbolic_timeout,
+                    closed=any(cut_off[sample : sample + 1]),
+                ),
                 format=format_reward(text),
-                overlong=float(overlong(length, self._max_length, config.overlong_cache)),
+                overlong=float(overlong(length, self._max_length, settings.overlong_cache)),
                 others={name: values[sample] for name, values in others.items()},
             )
             for sample, (text, length) in enumerate(zip(group.texts, group.lengths, strict=True))

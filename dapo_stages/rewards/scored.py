@@ -15,6 +15,7 @@ class Group(NamedTuple):
     row: Row
     texts: Sequence[str]
     lengths: Sequence[int]  # tokens of each completion, end token included
+    finish_reasons: Sequence[str] = ()  # of each completion: `length` if the limit cut it off; empty: none was
 
 
 @dataclass(frozen=True)

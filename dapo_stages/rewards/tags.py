@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 
 _FLAGS = re.IGNORECASE | re.DOTALL
 _THINK_TAG = re.compile(r"<(/?)think>", _FLAGS)
@@ -11,6 +13,29 @@ _BRACE = re.compile(r"\\\\|\\[{}]|(?P<box>\\(?:boxed|fbox)\s*\{)|(?P<open>\{)|(?
 _LONGEST_BOX = 1000  # characters
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"[*`]|__")
+_ITALIC_LETTER = re.compile(r"(?<![\w_])_([A-Ja-j])_(?![\w_])")
+
+
+def unclosed_thought(text: str) -> str | None:
+    """What follows a `<think>` that is never closed; None if there is none."""
+    last = _last(_THINK_TAG.finditer(text))
+    return None if last is None or last[1] else text[last.end() :]
+
+
+def unclosed_answer(text: str) -> str | None:
+    """The first line of an `<answer>` that is never closed, or what an `</answer>` closes that was never opened: the
+    line before it. None if there is neither."""
+    last = _last(_ANSWER_TAG.finditer(text))
+    if last is None:
+        return None
+    if not last[0].startswith("</"):
+        return text[last.end() :].strip().partition("\n")[0]
+    alone = _ANSWER_TAG.search(text, 0, last.start()) is None
+    return text[: last.start()].rstrip().rpartition("\n")[2].strip() if alone else None
+
+
+def _last(matches: Iterator[re.Match[str]]) -> re.Match[str] | None:
+    return next(iter(deque(matches, maxlen=1)), None)
 
 
 def outside_think(text: str) -> str:
@@ -54,7 +79,7 @@ def without_answer_tags(text: str) -> str:
 
 def without_markup(text: str) -> str:
     """The text without Markdown's bold, italic and code marks."""
-    return _MARKUP.sub("", text)
+    return _ITALIC_LETTER.sub(r"\1", _MARKUP.sub("", text))
 
 
 def unboxed(text: str) -> list[tuple[int, str]]:

@@ -141,7 +141,8 @@ class Evaluation:
             for mode, completions in self._completions(batch, seed).items():
                 texts = [[self._engine.tokens.text(one.ids) for one in group] for group in completions]
                 lengths = [[len(one.ids) for one in group] for group in completions]
-                scored = self._rewards.score(list(map(Group, batch, texts, lengths)))
+                reasons = [[one.finish_reason for one in group] for group in completions]
+                scored = self._rewards.score(list(map(Group, batch, texts, lengths, reasons)))
                 for row, group, said, rewards in zip(batch, completions, texts, scored, strict=True):
                     for sample, one in enumerate(group):
                         yield self._row(row, mode, sample, one, said[sample], rewards[sample])
@@ -166,7 +167,8 @@ class Evaluation:
         from dapo_stages.rewards.accuracy import reading
         from dapo_stages.rewards.offered_options import num_options
 
-        read = reading(text, question["solution"])
+        cut_off = completion.finish_reason == "length" and self._config.rewards.truncated_answers == "closed"
+        read = reading(text, question["solution"], closed=cut_off)
         return {
             "completion_id": f"{question['prompt_id']}-{mode}-{sample:03d}",
             "prompt_id": question["prompt_id"],

@@ -206,7 +206,8 @@ class Rollout:
         ]
         texts = [[self._engine.tokens.text(one.ids) for one in completions] for completions in sampled]
         lengths = [[len(one.ids) for one in completions] for completions in sampled]
-        scored = self._rewards.score(list(map(Group, rows, texts, lengths)), shard.first)
+        reasons = [[one.finish_reason for one in completions] for completions in sampled]
+        scored = self._rewards.score(list(map(Group, rows, texts, lengths, reasons)), shard.first)
         for row, completions, said, rewards in zip(rows, sampled, texts, scored, strict=True):
             for sample, one in enumerate(completions):
                 yield self._completion(row["group_id"], sample, one, said[sample], rewards[sample])

@@ -16,7 +16,7 @@ from dapo_stages.rewards.isolated import symbolic
         ("<answer>B. green</answer>", "<answer>B</answer>", 1.0),
         ("答案是Ｂ", "B. green", 1.0),
         ("<answer>green</answer>", "B. green", 0.0),
-        ("<think>B", "B", 0.0),
+        ("<think>B", "B", 1.0),
         ("", "B", 0.0),
     ],
 )

@@ -92,8 +92,12 @@ THOUGHT = [
     ("<think><answer>A</answer></think>", None, "nothing outside the thought"),
     ("<think>The answer is A.</think>", None, "a statement inside the thought"),
     ("<think>The answer is A.</think> The answer is C.", "C", "only the one outside counts"),
-    ("<think>The answer is A. <answer>A</answer>", None, "an open thought runs to the end"),
-    ("<think>B", None, "the same for a letter"),
+    ("<think>It could be B. <answer>A</answer>", "A", "a thought that is never closed may end in an answer block"),
+    ("<think>A dog.\nB", "B", "or in a line with the letter alone"),
+    ("<think>A dog, so the answer is B.", "B", "or in a statement"),
+    ("<think>The answer is A, I guess.\nThe wheel is red", None, "what is stated in its middle is none"),
+    ("<think>It could be A or B", None, "and two letters at its end are none"),
+    ("<think>x</think><answer>B\nbecause A is red", "B", "of a block that is never closed the first line counts"),
     ("<answer>B</answer><think>or <answer>C</answer>", "B", "a second thought does not answer"),
     ("It could be A.</think><answer>B</answer>", "B", "the prompt opened the thought"),
     ("The answer is A.</think> hm", None, "so that this belongs to it"),
@@ -229,7 +233,7 @@ OTHERS = [
     ("<answer>1,000</answer>", "1000", 1.0, "digit groups"),
     ("<answer>3 or 4</answer>", "4", 0.0, "two numbers are no choice"),
     ("<answer>-3</answer>", "3", 0.0, "another sign"),
-    ("<answer>three</answer>", "3", 0.0, "words are compared as text"),
+    ("<answer>three</answer>", "3", 1.0, "a number in words"),
     ("<answer>Red.</answer>", "red", 1.0, "case and full stop"),
     ("<answer>the red one</answer>", "red one", 1.0, "an article"),
     ("<answer>reddish</answer>", "red", 0.0, "a longer word"),
@@ -432,7 +436,7 @@ def test_nothing_makes_the_parser_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Expressions are read up to the point where math-verify would compare them.
     """
-    monkeypatch.setattr(symbolic, "equal", lambda *_: False)
+    monkeypatch.setattr(symbolic, "equal", lambda *_, **__: False)
     drawn = random.Random(0)
     start = time.process_time()
     for number in range(10_000):

@@ -16,7 +16,9 @@ from dapo_stages.rewards.accuracy import accuracy, reading
         ("The answer is B.", "B", "stated"),
         ("<answer>green</answer> so the answer is B", "B", "stated"),
         ("\\boxed{D}", "D", "stated"),
-        ("<answer>B", "B", "lone"),
+        ("<answer>B", "B", "tags"),
+        ("<think>red\nB", "B", "unclosed"),
+        ("<think>red <answer>B</answer>", "B", "unclosed"),
         ("Red, green … B", "B", "lone"),
         ("<answer>A or B</answer> The answer is A.", None, "none"),
         ("<answer>the answer is A or B</answer> A", None, "none"),
@@ -44,3 +46,20 @@ def test_a_letter_and_its_place(text: str, answer: str | None, place: str) -> No
 )
 def test_a_text_and_its_place(text: str, answer: str | None, place: str) -> None:
     assert reading(text, "cat") == (answer, place)
+
+
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        ("<think>red</think><answer>B</answer>", 1.0),
+        ("<think>red <answer>B</answer> and", 1.0),
+        ("<think>red</think><answer>B", 0.0),
+        ("<think>red</think>The answer is B", 0.0),
+        ("<think>red\nB", 0.0),
+        ("<think><answer>A</answer></think>The answer is B", 0.0),
+    ],
+)
+def test_of_a_completion_that_was_cut_off_only_a_closed_block_counts(text: str, paid: float) -> None:
+    assert accuracy(text, "B", closed=True) == paid
+    assert accuracy(text, "B") == 1.0
+    assert reading(text, "B", closed=True).answer == ("B" if paid else None)

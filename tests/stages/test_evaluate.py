@@ -354,8 +354,11 @@ def test_a_killed_evaluation_carries_on_to_the_same_figures(
     assert '"unchanged"' in sliced.command(*command, *inputs, "--json").stdout
 
 
-EVALUATED = ("--set", "evaluate.num_generations=4", "--set", "evaluate.questions_per_shard=5")
-PLACES = ("tags", "stated", "lone", "none")
+EVALUATED = (
+    "--set", "evaluate.num_generations=4", "--set", "evaluate.questions_per_shard=5",
+    "--set", "rewards.truncated_answers=any",  # the lengths are not those of the texts
+)  # fmt: skip
+PLACES = ("tags", "stated", "lone", "unclosed", "none")
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +385,7 @@ def evaluated(sliced: Run) -> Path:
 TEXTS = (
     *(f"<think>x</think><answer>{letter}</answer>" for letter in "ABCDABCD"),
     "<answer>A</answer>", "So the answer is B.", "<answer>C", "A or B?", "<answer>A or B</answer>", "", "It is (d)",
+    "<think>It is red.\nC",
 )  # fmt: skip
 
 

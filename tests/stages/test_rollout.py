@@ -35,11 +35,12 @@ def test_every_group_has_its_completions_and_ids_are_kept(small_run: Run) -> Non
 def test_rewards_are_what_the_texts_say(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each completion is read as the next of these texts; all solutions of the embedded task are letters."""
     answers = {f"<think>x</think><answer>{letter}</answer>": letter for letter in "ABCD"}
-    answers |= {"": "", "<think>A</think>": "", "<answer>A": "A", "So it is (B).": "B"}
+    answers |= {"": "", "<think>A</think>": "", "<think>red\nC": "C", "<answer>A": "A", "So it is (B).": "B"}
     said = itertools.cycle(answers)
     monkeypatch.setattr(Tokens, "text", lambda self, ids: next(said))
+    any_place = {"rewards__truncated_answers": "any"}  # whatever its length was
     with right_as_read():
-        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r")
+        small_run.command("rollout", *small_run.rollout_inputs(1), "--out", tmp_path / "r", **any_place)
     prompts = table(tmp_path / "r", "prompts").set_index("group_id")
     rows = table(tmp_path / "r", "completions")
     assert set(rows.text) == set(answers)

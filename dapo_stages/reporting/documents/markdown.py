@@ -33,7 +33,13 @@ _EVAL_COLUMNS = (
     ("image blanked", "blank_accuracy"),
 )
 
-_PLACES = {"tags": "in <answer>", "stated": "stated outside", "lone": "last lone letter or line", "none": "not at all"}
+_PLACES = {
+    "tags": "in <answer>",
+    "stated": "stated outside",
+    "lone": "last lone letter or line",
+    "unclosed": "at the end of a thought never closed",
+    "none": "not at all",
+}
 
 
 def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:

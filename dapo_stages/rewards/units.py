@@ -1,0 +1,79 @@
+"""Units of quantities by their symbols and names, in English and Chinese, and how many of the base unit each is."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# Base unit -> symbols and names -> factor. Plurals and British spellings are found, too.
+_TABLE: dict[str, dict[str, float]] = {
+    "m": {
+        "mm millimeter 毫米": 1e-3, "cm centimeter 厘米": 1e-2, "dm decimeter 分米": 1e-1, "m meter 米": 1.0,
+        "km kilometer 千米 公里": 1e3, "nm nanometer 纳米": 1e-9, "μm um micrometer 微米": 1e-6,
+        "in inch inches 英寸": 0.0254, "ft foot feet 英尺": 0.3048, "yd yard": 0.9144, "mi mile 英里": 1609.344,
+    },
+    "m^3": {"l liter 升": 1e-3, "ml milliliter 毫升": 1e-6},
+    "g": {
+        "mg milligram 毫克": 1e-3, "g gram 克": 1.0, "kg kilogram 千克 公斤": 1e3, "t ton tonne 吨": 1e6,
+        "lb lbs": 453.59237, "oz ounce": 28.349523125,
+    },
+    "s": {
+        "ms millisecond 毫秒": 1e-3, "s sec second 秒": 1.0, "min minute 分钟": 60.0, "h hr hour 小时": 3600.0,
+        "day 天": 86400.0,
+    },
+    "degree": {"° degree deg 度": 1.0},
+    "dollar": {"$ dollar usd 美元": 1.0, "¢ cent": 0.01},
+    "yuan": {"¥ yuan rmb 元": 1.0},
+    "euro": {"€ euro eur 欧元": 1.0},
+}  # fmt: skip
+_FACTORS = {
+    name: (base, factor) for base, rows in _TABLE.items() for names, factor in rows.items() for name in names.split()
+}
+_LATIN = re.compile(r"[a-z]+")
+_POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
+_POWER = re.compile(
+    r"^(?:(square|sq|cubic|cu)\.?\s+|(平方|立方)\s*)(.+)$|^(.+?)\s*(?:\^\s*\{?\s*([23])\s*\}?|([23])|\s+(squared|cubed))$"
+)
+_COUNTED = re.compile(r"[个只条张本块颗头辆件名位人]")  # Chinese measure words say nothing about the dimension
+
+
+class Unit(NamedTuple):
+    """What is measured (`m^2`, `m/s`, or the word itself if it is not in the table), and in how many base units."""
+
+    dimension: str
+    factor: float
+
+
+def unit_of(text: str) -> Unit | None:
+    """The unit that a text names; None if it is empty or a Chinese measure word."""
+    words = " ".join(text.replace("·", "*").split())
+    if not words or _COUNTED.fullmatch(words):
+        return None
+    over, divided, under = re.sub(r"\s+per\s+|每", "/", words).partition("/")
+    above, below = _simple(over.strip()), _simple(under.strip()) if divided else Unit("", 1.0)
+    if not divided:
+        return above
+    return Unit(f"{above.dimension}/{below.dimension}", above.factor / below.factor)
+
+
+def _simple(text: str) -> Unit:
+    """A unit without a fraction: `cm^2`, `square centimeters`, `平方厘米`."""
+    if power := _POWER.match(text.casefold()):
+        name = power[3] or power[4]
+        exponent = _POWERS.get(power[1] or power[2] or "", 0) or (3 if power[7] == "cubed" else 2 if power[7] else 0)
+        exponent = exponent or int(power[5] or power[6])
+        inner = _named(name)
+        return Unit(f"{inner.dimension}^{exponent}", inner.factor**exponent)
+    return _named(text)
+
+
+def _named(text: str) -> Unit:
+    for name in (text, text.casefold()):
+        if name in _FACTORS and (name == text or len(name) > 2 or name in ("cm", "mm", "kg", "km", "ml", "mg")):
+            return Unit(*_FACTORS[name])
+    word = text.casefold().rstrip(".")
+    for name in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub(r"metre(s?)$", "meter", word)):
+        name = re.sub(r"litre$", "liter", name.removesuffix("s") if name.endswith("meters") else name)
+        if len(name) > 2 and name in _FACTORS:
+            return Unit(*_FACTORS[name])
+    return Unit(word.removesuffix("s") if len(word) > 3 else text, 1.0)
