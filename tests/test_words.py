@@ -15,7 +15,13 @@ TABLE = PAGE.split("| we write | we don't write | meaning |\n|---|---|---|\n")[1
 BY_EYE = re.compile("flag|switch|directory|question|answer|response|(base )?model|worker|done|outdated|half-way|.* on")
 RULES = ("CONTRIBUTING.md", "tests/test_errors.py", "tests/test_words.py")
 # Texts of the demo's data, of prompts and of runs that were recorded with them; SVGs hold such texts.
-DATA = ("dapo_stages/data/embedded/", "tests/data/embedded/", "tests/upgrades/recorded/")
+DATA = (
+    "dapo_stages/data/embedded/",
+    "tests/data/embedded/",
+    "tests/upgrades/recorded/",
+    "tests/rewards/answers.jsonl",
+    "tests/rewards/more_answers.jsonl",
+)
 TEXTS = re.compile(
     r"hat colour|hich colour|ts colour|cats/colours|task colours|[\"'`.]colours\b|\bcolours: one|, colour\"|Ġ|"
     r"what the picture shows|Look at the picture and think|Picture \{\{ image_count|Picture 1|`--picture`|"

@@ -144,6 +144,8 @@ class ReplayBuffer:
     def _completions(
         self, output: Output, rollouts: Source, entering: dict[str, GroupScores], staying: set[str]
     ) -> Iterator[Row]:
+        from dapo_stages.handoff.schemas import READING
+
         for row in self._rows("buffer-completions") if staying else ():
             if row["group_id"] in staying:
                 yield row
@@ -159,7 +161,8 @@ class ReplayBuffer:
                 for row in reader.rows():
                     key = row["completion_id"]
                     if key in vgr:
-                        yield row | {"reward_vgr": vgr[key], "token_weights": weights[key]}
+                        more = {"reward_vgr": vgr[key], "token_weights": weights[key]}
+                        yield _without(row, READING) | more
 
     def _unusable(self, kind: str, problem: str) -> DataError:
         folder = self._source.folder if self._source is not None else Path()

@@ -67,6 +67,13 @@ _COMPLETION = [
     _required("reward_overlong", pa.float32()),
 ]
 
+# How the accuracy reward read a completion. Not in the buffer, which nobody reads for it.
+_READING = [
+    pa.field("answer", pa.string()),
+    pa.field("read_from", pa.string()),
+]
+READING = tuple(field.name for field in _READING)
+
 _ATTENTION = [
     _required("completion_id", pa.string()),
     _required("status", pa.string()),
@@ -154,8 +161,8 @@ PER_TOKEN = (
     *TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
-# Columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws"})
+# Nullable columns added after the first files were written. If a file lacks them, they are read as null.
+LATER = frozenset({"draws", *READING})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
@@ -182,7 +189,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "train": _schema(_PROMPT),
     "held_out": _schema([*_PROMPT, _LABELS]),
     "prompts": _schema(_GROUP),
-    "completions": _schema(_COMPLETION),
+    "completions": _schema([*_COMPLETION, *_READING]),
     "attention": _schema(_ATTENTION),
     "weights": _schema(_WEIGHT),
     "replayed-prompts": _schema(_GROUP),
@@ -210,5 +217,5 @@ def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.S
 
 def of_file(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
     """The schema of a file with these columns: without the later columns that it lacks."""
-    fields = [field for field in schema if field.name in names or field.name not in LATER]
+    fields = [field for field in schema if field.name in names or not (field.nullable and field.name in LATER)]
     return schema if len(fields) == len(schema) else _schema(fields)

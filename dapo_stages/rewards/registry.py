@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dapo_stages.config import RewardsConfig
 from dapo_stages.maths.group_rewards import overlong
-from dapo_stages.rewards.accuracy import accuracy
+from dapo_stages.rewards.accuracy import accuracy, reading
 from dapo_stages.rewards.format import format_reward
 from dapo_stages.rewards.isolated.plugins import Plugins
 from dapo_stages.rewards.scored import Group, Scored
@@ -68,6 +68,7 @@ class Rewards:
                 format=format_reward(text),
                 overlong=float(overlong(length, self._max_length, settings.overlong_cache)),
                 others={name: values[sample] for name, values in others.items()},
+                read=reading(text, solution, closed=any(cut_off[sample : sample + 1])),
             )
             for sample, (text, length) in enumerate(zip(group.texts, group.lengths, strict=True))
         ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dapo_stages.handoff.shards import Row
+from dapo_stages.rewards.answers import Reading
 
 
 class Group(NamedTuple):
@@ -26,6 +27,7 @@ class Scored:
     format: float  # 1 or 0
     overlong: float  # -1 … 0
     others: dict[str, float | None]  # in the order of Rewards.names; None means no opinion
+    read: Reading  # the answer that accuracy compared with the solution
 
     @property
     def columns(self) -> dict[str, float | None]:

@@ -164,11 +164,8 @@ class Evaluation:
         return found
 
     def _row(self, question: Row, mode: str, sample: int, completion: Completion, text: str, scored: Scored) -> Row:
-        from dapo_stages.rewards.accuracy import reading
         from dapo_stages.rewards.offered_options import num_options
 
-        cut_off = completion.finish_reason == "length" and self._config.rewards.truncated_answers == "closed"
-        read = reading(text, question["solution"], closed=cut_off)
         return {
             "completion_id": f"{question['prompt_id']}-{mode}-{sample:03d}",
             "prompt_id": question["prompt_id"],
@@ -184,8 +181,8 @@ class Evaluation:
             "finish_reason": completion.finish_reason,
             "policy_version": self._output.plan.policy.version,
             **scored.columns,
-            "answer": read.answer,
-            "read_from": read.place,
+            "answer": scored.read.answer,
+            "read_from": scored.read.place,
             "num_options": num_options(question["problem"]),
             "labels": question["labels"],
         }

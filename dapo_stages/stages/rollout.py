@@ -273,6 +273,8 @@ class Rollout:
             "engine": self._config.rollout.engine,
             "policy_version": self._source.version,
             **scored.columns,
+            "answer": scored.read.answer,
+            "read_from": scored.read.place,
         }
 
     def _figures(self, shards: list[RoundShard]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.config import JudgeConfig, RewardsConfig
+from dapo_stages.rewards.answers import Reading
 from dapo_stages.rewards.registry import Rewards
 from dapo_stages.rewards.scored import Group, Scored
 
 TEXT = "<think>It is green.</think><answer>B</answer>"
+B, C = Reading("B", "tags"), Reading("C", "tags")
 ROW: dict[str, object] = {"solution": "B", "problem": "What color is it?"}
 
 
@@ -21,8 +23,8 @@ def one(rewards: Rewards, text: str, tokens: int, row: dict[str, object] = ROW) 
 
 def test_the_three_rewards_of_a_completion(tmp_path: Path) -> None:
     rewards = Rewards(RewardsConfig(), 384, tmp_path)
-    assert one(rewards, TEXT, 20) == Scored(accuracy=1.0, format=1.0, overlong=0.0, others={})
-    assert one(rewards, "<answer>C</answer>", 384) == Scored(accuracy=0.0, format=0.0, overlong=-1.0, others={})
+    assert one(rewards, TEXT, 20) == Scored(1.0, format=1.0, overlong=0.0, others={}, read=B)
+    assert one(rewards, "<answer>C</answer>", 384) == Scored(0.0, format=0.0, overlong=-1.0, others={}, read=C)
 
 
 def test_overlong_falls_over_the_cache(tmp_path: Path) -> None:
@@ -38,8 +40,8 @@ def test_each_completion_gets_its_own(tmp_path: Path) -> None:
     rewards = Rewards(RewardsConfig(plugins={"mine": "mine.py:f"}), 384, tmp_path)
     groups = [Group(ROW, [TEXT, "<answer>C</answer>"], [20, 384]), Group({"solution": "C"}, ["C", TEXT], [1, 20])]
     assert rewards.score(groups) == [
-        [Scored(1.0, 1.0, 0.0, {"mine": None}), Scored(0.0, 0.0, -1.0, {"mine": 0.5})],
-        [Scored(1.0, 0.0, 0.0, {"mine": None}), Scored(0.0, 1.0, 0.0, {"mine": 0.5})],
+        [Scored(1.0, 1.0, 0.0, {"mine": None}, B), Scored(0.0, 0.0, -1.0, {"mine": 0.5}, C)],
+        [Scored(1.0, 0.0, 0.0, {"mine": None}, Reading("C", "lone")), Scored(0.0, 1.0, 0.0, {"mine": 0.5}, B)],
     ]
     assert rewards.score(groups)[0][0].columns == {
         "reward_accuracy": 1.0,
@@ -80,3 +82,12 @@ def test_a_stage_may_leave_the_judge_out(tmp_path: Path) -> None:
     rewards = Rewards(config, 384, tmp_path, judge=False)
     assert rewards.names == () and rewards.section["judge"] is None
     assert one(rewards, TEXT, 20).others == {}
+
+
+def test_of_completions_that_were_cut_off_only_closed_answers_are_paid(tmp_path: Path) -> None:
+    texts, reasons = ["The answer is B", TEXT, "The answer is B"], ["length", "length", "stop"]
+    for setting, paid in (("closed", [0.0, 1.0, 1.0]), ("any", [1.0, 1.0, 1.0])):
+        rewards = Rewards(RewardsConfig(truncated_answers=setting), 384, tmp_path)
+        [scored] = rewards.score([Group(ROW, texts, [384, 384, 20], reasons)])
+        assert [each.accuracy for each in scored] == paid
+        assert scored[0].read == (Reading("B", "stated") if setting == "any" else Reading(None, "none"))

@@ -36,6 +36,8 @@ def test_rewards_are_what_the_texts_say(small_run: Run, tmp_path: Path, monkeypa
     """Each completion is read as the next of these texts; all solutions of the embedded task are letters."""
     answers = {f"<think>x</think><answer>{letter}</answer>": letter for letter in "ABCD"}
     answers |= {"": "", "<think>A</think>": "", "<think>red\nC": "C", "<answer>A": "A", "So it is (B).": "B"}
+    places = {"<think>x</think": "tags", "": "none", "<think>A</thin": "none", "<think>red\nC": "unclosed"}
+    places = {name[:14]: place for name, place in places.items()} | {"<answer>A": "tags", "So it is (B).": "lone"}
     said = itertools.cycle(answers)
     monkeypatch.setattr(Tokens, "text", lambda self, ids: next(said))
     any_place = {"rewards__truncated_answers": "any"}  # whatever its length was
@@ -47,6 +49,8 @@ def test_rewards_are_what_the_texts_say(small_run: Run, tmp_path: Path, monkeypa
     for row in rows.itertuples():
         assert row.reward_accuracy == (answers[row.text] == prompts.solution[row.group_id])
         assert row.reward_format == row.text.endswith("</answer>")
+        assert (row.answer if isinstance(row.answer, str) else "") == answers[row.text]
+        assert row.read_from == places[row.text[:14]]
 
 
 def test_the_end_token_is_kept_and_truncation_is_named(small_run: Run) -> None:

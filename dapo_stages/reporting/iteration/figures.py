@@ -94,7 +94,7 @@ def _rollout(source: Source) -> Figures:
     }
     rewards = rewards_of(schema_of("completions", tuple(source.manifest.rewards)).names)
     tally, by_slice, sizes, longest = Tally(), Tally(), Counter[str](), 0
-    for row in source.rows("completions", ["group_id", "completion_ids", "finish_reason", *rewards]):
+    for row in source.rows("completions", ["group_id", "completion_ids", "finish_reason", "read_from", *rewards]):
         length = len(row["completion_ids"])
         longest = max(longest, length)
         sizes[row["group_id"]] += 1
@@ -102,6 +102,7 @@ def _rollout(source: Source) -> Figures:
             tally.add(name.removeprefix("reward_"), row[name])
         tally.add("mean_tokens", length)
         tally.add("truncated", row["finish_reason"] == "length")
+        tally.add("unclosed", None if row["read_from"] is None else row["read_from"] == "unclosed")
         if group := groups.get(row["group_id"]):
             by_slice.add(group["slice"], row["reward_accuracy"])
     informative = sum(0 < row["num_correct"] < sizes[name] for name, row in groups.items())

@@ -65,7 +65,11 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             chart(
                 "Shares of a rollout",
                 "share",
-                {"truncated completions": ("rollout", "truncated"), "informative prompts": ("rollout", "informative")},
+                {
+                    "truncated completions": ("rollout", "truncated"),
+                    "answers in thoughts never closed": ("rollout", "unclosed"),
+                    "informative prompts": ("rollout", "informative"),
+                },
                 "percent",
             ),
             chart("VGR by layers (lower is more grounded)", "VGR", {s: ("attention", f"vgr_{s}") for s in SEGMENTS}),
