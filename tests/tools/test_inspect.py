@@ -10,7 +10,7 @@ import pytest
 import typer
 from reporting import tiny_run
 from rich.console import Console
-from rich.style import Style
+from support.commands import fresh
 from typer.testing import CliRunner, Result
 
 from dapo_stages.handoff.manifests import mark_pruned
@@ -57,19 +57,16 @@ def test_hostile_text_cannot_steer_the_terminal(run: Path) -> None:
     assert "advantage  -1.200 (not in the loss: truncated)\n" in text
 
 
-def test_the_image_is_drawn_on_a_terminal_with_color(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    assert "▀" not in inspect(run, "it1-p0-s0").stdout
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    Style.parse.cache_clear()  # a style keeps the codes of the terminal it was first written to
-    shown = inspect(run, "it1-p0-s0").stdout
+@pytest.mark.long
+def test_the_image_is_drawn_on_a_terminal_with_color(run: Path) -> None:
+    """In processes of their own: rich keeps the codes of a style for the terminal it was first written to."""
+    drawn = ["inspect", "--run", run, "it1-p0-s0"]
+    terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
+    assert "▀" not in fresh(*drawn, **terminal | {"FORCE_COLOR": ""}).stdout
+    shown = fresh(*drawn, **terminal, NO_COLOR="").stdout
     assert shown.count("▀") == 40 * 20  # 56 × 56 pixels, made 40 × 40
     assert "\x1b[38;2;0;0;0;48;2;255;255;255m<think>\x1b[0m" in shown
-    monkeypatch.setenv("NO_COLOR", "1")
-    plain = inspect(run, "it1-p0-s0").stdout
+    plain = fresh(*drawn, **terminal, NO_COLOR="1").stdout
     assert "▀" not in plain and "<think>(0.50) The(0.60)" in plain
 
 
