@@ -197,6 +197,11 @@ class Source:
         self.manifest = read_manifest(folder, stage)
         self._verified: set[str] = set()
 
+    @property
+    def _stage(self) -> str:
+        """The command that writes it: train-step publishes a policy, a state and a reference with it."""
+        return "train-step" if self.manifest.stage in ("policy", "state", "reference") else self.manifest.stage
+
     def shards(self, kind: str) -> list[Shard]:
         """The shards of a kind, in order: `completions` -> completions-00000.parquet, …"""
         return [shard for shard in self.manifest.shards if kind_of(shard.name) == kind]
@@ -210,7 +215,7 @@ class Source:
         if (rows := sum(reader.row_group_sizes)) != shard.rows:
             reader.close()
             problem = f"has {rows} rows, but its manifest says {shard.rows}"
-            raise DataError(reader.path, problem, f"Run {self.manifest.stage} again.")
+            raise DataError(reader.path, problem, f"Run {self._stage} again.")
         return reader
 
     def rows(self, kind: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -240,12 +245,12 @@ class Source:
         path = self.folder / shard.name
         if shard.name in self._verified:
             return path
-        redo = f"Run {self.manifest.stage} again."
+        redo = f"Run {self._stage} again."
         if self.manifest.pruned:
             raise DataError(
                 self.folder,
                 "the files of this output were pruned",
-                f"Run {self.manifest.stage} with another --out to make them again, and raise the keep settings.",
+                f"Run {self._stage} with another --out to make them again, and raise the keep settings.",
             )
         if not path.is_file():
             raise DataError(path, "no such file, but the manifest lists it", redo)
@@ -278,7 +283,7 @@ class Source:
             raise self._unreadable(self.folder / shard.name, error) from None
 
     def _unreadable(self, path: Path, error: ValueError) -> DataError:
-        return DataError(path, f"the file is damaged ({error})", f"Run {self.manifest.stage} again.")
+        return DataError(path, f"the file is damaged ({error})", f"Run {self._stage} again.")
 
     def verify_all(self) -> None:
         """Check every file of the folder, except in pruned parts, and of the checkpoint that a policy refers to."""
@@ -310,7 +315,7 @@ class Source:
             raise DataError(
                 self.folder / MANIFEST,
                 problem,
-                f"Run {self.manifest.stage} on {other.folder}, or name the folder that belongs to it.",
+                f"Run {self._stage} on {other.folder}, or name the folder that belongs to it.",
             )
 
 

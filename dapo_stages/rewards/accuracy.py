@@ -7,8 +7,6 @@ from functools import partial
 
 from dapo_stages.rewards.answers import (
     Reading,
-    extract_answer,
-    extract_choice,
     has_closed_answer,
     parse_solution,
     read_answer,
@@ -34,14 +32,12 @@ def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float 
     but either may be missing. Other words are not mathematics, so "3 or 4" is not 4, and "cat" is not "act".
     Several letters ("A, C") are compared as a set. With `closed`, only an answer in a closed `<answer>` block counts.
     """
-    if closed and not has_closed_answer(text):
-        return 0.0
     wanted = parse_solution(solution)
-    if _CHOICE.fullmatch(wanted):
-        return 1.0 if extract_choice(text) == wanted else 0.0
-    answer = extract_answer(text)
+    answer = _read(text, wanted, closed).answer
     if answer is None or not wanted:
         return 0.0
+    if _CHOICE.fullmatch(wanted):
+        return 1.0 if answer == wanted else 0.0
     if (all_of := letter_set(nfkc(wanted))) is not None:
         return 1.0 if letter_set(nfkc(_bare(without_sentence(answer)))) == all_of else 0.0
     if _same_text(wanted, answer):
@@ -55,12 +51,18 @@ def reading(text: str, solution: str, *, closed: bool = False) -> Reading:
     A letter, or text without case, articles, quotes and final punctuation. Answers that only math-verify finds equal
     ("1/2" and "0.5") remain different. With `closed`, there is none outside a closed `<answer>` block.
     """
-    if closed and not has_closed_answer(text):
-        return Reading(None, "none")
-    if _CHOICE.fullmatch(parse_solution(solution)):
-        return read_choice(text)
-    found = read_answer(text)
-    return found if found.answer is None else found._replace(answer=_plain(found.answer))
+    wanted = parse_solution(solution)
+    found = _read(text, wanted, closed)
+    if found.answer is None or _CHOICE.fullmatch(wanted):
+        return found
+    return found._replace(answer=_plain(found.answer))
+
+
+def _read(text: str, wanted: str, closed: bool) -> Reading:
+    """The letter that was chosen if one is wanted, else the answer as written."""
+    found = read_choice(text) if _CHOICE.fullmatch(wanted) else read_answer(text)
+    in_block = found.place in ("tags", "unclosed") and has_closed_answer(text)
+    return found if in_block or not closed else Reading(None, "none")
 
 
 def _same_expression(wanted: str, answer: str, timeout: float) -> bool:
@@ -73,16 +75,7 @@ def _same_expression(wanted: str, answer: str, timeout: float) -> bool:
     )
 
 
-_YES_OR_NO = {
-    "yes": "yes",
-    "no": "no",
-    "true": "true",
-    "false": "false",
-    "是": "是",
-    "是的": "是",
-    "否": "否",
-    "不是": "否",
-}
+_YES_OR_NO = {word: word for word in ("yes", "no", "true", "false", "是", "否")} | {"是的": "是", "不是": "否"}
 _PICTURED = re.compile(r"(?:figure|graph|diagram|panel|plot|image|shape|object|图)\s*\(?([A-J])\)?", re.IGNORECASE)
 
 

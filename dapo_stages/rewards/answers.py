@@ -4,7 +4,7 @@ A thought that was closed never contains the answer. It ends at the first `</thi
 that it did not open (the prompt did), all text before belongs to it. A thought that is never closed runs to the end of
 the text; its last `<answer>` block counts, or its last line if that states an answer or is one.
 
-`extract_choice` looks in this order, and in each place the last match wins, since a model may correct itself:
+`read_choice` looks in this order, and in each place the last match wins, since a model may correct itself:
 
 1. the last complete `<answer>…</answer>`. A block that names several letters ("A or B") means no answer; a block
    without a letter is skipped. Of a block that is never closed the first line counts;
@@ -70,16 +70,6 @@ class Reading(NamedTuple):
     place: Place
 
 
-def extract_answer(text: str) -> str | None:
-    """The answer as written, for answers that are not letters; None if there is none. See `read_answer`."""
-    return read_answer(text).answer
-
-
-def extract_choice(text: str) -> str | None:
-    """The letter A to J that a completion chose, in upper case; None if it chose none. See the module docstring."""
-    return read_choice(text).answer
-
-
 def read_answer(text: str) -> Reading:
     """The answer as written, for answers that are not letters, and its place.
 
@@ -87,42 +77,49 @@ def read_answer(text: str) -> Reading:
     (or "答案是") in its sentence, else the whole text outside `<think>` if that is one short line.
     """
     found = _written(outside_think(text))
-    return found if found.answer is not None else _after_all(text, _written_answer)
+    return found if found.answer is not None else _at_the_end(text, lambda end: _stated_answer(end) or end)
 
 
 def _written(outside: str) -> Reading:
     if tagged := answer_blocks(outside):
-        return _reading(tagged[-1].strip(), "tags")
+        return _reading(tagged[-1], "tags")
     if opened := unclosed_answer(outside):
         return _reading(opened, "tags")
     outside = without_answer_tags(outside).strip()
-    if boxed := unboxed(outside):
-        return _reading(boxed[-1][1].strip(), "stated")
-    if stated_texts := [one for one in _STATED_TEXT.findall(without_markup(outside)) if not _REMARK.match(one.strip())]:
-        return _reading(_SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0].strip(), "stated")
+    if stated_answer := _stated_answer(outside):
+        return _reading(stated_answer, "stated")
     return _reading(outside if "\n" not in outside and len(outside) <= _LONGEST_LINE else None, "lone")
+
+
+def _stated_answer(text: str) -> str | None:
+    """The last `\\boxed{…}`, else what follows the last "answer is" in its sentence; None if there is neither."""
+    if boxed := unboxed(text):
+        return boxed[-1][1].strip()
+    said = [one.strip() for one in _STATED_TEXT.findall(without_markup(text)) if not _REMARK.match(one.strip())]
+    return _SENTENCE_END.split(said[-1], maxsplit=1)[0].strip() if said else None
 
 
 def read_choice(text: str) -> Reading:
     """The letter A to J that a completion chose, in upper case, and its place. See the module docstring."""
-    found = _chosen(nfkc(outside_think(text)))
-    return (
-        found
-        if found.answer is not None or answer_blocks(outside_think(text))
-        else _after_all(nfkc(text), _chosen_letter)
-    )
+    outside = nfkc(outside_think(text))
+    found = _chosen(outside)
+    if found.answer is not None or answer_blocks(outside):
+        return found
+    return _at_the_end(nfkc(text), _letter)
 
 
 def _chosen(outside: str) -> Reading:
-    if not answer_blocks(outside) and (opened := unclosed_answer(outside)):
-        return _reading(None if names_several(opened) else leading(opened) or _stated_or_lone(opened)[0], "tags")
-    for content in answer_blocks(outside)[-1:]:
-        if names_several(content):
-            return Reading(None, "none")
-        chosen = leading(content) or _stated_or_lone(content)[0]
-        if chosen is not None:
-            return _reading(chosen, "tags")
+    if blocks := answer_blocks(outside):
+        if (letter := _letter(blocks[-1])) is not None:
+            return _reading(letter, "tags")
+    elif opened := unclosed_answer(outside):
+        return _reading(_letter(opened), "tags")
     return _reading(*_stated_or_lone(without_answer_tags(outside)))
+
+
+def _letter(text: str) -> str | None:
+    """The letter that a short answer chooses; "" if it names several, None if it names none."""
+    return "" if names_several(text) else leading(text) or _stated_or_lone(text)[0]
 
 
 def has_closed_answer(text: str) -> bool:
@@ -130,33 +127,18 @@ def has_closed_answer(text: str) -> bool:
     return bool(answer_blocks(outside_think(text)) or answer_blocks(unclosed_thought(text) or ""))
 
 
-def _after_all(text: str, read: Callable[[str], str | None]) -> Reading:
+def _at_the_end(text: str, read: Callable[[str], str | None]) -> Reading:
     """The answer at the end of a thought that was never closed: its last `<answer>` block, else its last line if that
     states an answer or is one. What is said in the middle of a thought is none.
     """
     thought = unclosed_thought(text)
     if thought is None:
         return Reading(None, "none")
-    if blocks := answer_blocks(thought):
-        return _reading(read(blocks[-1]), "unclosed")
-    if opened := unclosed_answer(thought):
-        return _reading(read(opened), "unclosed")
+    marked = next(reversed(answer_blocks(thought)), None) or unclosed_answer(thought)
+    if marked:
+        return _reading(read(marked), "unclosed")
     last = thought.rstrip().rpartition("\n")[2]
     return _reading(read(last) if _ENDS_IN_ANSWER.search(last) or _IS_ANSWER.fullmatch(last) else None, "unclosed")
-
-
-def _written_answer(text: str) -> str | None:
-    """A final answer as written: a box, what is stated, or the text itself."""
-    if boxed := unboxed(text):
-        return boxed[-1][1].strip()
-    stated_texts = _STATED_TEXT.findall(without_markup(text))
-    return (_SENTENCE_END.split(stated_texts[-1].strip(), maxsplit=1)[0] if stated_texts else text).strip()
-
-
-def _chosen_letter(text: str) -> str | None:
-    if names_several(text):
-        return None
-    return leading(text) or _stated_or_lone(text)[0]
 
 
 def parse_solution(solution: str) -> str:

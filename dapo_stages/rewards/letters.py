@@ -29,7 +29,9 @@ _VERBS = frozenset(
 _WORD_AFTER = re.compile(r"[ \t]+([A-Za-z0-9]+)")
 _NAMED_BEFORE = re.compile(rf"(?:\b{_NAMED}|选项|答案|选)\s*[\"'“‘(\[]?$", re.IGNORECASE)
 
-_BETWEEN_LETTERS = re.compile(r"[\s,/&;、.。()\[\]{}$]+|和|或者?|与|以及|\bor\b|\band\b|\boption\b|选项", re.IGNORECASE)
+_BETWEEN_LETTERS = re.compile(
+    r"[\s,/&;、，.。()\[\]{}$'\"“”‘’]+|和|或者?|与|以及|\bor\b|\band\b|\boption\b|选项", re.IGNORECASE
+)
 _AND_ANOTHER = re.compile(
     rf"{_CLOSE}\s*(?:,|/|&|、|和|或者|或|与|\bor\b|\band\b)\s*(?:or\s+)?(?:(?:option|选项)\s*)?[(\[]?(?P<other>[A-J])[)\]]?"
     r"(?=\s*(?:$|[.,;!\n。、/&]|or\b|and\b|和|或))",
@@ -104,12 +106,14 @@ _IF_BEFORE = re.compile(
 _OPTION_LINE = re.compile(
     r"^[ \t]*(?:[-*•][ \t]*)?[(\[]?(?P<letter>[A-J])[)\].:、][ \t]*(?P<said>[^\n]*)$", re.MULTILINE
 )
+# Yes, no, true and false are options themselves; they are verdicts only after what they judge.
 _VERDICT = re.compile(
-    r"(?P<no>\bno\b|\bincorrect\b|\bwrong\b|\bfalse\b|\bnot\b|✗|✘|❌|×|错|不)|"
-    r"(?P<yes>\byes\b|\bcorrect\b|\bright\b|\btrue\b|✓|✔|✅|√|正确|对)",
+    r"(?:^|[-–—:,，(（]\s*|\bis\s+)"
+    r"(?:(?P<right>correct|✓|✔|✅|√|正确)|(?:incorrect|wrong|not\s+correct|✗|✘|❌|×|错误?|不正确|不对))[.)）!。]*$"
+    r"|[-–—:(（]\s*(?:(?P<yes>yes|true)|no|false)[.)）!。]*$",
     re.IGNORECASE,
 )
-_SET_PIECES = re.compile(r"[\s,/&;、，。.()\[\]{}'\"“”‘’$]+|\band\b|和|与|以及", re.IGNORECASE)
+_EITHER = re.compile(r"\bor\b|或", re.IGNORECASE)
 
 
 def letter_set(text: str) -> frozenset[str] | None:
@@ -121,28 +125,24 @@ def letter_set(text: str) -> frozenset[str] | None:
     plain = without_markup(text).strip()
     if re.fullmatch(r"[A-J]{2,10}", plain):
         return frozenset(plain) if list(plain) == sorted(set(plain)) else None
-    pieces = [piece for piece in _SET_PIECES.split(plain) if piece]
-    if len(pieces) < 2 or not all(piece in _LETTERS for piece in pieces):
-        return None
-    return frozenset(pieces) if len(set(pieces)) > 1 else None
+    pieces = _pieces(plain)
+    return frozenset(pieces) if len(pieces) > 1 and pieces <= _LETTERS and not _EITHER.search(plain) else None
 
 
 def judged(text: str) -> str | None:
     """The one option that a list of all of them calls right: "- A: incorrect", "- B: correct"."""
     said: dict[str, bool] = {}
-    for line in _OPTION_LINE.finditer(re.sub(r"(?<=\S)[ \t]+(?=\([A-J]\))", "\n", without_markup(text))):
-        verdicts = list(_VERDICT.finditer(line["said"]))
-        if verdicts:
-            said[line["letter"]] = verdicts[-1]["yes"] is not None and not any(one["no"] for one in verdicts)
+    for line in _OPTION_LINE.finditer(without_markup(text)):
+        if verdict := _VERDICT.search(line["said"].rstrip()):
+            said[line["letter"]] = bool(verdict["right"] or verdict["yes"])
     right = [letter for letter, is_right in said.items() if is_right]
     return right[0] if len(said) > 1 and len(right) == 1 else None
 
 
 def begun_with(text: str) -> str | None:
     """The letter of `B. The green circle …`, if no other line begins with another one, as a list of options does."""
-    lines = _OPTION_LINE.findall(without_markup(text))
-    letters = {letter for letter, _ in lines}
-    first = _OPTION_LINE.match(without_markup(text).lstrip())
+    plain = without_markup(text).lstrip()
+    first, letters = _OPTION_LINE.match(plain), {letter for letter, _ in _OPTION_LINE.findall(plain)}
     return first["letter"] if first is not None and len(letters) == 1 else None
 
 
@@ -154,8 +154,12 @@ def without_options(text: str) -> str:
 
 def names_several(content: str) -> bool:
     """Whether a short answer only consists of several different letters: "A or B", "A, C", "选项 A 和 B"."""
-    pieces = {piece.upper() for piece in _BETWEEN_LETTERS.split(without_markup(content)) if piece}
-    return len(pieces) > 1 and all(piece in _LETTERS for piece in pieces)
+    pieces = {piece.upper() for piece in _pieces(without_markup(content))}
+    return len(pieces) > 1 and pieces <= _LETTERS
+
+
+def _pieces(text: str) -> set[str]:
+    return {piece for piece in _BETWEEN_LETTERS.split(text) if piece}
 
 
 def leading(content: str) -> str | None:

@@ -176,15 +176,12 @@ def _listed(text: str) -> list[Quantity]:
         return [quantity(text)]
     pieces = [piece for piece in _APART.split(inside[1] if inside else text) if piece.strip()]
     found = [quantity(piece) for piece in pieces]
-    if len(found) > 1 and all(
-        is_mathematics(one.expression) and "{" not in _unbalanced(one.expression) for one in found
-    ):
-        return found
-    return [quantity(text)]
+    whole = all(is_mathematics(one.expression) and _is_balanced(one.expression) for one in found)
+    return found if len(found) > 1 and whole else [quantity(text)]
 
 
-def _unbalanced(text: str) -> str:
-    return "{" if text.count("{") != text.count("}") or text.count("(") != text.count(")") else ""
+def _is_balanced(text: str) -> bool:
+    return text.count("{") == text.count("}") and text.count("(") == text.count(")")
 
 
 def _is_range(text: str) -> bool:
@@ -200,7 +197,7 @@ def _readable(text: str) -> str:
     text = open_text_commands(_SPACES.sub(" ", text))
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda power: "^{" + power[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _SCALE.sub(lambda scale: f" {_SCALES[(scale[1] or 'c')[0].casefold()]}", nfkc(text))
-    text = nfkc(_DEGREES.sub(" degrees", _SPACES.sub(" ", text))).replace("\u2044", "/")
+    text = _DEGREES.sub(" degrees", text).replace("\u2044", "/")
     text = re.sub(r"(?<![A-Za-z\\])(?:pi|π)(?![A-Za-z])", r"\\pi ", text)
     return _MINUS.sub("-", text).strip()
 

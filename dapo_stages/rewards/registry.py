@@ -54,24 +54,24 @@ class Rewards:
 
     def _group(self, group: Group, judged: dict[str, list[float | None]]) -> list[Scored]:
         settings, solution = self._settings, str(group.row["solution"])
-        cut_off = [settings.truncated_answers == "closed" and reason == "length" for reason in group.finish_reasons]
         others = self._plugins.score(group.texts, group.lengths, group.row) | judged
-        return [
-            Scored(
-                accuracy=accuracy(
-                    text,
-                    solution,
-                    symbolic=settings.symbolic,
-                    timeout=settings.symbolic_timeout,
-                    closed=any(cut_off[sample : sample + 1]),
-                ),
-                format=format_reward(text),
-                overlong=float(overlong(length, self._max_length, settings.overlong_cache)),
-                others={name: values[sample] for name, values in others.items()},
-                read=reading(text, solution, closed=any(cut_off[sample : sample + 1])),
+        scored = []
+        for sample, (text, length) in enumerate(zip(group.texts, group.lengths, strict=True)):
+            cut_off = bool(group.finish_reasons) and group.finish_reasons[sample] == "length"
+            closed = cut_off and settings.truncated_answers == "closed"
+            right = accuracy(
+                text, solution, symbolic=settings.symbolic, timeout=settings.symbolic_timeout, closed=closed
             )
-            for sample, (text, length) in enumerate(zip(group.texts, group.lengths, strict=True))
-        ]
+            scored.append(
+                Scored(
+                    accuracy=right,
+                    format=format_reward(text),
+                    overlong=float(overlong(length, self._max_length, settings.overlong_cache)),
+                    others={name: values[sample] for name, values in others.items()},
+                    read=reading(text, solution, closed=closed),
+                )
+            )
+        return scored
 
     def _open_judge(self, root: Path) -> Judge | None:
         if self._settings.judge is None:

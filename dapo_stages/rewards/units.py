@@ -12,7 +12,7 @@ _TABLE: dict[str, dict[str, float]] = {
         "km kilometer 千米 公里": 1e3, "nm nanometer 纳米": 1e-9, "μm um micrometer 微米": 1e-6,
         "in inch inches 英寸": 0.0254, "ft foot feet 英尺": 0.3048, "yd yard": 0.9144, "mi mile 英里": 1609.344,
     },
-    "m^3": {"l liter 升": 1e-3, "ml milliliter 毫升": 1e-6},
+    "m^3": {"l L liter 升": 1e-3, "ml milliliter 毫升": 1e-6},
     "g": {
         "mg milligram 毫克": 1e-3, "g gram 克": 1.0, "kg kilogram 千克 公斤": 1e3, "t ton tonne 吨": 1e6,
         "lb lbs": 453.59237, "oz ounce": 28.349523125,
@@ -29,8 +29,9 @@ _TABLE: dict[str, dict[str, float]] = {
 _FACTORS = {
     name: (base, factor) for base, rows in _TABLE.items() for names, factor in rows.items() for name in names.split()
 }
-_LATIN = re.compile(r"[a-z]+")
-_POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
+_POWERS = dict.fromkeys(("square", "sq", "squared", "平方", "2"), 2) | dict.fromkeys(
+    ("cubic", "cu", "cubed", "立方", "3"), 3
+)
 _POWER = re.compile(
     r"^(?:(square|sq|cubic|cu)\.?\s+|(平方|立方)\s*)(.+)$|^(.+?)\s*(?:\^\s*\{?\s*([23])\s*\}?|([23])|\s+(squared|cubed))$"
 )
@@ -59,21 +60,16 @@ def unit_of(text: str) -> Unit | None:
 def _simple(text: str) -> Unit:
     """A unit without a fraction: `cm^2`, `square centimeters`, `平方厘米`."""
     if power := _POWER.match(text.casefold()):
-        name = power[3] or power[4]
-        exponent = _POWERS.get(power[1] or power[2] or "", 0) or (3 if power[7] == "cubed" else 2 if power[7] else 0)
-        exponent = exponent or int(power[5] or power[6])
-        inner = _named(name)
+        exponent = _POWERS[power[1] or power[2] or power[5] or power[6] or power[7]]
+        inner = _named(power[3] or power[4])
         return Unit(f"{inner.dimension}^{exponent}", inner.factor**exponent)
     return _named(text)
 
 
 def _named(text: str) -> Unit:
-    for name in (text, text.casefold()):
-        if name in _FACTORS and (name == text or len(name) > 2 or name in ("cm", "mm", "kg", "km", "ml", "mg")):
-            return Unit(*_FACTORS[name])
-    word = text.casefold().rstrip(".")
-    for name in (word, word.removesuffix("s"), word.removesuffix("es"), re.sub(r"metre(s?)$", "meter", word)):
-        name = re.sub(r"litre$", "liter", name.removesuffix("s") if name.endswith("meters") else name)
-        if len(name) > 2 and name in _FACTORS:
+    """A unit by its symbol, as written, or by its name: in either case and spelling, singular or plural."""
+    word = re.sub(r"(met|lit)re(?=s?$)", r"\1er", text.casefold().rstrip("."))
+    for name in (text, *(one for one in (word, word.removesuffix("s"), word.removesuffix("es")) if len(one) > 1)):
+        if name in _FACTORS:
             return Unit(*_FACTORS[name])
     return Unit(word.removesuffix("s") if len(word) > 3 else text, 1.0)

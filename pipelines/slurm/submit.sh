@@ -35,7 +35,7 @@ ROLLOUTS=$(nodes_for "$ROLLOUT_ENGINE") EVALUATIONS=$(nodes_for "$EVALUATE_ENGIN
 logs=training_logs/$RUN/slurm
 submitted=0
 
-# submit STAGE ITERATION NODES [JOB…]: submits a job that starts when these have succeeded; sets $job to its number.
+# submit STAGE ITERATION GOALS NODES [JOB…]: submits a job that starts when these have succeeded; sets $job to its number.
 submit() {
   local stage=$1 iteration=$2 goals=$3 nodes=$4 after options
   shift 4

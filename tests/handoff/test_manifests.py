@@ -242,3 +242,11 @@ def test_a_pruned_output_is_still_known_but_cannot_be_read(tmp_path: Path) -> No
         f"{tmp_path}/a: the files of this output were pruned. "
         "Run rollout with another --out to make them again, and raise the keep settings."
     )
+
+
+@pytest.mark.parametrize("stage", ["policy", "state", "reference"])
+def test_a_part_of_a_train_step_is_made_again_by_train_step(stage: str, tmp_path: Path) -> None:
+    make(tmp_path, stage)
+    (tmp_path / "metrics.parquet").write_bytes(b"longer")
+    with pytest.raises(DataError, match=r"metrics\.parquet: has 6 bytes, .*\. Run train-step again\.$"):
+        Source(tmp_path).verify_all()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dapo_stages.rewards.accuracy import accuracy
-from dapo_stages.rewards.answers import extract_answer, extract_choice, parse_solution
+from dapo_stages.rewards.answers import parse_solution, read_answer, read_choice
 from dapo_stages.rewards.format import format_reward
 from dapo_stages.rewards.isolated import symbolic
 
@@ -97,6 +97,10 @@ THOUGHT = [
     ("<think>A dog, so the answer is B.", "B", "or in a statement"),
     ("<think>The answer is A, I guess.\nThe wheel is red", None, "what is stated in its middle is none"),
     ("<think>It could be A or B", None, "and two letters at its end are none"),
+    ("A. Yes\nB. No", None, "yes and no may be the options themselves"),
+    ("A. not there\nB. on the right", None, "so may words that could judge"),
+    ("A. red - no\nB. green - yes", "B", "after an option they judge it"),
+    ("- A: incorrect\n- B: correct", "B", "a verdict that is no option"),
     ("<think>x</think><answer>B\nbecause A is red", "B", "of a block that is never closed the first line counts"),
     ("<answer>B</answer><think>or <answer>C</answer>", "B", "a second thought does not answer"),
     ("It could be A.</think><answer>B</answer>", "B", "the prompt opened the thought"),
@@ -262,7 +266,7 @@ def test_the_tables_are_large_and_say_why() -> None:
 
 @pytest.mark.parametrize(("text", "letter", "reason"), CHOICES)
 def test_choice(text: str, letter: str | None, reason: str) -> None:
-    assert extract_choice(text) == letter, reason
+    assert read_choice(text).answer == letter, reason
     scores = {solution: accuracy(text, solution) for solution in "ABCDEFGHIJ"}
     assert scores == {solution: float(solution == letter) for solution in "ABCDEFGHIJ"}, reason
 
@@ -291,7 +295,7 @@ def test_score_of_other_answers(text: str, solution: str, score: float, reason: 
     ],
 )
 def test_answer(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
+    assert read_answer(text).answer == answer
 
 
 @pytest.mark.parametrize(
@@ -334,9 +338,9 @@ def test_solution(solution: str, parsed: str) -> None:
 def test_long_hostile_text_is_read_quickly(piece: str) -> None:
     text = piece * (20_000 // len(piece))
     start = time.process_time()
-    extract_choice(text)
-    extract_choice(f"<answer>{text}</answer>")
-    extract_answer(text)
+    read_choice(text)
+    read_choice(f"<answer>{text}</answer>")
+    read_answer(text)
     assert time.process_time() - start < 3
 
 
@@ -444,7 +448,7 @@ def test_nothing_makes_the_parser_fail(monkeypatch: pytest.MonkeyPatch) -> None:
             text = "".join(drawn.choices(FUZZ, k=drawn.randrange(40)))
         else:
             text = "".join(chr(drawn.randrange(0x11_0000)) for _ in range(drawn.randrange(60)))
-        choice, answer = extract_choice(text), extract_answer(text)
+        choice, answer = read_choice(text).answer, read_answer(text).answer
         assert choice is None or (len(choice) == 1 and choice in "ABCDEFGHIJ")
         assert answer is None or (answer and answer == answer.strip())
         assert parse_solution(text) is not None and format_reward(text) in (0.0, 1.0)
