@@ -164,7 +164,8 @@ def _packages() -> Iterator[Check]:
     except importlib.metadata.PackageNotFoundError:
         yield Check(PACKAGE, "problem", "not installed", "checks of the other versions", "make setup")
         return
-    wanted = [Requirement(text) for text in texts]
+    # Build backends write them in different orders.
+    wanted = sorted((Requirement(text) for text in texts), key=lambda one: one.name)
     always = [one for one in wanted if one.marker is None]
     misfits = {one.name: found for one in always if (found := _misfit(one))}
     fitting = [one.name for one in always if one.name not in misfits]

@@ -65,13 +65,13 @@ def test_an_old_version_is_a_problem_and_the_exit_code_3(tmp_path: Path, monkeyp
     pretend(monkeypatch, transformers="4.50.0", peft=None)
     result = run("doctor", "--place", tmp_path)
     assert result.code == 3
-    assert "✗ transformers: 4.50.0, expected >=5.16 (for the default run)\n    make setup\n" in result.stdout
     assert "✗ peft: not installed (for the default run)\n    make setup\n" in result.stdout
-    assert result.stdout.endswith("\nmissing for the default run: transformers, peft\n")
+    assert "✗ transformers: 4.50.0, expected >=5.16 (for the default run)\n    make setup\n" in result.stdout
+    assert result.stdout.endswith("\nmissing for the default run: peft, transformers\n")
     said = json.loads(run("doctor", "--place", tmp_path, "--json").stdout)
     assert said["ok"] is False and [c["name"] for c in said["checks"] if c["state"] == "problem"] == [
-        "transformers",
         "peft",
+        "transformers",
     ]
 
 
