@@ -10,13 +10,29 @@ from dapo_stages.config.base import Count, Later, Section
 
 
 class ColumnsConfig(Section):
-    """Names of the dataset's columns."""
+    """Names of the dataset's columns; `a.b` is the field b of the column a. See docs/data.md."""
 
-    image: str = Field("image", description="The image, or a list of images.")
-    problem: str = Field("problem", description="The question, with its options; `<image>` marks where images go.")
-    solution: str = Field("solution", description="The correct answer: a bare letter, or inside <answer>…</answer>.")
+    image: str | tuple[str, ...] = Field(
+        "image", description="The image, or a list of images; or several columns: `[image_1, image_2]`."
+    )
+    problem: str = Field(
+        "problem",
+        description="The question, with or without its options; `<image>` (or `<image 2>`) marks where images go.",
+    )
+    solution: str = Field(
+        "solution",
+        description="The correct answer: a letter, or the index or text of an option (data.solution_format); else a "
+        "number, an expression or words.",
+    )
+    options: Annotated[str | tuple[str, ...] | None, Later(None)] = Field(
+        None,
+        description="The options: a list, or text that contains one; or a column for each: `[A, B, C, D]`. They are "
+        "added to questions that do not show them.",
+    )
     messages: str | None = Field(
-        None, description="Conversation column (`prompt`/`messages`), used where `problem` is missing."
+        None,
+        description="Conversation column (`prompt`, `messages` or `conversations`), used where `problem` is missing. "
+        "Without a solution column, its last turn is the solution.",
     )
     slice: str | None = Field(None, description="Column whose values the evaluation reports separately.")
     slices: tuple[str, ...] = Field((), description="More columns whose values the evaluation reports separately.")
@@ -49,6 +65,25 @@ class DataConfig(Section):
     )
     split: str = Field("train", description="Split of a hub dataset.")
     columns: ColumnsConfig = ColumnsConfig()
+    solution_format: Annotated[Literal["auto", "letter", "index", "index_from_1", "text"], Later("auto")] = Field(
+        "auto",
+        description="What the solution is where there are options: a letter, an index from 0 or from 1, or an option's "
+        "text. auto: what fits most of the first rows.",
+    )
+    template: Annotated[str | None, Later(None)] = Field(
+        None,
+        description="Jinja template of the question; `problem`, `options` and the row's columns are its variables: "
+        "`{{ problem }} Answer in {{ unit }}.`",
+    )
+    image_root: Annotated[str | tuple[str, ...] | None, Later(None)] = Field(
+        None,
+        description="Folders that may contain images given as paths, besides the dataset's own. Only below these may "
+        "paths be absolute, and symbolic links lead.",
+    )
+    allow_unwinnable: Annotated[bool, Later(False)] = Field(
+        False,
+        description="Carry on if no question can be answered right: a letter is wanted, but no options are shown.",
+    )
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="Fraction of the rows held out for evaluation."
     )

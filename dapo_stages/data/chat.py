@@ -8,9 +8,15 @@ from dapo_stages.errors import DataError
 
 PLACEHOLDER = "<image>"
 
-SYSTEM_PROMPT = (
-    "Look at the picture and think first inside <think>…</think>. Then give the letter alone inside <answer>…</answer>."
-)
+_THINK = "Look at the picture and think first inside <think>…</think>. Then give the "
+SYSTEM_PROMPT = _THINK + "letter alone inside <answer>…</answer>."
+# The built-in system prompts, by what the answers of a dataset are.
+SYSTEM_PROMPTS = {
+    "letters": SYSTEM_PROMPT,
+    "free": _THINK + "answer alone, a number, an expression or a few words, inside <answer>…</answer>.",
+    "mixed": _THINK + "answer alone inside <answer>…</answer>: the letter if there are options, else a number, an "
+    "expression or a few words.",
+}
 
 
 def messages(problem: str, n_images: int, system_prompt: str | None = SYSTEM_PROMPT) -> list[dict[str, Any]]:

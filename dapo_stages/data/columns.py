@@ -1,20 +1,25 @@
-"""From the columns of any dataset to a question: its images, the conversation, the answer."""
+"""From the columns of any dataset to a question: its images, the conversation, the options, the answer."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
-from numbers import Number
 from typing import Any
 
 from dapo_stages.config import ColumnsConfig
+from dapo_stages.data.accepted import accepted_answers_of
+from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
 from dapo_stages.data.chat import PLACEHOLDER
+from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
+from dapo_stages.data.options import BadOptions, SolutionFormat, letters_of, options_of, shown_order, with_options
 from dapo_stages.errors import DataError
+from dapo_stages.rewards.answers import parse_solution
+from dapo_stages.rewards.letters import letters_in
 
-CONVERSATIONS = ("prompt", "messages")  # used if there is no problem column
-_EXACT = 2**53  # up to here, floats represent every integer exactly
+CONVERSATIONS = ("prompt", "messages", "conversations")  # used if there is no problem column
+_NUMBERED = re.compile(r"<image[ _]?(\d{1,3})>")  # <image 2>, <image2>
 
 
 @dataclass(frozen=True)
@@ -24,38 +29,55 @@ class Question:
     images: list[Any]
     turns: list[tuple[str, str]]  # (role, text) after the system message; <image> marks where images go
     system: str | None  # the row's own system message
-    solution: str
+    solution: str  # as rewards compare it: a letter where there are options
     slice: str
     labels: dict[str, str] = field(default_factory=dict)  # more slices: column -> value
+    options: list[str] = field(default_factory=list)  # in the order of their letters; empty if it offers none
 
     @property
     def problem(self) -> str:
         """The text of the user's messages."""
         return "\n\n".join(text for role, text in self.turns if role == "user")
 
+    @property
+    def by_letter(self) -> bool:
+        """Whether the answer is a letter, or a set of letters."""
+        return bool(letters_in(self.solution))
 
-class UnusableRow(Exception):
-    """A row without a question or an answer."""
+
+def image_columns(names: ColumnsConfig) -> tuple[str, ...]:
+    """The columns with images, at least one."""
+    return (names.image,) if isinstance(names.image, str) else names.image
 
 
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
-    """Every column that may be read."""
-    optional = {name for name in (names.messages, names.slice, *names.slices) if name}
-    return frozenset({names.image, names.problem, names.solution, *CONVERSATIONS, *optional})
+    """Every column that a setting names, and the columns that `a.b` may be in."""
+    options = (names.options,) if isinstance(names.options, str) else names.options or ()
+    named = {*image_columns(names), names.problem, names.solution, *CONVERSATIONS, *options, *names.slices}
+    named |= {name for name in (names.messages, names.slice) if name}
+    return frozenset(named | {name.split(".")[0] for name in named})
 
 
 def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> None:
     """Raise DataError naming the source, the missing column, the columns there are, and the setting to change."""
-    required = [("image", names.image, "the image(s)"), ("solution", names.solution, "the correct answer")]
+    conversation = _conversation_column(columns, names)
+    required = [("image", name, "the image(s)") for name in image_columns(names)]
+    required += [("solution", names.solution, "the correct answer")]
     if names.messages:
         required.append(("messages", names.messages, "the conversation"))
-    elif _conversation_column(columns, names) is None:
-        required.insert(1, ("problem", names.problem, "the question (or a conversation in `prompt` or `messages`)"))
+    elif conversation is None:
+        known = f"`{'`, `'.join(CONVERSATIONS[:-1])}` or `{CONVERSATIONS[-1]}`"
+        required.insert(1, ("problem", names.problem, f"the question (or a conversation in {known})"))
+    options = (names.options,) if isinstance(names.options, str) else names.options or ()
+    required += [("options", name, "the options") for name in options]
     if names.slice:
         required.append(("slice", names.slice, "the slice"))
     required += [("slices", name, "another slice") for name in names.slices]
+    defaults = ColumnsConfig()
     for key, name, meaning in required:
-        if name not in columns:
+        # Conversations may contain the images and the answer.
+        inside = conversation is not None and key in ("image", "solution") and name == getattr(defaults, key)
+        if not inside and not has_column(columns, name):
             close = next(iter(difflib.get_close_matches(name, columns, n=1)), None)
             raise DataError(
                 source,
@@ -64,96 +86,142 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
             )
 
 
-def question_of(values: Mapping[str, Any], names: ColumnsConfig) -> Question:
-    """The question of a row. Raises UnusableRow saying what is missing."""
-    values = {name: None if is_missing(value) else value for name, value in values.items()}
-    solution = values.get(names.solution)
-    if isinstance(solution, list) and len(solution) == 1:
-        solution = solution[0]
-    if isinstance(solution, list | dict) or not _string(solution).strip():
-        raise UnusableRow(f"no {names.solution}")
-    problem = values.get(names.problem)
-    column = _conversation_column([name for name, value in values.items() if value is not None], names)
-    if isinstance(problem, str) and problem.strip():
-        system, turns = None, [("user", problem)]
-    elif isinstance(problem, list):
-        system, turns = _conversation(problem, names.problem)
-    elif column is not None:
-        system, turns = _conversation(values[column], column)
-    else:
-        raise UnusableRow(f"no {names.problem}")
-    question = Question(
-        images=_images(values.get(names.image)),
-        turns=turns,
-        system=system,
-        solution=_string(solution),
-        slice=_string(values.get(names.slice)) if names.slice else "",
-        labels={name: _string(value) for name in names.slices if (value := values.get(name)) is not None},
-    )
-    texts = [question.solution, question.slice, *question.labels.values(), system or "", *(text for _, text in turns)]
+def question_of(
+    values: Mapping[str, Any],
+    names: ColumnsConfig,
+    form: SolutionFormat = "letter",
+    template: Callable[[Mapping[str, Any], str, Sequence[str]], str] | None = None,
+) -> Question:
+    """The question of a row. `form` is what solutions are where there are options; `template` makes the text of the
+    question from the row, the problem and its options.
+
+    Raises UnusableRow saying what is missing.
+    """
+    conversation = _conversation_of(values, names)
+    *before, (role, last) = conversation.turns
+    given = _options(values, names)
+    problem = with_options(last, given)
+    shown = shown_order(problem, given)
+    solution = _solution(cell(values, names.solution), conversation.answer, names.solution)
     try:
-        "".join(texts).encode()
+        answer = letters_of(solution, given or shown, shown, form) if shown else None
+    except BadOptions as reason:
+        raise UnusableRow(str(reason)) from None
+    turns = [*before, (role, problem if template is None else template(values, problem, shown))]
+    turns, images = _placed(turns, _images(values, names, conversation))
+    question = Question(
+        images=images,
+        turns=turns,
+        system=conversation.system,
+        solution=answer or _free(solution),
+        slice=as_text(cell(values, names.slice)) if names.slice else "",
+        labels={name: as_text(value) for name in names.slices if (value := cell(values, name)) is not None},
+        options=shown,
+    )
+    texts = [question.solution, question.slice, *question.labels.values(), question.system or ""]
+    try:
+        "".join([*texts, *(text for _, text in turns)]).encode()
     except UnicodeEncodeError:
         raise UnusableRow("text with a lone surrogate (half a character)") from None
     return question
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: None, or NaN in columns of numbers, or NaT in columns of times."""
-    return value is None or (isinstance(value, Number | date | timedelta) and value != value)
+def solution_and_options(values: Mapping[str, Any], names: ColumnsConfig) -> tuple[Any, list[str], list[str]]:
+    """The solution as the row has it, and its options in the order of the column and in that of the letters.
 
-
-def _string(value: Any) -> str:
-    """A cell as text; empty if the cell is.
-
-    Integers are written without a decimal point: an integer column with gaps contains 2.0 instead of 2.
+    Raises UnusableRow for a row without options.
     """
-    if is_missing(value):
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else str(value)
+    conversation = _conversation_of(values, names)
+    given = _options(values, names)
+    shown = shown_order(with_options(conversation.turns[-1][1], given), given)
+    if not shown:
+        raise UnusableRow("no options")
+    return _solution(cell(values, names.solution), conversation.answer, names.solution), given or shown, shown
+
+
+def _options(values: Mapping[str, Any], names: ColumnsConfig) -> list[str]:
+    try:
+        return [] if names.options is None else options_of(values, names.options)
+    except BadOptions as reason:
+        raise UnusableRow(str(reason)) from None
+
+
+def _conversation_of(values: Mapping[str, Any], names: ColumnsConfig) -> Conversation:
+    """The conversation of a row; a problem in plain text is one with a single turn."""
+    problem = cell(values, names.problem)
+    column = _conversation_column([name for name, value in values.items() if not is_missing(value)], names)
+    if isinstance(problem, str) and problem.strip() and not is_conversation(problem):
+        return Conversation(None, [("user", problem)], [], None)
+    if isinstance(problem, list | str) and is_conversation(problem):
+        return read_conversation(problem, names.problem)
+    if column is not None:
+        return read_conversation(cell(values, column), column)
+    raise UnusableRow(f"no {names.problem}")
 
 
 def _conversation_column(columns: Sequence[str], names: ColumnsConfig) -> str | None:
     if names.messages:
-        return names.messages if names.messages in columns else None
-    return None if names.problem in columns else next((name for name in CONVERSATIONS if name in columns), None)
+        return names.messages if has_column(columns, names.messages) else None
+    if has_column(columns, names.problem):
+        return None
+    return next((name for name in CONVERSATIONS if name in columns), None)
 
 
-def _images(value: Any) -> list[Any]:
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _solution(value: Any, answered: str | None, name: str) -> Any:
+    """The solution of a row: its own column's, else the last turn of its conversation."""
+    value = structured(value)
+    if isinstance(value, list | tuple):
+        value = [one for one in value if not is_missing(one) and as_text(one).strip()]
+        value = value[0] if len(value) == 1 else value or None
+    if value is None or not as_text(value).strip():
+        value = answered
+    if value is None or value == {} or not as_text(value).strip():
+        raise UnusableRow(f"no {name}")
+    return value
 
 
-def _conversation(value: Any, column: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """System message and turns of a conversation, without the assistant's answer at its end."""
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
-        raise UnusableRow(f"{column} is not a list of messages")
-    turns = [(str(message.get("role")), _text(message.get("content"))) for message in value]
-    while turns and turns[-1][0] == "assistant":
-        turns.pop()
-    system = None
-    if turns and turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    if not turns or turns[-1][0] != "user" or not any(text.strip() for role, text in turns if role == "user"):
-        raise UnusableRow(f"{column} does not end with a question from the user")
-    if odd := sorted({role for role, _ in turns} - {"user", "assistant"}):
-        raise UnusableRow(f"{column} has messages with the role {', '.join(odd)}")
-    return system, turns
+def _free(solution: Any) -> str:
+    """A solution that is not an option, as rewards compare it. Several are accepted answers, which JSON contains."""
+    if isinstance(solution, list | Mapping):
+        return accepted_answers_of(solution)
+    answer = parse_solution(as_text(solution))
+    if not answer:
+        raise UnusableRow(f"no answer in {as_text(solution)[:60]!r}")
+    return answer
 
 
-def _text(content: Any) -> str:
-    """Text of a message; image parts become placeholders."""
-    if not isinstance(content, list):
-        return _string(content)
-    pieces = []
-    for part in content:
-        if isinstance(part, Mapping) and str(part.get("type", "")).startswith("image"):
-            pieces.append(PLACEHOLDER)
-        elif isinstance(part, Mapping):
-            pieces.append(_string(part.get("text")))
-        else:
-            pieces.append(_string(part))
-    return "".join(pieces)
+def _images(values: Mapping[str, Any], names: ColumnsConfig, conversation: Conversation) -> dict[int, Any]:
+    """The images of a row by number, from 1; of several columns, those that are empty are left out."""
+    if isinstance(names.image, str):
+        value = cell(values, names.image)
+        found = [] if value is None or value == "" else list(value) if isinstance(value, list | tuple) else [value]
+    elif not any(image is not None for image in conversation.images):
+        cells = {number: cell(values, name) for number, name in enumerate(names.image, start=1)}
+        return {number: image for number, image in cells.items() if image is not None and image != ""}
+    else:
+        found = []
+    if any(image is not None for image in conversation.images):
+        rest = iter(found)
+        found = [next(rest, None) if image is None else image for image in conversation.images]
+    return dict(enumerate(found, start=1))
+
+
+def _placed(turns: list[tuple[str, str]], images: Mapping[int, Any]) -> tuple[list[tuple[str, str]], list[Any]]:
+    """Turns in which `<image 2>` has become `<image>`, and the images in the order of their placeholders.
+
+    Where an image is named again, the text keeps its number. Raises UnusableRow for a number without an image.
+    """
+    order: list[int] = []
+
+    def place(match: re.Match[str]) -> str:
+        number = int(match[1])
+        if number not in images:
+            raise UnusableRow(f"{match[0]} in the text, but the row has {len(images)} image(s)")
+        if number in order:
+            return f"image {number}"
+        order.append(number)
+        return PLACEHOLDER
+
+    placed = [(role, _NUMBERED.sub(place, text) if role == "user" else text) for role, text in turns]
+    first = [image for number, image in images.items() if number not in order]
+    return placed, [*first, *(images[number] for number in order)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.config import DataConfig
+from dapo_stages.data.cells import named_labels
 from dapo_stages.data.columns import wanted_columns
 from dapo_stages.data.images import BadImage
 from dapo_stages.errors import DataError
@@ -99,13 +100,15 @@ def open_hub(data: DataConfig) -> Opened:
 
 
 def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
-    wanted = wanted_columns(data.columns)
+    import datasets
+
+    wanted, labels = wanted_columns(data.columns), dict[str, list[str]]()
 
     def rows() -> Iterator[dict[str, Any]]:
         number = 0
         try:
             for row in loaded:
-                yield row
+                yield named_labels(row, labels)
                 number += 1
         except Exception as error:  # a lost connection, a damaged file
             raise DataError(
@@ -115,11 +118,26 @@ def _opened(loaded: Any, data: DataConfig, fetch: Fetch | None) -> Opened:
     number = len(loaded) if hasattr(loaded, "__len__") else None
     columns = [] if number == 0 else list(loaded.features or next(rows(), {}))
     if loaded.features is not None:
-        loaded = loaded.select_columns([name for name in columns if name in wanted])
+        features = loaded.features
+        loaded = loaded.select_columns([name for name in columns if name in wanted or not _is_heavy(features[name])])
         for name, feature in loaded.features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                labels[name] = feature.names
             if (undecoded := _undecoded(feature)) is not None:
                 loaded = loaded.cast_column(name, undecoded)
     return Opened(columns, rows, number, fetch)
+
+
+def _is_heavy(feature: Any) -> bool:
+    """Whether a feature is images, sounds, videos or other bytes, or contains any."""
+    import datasets
+
+    if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
+        return True
+    if isinstance(feature, datasets.Value):
+        return "binary" in feature.dtype
+    inner = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
+    return any(one is not None and _is_heavy(one) for one in inner)
 
 
 def _undecoded(feature: Any) -> Any:

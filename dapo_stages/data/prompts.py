@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dapo_stages.config import DataConfig
 from dapo_stages.data import chat
-from dapo_stages.data.columns import Question, UnusableRow, question_of
+from dapo_stages.data.columns import Question, question_of
 from dapo_stages.data.control import MARK, ControlTokens, texts_of
+from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.images import encode, prepare
 from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.survey import Survey
+from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff.shards import Row
 
@@ -51,7 +54,7 @@ class PromptMaker:
     source: RawSource
     processor: Any
     data: DataConfig
-    parse_solution: Callable[[str], str]
+    survey: Survey = field(default_factory=Survey)
     render: Render | None = None  # None: use the processor itself, for trusted templates
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse concurrent calls
 
@@ -62,11 +65,8 @@ class PromptMaker:
         and DataError for a control token if data.on_control_tokens is error.
         """
         try:
-            question = question_of(raw.values, self.data.columns)
-            solution = self.parse_solution(question.solution)
-            if not solution:
-                raise UnusableRow(f"no answer in {question.solution[:60]!r}")
-            conversation = messages_of(question, self.data.system_prompt)
+            question = question_of(raw.values, self.data.columns, self.survey.solution_format, self._template)
+            conversation = messages_of(question, self.survey.system_prompt(self.data))
             conversation = self._as_data(raw, conversation, question)
         except UnusableRow as reason:
             return Dropped("other", f"{raw.where}: {reason}")
@@ -88,7 +88,7 @@ class PromptMaker:
             "prompt_id": prompt_id,
             "images": [{"bytes": encode(image), "path": None} for image in images],
             "problem": question.problem,
-            "solution": solution,
+            "solution": question.solution,
             "prompt_text": text,
             "prompt_ids": ids,
             "image_grid_thw": grids,
@@ -134,6 +134,10 @@ class PromptMaker:
         return None if each is None else each * self.data.max_prompt_length
 
     @cached_property
+    def _template(self) -> Template | None:
+        return None if self.data.template is None else question_template(self.data.template)
+
+    @cached_property
     def _control(self) -> ControlTokens:
         return ControlTokens(self.processor)
 
@@ -162,7 +166,7 @@ class _ControlTokens(Exception):
     """A row to drop because of its control tokens."""
 
 
-def messages_of(question: Question, system_prompt: str | None) -> list[dict[str, Any]]:
+def messages_of(question: Question, system_prompt: str) -> list[dict[str, Any]]:
     """The conversation in the chat format of transformers; the row's own system message overrides ours.
 
     Images without an `<image>` placeholder come first in the user's first turn.
@@ -171,8 +175,7 @@ def messages_of(question: Question, system_prompt: str | None) -> list[dict[str,
     beyond = len(question.images) - placed
     if beyond < 0:
         raise UnusableRow(f"{placed} {chat.PLACEHOLDER} placeholders for {len(question.images)} images")
-    ours = chat.SYSTEM_PROMPT if system_prompt is None else system_prompt
-    system = ours if question.system is None else question.system
+    system = system_prompt if question.system is None else question.system
     conversation: list[dict[str, Any]] = []
     if system:
         conversation.append({"role": "system", "content": [{"type": "text", "text": system}]})

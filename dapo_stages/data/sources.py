@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dapo_stages.config import Config, DataConfig
-from dapo_stages.data.columns import check_columns, wanted_columns
+from dapo_stages.data.columns import check_columns, image_columns, wanted_columns
+from dapo_stages.data.encoded_images import decoded
 from dapo_stages.data.hub import Fetch, is_saved, open_hub, open_saved
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.table_files import SUFFIXES, Table, find_tables
@@ -40,11 +41,12 @@ class RawSource:
     columns: list[str]
     rows: Callable[[Part], Iterator[RawRow]]
     totals: dict[Part, int] = field(default_factory=dict)  # rows of each part, if known in advance
-    folder: Path | None = None  # images given as a path must be inside
+    folder: Path | None = None  # images given as a relative path are looked up here
+    roots: tuple[Path, ...] = ()  # data.image_root: further folders for images
     fetch: Fetch | None = None
 
     def image(self, row: RawRow, value: Any) -> Any:
-        """The image of a cell, as bytes, as a path inside the source's folder, or as a PIL image."""
+        """The image of a cell, as bytes, as a path inside the source's folder or a root, or as a PIL image."""
         from PIL import Image
 
         if isinstance(value, dict):
@@ -56,24 +58,29 @@ class RawSource:
         if isinstance(value, Image.Image):
             return value
         if isinstance(value, str) and value:
-            return self._inside(row, value)
+            encoded = decoded(value, row.where)
+            return self._inside(row, value.removeprefix("file://")) if encoded is None else encoded
         raise BadImage(row.where, f"expected an image, got {type(value).__name__} {str(value)[:60]!r}")
 
     def _inside(self, row: RawRow, name: str) -> Path:
         where = f"{row.where}: {name[:200]}"
-        if "://" in name or name.startswith("data:"):
+        if "://" in name:
             raise BadImage(where, "the image is a URL, and single images are not downloaded")
-        if self.folder is None:
-            raise BadImage(where, "the image is a path, but the dataset has no folder")
+        folders = [folder for folder in (row.folder, self.folder, *self.roots) if folder is not None]
+        if not folders:
+            raise BadImage(where, "the image is a path, but the dataset has no folder (data.image_root names one)")
         path = Path(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name:
+        if ".." in path.parts or "\0" in name:
             raise BadImage(where, "the path is outside the dataset's folder")
-        root = self.folder.resolve()
+        if path.is_absolute() and not any(path.is_relative_to(root.absolute()) for root in self.roots):
+            raise BadImage(where, "the path is outside the dataset's folder (data.image_root allows another)")
+        allowed = [root.resolve() for root in (self.folder, *self.roots) if root is not None]
         try:
-            for folder in (row.folder, self.folder):
-                file = ((folder or root) / path).resolve()
-                if not file.is_relative_to(root):
-                    raise BadImage(where, "the symbolic link leads outside the dataset's folder")
+            for folder in folders:
+                file = (folder / path).resolve()
+                if not any(file.is_relative_to(root) for root in allowed):
+                    problem = "the symbolic link leads outside the dataset's folder (data.image_root allows another)"
+                    raise BadImage(where, problem)
                 if file.is_file():
                     return file
         except (OSError, RuntimeError) as error:  # a name longer than the file system allows, circular links
@@ -94,7 +101,8 @@ def open_source(config: Config) -> RawSource:
         opened = open_saved(folder, data) if saved else open_hub(data)
         rows = _by_part(data, lambda: ((values, None) for values in opened.rows()))
         totals = _totals(data, opened.number)
-        source = RawSource(data.source, opened.columns, rows, totals, folder if saved else None, opened.fetch)
+        folder_or_none = folder if saved else None
+        source = RawSource(data.source, opened.columns, rows, totals, folder_or_none, image_roots(data), opened.fetch)
     if not source.columns:
         raise DataError(data.source, "the dataset has no rows", "Set data.source to another one.")
     check_columns(data.source, source.columns, data.columns)
@@ -102,9 +110,20 @@ def open_source(config: Config) -> RawSource:
 
 
 def check_source(data: DataConfig) -> None:
-    """Raise DataError if `data.source` is a path that does not exist. Reads no data."""
+    """Raise DataError if `data.source` or `data.image_root` is a path that does not exist. Reads no data."""
+    image_roots(data)
     if data.source != "embedded":
         _find(data)
+
+
+def image_roots(data: DataConfig) -> tuple[Path, ...]:
+    """The folders of data.image_root. Raises DataError if one does not exist."""
+    names = (data.image_root,) if isinstance(data.image_root, str) else data.image_root or ()
+    roots = tuple(Path(name).expanduser() for name in names)
+    for root in roots:
+        if not root.is_dir():
+            raise DataError(root, "no such folder", "Set data.image_root to the folder that contains the images.")
+    return roots
 
 
 def source_files(data: DataConfig) -> dict[str, str]:
@@ -170,15 +189,16 @@ def _embedded(config: Config) -> RawSource:
     sizes: dict[Part, int] = {"train": config.data.synthetic.train, "held_out": config.data.synthetic.held_out}
     totals = {part: min(size, config.data.max_rows or size) for part, size in sizes.items()}
     names, synthetic = config.data.columns, config.data.synthetic
+    image = image_columns(names)[0]
     draw = task(synthetic.task).question
 
     def rows(part: Part) -> Iterator[RawRow]:
         for index in range(totals[part]):
             drawn = draw(2 * config.seed + PARTS.index(part), index, shuffled=synthetic.shuffled)
-            asked = {names.image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
+            asked = {image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
             yield RawRow(index, {**drawn.columns, **asked}, f"embedded row {index}", slice=drawn.slice)
 
-    return RawSource("embedded", [names.image, names.problem, names.solution], rows, totals)
+    return RawSource("embedded", [image, names.problem, names.solution], rows, totals)
 
 
 def _of_tables(data: DataConfig, files: list[Path], folder: Path) -> RawSource:
@@ -192,7 +212,8 @@ def _of_tables(data: DataConfig, files: list[Path], folder: Path) -> RawSource:
     counts = [table.count() for table in tables]
     number = None if None in counts else sum(count for count in counts if count is not None)
     columns = next((names for table in tables if (names := table.columns())), [])
-    return RawSource(data.source, columns, _by_part(data, everything), _totals(data, number), folder)
+    rows = _by_part(data, everything)
+    return RawSource(data.source, columns, rows, _totals(data, number), folder, image_roots(data))
 
 
 def _by_part(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.data.cells import named_labels
 from dapo_stages.errors import DataError
 from dapo_stages.small_files import REPORT, lines, read_text, shown
 
@@ -60,7 +61,7 @@ class Table:
     """A file of rows."""
 
     path: Path
-    wanted: frozenset[str]  # the columns to read, if the format allows choosing
+    wanted: frozenset[str]  # columns to read although they contain bytes, such as images; others are always read
 
     def columns(self) -> list[str]:
         """Names of the columns (of the first row if the file has no header); empty for a file without rows."""
@@ -105,14 +106,16 @@ class Table:
         from dapo_stages.handoff.checks import undecodable
 
         with self._parquet() as file:
-            named = zip(file.schema_arrow.names, self._columns_of(file.schema_arrow), strict=True)
-            columns = [name for name, new in named if new in self.wanted]
+            schema = file.schema_arrow
+            named = zip(schema, self._columns_of(schema), strict=True)
+            columns = [field.name for field, new in named if new in self.wanted or not _has_bytes(field.type)]
+            names = _label_names(schema)
             batch, before = None, 0
             try:
                 for group in range(file.metadata.num_row_groups):
                     rows = self._rows_at_once(file.metadata.row_group(group), columns)
                     for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
-                        yield from batch.to_pylist()
+                        yield from (named_labels(row, names) for row in batch.to_pylist())
                         before += batch.num_rows
             except UnicodeDecodeError as error:
                 if batch is None or (fault := undecodable(batch)) is None:
@@ -237,6 +240,25 @@ class Table:
 
     def _unreadable(self, where: str, problem: str) -> DataError:
         return DataError(f"{self.path} {where}", problem, "Fix the file.")
+
+
+def _has_bytes(kind: Any) -> bool:
+    """Whether an Arrow type is bytes, or contains any."""
+    import pyarrow as pa
+
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return True
+    return any(_has_bytes(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    """The names of ClassLabel columns, which the datasets library stores as numbers, with the names in the metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        labels = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {name: [str(one) for one in names] for name, names in labels.items() if isinstance(names, list)}
 
 
 def _short(error: Exception) -> str:

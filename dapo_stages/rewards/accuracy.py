@@ -7,8 +7,8 @@ from functools import partial
 
 from dapo_stages.rewards.answers import (
     Reading,
+    accepted_answers,
     has_closed_answer,
-    parse_solution,
     read_answer,
     read_choice,
 )
@@ -30,19 +30,15 @@ def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float 
     compared as text, without case, articles, quotes and final punctuation; then, with `symbolic`, as an expression by
     math-verify, which gets `timeout` seconds. Words after a number are its unit: two different units are never equal,
     but either may be missing. Other words are not mathematics, so "3 or 4" is not 4, and "cat" is not "act".
-    Several letters ("A, C") are compared as a set. With `closed`, only an answer in a closed `<answer>` block counts.
+    Several letters ("A, C") are compared as a set. Of several accepted answers (see `accepted_answers`) the best one
+    counts, with its grade. With `closed`, only an answer in a closed `<answer>` block counts.
     """
-    wanted = parse_solution(solution)
-    answer = _read(text, wanted, closed).answer
-    if answer is None or not wanted:
-        return 0.0
-    if _CHOICE.fullmatch(wanted):
-        return 1.0 if answer == wanted else 0.0
-    if (all_of := letter_set(nfkc(wanted))) is not None:
-        return 1.0 if letter_set(nfkc(_bare(without_sentence(answer)))) == all_of else 0.0
-    if _same_text(wanted, answer):
-        return 1.0
-    return 1.0 if symbolic and _same_expression(wanted, answer, timeout) else 0.0
+    grades = accepted_answers(solution)
+    best = 0.0
+    for wanted in sorted(grades, key=lambda wanted: -grades[wanted]):
+        if grades[wanted] > best and _is_right(text, wanted, symbolic, timeout, closed):
+            best = grades[wanted]
+    return best
 
 
 def reading(text: str, solution: str, *, closed: bool = False) -> Reading:
@@ -51,11 +47,22 @@ def reading(text: str, solution: str, *, closed: bool = False) -> Reading:
     A letter, or text without case, articles, quotes and final punctuation. Answers that only math-verify finds equal
     ("1/2" and "0.5") remain different. With `closed`, there is none outside a closed `<answer>` block.
     """
-    wanted = parse_solution(solution)
+    wanted = next(iter(accepted_answers(solution)), "")
     found = _read(text, wanted, closed)
     if found.answer is None or _CHOICE.fullmatch(wanted):
         return found
     return found._replace(answer=_plain(found.answer))
+
+
+def _is_right(text: str, wanted: str, symbolic: bool, timeout: float, closed: bool) -> bool:
+    answer = _read(text, wanted, closed).answer
+    if answer is None or not wanted:
+        return False
+    if _CHOICE.fullmatch(wanted):
+        return answer == wanted
+    if (all_of := letter_set(nfkc(wanted))) is not None:
+        return letter_set(nfkc(_bare(without_sentence(answer)))) == all_of
+    return _same_text(wanted, answer) or (symbolic and _same_expression(wanted, answer, timeout))
 
 
 def _read(text: str, wanted: str, closed: bool) -> Reading:

@@ -19,9 +19,11 @@ answer ends with it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
 from dapo_stages.rewards.letters import leading, letter_set, lone, names_several, stated
 from dapo_stages.rewards.normal import nfkc
@@ -156,6 +158,24 @@ def parse_solution(solution: str) -> str:
     plain = without_markup(nfkc(text))
     letter = None if letter_set(plain) or names_several(plain) or _INITIALS.match(plain) else leading(plain)
     return letter or text
+
+
+def accepted_answers(solution: str) -> dict[str, float]:
+    """The answers that a solution accepts, each as `parse_solution` gives it, with its grade from 0 to 1.
+
+    Several are JSON: a list (`["gray", "grey"]`), each of which is fully right, or an object with their grades
+    (`{"sofa": 1, "couch": 0.5}`). A list of letters is a set of options, as anywhere, and one answer.
+    """
+    found: Any = None
+    if solution.startswith(('["', '{"')):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(solution)
+    if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+        if letter_set(nfkc(solution)) is None:
+            return {parse_solution(one): 1.0 for one in found}
+    elif isinstance(found, dict) and found and all(isinstance(grade, int | float) for grade in found.values()):
+        return {parse_solution(one): min(max(float(grade), 0.0), 1.0) for one, grade in found.items()}
+    return {parse_solution(solution): 1.0}
 
 
 def _stated_or_lone(text: str) -> tuple[str | None, Place]:

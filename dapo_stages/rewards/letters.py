@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.tags import open_text_commands, unboxed, without_markup
 
 _BOLD = re.compile(r"(?:\*\*|__)([^*\n]{1,200}?)(?:\*\*|__)")
@@ -127,6 +128,11 @@ def letter_set(text: str) -> frozenset[str] | None:
         return frozenset(plain) if list(plain) == sorted(set(plain)) else None
     pieces = _pieces(plain)
     return frozenset(pieces) if len(pieces) > 1 and pieces <= _LETTERS and not _EITHER.search(plain) else None
+
+
+def letters_in(solution: str) -> frozenset[str]:
+    """The letters of a solution that is one or a set of them; empty for any other."""
+    return frozenset(solution) if solution in _LETTERS else letter_set(nfkc(solution)) or frozenset()
 
 
 def judged(text: str) -> str | None:

@@ -6,14 +6,29 @@ import re
 
 from dapo_stages.rewards.normal import nfkc
 
-# A. red | A) red | (A) red | A: red | A、red, at the start of a line or after a space.
-_OPTION = re.compile(r"(?:^|(?<=\s))\(?([A-J])(?:[.:、]\s*|\)\s*)(?=\S)")
+LETTERS = "ABCDEFGHIJ"  # that an answer can choose
+
+# A. red | A) red | (A) red | A: red | A、red, at the start of a line or after a space; in lower case in brackets.
+_OPTION = re.compile(r"(?:^|(?<=\s))(?:\(?([A-J])(?:[.:、]\s*|\)\s*)|\(([a-j])\)\s*)(?=\S)")
+
+
+def offered_options(problem: str) -> list[str]:
+    """The texts of the options that a question names in the order A, B, C, …; empty if it names fewer than two.
+
+    The last one ends with its line; so do the others if each has a line of its own.
+    """
+    problem = nfkc(problem)
+    found: list[re.Match[str]] = []
+    for match in _OPTION.finditer(problem):
+        if (match[1] or match[2]).upper() == LETTERS[len(found) : len(found) + 1]:
+            found.append(match)
+    if len(found) < 2:
+        return []
+    ends = [*(match.start() for match in found[1:]), len(problem)]
+    texts = [problem[match.end() : end].strip(" \t\n;；,，") for match, end in zip(found, ends, strict=True)]
+    return [*texts[:-1], texts[-1].split("\n")[0].strip()]
 
 
 def num_options(problem: str) -> int | None:
     """How many options the question names, in the order A, B, C, …; None if it names fewer than two."""
-    found = 0
-    for match in _OPTION.finditer(nfkc(problem)):
-        if match[1] == "ABCDEFGHIJ"[found : found + 1]:
-            found += 1
-    return found if found > 1 else None
+    return len(offered_options(problem)) or None

@@ -17,6 +17,8 @@ from dapo_stages.data.control import CONTROL_TOKENS, MARK
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source, source_files
+from dapo_stages.data.summary import READ, Summary
+from dapo_stages.data.survey import survey
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.outputs import Output, shard_name
@@ -25,7 +27,7 @@ from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.referred import verify_referred
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.chat_templates import chat_template
-from dapo_stages.terminal.console import Advance, progress
+from dapo_stages.terminal.console import Advance, progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
 ROWS_PER_SHARD = 512
@@ -73,17 +75,20 @@ def main(
 
 
 def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
-    from dapo_stages.rewards.answers import parse_solution
-
     source, processor = open_source(config), _processor(config, policy)
+    found = survey(source, config.data)
     output.counts = {"train": 0, "held_out": 0, "dropped_long": 0, "dropped_images": 0, "dropped_other": 0}
     output.counts["dropped_rows"] = []
+    summary = Summary(source.columns, config.data, found)
     with chat_template(processor) as render:
-        maker = PromptMaker(source, processor, config.data, parse_solution, render)
+        maker = PromptMaker(source, processor, config.data, found, render)
         for part in PARTS:
             with progress(f"prepare-data {part}", source.totals.get(part)) as advance:
-                _write_part(output, maker, part, advance)
+                _write_part(output, maker, part, summary, advance)
     _check_parts(source, output.counts)
+    output.counts["understood"] = summary.counts()
+    for line in summary.lines():
+        say(line)
 
 
 def _processor(config: Config, policy: PolicyFolder | None) -> Any:
@@ -118,23 +123,24 @@ def _processor(config: Config, policy: PolicyFolder | None) -> Any:
     return processor
 
 
-def _write_part(output: Output, maker: PromptMaker, part: Part, advance: Advance) -> None:
+def _write_part(output: Output, maker: PromptMaker, part: Part, summary: Summary, advance: Advance) -> None:
     """Write all shards of a part with a few rows in memory at a time; keep those of an interrupted run."""
     done: list[str] = []
     number = 0
     while output.has(shard_name(part, number)):
-        for row in output.reopen(part, number, ["prompt_id", "prompt_text"]):
+        for row in output.reopen(part, number, READ):
+            summary.add(row)
             done.append(row["prompt_id"])
             _count_control(row, output.counts)
         number += 1
-    prompts = _prompts(maker, part, done, output.counts, advance)
+    prompts = _prompts(maker, part, done, output.counts, summary, advance)
     while (first := next(prompts, None)) is not None:
         output.write(part, number, chain([first], islice(prompts, ROWS_PER_SHARD - 1)))
         number += 1
 
 
 def _prompts(
-    maker: PromptMaker, part: Part, done: list[str], counts: dict[str, Any], advance: Advance
+    maker: PromptMaker, part: Part, done: list[str], counts: dict[str, Any], summary: Summary, advance: Advance
 ) -> Iterator[Row]:
     """The prompts of a part that are not done yet. Rows that an interrupted run dropped are counted again."""
     kept = set(done)
@@ -146,6 +152,7 @@ def _prompts(
         elif isinstance(row, Dropped):
             key = f"dropped_{row.kind}"
             counts[key] = counts.get(key, 0) + 1
+            summary.drop(row.why, raw.where)
             if len(counts["dropped_rows"]) < _NAMED:
                 counts["dropped_rows"].append(row.why)
         elif counts[part] < len(kept):
@@ -154,6 +161,7 @@ def _prompts(
         else:
             counts[part] += 1
             _count_control(row, counts)
+            summary.add(row)
             if part == "train":
                 del row["labels"]  # only evaluate needs them
             yield row

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from dapo_stages.config import ColumnsConfig
-from dapo_stages.data.columns import UnusableRow, check_columns, question_of, wanted_columns
+from dapo_stages.data.columns import check_columns, question_of, wanted_columns
+from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.errors import DataError
 
 NAMES = ColumnsConfig.model_validate({})
@@ -79,7 +80,7 @@ def test_a_problem_wins_over_a_conversation_and_an_empty_one_does_not() -> None:
     [
         ({"problem": "P?", "solution": None}, "no solution"),
         ({"problem": "P?", "solution": "  "}, "no solution"),
-        ({"problem": "P?", "solution": ["A", "B"]}, "no solution"),
+        ({"problem": "P?", "solution": ["", None]}, "no solution"),
         ({"problem": "", "solution": "A"}, "no problem"),
         ({"problem": None, "solution": "A"}, "no problem"),
         (

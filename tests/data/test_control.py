@@ -15,7 +15,6 @@ from dapo_stages.data.control import MARK, ControlTokens, plain_twin
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import RawRow, RawSource
 from dapo_stages.errors import DataError
-from dapo_stages.rewards.answers import parse_solution
 
 Configure = Callable[..., Config]
 Make = Callable[..., Any]
@@ -53,7 +52,7 @@ def make(processor: Any, configure: Configure) -> Make:
 
     def prompt(values: dict[str, Any], using: Any = None, **data: Any) -> Any:
         source = RawSource("cats", list(values), lambda _: iter(()))
-        maker = PromptMaker(source, using or processor, configure("cats", **data).data, parse_solution)
+        maker = PromptMaker(source, using or processor, configure("cats", **data).data)
         return maker.make(RawRow(3, {"image": None, "solution": "A", **values}, "cats row 3"), "train-000003")
 
     return prompt

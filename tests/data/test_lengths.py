@@ -14,12 +14,11 @@ from dapo_stages.config import DataConfig
 from dapo_stages.data.lengths import COMPOSED, bytes_per_token
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import RawRow, RawSource
-from dapo_stages.rewards.answers import parse_solution
 
 
 def maker(processor: Any, longest: int) -> PromptMaker:
     data = DataConfig(max_prompt_length=longest)
-    return PromptMaker(RawSource("cats", [], lambda _: iter(())), processor, data, parse_solution)
+    return PromptMaker(RawSource("cats", [], lambda _: iter(())), processor, data)
 
 
 def row(problem: str) -> RawRow:

@@ -17,7 +17,6 @@ from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.sources import RawRow, RawSource
 from dapo_stages.handoff.schemas import SCHEMAS
-from dapo_stages.rewards.answers import parse_solution
 
 Configure = Callable[..., Config]
 Png = Callable[..., bytes]
@@ -30,7 +29,7 @@ def make(processor: Any, configure: Configure) -> Make:
 
     def prompt(values: dict[str, Any], folder: Path | None = None, **data: Any) -> Any:
         source = RawSource("cats", list(values), lambda _: iter(()), folder=folder)
-        maker = PromptMaker(source, processor, configure("cats", **data).data, parse_solution)
+        maker = PromptMaker(source, processor, configure("cats", **data).data)
         return maker.make(RawRow(3, values, "cats row 3", folder), "train-000003")
 
     return prompt

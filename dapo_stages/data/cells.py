@@ -1,0 +1,79 @@
+"""Cells of a row, by the name of their column: missing values, nested fields, lists and objects in text, labels."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from numbers import Number
+from typing import Any
+
+_EXACT = 2**53  # up to here, floats represent every integer exactly
+_LONGEST_LITERAL = 100_000  # characters of a Python literal; parsing takes some 100 bytes of memory for each
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, or NaN in columns of numbers, or NaT in columns of times."""
+    return value is None or (isinstance(value, Number | date | timedelta) and value != value)
+
+
+def as_text(value: Any) -> str:
+    """A cell as text; empty if the cell is.
+
+    Integers are written without a decimal point: an integer column with gaps contains 2.0 instead of 2.
+    """
+    if is_missing(value):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else str(value)
+
+
+def has_column(columns: Sequence[str], name: str) -> bool:
+    """Whether a column exists: as it is written, or, for `a.b`, the column a that may have a field b."""
+    return any(head in columns for head, _ in _splits(name))
+
+
+def cell(values: Mapping[str, Any], name: str) -> Any:
+    """The cell of a column; for `a.b`, the field b of the column a, which may be an object or JSON. None if missing."""
+    for head, rest in _splits(name):
+        if head in values:
+            value = values[head]
+            if not rest:
+                return None if is_missing(value) else value
+            inner = structured(value)
+            return cell(inner, rest) if isinstance(inner, Mapping) else None
+    return None
+
+
+def structured(value: Any) -> Any:
+    """A list or an object that a cell contains as JSON or as Python writes it; any other value as it is."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return value
+    for parse in (json.loads, _literal):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return value
+
+
+def named_labels(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+    """A row with the names of its ClassLabels; -1 is the label of a row without one."""
+    for column, labels in names.items():
+        value = row.get(column)
+        if isinstance(value, int):
+            row[column] = labels[value] if 0 <= value < len(labels) else None
+    return row
+
+
+def _literal(text: str) -> Any:
+    if len(text) > _LONGEST_LITERAL:
+        raise ValueError("too long")
+    return ast.literal_eval(text)
+
+
+def _splits(name: str) -> list[tuple[str, str]]:
+    """`a.b.c` as column and field: ("a.b.c", ""), ("a.b", "c"), ("a", "b.c")."""
+    parts = name.split(".")
+    return [(".".join(parts[:end]), ".".join(parts[end:])) for end in range(len(parts), 0, -1)]

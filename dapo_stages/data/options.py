@@ -1,0 +1,148 @@
+"""The options of a question: read from any column, shown with letters, and found again in the solution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from dapo_stages.data.cells import as_text, cell, structured
+from dapo_stages.rewards.answers import parse_solution
+from dapo_stages.rewards.letters import letters_in
+from dapo_stages.rewards.normal import nfkc
+from dapo_stages.rewards.offered_options import LETTERS, offered_options
+
+SolutionFormat = Literal["letter", "index", "index_from_1", "text"]
+
+_TEXT_KEYS = ("text", "value", "content", "option")  # of an option that is an object
+_WHOLE = re.compile(r"\s*\+?(\d{1,4})(?:\.0)?\s*")
+
+
+class BadOptions(Exception):
+    """Options that cannot be read, or a solution that is none of them."""
+
+
+def options_of(values: Mapping[str, Any], name: str | Sequence[str]) -> list[str]:
+    """The options of a row, from one column or from one for each; empty if the row has none.
+
+    One column may contain a list (of text, or of objects with a `text`), an object (`{"A": "red", …}`), or text: a
+    list as JSON or as Python writes it, labeled options ("A. red B. green"), or one option per line.
+    Raises BadOptions.
+    """
+    if isinstance(name, str):
+        found = _listed(structured(cell(values, name)))
+    else:
+        found = [as_text(cell(values, one)).strip() for one in name]
+        while found and not found[-1]:
+            found.pop()
+    found = _without_labels(found)
+    if len(found) < 2:
+        return []
+    if empty := [LETTERS[at] for at, text in enumerate(found[: len(LETTERS)]) if not text]:
+        raise BadOptions(f"option {empty[0]} is empty")
+    if len(found) > len(LETTERS):
+        raise BadOptions(f"{len(found)} options, but the letters of answers end at {LETTERS[-1]}")
+    return found
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        inner = next((value[key] for key in _TEXT_KEYS if isinstance(value.get(key), list | tuple)), None)
+        return _listed(inner if inner is not None else [value[key] for key in _in_order(value)])
+    if isinstance(value, str):
+        lines = [line.strip() for line in value.splitlines() if line.strip()]
+        return offered_options(value) or lines
+    if not isinstance(value, list | tuple):
+        raise BadOptions(f"the options are a {type(value).__name__}, expected a list or text")
+    return [_option(one) for one in value]
+
+
+def _in_order(options: Mapping[str, Any]) -> list[str]:
+    """The keys A, B, C, … that have a value; Parquet gives a null for keys that other rows have."""
+    keys = [key for key, value in options.items() if as_text(value).strip()]
+    letters = sorted(keys, key=lambda key: str(key).strip("() .").upper())
+    if [str(key).strip("() .").upper() for key in letters] != list(LETTERS[: len(keys)]):
+        raise BadOptions(f"options with the keys {', '.join(map(str, keys))}, expected A, B, C, …")
+    return letters
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in _TEXT_KEYS if key in value), None)
+    return as_text(value).strip()
+
+
+def _without_labels(options: list[str]) -> list[str]:
+    """Options that bring their letters along ("A. red", "B. green") without these."""
+    plain = offered_options("\n".join(options)) if not any("\n" in option for option in options) else []
+    return plain if len(plain) == len(options) else options
+
+
+def with_options(problem: str, options: Sequence[str]) -> str:
+    """The question, with the options below unless it shows as many itself."""
+    if not options or len(offered_options(problem)) >= len(options):
+        return problem
+    return "\n".join([problem.rstrip(), *(f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False))])
+
+
+def shown_order(problem: str, options: Sequence[str]) -> list[str]:
+    """The options in the order of the letters that the question shows, which may be another than the column's."""
+    offered = offered_options(problem)
+    if not options or sorted(map(plain, offered)) == sorted(map(plain, options)):
+        return offered
+    return list(options)
+
+
+def letters_of(solution: Any, options: Sequence[str], shown: Sequence[str], form: SolutionFormat) -> str | None:
+    """The letter of the option that a solution means, or several ("A, C"); None if it is none of them.
+
+    `options` are in the order that an index counts, `shown` in that of the letters. A list means several options.
+    Raises BadOptions for an index beyond the options.
+    """
+    value = structured(solution)
+    if isinstance(value, list | tuple) and len(value) > 1:
+        found = [_letter(one, options, shown, form) for one in value]
+        return None if None in found else ", ".join(sorted({one for one in found if one}))
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    return _letter(value, options, shown, form)
+
+
+def _letter(solution: Any, options: Sequence[str], shown: Sequence[str], form: SolutionFormat) -> str | None:
+    text = as_text(solution)
+    if form in ("index", "index_from_1") and (whole := _WHOLE.fullmatch(text)):
+        at = int(whole[1]) - (form == "index_from_1")
+        if not 0 <= at < len(options):
+            raise BadOptions(f"the solution is option {whole[1]} of {len(options)} options")
+        same = [place for place, one in enumerate(shown) if plain(one) == plain(options[at])]
+        return LETTERS[same[0] if len(same) == 1 else at]
+    by_text = [LETTERS[place] for place, one in enumerate(shown) if plain(one) == plain(parse_solution(text))]
+    readings = [_by_letter(text, len(shown)), by_text[0] if len(by_text) == 1 else None]
+    return next((one for one in (reversed(readings) if form == "text" else readings) if one), None)
+
+
+def _by_letter(text: str, number: int) -> str | None:
+    """The letter, or the set of letters, that a solution is; None if it is none of the first `number`."""
+    letters = letters_in(parse_solution(text))
+    return ", ".join(sorted(letters)) if letters and letters <= set(LETTERS[:number]) else None
+
+
+def fits(solution: Any, options: Sequence[str], shown: Sequence[str]) -> dict[SolutionFormat, bool]:
+    """For each format, whether a solution in it means one of the options."""
+    value = structured(solution)
+    one = value[0] if isinstance(value, list | tuple) and value else value
+    text, parsed = as_text(one), parse_solution(as_text(one))
+    whole = _WHOLE.fullmatch(text)
+    return {
+        "text": any(plain(option) == plain(parsed) for option in options),
+        "letter": _by_letter(text, len(shown)) is not None,
+        "index": whole is not None and int(whole[1]) < len(options),
+        "index_from_1": whole is not None and 1 <= int(whole[1]) <= len(options),
+    }
+
+
+def plain(text: str) -> str:
+    """An option's text as it is compared: without case, white space and a final period."""
+    return " ".join(nfkc(text).casefold().split()).strip(" .。")
