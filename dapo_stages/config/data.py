@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Later, Section
+from dapo_stages.config.base import Count, Fraction, Later, Section
+
+SolutionFormat = Literal["auto", "letter", "index", "index_from_1", "text"]
 
 
 class ColumnsConfig(Section):
@@ -56,6 +58,22 @@ class SyntheticConfig(Section):
         return self
 
 
+class SourceConfig(Section):
+    """One of several datasets; what is null is as in `data`."""
+
+    source: str = Field(description="As data.source.")
+    split: str | None = Field(None, description="As data.split.")
+    columns: ColumnsConfig | None = Field(None, description="As data.columns, all of it.")
+    solution_format: SolutionFormat | None = Field(None, description="As data.solution_format.")
+    template: str | None = Field(None, description="As data.template.")
+    system_prompt: str | None = Field(None, description="As data.system_prompt.")
+    image_root: str | tuple[str, ...] | None = Field(None, description="As data.image_root.")
+    held_out_fraction: Fraction | None = Field(None, description="As data.held_out_fraction.")
+    held_out_source: str | None = Field(None, description="As data.held_out_source.")
+    held_out_split: str | None = Field(None, description="As data.held_out_split.")
+    max_rows: Count | None = Field(None, description="As data.max_rows.")
+
+
 class DataConfig(Section):
     """Where the questions come from and how they become prompts."""
 
@@ -63,9 +81,12 @@ class DataConfig(Section):
         "lujunxi57/DDM",
         description="Hub id, Parquet/JSONL file or folder, image folder, save_to_disk folder, or `embedded`.",
     )
+    sources: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")], SourceConfig], Later({})
+    ] = Field({}, description="Several datasets by name, instead of data.source; see rollout.source_shares.")
     split: str = Field("train", description="Split of a hub dataset.")
     columns: ColumnsConfig = ColumnsConfig()
-    solution_format: Annotated[Literal["auto", "letter", "index", "index_from_1", "text"], Later("auto")] = Field(
+    solution_format: Annotated[SolutionFormat, Later("auto")] = Field(
         "auto",
         description="What the solution is where there are options: a letter, an index from 0 or from 1, or an option's "
         "text. auto: what fits most of the first rows.",
@@ -84,8 +105,17 @@ class DataConfig(Section):
         False,
         description="Carry on if no question can be answered right: a letter is wanted, but no options are shown.",
     )
-    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="Fraction of the rows held out for evaluation."
+    held_out_fraction: Fraction = Field(
+        0.1, description="Fraction of the rows held out for evaluation: 0 for none, 1 for a benchmark alone."
+    )
+    held_out_source: Annotated[str | None, Later(None)] = Field(
+        None, description="Source of the held-out rows, all of which are used; null takes them from data.source."
+    )
+    held_out_split: Annotated[str | None, Later(None)] = Field(
+        None, description="Split of the held-out rows, such as `test`; null takes them from data.split."
+    )
+    split_by: Annotated[Literal["row", "image"], Later("row")] = Field(
+        "row", description="image: all questions about an image are either for training or held out."
     )
     split_seed: int = Field(42, description="Seed of the train/held-out split.")
     max_rows: Count | None = Field(None, description="Use only the first rows of the source.")
@@ -106,3 +136,28 @@ class DataConfig(Section):
     )
     system_prompt: str | None = Field(None, description="System message; null uses the built-in one, '' leaves it out.")
     synthetic: SyntheticConfig = SyntheticConfig()
+
+    def of_sources(self) -> dict[str, DataConfig]:
+        """The section for each dataset, by its name; a single one has the name "". Their own `sources` are empty."""
+        if not self.sources:
+            return {"": self}
+        found = {}
+        for name, one in self.sources.items():
+            own = {key: value for key in type(one).model_fields if (value := getattr(one, key)) is not None}
+            found[name] = self.model_copy(update={**own, "sources": {}})
+        return found
+
+    def of_held_out(self) -> DataConfig | None:
+        """The section for a source of its own for held-out rows, all of which are used; None if there is none."""
+        if self.held_out_source is None and self.held_out_split is None:
+            return None
+        return self.model_copy(
+            update={
+                "source": self.held_out_source or self.source,
+                "split": self.held_out_split or self.split,
+                "held_out_fraction": 1.0,
+                "held_out_source": None,
+                "held_out_split": None,
+                "max_rows": None,
+            }
+        )

@@ -19,6 +19,12 @@ from dapo_stages.rewards.answers import parse_solution
 from dapo_stages.rewards.letters import letters_in
 
 CONVERSATIONS = ("prompt", "messages", "conversations")  # used if there is no problem column
+_USUAL = {  # names of columns in public datasets
+    "image": ("images", "decoded_image", "img", "picture"),
+    "problem": ("question", "query", "text", "instruction", "prompt", "messages"),
+    "solution": ("answer", "label", "ground_truth", "correct_choice_idx", "correct_answer", "answers", "target"),
+    "options": ("choices",),
+}
 _NUMBERED = re.compile(r"<image[ _]?(\d{1,3})>")  # <image 2>, <image2>
 
 
@@ -78,12 +84,20 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
         # Conversations may contain the images and the answer.
         inside = conversation is not None and key in ("image", "solution") and name == getattr(defaults, key)
         if not inside and not has_column(columns, name):
-            close = next(iter(difflib.get_close_matches(name, columns, n=1)), None)
             raise DataError(
                 source,
                 f"no column `{name}` with {meaning} (the columns are {', '.join(columns)})",
-                f"Set data.columns.{key}={close or '…'} to name the right column.",
+                f"Set data.columns.{key}={_suggested(key, name, columns)} to name the right column.",
             )
+
+
+def _suggested(key: str, name: str, columns: Sequence[str]) -> str:
+    """The column that was probably meant: one with a similar name, or with one that is usual."""
+    numbered = [column for column in columns if re.fullmatch(r"(?:image|img|picture)_?\d+", column)]
+    if key == "image" and len(numbered) > 1:
+        return f"[{','.join(numbered)}]"
+    close = difflib.get_close_matches(name, columns, n=1) or [one for one in _USUAL.get(key, ()) if one in columns]
+    return close[0] if close else "…"
 
 
 def question_of(
@@ -188,6 +202,14 @@ def _free(solution: Any) -> str:
     if not answer:
         raise UnusableRow(f"no answer in {as_text(solution)[:60]!r}")
     return answer
+
+
+def images_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
+    """The images of a row, as its cells have them; none if it has no question."""
+    try:
+        return list(_images(values, names, _conversation_of(values, names)).values())
+    except UnusableRow:
+        return []
 
 
 def _images(values: Mapping[str, Any], names: ColumnsConfig, conversation: Conversation) -> dict[int, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from contextlib import suppress
 
 from dapo_stages.data.images import BadImage
 
@@ -27,13 +26,13 @@ def decoded(text: str, where: str) -> bytes | None:
         return _bytes(text[uri.end() :], where)
     if len(text) < _SHORTEST or not _ALPHABET.fullmatch(text):
         return None
-    if len(text) > _LONGEST_PATH:
-        return _bytes(text, where)
-    # Short enough for a file name without a dot.
-    found = None
-    with suppress(BadImage):
+    try:
         found = _bytes(text, where)
-    return found if found is not None and found.startswith(_BEGINNINGS) else None
+    except BadImage:
+        if len(text) > _LONGEST_PATH:
+            raise
+        return None
+    return found if found.startswith(_BEGINNINGS) else None
 
 
 def _bytes(text: str, where: str) -> bytes:

@@ -12,12 +12,11 @@ from dapo_stages.config import DataConfig
 from dapo_stages.data.cells import named_labels
 from dapo_stages.data.columns import wanted_columns
 from dapo_stages.data.images import BadImage
+from dapo_stages.data.raw_rows import Fetch
 from dapo_stages.errors import DataError
 from dapo_stages.small_files import is_inside, read_json
 
 _ARCHIVED = re.compile(r"(zip|tar|gzip|bz2|xz|zstd|lz4)://")
-
-Fetch = Callable[[str, str], bytes]  # (path, where) -> the file's bytes
 
 _LOCAL_COPY = (
     "Check the name and the connection, or download the dataset elsewhere (`hf download --repo-type dataset NAME "
@@ -55,7 +54,9 @@ def open_saved(folder: Path, data: DataConfig) -> Opened:
     if isinstance(loaded, datasets.DatasetDict):
         if data.split not in loaded:
             problem = f"no split {data.split} (the splits are {', '.join(loaded)})"
-            raise DataError(folder, problem, "Set data.split=… to one of these.")
+            raise DataError(
+                folder, problem, "Set data.split=… to one of these; data.held_out_split is for held-out rows."
+            )
         loaded = loaded[data.split]
     return _opened(loaded, data, None)
 

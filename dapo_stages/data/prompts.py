@@ -18,7 +18,7 @@ from dapo_stages.data.control import MARK, ControlTokens, texts_of
 from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.images import encode, prepare
 from dapo_stages.data.lengths import bytes_per_token
-from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError, ModelError
@@ -55,6 +55,7 @@ class PromptMaker:
     processor: Any
     data: DataConfig
     survey: Survey = field(default_factory=Survey)
+    name: str = ""  # of the dataset in data.sources
     render: Render | None = None  # None: use the processor itself, for trusted templates
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse concurrent calls
 
@@ -84,6 +85,7 @@ class PromptMaker:
                 return Dropped("control", f"{raw.where}: {reason}")
         if len(ids) > self.data.max_prompt_length:
             return Dropped("long", f"{raw.where}: {len(ids)} tokens, more than data.max_prompt_length")
+        labels = question.labels | ({"source": self.name} if self.name else {})
         return {
             "prompt_id": prompt_id,
             "images": [{"bytes": encode(image), "path": None} for image in images],
@@ -92,9 +94,9 @@ class PromptMaker:
             "prompt_text": text,
             "prompt_ids": ids,
             "image_grid_thw": grids,
-            "source": self.source.name,
+            "source": self.name or self.source.name,
             "slice": raw.slice or question.slice,
-            "labels": json.dumps(question.labels, ensure_ascii=False) if question.labels else None,
+            "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
         }
 
     def _encoded(

@@ -3,89 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dapo_stages.config import Config, DataConfig
 from dapo_stages.data.columns import check_columns, image_columns, wanted_columns
-from dapo_stages.data.encoded_images import decoded
-from dapo_stages.data.hub import Fetch, is_saved, open_hub, open_saved
-from dapo_stages.data.images import BadImage
+from dapo_stages.data.hub import is_saved, open_hub, open_saved
+from dapo_stages.data.raw_rows import PARTS, Part, RawRow, RawSource
+from dapo_stages.data.splits import by_part, totals
 from dapo_stages.data.table_files import SUFFIXES, Table, find_tables
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import sha256_of
 
-Part = Literal["train", "held_out"]
-PARTS: tuple[Part, ...] = ("train", "held_out")
-
 
 @dataclass(frozen=True)
-class RawRow:
-    """One row as it is in the source."""
+class OpenedPart:
+    """The rows of one dataset for one part, and how they are read."""
 
-    index: int  # row number in the source
-    values: dict[str, Any]
-    where: str  # source and row number, for messages
-    folder: Path | None = None  # images given as a path are looked up here first
-    slice: str = ""  # if the source itself defines one
+    part: Part
+    name: str  # of the dataset in data.sources; empty for a single one
+    data: DataConfig
+    source: RawSource
 
 
-@dataclass(frozen=True)
-class RawSource:
-    """A dataset that can be read repeatedly."""
-
-    name: str
-    columns: list[str]
-    rows: Callable[[Part], Iterator[RawRow]]
-    totals: dict[Part, int] = field(default_factory=dict)  # rows of each part, if known in advance
-    folder: Path | None = None  # images given as a relative path are looked up here
-    roots: tuple[Path, ...] = ()  # data.image_root: further folders for images
-    fetch: Fetch | None = None
-
-    def image(self, row: RawRow, value: Any) -> Any:
-        """The image of a cell, as bytes, as a path inside the source's folder or a root, or as a PIL image."""
-        from PIL import Image
-
-        if isinstance(value, dict):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
-            if self.fetch is not None and isinstance(value, str):
-                return self.fetch(value, row.where)
-        if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value)
-        if isinstance(value, Image.Image):
-            return value
-        if isinstance(value, str) and value:
-            encoded = decoded(value, row.where)
-            return self._inside(row, value.removeprefix("file://")) if encoded is None else encoded
-        raise BadImage(row.where, f"expected an image, got {type(value).__name__} {str(value)[:60]!r}")
-
-    def _inside(self, row: RawRow, name: str) -> Path:
-        where = f"{row.where}: {name[:200]}"
-        if "://" in name:
-            raise BadImage(where, "the image is a URL, and single images are not downloaded")
-        folders = [folder for folder in (row.folder, self.folder, *self.roots) if folder is not None]
-        if not folders:
-            raise BadImage(where, "the image is a path, but the dataset has no folder (data.image_root names one)")
-        path = Path(name)
-        if ".." in path.parts or "\0" in name:
-            raise BadImage(where, "the path is outside the dataset's folder")
-        if path.is_absolute() and not any(path.is_relative_to(root.absolute()) for root in self.roots):
-            raise BadImage(where, "the path is outside the dataset's folder (data.image_root allows another)")
-        allowed = [root.resolve() for root in (self.folder, *self.roots) if root is not None]
-        try:
-            for folder in folders:
-                file = (folder / path).resolve()
-                if not any(file.is_relative_to(root) for root in allowed):
-                    problem = "the symbolic link leads outside the dataset's folder (data.image_root allows another)"
-                    raise BadImage(where, problem)
-                if file.is_file():
-                    return file
-        except (OSError, RuntimeError) as error:  # a name longer than the file system allows, circular links
-            raise BadImage(where, f"not a usable file name ({type(error).__name__})") from None
-        raise BadImage(where, "the image file does not exist")
+def open_parts(config: Config) -> list[OpenedPart]:
+    """All datasets, first for training, then held out. Raises DataError as `open_source` does."""
+    opened: list[OpenedPart] = []
+    for name, data in config.data.of_sources().items():
+        held_out = data.of_held_out()
+        own = data if held_out is None else data.model_copy(update={"held_out_fraction": 0.0})
+        source = open_source(config.model_copy(update={"data": own}))
+        opened.append(OpenedPart("train", name, own, source))
+        if held_out is not None:
+            source, own = open_source(config.model_copy(update={"data": held_out})), held_out
+        opened.append(OpenedPart("held_out", name, own, source))
+    return sorted(opened, key=lambda one: PARTS.index(one.part))
 
 
 def open_source(config: Config) -> RawSource:
@@ -99,10 +53,10 @@ def open_source(config: Config) -> RawSource:
     else:
         saved = is_saved(folder)
         opened = open_saved(folder, data) if saved else open_hub(data)
-        rows = _by_part(data, lambda: ((values, None) for values in opened.rows()))
-        totals = _totals(data, opened.number)
-        folder_or_none = folder if saved else None
-        source = RawSource(data.source, opened.columns, rows, totals, folder_or_none, image_roots(data), opened.fetch)
+        rows = by_part(data, lambda: ((values, None) for values in opened.rows()))
+        inside = folder if saved else None
+        number = totals(data, opened.number)
+        source = RawSource(data.source, opened.columns, rows, number, inside, image_roots(data), opened.fetch)
     if not source.columns:
         raise DataError(data.source, "the dataset has no rows", "Set data.source to another one.")
     check_columns(data.source, source.columns, data.columns)
@@ -111,9 +65,11 @@ def open_source(config: Config) -> RawSource:
 
 def check_source(data: DataConfig) -> None:
     """Raise DataError if `data.source` or `data.image_root` is a path that does not exist. Reads no data."""
-    image_roots(data)
-    if data.source != "embedded":
-        _find(data)
+    for own in data.of_sources().values():
+        for one in (own, own.of_held_out() or own):
+            image_roots(one)
+            if one.source != "embedded":
+                _find(one)
 
 
 def image_roots(data: DataConfig) -> tuple[Path, ...]:
@@ -127,10 +83,21 @@ def image_roots(data: DataConfig) -> tuple[Path, ...]:
 
 
 def source_files(data: DataConfig) -> dict[str, str]:
-    """SHA-256 of the files of a local source, so that a changed file counts as a different input.
+    """SHA-256 of the files of local sources, so that a changed file counts as a different input.
 
-    Of images beside the tables, only names and sizes count. Empty for `embedded` and for hub ids.
+    Of images beside the tables, only names and sizes count, and of those below data.image_root nothing. Empty for
+    `embedded` and for hub ids.
     """
+    found: dict[str, str] = {}
+    for name, own in data.of_sources().items():
+        held_out = own.of_held_out()
+        found |= {f"{name}:{file}" if name else file: digest for file, digest in _files(own).items()}
+        if held_out is not None:
+            found |= {f"{name}:held_out:{file}": digest for file, digest in _files(held_out).items()}
+    return found
+
+
+def _files(data: DataConfig) -> dict[str, str]:
     if data.source == "embedded":
         return {}
     files, folder = _find(data)
@@ -142,17 +109,6 @@ def source_files(data: DataConfig) -> dict[str, str]:
         listing = "".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in others)
         hashes["other files"] = hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
     return hashes
-
-
-def part_of(index: int, data: DataConfig) -> Part:
-    """Which part a row belongs to, by a seeded hash of its number, independent of the other rows.
-
-    Row 0 is always for training and row 1 always held out, so that two rows are enough for both parts.
-    """
-    if index < 2:
-        return PARTS[index]
-    digest = hashlib.sha256(f"{data.split_seed}:{index}".encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8], "big") < data.held_out_fraction * 2**64 else "train"
 
 
 def _find(data: DataConfig) -> tuple[list[Path], Path]:
@@ -212,24 +168,5 @@ def _of_tables(data: DataConfig, files: list[Path], folder: Path) -> RawSource:
     counts = [table.count() for table in tables]
     number = None if None in counts else sum(count for count in counts if count is not None)
     columns = next((names for table in tables if (names := table.columns())), [])
-    rows = _by_part(data, everything)
-    return RawSource(data.source, columns, rows, _totals(data, number), folder, image_roots(data))
-
-
-def _by_part(
-    data: DataConfig, everything: Callable[[], Iterator[tuple[dict[str, Any], Path | None]]]
-) -> Callable[[Part], Iterator[RawRow]]:
-    def rows(part: Part) -> Iterator[RawRow]:
-        for index, (values, folder) in enumerate(islice(everything(), data.max_rows)):
-            if part_of(index, data) == part:
-                yield RawRow(index, values, f"{data.source} row {index}", folder)
-
-    return rows
-
-
-def _totals(data: DataConfig, number: int | None) -> dict[Part, int]:
-    if number is None:
-        return {}
-    number = min(number, data.max_rows or number)
-    held_out = sum(part_of(index, data) == "held_out" for index in range(number))
-    return {"train": number - held_out, "held_out": held_out}
+    rows = by_part(data, everything)
+    return RawSource(data.source, columns, rows, totals(data, number), folder, image_roots(data))

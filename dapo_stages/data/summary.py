@@ -16,7 +16,15 @@ from dapo_stages.rewards.letters import letters_in
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.offered_options import LETTERS, offered_options
 
-READ = ("prompt_id", "problem", "solution", "prompt_text", "prompt_ids", "image_grid_thw")  # columns of a prompt
+READ = (
+    "prompt_id",
+    "source",
+    "problem",
+    "solution",
+    "prompt_text",
+    "prompt_ids",
+    "image_grid_thw",
+)  # columns of a prompt
 
 Kind = Literal["letters", "sets of letters", "numbers", "other text", "several accepted answers"]
 

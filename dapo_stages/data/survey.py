@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dapo_stages.data.chat import SYSTEM_PROMPTS
 from dapo_stages.data.columns import Question, question_of, solution_and_options
 from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.options import BadOptions, SolutionFormat, fits, options_of
-from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.letters import letters_in
 from dapo_stages.rewards.offered_options import LETTERS
@@ -22,6 +23,7 @@ from dapo_stages.rewards.offered_options import LETTERS
 Answers = Literal["letters", "free", "mixed"]
 
 _ROWS = 256
+_LONE = re.compile(r"(?<![A-Za-z0-9])[A-HJ](?![A-Za-z0-9])")  # I is a word
 _NEARLY_ALL = 0.98
 _OPTION_COLUMNS = ("options", "choices", "candidates", "multiple_choices")  # usual names
 # Where several formats fit equally many rows, the first of these is taken.
@@ -44,8 +46,11 @@ class Survey:
 
 
 def survey(source: RawSource, data: DataConfig) -> Survey:
-    """Look at the first rows for training. Raises DataError if none of them can be answered right."""
-    rows = list(islice(source.rows("train"), _ROWS))
+    """Look at the first rows, for training unless all are held out.
+
+    Raises DataError if none of them can be answered right.
+    """
+    rows = list(islice(source.rows("held_out" if data.held_out_fraction == 1.0 else "train"), _ROWS))
     form = data.solution_format if data.solution_format != "auto" else _format(rows, data)
     questions = [(row, question) for row in rows if (question := _question(row, data, form)) is not None]
     if not data.allow_unwinnable:
@@ -102,7 +107,7 @@ def _unwinnable(row: RawRow, question: Question, data: DataConfig) -> tuple[str,
     """Why no completion of a question can be right, and what to set; None if one can."""
     solution, number = question.solution, len(question.options)
     column = _options_column(row, data)
-    if question.by_letter and not number:
+    if question.by_letter and not number and not _names_letters(question):
         advice = f"Set data.columns.options={column or '…'} to the column that has the options"
         return f"the solution is {solution}, but the question shows no options", advice
     if not question.by_letter and number:
@@ -111,10 +116,16 @@ def _unwinnable(row: RawRow, question: Question, data: DataConfig) -> tuple[str,
     if not number and column is not None:
         advice = f"Set data.columns.options={column} to show them"
         return f"the column `{column}` has options, but the question does not show them", advice
-    if number and max(letters_in(solution)) > LETTERS[number - 1]:
+    if number and max(letters_in(solution), default="") > LETTERS[number - 1]:
         advice = "Set data.columns.options or data.columns.solution to another column"
         return f"the solution is {solution}, but the question shows only {number} options", advice
     return None
+
+
+def _names_letters(question: Question) -> bool:
+    """Whether a question names the letters of its solution without listing options: "Is A or B larger?"."""
+    named = set(_LONE.findall(question.problem))
+    return len(named) > 1 and named >= letters_in(question.solution)
 
 
 def _options_column(row: RawRow, data: DataConfig) -> str | None:

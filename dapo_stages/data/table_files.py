@@ -53,7 +53,7 @@ def find_tables(folder: Path, split: str) -> list[Path]:
         return chosen
     splits = sorted({name for name in named.values() if name})
     problem = f"no files of the split {split} (there are files of {', '.join(splits)})"
-    raise DataError(folder, problem, "Set data.split=… to one of these.")
+    raise DataError(folder, problem, "Set data.split=… to one of these; data.held_out_split is for held-out rows.")
 
 
 @dataclass(frozen=True)

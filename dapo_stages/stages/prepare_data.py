@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +16,8 @@ from dapo_stages.config import Config, load_config
 from dapo_stages.data.control import CONTROL_TOKENS, MARK
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
-from dapo_stages.data.sources import PARTS, Part, RawRow, RawSource, open_source, source_files
+from dapo_stages.data.raw_rows import PARTS, Part, RawRow
+from dapo_stages.data.sources import OpenedPart, open_parts, source_files
 from dapo_stages.data.summary import READ, Summary
 from dapo_stages.data.survey import survey
 from dapo_stages.errors import DataError, ModelError
@@ -75,20 +76,29 @@ def main(
 
 
 def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
-    source, processor = open_source(config), _processor(config, policy)
-    found = survey(source, config.data)
+    opened, processor = open_parts(config), _processor(config, policy)
+    surveys = {id(one.source): survey(one.source, one.data) for one in opened}
+    summaries: dict[str, Summary] = {}
+    for one in opened:
+        summaries.setdefault(one.name, Summary(one.source.columns, one.data, surveys[id(one.source)]))
     output.counts = {"train": 0, "held_out": 0, "dropped_long": 0, "dropped_images": 0, "dropped_other": 0}
     output.counts["dropped_rows"] = []
-    summary = Summary(source.columns, config.data, found)
     with chat_template(processor) as render:
-        maker = PromptMaker(source, processor, config.data, found, render)
+        makers: dict[Part, list[PromptMaker]] = {part: [] for part in PARTS}
+        for one in opened:
+            maker = PromptMaker(one.source, processor, one.data, surveys[id(one.source)], one.name, render)
+            makers[one.part].append(maker)
         for part in PARTS:
-            with progress(f"prepare-data {part}", source.totals.get(part)) as advance:
-                _write_part(output, maker, part, summary, advance)
-    _check_parts(source, output.counts)
-    output.counts["understood"] = summary.counts()
-    for line in summary.lines():
-        say(line)
+            totals = [maker.source.totals.get(part) for maker in makers[part]]
+            total = None if None in totals else sum(number or 0 for number in totals)
+            with progress(f"prepare-data {part}", total) as advance:
+                _write_part(output, makers[part], part, summaries, advance)
+    _check_parts(opened, output.counts)
+    counts = {name: summary.counts() for name, summary in summaries.items()}
+    output.counts["understood"] = counts if config.data.sources else counts[""]
+    for name, summary in summaries.items():
+        for line in [*([f"dataset {name}:"] if name else []), *summary.lines()]:
+            say(line)
 
 
 def _processor(config: Config, policy: PolicyFolder | None) -> Any:
@@ -123,27 +133,35 @@ def _processor(config: Config, policy: PolicyFolder | None) -> Any:
     return processor
 
 
-def _write_part(output: Output, maker: PromptMaker, part: Part, summary: Summary, advance: Advance) -> None:
+def _write_part(
+    output: Output, makers: list[PromptMaker], part: Part, summaries: Mapping[str, Summary], advance: Advance
+) -> None:
     """Write all shards of a part with a few rows in memory at a time; keep those of an interrupted run."""
-    done: list[str] = []
+    done: dict[str, None] = {}
     number = 0
     while output.has(shard_name(part, number)):
         for row in output.reopen(part, number, READ):
-            summary.add(row)
-            done.append(row["prompt_id"])
+            summaries[row["source"] if row["source"] in summaries else ""].add(row)
+            done[row["prompt_id"]] = None
             _count_control(row, output.counts)
         number += 1
-    prompts = _prompts(maker, part, done, output.counts, summary, advance)
+    prompts = chain.from_iterable(
+        _prompts(maker, part, done, output.counts, summaries[maker.name], advance) for maker in makers
+    )
     while (first := next(prompts, None)) is not None:
         output.write(part, number, chain([first], islice(prompts, ROWS_PER_SHARD - 1)))
         number += 1
 
 
 def _prompts(
-    maker: PromptMaker, part: Part, done: list[str], counts: dict[str, Any], summary: Summary, advance: Advance
+    maker: PromptMaker,
+    part: Part,
+    kept: Collection[str],
+    counts: dict[str, Any],
+    summary: Summary,
+    advance: Advance,
 ) -> Iterator[Row]:
     """The prompts of a part that are not done yet. Rows that an interrupted run dropped are counted again."""
-    kept = set(done)
     for raw, row in _ahead(maker, part, kept):
         dropped = sum(number for key, number in counts.items() if key in _DROPPED)
         advance(1, f"{dropped} dropped" if dropped else "")
@@ -173,14 +191,15 @@ def _count_control(row: Row, counts: dict[str, Any]) -> None:
         counts[CONTROL_TOKENS] = counts.get(CONTROL_TOKENS, 0) + 1
 
 
-def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:
+def _ahead(maker: PromptMaker, part: Part, kept: Collection[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:
     """Rows in order with their prompts, several of which are made in parallel; None for those kept already."""
     threads = min(_THREADS, os.cpu_count() or 1)
     waiting: deque[tuple[RawRow, Future[Row | Dropped | None]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for raw in maker.source.rows(part):
-            waiting.append((raw, pool.submit(_prompt, maker, raw, f"{part}-{raw.index:06d}", kept)))
+            prompt_id = "-".join([part, *([maker.name] if maker.name else []), f"{raw.index:06d}"])
+            waiting.append((raw, pool.submit(_prompt, maker, raw, prompt_id, kept)))
             if len(waiting) > 2 * threads:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -191,7 +210,7 @@ def _ahead(maker: PromptMaker, part: Part, kept: set[str]) -> Iterator[tuple[Raw
         pool.shutdown(wait=False, cancel_futures=True)  # one may wait for a chat template, which is stopped next
 
 
-def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> Row | Dropped | None:
+def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: Collection[str]) -> Row | Dropped | None:
     if prompt_id in kept:
         return None
     try:
@@ -202,15 +221,17 @@ def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: set[str]) -> 
         return Dropped("images", f"{bad.where}: {bad.problem}")
 
 
-def _check_parts(source: RawSource, counts: dict[str, Any]) -> None:
-    """Raise DataError unless both parts have a prompt; a source of a single row needs no held-out one."""
+def _check_parts(opened: list[OpenedPart], counts: dict[str, Any]) -> None:
+    """Raise DataError unless each part that is asked for has a prompt; a single row needs no held-out one."""
     rows = sum(number for key, number in counts.items() if key in (*PARTS, *_DROPPED))
+    name = ", ".join(dict.fromkeys(one.source.name for one in opened))
     why = "; ".join(counts["dropped_rows"][:2])
     advice = (
         "Fix the rows, or change data.max_prompt_length, data.max_image_pixels or data.split_seed (with --overwrite)."
     )
     if not rows:
-        raise DataError(source.name, "the dataset has no rows", "Name another data.source.")
-    for part in PARTS:
-        if not counts[part] and (part == "train" or rows > 1):
-            raise DataError(source.name, f"none of {rows} rows is usable for {part} ({why})", advice)
+        raise DataError(name, "the dataset has no rows", "Name another data.source.")
+    for part, nothing in (("train", 1.0), ("held_out", 0.0)):
+        asked = any(one.part == part and one.data.held_out_fraction != nothing for one in opened)
+        if asked and not counts[part] and (part == "train" or rows > 1):
+            raise DataError(name, f"none of {rows} rows is usable for {part} ({why})", advice)

@@ -133,8 +133,11 @@ def test_a_missing_column_is_named_with_the_key_to_set() -> None:
 @pytest.mark.parametrize(
     ("present", "names", "key"),
     [
-        (["image", "problem", "answer"], NAMES, "data.columns.solution=…"),
+        (["image", "problem", "answer"], NAMES, "data.columns.solution=answer"),
         (["image", "question", "solution"], NAMES, "data.columns.problem="),
+        (["image", "problem", "said"], NAMES, "data.columns.solution=…"),
+        (["image_1", "image_2", "problem", "solution"], NAMES, "data.columns.image=[image_1,image_2]"),
+        (["image", "problem", "solution"], columns(options="letters"), "data.columns.options=…"),
         (["image", "problem", "solution"], columns(messages="chat"), "data.columns.messages=…"),
         (["image", "problem", "solution"], columns(slice="level"), "data.columns.slice=…"),
         (["image", "problem", "solution"], columns(slices=("level",)), "data.columns.slices=…"),

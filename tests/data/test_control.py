@@ -13,7 +13,7 @@ from dapo_stages.config import Config
 from dapo_stages.data.chat import SYSTEM_PROMPT
 from dapo_stages.data.control import MARK, ControlTokens, plain_twin
 from dapo_stages.data.prompts import Dropped, PromptMaker
-from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.errors import DataError
 
 Configure = Callable[..., Config]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dapo_stages.config import DataConfig
 from dapo_stages.data.lengths import COMPOSED, bytes_per_token
 from dapo_stages.data.prompts import Dropped, PromptMaker
-from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.raw_rows import RawRow, RawSource
 
 
 def maker(processor: Any, longest: int) -> PromptMaker:

@@ -15,7 +15,7 @@ from dapo_stages.config import Config
 from dapo_stages.data.chat import SYSTEM_PROMPT
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
-from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.handoff.schemas import SCHEMAS
 
 Configure = Callable[..., Config]

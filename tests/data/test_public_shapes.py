@@ -17,7 +17,8 @@ import pytest
 
 from dapo_stages.config import Config
 from dapo_stages.data.prompts import Dropped, PromptMaker
-from dapo_stages.data.sources import PARTS, open_source
+from dapo_stages.data.raw_rows import PARTS
+from dapo_stages.data.sources import open_source
 from dapo_stages.data.survey import Answers, Survey, survey
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.accuracy import accuracy

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from dapo_stages.config import Config
-from dapo_stages.data.sources import PARTS, RawRow, RawSource, open_source, part_of, source_files
+from dapo_stages.data.raw_rows import PARTS, RawRow, RawSource
+from dapo_stages.data.sources import open_source, source_files
+from dapo_stages.data.splits import part_of
 from dapo_stages.errors import DataError
 
 Configure = Callable[..., Config]

@@ -273,7 +273,8 @@ def test_a_saved_data_set_runs_nothing(kind: str, canary: Path, tmp_path: Path) 
     """Old releases of Arrow unpickled the metadata of arrow.py_extension_type (CVE-2023-47248)."""
     import datasets
 
-    datasets.Dataset.from_dict({"image": ["x"], "problem": ["?"], "solution": ["A"]}).save_to_disk(tmp_path / "set")
+    rows = {"image": ["x"], "problem": ["A or B?"], "solution": ["A"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
     path = next((tmp_path / "set").glob("*.arrow"))
     if kind == "a pickle":
         path.write_bytes(payloads.pickled(canary))

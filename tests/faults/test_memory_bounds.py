@@ -168,7 +168,7 @@ def test_a_bomb_in_a_strangers_shard_is_not_decoded_for_a_model(tmp_path: Path) 
 
 def zeros(path: Path, column: str, sizes: list[int], codec: str = "zstd") -> Path:
     """A Parquet file of a few kilobytes with values of so many zeros."""
-    values: dict[str, list[Any]] = {"image": [IMAGE] * len(sizes), "problem": ["?"] * len(sizes)}
+    values: dict[str, list[Any]] = {"image": [IMAGE] * len(sizes), "problem": ["A or B?"] * len(sizes)}
     values["solution"] = ["A"] * len(sizes)
     values[column] = [b"\0" * size for size in sizes]
     kinds = {name: pa.binary() if name in {"image", column} else pa.string() for name in values}
@@ -207,7 +207,7 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
         values = [IMAGE, IMAGE, *[noise_] * 8]
         for start in range(0, len(values), 2):
             part = values[start : start + 2]
-            rows = [{"image": value, "problem": "?", "solution": "A"} for value in part]
+            rows = [{"image": value, "problem": "A or B?", "solution": "A"} for value in part]
             writer.write_table(pa.Table.from_pylist(rows, schema=kinds))
     result = prepare(tmp_path / "rows.parquet", tmp_path)
     assert result.code == 0, result.stderr

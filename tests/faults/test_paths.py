@@ -53,11 +53,11 @@ PATHS = {
     "zero.png": LINK,
     "environ.png": LINK,
     "https://example.com/a.png": URL,
-    "file:///etc/passwd": URL,
+    "file:///etc/passwd": LEAVES,
     "hf://datasets/a/b/c.png": URL,
     "s3://bucket/key.png": URL,
     "zip://red.png::pics.zip": URL,
-    "data:image/png;base64,AAAA": URL,
+    "data:image/png,AAAA": "expected a data URI in base64",
     "pics/gone.png": MISSING,
     "pics": MISSING,
     "pipe.png": MISSING,
@@ -87,7 +87,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_image_outside_the_folder_is_not_read(kind: str, name: str, strange: Path) -> None:
     path = name.format(outside=strange.parent)
     if kind == "a.jsonl":
-        (strange / kind).write_text(json.dumps({"image": path, "problem": "?", "solution": "A"}))
+        (strange / kind).write_text(json.dumps({"image": path, "problem": "A or B?", "solution": "A"}))
     else:
         data_sets.write_rows(strange / kind, [path])
     source = open_source(Config.model_validate({"data": {"source": str(strange / kind)}}))
@@ -126,7 +126,7 @@ def test_a_row_of_the_hub_cannot_name_files_of_this_machine(
     features = {"image": datasets.Image(), "problem": datasets.Value("string"), "solution": datasets.Value("string")}
     cell = {"bytes": None, "path": path.format(secret=strange.parent / "secret.png")}
     stolen = datasets.Dataset.from_dict(
-        {"image": [cell], "problem": ["?"], "solution": ["A"]}, features=datasets.Features(features)
+        {"image": [cell], "problem": ["A or B?"], "solution": ["A"]}, features=datasets.Features(features)
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stolen)
     source = open_source(Config.model_validate({"data": {"source": "cats/colours"}}))
@@ -141,7 +141,7 @@ def test_a_row_of_the_hub_cannot_name_files_of_this_machine(
 
 @pytest.mark.parametrize("name", ["../elsewhere.arrow", "{outside}/elsewhere.arrow", "a/../../elsewhere.arrow"])
 def test_a_saved_data_set_cannot_name_tables_elsewhere(name: str, tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_dict({"image": ["x"], "problem": ["?"], "solution": ["A"]})
+    rows = datasets.Dataset.from_dict({"image": ["x"], "problem": ["A or B?"], "solution": ["A"]})
     rows.save_to_disk(tmp_path / "set")
     shutil.copy(next((tmp_path / "set").glob("*.arrow")), tmp_path / "elsewhere.arrow")
     state = json.loads((tmp_path / "set/state.json").read_text())
@@ -153,7 +153,7 @@ def test_a_saved_data_set_cannot_name_tables_elsewhere(name: str, tmp_path: Path
 
 
 def test_a_saved_data_set_cannot_have_its_splits_elsewhere(tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_dict({"image": ["x"], "problem": ["?"], "solution": ["A"]})
+    rows = datasets.Dataset.from_dict({"image": ["x"], "problem": ["A or B?"], "solution": ["A"]})
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "set")
     rows.save_to_disk(tmp_path / "elsewhere")
     (tmp_path / "set/dataset_dict.json").write_text('{"splits": ["../elsewhere"]}')

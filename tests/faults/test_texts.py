@@ -140,7 +140,7 @@ FORMATS = {"jsonl": jsonl, "json": as_json, "csv": as_csv, "parquet": parquet}
 
 def question(text: str) -> dict[str, Any]:
     """The text in every column; `<image>` and blanks are what they mean."""
-    return {"image": None, "problem": f"Q {text}", "solution": f"A. {text}", "slice": f"s {text}"}
+    return {"image": None, "problem": f"A or B? {text}", "solution": f"A. {text}", "slice": f"s {text}"}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -177,12 +177,12 @@ def test_a_data_set_that_is_not_utf_8_is_named_by_its_line(
 ) -> None:
     table = [question(f"HERE{number}") for number in range(30)]
     for form, where in (("jsonl", "line 18"), ("json", "line 106"), ("csv", "line 19")):
-        content = FORMATS[form](table).replace(b"Q HERE17", b"Q " + broken)
+        content = FORMATS[form](table).replace(b"A or B? HERE17", b"A or B? " + broken)
         result = prepare(f"rows.{form}", content)
         assert result.code == 3
         words = f"rows.{form} {where}: the text is not UTF-8. Fix the file."
         assert result.stderr.splitlines()[-1] == f"{tmp_path}/{words}"
-    problems = [row["problem"].encode() for row in table[:17]] + [broken] + [b"Q"] * 12
+    problems = [row["problem"].encode() for row in table[:17]] + [broken] + [b"A or B?"] * 12
     columns = {name: pa.array([row[name] for row in table]) for name in ("image", "solution", "slice")}
     columns["problem"] = pa.array(problems, pa.binary()).view(pa.string())
     pq.write_table(pa.table(columns), buffer := io.BytesIO())

@@ -81,7 +81,7 @@ def test_an_endless_template_is_given_up(
 
 
 def prepare(folder: Path, tmp_path: Path) -> list[Any]:
-    rows = [{"image": None, "problem": f"What, {number}?", "solution": "A"} for number in range(40)]
+    rows = [{"image": None, "problem": f"A or B, {number}?", "solution": "A"} for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "run.yaml").write_text(f"model: {{name: {folder}}}\ndata: {{source: {tmp_path}/rows.jsonl}}\n")
     return ["prepare-data", "--config", tmp_path / "run.yaml", "--out", tmp_path / "data"]

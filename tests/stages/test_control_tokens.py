@@ -15,7 +15,7 @@ from support.server import FakeServer
 from dapo_stages.config import DataConfig
 from dapo_stages.data.control import MARK
 from dapo_stages.data.prompts import PromptMaker
-from dapo_stages.data.sources import RawRow, RawSource
+from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.processor import load_processor
 

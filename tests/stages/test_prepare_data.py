@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from dapo_stages.data.chat import SYSTEM_PROMPT
 from dapo_stages.data.prompts import PromptMaker
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source, read_manifest
@@ -77,11 +78,15 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def rows_of(number: int, **cells: object) -> list[dict[str, Any]]:
-    return [{"image": png(), "problem": f"Which colour, {i}?", "solution": "A", **cells} for i in range(number)]
+    return [{"image": png(), "problem": f"Which colour, {i}: A or B?", "solution": "A", **cells} for i in range(number)]
 
 
 def test_the_embedded_task_becomes_prompts(run: Run, tmp_path: Path) -> None:
     result = json.loads(run("--json").stdout)
+    understood = result["counts"].pop("understood")
+    assert understood["solutions"] == {"letters": 17} and understood["images"] == {"1": 17}
+    assert (understood["with_options"], understood["solution_among_options"]) == (17, 17)
+    assert understood["system_prompt"] == SYSTEM_PROMPT
     assert result["counts"] == {
         "train": 12,
         "held_out": 5,
@@ -130,7 +135,7 @@ def test_both_parts_together_hold_every_row_once(run: Run, tmp_path: Path) -> No
     assert sorted(numbers["train"] + numbers["held_out"]) == list(range(40))
     assert numbers["held_out"]
     problems = {row["prompt_id"][-6:]: row["problem"] for kind in numbers for row in source.rows(kind)}
-    assert problems["000017"] == "Which colour, 17?"
+    assert problems["000017"] == "Which colour, 17: A or B?"
 
 
 @pytest.mark.parametrize(("number", "train", "held_out"), [(1, 1, 0), (2, 1, 1)])
