@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dapo_stages.config.base import Count, Fraction, Later, Section
 
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
 SolutionFormat = Literal["auto", "letter", "index", "index_from_1", "text"]
 
 
@@ -81,9 +82,9 @@ class DataConfig(Section):
         "lujunxi57/DDM",
         description="Hub id, Parquet/JSONL file or folder, image folder, save_to_disk folder, or `embedded`.",
     )
-    sources: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")], SourceConfig], Later({})
-    ] = Field({}, description="Several datasets by name, instead of data.source; see rollout.source_shares.")
+    sources: Annotated[dict[SourceName, SourceConfig], Later({})] = Field(
+        {}, description="Several datasets by name, instead of data.source; see rollout.source_shares."
+    )
     split: str = Field("train", description="Split of a hub dataset.")
     columns: ColumnsConfig = ColumnsConfig()
     solution_format: Annotated[SolutionFormat, Later("auto")] = Field(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
 from numbers import Number
 from typing import Any
 
 _EXACT = 2**53  # up to here, floats represent every integer exactly
+_DROPPED = object()
 _LONGEST_LITERAL = 100_000  # characters of a Python literal; parsing takes some 100 bytes of memory for each
 
 
@@ -65,6 +67,45 @@ def named_labels(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, 
         if isinstance(value, int):
             row[column] = labels[value] if 0 <= value < len(labels) else None
     return row
+
+
+def as_json(values: Mapping[str, Any], leave_out: Collection[str]) -> str | None:
+    """Cells as a JSON object, without the columns to leave out, bytes and images in text; None if nothing is left.
+
+    What JSON does not have becomes text (dates, decimals) or null (NaN, infinity).
+    """
+    kept = {name: _plain(value) for name, value in values.items() if name not in leave_out}
+    kept = {name: value for name, value in kept.items() if value is not _DROPPED}
+    if not kept:
+        return None
+    text = json.dumps(kept, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character
+        return json.dumps(kept, allow_nan=False)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; _DROPPED for bytes and images, and for what consists of nothing else."""
+    if isinstance(value, str):
+        return _DROPPED if value[:11].lower() == "data:image/" else value
+    if isinstance(value, bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        fields = {str(name): _plain(one) for name, one in value.items()}
+        kept = {name: one for name, one in fields.items() if one is not _DROPPED}
+        return kept if kept or not fields else _DROPPED
+    if isinstance(value, list | tuple):
+        items = [_plain(one) for one in value]
+        kept_items = [one for one in items if one is not _DROPPED]
+        return kept_items if kept_items or not items else _DROPPED
+    if is_missing(value):
+        return None
+    is_image = isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "getpixel")
+    return _DROPPED if is_image else str(value)
 
 
 def _literal(text: str) -> Any:

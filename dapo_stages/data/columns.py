@@ -79,7 +79,7 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
     if names.slice:
         required.append(("slice", names.slice, "the slice"))
     required += [("slices", name, "another slice") for name in names.slices]
-    defaults = ColumnsConfig()
+    defaults, others = ColumnsConfig(), [name for name in columns if name not in wanted_columns(names)]
     for key, name, meaning in required:
         # Conversations may contain the images and the answer.
         inside = conversation is not None and key in ("image", "solution") and name == getattr(defaults, key)
@@ -87,7 +87,7 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
             raise DataError(
                 source,
                 f"no column `{name}` with {meaning} (the columns are {', '.join(columns)})",
-                f"Set data.columns.{key}={_suggested(key, name, columns)} to name the right column.",
+                f"Set data.columns.{key}={_suggested(key, name, others)} to name the right column.",
             )
 
 

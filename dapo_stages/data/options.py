@@ -118,15 +118,22 @@ def _letter(solution: Any, options: Sequence[str], shown: Sequence[str], form: S
             raise BadOptions(f"the solution is option {whole[1]} of {len(options)} options")
         same = [place for place, one in enumerate(shown) if plain(one) == plain(options[at])]
         return LETTERS[same[0] if len(same) == 1 else at]
-    by_text = [LETTERS[place] for place, one in enumerate(shown) if plain(one) == plain(parse_solution(text))]
-    readings = [_by_letter(text, len(shown)), by_text[0] if len(by_text) == 1 else None]
-    return next((one for one in (reversed(readings) if form == "text" else readings) if one), None)
+    parsed = parse_solution(text)
+    readings = (_by_text, _by_letter) if form == "text" else (_by_letter, _by_text)
+    return readings[0](parsed, shown) or readings[1](parsed, shown)
 
 
-def _by_letter(text: str, number: int) -> str | None:
-    """The letter, or the set of letters, that a solution is; None if it is none of the first `number`."""
-    letters = letters_in(parse_solution(text))
-    return ", ".join(sorted(letters)) if letters and letters <= set(LETTERS[:number]) else None
+def _by_letter(parsed: str, shown: Sequence[str]) -> str | None:
+    """The letter, or the set of letters, that a solution is; None if it is none of the options."""
+    letters = letters_in(parsed)
+    return ", ".join(sorted(letters)) if letters and letters <= set(LETTERS[: len(shown)]) else None
+
+
+def _by_text(parsed: str, shown: Sequence[str]) -> str | None:
+    """The letter of the one option with this text."""
+    wanted = plain(parsed)
+    same = [letter for letter, one in zip(LETTERS, shown, strict=False) if plain(one) == wanted]
+    return same[0] if len(same) == 1 else None
 
 
 def fits(solution: Any, options: Sequence[str], shown: Sequence[str]) -> dict[SolutionFormat, bool]:
@@ -136,8 +143,8 @@ def fits(solution: Any, options: Sequence[str], shown: Sequence[str]) -> dict[So
     text, parsed = as_text(one), parse_solution(as_text(one))
     whole = _WHOLE.fullmatch(text)
     return {
-        "text": any(plain(option) == plain(parsed) for option in options),
-        "letter": _by_letter(text, len(shown)) is not None,
+        "text": plain(parsed) in map(plain, options),
+        "letter": _by_letter(parsed, shown) is not None,
         "index": whole is not None and int(whole[1]) < len(options),
         "index_from_1": whole is not None and 1 <= int(whole[1]) <= len(options),
     }

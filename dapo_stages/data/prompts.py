@@ -6,22 +6,23 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from dapo_stages.config import DataConfig
 from dapo_stages.data import chat
-from dapo_stages.data.columns import Question, question_of
+from dapo_stages.data.cells import as_json
+from dapo_stages.data.columns import Question, image_columns, question_of
 from dapo_stages.data.control import MARK, ControlTokens, texts_of
 from dapo_stages.data.conversations import UnusableRow
+from dapo_stages.data.encoding import Encoder, processed
 from dapo_stages.data.images import encode, prepare
 from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
-from dapo_stages.errors import DataError, ModelError
+from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class PromptMaker:
             "source": self.name or self.source.name,
             "slice": raw.slice or question.slice,
             "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
+            "row": as_json(raw.values, image_columns(self.data.columns)),
         }
 
     def _encoded(
@@ -118,7 +120,9 @@ class PromptMaker:
         if processor is None:
             raise _ControlTokens("control tokens that this tokenizer cannot encode as plain text")
         try:
-            return text, *tokens_of(processor, text, images)
+            if processor is self.processor:
+                return text, *self._encoder.encode(text, images)
+            return text, *processed(processor, text, images)
         except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # from the processor
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise Refused(f"the processor rejects it ({said})") from None
@@ -138,6 +142,10 @@ class PromptMaker:
     @cached_property
     def _template(self) -> Template | None:
         return None if self.data.template is None else question_template(self.data.template)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.processor)
 
     @cached_property
     def _control(self) -> ControlTokens:
@@ -187,20 +195,3 @@ def messages_of(question: Question, system_prompt: str) -> list[dict[str, Any]]:
         turn = chat.messages(text, here, system_prompt=None)[-1]
         conversation.append({**turn, "role": role})
     return conversation
-
-
-def tokens_of(processor: Any, text: str, images: Sequence[Image.Image]) -> tuple[list[int], list[list[int]]]:
-    """Token ids with expanded image placeholders, and the patch grid (time, height, width) of each image."""
-    encoded = processor(text=[text], images=list(images) or None, return_tensors="np")
-    ids = [int(token) for token in encoded["input_ids"][0]]
-    grids = [[int(size) for size in grid] for grid in encoded.get("image_grid_thw", [])]
-    merge = getattr(getattr(processor, "image_processor", None), "merge_size", None)
-    token = getattr(processor, "image_token_id", None)
-    if grids and merge and token is not None:
-        patches = sum(prod(grid) // merge**2 for grid in grids)
-        if ids.count(token) != patches:
-            raise ModelError(
-                f"{type(processor).__name__}: expected {patches} image tokens, one per merged patch, got "
-                f"{ids.count(token)}. Use a processor that matches its tokenizer."
-            )
-    return ids, grids

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,10 @@ class RawSource:
             return self._inside(row, value.removeprefix("file://")) if encoded is None else encoded
         raise BadImage(row.where, f"expected an image, got {type(value).__name__} {str(value)[:60]!r}")
 
+    @cached_property
+    def _allowed(self) -> list[Path]:
+        return [root.resolve() for root in (self.folder, *self.roots) if root is not None]
+
     def _inside(self, row: RawRow, name: str) -> Path:
         where = f"{row.where}: {name[:200]}"
         if "://" in name:
@@ -67,11 +72,10 @@ class RawSource:
             raise BadImage(where, "the path is outside the dataset's folder")
         if path.is_absolute() and not any(path.is_relative_to(root.absolute()) for root in self.roots):
             raise BadImage(where, "the path is outside the dataset's folder (data.image_root allows another)")
-        allowed = [root.resolve() for root in (self.folder, *self.roots) if root is not None]
         try:
-            for folder in folders:
+            for folder in dict.fromkeys(folders):
                 file = (folder / path).resolve()
-                if not any(file.is_relative_to(root) for root in allowed):
+                if not any(file.is_relative_to(root) for root in self._allowed):
                     problem = "the symbolic link leads outside the dataset's folder (data.image_root allows another)"
                     raise BadImage(where, problem)
                 if file.is_file():

@@ -14,6 +14,7 @@ from dapo_stages.data.hub import is_saved, open_hub, open_saved
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow, RawSource
 from dapo_stages.data.splits import by_part, totals
 from dapo_stages.data.table_files import SUFFIXES, Table, find_tables
+from dapo_stages.data.templates import question_template
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import sha256_of
 
@@ -32,6 +33,8 @@ def open_parts(config: Config) -> list[OpenedPart]:
     """All datasets, first for training, then held out. Raises DataError as `open_source` does."""
     opened: list[OpenedPart] = []
     for name, data in config.data.of_sources().items():
+        if data.template is not None:
+            question_template(data.template)
         held_out = data.of_held_out()
         own = data if held_out is None else data.model_copy(update={"held_out_fraction": 0.0})
         source = open_source(config.model_copy(update={"data": own}))

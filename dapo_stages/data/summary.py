@@ -16,15 +16,8 @@ from dapo_stages.rewards.letters import letters_in
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.offered_options import LETTERS, offered_options
 
-READ = (
-    "prompt_id",
-    "source",
-    "problem",
-    "solution",
-    "prompt_text",
-    "prompt_ids",
-    "image_grid_thw",
-)  # columns of a prompt
+# Columns of a prompt that are counted.
+READ = ("prompt_id", "source", "problem", "solution", "prompt_text", "prompt_ids", "image_grid_thw")
 
 Kind = Literal["letters", "sets of letters", "numbers", "other text", "several accepted answers"]
 

@@ -6,9 +6,13 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row, ShardReader
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class RowIndex:
@@ -22,7 +26,7 @@ class RowIndex:
         self._open, self._most = [opener for _, opener in shards], opened
         self._starts = list(accumulate((rows for rows, _ in shards), initial=0))
         self._readers: OrderedDict[int, tuple[ShardReader, list[int]]] = OrderedDict()
-        self._last: tuple[tuple[int, int], list[Row]] = (-1, -1), []  # (shard, row group) that was read last, rows
+        self._last: tuple[tuple[int, int], pa.Table | None] = (-1, -1), None  # (shard, row group) that was read last
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -34,9 +38,12 @@ class RowIndex:
         reader, starts = self._reader(shard)
         offset = index - self._starts[shard]
         group = bisect_right(starts, offset) - 1
-        if self._last[0] != (shard, group):
-            self._last = (shard, group), reader.row_group(group)
-        return self._last[1][offset - starts[group]]
+        place, table = self._last
+        if table is None or place != (shard, group):
+            table = reader.table(group)
+            self._last = (shard, group), table
+        before = offset - starts[group]
+        return reader.rows_of(table.slice(before, 1), group, before)[0]
 
     def close(self) -> None:
         """Close the open shards."""

@@ -42,6 +42,9 @@ _PROMPT = [
 # Values of other columns of the source by name, as JSON: evaluate reports them separately.
 _LABELS = pa.field("labels", pa.string())
 
+# The row of the source as JSON, without images: plug-in rewards may need its other columns.
+_ROW = pa.field("row", pa.string())
+
 _GROUP = [
     _required("group_id", pa.string()),
     _required("iteration", pa.int32()),
@@ -162,7 +165,7 @@ PER_TOKEN = (
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws", *READING})
+LATER = frozenset({"draws", "row", *READING})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
@@ -186,8 +189,8 @@ def _feature(kind: pa.DataType) -> dict[str, object]:
 
 # Name of a shard's kind (the part of its file name before the number) -> its schema.
 SCHEMAS: dict[str, pa.Schema] = {
-    "train": _schema(_PROMPT),
-    "held_out": _schema([*_PROMPT, _LABELS]),
+    "train": _schema([*_PROMPT, _ROW]),
+    "held_out": _schema([*_PROMPT, _LABELS, _ROW]),
     "prompts": _schema(_GROUP),
     "completions": _schema([*_COMPLETION, *_READING]),
     "attention": _schema(_ATTENTION),

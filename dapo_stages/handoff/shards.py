@@ -28,7 +28,8 @@ Row = dict[str, Any]
 
 MAX_ROWS = 128
 # Rows with images are read one row group at a time in random order, so their row groups stay small.
-MAX_ROWS_WITH_IMAGES = 8
+MAX_ROWS_WITH_IMAGES = 32
+MAX_BYTES_WITH_IMAGES = 8 << 20
 MAX_BYTES = 64 << 20
 MOST_BYTES = 512 << 20  # of a row group that is read, decompressed
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
@@ -133,12 +134,13 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
     from dapo_stages.handoff.checks import fault_in
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    limit = MAX_ROWS_WITH_IMAGES if "images" in schema.names else MAX_ROWS
+    with_images = "images" in schema.names
+    limit, most = (MAX_ROWS_WITH_IMAGES, MAX_BYTES_WITH_IMAGES) if with_images else (MAX_ROWS, MAX_BYTES)
     written = 0
     try:
         with writing(path):
             with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
-                for table in _tables(path, schema, rows, limit):
+                for table in _tables(path, schema, rows, limit, most):
                     if (fault := fault_in(table)) is not None:
                         problem = f"row {written + fault.row}: {fault.problem}"
                         raise DataError(path, problem, "Check what the stage read for such values.")
@@ -223,15 +225,18 @@ class ShardReader:
 
     def row_group(self, index: int, columns: Sequence[str] | None = None) -> list[Row]:
         """The rows of one row group."""
-        from dapo_stages.handoff.checks import undecodable
+        return self.rows_of(self.table(index, columns), index)
 
-        table = self.table(index, columns)
+    def rows_of(self, table: pa.Table, index: int, before: int = 0) -> list[Row]:
+        """The rows of a table of a row group, or of a part of it; `before` is how many rows of the group precede it."""
+        from dapo_stages.handoff.checks import Fault, undecodable
+
         try:
             rows: list[Row] = table.to_pylist()
         except UnicodeDecodeError as error:
             if (fault := undecodable(table)) is None:
                 raise self._damaged(error) from None
-            raise self._faulty(index, fault) from None
+            raise self._faulty(index, Fault(before + fault.row, fault.problem)) from None
         return rows
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -261,13 +266,13 @@ class ShardReader:
         return DataError(self.path, f"the Parquet file is damaged ({reason})", f"Run {self._redo} again.")
 
 
-def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int) -> Iterator[pa.Table]:
+def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int, most: int) -> Iterator[pa.Table]:
     waiting: list[Row] = []
     size = 0
     for row in rows:
         waiting.append(row)
         size += _large_bytes(row)
-        if len(waiting) >= limit or size >= MAX_BYTES:
+        if len(waiting) >= limit or size >= most:
             yield _table(path, schema, waiting)
             waiting, size = [], 0
     if waiting:

@@ -223,7 +223,7 @@ class Rollout:
             groups.append(group | {"round": shard.round, "num_correct": number, "kept": kept})
         name = shard_name("prompts", shard.number)
         if shard.number % ranks.count() == ranks.rank() and not self._output.has(name):
-            rows = (table[index] | group for index, group in zip(shard.prompts, groups, strict=True))
+            rows = (_prompt(table[index]) | group for index, group in zip(shard.prompts, groups, strict=True))
             self._output.write("prompts", shard.number, rows)
 
     def _group_ids(self, shard: RoundShard) -> list[str]:
@@ -306,6 +306,11 @@ class Rollout:
     def _engine(self) -> Engine:
         check_prompts(self._output.plan.inputs["data"], "train", self._config.rollout.engine)
         return open_engine(self._source, self._config)
+
+
+def _prompt(row: Row) -> Row:
+    """A row of the training table without what only rewards need."""
+    return {name: value for name, value in row.items() if name != "row"}
 
 
 def _times(factor: float, count: int) -> int:

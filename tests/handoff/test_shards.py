@@ -95,7 +95,7 @@ def test_the_lists_that_are_split_by_byte_are_those_of_the_contract(tmp_path: Pa
     assert columns_of(path)["patch_attention_all.list.element.list.element"].encodings == ("RLE", "PLAIN")
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("completions", [128, 128, 44]), ("train", [8] * 37 + [4])])
+@pytest.mark.parametrize(("kind", "sizes"), [("completions", [128, 128, 44]), ("train", [32] * 9 + [12])])
 def test_row_groups_are_small(kind: str, sizes: list[int], tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_shard(path, schema_of(kind), rows(schema_of(kind), 300))
@@ -103,10 +103,9 @@ def test_row_groups_are_small(kind: str, sizes: list[int], tmp_path: Path) -> No
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == sizes
 
 
-@pytest.mark.long
 def test_large_images_end_a_row_group(tmp_path: Path) -> None:
-    """Three of 40 MB: the second passes 64 MB."""
-    large = [{"bytes": bytes(40 << 20), "path": None}]
+    """Three of 5 MB: the second passes 8 MB."""
+    large = [{"bytes": bytes(5 << 20), "path": None}]
     made = [row | {"images": large} for row in rows(schema_of("train"), 3)]
     write_shard(tmp_path / "a.parquet", schema_of("train"), made)
     with ShardReader(tmp_path / "a.parquet", schema_of("train"), "prepare-data") as reader:
@@ -333,17 +332,17 @@ def test_rows_are_found_by_number_in_any_order(readers: list[ShardReader]) -> No
 
 
 def test_rows_in_order_decode_each_row_group_once(readers: list[ShardReader], monkeypatch: pytest.MonkeyPatch) -> None:
-    read = ShardReader.row_group
+    read = ShardReader.table
     groups = []
 
-    def noted(reader: ShardReader, index: int) -> list[Row]:
+    def noted(reader: ShardReader, index: int) -> pa.Table:
         groups.append(index)
         return read(reader, index)
 
     def same(reader: ShardReader) -> ShardReader:
         return reader
 
-    monkeypatch.setattr(ShardReader, "row_group", noted)
+    monkeypatch.setattr(ShardReader, "table", noted)
     table = RowIndex([(sum(reader.row_group_sizes), partial(same, reader)) for reader in readers])
     assert [row["problem"] for row in (table[i] for i in range(25))] == [str(i) for i in range(25)]
     assert groups == [0, 1, 2, 0]  # 20 and 5 rows, of which a group holds 8

@@ -4,7 +4,8 @@
         return [-float(row["num_tokens"]) for row in rows]
 
 `rows[i]` is the prompt's row (`problem`, `solution`, `prompt_id`, `slice`, `images`, …) with `sample` and `num_tokens`
-of `completions[i]`. None means no opinion: the column is null, and adds nothing to the completion's total.
+of `completions[i]`; `rows[i]["row"]` has all columns of the dataset but the images. None means no opinion: the column
+is null, and adds nothing to the completion's total.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Plugins:
         request = {
             "name": name,
             "completions": list(completions),
-            "row": row,
+            "row": row | {"row": json.loads(row.get("row") or "{}")},
             "columns": [{"sample": sample, "num_tokens": length} for sample, length in enumerate(lengths)],
             "limit": min(self._timeout, LONGEST_TIMEOUT),
         }
