@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Fraction, Section
+from dapo_stages.config.base import Count, Fraction, Later, Section
 
 EngineName = Literal["transformers", "vllm", "server"]
 
@@ -34,6 +34,23 @@ class CurriculumConfig(Section):
     )
 
 
+class InformativeConfig(Section):
+    """Which groups are informative: those whose completions differ in a reward."""
+
+    reward: str = Field(
+        "accuracy",
+        description="accuracy, format, overlong, a plug-in's name, judge, or total (by weights.reward_weights).",
+    )
+    low: float | None = Field(None, description="The group's mean of that reward must be above this.")
+    high: float | None = Field(None, description="The group's mean of that reward must be below this.")
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low must be below high, got low={self.low:g} and high={self.high:g}")
+        return self
+
+
 class RolloutConfig(Section):
     """Completions of an iteration, and DAPO's dynamic sampling."""
 
@@ -47,6 +64,9 @@ class RolloutConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     dynamic_sampling: bool = Field(
         True, description="Sample until there are enough informative groups (some, but not all, completions correct)."
+    )
+    informative: Annotated[InformativeConfig | None, Later(None)] = Field(
+        None, description="Another reward than accuracy that decides which groups are informative; null is accuracy."
     )
     max_resample_rounds: Count = Field(
         4, description="Most rounds of new prompts, including the first; then continue with the groups there are."

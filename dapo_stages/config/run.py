@@ -72,6 +72,7 @@ class Config(Section):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)
             if unknown:
                 raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
+        self._check_informative()
         temperature = self.rollout.sampler.temperature
         for stage, engine in (("rollout", self.rollout.engine), ("evaluate", self.evaluate.engine)):
             if engine == "transformers":
@@ -87,6 +88,25 @@ class Config(Section):
                     f"the bias that keeps special tokens from being sampled (got {temperature})"
                 )
         return self
+
+    def _check_informative(self) -> None:
+        """Raise ValueError if rollout.informative names a reward that rollout does not know."""
+        if self.rollout.informative is None:
+            return
+        reward = self.rollout.informative.reward
+        known = ["accuracy", "format", "overlong", *sorted(self.rewards.plugins)]
+        known += ["judge"] if self.rewards.judge else []
+        if reward not in (*known, "total"):
+            raise ValueError(
+                f"rollout.informative.reward must be one of {', '.join([*known, 'total'])}, got {reward!r}"
+            )
+        if reward == "total":
+            for phase in ("reward_weights", "early_reward_weights"):
+                if weight := getattr(self.weights, phase).vgr:
+                    raise ValueError(
+                        f"rollout.informative.reward total needs weights.{phase}.vgr 0, because VGR is not known at "
+                        f"rollout (got {weight:g})"
+                    )
 
     @model_validator(mode="after")
     def _schedules_stay_in_range(self) -> Self:

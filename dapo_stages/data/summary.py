@@ -71,6 +71,12 @@ class Summary:
             "images": {str(number): count for number, count in sorted(self._images.items())},
             "prompt_tokens": self._quantiles(),
             "dropped": dict(self._dropped.most_common(_REASONS)),
+        }
+
+    def prompting(self, name: str) -> dict[str, Any]:
+        """How the questions of a dataset become prompts: later stages hand it on, up to the policy's card."""
+        return {
+            "dataset": name,
             "system_prompt": self._survey.system_prompt(self._data),
             "template": self._data.template,
         }

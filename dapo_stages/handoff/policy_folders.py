@@ -9,6 +9,9 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.referred import REFERENCE, fetched, refers
 
+# In the counts of prepare-data and rollout, and in what the manifest says of a policy: its system prompt and question
+# template, for each dataset.
+PROMPTING = "prompting"
 STAGES = ("init-policy", "policy", "reference", "merge")
 
 
@@ -28,6 +31,11 @@ class PolicyFolder(Source):
     def version(self) -> int:
         """The iteration whose train-step made this policy; 0 for the starting policy."""
         return int(self.manifest.policy.get("version", 0))
+
+    @property
+    def prompting(self) -> list[dict[str, str | None]]:
+        """How it was prompted in training, for each dataset; empty for a starting policy."""
+        return list(self.manifest.policy.get(PROMPTING, []))
 
     @property
     def is_adapter(self) -> bool:

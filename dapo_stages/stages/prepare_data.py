@@ -24,7 +24,7 @@ from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.outputs import Output, shard_name
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.handoff.referred import verify_referred
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.chat_templates import chat_template
@@ -96,6 +96,7 @@ def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
     _check_parts(opened, output.counts)
     counts = {name: summary.counts() for name, summary in summaries.items()}
     output.counts["understood"] = counts if config.data.sources else counts[""]
+    output.counts[PROMPTING] = [summary.prompting(name) for name, summary in summaries.items()]
     for name, summary in summaries.items():
         for line in [*([f"dataset {name}:"] if name else []), *summary.lines()]:
             say(line)

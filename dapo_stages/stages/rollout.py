@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from dapo_stages.handoff.lookups import RowIndex
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output, shard_name
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.terminal.console import Advance, progress, say
 from dapo_stages.terminal.options import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dapo_stages.engines import Completion, Engine
+    from dapo_stages.groups.informative import Informative, Judged
     from dapo_stages.rewards.registry import Rewards
     from dapo_stages.rewards.scored import Scored
 
@@ -82,6 +83,10 @@ def main(
         inputs |= earlier_rollouts(history or [], iteration, inputs["data"])
     rewards = Rewards(config.rewards, config.rollout.max_completion_length, root=Path.cwd())
     recorded = config.sections(*SECTIONS) | {"rewards": rewards.section, "iteration": iteration}
+    if config.rollout.informative is not None and config.rollout.informative.reward == "total":
+        recorded |= config.sections(
+            "planned_iterations", "weights.reward_weights", "weights.early_reward_weights", "weights.early_fraction"
+        )
     plan = Plan("rollout", out, recorded, config.seed, inputs, rewards.names)
     carry_out.run(
         plan,
@@ -142,14 +147,19 @@ class Rollout:
         if not done:
             raise DataError(self._output.plan.inputs["data"].folder, "no training prompts", "Run prepare-data.")
         if self._kept < target:
+            from dapo_stages.groups.informative import advice
+
+            judged = [group for shard in done for group in self._judged(shard.number)]
+            what = advice(judged, self._informative.reward, self._config.rollout.num_generations)
             say(
                 f"rollout: only {self._kept} of {target} groups are informative after {done[-1].round + 1} rounds; "
-                "continuing with these. Raise rollout.max_resample_rounds to get more."
+                f"continuing with these. {what}"
             )
         self._output.share()
         self._output.keep(shard_name(kind, shard.number) for kind in ("prompts", "completions") for shard in done)
         if ranks.rank() == 0:
-            self._output.counts |= self._figures(done)
+            prompting = self._output.plan.inputs["data"].manifest.counts.get(PROMPTING)
+            self._output.counts |= self._figures(done) | ({PROMPTING: prompting} if prompting else {})
 
     def _shards(self, num_prompts: int, rounds: int) -> Iterator[RoundShard]:
         settings = self._config.rollout
@@ -192,9 +202,9 @@ class Rollout:
         """Write the completions of some shards."""
         shards = {shard.number: shard for shard in wave}
         for number in self._output.fill("completions", shards, lambda n: self._completions(shards[n], table)):
-            correct = self._correct(number)
-            accuracy = sum(correct) / (len(correct) * self._config.rollout.num_generations)
-            advance(sum(map(self._is_wanted, correct)), f"accuracy {accuracy:.3f}")
+            groups = self._judged(number)
+            accuracy = sum(group.correct for group in groups) / (len(groups) * self._config.rollout.num_generations)
+            advance(sum(map(self._is_wanted, groups)), f"accuracy {accuracy:.3f}")
 
     def _completions(self, shard: RoundShard, table: RowIndex) -> Iterator[Row]:
         from dapo_stages.rewards.scored import Group
@@ -215,12 +225,11 @@ class Rollout:
     def _close(self, shard: RoundShard, table: RowIndex) -> None:
         """Decide which groups of a shard are kept, and write its prompts. All processes decide, one writes."""
         groups: list[Row] = []
-        correct = self._correct(shard.number)
-        for group_id, number in zip(self._group_ids(shard), correct, strict=True):
-            kept = self._is_wanted(number) and not self._is_surplus()
+        for group_id, judged in zip(self._group_ids(shard), self._judged(shard.number), strict=True):
+            kept = self._is_wanted(judged) and not self._is_surplus()
             self._kept += kept
             group = {"group_id": group_id, "iteration": self._iteration}
-            groups.append(group | {"round": shard.round, "num_correct": number, "kept": kept})
+            groups.append(group | {"round": shard.round, "num_correct": judged.correct, "kept": kept})
         name = shard_name("prompts", shard.number)
         if shard.number % ranks.count() == ranks.rank() and not self._output.has(name):
             rows = (_prompt(table[index]) | group for index, group in zip(shard.prompts, groups, strict=True))
@@ -229,15 +238,18 @@ class Rollout:
     def _group_ids(self, shard: RoundShard) -> list[str]:
         return [f"i{self._iteration:04d}-g{shard.first + offset:06d}" for offset in range(len(shard.prompts))]
 
-    def _correct(self, number: int) -> list[int]:
-        """Correct completions of each group of a shard."""
-        rows = self._output.reopen("completions", number, ["group_id", "reward_accuracy"])
-        groups = groupby(rows, key=lambda row: row["group_id"])
-        return [sum(row["reward_accuracy"] == 1 for row in group) for _, group in groups]
+    def _judged(self, number: int) -> list[Judged]:
+        """The groups of a shard."""
+        return self._informative.groups(list(self._output.reopen("completions", number, self._informative.columns)))
 
-    def _is_wanted(self, correct: int) -> bool:
-        settings = self._config.rollout
-        return 0 < correct < settings.num_generations or not settings.dynamic_sampling
+    @cached_property
+    def _informative(self) -> Informative:
+        from dapo_stages.groups.informative import Informative
+
+        return Informative(self._config, self._iteration, self._output.plan.rewards)
+
+    def _is_wanted(self, group: Judged) -> bool:
+        return group.wanted or not self._config.rollout.dynamic_sampling
 
     def _is_surplus(self) -> bool:
         """Whether there are enough groups. Without dynamic sampling, weight-tokens decides: it knows all rewards."""

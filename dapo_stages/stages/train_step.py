@@ -17,7 +17,7 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.handoff.shards import Row, writing
 from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
@@ -293,6 +293,7 @@ class TrainStep:
 
         source = self._output.plan.policy
         about = {"version": self._iteration, "model": self._config.model.name}
+        prompting = self._inputs["rollouts"].manifest.counts.get(PROMPTING)
         folder, state = self._output.folder / "policy", self._output.folder / "state"
         weights = worker.weights()
         self._output.add_files(*(f"state/{name}" for name in save_state(worker, state)))
@@ -304,7 +305,7 @@ class TrainStep:
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
-        manifest = self._output.publish_part("policy", about)
+        manifest = self._output.publish_part("policy", about | ({PROMPTING: prompting} if prompting else {}))
         self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
         if is_due(self._config.train, self._iteration):

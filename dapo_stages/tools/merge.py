@@ -12,7 +12,7 @@ from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.terminal.console import progress
 from dapo_stages.terminal.options import DryRun, Json, Out, Overwrite
 
@@ -128,6 +128,8 @@ class Merge:
         first = self._sources[0].manifest.policy
         version = max(source.version for source in self._sources)
         self._output.policy = {"version": version, "model": str(first.get("model", ""))}
+        if prompting := next((source.prompting for source in self._sources if source.prompting), None):
+            self._output.policy[PROMPTING] = prompting
         self._output.counts |= {"policies": len(self._sources)}
 
     def _average(self) -> None:

@@ -300,8 +300,9 @@ def test_attention_may_be_absent(tmp_path: Path) -> None:
 
 
 @pytest.fixture()
-def readers(tmp_path: Path) -> Iterator[list[ShardReader]]:
+def readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ShardReader]]:
     """20 and 5 prompts in row groups of 8, numbered through, two rows to a prompt_id."""
+    monkeypatch.setattr("dapo_stages.handoff.shards.MAX_ROWS_WITH_IMAGES", 8)
     schema = schema_of("train")
     made = [row | {"prompt_id": f"p{i // 2}", "problem": str(i)} for i, row in enumerate(rows(schema, 25))]
     opened = []

@@ -6,11 +6,13 @@ escaped as in every other document.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapo_stages.config import Config
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of, read_manifest
+from dapo_stages.handoff.policy_folders import PROMPTING
 from dapo_stages.reporting.iteration.figures import Figures, collect, figure
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.safe_text import markdown_block, markdown_inline, markdown_table, number, percent
@@ -223,13 +225,15 @@ def _use(subject: Subject) -> str:
         load += [f"model = AutoModelForImageTextToText.from_pretrained({subject.repo!r})"]
     load += [f"processor = AutoProcessor.from_pretrained({subject.repo!r})"]
     block = "```python\n" + "\n".join(load) + "\n```\n"
-    config = subject.config
-    if config is None or config.data.system_prompt == "":
-        return block
-    from dapo_stages.data.chat import SYSTEM_PROMPT
+    return "\n".join([block, *map(_prompting, subject.policy.policy.get(PROMPTING, []))])
 
-    system = config.data.system_prompt or SYSTEM_PROMPT
-    return f"{block}\nIt was trained with this system message:\n\n{markdown_block(system)}"
+
+def _prompting(one: Mapping[str, str | None]) -> str:
+    """The system message and the question template of a dataset that the policy was trained on."""
+    questions = f" for questions of {markdown_inline(one['dataset'])}" if one["dataset"] else ""
+    texts = {"this system message": one["system_prompt"], "this template of questions": one["template"]}
+    said = (f"It was trained with {what}{questions}:\n\n{markdown_block(text)}" for what, text in texts.items() if text)
+    return "\n".join(said)
 
 
 def _limitations(subject: Subject) -> str:
