@@ -72,6 +72,10 @@ class RewardsConfig(Section):
         description="Which answers of completions that the length limit cut off count. closed: those in an <answer> "
         "block that is closed. any: those that are stated otherwise, too.",
     )
+    partial_credit: Annotated[bool, Later(False)] = Field(
+        False,
+        description="Where several options are right: reward some of them, and no wrong one, with their share.",
+    )
     plugins: dict[str, str] = Field(
         {},
         description="More rewards: name -> path/to/file.py:function, inside the working folder.",

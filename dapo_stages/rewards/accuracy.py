@@ -13,7 +13,7 @@ from dapo_stages.rewards.answers import (
     read_choice,
 )
 from dapo_stages.rewards.isolated import symbolic as _symbolic
-from dapo_stages.rewards.letters import letter_set
+from dapo_stages.rewards.letters import letter_set, letters_in
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.quantities import equal, without_sentence
 from dapo_stages.rewards.tags import open_text_commands, unboxed
@@ -23,21 +23,30 @@ _BRACKETS = {("\\(", "\\)"), ("\\[", "\\]")}
 _CHOICE = re.compile(r"[A-J]")
 
 
-def accuracy(text: str, solution: str, *, symbolic: bool = True, timeout: float = 5.0, closed: bool = False) -> float:
-    """1.0 if the completion's answer is the solution, else 0.0.
+def accuracy(
+    text: str,
+    solution: str,
+    *,
+    symbolic: bool = True,
+    timeout: float = 5.0,
+    closed: bool = False,
+    partial_credit: bool = False,
+) -> float:
+    """1.0 if the completion's answer is the solution, else 0.0; in between only for grades and partial credit.
 
     A solution that names an option (see `parse_solution`) is only compared with the chosen letter. Any other is
     compared as text, without case, articles, quotes and final punctuation; then, with `symbolic`, as an expression by
     math-verify, which gets `timeout` seconds. Words after a number are its unit: two different units are never equal,
     but either may be missing. Other words are not mathematics, so "3 or 4" is not 4, and "cat" is not "act".
-    Several letters ("A, C") are compared as a set. Of several accepted answers (see `accepted_answers`) the best one
+    Several letters ("A, C") are compared as a set; with `partial_credit`, some of them and no other give their share.
+    Of several accepted answers (see `accepted_answers`) the best one
     counts, with its grade. With `closed`, only an answer in a closed `<answer>` block counts.
     """
     grades = accepted_answers(solution)
     best = 0.0
     for wanted in sorted(grades, key=lambda wanted: -grades[wanted]):
-        if grades[wanted] > best and _is_right(text, wanted, symbolic, timeout, closed):
-            best = grades[wanted]
+        if grades[wanted] > best:
+            best = max(best, grades[wanted] * _share(text, wanted, symbolic, timeout, closed, partial_credit))
     return best
 
 
@@ -54,15 +63,18 @@ def reading(text: str, solution: str, *, closed: bool = False) -> Reading:
     return found._replace(answer=_plain(found.answer))
 
 
-def _is_right(text: str, wanted: str, symbolic: bool, timeout: float, closed: bool) -> bool:
+def _share(text: str, wanted: str, symbolic: bool, timeout: float, closed: bool, partial_credit: bool) -> float:
+    """How much of one accepted answer the completion's answer is."""
     answer = _read(text, wanted, closed).answer
     if answer is None or not wanted:
-        return False
+        return 0.0
     if _CHOICE.fullmatch(wanted):
-        return answer == wanted
+        return float(answer == wanted)
     if (all_of := letter_set(nfkc(wanted))) is not None:
-        return letter_set(nfkc(_bare(without_sentence(answer)))) == all_of
-    return _same_text(wanted, answer) or (symbolic and _same_expression(wanted, answer, timeout))
+        chosen = letters_in(nfkc(_bare(without_sentence(answer))))
+        partly = partial_credit and chosen < all_of
+        return len(chosen) / len(all_of) if partly else float(chosen == all_of)
+    return float(_same_text(wanted, answer) or (symbolic and _same_expression(wanted, answer, timeout)))
 
 
 def _read(text: str, wanted: str, closed: bool) -> Reading:

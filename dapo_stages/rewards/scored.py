@@ -23,7 +23,7 @@ class Group(NamedTuple):
 class Scored:
     """The rewards of one completion."""
 
-    accuracy: float  # 1 or 0
+    accuracy: float  # 0 … 1; in between for graded answers and partial credit
     format: float  # 1 or 0
     overlong: float  # -1 … 0
     others: dict[str, float | None]  # in the order of Rewards.names; None means no opinion

@@ -16,6 +16,16 @@ _MARKUP = re.compile(r"[*`]|__")
 _ITALIC_LETTER = re.compile(r"(?<![\w_])_([A-Ja-j])_(?![\w_])")
 
 
+def opens_thought(prompt: str) -> bool:
+    """Whether the chat template opened a thought at the end of the prompt, as Qwen3-VL-Thinking's does."""
+    return prompt[-100:].rstrip().lower().endswith("<think>")
+
+
+def continued_thought(text: str) -> str:
+    """A completion of such a prompt with the tag that the prompt has; unchanged if the model opens one again."""
+    return text if text.lstrip()[:7].lower() == "<think>" else f"<think>{text}"
+
+
 def unclosed_thought(text: str) -> str | None:
     """What follows a `<think>` that is never closed; None if there is none."""
     last = _last(_THINK_TAG.finditer(text))

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dapo_stages.config import JudgeConfig, RewardsConfig
 from dapo_stages.rewards.answers import Reading
 from dapo_stages.rewards.registry import Rewards
@@ -25,6 +27,29 @@ def test_the_three_rewards_of_a_completion(tmp_path: Path) -> None:
     rewards = Rewards(RewardsConfig(), 384, tmp_path)
     assert one(rewards, TEXT, 20) == Scored(1.0, format=1.0, overlong=0.0, others={}, read=B)
     assert one(rewards, "<answer>C</answer>", 384) == Scored(0.0, format=0.0, overlong=-1.0, others={}, read=C)
+
+
+@pytest.mark.parametrize(
+    ("text", "accuracy", "format_", "place"),
+    [
+        ("It is green.\n</think>\n\n<answer>B</answer>", 1.0, 1.0, "tags"),
+        ("<think>\nIt is green.\n</think>\n\n<answer>B</answer>", 1.0, 1.0, "tags"),
+        ("It is green.\n<answer>B</answer>", 1.0, 0.0, "unclosed"),
+        ("It is green. The answer is B", 1.0, 0.0, "unclosed"),
+        ("It looks like B, but maybe not", 0.0, 0.0, "none"),
+        ("绿色。\n</think>\n<answer>B</answer>", 1.0, 1.0, "tags"),
+        ("绿色，答案是B", 1.0, 0.0, "unclosed"),
+    ],
+)
+def test_a_chat_template_may_open_the_thought(
+    text: str, accuracy: float, format_: float, place: str, tmp_path: Path
+) -> None:
+    """Qwen3-VL-Thinking's ends with `<think>`, so its completions do not begin with it."""
+    row = ROW | {"prompt_text": "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n<think>\n"}
+    scored = one(Rewards(RewardsConfig(), 384, tmp_path), text, 20, row)
+    assert (scored.accuracy, scored.format, scored.read.place) == (accuracy, format_, place)
+    usual = one(Rewards(RewardsConfig(), 384, tmp_path), text, 20, ROW | {"prompt_text": "Think in <think>…</think>."})
+    assert usual.format == (1.0 if text.startswith("<think>") else 0.0)
 
 
 def test_overlong_falls_over_the_cache(tmp_path: Path) -> None:

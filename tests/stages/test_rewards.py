@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +43,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("mine.py").write_text(MINE)
     Path("mood").write_text("")
     return tmp_path
+
+
+def test_a_plug_in_alone_decides_which_groups_are_informative(small_run: Run, folder: Path) -> None:
+    """It sees the columns of the source, and differs in every group; accuracy does not."""
+    Path("mine.py").write_text(
+        "def f(completions, rows):\n    return [row['sample'] + len(row['row']) for row in rows]\n"
+    )
+    rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
+    dynamic = SHARDS | {"rollout__dynamic_sampling": "true"}
+    small_run.command(*rollout, "usual", **dynamic)
+    small_run.command(*rollout, "mine", **dynamic, rollout__informative="{reward: mine}")
+    prompts = table(Path("mine"), "prompts")
+    assert prompts.kept.all() and len(prompts) == 12
+    assert not prompts.num_correct.between(1, 3).all()
+    usual = table(Path("usual"), "prompts")
+    assert not usual.kept[~usual.num_correct.between(1, 3)].any()
+    source = table(small_run.folder / "data", "train").row.map(json.loads)
+    rewards = table(Path("mine"), "completions")
+    assert set(rewards.reward_mine - rewards["sample"]) == set(source.map(len)) != {0}
 
 
 def calls_of_generate(patched: pytest.MonkeyPatch) -> list[int]:

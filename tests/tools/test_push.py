@@ -18,8 +18,10 @@ from reporting import tiny_run
 from support.commands import Result, run
 from support.pipeline import Run
 
+from dapo_stages.data.chat import SYSTEM_PROMPT
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.policy_folders import PolicyFolder
 
 SENT = [
     "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
@@ -101,6 +103,17 @@ def test_a_dry_run_prints_card_and_files_and_touches_no_network(trained: Path, m
     assert result.stdout.split("\n\n")[0].splitlines() == SENT
     assert "# looker\n" in result.stdout and "\napache-2.0.\n" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_the_card_says_how_the_policy_was_prompted(trained: Path) -> None:
+    prompting = [{"dataset": "", "system_prompt": SYSTEM_PROMPT, "template": None}]
+    assert PolicyFolder(trained / "policy").prompting == []  # the starting policy keeps its own
+    for number in (1, 2):
+        assert PolicyFolder(trained / f"iter-000{number}/train/policy").prompting == prompting
+    card = json.loads(push(trained / "iter-0002/train/policy", "--dry-run", "--json").stdout)["card"]
+    assert "It was trained with this system message:" in card and SYSTEM_PROMPT in card
+    card = json.loads(push(trained / "policy", "--dry-run", "--json").stdout)["card"]
+    assert "system message" not in card
 
 
 def test_the_card_has_the_figures_of_the_evaluations(trained: Path) -> None:
