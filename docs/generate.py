@@ -57,6 +57,8 @@ def sections(model: type[BaseModel] = Config, place: str = "") -> Iterator[tuple
     """Every section with its dotted name, each before the sections inside it."""
     yield place, model
     for name, field in model.model_fields.items():
+        if (field.description or "").startswith("As "):  # described elsewhere
+            continue
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from sections(kind, f"{place}.{name}".lstrip("."))
@@ -136,7 +138,8 @@ def _section(place: str, model: type[BaseModel]) -> str:
 
 def _key(place: str, name: str) -> str:
     """The dotted name, as `--set` takes it."""
-    return f"{'schedules.KEY' if place == 'schedules' else place}.{name}".lstrip(".")
+    own = {"schedules": "schedules.KEY", "data.sources": "data.sources.NAME"}  # names are the user's
+    return f"{own.get(place, place)}.{name}".lstrip(".")
 
 
 def _about(model: type[BaseModel]) -> str:
@@ -156,7 +159,8 @@ def _kind(found: dict[str, Any], shared: dict[str, Any]) -> str:
         inner = [_kind(one, shared) for one in found.get("prefixItems", [found["items"]] if "items" in found else [])]
         return f"[{'; '.join(inner)}]" if "prefixItems" in found else f"list of {inner[0]}"
     if kind == "object":
-        return f"name: {_kind(found['additionalProperties'], shared)}"
+        inner = found.get("additionalProperties") or next(iter(found["patternProperties"].values()))
+        return f"name: {_kind(inner, shared)}"
     names = {"number": "number", "integer": "integer", "string": "text", "boolean": "true or false", "null": "null"}
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     bounds = [f"{sign} {found[key]:g}" for key, sign in signs.items() if key in found]

@@ -64,10 +64,13 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    text = "train: {lora: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}}\n"
+    text = "train: {lora: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
+    text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
-    groups = {"train.lora", "rewards.judge", "rollout.curriculum", "schedules"}
+    resolved["data"]["sources"] = resolved["data"]["sources"]["cats"]
+    groups = {"train.lora", "rewards.judge", "rollout.curriculum", "rollout.informative", "schedules"}
+    groups |= {"data.sources", "data.sources.columns"}
     assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
 
 
@@ -234,7 +237,8 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("train.epsilon_low=1.5", "train.epsilon_low must be less than 1 (got 1.5)"),
         ("train.learning_rate=0", "train.learning_rate must be greater than 0 (got 0)"),
         ("evaluate.num_generations=-1", "evaluate.num_generations must be greater than or equal to 0 (got -1)"),
-        ("data.held_out_fraction=1", "data.held_out_fraction must be less than 1 (got 1)"),
+        ("data.held_out_fraction=2", "data.held_out_fraction must be less than or equal to 1 (got 2)"),
+        ("rollout.source_shares={a: 1}", "rollout.source_shares must name the datasets of data.sources (none), got a"),
         ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo' or 'cispo' "
          "(got 'ppo')"),
         ("seed=-1", "seed must be greater than or equal to 0 (got -1)"),

@@ -10,7 +10,7 @@ import pytest
 from test_config import FIX, load, refused
 
 from dapo_stages.config import Config, Schedule, dump_config
-from dapo_stages.config.schedules import SCHEDULED
+from dapo_stages.config.schedules import SCHEDULED, SHARES
 
 KL = "train.beta: {start: 0.0, end: 0.04, over: 0.5}"
 
@@ -115,7 +115,5 @@ def test_a_mistake_is_named_with_its_schedule(schedules: str, message: str, tmp_
 @pytest.mark.parametrize("name", ["train.learning_rate", "train.loss_type", "train.bta", "seed", "weights.replay.size"])
 def test_what_cannot_have_a_schedule_is_refused_with_what_can(name: str, tmp_path: Path) -> None:
     message = refused(tmp_path, f"schedules: {{{name}: {{start: 0, end: 1}}}}")
-    assert (
-        message
-        == f"run.yaml: schedules: '{name}' cannot have a schedule (expected one of {', '.join(SCHEDULED)})\n{FIX}"
-    )
+    known = ", ".join([*SCHEDULED, f"{SHARES}NAME"])
+    assert message == f"run.yaml: schedules: '{name}' cannot have a schedule (expected one of {known})\n{FIX}"

@@ -95,7 +95,7 @@ class DataConfig(Section):
     template: Annotated[str | None, Later(None)] = Field(
         None,
         description="Jinja template of the question; `problem`, `options` and the row's columns are its variables: "
-        "`{{ problem }} Answer in {{ unit }}.`",
+        "`{{ problem }} Answer in {{ unit }}.`.",
     )
     image_root: Annotated[str | tuple[str, ...] | None, Later(None)] = Field(
         None,
@@ -122,6 +122,9 @@ class DataConfig(Section):
     max_rows: Count | None = Field(None, description="Use only the first rows of the source.")
     max_image_size: Annotated[int, Field(ge=28)] = Field(
         1024, description="Larger images are scaled down to fit a square with sides of this many pixels."
+    )
+    min_image_size: Annotated[Count, Later(1)] = Field(
+        1, description="Smaller images are scaled up until both sides have this many pixels, within max_image_size."
     )
     max_image_pixels: Count = Field(
         50_000_000, description="An image with more pixels is rejected before it is decoded (data.on_bad_image)."

@@ -82,6 +82,11 @@ class RolloutConfig(Section):
     curriculum: CurriculumConfig | None = Field(
         None, description="Prefer prompts that are sometimes answered correctly; null samples all equally often."
     )
+    source_shares: Annotated[dict[str, Annotated[float, Field(ge=0)]], Later({})] = Field(
+        {},
+        description="How large a share of the prompts each dataset of data.sources gets, for example "
+        "`{charts: 1, photos: 3}`; empty is in proportion to their sizes. Shares may have schedules.",
+    )
     groups_per_shard: Count = Field(
         32, description="Groups per Parquet shard, the unit of work that is resumed or given to one process."
     )

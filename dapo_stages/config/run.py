@@ -15,7 +15,7 @@ from dapo_stages.config.model import ModelConfig, WarmUpConfig
 from dapo_stages.config.report import KeepConfig, ReportConfig
 from dapo_stages.config.rewards import RewardsConfig
 from dapo_stages.config.rollout import RolloutConfig
-from dapo_stages.config.schedules import SCHEDULED, Schedule, by_dotted_key, replaced
+from dapo_stages.config.schedules import SCHEDULED, SHARES, Schedule, by_dotted_key, may_change, replaced
 from dapo_stages.config.train import TrainConfig
 from dapo_stages.config.weights import WeightsConfig
 
@@ -73,6 +73,7 @@ class Config(Section):
             if unknown:
                 raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
         self._check_informative()
+        self._check_shares()
         temperature = self.rollout.sampler.temperature
         for stage, engine in (("rollout", self.rollout.engine), ("evaluate", self.evaluate.engine)):
             if engine == "transformers":
@@ -108,11 +109,27 @@ class Config(Section):
                         f"rollout (got {weight:g})"
                     )
 
+    def _check_shares(self) -> None:
+        """Raise ValueError if rollout.source_shares does not fit data.sources."""
+        shares, names = self.rollout.source_shares, self.data.sources.keys()
+        if shares and shares.keys() != names:
+            raise ValueError(
+                f"rollout.source_shares must name the datasets of data.sources ({', '.join(names) or 'none'}), got "
+                f"{', '.join(shares)}"
+            )
+        if shares and not any(shares.values()):
+            raise ValueError("rollout.source_shares must have a share above 0")
+        if shares and self.rollout.curriculum is not None:
+            raise ValueError(
+                "rollout.source_shares cannot be combined with rollout.curriculum, which swaps prompts of all datasets"
+            )
+
     @model_validator(mode="after")
     def _schedules_stay_in_range(self) -> Self:
         for name, schedule in self.schedules.items():
-            if name not in SCHEDULED:
-                raise ValueError(f"schedules: {name!r} cannot have a schedule (expected one of {', '.join(SCHEDULED)})")
+            if not may_change(name):
+                known = ", ".join([*SCHEDULED, f"{SHARES}NAME"])
+                raise ValueError(f"schedules: {name!r} cannot have a schedule (expected one of {known})")
             for end in ("start", "end"):
                 try:
                     self._with({name: getattr(schedule, end)})

@@ -31,6 +31,14 @@ SCHEDULED = (
 )
 
 
+SHARES = "rollout.source_shares."  # followed by the name of a dataset
+
+
+def may_change(name: str) -> bool:
+    """Whether a setting may have a schedule."""
+    return name in SCHEDULED or name.startswith(SHARES)
+
+
 class Schedule(Section):
     """How a number changes from `start`, in the first iteration, to `end`."""
 
@@ -79,6 +87,6 @@ def _flat(values: Mapping[Any, Any], place: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for name, value in values.items():
         key = f"{place}{name}"
-        inner = isinstance(value, Mapping) and not (key in SCHEDULED or value.keys() & Schedule.model_fields.keys())
+        inner = isinstance(value, Mapping) and not (may_change(key) or value.keys() & Schedule.model_fields.keys())
         flat += _flat(value, f"{key}.") if inner and value else [(key, value)]
     return flat

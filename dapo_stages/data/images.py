@@ -27,8 +27,10 @@ class BadImage(DataError):
         super().__init__(where, problem, "Fix the row, or set data.on_bad_image=skip to leave such rows out.")
 
 
-def prepare(image: bytes | Path | Image.Image, where: object, *, max_size: int, max_pixels: int) -> Image.Image:
-    """The image upright, in RGB on white, with sides of at most `max_size`; it is never enlarged.
+def prepare(
+    image: bytes | Path | Image.Image, where: object, *, max_size: int, max_pixels: int, min_size: int = 1
+) -> Image.Image:
+    """The image upright, in RGB on white, with sides of at most `max_size` and, unless that forbids it, `min_size`.
 
     Nothing is decoded unless the header says that there are at most `max_pixels` pixels.
     Raises BadImage for anything that cannot be decoded completely.
@@ -36,12 +38,12 @@ def prepare(image: bytes | Path | Image.Image, where: object, *, max_size: int, 
     from PIL import Image, ImageOps
 
     if isinstance(image, Image.Image):
-        return _prepared(image, where, max_size, max_pixels)
+        return _prepared(image, where, (min_size, max_size), max_pixels)
     try:
         with open_header(image) as opened:
             _check_size(opened, where, max_pixels)
             opened.load()
-            return _prepared(ImageOps.exif_transpose(opened), where, max_size, max_pixels)
+            return _prepared(ImageOps.exif_transpose(opened), where, (min_size, max_size), max_pixels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds for damaged files
@@ -79,11 +81,15 @@ def open_header(image: bytes | Path) -> Image.Image:
     return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
 
 
-def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
-    """Width and height scaled into a square of `max_size`, at least 1 pixel and within MAX_ASPECT."""
-    longer = max(width, height)
+def fitted_size(width: int, height: int, max_size: int, min_size: int = 1) -> tuple[int, int]:
+    """Width and height scaled into a square of `max_size`, at least 1 pixel and within MAX_ASPECT.
+
+    Smaller ones are scaled up to `min_size`, as far as they stay within the square.
+    """
+    longer, shorter = max(width, height), min(width, height)
     if longer <= max_size:
-        return width, height
+        scale = min(min_size / shorter, max_size / longer)
+        return (width, height) if scale <= 1 else (round(width * scale), round(height * scale))
     least = math.ceil(max_size / MAX_ASPECT)
     scale = max_size / longer
     return max(least, round(width * scale)), max(least, round(height * scale))
@@ -99,12 +105,13 @@ def _check_size(image: Image.Image, where: object, max_pixels: int) -> None:
         raise BadImage(where, f"the image has {width}x{height} pixels, an aspect ratio above {MAX_ASPECT}:1")
 
 
-def _prepared(image: Image.Image, where: object, max_size: int, max_pixels: int) -> Image.Image:
+def _prepared(image: Image.Image, where: object, sizes: tuple[int, int], max_pixels: int) -> Image.Image:
     from PIL import Image
 
     _check_size(image, where, max_pixels)
     rgb = _to_rgb(image, where)
-    size = fitted_size(*rgb.size, max_size)
+    min_size, max_size = sizes
+    size = fitted_size(*rgb.size, max_size, min_size)
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling.BICUBIC)
     return rgb

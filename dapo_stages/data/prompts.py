@@ -23,6 +23,7 @@ from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError
+from dapo_stages.handoff.schemas import DATASET
 from dapo_stages.handoff.shards import Row
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class PromptMaker:
                 return Dropped("control", f"{raw.where}: {reason}")
         if len(ids) > self.data.max_prompt_length:
             return Dropped("long", f"{raw.where}: {len(ids)} tokens, more than data.max_prompt_length")
-        labels = question.labels | ({"source": self.name} if self.name else {})
+        labels = question.labels | ({DATASET: self.name} if self.name else {})
         return {
             "prompt_id": prompt_id,
             "images": [{"bytes": encode(image), "path": None} for image in images],
@@ -169,7 +170,14 @@ class PromptMaker:
     def _image(self, raw: RawRow, cell: Any) -> Image.Image:
         image = self.source.image(raw, cell)
         where = f"{raw.where}: {image.name}" if isinstance(image, Path) else raw.where
-        return prepare(image, where, max_size=self.data.max_image_size, max_pixels=self.data.max_image_pixels)
+        data = self.data
+        return prepare(
+            image,
+            where,
+            max_size=data.max_image_size,
+            max_pixels=data.max_image_pixels,
+            min_size=data.min_image_size,
+        )
 
 
 class _ControlTokens(Exception):

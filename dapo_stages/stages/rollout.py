@@ -183,14 +183,33 @@ class Rollout:
 
         from dapo_stages.maths.curriculum import swap
         from dapo_stages.maths.schedule import prompts_of
+        from dapo_stages.maths.source_shares import prompts_by_share
 
         seed, iteration = self._config.seed, self._iteration
-        rows = prompts_of(num_prompts, seed, iteration, round_, count)
+        shares = {name: share for name, share in self._config.rollout.source_shares.items() if share > 0}
+        if shares:
+            rows = prompts_by_share(self._rows_of_datasets, shares, seed, iteration, round_, count)
+        else:
+            rows = prompts_of(num_prompts, seed, iteration, round_, count)
         if chances is not None:
             # The leading 2 keeps this stream apart from those of maths/schedule.py.
             rows = swap(rows, chances, given, np.random.default_rng([2, seed, iteration, round_]))
         found: list[int] = rows.tolist()
         return found
+
+    @cached_property
+    def _rows_of_datasets(self) -> dict[str, np.ndarray]:
+        """Rows of the training table by dataset. Raises DataError for one with a share, but no prompts."""
+        import numpy as np
+
+        data, found = self._output.plan.inputs["data"], dict[str, list[int]]()
+        for number, row in enumerate(data.rows("train", ["source"])):
+            found.setdefault(row["source"], []).append(number)
+        for name, share in self._config.rollout.source_shares.items():
+            if share > 0 and name not in found:
+                problem = f"no training prompts of the dataset {name}, which has a share in rollout.source_shares"
+                raise DataError(data.folder, problem, "Set its share to 0, or run prepare-data with that dataset.")
+        return {name: np.array(rows, dtype=np.int64) for name, rows in found.items()}
 
     def _portion(self) -> int:
         """How many shards to sample next, for any number of processes."""

@@ -104,9 +104,24 @@ def test_a_photo_that_was_held_sideways_is_turned_upright() -> None:
         ((1025, 1025), (1024, 1024)),
     ],
 )
-def test_images_are_fitted_and_never_enlarged(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+def test_images_are_fitted_and_not_enlarged(size: tuple[int, int], fitted: tuple[int, int]) -> None:
     assert fitted_size(*size, 1024) == fitted
     assert prepare(Image.new("L", size), "row 0", **LIMITS).size == fitted
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((14, 28), (56, 112)),
+        ((56, 20), (157, 56)),
+        ((56, 56), (56, 56)),
+        ((100, 2), (1024, 20)),  # 56 rows would need 2800 columns
+        ((2048, 1024), (1024, 512)),
+    ],
+)
+def test_small_images_are_enlarged_where_that_is_asked_for(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert fitted_size(*size, 1024, 56) == fitted
+    assert prepare(Image.new("L", size), "row 0", **LIMITS, min_size=56).size == fitted
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import Any
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.schemas import SEGMENTS, schema_of
+from dapo_stages.handoff.policy_folders import PROMPTING
+from dapo_stages.handoff.schemas import DATASET, SEGMENTS, schema_of
 from dapo_stages.small_files import read_json
 
 Figures = dict[str, Any]
@@ -54,7 +55,27 @@ def collect(iteration: int, sources: Mapping[str, Source]) -> Figures:
     """All figures of an iteration from the outputs that exist."""
     parts = {"rollout": _rollout, "attention": _attention, "weights": _weights, "train": _train, "eval": _eval}
     found = {name: part(sources[name]) for name, part in parts.items() if name in sources}
+    if "rollout" in sources and len(sources["rollout"].manifest.counts.get(PROMPTING, [])) > 1:
+        found["datasets"] = _by_dataset(sources)
     return {"iteration": iteration, **found}
+
+
+def _by_dataset(sources: Mapping[str, Source]) -> dict[str, Figures]:
+    """Dataset -> share of groups that are kept, accuracy of the completions, and their VGR over all layers."""
+    of_group: dict[str, Tally] = {}
+    tallies: dict[str, Tally] = {}
+    for row in sources["rollout"].rows("prompts", ["group_id", "source", "kept"]):
+        of_group[row["group_id"]] = tally = tallies.setdefault(row["source"], Tally())
+        tally.add("kept", row["kept"])
+    for row in sources["rollout"].rows("completions", ["group_id", "reward_accuracy"]):
+        if row["group_id"] in of_group:
+            of_group[row["group_id"]].add("accuracy", row["reward_accuracy"])
+    if "attention" in sources:
+        for row in sources["attention"].rows("attention", ["completion_id", "status", "vgr_all"]):
+            group = row["completion_id"].rpartition("-")[0]
+            if row["status"] == "ok" and group in of_group:
+                of_group[group].add("vgr", row["vgr_all"])
+    return {name: dict(tallies[name].means()) for name in sorted(tallies)}
 
 
 def interval_method(found: Figures) -> str | None:
@@ -197,7 +218,10 @@ def _eval(source: Source) -> Figures:
         raise DataError(path, f"the file is not valid JSON ({error})", "Run evaluate again.") from None
     if not isinstance(metrics, dict):
         raise DataError(path, f"expected a JSON object, got a {type(metrics).__name__}", "Run evaluate again.")
-    metrics.pop("by", None)  # slices by further columns stay in the file: they would flood the trackers
+    # Slices by further columns stay in the file: they would flood the trackers. Those of several datasets do not.
+    by = metrics.pop("by", None) or {}
+    if isinstance(by, dict) and isinstance(by.get(DATASET), dict):
+        metrics["by_dataset"] = by[DATASET]
     return metrics
 
 

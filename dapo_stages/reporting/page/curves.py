@@ -43,6 +43,7 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             chart(
                 "Rollout accuracy by slice", "correct answers", _below("rollout", "by_slice", rollout_slices), "percent"
             ),
+            *_by_dataset(all_figures),
             chart("Several samples of a held-out question", "right answers", _samples(all_figures), "percent"),
             _over_k(all_figures),
             chart("Reward", "mean total reward", {"total": ("weights", "reward")}),
@@ -99,6 +100,27 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             _per_stage("Memory", "GiB at the peak of a stage", cost.get("memory", {})),
         ]
     )
+
+
+def _by_dataset(all_figures: Sequence[Figures]) -> list[Chart]:
+    """Empty for a run with a single dataset."""
+    names = sorted({name for figures in all_figures for name in figures.get("datasets") or {}})
+    held_out = sorted({name for f in all_figures for name in (f.get("eval") or {}).get("by_dataset") or {}})
+
+    def by_name(title: str, y_label: str, key: str, unit: Unit) -> Chart:
+        return Chart(title, y_label, [_series(all_figures, name, ("datasets", name, key)) for name in names], unit)
+
+    return [
+        by_name("Rollout accuracy by dataset", "correct answers", "accuracy", "percent"),
+        by_name("Kept prompts by dataset", "share", "kept", "percent"),
+        by_name("VGR by dataset, all layers", "VGR", "vgr", "number"),
+        Chart(
+            "Held-out accuracy by dataset",
+            "correct answers",
+            [_series(all_figures, name, ("eval", "by_dataset", name, "greedy_accuracy")) for name in held_out],
+            "percent",
+        ),
+    ]
 
 
 def _skipped(all_figures: Sequence[Figures]) -> list[Chart]:
