@@ -1,4 +1,4 @@
-"""Writes docs/commands.md and docs/configuration.md from the commands and the configuration models (`make docs`)."""
+"""Writes docs/commands.md, docs/configuration.md and docs/files.md from the code (`make docs`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import pyarrow as pa
+from columns import COLUMNS, FILES, Column, File
 from pydantic import BaseModel
 from typer.models import ArgumentInfo
 
 from dapo_stages.config import Config
 from dapo_stages.entrypoints.cli import COMMANDS, module_of
+from dapo_stages.handoff.schemas import IMAGE, SCHEMAS
 from dapo_stages.runs.pipeline import ITERATION
 
 HERE = Path(__file__).parent
@@ -183,7 +186,50 @@ def _escaped(text: str) -> str:
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>|\[\]])", r"\\\1", part) for part in parts)
 
 
-PAGES = {"commands.md": commands, "configuration.md": configuration}
+def files() -> str:
+    """docs/files.md."""
+    parts = [
+        f"# Files and columns\n\n{NOTE}\n"
+        "Every table of a run is a set of Parquet shards; `pandas.read_parquet` opens a shard or a whole folder of one "
+        "kind. [T] stands for a list with an element for each token of the completion. Columns marked with ? may be "
+        "null. Besides these, tables with rewards have a column `reward_NAME` (float32?) for each plug-in and for the "
+        "judge. Other files of a folder: `manifest.json` ([handoff.md](handoff.md)); `metrics.json` of an evaluation "
+        "([evaluation.md](evaluation.md)); checkpoints in the formats of transformers and PEFT.\n",
+        *(_file(one) for one in FILES),
+    ]
+    return "\n".join(parts)
+
+
+def _file(file: File) -> str:
+    lines = [
+        f"| `{field.name}` | {_arrow(field)} | {found.unit} | {_escaped(found.meaning)} |"
+        for field in SCHEMAS[file.kind]
+        for found in [_column(field.name, file.kind)]
+    ]
+    return (
+        f"## {file.title}\n\n`{file.name}`: a row per {file.rows}. Written by {file.written_by}, read by "
+        f"{file.read_by}.\n\n| column | type | unit | meaning |\n|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _column(name: str, kind: str) -> Column:
+    """What is said of a column: of this kind of file if there is anything, else of all."""
+    said = [column for column in COLUMNS if column.name == name and column.kind in ("", kind)]
+    return max(said, key=lambda column: column.kind)
+
+
+def _arrow(field: pa.Field) -> str:
+    """An Arrow type as people write it: `list of int32`, with ? where the value may be missing."""
+
+    def shown(kind: pa.DataType) -> str:
+        if kind == IMAGE:
+            return "image"
+        return f"list of {shown(kind.value_type)}" if pa.types.is_list(kind) else str(kind)
+
+    return shown(field.type) + ("?" if field.nullable else "")
+
+
+PAGES = {"commands.md": commands, "configuration.md": configuration, "files.md": files}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

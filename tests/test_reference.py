@@ -1,10 +1,11 @@
-"""docs/commands.md and docs/configuration.md: what `make docs` makes of the code as it is, and complete."""
+"""The generated pages of docs: what `make docs` makes of the code as it is, and complete."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -13,18 +14,29 @@ from support.commands import ROOT, run
 
 from dapo_stages.config import Config, dump_config
 from dapo_stages.entrypoints.cli import COMMANDS
+from dapo_stages.handoff.schemas import SCHEMAS
 
 COMMANDS_PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
 KEYS_PAGE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def generate() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(ROOT / "docs"))
+        yield importlib.import_module("generate")
+
+
+def test_every_column_of_every_file_has_one_meaning(generate: ModuleType) -> None:
+    assert {file.kind for file in generate.FILES} == SCHEMAS.keys()
+    used = set()
+    for kind, schema in SCHEMAS.items():
+        for name in schema.names:
+            said = [column for column in generate.COLUMNS if column.name == name and column.kind in ("", kind)]
+            own = [column for column in said if column.kind == kind]
+            assert len(own or said) == 1, (kind, name)
+            used |= {id(column) for column in own or said}
+    assert used == {id(column) for column in generate.COLUMNS}
 
 
 def test_the_pages_are_those_of_the_code(generate: ModuleType) -> None:

@@ -20,7 +20,7 @@ from dapo_stages.rewards.letters import letters_in
 
 CONVERSATIONS = ("prompt", "messages", "conversations")  # used if there is no problem column
 _USUAL = {  # names of columns in public datasets
-    "image": ("images", "decoded_image", "img", "picture"),
+    "image": ("images", "decoded_image", "img"),
     "problem": ("question", "query", "text", "instruction", "prompt", "messages"),
     "solution": ("answer", "label", "ground_truth", "correct_choice_idx", "correct_answer", "answers", "target"),
     "options": ("choices",),
@@ -93,7 +93,7 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
 
 def _suggested(key: str, name: str, columns: Sequence[str]) -> str:
     """The column that was probably meant: one with a similar name, or with one that is usual."""
-    numbered = [column for column in columns if re.fullmatch(r"(?:image|img|picture)_?\d+", column)]
+    numbered = [column for column in columns if re.fullmatch(r"(?:image|img)_?\d+", column)]
     if key == "image" and len(numbered) > 1:
         return f"[{','.join(numbered)}]"
     close = difflib.get_close_matches(name, columns, n=1) or [one for one in _USUAL.get(key, ()) if one in columns]

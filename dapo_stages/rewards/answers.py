@@ -163,7 +163,7 @@ def parse_solution(solution: str) -> str:
 def accepted_answers(solution: str) -> dict[str, float]:
     """The answers that a solution accepts, each as `parse_solution` gives it, with its grade from 0 to 1.
 
-    Several are JSON: a list (`["gray", "grey"]`), each of which is fully right, or an object with their grades
+    Several are JSON: a list (`["sofa", "couch"]`), each of which is fully right, or an object with their grades
     (`{"sofa": 1, "couch": 0.5}`). A list of letters is a set of options, as anywhere, and one answer.
     """
     found: Any = None

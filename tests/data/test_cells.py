@@ -68,7 +68,7 @@ def test_a_row_is_kept_as_json_without_its_images() -> None:
     row = {
         "image": "a.png",
         "bytes": b"x",
-        "picture": Image.new("RGB", (2, 2)),
+        "photo": Image.new("RGB", (2, 2)),
         "struct": {"bytes": b"x"},
         "messages": [{"type": "image_url", "url": "data:image/png;base64,AA"}, {"type": "text", "text": "看图"}],
         "level": 3,

@@ -104,7 +104,7 @@ def test_a_solution_becomes_the_letter_of_its_option(form: SolutionFormat, solut
 
 
 def test_options_that_are_letters_or_numbers_themselves() -> None:
-    """As AI2D has them: labels of the picture. What the solution is decides."""
+    """As AI2D has them: labels of the image. What the solution is decides."""
     labels = ["D", "A", "C", "B"]
     assert letters_of("A", labels, labels, "text") == "B"
     assert letters_of("A", labels, labels, "letter") == "A"

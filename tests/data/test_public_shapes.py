@@ -33,7 +33,7 @@ LETTERED = f"{ASKED} A. red B. green C. blue D. yellow"
 
 @dataclass(frozen=True)
 class Shape:
-    """How a dataset asks for the color `at` of an image `picture`."""
+    """How a dataset asks for the color `at` of an image `pic`."""
 
     name: str
     row: Callable[[int, Any], dict[str, Any]]
@@ -167,8 +167,8 @@ SHAPES = [
 ]
 
 
-def encoded(picture: Any) -> str:
-    return picture if isinstance(picture, str) else base64.b64encode(picture).decode()
+def encoded(image: Any) -> str:
+    return image if isinstance(image, str) else base64.b64encode(image).decode()
 
 
 def write(shape: Shape, folder: Path, png: Png) -> Path:
@@ -176,8 +176,8 @@ def write(shape: Shape, folder: Path, png: Png) -> Path:
     rows = []
     for number in range(24):
         color = COLORS[number % 4]
-        picture: Any = png(color)
-        rows.append(shape.row(number % 4, picture))
+        image: Any = png(color)
+        rows.append(shape.row(number % 4, image))
     path = folder / shape.file
     if path.suffix == ".parquet":
         made = datasets.Dataset.from_list(rows)

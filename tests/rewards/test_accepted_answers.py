@@ -19,7 +19,7 @@ def answer(text: str) -> str:
 @pytest.mark.parametrize(
     ("cell", "solution"),
     [
-        (["gray", "grey"], '["gray", "grey"]'),
+        (["crimson", "red"], '["crimson", "red"]'),
         (["red", "red", "no idea"], '["red", "no idea"]'),
         (["7"], "7"),
         (["灰色", "灰"], '["灰色", "灰"]'),
@@ -55,7 +55,7 @@ def test_a_cell_without_an_accepted_answer_says_so(cell: Any, problem: str) -> N
 @pytest.mark.parametrize(
     ("solution", "grades"),
     [
-        ('["gray", "grey"]', {"gray": 1.0, "grey": 1.0}),
+        ('["crimson", "red"]', {"crimson": 1.0, "red": 1.0}),
         ('{"sofa": 1, "couch": 0.5}', {"sofa": 1.0, "couch": 0.5}),
         ('{"sofa": 7, "couch": -1}', {"sofa": 1.0, "couch": 0.0}),
         ("['A', 'C']", {"['A', 'C']": 1.0}),
@@ -73,10 +73,10 @@ def test_a_solution_accepts(solution: str, grades: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("said", "solution", "paid"),
     [
-        ("grey", '["gray", "grey"]', 1.0),
-        ("Gray.", '["gray", "grey"]', 1.0),
-        ("green", '["gray", "grey"]', 0.0),
-        ("gray grey", '["gray", "grey"]', 0.0),
+        ("red", '["crimson", "red"]', 1.0),
+        ("Crimson.", '["crimson", "red"]', 1.0),
+        ("green", '["crimson", "red"]', 0.0),
+        ("crimson red", '["crimson", "red"]', 0.0),
         ("0.5", '["1/2", "50%"]', 1.0),
         ("sofa", '{"sofa": 1, "couch": 0.5}', 1.0),
         ("a couch", '{"sofa": 1, "couch": 0.5}', 0.5),
@@ -112,4 +112,4 @@ def test_a_set_of_letters_may_give_partial_credit(said: str, exact: float, parti
 
 
 def test_the_answer_is_read_as_the_first_accepted_one_is() -> None:
-    assert reading(answer("Grey."), '["gray", "grey"]').answer == "grey"
+    assert reading(answer("Red."), '["crimson", "red"]').answer == "red"
