@@ -39,6 +39,8 @@ def copy(tmp_path: Path) -> Path:
     place = tmp_path / "code"
     for part in ("dapo_stages", "pipelines"):
         shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (place / "docs").mkdir()
+    shutil.copy(ROOT / "docs/columns.py", place / "docs")
     return place
 
 

@@ -95,11 +95,11 @@ def _check_winnable(source: RawSource, questions: list[tuple[RawRow, Question]],
             return
         first = first or (row, *why)
     if first is not None:
-        row, problem, advice = first
+        row, problem, setting = first
         raise DataError(
             source.name,
             f"no question can be answered right (looked at {len(questions)}; row {row.index}: {problem})",
-            f"{advice}, or data.allow_unwinnable=true to carry on.",
+            f"Set {setting}, or data.allow_unwinnable=true to carry on.",
         )
 
 
@@ -108,17 +108,17 @@ def _unwinnable(row: RawRow, question: Question, data: DataConfig) -> tuple[str,
     solution, number = question.solution, len(question.options)
     column = _options_column(row, data)
     if question.by_letter and not number and not _names_letters(question):
-        advice = f"Set data.columns.options={column or '…'} to the column that has the options"
-        return f"the solution is {solution}, but the question shows no options", advice
+        setting = f"data.columns.options={column or '…'} to the column that has the options"
+        return f"the solution is {solution}, but the question shows no options", setting
     if not question.by_letter and number:
-        advice = "Set data.solution_format to what the solution is, or data.columns.solution to another column"
-        return f"the solution {solution[:40]!r} is none of its {number} options", advice
+        setting = "data.solution_format to what the solution is, or data.columns.solution to another column"
+        return f"the solution {solution[:40]!r} is none of its {number} options", setting
     if not number and column is not None:
-        advice = f"Set data.columns.options={column} to show them"
-        return f"the column `{column}` has options, but the question does not show them", advice
+        setting = f"data.columns.options={column} to show them"
+        return f"the column `{column}` has options, but the question does not show them", setting
     if number and max(letters_in(solution), default="") > LETTERS[number - 1]:
-        advice = "Set data.columns.options or data.columns.solution to another column"
-        return f"the solution is {solution}, but the question shows only {number} options", advice
+        setting = "data.columns.options or data.columns.solution to another column"
+        return f"the solution is {solution}, but the question shows only {number} options", setting
     return None
 
 
