@@ -150,14 +150,15 @@ $(if $(last),,$(error ITERS, ITER, LAG, EVAL_EVERY: expected whole numbers, got 
 numbers := $(shell seq 1 $(last))
 folders := $(shell seq -f iter-%04g 1 $(last))
 here    := $(call folder,$(ITER))
-due     := $(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS)) $(ITERS)
+# Without held-out rows, nothing is evaluated.
+due     := $(if $(evaluations),$(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS)) $(ITERS))
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
 $(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
-iterate: $(foreach n,0 $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json)
+iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json)
 endif
 
 # ---- One stage of one iteration --------------------------------------------------------------------------------------

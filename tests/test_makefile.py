@@ -58,6 +58,15 @@ def test_iterate_runs_every_stage_once_in_order(project: Path) -> None:
     assert calls == ["init-policy", "prepare-data", "evaluate", "report", *ONE_ITERATION, *ONE_ITERATION]
 
 
+def test_without_held_out_rows_nothing_is_evaluated(project: Path) -> None:
+    arguments = ("SET=--set data.source=a.jsonl --set data.held_out_fraction=0",)
+    (project / "a.jsonl").touch()
+    calls = [call.split()[0] for call in make(project, "iterate", *arguments)]
+    stages = [stage for stage in ONE_ITERATION if stage != "evaluate"]
+    assert calls == ["init-policy", "prepare-data", *stages, *stages]
+    assert make(project, "iterate", *arguments) == []
+
+
 def test_iterate_again_does_nothing(project: Path) -> None:
     make(project, "iterate")
     assert make(project, "iterate") == []

@@ -151,6 +151,14 @@ class DataConfig(Section):
             found[name] = self.model_copy(update={**own, "sources": {}})
         return found
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out rows to evaluate on."""
+        return any(
+            one.source == "embedded" or one.held_out_fraction > 0 or one.of_held_out() is not None
+            for one in self.of_sources().values()
+        )
+
     def of_held_out(self) -> DataConfig | None:
         """The section for a source of its own for held-out rows, all of which are used; None if there is none."""
         if self.held_out_source is None and self.held_out_split is None:

@@ -22,7 +22,8 @@ class Job(NamedTuple):
 
 def jobs(config: Config, iterations: int, eval_every: int) -> Iterator[Job]:
     """The jobs of a run, each after those it waits for; every `eval_every` iterations one evaluates and reports."""
-    yield Job("setup", 0, ("iter-0000/report/manifest.json",), ())
+    # Without held-out rows there is no evaluation of the starting policy to report.
+    yield Job("setup", 0, ("iter-0000/report/manifest.json" if config.data.holds_out else "data/manifest.json",), ())
     finished = _SETUP
     for number in range(1, iterations + 1):
         for name in dict.fromkeys(stage.job for stage in ITERATION):

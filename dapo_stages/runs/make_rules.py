@@ -7,7 +7,7 @@ from dapo_stages.runs.pipeline import BEFORE, ITERATION, NEEDED, Input, Stage
 # Only some iterations are evaluated. A report without the evaluation is made again once there is one.
 _REPORT = """\
 $(2)/report/manifest.json: $(call made_of,$(9)/report,%s $(if $(call evaluated,$(1)),$(2)/eval/manifest.json)) \\
-  $(3)/report/manifest.json
+  $(if $(6)$(evaluations),$(3)/report/manifest.json)
 	$$(PY) $$(DAPO) report $$(config) --run $(R) --iteration $(1) --of $(ITERS) $$(replace)
 	@$$(PY) $$(DAPO) prune $$(config) --run $(R)
 $(if $(state/$(9)/eval),,$(if $(call evaluated,$(1)),$(2)/report/manifest.json: $(2)/eval/manifest.json))

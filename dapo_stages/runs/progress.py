@@ -74,10 +74,13 @@ def next_move(progress: Progress) -> Move:
                 again = found.state in {"stale", "damaged"} or found.ended is not None
                 return Move(command(run, number, name, again=again), f"iteration {number}, {name}: {_because(found)}")
     last = max(progress.iterations, default=None)
+    evaluates = run.config is None or run.config.data.holds_out
+    if last is None and not evaluates:
+        return Move(command(run, 1, "rollout"), "the run is set up, and has no held-out rows to evaluate on")
     if last is None:
         return Move(command(run, 0, "eval"), "the starting policy is not evaluated yet")
     for number, outputs in progress.iterations.items():  # rollouts may be ahead of training
-        missing = _missing_at_the_end(number, outputs)
+        missing = _missing_at_the_end(number, outputs, evaluates)
         if missing and (number == last or missing in NEEDED):
             return Move(command(run, number, missing), f"iteration {number}, {missing}: missing")
     planned = run.planned_iterations
@@ -87,9 +90,9 @@ def next_move(progress: Progress) -> Move:
     return Move(command(run, last + 1, "rollout"), f"iteration {last} is finished")
 
 
-def _missing_at_the_end(number: int, outputs: Mapping[str, OutputState]) -> str | None:
+def _missing_at_the_end(number: int, outputs: Mapping[str, OutputState], evaluates: bool) -> str | None:
     """The first missing output with nothing after it: an output that later stages did not need is skipped."""
-    wanted = tuple(FOLDERS) if number else ("eval",)
+    wanted = [name for name in (FOLDERS if number else ("eval",)) if evaluates or name != "eval"]
     present = [index for index, name in enumerate(wanted) if outputs[name].state != "missing"]
     after = wanted[max(present, default=-1) + 1 :]
     return after[0] if after else None

@@ -97,7 +97,9 @@ class Evaluation:
         data, size = self._output.plan.inputs["data"], self._settings.questions_per_shard
         total = sum(shard.rows or 0 for shard in data.shards("held_out"))
         if not total:
-            raise DataError(data.folder, "no held-out questions", "Run prepare-data on more rows.")
+            raise DataError(
+                data.folder, "no held-out questions", "Run prepare-data with data.held_out_fraction above 0."
+            )
         if self._settings.max_questions is not None:
             total = min(total, self._settings.max_questions)
         parts = [range(start, min(total, start + size)) for start in range(0, total, size)]

@@ -366,7 +366,7 @@ def test_no_held_out_questions_are_refused(tiny: Path, policy: Path) -> None:
     tiny_run.publish(data, lambda output: output.counts.update(train=1, held_out=0))
     folders = ["--policy", policy, "--data", tiny / "only-train", "--out", tiny / "e"]
     result = command("evaluate", "--config", config(tiny), *folders)
-    refused(result, f"{tiny}/only-train: no held-out questions. Run prepare-data on more rows.")
+    refused(result, f"{tiny}/only-train: no held-out questions. Run prepare-data with data.held_out_fraction above 0.")
 
 
 def test_no_training_questions_are_refused(tiny: Path, policy: Path) -> None:
