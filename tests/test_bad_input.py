@@ -179,7 +179,7 @@ def test_an_empty_training_table(tiny: Path) -> None:
     folders = ["--policy", tiny / "policy", "--data", tiny / "data", "--iteration", 1, "--out", tiny / "out"]
     refused(
         run("rollout", "--config", tiny / "config.yaml", *folders),
-        f"{tiny}/data: no training prompts. Run prepare-data.",
+        f"{tiny}/data: no training prompts. Run prepare-data with data.held_out_fraction below 1.",
         tiny / "out",
     )
 
@@ -233,6 +233,41 @@ def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
         prepare([image()], "--set", f"data.source={tmp_path}/nowhere.parquet"),
         f"{tmp_path}/nowhere.parquet: no such file or folder. Set data.source to the path of the dataset.",
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.template=Q {{ problem"], "data.template: line 1: unexpected end of template"),
+        (["data.template=Q {{ hint }}"], "data.template: 'hint' is undefined. Use only the columns that there are: "),
+        (
+            ["data.image_root=nowhere"],
+            "nowhere: no such folder. Set data.image_root to the folder that contains the images.",
+        ),
+        (
+            ["data.columns.options=choices"],
+            "no column `choices` with the options (the columns are image, problem, solution). Set ",
+        ),
+        (
+            ["data.columns.problem=solution"],
+            "the solution is A, but the question shows no options). Set data.columns.options=",
+        ),
+        (["data.held_out_source=nowhere.jsonl"], "nowhere.jsonl: no such file or folder. Set data.source to the path "),
+        (["data.sources={a b: {source: x}}"], "data.sources"),
+        (
+            ["rollout.source_shares={a: 1}"],
+            "rollout.source_shares must name the datasets of data.sources (none), got a",
+        ),
+        (
+            ["rollout.informative.reward=gone"],
+            "rollout.informative.reward must be one of accuracy, format, overlong, total",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(settings: list[str], words: str, prepare: Any, tmp_path: Path) -> None:
+    result = prepare([image(), image()], *(part for one in settings for part in ("--set", one)))
+    assert (result.code, result.stdout) == (3, "") and words in result.stderr, result.stderr
+    assert not list(tmp_path.glob("data/*.parquet"))
 
 
 # Checkpoints

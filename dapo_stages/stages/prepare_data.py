@@ -76,8 +76,9 @@ def main(
 
 
 def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
-    opened, processor = open_parts(config), _processor(config, policy)
+    opened = open_parts(config)
     surveys = {id(one.source): survey(one.source, one.data) for one in opened}
+    processor = _processor(config, policy)
     summaries: dict[str, Summary] = {}
     for one in opened:
         summaries.setdefault(one.name, Summary(one.source.columns, one.data, surveys[id(one.source)]))

@@ -145,7 +145,11 @@ class Rollout:
                     done.append(shard)
                 del sampled[:portion]
         if not done:
-            raise DataError(self._output.plan.inputs["data"].folder, "no training prompts", "Run prepare-data.")
+            raise DataError(
+                self._output.plan.inputs["data"].folder,
+                "no training prompts",
+                "Run prepare-data with data.held_out_fraction below 1.",
+            )
         if self._kept < target:
             from dapo_stages.groups.informative import advice
 

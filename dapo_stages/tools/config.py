@@ -102,12 +102,12 @@ def _check_run(out: Path, values: dict[str, Any]) -> None:
         before = None
     if not isinstance(before, dict):
         raise ConfigError(f"{out}: this file is not a configuration that dapo-stages wrote. Move it away.")
-    for part, section, key in (("policy", "model", "name"), ("data", "data", "source")):
+    for part, section, key in (("policy", "model", "name"), ("data", "data", "source"), ("data", "data", "sources")):
         if not (out.parent / part / MANIFEST).exists():
             continue
         old = before.get(section)
         had, has = old.get(key) if isinstance(old, dict) else None, values[section][key]
-        if had != has:
+        if (had or None) != (has or None):  # older files have no `sources`
             raise ConfigError(
                 f"{out}: {section}.{key} is {has!r}, but {out.parent / part} was made from {had!r}. "
                 "Name another run (RUN=…), or remove that folder to start this one over."

@@ -37,8 +37,8 @@ class Duel:
 
 
 def duels() -> dict[str, Duel]:
-    """Rows 1 to 3, by name."""
-    from benchmarks import generation, scoring, update
+    """Rows 1 to 4, by name."""
+    from benchmarks import generation, preparing, scoring, update
 
     updates, scores = (update.OURS, update.THEIRS), (scoring.OURS, scoring.THEIRS)
     samples = (generation.OURS, generation.THEIRS)
@@ -74,6 +74,13 @@ def duels() -> dict[str, Duel]:
             generation.natural,
             samples,
             2.0,
+        ),
+        "preparing": Duel(
+            f"prepare-data, {preparing.ROWS:,} rows with an image of {preparing.SIZE} pixels each",
+            "the processor of transformers, row by row",
+            preparing.Preparation,
+            (preparing.OURS, preparing.THEIRS),
+            repetitions=3,
         ),
     }
 

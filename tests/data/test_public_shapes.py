@@ -214,6 +214,29 @@ def test_the_right_answer_is_paid_and_no_other(
     assert max(len(row["images"]) for row in rows) == shape.images
 
 
+def test_the_same_questions_become_the_same_prompts_however_the_solution_is_written(
+    tmp_path: Path, png: Png, processor: Any, configure: Configure
+) -> None:
+    """So a policy has the same accuracy on them."""
+    forms: list[Callable[[int], Any]] = [
+        "ABCD".__getitem__, lambda at: f"({'abcd'[at]})", COLORS.__getitem__, lambda at: at, lambda at: at + 1, str,
+        lambda at: [at], lambda at: f"<answer>{COLORS[at]}</answer>",
+    ]  # fmt: skip
+    made = []
+    for number, form in enumerate(forms):
+
+        def row(at: int, image: Any, form: Callable[[int], Any] = form) -> dict[str, Any]:
+            return {"image": image, "problem": ASKED, "options": COLORS, "solution": form(at)}
+
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = write(Shape("", row), folder, png)
+        _, rows = prepared(configure(path, **columns(options="options")), processor)
+        made.append([(row["prompt_ids"], row["images"], row["solution"]) for row in rows])
+    assert [solution for *_, solution in made[0]] == list("ABCD") * 6
+    assert all(one == made[0] for one in made)
+
+
 @pytest.mark.parametrize("name", ["AI2D: an index in text", "A-OKVQA: an index", "MMBench: a column for each option"])
 def test_options_in_a_column_that_nobody_named_stop_it(
     name: str, tmp_path: Path, png: Png, processor: Any, configure: Configure

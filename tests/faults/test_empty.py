@@ -372,7 +372,7 @@ def test_no_held_out_questions_are_refused(tiny: Path, policy: Path) -> None:
 def test_no_training_questions_are_refused(tiny: Path, policy: Path) -> None:
     folders = ["--policy", policy, "--data", tiny / "data", "--iteration", 1, "--out", tiny / "r"]
     result = command("rollout", "--config", config(tiny), *folders)
-    refused(result, f"{tiny}/data: no training prompts. Run prepare-data.")
+    refused(result, f"{tiny}/data: no training prompts. Run prepare-data with data.held_out_fraction below 1.")
 
 
 # Reports

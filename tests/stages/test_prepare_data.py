@@ -86,7 +86,8 @@ def test_the_embedded_task_becomes_prompts(run: Run, tmp_path: Path) -> None:
     understood = result["counts"].pop("understood")
     assert understood["solutions"] == {"letters": 17} and understood["images"] == {"1": 17}
     assert (understood["with_options"], understood["solution_among_options"]) == (17, 17)
-    assert understood["system_prompt"] == SYSTEM_PROMPT
+    prompting = {"dataset": "", "system_prompt": SYSTEM_PROMPT, "template": None}
+    assert result["counts"].pop("prompting") == [prompting]
     assert result["counts"] == {
         "train": 12,
         "held_out": 5,
@@ -164,6 +165,9 @@ def test_rows_that_cannot_be_used_are_dropped_and_counted(run: Run, tmp_path: Pa
     assert (counts["dropped_long"], counts["dropped_images"], counts["dropped_other"]) == (1, 1, 2)
     assert sorted(why.split(": ")[0] for why in counts["dropped_rows"]) == [f"{source} row {i}" for i in (2, 3, 4, 5)]
     assert "dropped_long 1, dropped_images 1, dropped_other 2" in output
+    for row, reason in ((2, "not an image (… bytes)"), (4, "no solution"), (5, "… <image> placeholders for … images")):
+        assert f"dropped 1: {reason} (the first: {source} row {row}: " in output
+    assert output.count("dropped 1: ") == 4 and output.count("<|im_start|>user") == 3
 
 
 def test_a_bad_image_stops_the_stage_where_that_is_asked_for(run: Run, tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_a_rollout_samples_them_in_their_shares(folder: Path) -> None:
     assert prompts.source.value_counts().to_dict() == {"letters": 6, "numbers": 2}
 
 
+def test_a_benchmark_alone_is_evaluated_whole_and_not_trained_on(small_run: Run, folder: Path, tmp_path: Path) -> None:
+    policy, data = small_run.policy(0), tmp_path / "data"
+    benchmark = {"data__source": folder / "letters.jsonl", "data__held_out_fraction": 1}
+    small_run.command("prepare-data", "--policy", policy, "--out", data, **benchmark)
+    small_run.command("evaluate", "--policy", policy, "--data", data, "--out", tmp_path / "eval")
+    assert json.loads((tmp_path / "eval/metrics.json").read_text())["questions"] == 40
+    inputs = ["--policy", policy, "--data", data, "--iteration", 1]
+    result = small_run.attempt("rollout", *inputs, "--out", tmp_path / "rollout")
+    assert result.code == 3 and "no training prompts" in result.stderr
+
+
 def test_figures_tell_them_apart(folder: Path) -> None:
     parts = {"rollout": "rollout", "attention": "attention", "eval": "eval"}
     found = collect(1, {part: Source(folder / name) for part, name in parts.items()})

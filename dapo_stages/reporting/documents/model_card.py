@@ -107,7 +107,8 @@ def is_named(name: str) -> bool:
 def _front_matter(subject: Subject) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    config, source = subject.config, _data_of(subject)
+    sources = _sources(subject)
+    on_hub = [source for source in sources if is_hub_id(source)]
     results = []
     for key, name in (("greedy_accuracy", "held-out, greedy"), ("sampled_accuracy", "held-out, sampled")):
         value = figure(subject.own, key)
@@ -115,8 +116,8 @@ def _front_matter(subject: Subject) -> str:
             results.append(
                 EvalResult(
                     task_type="visual-question-answering",
-                    dataset_type=source or "other",
-                    dataset_name=source or _data_name(config),
+                    dataset_type=on_hub[0] if len(on_hub) == len(sources) == 1 else "other",
+                    dataset_name=" and ".join(dict.fromkeys(map(_dataset, sources))) or "a local dataset",
                     metric_type="accuracy",
                     metric_value=round(value, 4),
                     metric_name=name,
@@ -124,7 +125,7 @@ def _front_matter(subject: Subject) -> str:
             )
     data = ModelCardData(
         base_model=subject.base_model,
-        datasets=source,
+        datasets=on_hub[0] if len(on_hub) == 1 else on_hub or None,
         eval_results=results or None,
         library_name="peft" if subject.is_adapter else "transformers",
         license=subject.license,
@@ -240,8 +241,9 @@ def _limitations(subject: Subject) -> str:
     asked = [name for name, weight in (_further_rewards(subject.config) if subject.config else {}).items() if weight]
     rewards = f", and by {', '.join(map(markdown_inline, asked))}" if asked else ""
     unchecked = "may" if asked else "was not checked and may"
+    number = f"{len(_sources(subject))} datasets" if len(_sources(subject)) > 1 else "one dataset"
     lines = [
-        f"Trained on one dataset only ({_data_text(subject)}); accuracy on other questions is not known.",
+        f"Trained on {number} only ({_data_text(subject)}); accuracy on other questions is not known.",
         f"Rewards were given for a right answer and its format{rewards}. The text before the answer {unchecked} not be "
         "the reason for it.",
         "Safety was not evaluated. The limitations of the base model apply.",
@@ -270,23 +272,27 @@ def _model_name(subject: Subject) -> str:
     return "a checkpoint that is not on the hub"
 
 
-def _data_of(subject: Subject) -> str | None:
-    """The dataset's hub id, if it has one."""
-    source = subject.config.data.source if subject.config else None
-    return source if is_hub_id(source) else None
+def _sources(subject: Subject) -> list[str]:
+    """What the run's datasets were opened by."""
+    return [data.source for data in subject.config.data.of_sources().values()] if subject.config else []
 
 
-def _data_name(config: Config | None) -> str:
-    return "embedded synthetic questions" if config and config.data.source == "embedded" else "a local dataset"
+def _dataset(source: str) -> str:
+    """A dataset by name, without local paths."""
+    return (
+        "embedded synthetic questions" if source == "embedded" else source if is_hub_id(source) else "a local dataset"
+    )
 
 
 def _data_text(subject: Subject) -> str:
-    source = _data_of(subject)
-    return (
+    """The datasets in words, with links to those on the hub."""
+    links = [
         f"[{markdown_inline(source)}](https://huggingface.co/datasets/{source})"
-        if source
-        else _data_name(subject.config)
-    )
+        if is_hub_id(source)
+        else _dataset(source)
+        for source in _sources(subject)
+    ]
+    return " and ".join(dict.fromkeys(links)) or "a local dataset"
 
 
 def _link(model: str) -> str:
