@@ -80,7 +80,7 @@ class DataConfig(Section):
 
     source: str = Field(
         "lujunxi57/DDM",
-        description="Hub id, Parquet/JSONL file or folder, image folder, save_to_disk folder, or `embedded`.",
+        description="Hub id, Parquet/JSONL/CSV/TSV file or folder, image folder, save_to_disk folder, or `embedded`.",
     )
     sources: Annotated[dict[SourceName, SourceConfig], Later({})] = Field(
         {}, description="Several datasets by name, instead of data.source; see rollout.source_shares."

@@ -21,6 +21,8 @@ def accepted_answers_of(solution: list[Any] | tuple[Any, ...] | Mapping[str, Any
     JSON: a list of different answers if each is fully right, else an object with a grade from 0 to 1 for each.
     Raises UnusableRow if there is none, or a grade is not from 0 to 1.
     """
+    if isinstance(solution, Mapping):  # of lists, which is how datasets stores a list of objects
+        solution = next((solution[key] for key in _ANSWER if isinstance(solution.get(key), list)), solution)
     pairs = list(solution.items()) if isinstance(solution, Mapping) else [_graded(one) for one in solution]
     grades: dict[str, float] = {}
     for answer, grade in pairs:

@@ -15,12 +15,14 @@ from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
 from dapo_stages.data.options import BadOptions, SolutionFormat, letters_of, options_of, shown_order, with_options
 from dapo_stages.errors import DataError
-from dapo_stages.rewards.answers import parse_solution
+from dapo_stages.rewards.answers import parse_solution, read_choice
 from dapo_stages.rewards.letters import letters_in
+from dapo_stages.rewards.offered_options import LETTERS
 
 CONVERSATIONS = ("prompt", "messages", "conversations")  # used if there is no problem column
+IMAGES = "images"  # used if there is no column `image`
 _USUAL = {  # names of columns in public datasets
-    "image": ("images", "decoded_image", "img"),
+    "image": ("decoded_image", "img"),
     "problem": ("question", "query", "text", "instruction", "prompt", "messages"),
     "solution": ("answer", "label", "ground_truth", "correct_choice_idx", "correct_answer", "answers", "target"),
     "options": ("choices",),
@@ -59,7 +61,7 @@ def image_columns(names: ColumnsConfig) -> tuple[str, ...]:
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
     """Every column that a setting names, and the columns that `a.b` may be in."""
     options = (names.options,) if isinstance(names.options, str) else names.options or ()
-    named = {*image_columns(names), names.problem, names.solution, *CONVERSATIONS, *options, *names.slices}
+    named = {*image_columns(names), IMAGES, names.problem, names.solution, *CONVERSATIONS, *options, *names.slices}
     named |= {name for name in (names.messages, names.slice) if name}
     return frozenset(named | {name.split(".")[0] for name in named})
 
@@ -83,6 +85,7 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
     for key, name, meaning in required:
         # Conversations may contain the images and the answer.
         inside = conversation is not None and key in ("image", "solution") and name == getattr(defaults, key)
+        inside |= key == "image" and name == defaults.image and IMAGES in columns
         if not inside and not has_column(columns, name):
             raise DataError(
                 source,
@@ -119,6 +122,9 @@ def question_of(
     solution = _solution(cell(values, names.solution), conversation.answer, names.solution)
     try:
         answer = letters_of(solution, given or shown, shown, form) if shown else None
+        if shown and answer is None and solution is conversation.answer:  # a turn may think before it answers
+            chosen = read_choice(as_text(solution)).answer
+            answer = chosen if chosen and chosen in LETTERS[: len(shown)] else None
     except BadOptions as reason:
         raise UnusableRow(str(reason)) from None
     turns = [*before, (role, problem if template is None else template(values, problem, shown))]
@@ -215,7 +221,8 @@ def images_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
 def _images(values: Mapping[str, Any], names: ColumnsConfig, conversation: Conversation) -> dict[int, Any]:
     """The images of a row by number, from 1; of several columns, those that are empty are left out."""
     if isinstance(names.image, str):
-        value = cell(values, names.image)
+        instead = names.image == ColumnsConfig().image and not has_column([*values], names.image)
+        value = cell(values, IMAGES if instead else names.image)
         found = [] if value is None or value == "" else list(value) if isinstance(value, list | tuple) else [value]
     elif not any(image is not None for image in conversation.images):
         cells = {number: cell(values, name) for number, name in enumerate(names.image, start=1)}

@@ -44,7 +44,7 @@ class RawSource:
         from PIL import Image
 
         if isinstance(value, dict):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+            value = (value.get("path") or value.get("url")) if value.get("bytes") is None else value["bytes"]
             if self.fetch is not None and isinstance(value, str):
                 return self.fetch(value, row.where)
         if isinstance(value, bytes | bytearray | memoryview):

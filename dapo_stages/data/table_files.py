@@ -1,4 +1,4 @@
-"""Local tables, row by row: Parquet, JSON lines, JSON, CSV, and the metadata file of an image folder."""
+"""Local tables, row by row: Parquet, JSON lines, JSON, CSV, TSV, and the metadata file of an image folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dapo_stages.data.cells import named_labels
 from dapo_stages.errors import DataError
 from dapo_stages.small_files import REPORT, lines, read_text, shown
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 _ROWS_AT_ONCE = 16  # of Parquet: rows may contain large images
 _BYTES_AT_ONCE = 256 << 20  # of Parquet, decompressed
 _LARGEST_SWELL = 200  # compression ratio beyond which a column is a decompression bomb
@@ -27,8 +27,8 @@ _SPLIT_NAMES["validation"] = ("validation", "valid", "val", "dev")
 def find_tables(folder: Path, split: str) -> list[Path]:
     """The files of a folder with the rows of a split, in order.
 
-    Metadata files are used first (an image folder), else the first of Parquet, JSON lines, JSON and CSV that exists.
-    Files with a split in their name or folder are used for that split only.
+    Metadata files are used first (an image folder), else the first of Parquet, JSON lines, JSON, CSV and TSV that
+    exists. Files with a split in their name or folder are used for that split only.
     """
     files = [
         path
@@ -80,6 +80,7 @@ class Table:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row, with a few in memory at a time. Raises DataError naming a damaged line."""
         readers = {".parquet": self._of_parquet, ".jsonl": self._of_lines, ".json": self._of_json, ".csv": self._of_csv}
+        readers[".tsv"] = self._of_csv
         if self._suffix not in readers:
             problem = f"expected a file with the suffix {', '.join(SUFFIXES)}, got {self._suffix or 'no suffix'}"
             raise DataError(self.path, problem, "Convert it, or set data.source to another file.")
@@ -185,10 +186,10 @@ class Table:
 
     def _of_csv(self) -> Iterator[dict[str, Any]]:
         csv.field_size_limit(_LONGEST_LINE)  # the default of 128 KiB would stop at a long cell
-        number = 0
+        number, mark = 0, "\t" if self._suffix == ".tsv" else ","
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                content = csv.DictReader(self._utf8(lines(file, _LONGEST_LINE)), strict=True)
+                content = csv.DictReader(self._utf8(lines(file, _LONGEST_LINE)), delimiter=mark, strict=True)
                 self._once([name for name in content.fieldnames or () if name.strip()], "column")
                 for number, row in enumerate(content, start=1):
                     if None in row:

@@ -123,11 +123,18 @@ def test_further_slices_are_kept_by_column() -> None:
 
 def test_a_missing_column_is_named_with_the_key_to_set() -> None:
     with pytest.raises(DataError) as caught:
-        check_columns("cats.parquet", ["images", "problem", "solution"], NAMES)
+        check_columns("cats.parquet", ["image0", "problem", "solution"], NAMES)
     assert str(caught.value) == (
-        "cats.parquet: no column `image` with the image(s) (the columns are images, problem, solution). "
-        "Set data.columns.image=images to name the right column."
+        "cats.parquet: no column `image` with the image(s) (the columns are image0, problem, solution). "
+        "Set data.columns.image=image0 to name the right column."
     )
+
+
+def test_images_stands_in_for_image() -> None:
+    check_columns("cats", ["images", "problem", "solution"], NAMES)
+    assert question_of({"images": ["a.png"], "problem": "P?", "solution": "A"}, NAMES).images == ["a.png"]
+    both = {"image": "b.png", "images": ["a.png"], "problem": "P?", "solution": "A"}
+    assert question_of(both, NAMES).images == ["b.png"]
 
 
 @pytest.mark.parametrize(

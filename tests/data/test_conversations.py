@@ -37,6 +37,15 @@ def test_the_last_turn_is_the_answer(column: str, dump: Any) -> None:
     check_columns("cats", ["image", column], NAMES)
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["B", "B. green", "The shape is green.\nSo the answer is B.", "<think>It is A. No.</think> B", "Green.\n\n**B**"],
+)
+def test_the_last_turn_may_think_before_it_answers(said: str) -> None:
+    turns = [SHAREGPT[0], {"from": "gpt", "value": said}]
+    assert question_of({"image": "a.png", "conversations": turns}, NAMES).solution == "B"
+
+
 def test_a_solution_column_overrides_the_last_turn() -> None:
     assert question_of({"image": "a.png", "conversations": SHAREGPT, "solution": "A"}, NAMES).solution == "A"
     assert question_of({"image": "a.png", "conversations": SHAREGPT, "solution": None}, NAMES).solution == "B"

@@ -125,7 +125,7 @@ SHAPES = [
             "images": [pic],
             "reward_model": {"ground_truth": COLORS[at], "style": "rule"},
         },
-        columns(image="images", solution="reward_model.ground_truth"),
+        columns(solution="reward_model.ground_truth"),
         answers="free",
         right=COLORS.__getitem__,
     ),

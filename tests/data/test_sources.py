@@ -107,15 +107,15 @@ def test_several_files_named_by_a_pattern(loaded: datasets.Dataset, tmp_path: Pa
     assert set(source_files(config.data)) == {"a/1.parquet", "b/2.parquet"}
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "json", "json of lines", "csv"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "json of lines", "csv", "tsv"])
 @pytest.mark.parametrize("by", ["file", "folder"])
 def test_text_tables_name_images_in_their_folder(
     kind: str, by: str, tmp_path: Path, images: list[str], configure: Configure
 ) -> None:
     table = pd.DataFrame([{**row, "image": name} for row, name in zip(questions(), images, strict=True)])
     path = tmp_path / f"table.{kind.split()[0]}"
-    if kind == "csv":
-        table.to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+    if kind in ("csv", "tsv"):
+        table.to_csv(path, index=False, quoting=csv.QUOTE_ALL, sep="\t" if kind == "tsv" else ",")
     else:
         table.to_json(path, orient="records", lines=kind != "json")
     check(open_source(configure(path if by == "file" else tmp_path)))
@@ -235,7 +235,7 @@ def test_an_empty_data_set_is_refused(
 def test_a_folder_without_tables_is_refused(tmp_path: Path, configure: Configure) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(
-        DataError, match=r": no table in the folder \(expected a \.parquet, \.jsonl, \.json, \.csv file"
+        DataError, match=r": no table in the folder \(expected a \.parquet, \.jsonl, \.json, \.csv, \.tsv file"
     ):
         open_source(configure(tmp_path))
 
@@ -248,7 +248,7 @@ def test_a_folder_without_tables_is_refused(tmp_path: Path, configure: Configure
         ("a.json", "[1]", "a.json entry 0: expected an object (a row), got a int"),
         ("a.csv", "a,b\n1,2,3\n", "a.csv row 1: more cells than the header"),
         ("a.parquet", "PAR1", "the .parquet file is damaged ("),
-        ("a.txt", "hello", "expected a file with the suffix .parquet, .jsonl, .json, .csv, got .txt"),
+        ("a.txt", "hello", "expected a file with the suffix .parquet, .jsonl, .json, .csv, .tsv, got .txt"),
     ],
 )
 def test_damaged_tables_are_named(name: str, content: str, message: str, tmp_path: Path, configure: Configure) -> None:

@@ -28,6 +28,7 @@ def answer(text: str) -> str:
         (["C", "A", "A"], "A, C"),
         ({"sofa": 1, "couch": 0.5}, '{"sofa": 1.0, "couch": 0.5}'),
         ({"sofa": 1.0}, "sofa"),
+        ({"answer": ["net", "nets"], "answer_confidence": ["yes", "no"]}, '["net", "nets"]'),
         ([{"answer": "net", "answer_confidence": "yes"}, {"answer": "nets"}], '["net", "nets"]'),
         ([{"answer": "net", "score": 1}, {"answer": "trap", "score": 0.3}], '{"net": 1.0, "trap": 0.3}'),
     ],
