@@ -27,6 +27,7 @@ _USUAL = {  # names of columns in public datasets
     "solution": ("answer", "label", "ground_truth", "correct_choice_idx", "correct_answer", "answers", "target"),
     "options": ("choices",),
 }
+_DEFAULTS = ColumnsConfig()
 _NUMBERED = re.compile(r"<image[ _]?(\d{1,3})>")  # <image 2>, <image2>
 
 
@@ -81,11 +82,11 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
     if names.slice:
         required.append(("slice", names.slice, "the slice"))
     required += [("slices", name, "another slice") for name in names.slices]
-    defaults, others = ColumnsConfig(), [name for name in columns if name not in wanted_columns(names)]
+    others = [name for name in columns if name not in wanted_columns(names)]
     for key, name, meaning in required:
         # Conversations may contain the images and the answer.
-        inside = conversation is not None and key in ("image", "solution") and name == getattr(defaults, key)
-        inside |= key == "image" and name == defaults.image and IMAGES in columns
+        inside = conversation is not None and key in ("image", "solution") and name == getattr(_DEFAULTS, key)
+        inside |= key == "image" and name == _DEFAULTS.image and IMAGES in columns
         if not inside and not has_column(columns, name):
             raise DataError(
                 source,
@@ -221,8 +222,8 @@ def images_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
 def _images(values: Mapping[str, Any], names: ColumnsConfig, conversation: Conversation) -> dict[int, Any]:
     """The images of a row by number, from 1; of several columns, those that are empty are left out."""
     if isinstance(names.image, str):
-        instead = names.image == ColumnsConfig().image and not has_column([*values], names.image)
-        value = cell(values, IMAGES if instead else names.image)
+        instead = names.image == _DEFAULTS.image and names.image not in values
+        value = structured(cell(values, IMAGES if instead else names.image))
         found = [] if value is None or value == "" else list(value) if isinstance(value, list | tuple) else [value]
     elif not any(image is not None for image in conversation.images):
         cells = {number: cell(values, name) for number, name in enumerate(names.image, start=1)}

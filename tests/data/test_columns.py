@@ -101,7 +101,16 @@ def test_rows_without_question_or_answer_are_unusable(row: dict[str, Any], reaso
 
 
 @pytest.mark.parametrize(
-    ("cell", "images"), [(None, []), ("", []), ("a.png", ["a.png"]), (b"x", [b"x"]), (["a", "b"], ["a", "b"])]
+    ("cell", "images"),
+    [
+        (None, []),
+        ("", []),
+        ("a.png", ["a.png"]),
+        (b"x", [b"x"]),
+        (["a", "b"], ["a", "b"]),
+        ('["a.png", "b.png"]', ["a.png", "b.png"]),
+        ("[a].png", ["[a].png"]),
+    ],
 )
 def test_an_image_column_holds_one_image_or_a_list(cell: Any, images: list[Any]) -> None:
     assert question_of({"problem": "P?", "image": cell, "solution": "A"}, NAMES).images == images
