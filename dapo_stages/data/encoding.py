@@ -54,11 +54,20 @@ class Encoder:
                 self._known.popitem(last=False)
         return ids, grids
 
+    def encode_known(self, prompts: Sequence[tuple[str, Sequence[Image.Image]]]) -> list[Encoded | None]:
+        """The same for several prompts, which are tokenized together; None where the sizes are not known yet."""
+        known = [self._known.get(tuple(image.size for image in images)) for _, images in prompts]
+        texts = [self._expanded(text, one.counts) for (text, _), one in zip(prompts, known, strict=True) if one]
+        rest = iter(self._processor.tokenizer(texts)["input_ids"] if texts else ())
+        return [None if one is None else (next(rest), [list(grid) for grid in one.grids]) for one in known]
+
     def _ids(self, text: str, counts: Sequence[int]) -> list[int]:
-        rest = iter(counts)
-        token = str(self._token)
-        expanded = re.sub(re.escape(token), lambda _: token * next(rest), text) if counts else text
-        return [int(one) for one in self._processor.tokenizer(expanded)["input_ids"]]
+        ids: list[int] = self._processor.tokenizer(self._expanded(text, counts))["input_ids"]
+        return ids
+
+    def _expanded(self, text: str, counts: Sequence[int]) -> str:
+        rest, token = iter(counts), str(self._token)
+        return re.sub(re.escape(token), lambda _: token * next(rest), text) if counts else text
 
 
 def processed(processor: Any, text: str, images: Sequence[Image.Image]) -> Encoded:

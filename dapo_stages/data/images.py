@@ -57,6 +57,11 @@ def encode(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def pixels_of(png: bytes) -> int:
+    """Number of pixels of a PNG, from its header."""
+    return int.from_bytes(png[16:20], "big") * int.from_bytes(png[20:24], "big")
+
+
 def decode(image: Mapping[str, Any]) -> Image.Image:
     """An image of one of our own shards ({"bytes", "path"}), as RGB."""
     data = image.get("bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from dapo_stages.data.columns import Question, image_columns, question_of
 from dapo_stages.data.control import MARK, ControlTokens, texts_of
 from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.encoding import Encoder, processed
-from dapo_stages.data.images import encode, prepare
+from dapo_stages.data.images import BadImage, encode, prepare
 from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
@@ -49,6 +49,20 @@ class Dropped:
     why: str
 
 
+@dataclass
+class _Draft:
+    """A row on its way to a prompt."""
+
+    raw: RawRow
+    prompt_id: str
+    question: Question
+    conversation: Conversation
+    images: list[Image.Image] = field(default_factory=list)
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    grids: list[list[int]] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class PromptMaker:
     """Makes the prompts of one source for one processor; several threads may use it."""
@@ -67,66 +81,85 @@ class PromptMaker:
         A prompt longer than `max_prompt_length` is dropped, never truncated. Raises BadImage for an unreadable image,
         and DataError for a control token if data.on_control_tokens is error.
         """
-        try:
-            question = question_of(raw.values, self.data.columns, self.survey.solution_format, self._template)
-            conversation = messages_of(question, self.survey.system_prompt(self.data))
-            conversation = self._as_data(raw, conversation, question)
-        except UnusableRow as reason:
-            return Dropped("other", f"{raw.where}: {reason}")
-        except _ControlTokens as reason:
-            return Dropped("control", f"{raw.where}: {reason}")
-        images = [self._image(raw, image) for image in question.images]
-        with self._alone:
-            try:
-                text, ids, grids = self._encoded(conversation, images)
-            except TooLong as length:
-                return Dropped("long", f"{raw.where}: {length}, more than data.max_prompt_length tokens can hold")
-            except Refused as reason:
-                return Dropped("other", f"{raw.where}: {reason}")
-            except _ControlTokens as reason:
-                return Dropped("control", f"{raw.where}: {reason}")
-        if len(ids) > self.data.max_prompt_length:
-            return Dropped("long", f"{raw.where}: {len(ids)} tokens, more than data.max_prompt_length")
-        labels = question.labels | ({DATASET: self.name} if self.name else {})
-        return {
-            "prompt_id": prompt_id,
-            "images": [{"bytes": encode(image), "path": None} for image in images],
-            "problem": question.problem,
-            "solution": question.solution,
-            "prompt_text": text,
-            "prompt_ids": ids,
-            "image_grid_thw": grids,
-            "source": self.name or self.source.name,
-            "slice": raw.slice or question.slice,
-            "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
-            "row": as_json(raw.values, image_columns(self.data.columns)),
-        }
+        [made] = self.make_all([(raw, prompt_id)])
+        if isinstance(made, BadImage):
+            raise made
+        return made
 
-    def _encoded(
-        self, conversation: Conversation, images: Sequence[Image.Image]
-    ) -> tuple[str, list[int], list[list[int]]]:
-        """The text of a conversation after the chat template, its tokens, and the patch grids of its images."""
+    def make_all(self, rows: Sequence[tuple[RawRow, str]]) -> list[Row | Dropped | BadImage]:
+        """The same for several rows and their prompt ids, one step for all of them at a time, which is faster."""
+        drafts: list[_Draft | Dropped | BadImage] = [_tried(raw, partial(self._ask, raw, name)) for raw, name in rows]
+        drafts = _each(drafts, self._see)
+        with self._alone:
+            drafts = _each(drafts, self._say)
+            self._tokenize_known([one for one in drafts if isinstance(one, _Draft)])
+            drafts = _each(drafts, self._tokenize)
+        return [self._row(one) if isinstance(one, _Draft) else one for one in drafts]
+
+    def _ask(self, raw: RawRow, prompt_id: str) -> _Draft:
+        question = question_of(raw.values, self.data.columns, self.survey.solution_format, self._template)
+        conversation = messages_of(question, self.survey.system_prompt(self.data))
+        return _Draft(raw, prompt_id, question, self._as_data(raw, conversation, question))
+
+    def _see(self, draft: _Draft) -> _Draft:
+        draft.images = [self._image(draft.raw, image) for image in draft.question.images]
+        return draft
+
+    def _say(self, draft: _Draft) -> _Draft:
+        """Render the conversation by the chat template."""
         render = self.render or self._rendered
         try:
-            text = render(conversation, self._longest and 2 * self._longest)  # room for marks
+            draft.text = render(draft.conversation, self._longest and 2 * self._longest)  # room for marks
         except Refused as reason:
             raise Refused(f"the chat template rejects it ({reason})") from None
-        size = len(text.replace(MARK, "").encode())
+        size = len(draft.text.replace(MARK, "").encode())
         if self._longest is not None and size > self._longest:
-            raise TooLong(f"{size:,} bytes of text")
+            raise TooLong(f"{size:,} bytes of text, more than data.max_prompt_length tokens can hold")
         token = getattr(self.processor, "image_token", None)
-        if token is not None and text.count(token) != len(images):
-            raise Refused(f"{text.count(token)} image placeholders for {len(images)} images")
-        processor = self._control.processor_of(text) if MARK in text else self.processor
-        if processor is None:
-            raise _ControlTokens("control tokens that this tokenizer cannot encode as plain text")
-        try:
-            if processor is self.processor:
-                return text, *self._encoder.encode(text, images)
-            return text, *processed(processor, text, images)
-        except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # from the processor
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise Refused(f"the processor rejects it ({said})") from None
+        if token is not None and draft.text.count(token) != len(draft.images):
+            raise Refused(f"{draft.text.count(token)} image placeholders for {len(draft.images)} images")
+        return draft
+
+    def _tokenize_known(self, drafts: Sequence[_Draft]) -> None:
+        """Token ids and patch grids of those without marks whose images have known sizes."""
+        plain = [draft for draft in drafts if MARK not in draft.text]
+        encoded = self._encoder.encode_known([(draft.text, draft.images) for draft in plain])
+        for draft, found in zip(plain, encoded, strict=True):
+            if found is not None:
+                draft.ids, draft.grids = found
+
+    def _tokenize(self, draft: _Draft) -> _Draft:
+        """Token ids and patch grids, unless it has them."""
+        if not draft.ids:
+            processor = self._control.processor_of(draft.text) if MARK in draft.text else self.processor
+            if processor is None:
+                raise _ControlTokens("control tokens that this tokenizer cannot encode as plain text")
+            encode_ = self._encoder.encode if processor is self.processor else partial(processed, processor)
+            try:
+                draft.ids, draft.grids = encode_(draft.text, draft.images)
+            except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # from the processor
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise Refused(f"the processor rejects it ({said})") from None
+        if len(draft.ids) > self.data.max_prompt_length:
+            raise TooLong(f"{len(draft.ids)} tokens, more than data.max_prompt_length")
+        return draft
+
+    def _row(self, draft: _Draft) -> Row:
+        question = draft.question
+        labels = question.labels | ({DATASET: self.name} if self.name else {})
+        return {
+            "prompt_id": draft.prompt_id,
+            "images": [{"bytes": encode(image), "path": None} for image in draft.images],
+            "problem": question.problem,
+            "solution": question.solution,
+            "prompt_text": draft.text,
+            "prompt_ids": draft.ids,
+            "image_grid_thw": draft.grids,
+            "source": self.name or self.source.name,
+            "slice": draft.raw.slice or question.slice,
+            "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
+            "row": as_json(draft.raw.values, image_columns(self.data.columns)),
+        }
 
     def _rendered(self, conversation: Conversation, longest: int | None) -> str:
         try:
@@ -182,6 +215,27 @@ class PromptMaker:
 
 class _ControlTokens(Exception):
     """A row to drop because of its control tokens."""
+
+
+def _each(
+    drafts: Sequence[_Draft | Dropped | BadImage], step: Callable[[_Draft], _Draft]
+) -> list[_Draft | Dropped | BadImage]:
+    """The rows after a step; those that have ended stay as they are."""
+    return [_tried(one.raw, partial(step, one)) if isinstance(one, _Draft) else one for one in drafts]
+
+
+def _tried(raw: RawRow, step: Callable[[], _Draft]) -> _Draft | Dropped | BadImage:
+    """A step of a row, or why the row ends there."""
+    try:
+        return step()
+    except BadImage as bad:
+        return bad
+    except (UnusableRow, Refused) as reason:
+        return Dropped("other", f"{raw.where}: {reason}")
+    except _ControlTokens as reason:
+        return Dropped("control", f"{raw.where}: {reason}")
+    except TooLong as reason:
+        return Dropped("long", f"{raw.where}: {reason}")
 
 
 def messages_of(question: Question, system_prompt: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +79,8 @@ class LazyCommands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
+_interrupted: list[InterruptedStage] = []  # the last one, if any
+
 app = typer.Typer(cls=LazyCommands, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 
 
@@ -111,6 +114,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in background jobs of a script
             signal.signal(number, _interrupt)
+    _interrupted.clear()
+    sys.unraisablehook = _unraisable
     try:
         app()
     except (DapoStagesError, InterruptedStage) as error:
@@ -119,6 +124,8 @@ def main() -> None:
         what = " ".join(str(error).split())[:200]
         _end(f"out of memory{f' ({what})' if what else ''}. Use smaller batches.", EXIT_BAD_INPUT)
     except Exception as error:
+        if _interrupted:  # an extension turned the interruption into an error of its own
+            _end(str(_interrupted[0]), _interrupted[0].exit_code)
         if why := _fixable(error):
             _end(why, EXIT_BAD_INPUT)
         if collectives.fail(repr(error), EXIT_LOST):
@@ -163,8 +170,20 @@ _FIXABLE = {
 def _interrupt(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     if trouble := collectives.trouble():
-        raise InterruptedStage(str(trouble), trouble.exit_code)
-    raise InterruptedStage(f"stopped by {name}; finished work is kept. Run the same command again to resume.")
+        _interrupted[:] = [InterruptedStage(str(trouble), trouble.exit_code)]
+    else:
+        why = f"stopped by {name}; finished work is kept. Run the same command again to resume."
+        _interrupted[:] = [InterruptedStage(why)]
+    raise _interrupted[0]
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Interrupt again if a signal arrived in a destructor, where Python ignores exceptions."""
+    if isinstance(found.exc_value, InterruptedStage):
+        # Not from here: this hook's exceptions are ignored, too.
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(found)
 
 
 def _command(function: Any, name: str, text: str | None) -> Any:

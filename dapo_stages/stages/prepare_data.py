@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.data.control import CONTROL_TOKENS, MARK
-from dapo_stages.data.images import BadImage
+from dapo_stages.data.images import BadImage, pixels_of
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow
 from dapo_stages.data.sources import OpenedPart, open_parts, source_files
@@ -33,8 +33,11 @@ from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Override
 
 ROWS_PER_SHARD = 512
 _THREADS = 8  # images are decoded, scaled and encoded without the GIL
+_ROWS_AT_ONCE, _PIXELS_AT_ONCE = 64, 1 << 20  # of a batch
 _NAMED = 5  # dropped rows that the manifest names
 _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "other"))
+
+Batch = list[tuple[RawRow, str]]  # rows and their prompt ids
 
 PolicyOrNone = Annotated[
     Path | None,
@@ -194,33 +197,46 @@ def _count_control(row: Row, counts: dict[str, Any]) -> None:
 
 
 def _ahead(maker: PromptMaker, part: Part, kept: Collection[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:
-    """Rows in order with their prompts, several of which are made in parallel; None for those kept already."""
+    """Rows in order with their prompts, several of which are made in parallel; None for those kept already.
+
+    Rows are given to the threads in batches: of many rows if their images are small, of one if they are large.
+    """
     threads = min(_THREADS, os.cpu_count() or 1)
-    waiting: deque[tuple[RawRow, Future[Row | Dropped | None]]] = deque()
+    waiting: deque[tuple[Batch, Future[list[Row | Dropped | BadImage]]]] = deque()
     pool = ThreadPoolExecutor(threads)
+    size = 1
     try:
-        for raw in maker.source.rows(part):
-            prompt_id = "-".join([part, *([maker.name] if maker.name else []), f"{raw.index:06d}"])
-            waiting.append((raw, pool.submit(_prompt, maker, raw, prompt_id, kept)))
-            if len(waiting) > 2 * threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
+        rows = maker.source.rows(part)
+        while batch := [(raw, _prompt_id(maker, part, raw)) for raw in islice(rows, size)]:
+            new = [one for one in batch if one[1] not in kept]
+            waiting.append((batch, pool.submit(maker.make_all, new)))
+            if len(waiting) > threads + 1:
+                size = yield from _made(maker, *waiting.popleft(), kept)
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield from _made(maker, *waiting.popleft(), kept)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # one may wait for a chat template, which is stopped next
 
 
-def _prompt(maker: PromptMaker, raw: RawRow, prompt_id: str, kept: Collection[str]) -> Row | Dropped | None:
-    if prompt_id in kept:
-        return None
-    try:
-        return maker.make(raw, prompt_id)
-    except BadImage as bad:
-        if maker.data.on_bad_image == "error":
-            raise
-        return Dropped("images", f"{bad.where}: {bad.problem}")
+def _made(
+    maker: PromptMaker, batch: Batch, future: Future[list[Row | Dropped | BadImage]], kept: Collection[str]
+) -> Generator[tuple[RawRow, Row | Dropped | None], None, int]:
+    """The rows of a batch with what became of them; returns how many rows the next batch should have."""
+    made, pixels = iter(future.result()), 0
+    for raw, prompt_id in batch:
+        row = None if prompt_id in kept else next(made)
+        if isinstance(row, BadImage):
+            if maker.data.on_bad_image == "error":
+                raise row
+            row = Dropped("images", f"{row.where}: {row.problem}")
+        if isinstance(row, dict):
+            pixels += sum(pixels_of(image["bytes"]) for image in row["images"])
+        yield raw, row
+    return max(1, min(_ROWS_AT_ONCE, _PIXELS_AT_ONCE * len(batch) // max(pixels, 1)))
+
+
+def _prompt_id(maker: PromptMaker, part: Part, raw: RawRow) -> str:
+    return "-".join([part, *([maker.name] if maker.name else []), f"{raw.index:06d}"])
 
 
 def _check_parts(opened: list[OpenedPart], counts: dict[str, Any]) -> None:

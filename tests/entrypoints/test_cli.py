@@ -310,6 +310,38 @@ cli.main()
     assert (result.code, result.stderr) == (3, "file: expected two, got one. Fix it.\n")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("Late()\n    time.sleep(30)", id="in a destructor, where Python ignores exceptions"),
+        pytest.param("wrapped()", id="in an extension that raises an error of its own"),
+    ],
+)
+def test_a_signal_is_obeyed_wherever_it_arrives(body: str) -> None:
+    code = f"""
+import os, signal, time
+from dapo_stages.entrypoints import cli
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+def wrapped():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    except BaseException:
+        error = RuntimeError("unknown error in an extension")
+    raise error
+def stage():
+    {body}
+cli.app = stage
+cli.main()
+"""
+    result = fresh(code=code)
+    said = "stopped by SIGTERM; finished work is kept. Run the same command again to resume.\n"
+    assert (result.code, result.stderr) == (130, said)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_an_interrupted_stage_exits_with_130_and_the_same_command_finishes_it(

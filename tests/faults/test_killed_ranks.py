@@ -63,7 +63,7 @@ def check_struck(case: Case, ended: list[Ended]) -> None:
     case.check_published()
     for one in ended:
         assert one.code in {0, 1, 130, -signal.SIGKILL}, (case.job, str(case.folder), ended)
-        assert "Traceback" not in one.stderr, (case.job, str(case.folder), ended)
+        assert "Traceback" not in one.stderr, (case.job, str(case.folder), *(other.stderr for other in ended))
 
 
 def finish(case: Case) -> list[Ended]:

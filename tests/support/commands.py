@@ -69,8 +69,10 @@ def _signals_kept() -> Iterator[None]:
     """The console script sets handlers of its own; the test runner's come back afterwards."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
+    hook = sys.unraisablehook
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
