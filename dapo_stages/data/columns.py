@@ -120,6 +120,9 @@ def question_of(
     given = _options(values, names)
     problem = with_options(last, given)
     shown = shown_order(problem, given)
+    if template is not None:
+        problem = template(values, problem, shown)
+        shown = shown_order(problem, given)
     solution = _solution(cell(values, names.solution), conversation.answer, names.solution)
     try:
         answer = letters_of(solution, given or shown, shown, form) if shown else None
@@ -128,8 +131,7 @@ def question_of(
             answer = chosen if chosen and chosen in LETTERS[: len(shown)] else None
     except BadOptions as reason:
         raise UnusableRow(str(reason)) from None
-    turns = [*before, (role, problem if template is None else template(values, problem, shown))]
-    turns, images = _placed(turns, _images(values, names, conversation))
+    turns, images = _placed([*before, (role, problem)], _images(values, names, conversation))
     question = Question(
         images=images,
         turns=turns,

@@ -16,6 +16,7 @@ from dapo_stages.data.columns import Question, question_of, solution_and_options
 from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.options import BadOptions, SolutionFormat, fits, options_of
 from dapo_stages.data.raw_rows import RawRow, RawSource
+from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.letters import letters_in
 from dapo_stages.rewards.offered_options import LETTERS
@@ -48,19 +49,20 @@ class Survey:
 def survey(source: RawSource, data: DataConfig) -> Survey:
     """Look at the first rows, for training unless all are held out.
 
-    Raises DataError if none of them can be answered right.
+    Raises DataError if none of them can be answered right, and ConfigError for a template that fails.
     """
     rows = list(islice(source.rows("held_out" if data.held_out_fraction == 1.0 else "train"), _ROWS))
     form = data.solution_format if data.solution_format != "auto" else _format(rows, data)
-    questions = [(row, question) for row in rows if (question := _question(row, data, form)) is not None]
+    template = None if data.template is None else question_template(data.template)
+    questions = [(row, question) for row in rows if (question := _question(row, data, form, template)) is not None]
     if not data.allow_unwinnable:
         _check_winnable(source, questions, data)
     return Survey(form, _answers([question for _, question in questions]))
 
 
-def _question(row: RawRow, data: DataConfig, form: SolutionFormat) -> Question | None:
+def _question(row: RawRow, data: DataConfig, form: SolutionFormat, template: Template | None) -> Question | None:
     try:
-        return question_of(row.values, data.columns, form)
+        return question_of(row.values, data.columns, form, template)
     except UnusableRow:
         return None
 

@@ -37,6 +37,16 @@ def test_the_problem_comes_with_its_options_and_columns_are_variables(
     assert made["solution"] == "B"
 
 
+def test_a_template_may_show_the_options_itself(tmp_path: Path, processor: Any, configure: Configure) -> None:
+    row = {"image": None, "problem": "Which?", "first": "red", "second": "blue", "solution": "blue"}
+    (tmp_path / "a.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    config = configure(tmp_path / "a.jsonl", template="{{ problem }}\n(A) {{ first }}\n(B) {{ second }}")
+    source = open_source(config)
+    found = survey(source, config.data)
+    made = PromptMaker(source, processor, config.data, found).make(next(iter(source.rows("train"))), "train-000000")
+    assert isinstance(made, dict) and made["solution"] == "B" and found.answers == "letters"
+
+
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
