@@ -43,7 +43,8 @@ def prepare(
         with open_header(image) as opened:
             _check_size(opened, where, max_pixels)
             opened.load()
-            return _prepared(ImageOps.exif_transpose(opened), where, (min_size, max_size), max_pixels)
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _prepared(opened, where, (min_size, max_size), max_pixels)
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds for damaged files
