@@ -27,6 +27,7 @@ _USUAL = {  # names of columns in public datasets
     "solution": ("answer", "label", "ground_truth", "correct_choice_idx", "correct_answer", "answers", "target"),
     "options": ("choices",),
 }
+DATASET = "dataset"  # label with the name of a prompt's dataset, if there are several
 _DEFAULTS = ColumnsConfig()
 _NUMBERED = re.compile(r"<image[ _]?(\d{1,3})>")  # <image 2>, <image2>
 

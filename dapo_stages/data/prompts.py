@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dapo_stages.config import DataConfig
 from dapo_stages.data import chat
 from dapo_stages.data.cells import as_json
-from dapo_stages.data.columns import Question, image_columns, question_of
+from dapo_stages.data.columns import DATASET, Question, image_columns, question_of
 from dapo_stages.data.control import MARK, ControlTokens, texts_of
 from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.encoding import Encoder, processed
@@ -23,7 +23,6 @@ from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError
-from dapo_stages.handoff.schemas import DATASET
 from dapo_stages.handoff.shards import Row
 
 if TYPE_CHECKING:

@@ -39,10 +39,8 @@ _PROMPT = [
     _required("slice", pa.string()),
 ]
 
-# Values of other columns of the source by name, as JSON: evaluate reports them separately. DATASET is the name of the
-# dataset, if there are several.
+# Values of other columns of the source by name, as JSON: evaluate reports them separately.
 _LABELS = pa.field("labels", pa.string())
-DATASET = "dataset"
 
 # The row of the source as JSON, without images: plug-in rewards may need its other columns.
 _ROW = pa.field("row", pa.string())

@@ -189,26 +189,27 @@ def test_an_interrupted_run_goes_on_and_counts_the_same(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_data, "ROWS_PER_SHARD", 2)
+    monkeypatch.setattr(prepare_data, "_ROWS_AT_ONCE", 1)
     keys = {"source": spoiled(tmp_path), "max_prompt_length": 300}
     run(out="whole", **keys)
     made: list[str] = []
-    make = PromptMaker.make
+    make_all = PromptMaker.make_all
 
-    def until_row_7(self: Any, raw: Any, prompt_id: str) -> Any:
-        if raw.index == 7:
+    def until_row_7(self: Any, rows: Any) -> Any:
+        if any(raw.index == 7 for raw, _ in rows):
             raise KeyboardInterrupt
-        return make(self, raw, prompt_id)
+        return make_all(self, rows)
 
-    monkeypatch.setattr(PromptMaker, "make", until_row_7)
+    monkeypatch.setattr(PromptMaker, "make_all", until_row_7)
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         run(**keys)
 
-    def counted(self: Any, raw: Any, prompt_id: str) -> Any:
-        row = make(self, raw, prompt_id)
-        made.extend([prompt_id] if isinstance(row, dict) else [])
-        return row
+    def counted(self: Any, rows: Any) -> Any:
+        found = make_all(self, rows)
+        made.extend(row["prompt_id"] for row in found if isinstance(row, dict))
+        return found
 
-    monkeypatch.setattr(PromptMaker, "make", counted)
+    monkeypatch.setattr(PromptMaker, "make_all", counted)
     left = len(list((tmp_path / "data").glob("train-*.parquet")))
     assert left >= 1
     run(**keys)

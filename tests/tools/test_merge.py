@@ -93,7 +93,9 @@ def test_a_merged_policy_is_a_standard_checkpoint_that_stages_take(
     merged = merge(tmp_path / "merged", "--policy", adapter)
     model = AutoModelForImageTextToText.from_pretrained(merged)
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
-    assert Source(merged, "merge").manifest.policy == {"version": 1, "model": "embedded"}
+    about = Source(merged, "merge").manifest.policy
+    assert (about["version"], about["model"]) == (1, "embedded")
+    assert about["prompting"] == Source(small_run.policy(1)).manifest.policy["prompting"]
     result = small_run.command(
         "evaluate", "--policy", merged, "--data", small_run.folder / "data", "--out", tmp_path / "eval", "--json"
     )

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dapo_stages.data.columns import DATASET
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.policy_folders import PROMPTING
-from dapo_stages.handoff.schemas import DATASET, SEGMENTS, schema_of
+from dapo_stages.handoff.schemas import SEGMENTS, schema_of
 from dapo_stages.small_files import read_json
 
 Figures = dict[str, Any]
