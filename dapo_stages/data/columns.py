@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from dapo_stages.data.cells import as_text, cell, has_column, is_missing, struct
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
 from dapo_stages.data.options import BadOptions, SolutionFormat, letters_of, options_of, shown_order, with_options
+from dapo_stages.data.templates import Template
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.answers import parse_solution, read_choice
 from dapo_stages.rewards.letters import letters_in
@@ -60,11 +61,14 @@ def image_columns(names: ColumnsConfig) -> tuple[str, ...]:
     return (names.image,) if isinstance(names.image, str) else names.image
 
 
+def _option_columns(names: ColumnsConfig) -> tuple[str, ...]:
+    return (names.options,) if isinstance(names.options, str) else names.options or ()
+
+
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
     """Every column that a setting names, and the columns that `a.b` may be in."""
-    options = (names.options,) if isinstance(names.options, str) else names.options or ()
-    named = {*image_columns(names), IMAGES, names.problem, names.solution, *CONVERSATIONS, *options, *names.slices}
-    named |= {name for name in (names.messages, names.slice) if name}
+    named = {*image_columns(names), IMAGES, names.problem, names.solution, *CONVERSATIONS, *_option_columns(names)}
+    named |= {name for name in (names.messages, names.slice, *names.slices) if name}
     return frozenset(named | {name.split(".")[0] for name in named})
 
 
@@ -78,8 +82,7 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
     elif conversation is None:
         known = f"`{'`, `'.join(CONVERSATIONS[:-1])}` or `{CONVERSATIONS[-1]}`"
         required.insert(1, ("problem", names.problem, f"the question (or a conversation in {known})"))
-    options = (names.options,) if isinstance(names.options, str) else names.options or ()
-    required += [("options", name, "the options") for name in options]
+    required += [("options", name, "the options") for name in _option_columns(names)]
     if names.slice:
         required.append(("slice", names.slice, "the slice"))
     required += [("slices", name, "another slice") for name in names.slices]
@@ -106,33 +109,23 @@ def _suggested(key: str, name: str, columns: Sequence[str]) -> str:
 
 
 def question_of(
-    values: Mapping[str, Any],
-    names: ColumnsConfig,
-    form: SolutionFormat = "letter",
-    template: Callable[[Mapping[str, Any], str, Sequence[str]], str] | None = None,
+    values: Mapping[str, Any], names: ColumnsConfig, form: SolutionFormat = "letter", template: Template | None = None
 ) -> Question:
     """The question of a row. `form` is what solutions are where there are options; `template` makes the text of the
     question from the row, the problem and its options.
 
     Raises UnusableRow saying what is missing.
     """
-    conversation = _conversation_of(values, names)
-    *before, (role, last) = conversation.turns
-    given = _options(values, names)
-    problem = with_options(last, given)
-    shown = shown_order(problem, given)
-    if template is not None:
-        problem = template(values, problem, shown)
-        shown = shown_order(problem, given)
+    conversation, problem, given, shown = _asked(values, names, template)
     solution = _solution(cell(values, names.solution), conversation.answer, names.solution)
     try:
-        answer = letters_of(solution, given or shown, shown, form) if shown else None
+        answer = letters_of(solution, given, shown, form) if shown else None
         if shown and answer is None and solution is conversation.answer:  # a turn may think before it answers
             chosen = read_choice(as_text(solution)).answer
             answer = chosen if chosen and chosen in LETTERS[: len(shown)] else None
     except BadOptions as reason:
         raise UnusableRow(str(reason)) from None
-    turns, images = _placed([*before, (role, problem)], _images(values, names, conversation))
+    turns, images = _placed([*conversation.turns[:-1], ("user", problem)], _images(values, names, conversation))
     question = Question(
         images=images,
         turns=turns,
@@ -150,24 +143,34 @@ def question_of(
     return question
 
 
-def solution_and_options(values: Mapping[str, Any], names: ColumnsConfig) -> tuple[Any, list[str], list[str]]:
+def solution_and_options(
+    values: Mapping[str, Any], names: ColumnsConfig, template: Template | None = None
+) -> tuple[Any, list[str], list[str]]:
     """The solution as the row has it, and its options in the order of the column and in that of the letters.
 
     Raises UnusableRow for a row without options.
     """
-    conversation = _conversation_of(values, names)
-    given = _options(values, names)
-    shown = shown_order(with_options(conversation.turns[-1][1], given), given)
+    conversation, _, given, shown = _asked(values, names, template)
     if not shown:
         raise UnusableRow("no options")
-    return _solution(cell(values, names.solution), conversation.answer, names.solution), given or shown, shown
+    return _solution(cell(values, names.solution), conversation.answer, names.solution), given, shown
 
 
-def _options(values: Mapping[str, Any], names: ColumnsConfig) -> list[str]:
+def _asked(
+    values: Mapping[str, Any], names: ColumnsConfig, template: Template | None
+) -> tuple[Conversation, str, list[str], list[str]]:
+    """The conversation, the text of its last question, and its options: as an index counts them, and by letter."""
+    conversation = _conversation_of(values, names)
     try:
-        return [] if names.options is None else options_of(values, names.options)
+        given = [] if names.options is None else options_of(values, names.options)
     except BadOptions as reason:
         raise UnusableRow(str(reason)) from None
+    problem = with_options(conversation.turns[-1][1], given)
+    shown = shown_order(problem, given)
+    if template is not None:
+        problem = template(values, problem, shown)
+        shown = shown_order(problem, given)
+    return conversation, problem, given or shown, shown
 
 
 def _conversation_of(values: Mapping[str, Any], names: ColumnsConfig) -> Conversation:

@@ -64,7 +64,7 @@ def _role(message: Mapping[str, Any]) -> str:
 
 def _content(message: Mapping[str, Any], images: list[Any]) -> str:
     """Text of a message; image parts become placeholders, and what they contain is added to `images`."""
-    content = structured_parts(message.get("content") if "content" in message else message.get("value"))
+    content = _parts(message.get("content") if "content" in message else message.get("value"))
     if not isinstance(content, list):
         return as_text(content)
     pieces = []
@@ -77,7 +77,7 @@ def _content(message: Mapping[str, Any], images: list[Any]) -> str:
     return "".join(pieces)
 
 
-def structured_parts(content: Any) -> Any:
+def _parts(content: Any) -> Any:
     """Content parts, which JSON in a text column may contain; text that only looks like a list stays text."""
     found = structured(content)
     is_parts = isinstance(found, list) and found and all(isinstance(part, Mapping) and "type" in part for part in found)

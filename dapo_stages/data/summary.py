@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from dapo_stages.config import DataConfig
+from dapo_stages.data.columns import wanted_columns
 from dapo_stages.data.survey import Survey
 from dapo_stages.handoff.shards import Row
 from dapo_stages.rewards.answers import accepted_answers
@@ -114,8 +115,6 @@ class Summary:
 
     def _unused(self) -> list[str]:
         """Columns that neither a setting names nor the template reads."""
-        from dapo_stages.data.columns import wanted_columns
-
         template = self._data.template or ""
         wanted = wanted_columns(self._data.columns)
         return [name for name in self._columns if name not in wanted and name not in template]

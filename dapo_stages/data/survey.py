@@ -52,8 +52,8 @@ def survey(source: RawSource, data: DataConfig) -> Survey:
     Raises DataError if none of them can be answered right, and ConfigError for a template that fails.
     """
     rows = list(islice(source.rows("held_out" if data.held_out_fraction == 1.0 else "train"), _ROWS))
-    form = data.solution_format if data.solution_format != "auto" else _format(rows, data)
     template = None if data.template is None else question_template(data.template)
+    form = data.solution_format if data.solution_format != "auto" else _format(rows, data, template)
     questions = [(row, question) for row in rows if (question := _question(row, data, form, template)) is not None]
     if not data.allow_unwinnable:
         _check_winnable(source, questions, data)
@@ -67,13 +67,13 @@ def _question(row: RawRow, data: DataConfig, form: SolutionFormat, template: Tem
         return None
 
 
-def _format(rows: list[RawRow], data: DataConfig) -> SolutionFormat:
+def _format(rows: list[RawRow], data: DataConfig, template: Template | None) -> SolutionFormat:
     """The format that fits most rows with options."""
     fitting: Counter[SolutionFormat] = Counter()
     numbers = 0
     for row in rows:
         try:
-            solution, options, shown = solution_and_options(row.values, data.columns)
+            solution, options, shown = solution_and_options(row.values, data.columns, template)
         except UnusableRow:
             continue
         fitting.update(form for form, fit in fits(solution, options, shown).items() if fit)

@@ -6,6 +6,7 @@ total, may take the place of accuracy, and its mean may be bounded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from math import nan
@@ -81,12 +82,11 @@ def _differ(values: Sequence[float]) -> bool:
 
 def advice(groups: Sequence[Judged], reward: str, num_generations: int) -> str:
     """What to do if too few groups are informative: a sentence for people, by what the groups are like."""
-    others = {name: sum(name in group.differs for group in groups) for name in {n for g in groups for n in g.differs}}
-    others.pop(reward, None)
+    others = Counter(name for group in groups for name in group.differs if name not in (*SINGLE, reward))
     best = max(others, key=lambda name: (others[name], name), default=None)
     if any(group.wanted for group in groups):
         return "Raise rollout.max_resample_rounds to get more."
-    if best is not None and best not in SINGLE:
+    if best is not None:
         return (
             f"The completions of {others[best]} of {len(groups)} groups differ in reward_{best}: "
             f"set rollout.informative.reward to {best} or total to train on them."

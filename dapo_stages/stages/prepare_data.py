@@ -19,7 +19,7 @@ from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow
 from dapo_stages.data.sources import OpenedPart, open_parts, source_files
 from dapo_stages.data.summary import READ, Summary
-from dapo_stages.data.survey import survey
+from dapo_stages.data.survey import Survey, survey
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.outputs import Output, shard_name
@@ -80,7 +80,10 @@ def main(
 
 def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
     opened = open_parts(config)
-    surveys = {id(one.source): survey(one.source, one.data) for one in opened}
+    surveys: dict[int, Survey] = {}
+    for one in opened:
+        if id(one.source) not in surveys:  # both parts may have the same source
+            surveys[id(one.source)] = survey(one.source, one.data)
     processor = _processor(config, policy)
     summaries: dict[str, Summary] = {}
     for one in opened:

@@ -54,16 +54,13 @@ def test_a_template_may_show_the_options_itself(tmp_path: Path, processor: Any, 
         ("{{ gone }}", "'gone' is undefined. Use only the columns that there are: problem, options, level."),
         ("{{ level.__class__.__mro__ }}", "access to attribute '__class__' of 'int' object is unsafe"),
         ("{{ level / 0 }}", "division by zero"),
-        ("{{ options.append(1) }}", "access to attribute 'append'|unsafe"),
+        ("{{ options.append(1) }}", "unsafe"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(template: str, problem: str) -> None:
-    import re
-
     with pytest.raises(ConfigError) as caught:
         question_template(template)({"level": 3}, "Why?", ["a", "b"])
-    assert str(caught.value).startswith("data.template: ")
-    assert any(part in str(caught.value) for part in problem.split("|")), re.escape(str(caught.value))
+    assert str(caught.value).startswith("data.template: ") and problem in str(caught.value)
 
 
 def test_a_template_is_data_to_nobody_else() -> None:

@@ -114,6 +114,7 @@ def group(correct: int, *differs: str, wanted: bool = False) -> Judged:
     [
         ([group(1, "accuracy", wanted=True), group(0)], "accuracy", "Raise rollout.max_resample_rounds"),
         ([group(0, "brevity"), group(0)], "accuracy", "of 1 of 2 groups differ in reward_brevity"),
+        ([group(0, "brevity", "format"), group(0, "format")], "accuracy", "of 1 of 2 groups differ in reward_brevity"),
         ([group(0), group(0, "format")], "accuracy", "No completion is right"),
         ([group(4), group(4)], "accuracy", "Every completion is right"),
         ([group(4), group(0)], "accuracy", "Raise rollout.num_generations"),
