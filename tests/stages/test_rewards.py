@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support import machine
+from support.answers import right_as_read
 from support.judge import JudgeServer
 from support.pipeline import Run, table
 from support.processes import together
@@ -15,6 +16,7 @@ from support.server import fails
 
 from dapo_stages.engines import transformers_engine
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.models.tokens import Tokens
 
 # Three shards of four groups; `mood` says what happens at the second one.
 SHARDS = {
@@ -45,20 +47,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_plug_in_alone_decides_which_groups_are_informative(small_run: Run, folder: Path) -> None:
-    """It sees the columns of the source, and differs in every group; accuracy does not."""
+def test_a_plug_in_alone_decides_which_groups_are_informative(
+    small_run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees the columns of the source, and differs in every group. No completion says anything, so none is right."""
+    monkeypatch.setattr(Tokens, "text", lambda self, ids: "")
     Path("mine.py").write_text(
         "def f(completions, rows):\n    return [row['sample'] + len(row['row']) for row in rows]\n"
     )
     rollout = ["rollout", *small_run.rollout_inputs(1), "--out"]
-    dynamic = SHARDS | {"rollout__dynamic_sampling": "true"}
-    small_run.command(*rollout, "usual", **dynamic)
-    small_run.command(*rollout, "mine", **dynamic, rollout__informative="{reward: mine}")
-    prompts = table(Path("mine"), "prompts")
-    assert prompts.kept.all() and len(prompts) == 12
-    assert not prompts.num_correct.between(1, 3).all()
-    usual = table(Path("usual"), "prompts")
-    assert not usual.kept[~usual.num_correct.between(1, 3)].any()
+    dynamic = SHARDS | {"rollout__dynamic_sampling": "true", "rollout__max_resample_rounds": 1}
+    with right_as_read():
+        usual = small_run.command(*rollout, "usual", **dynamic)
+        small_run.command(*rollout, "mine", **dynamic, rollout__informative="{reward: mine}")
+    assert (table(Path("usual"), "prompts").kept.sum(), table(Path("mine"), "prompts").kept.sum()) == (0, 12)
+    assert "The completions of 12 of 12 groups differ in reward_mine: set rollout.informative.reward to" in usual.stderr
     source = table(small_run.folder / "data", "train").row.map(json.loads)
     rewards = table(Path("mine"), "completions")
     assert set(rewards.reward_mine - rewards["sample"]) == set(source.map(len)) != {0}
