@@ -140,6 +140,7 @@ COLUMNS = [
     Column("round", "", "round of dynamic sampling, from 0"),
     Column("num_correct", "completions", "completions with reward_accuracy 1"),
     Column("kept", "", "whether the group goes on: informative, and not surplus"),
+    Column("informative", "", "whether the reward of rollout.informative makes it so; null without that setting"),
     Column("completion_id", "", "group and number of the completion: `i0003-g000012-c002`"),
     Column("sample", "", "number of the completion in its group, from 0"),
     Column("text", "", "the completion, without the end token"),

@@ -71,6 +71,12 @@ class Informative:
         return {name: by_name[name] for name in self._names}
 
 
+def is_informative(group: Row, size: int) -> bool:
+    """What rollout decided about a group of `size` completions, from its row of the prompts."""
+    by_reward: bool | None = group.get("informative")
+    return 0 < group["num_correct"] < size if by_reward is None else by_reward
+
+
 def _number(value: float | None) -> float:
     return nan if value is None else float(value)
 

@@ -139,7 +139,7 @@ class ReplayBuffer:
                 yield _without(row, _GROUP_EXTRA) | scores[row["group_id"]]
         for row in rollouts.rows("prompts") if entering else ():
             if row["group_id"] in entering:
-                yield row | scores[row["group_id"]]
+                yield _without(row, ("informative",)) | scores[row["group_id"]]
 
     def _completions(
         self, output: Output, rollouts: Source, entering: dict[str, GroupScores], staying: set[str]

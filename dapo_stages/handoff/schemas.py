@@ -54,6 +54,9 @@ _GROUP = [
     _required("kept", pa.bool_()),
 ]
 
+# By another reward than accuracy (rollout.informative); null: num_correct tells.
+_INFORMATIVE = pa.field("informative", pa.bool_())
+
 _COMPLETION = [
     _required("completion_id", pa.string()),
     _required("group_id", pa.string()),
@@ -165,7 +168,7 @@ PER_TOKEN = (
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws", "row", *READING})
+LATER = frozenset({"draws", "row", "informative", *READING})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
@@ -191,7 +194,7 @@ def _feature(kind: pa.DataType) -> dict[str, object]:
 SCHEMAS: dict[str, pa.Schema] = {
     "train": _schema([*_PROMPT, _ROW]),
     "held_out": _schema([*_PROMPT, _LABELS, _ROW]),
-    "prompts": _schema(_GROUP),
+    "prompts": _schema([*_GROUP, _INFORMATIVE]),
     "completions": _schema([*_COMPLETION, *_READING]),
     "attention": _schema(_ATTENTION),
     "weights": _schema(_WEIGHT),

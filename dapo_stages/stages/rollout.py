@@ -251,8 +251,11 @@ class Rollout:
         for group_id, judged in zip(self._group_ids(shard), self._judged(shard.number), strict=True):
             kept = self._is_wanted(judged) and not self._is_surplus()
             self._kept += kept
-            group = {"group_id": group_id, "iteration": self._iteration}
-            groups.append(group | {"round": shard.round, "num_correct": judged.correct, "kept": kept})
+            group: Row = {"group_id": group_id, "iteration": self._iteration}
+            group |= {"round": shard.round, "num_correct": judged.correct, "kept": kept}
+            if self._config.rollout.informative is not None:
+                group["informative"] = judged.wanted
+            groups.append(group)
         name = shard_name("prompts", shard.number)
         if shard.number % ranks.count() == ranks.rank() and not self._output.has(name):
             rows = (_prompt(table[index]) | group for index, group in zip(shard.prompts, groups, strict=True))

@@ -166,8 +166,8 @@ def of_before(kind: str) -> list[str]:
 
 
 def test_columns_that_came_later_may_be_null() -> None:
-    assert WITH_LATER == ["buffer", "completions", "held_out", "train"]
-    assert {"draws", "answer", "read_from", "row"} == LATER
+    assert WITH_LATER == ["buffer", "completions", "held_out", "prompts", "train"]
+    assert {"draws", "answer", "read_from", "row", "informative"} == LATER
     for kind in WITH_LATER:
         assert all(SCHEMAS[kind].field(name).nullable for name in LATER & set(SCHEMAS[kind].names))
         assert SCHEMAS[kind].names[: len(of_before(kind))] == of_before(kind)

@@ -98,6 +98,16 @@ OLD = (
 )
 
 
+def test_a_buffer_does_not_say_by_which_reward_its_groups_were_chosen(tmp_path: Path) -> None:
+    by_format: dict[str, object] = {"informative": {"reward": "format"}}
+    settings = {"weights__replay__min_reward": 0.1}
+    first = weigh(tmp_path / "w1", sampled(tmp_path, 1, [HALF, MOST], **by_format), **settings)
+    assert "informative" in table(tmp_path / "iter-0001" / "rollout", "prompts")
+    assert list(table(first, "buffer").columns) == OLD.split()
+    second = weigh(tmp_path / "w2", sampled(tmp_path, 2, [FLAT], **by_format), first, **settings)
+    assert list(table(second, "replayed-prompts").columns) == OLD.split()[:-3]
+
+
 def test_a_buffer_of_an_older_version_is_read_and_nothing_was_drawn_from_it(tmp_path: Path) -> None:
     """The first buffer of a run is written as ever: nothing has been drawn yet."""
     settings = {"weights__replay__max_replays": 2, "weights__replay__min_reward": 0.1}

@@ -17,6 +17,7 @@ from support.server import fails
 from dapo_stages.engines import transformers_engine
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.models.tokens import Tokens
+from dapo_stages.reporting.iteration.figures import collect
 
 # Three shards of four groups; `mood` says what happens at the second one.
 SHARDS = {
@@ -61,6 +62,9 @@ def test_a_plug_in_alone_decides_which_groups_are_informative(
         usual = small_run.command(*rollout, "usual", **dynamic)
         small_run.command(*rollout, "mine", **dynamic, rollout__informative="{reward: mine}")
     assert (table(Path("usual"), "prompts").kept.sum(), table(Path("mine"), "prompts").kept.sum()) == (0, 12)
+    assert "informative" not in table(Path("usual"), "prompts") and table(Path("mine"), "prompts").informative.all()
+    shares = {name: collect(1, {"rollout": Source(Path(name))})["rollout"]["informative"] for name in ("usual", "mine")}
+    assert shares == {"usual": 0, "mine": 1}
     assert "The completions of 12 of 12 groups differ in reward_mine: set rollout.informative.reward to" in usual.stderr
     source = table(small_run.folder / "data", "train").row.map(json.loads)
     rewards = table(Path("mine"), "completions")

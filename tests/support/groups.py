@@ -35,6 +35,8 @@ def sampled(
     """
     here = folder / f"iter-{number:04d}"
     prompts = [tiny_run.prompt(number, 0, 2) | {"group_id": f"it{number}-p{g}"} for g in range(len(groups))]
+    if "informative" in rollout:
+        prompts = [prompt | {"informative": True} for prompt in prompts]
     completions = [
         tiny_run.completion(number, 1, s % 4)
         | {"group_id": f"it{number}-p{g}", "completion_id": f"it{number}-p{g}-s{s}", "sample": s, "reward_accuracy": r}

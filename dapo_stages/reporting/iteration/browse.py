@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dapo_stages.groups.informative import is_informative
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
 from dapo_stages.reporting.iteration.heat import maps, patch_attention, with_patches
@@ -86,7 +87,7 @@ def _group(
         "sampled": prompt["iteration"],
         "kept": prompt["kept"],
         "correct": correct,
-        "informative": 0 < correct < len(rows),
+        "informative": is_informative(prompt, len(rows)),
         "replayed": replayed,
         "images": [image_of(image) for image in prompt["images"] or []],
         "completions": [_completion(join(row, attention, weights)) for row in rows],

@@ -12,6 +12,7 @@ from typing import Any
 
 from dapo_stages.data.columns import DATASET
 from dapo_stages.errors import DataError
+from dapo_stages.groups.informative import is_informative
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.policy_folders import PROMPTING
 from dapo_stages.handoff.schemas import SEGMENTS, schema_of
@@ -112,7 +113,8 @@ def rewards_of(names: list[str]) -> list[str]:
 def _rollout(source: Source) -> Figures:
     """Over every sampled group, kept or not, so that the filter does not bias the curves."""
     groups = {
-        row["group_id"]: row for row in source.rows("prompts", ["group_id", "slice", "round", "num_correct", "kept"])
+        row["group_id"]: row
+        for row in source.rows("prompts", ["group_id", "slice", "round", "num_correct", "kept", "informative"])
     }
     rewards = rewards_of(schema_of("completions", tuple(source.manifest.rewards)).names)
     tally, by_slice, sizes, longest = Tally(), Tally(), Counter[str](), 0
@@ -127,7 +129,7 @@ def _rollout(source: Source) -> Figures:
         tally.add("unclosed", None if row["read_from"] is None else row["read_from"] == "unclosed")
         if group := groups.get(row["group_id"]):
             by_slice.add(group["slice"], row["reward_accuracy"])
-    informative = sum(0 < row["num_correct"] < sizes[name] for name, row in groups.items())
+    informative = sum(is_informative(row, sizes[name]) for name, row in groups.items())
     return {
         "groups": len(groups),
         "kept": sum(row["kept"] for row in groups.values()),
