@@ -309,6 +309,23 @@ def test_a_prepared_run_goes_on_with_the_evaluation_of_its_start(tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("setting", ["{}", "{held_out_fraction: 0}"])
+def test_a_run_without_held_out_rows_goes_on_without_evaluations(setting: str, tmp_path: Path) -> None:
+    run = tiny_run.build(tmp_path / "tiny", last="train")
+    config = run / "config.yaml"
+    config.write_text(config.read_text() + f"data: {setting}\n")
+    evaluated = setting == "{}"
+    for number in (0, 1):
+        shutil.rmtree(run / f"iter-000{number}" / "eval")
+    assert answer(run)["why"] == f"iteration 2, {'eval' if evaluated else 'report'}: missing"
+    for number in (0, 1, 2):
+        shutil.rmtree(run / f"iter-000{number}")
+    why = "the starting policy is not evaluated yet" if evaluated else "the run is set up, and has no held-out rows to"
+    assert str(answer(run)["why"]).startswith(why)
+    words = shlex.split(str(answer(run)["next"]))
+    assert words[1] == ("evaluate" if evaluated else "rollout")
+
+
 def test_with_a_lag_what_was_sampled_ahead_is_trained_on_first_and_the_next_sampled_by_an_older_policy(
     run: Path,
 ) -> None:
