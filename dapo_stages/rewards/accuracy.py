@@ -11,15 +11,18 @@ from dapo_stages.rewards.answers import (
     has_closed_answer,
     read_answer,
     read_choice,
+    read_choices,
 )
 from dapo_stages.rewards.isolated import symbolic as _symbolic
 from dapo_stages.rewards.letters import letter_set, letters_in
 from dapo_stages.rewards.normal import nfkc
-from dapo_stages.rewards.quantities import equal, without_sentence
-from dapo_stages.rewards.tags import open_text_commands, unboxed
+from dapo_stages.rewards.quantities import equal
+from dapo_stages.rewards.sentences import value_in, without_sentence
+from dapo_stages.rewards.tags import open_text_commands, outside_json, unboxed
 
 _FINAL = ".,;!。，"
 _BRACKETS = {("\\(", "\\)"), ("\\[", "\\]")}
+_INLINE = re.compile(r"\$(?=\S)([^$\n]*[^$\s])\$(?!\d)|\\\(([^()\n]*(?:\([^()\n]*\)[^()\n]*)*)\\\)")
 _CHOICE = re.compile(r"[A-J]")
 
 
@@ -71,7 +74,7 @@ def _share(text: str, wanted: str, symbolic: bool, timeout: float, closed: bool,
     if _CHOICE.fullmatch(wanted):
         return float(answer == wanted)
     if (all_of := letter_set(nfkc(wanted))) is not None:
-        chosen = letters_in(nfkc(_bare(without_sentence(answer))))
+        chosen = letters_in(answer)
         partly = partial_credit and chosen < all_of
         return len(chosen) / len(all_of) if partly else float(chosen == all_of)
     return float(_same_text(wanted, answer) or (symbolic and _same_expression(wanted, answer, timeout)))
@@ -79,7 +82,10 @@ def _share(text: str, wanted: str, symbolic: bool, timeout: float, closed: bool,
 
 def _read(text: str, wanted: str, closed: bool) -> Reading:
     """The letter that was chosen if one is wanted, else the answer as written."""
-    found = read_choice(text) if _CHOICE.fullmatch(wanted) else read_answer(text)
+    if _CHOICE.fullmatch(wanted):
+        found = read_choice(text)
+    else:
+        found = read_choices(text) if letter_set(nfkc(wanted)) else read_answer(text)
     in_block = found.place in ("tags", "unclosed") and has_closed_answer(text)
     return found if in_block or not closed else Reading(None, "none")
 
@@ -90,44 +96,67 @@ def _same_expression(wanted: str, answer: str, timeout: float) -> bool:
     same = partial(_symbolic.equal, timeout=timeout)
     wanted, answer = _bare(without_sentence(_bare(wanted))), _bare(answer)
     return equal(wanted, answer, same) or (
-        (shorter := _bare(without_sentence(answer))) != answer and equal(wanted, shorter, same)
+        (value := _bare(value_in(answer))) != answer and bool(value) and equal(wanted, value, same)
     )
 
 
-_YES_OR_NO = {word: word for word in ("yes", "no", "true", "false", "是", "否")} | {"是的": "是", "不是": "否"}
-_PICTURED = re.compile(r"(?:figure|graph|diagram|panel|plot|image|shape|object|图)\s*\(?([A-J])\)?", re.IGNORECASE)
+_OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true", "是": "否", "否": "是"}
+_YES_OR_NO = {word: word for word in _OPPOSITES} | {"是的": "是", "不是": "否"}
+# After "yes" or "no" the answer goes on like this: "no, it is not", "yes because …", but not "no idea".
+_GOES_ON = re.compile(r"$|[^\w\s/]|\s+(?:it|the|there|they|this|that|he|she|because|since|as)\b|[\u4e00-\u9fff]")
+_NAMED_PART = re.compile(r"(?:[A-Za-z]+|图|点)\s*\(?([A-J])\)?")  # Figure B, Beaker A
+_AND = re.compile(r"\s*(?:[,;、；]|,?\s+and\s+|和)\s*")
 
 
 def _same_text(wanted: str, answer: str) -> bool:
-    """Whether two answers are the same words, said in a sentence or not, in singular or plural."""
-    one, other = _plain(wanted), _plain(answer)
+    """Whether two answers are the same words: said in a sentence or not, in singular or plural, listed in any order."""
+    one, other, value = _plain(wanted), _plain(answer), _plain(value_in(_bare(answer)))
     if not one or not other:
         return False
     if one in _YES_OR_NO:
-        first = re.match(r"[a-z]+|[\u4e00-\u9fff]+", other)
-        return first is not None and _YES_OR_NO.get(first[0]) == _YES_OR_NO[one]
-    if one in (other, _plain(without_sentence(answer)), re.sub(r"(?<=\w) ones?$", "", other)):
+        return any(_says(text, _YES_OR_NO[one]) for text in (other, value))
+    if one in (other, value, re.sub(r"(?<=\w) ones?$", "", other)):
         return True
-    if (named := _PICTURED.fullmatch(wanted.strip())) and _CHOICE.fullmatch(other.upper()):
+    if (named := _NAMED_PART.fullmatch(wanted.strip())) and _CHOICE.fullmatch(other.upper()):
         return named[1].upper() == other.upper()
+    listed, also = (sorted(_AND.split(text.strip("[]"))) for text in (one, other))
+    if len(listed) > 1 and listed == also:
+        return True
     return one.isalpha() and other.isalpha() and len(one) > 2 and one.removesuffix("s") == other.removesuffix("s")
+
+
+def _says(text: str, wanted: str) -> bool:
+    """Whether a text says yes, and not "yes or no"; or no, and not "no idea"."""
+    first = re.match(r"[a-z]+|[\u4e00-\u9fff]+", text)
+    if first is None or _YES_OR_NO.get(first[0]) != wanted:
+        return False
+    rest = text[first.end() :]
+    opposite = _OPPOSITES[wanted]
+    return _GOES_ON.match(rest) is not None and re.search(rf"\b{opposite}\b|{opposite}$", rest) is None
 
 
 def _plain(text: str) -> str:
     """Text as it is compared: no case, delimiters, articles, or final punctuation, and single spaces."""
-    text = nfkc(_bare(text)).casefold()
+    text = re.sub(r"(?<=[①-⑳])\s*[、,，和]\s*(?=[①-⑳])", "", _bare(text))
+    text = nfkc(text).casefold().replace("’", "'")
     text = re.sub(r"\b([a-z])\.(?=[\s-])", r"\1", text)
-    text = re.sub(r"^(?:the|an?)\s+", "", text.strip("\"'“”‘’` "))
-    text = re.sub(r"(?<=\d)\s+(?=[a-z%°\u4e00-\u9fff])|(?:(?<!\s)\s+)?([,;:=+/*()\[\]{}<>])\s*", r"\1", text)
+    text = re.sub(r"^(?:the|an?)\s+", "", text.strip("\"'“”‘` "))
+    text = re.sub(r"(?<=[a-z])-(?=[a-z])", " ", re.sub(r"(?<=[a-z)])_\{?(\d+)\}?", r"\1", text))
+    text = re.sub(
+        r"(?<=\d)\s+(?=[a-z%°\u4e00-\u9fff])|(?<=[\u4e00-\u9fff])\s+(?=\d)|(?:(?<!\s)\s+)?([,;:=+/*()\[\]{}<>])\s*",
+        r"\1",
+        text,
+    )
     return re.sub(r"\s+", " ", text).strip(" .!?。")
 
 
 def _bare(text: str) -> str:
     """The answer without boxes, LaTeX delimiters, Markdown, text commands and final punctuation."""
+    text = outside_json(text)
     if boxed := unboxed(text):
         text = boxed[-1][1]
     text = open_text_commands(re.sub(r"(?<!\*)\*\*(?=\S)([^*]*)\*\*(?!\*)|`", r"\1", text))
-    text = _undelimited(text)
+    text = _INLINE.sub(lambda found: found[1] or found[2], _undelimited(text))
     kept = len(text.rstrip(_FINAL))
     if not text[:kept].strip() or text[kept - 1].isspace():
         kept += 1  # punctuation that does not end a word is the answer itself

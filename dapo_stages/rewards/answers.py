@@ -23,12 +23,15 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from dapo_stages.rewards.letters import leading, letter_set, lone, names_several, stated
+from dapo_stages.rewards.letters import NONE, UNDECIDED, Letters, leading, letter_set, several
 from dapo_stages.rewards.normal import nfkc
+from dapo_stages.rewards.sentences import conclusion
+from dapo_stages.rewards.statements import last_option, last_option_line, lone, stated
 from dapo_stages.rewards.tags import (
     answer_blocks,
+    outside_json,
     outside_think,
     unboxed,
     unclosed_answer,
@@ -38,7 +41,8 @@ from dapo_stages.rewards.tags import (
 )
 
 _STATED_TEXT = re.compile(
-    r"(?:\banswer\s*(?:is|was|:|=)\s*:?|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?|^\s*####)\s*([^\n]+)",
+    r"(?:\banswer\s*(?:(?:is|was|(?:should|would|must|will|has\s+to)\s+be)(?:\s+(?:therefore|thus|then|clearly|simply))?\b|:|=)\s*:?"
+    r"|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?|^\s*####)\s*([^\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
 # What is said of an answer, rather than the answer.
@@ -47,17 +51,38 @@ _REMARK = re.compile(
     r"(?:consistent|correct|right|reasonable|plausible|valid|clear|as follows|below|above)\b",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(
+    r"(?:\b(?:wait|actually|correction|sorry|oops|no)\b|不对)[^\n]*?\b(?:it|that|this|answer)\s+(?:is|should\s+be|must\s+be)\s+(?!wrong|not)"
+    r"([^\n]+)",
+    re.IGNORECASE,
+)
 _ELEMENT = re.compile(r"<(?P<name>\w+)>(?P<inside>.*)</(?P=name)>", re.DOTALL)  # <CONCLUSION>B</CONCLUSION>
 _INITIALS = re.compile(r"[A-Z]\.\s*[A-Z]\.\s*[A-Z][a-z]")  # of a person
-# The last line of a thought that was cut off: it states an answer at its end, or is nothing but one.
+# A solution that says more than its letters: "【答案】B", "故选：B．", "Correct Answer: Option B", {"answer": "B"}.
+_NAMED_SOLUTION = re.compile(
+    r"(?:【答案】|(?:故|本题|答案|所以|因此)?应?选[:]?|答案[是为选:]*|(?:correct\s+)?(?:answer|ans)\s*(?:is)?\s*[:.]?)"
+    r"\s*(?:options?\s+)?(?P<letters>[A-J](?:[、,\s]*[A-J])*)\s*[.。]?",
+    re.IGNORECASE,
+)
+# The last line of a thought that was cut off: it states an answer at its end.
 _ENDS_IN_ANSWER = re.compile(
-    r"(?:\banswer\s*(?:is|:)|答案\s*(?:应该|应)?\s*(?:是|为|:|：|选)|故选|所以选|\\boxed)\s*[:：]?\s*\S[^.!?。！？\n]{0,60}[.!?。！？]?\s*$",
+    r"(?:\banswer\s*(?:is|:)|答案\s*(?:应该|应)?\s*(?:是|为|:|：|选)|\\boxed)\s*[:：]?\s*\S[^.!?。！？\n]{0,60}[.!?。！？]?\s*$",
+    re.IGNORECASE,
+)
+_DOUBTFUL = re.compile(
+    r"[?？]\s*$|\b(?:if|maybe|perhaps|suppose|whether|unless|someone|some\s+(?:might|may|would|people)|doubt"
+    r"|not\s+(?:sure|convinced)|would\s+mean|check)\b|如果|假如|难道|是否|也许|可能",
     re.IGNORECASE,
 )
 _IS_ANSWER = re.compile(r"\s*[*_(\[]{0,3}[A-Ja-j][*_)\].]{0,3}\s*")
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[;；。！？]|,\s+(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])")
+_SENTENCE_END = re.compile(
+    r"[.!?](?:\s|$)|[;；。！？]|,\s+(?!or\b)(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])|\s+(?=because\b)", re.IGNORECASE
+)
+_LAST_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])(?=\s*\S)")
 _LONGEST_LINE = 200  # characters of a one-line completion that may as a whole be the answer
 
+
+T = TypeVar("T")
 
 Place = Literal["tags", "stated", "lone", "unclosed", "none"]
 
@@ -79,7 +104,9 @@ def read_answer(text: str) -> Reading:
     (or "答案是") in its sentence, else the whole text outside `<think>` if that is one short line.
     """
     found = _written(outside_think(text))
-    return found if found.answer is not None else _at_the_end(text, lambda end: _stated_answer(end) or end)
+    if found.answer is not None:
+        return found
+    return _reading(_at_the_end(text, lambda block: _stated_answer(block) or block, _last_answer), "unclosed")
 
 
 def _written(outside: str) -> Reading:
@@ -90,38 +117,56 @@ def _written(outside: str) -> Reading:
     outside = without_answer_tags(outside).strip()
     if stated_answer := _stated_answer(outside):
         return _reading(stated_answer, "stated")
-    return _reading(outside if "\n" not in outside and len(outside) <= _LONGEST_LINE else None, "lone")
+    whole = outside if "\n" not in outside and len(outside) <= _LONGEST_LINE else conclusion(outside)
+    return _reading(whole, "lone")
 
 
 def _stated_answer(text: str) -> str | None:
     """The last `\\boxed{…}`, else what follows the last "answer is" in its sentence; None if there is neither."""
     if boxed := unboxed(text):
         return boxed[-1][1].strip()
-    said = [one.strip() for one in _STATED_TEXT.findall(without_markup(text)) if not _REMARK.match(one.strip())]
-    return _SENTENCE_END.split(said[-1], maxsplit=1)[0].strip() if said else None
+    plain = without_markup(text)
+    said = [one for one in _STATED_TEXT.finditer(plain) if not _REMARK.match(one[1].strip())]
+    if not said:
+        return None
+    corrected = _TAKEN_BACK.search(plain, said[-1].start(1))
+    return _SENTENCE_END.split((corrected or said[-1])[1].strip(), maxsplit=1)[0].strip()
 
 
 def read_choice(text: str) -> Reading:
     """The letter A to J that a completion chose, in upper case, and its place. See the module docstring."""
+    letters, place = _read_letters(text)
+    return _reading(next(iter(letters)) if len(letters) == 1 else None, place)
+
+
+def read_choices(text: str) -> Reading:
+    """The same where several options may be right: all letters that it chose, `A, C`."""
+    letters, place = _read_letters(text)
+    return _reading(None if UNDECIDED in letters else ", ".join(sorted(letters)), place)
+
+
+def _read_letters(text: str) -> tuple[Letters, Place]:
     outside = nfkc(outside_think(text))
-    found = _chosen(outside)
-    if found.answer is not None or answer_blocks(outside):
-        return found
-    return _at_the_end(nfkc(text), _letter)
+    blocks = answer_blocks(outside)
+    if blocks and (letters := _letters(blocks[-1])) is not None:
+        return letters, "tags"
+    if not blocks and (opened := unclosed_answer(outside)):
+        return _letters(opened) or NONE, "tags"
+    if letters := stated(outside_tags := without_answer_tags(outside)):
+        return letters, "stated"
+    if letters := several(outside_tags) if len(outside_tags) <= _LONGEST_LINE else NONE:
+        return letters, "lone"
+    if letter := lone(outside_tags):
+        return frozenset(letter), "lone"
+    return (_at_the_end(nfkc(text), _letters, _last_letters) if not blocks else None) or NONE, "unclosed"
 
 
-def _chosen(outside: str) -> Reading:
-    if blocks := answer_blocks(outside):
-        if (letter := _letter(blocks[-1])) is not None:
-            return _reading(letter, "tags")
-    elif opened := unclosed_answer(outside):
-        return _reading(_letter(opened), "tags")
-    return _reading(*_stated_or_lone(without_answer_tags(outside)))
-
-
-def _letter(text: str) -> str | None:
-    """The letter that a short answer chooses; "" if it names several, None if it names none."""
-    return "" if names_several(text) else leading(text) or _stated_or_lone(text)[0]
+def _letters(text: str) -> Letters | None:
+    """The letters that a short answer chooses, or names without a choice; None if it has none."""
+    if letters := several(text) or leading(text) or stated(text):
+        return letters
+    letter = lone(text)
+    return None if letter is None else frozenset(letter)
 
 
 def has_closed_answer(text: str) -> bool:
@@ -129,18 +174,38 @@ def has_closed_answer(text: str) -> bool:
     return bool(answer_blocks(outside_think(text)) or answer_blocks(unclosed_thought(text) or ""))
 
 
-def _at_the_end(text: str, read: Callable[[str], str | None]) -> Reading:
-    """The answer at the end of a thought that was never closed: its last `<answer>` block, else its last line if that
-    states an answer or is one. What is said in the middle of a thought is none.
-    """
+def _at_the_end(text: str, read: Callable[[str], T | None], read_last: Callable[[str], T | None]) -> T | None:
+    """What a thought that was never closed comes to, read in its last `<answer>` block, else in the thought; None
+    without such a thought."""
     thought = unclosed_thought(text)
     if thought is None:
-        return Reading(None, "none")
+        return None
     marked = next(reversed(answer_blocks(thought)), None) or unclosed_answer(thought)
-    if marked:
-        return _reading(read(marked), "unclosed")
-    last = thought.rstrip().rpartition("\n")[2]
-    return _reading(read(last) if _ENDS_IN_ANSWER.search(last) or _IS_ANSWER.fullmatch(last) else None, "unclosed")
+    return read(marked) if marked else read_last(thought)
+
+
+def _last_line(thought: str) -> str:
+    lines = [line for line in thought.splitlines() if re.search(r"[^\W_]", line)]
+    return lines[-1] if lines else ""
+
+
+def _last_letters(thought: str) -> Letters | None:
+    """The letters that the last line of a thought states, or is; what is said before, or in doubt, is no answer."""
+    line = _last_line(thought)
+    if _IS_ANSWER.fullmatch(line):
+        return _letters(line)
+    sentence = _LAST_SENTENCE.split(line.strip())[-1]
+    if _DOUBTFUL.search(sentence):
+        return None
+    return last_option(thought) or stated(sentence)
+
+
+def _last_answer(thought: str) -> str | None:
+    """The same for answers that are not letters."""
+    line = _last_line(thought)
+    if not _ENDS_IN_ANSWER.search(line) or _DOUBTFUL.search(_LAST_SENTENCE.split(line.strip())[-1]):
+        return last_option_line(thought)
+    return _stated_answer(line) or line
 
 
 def parse_solution(solution: str) -> str:
@@ -150,14 +215,16 @@ def parse_solution(solution: str) -> str:
     Several letters ("A, C") are text; so is text that only begins with one ("A red circle", "D = 5").
     """
     outside = outside_think(solution)
-    text = (answer_blocks(outside) or [outside])[-1].strip()
+    text = outside_json((answer_blocks(outside) or [outside])[-1]).strip()
     if element := _ELEMENT.fullmatch(text):
         text = element["inside"].strip()
     if boxed := unboxed(text):
         text = boxed[-1][1].strip()
-    plain = without_markup(nfkc(text))
-    letter = None if letter_set(plain) or names_several(plain) or _INITIALS.match(plain) else leading(plain)
-    return letter or text
+    plain = without_markup(nfkc(text)).strip()
+    if len(plain) <= _LONGEST_LINE and (named := _NAMED_SOLUTION.fullmatch(plain)):
+        return ", ".join(re.findall(r"[A-J]", named["letters"].upper()))
+    letters = NONE if letter_set(plain) or _INITIALS.match(plain) or several(plain) else leading(plain)
+    return next(iter(letters)) if len(letters) == 1 else text
 
 
 def accepted_answers(solution: str) -> dict[str, float]:
@@ -176,12 +243,6 @@ def accepted_answers(solution: str) -> dict[str, float]:
     elif isinstance(found, dict) and found and all(isinstance(grade, int | float) for grade in found.values()):
         return {parse_solution(one): min(max(float(grade), 0.0), 1.0) for one, grade in found.items()}
     return {parse_solution(solution): 1.0}
-
-
-def _stated_or_lone(text: str) -> tuple[str | None, Place]:
-    """A stated answer, "" if it names several letters; else the last lone letter, None if there is none."""
-    statement = stated(text)
-    return (lone(text), "lone") if statement is None else (statement, "stated")
 
 
 def _reading(answer: str | None, place: Place) -> Reading:

@@ -12,6 +12,7 @@ _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _BRACE = re.compile(r"\\\\|\\[{}]|(?P<box>\\(?:boxed|fbox)\s*\{)|(?P<open>\{)|(?P<close>\})")
 _LONGEST_BOX = 1000  # characters
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_JSON = re.compile(r'\s*\{\s*"(?:final_)?answer"\s*:\s*"?(?P<answer>[^"{}]*)"?\s*\}\s*', re.IGNORECASE)
 _MARKUP = re.compile(r"[*`]|__")
 _ITALIC_LETTER = re.compile(r"(?<![\w_])_([A-Ja-j])_(?![\w_])")
 
@@ -104,6 +105,12 @@ def unboxed(text: str) -> list[tuple[int, str]]:
             if opening["box"] and brace.start() - opening.end() <= _LONGEST_BOX:
                 found.append((opening.start(), open_text_commands(text[opening.end() : brace.start()])))
     return sorted(found)
+
+
+def outside_json(text: str) -> str:
+    """The answer of `{"answer": "B"}`; any other text as it is."""
+    found = _JSON.fullmatch(text)
+    return found["answer"] if found else text
 
 
 def open_text_commands(text: str) -> str:
