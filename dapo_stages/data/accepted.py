@@ -16,9 +16,11 @@ _GRADE = ("grade", "score", "weight")
 
 
 def accepted_answers_of(solution: list[Any] | tuple[Any, ...] | Mapping[str, Any]) -> str:
-    """A list of accepted answers, or an object {answer: grade}, as a solution; letters are a set ("A, C").
+    """A list of accepted answers, or an object {answer: grade}, as a solution.
 
-    JSON: a list of different answers if each is fully right, else an object with a grade from 0 to 1 for each.
+    A list of different letters in upper case is a set of options ("A, C"). All else is JSON: a list of different
+    answers if each is fully right, else an object with a grade from 0 to 1 for each; also of letters that annotators
+    read in the image (["c", "c", "e"]), of which a list would be a set.
     Raises UnusableRow if there is none, or a grade is not from 0 to 1.
     """
     if isinstance(solution, Mapping):  # of lists, which is how datasets stores a list of objects
@@ -30,9 +32,10 @@ def accepted_answers_of(solution: list[Any] | tuple[Any, ...] | Mapping[str, Any
             grades[text] = max(_number(grade), grades.get(text, 0.0))
     if not grades or not any(grades.values()):
         raise UnusableRow("no accepted answer")
-    if len(grades) > 1 and grades.keys() <= set(LETTERS):
+    letters = len(grades) > 1 and grades.keys() <= set(LETTERS)
+    if letters and sorted(as_text(answer) for answer, _ in pairs) == sorted(grades):
         return ", ".join(sorted(grades))
-    if set(grades.values()) == {1.0}:
+    if set(grades.values()) == {1.0} and not letters:
         return next(iter(grades)) if len(grades) == 1 else json.dumps(list(grades), ensure_ascii=False)
     return json.dumps(grades, ensure_ascii=False)
 

@@ -61,11 +61,13 @@ def structured(value: Any) -> Any:
 
 
 def named_labels(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """A row with the names of its ClassLabels; -1 is the label of a row without one."""
+    """A row with the names of its ClassLabels, alone or in lists; -1 is the label of a row without one."""
     for column, labels in names.items():
         value = row.get(column)
         if isinstance(value, int):
             row[column] = labels[value] if 0 <= value < len(labels) else None
+        elif isinstance(value, list):
+            row[column] = [labels[one] for one in value if isinstance(one, int) and 0 <= one < len(labels)]
     return row
 
 

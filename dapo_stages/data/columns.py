@@ -13,7 +13,15 @@ from dapo_stages.data.accepted import accepted_answers_of
 from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
-from dapo_stages.data.options import BadOptions, SolutionFormat, letters_of, options_of, shown_order, with_options
+from dapo_stages.data.options import (
+    YES_OR_NO,
+    BadOptions,
+    SolutionFormat,
+    letters_of,
+    options_of,
+    shown_order,
+    with_options,
+)
 from dapo_stages.data.templates import Template
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.answers import parse_solution, read_choice
@@ -196,7 +204,12 @@ def _conversation_column(columns: Sequence[str], names: ColumnsConfig) -> str | 
 
 def _solution(value: Any, answered: str | None, name: str) -> Any:
     """The solution of a row: its own column's, else the last turn of its conversation."""
-    value = structured(value)
+    parsed = structured(value)
+    # Numbers in the brackets of a text are an interval or a list that is the answer: [2, 4].
+    is_answer = (
+        isinstance(value, str) and isinstance(parsed, list) and all(isinstance(one, int | float) for one in parsed)
+    )
+    value = value if is_answer else parsed
     if isinstance(value, list | tuple):
         value = [one for one in value if not is_missing(one) and as_text(one).strip()]
         value = value[0] if len(value) == 1 else value or None
@@ -209,6 +222,8 @@ def _solution(value: Any, answered: str | None, name: str) -> Any:
 
 def _free(solution: Any) -> str:
     """A solution that is not an option, as rewards compare it. Several are accepted answers, which JSON contains."""
+    if isinstance(solution, bool):
+        solution = list(YES_OR_NO[solution])
     if isinstance(solution, list | Mapping):
         return accepted_answers_of(solution)
     answer = parse_solution(as_text(solution))

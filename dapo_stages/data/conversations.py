@@ -1,4 +1,4 @@
-"""Conversations of datasets: OpenAI's format and ShareGPT's, with or without the images inside."""
+"""Conversations of datasets: OpenAI's format, ShareGPT's and pairs of turns, with or without the images inside."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def read_conversation(value: Any, column: str) -> Conversation:
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise UnusableRow(f"{column} is not a list of messages")
+    messages = [turn for message in messages for turn in _turns(message)]
     images: list[Any] = []
     turns = [(_role(message), _content(message, images)) for message in messages]
     answer = None
@@ -55,6 +56,14 @@ def read_conversation(value: Any, column: str) -> Conversation:
     if odd := sorted({role for role, _ in turns} - {"user", "assistant"}):
         raise UnusableRow(f"{column} has messages with the role {', '.join(odd)}")
     return Conversation(system, turns, images, answer)
+
+
+def _turns(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A message; or two, where an object has a question and its answer: {"user": …, "assistant": …}."""
+    if "user" not in message or "role" in message or "from" in message:
+        return [message]
+    said = [(role, message.get(role)) for role in ("user", "assistant")]
+    return [{"role": role, "content": content} for role, content in said if content is not None]
 
 
 def _role(message: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ class RawSource:
     folder: Path | None = None  # images given as a relative path are looked up here
     roots: tuple[Path, ...] = ()  # data.image_root: further folders for images
     fetch: Fetch | None = None
+    unread: tuple[str, ...] = ()  # table files of another kind than those that are read
 
     def image(self, row: RawRow, value: Any) -> Any:
         """The image of a cell, as bytes, as a path inside the source's folder or a root, or as a PIL image."""

@@ -13,7 +13,7 @@ from dapo_stages.data.columns import check_columns, image_columns, wanted_column
 from dapo_stages.data.hub import is_saved, open_hub, open_saved
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow, RawSource
 from dapo_stages.data.splits import by_part, totals
-from dapo_stages.data.table_files import SUFFIXES, Table, find_tables
+from dapo_stages.data.table_files import SUFFIXES, Table, all_tables, find_tables
 from dapo_stages.data.templates import question_template
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import sha256_of
@@ -172,4 +172,7 @@ def _of_tables(data: DataConfig, files: list[Path], folder: Path) -> RawSource:
     number = None if None in counts else sum(count for count in counts if count is not None)
     columns = next((names for table in tables if (names := table.columns())), [])
     rows = by_part(data, everything)
-    return RawSource(data.source, columns, rows, totals(data, number), folder, image_roots(data))
+    kinds = {file.suffix.lower() for file in files}
+    beside = all_tables(folder) if Path(data.source).expanduser().is_dir() else []
+    unread = tuple(file.name for file in beside if file.suffix.lower() not in {*kinds, ".json"})
+    return RawSource(data.source, columns, rows, totals(data, number), folder, image_roots(data), unread=unread)

@@ -33,8 +33,9 @@ _QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 class Summary:
     """Collects what there is to say, row by row; a few bytes of memory per prompt."""
 
-    def __init__(self, columns: Sequence[str], data: DataConfig, survey: Survey) -> None:
-        self._columns, self._data, self._survey = columns, data, survey
+    def __init__(self, columns: Sequence[str], data: DataConfig, survey: Survey, unread: Sequence[str] = ()) -> None:
+        """`unread` are table files beside those that are read."""
+        self._columns, self._data, self._survey, self._unread = columns, data, survey, unread
         self._kinds: Counter[Kind] = Counter()
         self._images: Counter[int] = Counter()
         self._tokens = array("L")
@@ -95,6 +96,8 @@ class Summary:
             f"columns that are not used: {', '.join(self._unused()) or 'none'}",
             f"system prompt: {self._survey.system_prompt(self._data)!r}",
         ]
+        said += [f"warning: {doubt}" for doubt in self._survey.doubts]
+        said += [f"warning: not read: {', '.join(self._unread)}"] if self._unread else []
         for reason, count in self._dropped.most_common(_REASONS):
             said.append(f"dropped {count:,}: {reason} (the first: {self._first[reason][:200]})")
         return [*said, *(_shortened(text) for text in self._rendered)]

@@ -26,7 +26,10 @@ Answers = Literal["letters", "free", "mixed"]
 _ROWS = 256
 _LONE = re.compile(r"(?<![A-Za-z0-9])[A-HJ](?![A-Za-z0-9])")  # I is a word
 _NEARLY_ALL = 0.98
-_OPTION_COLUMNS = ("options", "choices", "candidates", "multiple_choices")  # usual names
+_OPTION_COLUMNS = ("options", "choices", "candidates", "multiple_choices", "option", "answer_choices")  # usual names
+_OPTION_SETS = (tuple("ABCD"), *(tuple(f"{name}{letter}" for letter in "abcd") for name in ("choice_", "option_")))
+_ANSWER_COLUMNS = ("answer", "final_answer", "ground_truth", "gt_answer")
+_LONG = 12  # words of a solution beyond which it is rather a derivation than an answer
 # Where several formats fit equally many rows, the first of these is taken.
 _FORMATS: dict[bool, tuple[SolutionFormat, ...]] = {
     False: ("letter", "text", "index", "index_from_1"),
@@ -40,6 +43,7 @@ class Survey:
 
     solution_format: SolutionFormat = "letter"
     answers: Answers = "letters"
+    doubts: tuple[str, ...] = ()  # what people should look at, in sentences
 
     def system_prompt(self, data: DataConfig) -> str:
         """The configured system prompt, or the built-in one that fits the answers; empty for none."""
@@ -53,11 +57,18 @@ def survey(source: RawSource, data: DataConfig) -> Survey:
     """
     rows = list(islice(source.rows("held_out" if data.held_out_fraction == 1.0 else "train"), _ROWS))
     template = None if data.template is None else question_template(data.template)
-    form = data.solution_format if data.solution_format != "auto" else _format(rows, data, template)
+    doubts: list[str] = []
+    form = data.solution_format
+    if form == "auto":
+        form, other = _format(rows, data, template)
+        if other is not None:
+            doubts.append(f"solutions fit data.solution_format={form} and {other} equally well; {form} is used")
     questions = [(row, question) for row in rows if (question := _question(row, data, form, template)) is not None]
     if not data.allow_unwinnable:
-        _check_winnable(source, questions, data)
-    return Survey(form, _answers([question for _, question in questions]))
+        _check_options(source, rows, questions, data)
+        _check_length(source, questions, data)
+        doubts += _check_winnable(source, questions, data)
+    return Survey(form, _answers([question for _, question in questions]), tuple(doubts))
 
 
 def _question(row: RawRow, data: DataConfig, form: SolutionFormat, template: Template | None) -> Question | None:
@@ -67,8 +78,10 @@ def _question(row: RawRow, data: DataConfig, form: SolutionFormat, template: Tem
         return None
 
 
-def _format(rows: list[RawRow], data: DataConfig, template: Template | None) -> SolutionFormat:
-    """The format that fits most rows with options."""
+def _format(
+    rows: list[RawRow], data: DataConfig, template: Template | None
+) -> tuple[SolutionFormat, SolutionFormat | None]:
+    """The format that fits most rows with options, and another one that would mean other options in as many."""
     fitting: Counter[SolutionFormat] = Counter()
     numbers = 0
     for row in rows:
@@ -78,8 +91,12 @@ def _format(rows: list[RawRow], data: DataConfig, template: Template | None) -> 
             continue
         fitting.update(form for form, fit in fits(solution, options, shown).items() if fit)
         numbers += isinstance(cell(row.values, data.columns.solution), int)
+    if not fitting:
+        return "letter", None
     formats = _FORMATS[numbers > len(rows) / 2]
-    return max(formats, key=lambda form: (fitting[form], -formats.index(form))) if fitting else "letter"
+    best = max(formats, key=lambda form: (fitting[form], -formats.index(form)))
+    indices = {"index", "index_from_1", "text"} if best in ("index", "index_from_1") else set()
+    return best, next((form for form in formats if form in indices - {best} and fitting[form] == fitting[best]), None)
 
 
 def _answers(questions: list[Question]) -> Answers:
@@ -90,19 +107,52 @@ def _answers(questions: list[Question]) -> Answers:
     return "free" if letters <= (1 - _NEARLY_ALL) * len(questions) else "mixed"
 
 
-def _check_winnable(source: RawSource, questions: list[tuple[RawRow, Question]], data: DataConfig) -> None:
-    first = None
-    for row, question in questions:
-        if (why := _unwinnable(row, question, data)) is None:
-            return
-        first = first or (row, *why)
-    if first is not None:
-        row, problem, setting = first
+def _check_options(
+    source: RawSource, rows: list[RawRow], questions: list[tuple[RawRow, Question]], data: DataConfig
+) -> None:
+    """Raise DataError if data.columns.options is set, and no row has options in it."""
+    names = data.columns.options
+    if names is None or not questions or any(question.options for _, question in questions):
+        return
+    first = [] if not rows else [cell(rows[0].values, name) for name in ((names,) if isinstance(names, str) else names)]
+    raise DataError(
+        source.name,
+        f"no options in {names if isinstance(names, str) else ', '.join(names)} (looked at {len(questions)} rows; the "
+        f"first has {', '.join(repr(str(one)[:60]) for one in first)})",
+        "Set data.columns.options to a column with a list or labeled text, or data.allow_unwinnable=true to carry on.",
+    )
+
+
+def _check_length(source: RawSource, questions: list[tuple[RawRow, Question]], data: DataConfig) -> None:
+    """Raise DataError if solutions are derivations, and another column probably has the answers."""
+    lengths = sorted(len(question.solution.split()) for _, question in questions)
+    unused = [name for name in _ANSWER_COLUMNS if name in source.columns and name != data.columns.solution]
+    if not lengths or not unused or lengths[len(lengths) // 2] <= _LONG:
+        return
+    raise DataError(
+        source.name,
+        f"the solutions are long texts ({lengths[len(lengths) // 2]} words in the middle of {len(lengths)}), and no "
+        f"completion is compared with the column `{unused[0]}`",
+        f"Set data.columns.solution={unused[0]}, or data.allow_unwinnable=true to carry on.",
+    )
+
+
+def _check_winnable(source: RawSource, questions: list[tuple[RawRow, Question]], data: DataConfig) -> list[str]:
+    """What to say if some questions cannot be answered right. Raises DataError if none can."""
+    lost = [(row, why) for row, question in questions if (why := _unwinnable(row, question, data)) is not None]
+    if not lost:
+        return []
+    row, (problem, setting) = lost[0]
+    if len(lost) == len(questions):
         raise DataError(
             source.name,
             f"no question can be answered right (looked at {len(questions)}; row {row.index}: {problem})",
             f"Set {setting}, or data.allow_unwinnable=true to carry on.",
         )
+    return [
+        f"{len(lost)} of the first {len(questions)} questions cannot be answered right (row {row.index}: {problem}); "
+        f"set {setting}"
+    ]
 
 
 def _unwinnable(row: RawRow, question: Question, data: DataConfig) -> tuple[str, str] | None:
@@ -138,7 +188,8 @@ def _options_column(row: RawRow, data: DataConfig) -> str | None:
         with suppress(BadOptions):
             if name in row.values and options_of(row.values, name):
                 return name
-    with suppress(BadOptions):
-        if len(options_of(row.values, tuple("ABCD"))) > 1:
-            return "[A,B,C,D]"
+    for names in _OPTION_SETS:
+        with suppress(BadOptions):
+            if names[0] in row.values and options_of(row.values, names):
+                return f"[{','.join(name for name in names if name in row.values)}]"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,19 @@ _LARGEST_SWELL = 200  # compression ratio beyond which a column is a decompressi
 _LONGEST_LINE = 64 << 20  # characters of a row of text
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("test", "testing", "eval", "evaluation")}
 _SPLIT_NAMES["validation"] = ("validation", "valid", "val", "dev")
+_SPLIT_WORD = re.compile(r"([a-z]+?)(?:set|split)?\d*")  # test, testset, val2014
+_METADATA = (".parquet", ".jsonl", ".csv")
 
 
 def find_tables(folder: Path, split: str) -> list[Path]:
     """The files of a folder with the rows of a split, in order.
 
     Metadata files are used first (an image folder), else the first of Parquet, JSON lines, JSON, CSV and TSV that
-    exists. Files with a split in their name or folder are used for that split only.
+    exists. Files with a split in their name or folder are used for that split only: if any is named exactly so, those;
+    else those with another name of it (`val` and `dev` for `validation`).
     """
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(folder))
-    ]
-    kinds = [[path for path in files if path.stem == "metadata"]]
+    files = all_tables(folder)
+    kinds = [[path for path in files if path.stem == "metadata" and path.suffix.lower() in _METADATA]]
     kinds += [[path for path in files if path.suffix.lower() == suffix] for suffix in SUFFIXES]
     tables = next((kind for kind in kinds if kind), [])
     if not tables:
@@ -45,7 +44,10 @@ def find_tables(folder: Path, split: str) -> list[Path]:
             "save_to_disk folder)",
             "Set data.source to the folder or file that has the rows.",
         )
-    named = {path: _split_of(path.relative_to(folder)) for path in tables}
+    words = {path: _words(path.relative_to(folder)) for path in tables}
+    if exact := [path for path in tables if split.lower() in words[path]]:
+        return exact
+    named = {path: _split_of(words[path]) for path in tables}
     if not any(named.values()):
         return tables
     wanted = next((name for name, others in _SPLIT_NAMES.items() if split in others), split)
@@ -54,6 +56,15 @@ def find_tables(folder: Path, split: str) -> list[Path]:
     splits = sorted({name for name in named.values() if name})
     problem = f"no files of the split {split} (there are files of {', '.join(splits)})"
     raise DataError(folder, problem, "Set data.split=… to one of these; data.held_out_split is for held-out rows.")
+
+
+def all_tables(folder: Path) -> list[Path]:
+    """Every table file in a folder, of whatever kind, in order."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _is_hidden(path.relative_to(folder))
+    ]
 
 
 @dataclass(frozen=True)
@@ -165,7 +176,8 @@ class Table:
             yield line
 
     def _of_json(self) -> Iterator[dict[str, Any]]:
-        """A list of objects, an object that contains one such list, or JSON lines with the wrong suffix."""
+        """A list of objects, an object that contains one such list, objects by their IDs, or JSON lines with the wrong
+        suffix."""
         text = ""
         try:
             read = read_text(self.path, REPORT, errors="surrogateescape").removeprefix("\ufeff")
@@ -178,7 +190,8 @@ class Table:
             return
         if isinstance(content, dict):
             lists = [value for value in content.values() if isinstance(value, list)]
-            content = lists[0] if len(lists) == 1 else [content]
+            by_id = len(content) > 1 and all(isinstance(value, dict) for value in content.values())
+            content = lists[0] if len(lists) == 1 else list(content.values()) if by_id else [content]
         if not isinstance(content, list):
             raise DataError(self.path, f"expected a list of objects, got a {type(content).__name__}", "Fix the file.")
         for number, row in enumerate(content):
@@ -186,9 +199,12 @@ class Table:
 
     def _of_csv(self) -> Iterator[dict[str, Any]]:
         csv.field_size_limit(_LONGEST_LINE)  # the default of 128 KiB would stop at a long cell
-        number, mark = 0, "\t" if self._suffix == ".tsv" else ","
+        number = 0
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                header = file.readline(_LONGEST_LINE)
+                mark = "\t" if self._suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
+                file.seek(0)
                 content = csv.DictReader(self._utf8(lines(file, _LONGEST_LINE)), delimiter=mark, strict=True)
                 self._once([name for name in content.fieldnames or () if name.strip()], "column")
                 for number, row in enumerate(content, start=1):
@@ -256,7 +272,8 @@ def _label_names(schema: Any) -> dict[str, list[str]]:
     """The names of ClassLabel columns, which the datasets library stores as numbers, with the names in the metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        labels = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        inner = {name: one.get("feature", one) if one.get("_type") == "List" else one for name, one in features.items()}
+        labels = {name: one["names"] for name, one in inner.items() if one.get("_type") == "ClassLabel"}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
     return {name: [str(one) for one in names] for name, names in labels.items() if isinstance(names, list)}
@@ -274,10 +291,14 @@ def _renamed(path: Path, names: list[str]) -> list[str]:
     return [fixed.get(name) or re.sub(r"_file_names?$", "", name) for name in names]
 
 
-def _split_of(path: Path) -> str | None:
+def _words(path: Path) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", str(path.with_suffix("")).lower()))
+
+
+def _split_of(words: Collection[str]) -> str | None:
     """The split in the name of a file or its folders: data/test-00000-of-00001.parquet -> test."""
-    words = set(re.split(r"[^a-z0-9]+", str(path.with_suffix("")).lower()))
-    return next((name for name, others in _SPLIT_NAMES.items() if words & set(others)), None)
+    parts = {match[1] for word in words if (match := _SPLIT_WORD.fullmatch(word))}
+    return next((name for name, others in _SPLIT_NAMES.items() if parts & set(others)), None)
 
 
 def _is_hidden(path: Path) -> bool:

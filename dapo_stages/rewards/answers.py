@@ -56,7 +56,7 @@ _TAKEN_BACK = re.compile(
     r"([^\n]+)",
     re.IGNORECASE,
 )
-_ELEMENT = re.compile(r"<(?P<name>\w+)>(?P<inside>.*)</(?P=name)>", re.DOTALL)  # <CONCLUSION>B</CONCLUSION>
+_ELEMENT = re.compile(r"<(?P<name>\w+)>(?P<inside>[^<>]*)</(?P=name)>")  # <CONCLUSION>B</CONCLUSION>
 _INITIALS = re.compile(r"[A-Z]\.\s*[A-Z]\.\s*[A-Z][a-z]")  # of a person
 # A solution that says more than its letters: "【答案】B", "故选：B．", "Correct Answer: Option B", {"answer": "B"}.
 _NAMED_SOLUTION = re.compile(
@@ -216,10 +216,12 @@ def parse_solution(solution: str) -> str:
     """
     outside = outside_think(solution)
     text = outside_json((answer_blocks(outside) or [outside])[-1]).strip()
-    if element := _ELEMENT.fullmatch(text):
-        text = element["inside"].strip()
+    if elements := [one for one in _ELEMENT.finditer(text) if one.end() == len(text)]:
+        text = elements[-1]["inside"].strip()
     if boxed := unboxed(text):
         text = boxed[-1][1].strip()
+    elif (said := _stated_answer(text)) and not re.match(r"[A-J][.):]", text):
+        text = said
     plain = without_markup(nfkc(text)).strip()
     if len(plain) <= _LONGEST_LINE and (named := _NAMED_SOLUTION.fullmatch(plain)):
         return ", ".join(re.findall(r"[A-J]", named["letters"].upper()))

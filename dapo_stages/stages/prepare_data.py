@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,24 @@ _THREADS = 8  # images are decoded, scaled and encoded without the GIL
 _ROWS_AT_ONCE, _PIXELS_AT_ONCE = 64, 1 << 20  # of a batch
 _NAMED = 5  # dropped rows that the manifest names
 _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "other"))
+
+# What to do if all rows of a part are dropped, by the reason.
+_ADVICE = (
+    (
+        r"image file does not exist|has no folder",
+        "Set data.image_root to the folder of the images, or data.columns.image.",
+    ),
+    (r"outside the dataset's folder", "Set data.image_root to the folder of the images."),
+    (r"expected an image|is a URL", "Set data.columns.image to a column with images."),
+    (
+        r"no answer|: no \w",
+        "Set data.columns.solution or data.columns.problem to a column that has values, or data.split.",
+    ),
+    (r"option", "Set data.columns.options to another column, or fix the rows."),
+    (r"turn|messages|question from the user", "Set data.columns.messages or data.columns.problem to another column."),
+    (r"max_prompt_length", "Raise data.max_prompt_length."),
+    (r"max_image_pixels", "Raise data.max_image_pixels."),
+)
 
 Batch = list[tuple[RawRow, str]]  # rows and their prompt ids
 
@@ -87,7 +106,9 @@ def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
     processor = _processor(config, policy)
     summaries: dict[str, Summary] = {}
     for one in opened:
-        summaries.setdefault(one.name, Summary(one.source.columns, one.data, surveys[id(one.source)]))
+        summaries.setdefault(
+            one.name, Summary(one.source.columns, one.data, surveys[id(one.source)], one.source.unread)
+        )
     output.counts = {"train": 0, "held_out": 0, "dropped_long": 0, "dropped_images": 0, "dropped_other": 0}
     output.counts["dropped_rows"] = []
     with chat_template(processor) as render:
@@ -247,9 +268,7 @@ def _check_parts(opened: list[OpenedPart], counts: dict[str, Any]) -> None:
     rows = sum(number for key, number in counts.items() if key in (*PARTS, *_DROPPED))
     name = ", ".join(dict.fromkeys(one.source.name for one in opened))
     why = "; ".join(counts["dropped_rows"][:2])
-    advice = (
-        "Fix the rows, or change data.max_prompt_length, data.max_image_pixels or data.split_seed (with --overwrite)."
-    )
+    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, why)), "Fix the rows.")
     if not rows:
         raise DataError(name, "the dataset has no rows", "Name another data.source.")
     for part, nothing in (("train", 1.0), ("held_out", 0.0)):

@@ -206,7 +206,7 @@ def test_missing_cells_are_nothing_wherever_they_stand() -> None:
         (2.5, "2.5"),
         (1e300, "1e+300"),
         (7, "7"),
-        (True, "True"),
+        (True, '["yes", "true"]'),
         ("2.0", "2.0"),
         ("nan", "nan"),
     ],

@@ -164,6 +164,98 @@ SHAPES = [
         answers="free",
         right=COLORS.__getitem__,
     ),
+    Shape(
+        "the_cauldron: pairs of turns",
+        lambda at, pic: {"images": [pic], "texts": [{"user": LETTERED, "assistant": "ABCD"[at], "source": "x"}]},
+        columns(messages="texts"),
+    ),
+    Shape(
+        "LLaVA-CoT: the answer at the end of a long turn",
+        lambda at, pic: {
+            "image": pic,
+            "conversations": human(ASKED, f"<SUMMARY>I look.</SUMMARY>\n\n<CONCLUSION> {COLORS[at]} </CONCLUSION>"),
+        },
+        answers="free",
+        right=COLORS.__getitem__,
+    ),
+    Shape(
+        "options as numpy prints them",
+        lambda at, pic: {
+            "image": pic,
+            "problem": ASKED,
+            "choices": "['red' 'green'\n 'blue' 'yellow']",
+            "solution": at,
+        },
+        columns(options="choices"),
+    ),
+    Shape(
+        "IconQA: options with commas between",
+        lambda at, pic: {"image": pic, "problem": ASKED, "choices": "red,green,blue,yellow", "solution": COLORS[at]},
+        columns(options="choices"),
+    ),
+    Shape(
+        "options filled up to the longest list",
+        lambda at, pic: {"image": pic, "problem": ASKED, "choices": [*COLORS, None, ""], "solution": "ABCD"[at]},
+        columns(options="choices"),
+    ),
+    Shape(
+        "objects with labels, in any order",
+        lambda at, pic: {
+            "image": pic,
+            "problem": ASKED,
+            "choices": [{"label": "ABCD"[one], "text": COLORS[one]} for one in (2, 0, 3, 1)],
+            "solution": "ABCD"[at],
+        },
+        columns(options="choices"),
+    ),
+    Shape(
+        "an object with numbers",
+        lambda at, pic: {
+            "image": pic,
+            "problem": ASKED,
+            "choices": dict(zip("0123", COLORS, strict=True)),
+            "solution": at,
+        },
+        columns(options="choices"),
+    ),
+    Shape(
+        "MMBench of the hub: nan in text, a column for each option",
+        lambda at, pic: {
+            "image": pic,
+            "problem": ASKED,
+            **{f"option_{letter}": text for letter, text in zip("abcde", [*COLORS, "nan"], strict=True)},
+            "solution": "ABCD"[at],
+        },
+        columns(options=[f"option_{letter}" for letter in "abcde"]),
+    ),
+    Shape(
+        "one number for each option",
+        lambda at, pic: {
+            "image": pic,
+            "problem": ASKED,
+            "choices": COLORS,
+            "solution": [int(at == n) for n in range(4)],
+        },
+        columns(options="choices"),
+    ),
+    Shape(
+        "a question with labels that are not options",
+        lambda at, pic: {
+            "image": pic,
+            "problem": "Points (A) left, (B) right, (C) top, (D) low. What color?",
+            "choices": COLORS,
+            "solution": "ABCD"[at],
+        },
+        columns(options="choices"),
+    ),
+    Shape(
+        "a list of ClassLabels",
+        lambda at, pic: {"image": pic, "problem": ASKED, "label": [at]},
+        columns(solution="label"),
+        file="train.parquet",
+        answers="free",
+        right=COLORS.__getitem__,
+    ),
 ]
 
 
@@ -181,7 +273,9 @@ def write(shape: Shape, folder: Path, png: Png) -> Path:
     path = folder / shape.file
     if path.suffix == ".parquet":
         made = datasets.Dataset.from_list(rows)
-        made = made.cast_column("label", datasets.ClassLabel(names=COLORS)) if "label" in rows[0] else made
+        if "label" in rows[0]:
+            label = datasets.ClassLabel(names=COLORS)
+            made = made.cast_column("label", datasets.List(label) if isinstance(rows[0]["label"], list) else label)
         made.to_parquet(path)
     else:
         path.write_text("".join(json.dumps(row, default=encoded) + "\n" for row in rows))
@@ -287,7 +381,76 @@ def test_data_that_cannot_be_won_stops_with_the_key_to_set(
     winnable = {"problem": "Which? A. x B. y", "solution": "A"}
     (tmp_path / "a.jsonl").write_text("".join(rows_of_tables(row, row, winnable)))
     config = configure(tmp_path / "a.jsonl", held_out_fraction=0.001)
-    survey(open_source(config), config.data)
+    (doubt,) = survey(open_source(config), config.data).doubts
+    assert doubt.startswith("1 of the first 2 questions cannot be answered right (row 0: ") and advice in doubt
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        (
+            {"choices": "a red one", "solution": "red"},
+            {"options": "choices"},
+            "no options in choices (looked at 1 rows; the first has 'a red one'). Set data.columns.options",
+        ),
+        (
+            {"solution": "Since both triangles are alike, " + "so it goes " * 9, "answer": "5"},
+            {},
+            "the solutions are long texts (32 words in the middle of 1), and no completion is compared with the column "
+            "`answer`. Set data.columns.solution=answer",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_meant_stop_it(
+    row: dict[str, Any], columns: dict[str, Any], message: str, tmp_path: Path, configure: Configure
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(rows_of_tables(row, row)))
+    config = configure(tmp_path / "a.jsonl", columns=columns)
+    with pytest.raises(DataError) as caught:
+        survey(open_source(config), config.data)
+    assert message in str(caught.value) and "data.allow_unwinnable=true" in str(caught.value)
+    config = configure(tmp_path / "a.jsonl", columns=columns, allow_unwinnable=True)
+    assert survey(open_source(config), config.data).doubts == ()
+
+
+def test_an_index_that_may_begin_with_0_or_1_is_told(tmp_path: Path, configure: Configure) -> None:
+    rows = [{"choices": COLORS, "solution": at} for at in (1, 2, 3, 1)]
+    (tmp_path / "a.jsonl").write_text("".join(rows_of_tables(*rows)))
+    config = configure(tmp_path / "a.jsonl", columns={"options": "choices"}, held_out_fraction=0.001)
+    found = survey(open_source(config), config.data)
+    assert found.solution_format == "index"
+    assert found.doubts == ("solutions fit data.solution_format=index and index_from_1 equally well; index is used",)
+
+
+@pytest.mark.parametrize(
+    ("solution", "right", "wrong"),
+    [
+        (True, ["yes", "True", "Yes."], ["no", "false"]),
+        (False, ["No", "false"], ["yes", "no idea"]),
+        ("[2, 4]", ["[2, 4]"], ["2", "4", "[2, 5]"]),
+        (["c", "c", "e"], ["c", "C", "e"], ["c, e", "d"]),
+        ("First 2, then 3.\n#### 5", ["5"], ["2", "3"]),
+        ("### The final answer is: 5", ["5"], ["6"]),
+    ],
+)
+def test_answers_without_options(
+    solution: Any, right: list[str], wrong: list[str], tmp_path: Path, processor: Any, configure: Configure, png: Png
+) -> None:
+    row = {"image": encoded(png("red")), "problem": "Which?", "solution": solution}
+    (tmp_path / "a.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    _, rows = prepared(configure(tmp_path / "a.jsonl"), processor)
+    paid = [accuracy(f"<answer>{answer}</answer>", rows[0]["solution"]) for answer in right + wrong]
+    assert paid == [1.0] * len(right) + [0.0] * len(wrong)
+
+
+def test_a_boolean_is_an_option(tmp_path: Path, processor: Any, configure: Configure, png: Png) -> None:
+    rows = [
+        {"image": encoded(png("red")), "problem": "?", "choices": ["Yes", "No"], "solution": said}
+        for said in (True, False)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, made = prepared(configure(tmp_path / "a.jsonl", **columns(options="choices")), processor)
+    assert [row["solution"] for row in made] == ["A", "B"]
 
 
 @pytest.mark.parametrize(

@@ -306,3 +306,50 @@ def test_a_changed_file_is_another_input(tmp_path: Path, images: list[str], conf
     changed = source_files(data)
     table.write_text(json.dumps({"image": images[0], "problem": "?", "solution": "B"}))
     assert len({str(before), str(changed), str(source_files(data))}) == 3
+
+
+def lines(path: Path, *problems: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"image": None, "problem": one, "solution": "1"}) + "\n" for one in problems))
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "want"),
+    [
+        (["data/testmini-0.jsonl", "data/test-0.jsonl"], "testmini", ["data/testmini-0.jsonl"]),
+        (["data/testmini-0.jsonl", "data/test-0.jsonl"], "test", ["data/test-0.jsonl"]),
+        (["dev-0.jsonl", "validation-0.jsonl"], "validation", ["validation-0.jsonl"]),
+        (["dev-0.jsonl", "test-0.jsonl"], "validation", ["dev-0.jsonl"]),
+        (["train2014.jsonl", "val2014.jsonl"], "train", ["train2014.jsonl"]),
+        (["train2014.jsonl", "val2014.jsonl"], "val2014", ["val2014.jsonl"]),
+        (["vqa_trainset.jsonl", "vqa_testset.jsonl"], "test", ["vqa_testset.jsonl"]),
+        (["a.jsonl", "b.jsonl"], "train", ["a.jsonl", "b.jsonl"]),
+    ],
+)
+def test_a_split_is_its_own_files(
+    files: list[str], split: str, want: list[str], tmp_path: Path, configure: Configure
+) -> None:
+    for name in files:
+        lines(tmp_path / name, name)
+    assert [row.values["problem"] for row in everything(open_source(configure(tmp_path, split=split)))] == want
+
+
+def test_tables_of_another_kind_are_named(tmp_path: Path, configure: Configure) -> None:
+    lines(tmp_path / "a.jsonl", "one")
+    (tmp_path / "b.csv").write_text("image,problem,solution\n,two,1\n")
+    (tmp_path / "metadata.json").write_text('{"name": "mine", "version": 1}')
+    source = open_source(configure(tmp_path))
+    assert [row.values["problem"] for row in everything(source)] == ["one"] and source.unread == ("b.csv",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "image;problem;solution\n;How many?;3\n"),
+        ("a.json", json.dumps({name: {"image": None, "problem": "How many?", "solution": "3"} for name in "79"})),
+    ],
+)
+def test_tables_of_spreadsheets_and_objects_by_id(name: str, text: str, tmp_path: Path, configure: Configure) -> None:
+    (tmp_path / name).write_text(text)
+    rows = everything(open_source(configure(tmp_path / name)))
+    assert {(row.values["problem"], str(row.values["solution"])) for row in rows} == {("How many?", "3")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -99,7 +100,7 @@ OLD = (
 
 
 def test_a_buffer_does_not_say_by_which_reward_its_groups_were_chosen(tmp_path: Path) -> None:
-    by_format: dict[str, object] = {"informative": {"reward": "format"}}
+    by_format: dict[str, Any] = {"informative": {"reward": "format"}}
     settings = {"weights__replay__min_reward": 0.1}
     first = weigh(tmp_path / "w1", sampled(tmp_path, 1, [HALF, MOST], **by_format), **settings)
     assert "informative" in table(tmp_path / "iter-0001" / "rollout", "prompts")
