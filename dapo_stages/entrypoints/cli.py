@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from dapo_stages import __version__
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
-from dapo_stages.processes import collectives
+from dapo_stages.processes import collectives, phases
 from dapo_stages.runs.pipeline import BEFORE, ITERATION
 from dapo_stages.terminal.console import take_any_text
 from dapo_stages.terminal.unseen import visible
@@ -115,6 +115,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in background jobs of a script
             signal.signal(number, _interrupt)
     _interrupted.clear()
+    phases.begin_command()
     sys.unraisablehook = _unraisable
     try:
         app()

@@ -16,6 +16,7 @@ from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
 from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from dapo_stages.processes.phases import BEGUN, begun
 from dapo_stages.terminal.console import take_any_text
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def _launch() -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ.setdefault(BEGUN, begun())
     logging.disable(logging.ERROR)  # the processes print their own errors
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     args = launch_command_parser().parse_args()

@@ -29,6 +29,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from dapo_stages.entrypoints.inherited import inherited, is_stopped, look_into
+from dapo_stages.processes.phases import BEGUN, begun
 
 # Commands that start a parent; others only use an existing one.
 STARTS = ("init-policy", "prepare-data", "rollout", "score-attention", "train-step", "evaluate")
@@ -73,7 +74,12 @@ def _ask(arguments: list[str]) -> int | None:
         if connected is None:
             return None
         connection, parent = connected
-        request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "signals": numbers}
+        request = {
+            "arguments": arguments,
+            "environment": {**os.environ, BEGUN: begun()},
+            "folder": os.getcwd(),
+            "signals": numbers,
+        }
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
         said = _first_of(connection, parent)
         if not said.startswith(STARTED):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from dapo_stages import ranks
@@ -16,7 +17,7 @@ from dapo_stages.handoff.manifests import Manifest, read_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.resuming import open_output
-from dapo_stages.processes import collectives
+from dapo_stages.processes import collectives, phases
 from dapo_stages.terminal.console import answer, say
 
 
@@ -28,11 +29,13 @@ def run(
     dry_run: bool,
     as_json: bool,
     alone: bool = False,
+    needs: Sequence[str] = (),
 ) -> None:
     """Carry out a plan: `work` fills the output, which is then published.
 
     A complete output is left alone; a partial one is resumed. `alone` is for work that several processes cannot
-    share. Raises ConfigError if several were launched for it, or fewer than configured.
+    share; `needs` are modules of the work that take long to import. Raises ConfigError if several were launched for it,
+    or fewer than configured.
     """
     _check_launch()
     if alone and ranks.count() > 1:
@@ -45,8 +48,12 @@ def run(
     started = time.monotonic()
     with open_output(plan, overwrite=overwrite) as output:
         if output is not None:
+            for name in needs:
+                import_module(name)
+            phases.begin_work()
             work(output)
-            _publish(output)
+            with phases.phase("save"):
+                _publish(output)
         if ranks.rank() > 0:
             return
         manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"

@@ -18,6 +18,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.lookups import RowIndex, RowLookup
 from dapo_stages.handoff.referred import FILES, verify_referred
 from dapo_stages.handoff.shards import Row, Shard, ShardReader, sha256_of, write_text
+from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import REPORT, is_inside, parsed, read_bytes, read_json
 
 MANIFEST = "manifest.json"
@@ -54,6 +55,7 @@ class Manifest(BaseModel):
     ended: str
     seconds: float
     memory: int | None = None  # peak bytes of the process, or of rank 0
+    spent: dict[str, float] = {}  # seconds of the process, or of rank 0, by phase (processes/phases.py)
     content_hash: str
     pruned: bool = False
 
@@ -240,6 +242,7 @@ class Source:
             readers = [stack.enter_context(self.reader(kind, shard)) for shard in self.shards(kind)]
             yield RowLookup(readers, key, columns, where=self.folder / f"{kind}-*.parquet")
 
+    @phase("verify")
     def verified(self, shard: Shard) -> Path:
         """The path of a shard or file, after checking that it is the one that was published."""
         path = self.folder / shard.name
@@ -261,6 +264,7 @@ class Source:
         self._verified.add(shard.name)
         return path
 
+    @phase("verify")
     def text(self, shard: Shard) -> str:
         """The content of a small file, after checking that it is the one that was published."""
         path = self.folder / shard.name

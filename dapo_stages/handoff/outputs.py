@@ -50,6 +50,7 @@ from dapo_stages.handoff.unfinished import (
 )
 from dapo_stages.processes import collectives
 from dapo_stages.processes.memory import peak
+from dapo_stages.processes.phases import phase, spent
 
 
 class Output:
@@ -120,8 +121,9 @@ class Output:
         path, rows = self.folder / shard_name(kind, index), iter(rows)
         first = list(islice(rows, 1))
         schema = of_file(schema_of(kind, self.plan.rewards, self.plan.stage), {name for row in first for name in row})
-        self._add(write_shard(path, schema, chain(first, rows)))
-        self._note()
+        with phase("save"):
+            self._add(write_shard(path, schema, _worked(chain(first, rows))))
+            self._note()
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Rows of a shard that this stage wrote, before an interruption or since."""
@@ -134,6 +136,10 @@ class Output:
 
     def add_files(self, *names: str) -> None:
         """List finished files, or all files of subfolders (a checkpoint), as part of the output."""
+        with phase("save"):
+            self._add_files(names)
+
+    def _add_files(self, names: Iterable[str]) -> None:
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
@@ -214,6 +220,7 @@ class Output:
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 3),
             memory=peak(),
+            spent=spent() if stage == plan.stage else {},
             content_hash=content_hash(stage, plan.config, plan.seed, shards, policy),
         )
 
@@ -224,6 +231,16 @@ class Output:
     def _note(self) -> None:
         state = {"fingerprint": self.plan.fingerprint, "shards": [asdict(shard) for shard in self._shards.values()]}
         write_text(self.folder / note_name(ranks.rank()), json.dumps(state))
+
+
+def _worked(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows whose making counts as work, not as writing."""
+    while True:
+        with phase("work"):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def shard_name(kind: str, index: int | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff.hashes import sha256_kept
+from dapo_stages.processes.phases import phase
 
 REFERENCE, REVISION, FILES = "reference", "revision", "files"
 
@@ -106,6 +107,7 @@ def names_in(folder: Path) -> list[str]:
     )
 
 
+@phase("verify")
 def verify_referred(about: Mapping[str, Any], *, weights: bool = True) -> None:
     """Raise DataError for the first file of a checkpoint that differs from what was recorded.
 

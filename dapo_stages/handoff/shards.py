@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_stages.errors import DataError
+from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import shown
 
 if TYPE_CHECKING:
@@ -150,13 +151,15 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> Shard:
                 if reopened.metadata.num_rows != written or not reopened.schema_arrow.equals(schema):
                     problem = f"rows or columns have changed after writing (expected {written} rows)"
                     raise DataError(path, problem, "Check the disk.")
-            shard = Shard(path.name, written, temporary.stat().st_size, sha256_of(temporary))
+            with phase("hash"):
+                shard = Shard(path.name, written, temporary.stat().st_size, sha256_of(temporary))
             publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return shard
 
 
+@phase("hash")
 def describe_file(root: Path, path: Path) -> Shard:
     """The entry in a manifest for a file that is not a table (weights, tokenizer)."""
     return Shard(path.relative_to(root).as_posix(), None, path.stat().st_size, sha256_of(path))

@@ -19,6 +19,7 @@ from dapo_stages.models.reading import reading
 from dapo_stages.models.soundness import check_checkpoint
 from dapo_stages.models.tokens import check_tokens
 from dapo_stages.models.trial import try_out
+from dapo_stages.processes.phases import phase
 
 
 def load_policy(path: str | Path, settings: ModelConfig) -> Policy:
@@ -126,6 +127,7 @@ def device_of(settings: ModelConfig) -> torch.device:
     return torch.device("cuda", index)
 
 
+@phase("save")
 def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write a standard transformers checkpoint that AutoModel, AutoProcessor and vLLM can open, or a peft adapter.
 
@@ -152,6 +154,7 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
     save_processor(policy.processor, folder)
 
 
+@phase("load")
 def open_policy(
     folder: PolicyFolder, settings: ModelConfig, *, trainable: bool = False, attention: bool = False
 ) -> Policy:

@@ -19,6 +19,7 @@ from dapo_stages.reporting.iteration.samples import collect_samples
 from dapo_stages.reporting.page import html
 from dapo_stages.reporting.trackers.media import HISTOGRAMS, SAMPLES
 from dapo_stages.runs.best import Best, write_best
+from dapo_stages.runs.pace import spent
 from dapo_stages.runs.pipeline import iteration_name
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.printed_table import Table
@@ -60,6 +61,7 @@ class Reported:
         costs = {iteration: _cost(run, iteration, source.manifest) for iteration, source in self._sources.items()}
         self.seconds = {iteration: one["seconds"] for iteration, one in costs.items()}
         self.memory = {iteration: one["memory"] for iteration, one in costs.items()}
+        self.spent = {iteration: one["spent"] for iteration, one in costs.items()}
         self.best: Best | None = None
 
     def table(self, most: int) -> Table:
@@ -79,7 +81,7 @@ class Reported:
         write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
-        cost = {"seconds": self.seconds, "memory": self.memory}
+        cost = {"seconds": self.seconds, "memory": self.memory, "spent": self.spent}
         page = html.render(name, table, self.figures, cost, self._browsed(), self._facts())
         write_text(folder / PAGE, page)
         return folder / PAGE
@@ -132,18 +134,20 @@ class Reported:
 
 
 def cost(run: Run, iteration: int) -> dict[str, dict[str, float]]:
-    """Seconds that each stage of an iteration took, and its peak memory in GiB, which older manifests do not have.
+    """Seconds and peak memory (GiB) of each stage of an iteration, and its seconds by phase; older manifests lack some.
 
     The iteration's report records it, so that their manifests need not be read again.
     """
     made = run.manifests(iteration)
     memory = {name: manifest.memory / 2**30 for name, manifest in made.items() if manifest.memory is not None}
-    return {"seconds": {name: manifest.seconds for name, manifest in made.items()}, "memory": memory}
+    seconds = {name: manifest.seconds for name, manifest in made.items()}
+    return {"seconds": seconds, "memory": memory, "spent": spent(run, iteration)}
 
 
 def _cost(run: Run, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:
     """The same, from a report if it has recorded it."""
     noted = {name: report.counts.get(name) for name in ("seconds", "memory")}
+    noted["spent"] = report.counts.get("spent", {})  # newer
     values = [value for one in noted.values() for value in (one.values() if isinstance(one, dict) else [None])]
     whole = all(isinstance(value, int | float) for value in values)
     return noted if whole else cost(run, iteration)  # type: ignore[return-value]

@@ -82,6 +82,7 @@ def main(
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
+        needs=("dapo_stages.models.policy_loading",) if config.evaluate.engine == "transformers" else (),
     )
 
 

@@ -29,6 +29,7 @@ from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.handoff.referred import verify_referred
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.chat_templates import chat_template
+from dapo_stages.processes.phases import phase
 from dapo_stages.terminal.console import Advance, progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
@@ -130,6 +131,7 @@ def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
             say(line)
 
 
+@phase("load")
 def _processor(config: Config, policy: PolicyFolder | None) -> Any:
     from dapo_stages.models.processor import load_processor
     from dapo_stages.models.soundness import check_numbers

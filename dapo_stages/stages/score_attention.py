@@ -61,7 +61,12 @@ def main(
     sampled_from = [TEMPERATURE] if _scores_tokens(config) else []
     plan = Plan("score-attention", out, config.sections(*SECTIONS, *sampled_from), config.seed, inputs)
     carry_out.run(
-        plan, lambda output: Scoring(output, config).run(), overwrite=overwrite, dry_run=dry_run, as_json=json
+        plan,
+        lambda output: Scoring(output, config).run(),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=json,
+        needs=("dapo_stages.models.policy_loading",),
     )
 
 

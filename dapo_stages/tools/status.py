@@ -38,7 +38,7 @@ def main(
     from dapo_stages.handoff.manifests import remembered
     from dapo_stages.runs.best import find_best
     from dapo_stages.runs.changed_settings import differences
-    from dapo_stages.runs.pace import pace
+    from dapo_stages.runs.pace import describe, pace, spent
     from dapo_stages.runs.progress import next_move, survey
     from dapo_stages.runs.run_folder import Run
     from dapo_stages.terminal.console import answer, painted, tell
@@ -51,6 +51,7 @@ def main(
         progress = survey(run)
         move, best, changed = next_move(progress), find_best(run), differences(run)
         speed = pace(run, planned) if planned is not None else None
+        took = spent(run, speed.iteration) if speed else {}
     if as_json:
         answer(
             {
@@ -63,6 +64,7 @@ def main(
                 "figures": _latest_figures(progress),
                 "best": asdict(best) if best else None,
                 "pace": {**asdict(speed), "left": speed.left} if speed else None,
+                "spent": took,
                 "configuration": [difference.as_dict() for difference in changed],
                 "trouble": run.trouble,
                 "next": move.command,
@@ -81,6 +83,8 @@ def main(
         tell(f"Best: {best} -> {folder / best.policy}")
     if speed:
         tell(f"Pace: {speed}")
+    if took and speed:
+        tell(f"Time: iteration {speed.iteration} took {describe(took)}")
     if move.command is None:
         tell(f"\nNothing to do but wait ({move.why}).")
         return

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dapo_stages.processes import collectives
+from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import is_inside, read_json
 from dapo_stages.training.launching.rank_workers import State, Worker
 
@@ -23,6 +24,7 @@ ABOUT = "state.json"
 _MOST_BYTES = 2 << 30  # of a file, and of what is held in memory until it is written
 
 
+@phase("save")
 def save_state(worker: Worker, folder: Path) -> list[str]:
     """Write this rank's share, and return the names of its files; every rank calls it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,7 @@ def save_state(worker: Worker, folder: Path) -> list[str]:
     return [ABOUT, *written]
 
 
+@phase("load")
 def load_state(worker: Worker, folder: Path) -> None:
     """Resume from a state; every rank calls it.
 

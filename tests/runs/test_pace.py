@@ -11,7 +11,7 @@ from reporting import tiny_run
 from typer.testing import CliRunner
 
 from dapo_stages.handoff.manifests import read_manifest, write_manifest
-from dapo_stages.runs.pace import Pace, busy, pace
+from dapo_stages.runs.pace import Pace, busy, describe, pace, spent
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.stages import report
 from dapo_stages.terminal.console import duration
@@ -83,3 +83,20 @@ def test_report_says_it_once_per_iteration(run: Path) -> None:
 )  # fmt: skip
 def test_durations_have_two_parts_at_most(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_seconds_by_phase_are_those_of_all_stages(run: Path) -> None:
+    for name, seconds in (
+        ("rollout", {"start": 6.5, "work": 2.0}),
+        ("train", {"start": 7.3, "hash": 2.2, "work": 4.0}),
+    ):
+        manifest = read_manifest(run / "iter-0002" / name)
+        write_manifest(run / "iter-0002" / name, manifest.model_copy(update={"spent": seconds}))
+    for name in ("attention", "weights", "eval"):
+        manifest = read_manifest(run / "iter-0002" / name)
+        write_manifest(run / "iter-0002" / name, manifest.model_copy(update={"spent": {}}))
+    found = spent(Run(run), 2)
+    assert found == {"start": pytest.approx(13.8), "verify": 0, "load": 0, "work": 6, "save": 0, "hash": 2.2}
+    said = "22.0 s, 27.3% of it work (start 13.8, verify 0.0, load 0.0, save 0.0, hash 2.2)"
+    assert describe(found) == said
+    assert spent(Run(run), 9) == {}

@@ -60,8 +60,9 @@ def test_a_finished_iteration_leads_to_the_next_rollout(run: Path) -> None:
     assert lines[6].startswith("Last report: iteration 2, reward 1.500, rollout accuracy 75.0%")
     assert lines[7] == f"Best: iteration 2, held-out greedy 75.0% -> {run}/iter-0002/train/policy"
     assert lines[8].startswith("Pace: iteration 2 of 100: ")
-    assert lines[10] == "Next (iteration 2 is finished):"
-    assert shlex.split(lines[11]) == [
+    assert lines[9].startswith("Time: iteration 2 took ")
+    assert lines[11] == "Next (iteration 2 is finished):"
+    assert shlex.split(lines[12]) == [
         *("dapo-stages", "rollout", "--config", f"{run}/config.yaml"),
         *("--policy", f"{run}/iter-0002/train/policy", "--data", f"{run}/data", "--iteration", "3"),
         *("--out", f"{run}/iter-0003/rollout"),
@@ -174,8 +175,8 @@ def test_half_done(tmp_path: Path) -> None:
     assert lines[4].split() == ["2", "done", "done", *["–"] * 4]
     assert lines[5].startswith("Best: iteration 1, held-out greedy 50.0% -> ")
     assert lines[6].startswith("Pace: iteration 1 of 100: ")
-    assert lines[8] == "Next (iteration 2, weights: missing):"
-    assert lines[9].startswith("  dapo-stages weight-tokens --config ")
+    assert lines[9] == "Next (iteration 2, weights: missing):"
+    assert lines[10].startswith("  dapo-stages weight-tokens --config ")
 
 
 def test_killed(tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_finished(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     CliRunner().invoke(app, ["--config", str(config), "--run", str(run)], catch_exceptions=False)
     lines = status(run).splitlines()
     assert lines[8].startswith("Pace: iteration 2 of 2: ") and "left" not in lines[8]
-    assert lines[10] == "Next (all 2 planned iterations are finished; one more):"
+    assert lines[11] == "Next (all 2 planned iterations are finished; one more):"
     assert answer(run)["pace"] | {"last": 0, "mean": 0} == {"iteration": 2, "of": 2, "last": 0, "mean": 0, "left": 0}
     assert "of 6: " in status(run, "--of", "6").splitlines()[8]
     (tmp_path / "training_logs").mkdir()
@@ -283,7 +284,7 @@ def test_finished(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_the_keys_of_json_are_these(run: Path) -> None:
     """docs/terminal.md promises them."""
     found = answer(run)
-    keys = ["run", "setup", "iterations", "figures", "best", "pace", "configuration", "trouble", "next", "why"]
+    keys = ["run", "setup", "iterations", "figures", "best", "pace", "spent", "configuration", "trouble", "next", "why"]
     assert list(found) == keys
     assert list(json.loads(status(run, "--json"))["setup"]["data"]) == ["state", "why", "seconds", "ended"]
     page = (ROOT / "docs/terminal.md").read_text(encoding="utf-8")

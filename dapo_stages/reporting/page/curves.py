@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dapo_stages.handoff.schemas import SEGMENTS
+from dapo_stages.processes.phases import PHASES
 from dapo_stages.reporting.iteration.figures import Figures, figure, slices
 from dapo_stages.reporting.page.charts import Chart, Series, Unit, drop_empty
 from dapo_stages.runs.pipeline import REPORTED
 
 # Names in a legend -> where the number is.
 Paths = Mapping[str, tuple[str, ...]]
-Cost = Mapping[int, Mapping[str, float]]  # iteration -> stage -> seconds, or GiB
+Cost = Mapping[int, Mapping[str, float]]  # iteration -> stage or phase -> seconds, or GiB
 
 _BINS = 24
 _MODES = ("greedy", "sampled")
@@ -20,7 +21,8 @@ _AT_K = ("pass_at_k", "majority_at_k")  # where evaluate puts them, by k as text
 
 
 def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Chart]:
-    """All charts that have something to show; `cost` has the `seconds` and the `memory` (GiB) of stages, if known."""
+    """All charts that have something to show; `cost` has the `seconds` and the `memory` (GiB) of stages, and
+    the seconds `spent` by phase, if known."""
     rewards = {name for f in all_figures for name in f.get("weights") or {} if name.startswith("reward_")}
     parts = sorted(rewards - {"reward_std"})
     named = slices(list(all_figures))
@@ -96,8 +98,9 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
             *_skipped(all_figures),
-            _per_stage("Time", "seconds per stage", cost.get("seconds", {})),
-            _per_stage("Memory", "GiB at the peak of a stage", cost.get("memory", {})),
+            _costs("Time", "seconds per stage", cost.get("seconds", {}), REPORTED),
+            _costs("Time by phase", "seconds of all stages", cost.get("spent", {}), PHASES),
+            _costs("Memory", "GiB at the peak of a stage", cost.get("memory", {}), REPORTED),
         ]
     )
 
@@ -224,9 +227,9 @@ def _by_slice(all_figures: Sequence[Figures], names: Sequence[str]) -> Chart:
     return Chart("Held-out accuracy by slice", "correct answers", series, "percent")
 
 
-def _per_stage(title: str, y_label: str, cost: Cost) -> Chart:
+def _costs(title: str, y_label: str, cost: Cost, names: Iterable[str]) -> Chart:
     series = [
         Series(name, [(float(iteration), took[name]) for iteration, took in cost.items() if name in took])
-        for name in REPORTED
+        for name in names
     ]
     return Chart(title, y_label, series)
