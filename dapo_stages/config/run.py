@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dapo_stages.config.attention import AttentionConfig
-from dapo_stages.config.base import Count, Section, complaint
+from dapo_stages.config.base import Count, Later, Section, complaint
 from dapo_stages.config.data import DataConfig
 from dapo_stages.config.engines import EnginesConfig
 from dapo_stages.config.evaluate import EvaluateConfig
@@ -18,6 +18,8 @@ from dapo_stages.config.rollout import RolloutConfig
 from dapo_stages.config.schedules import SCHEDULED, SHARES, Schedule, by_dotted_key, may_change, replaced
 from dapo_stages.config.train import TrainConfig
 from dapo_stages.config.weights import WeightsConfig
+
+Verify = Literal["changed", "always"]
 
 
 class Config(Section):
@@ -32,6 +34,11 @@ class Config(Section):
         0,
         description="How many train-steps behind the latest policy rollouts are sampled, so that sampling and training "
         "can run at the same time; make sets it from LAG.",
+    )
+    verify: Annotated[Verify, Later("changed")] = Field(
+        "changed",
+        description="Which input files are read to be compared with their hashes: those that have changed since they "
+        "were last hashed on this machine, by their times, or always all.",
     )
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()

@@ -13,6 +13,7 @@ from typing import Any
 
 from dapo_stages import ranks
 from dapo_stages.errors import ConfigError
+from dapo_stages.handoff import hashes
 from dapo_stages.handoff.manifests import Manifest, read_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
@@ -46,7 +47,7 @@ def run(
         _describe(plan, as_json)
         return
     started = time.monotonic()
-    with open_output(plan, overwrite=overwrite) as output:
+    with hashes.reading_again(plan.verify == "always"), open_output(plan, overwrite=overwrite) as output:
         if output is not None:
             for name in needs:
                 import_module(name)
@@ -83,6 +84,7 @@ def _publish(output: Output) -> None:
     if ranks.rank() == 0:
         output.publish()
     collectives.barrier()
+    output.keep_hashes()
 
 
 def _describe(plan: Plan, as_json: bool) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dapo_stages.errors import DataError
+from dapo_stages.handoff.hashes import sha256_kept
 from dapo_stages.handoff.lookups import RowIndex, RowLookup
 from dapo_stages.handoff.referred import FILES, verify_referred
-from dapo_stages.handoff.shards import Row, Shard, ShardReader, sha256_of, write_text
+from dapo_stages.handoff.shards import Row, Shard, ShardReader, write_text
 from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import REPORT, is_inside, parsed, read_bytes, read_json
 
@@ -259,7 +260,7 @@ class Source:
             raise DataError(path, "no such file, but the manifest lists it", redo)
         if (size := path.stat().st_size) != shard.bytes:
             raise DataError(path, f"has {size} bytes, expected {shard.bytes} (it was truncated or replaced)", redo)
-        if sha256_of(path) != shard.sha256:
+        if sha256_kept(path) != shard.sha256:
             raise DataError(path, "has changed: it does not match its checksum in the manifest", redo)
         self._verified.add(shard.name)
         return path

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages import __version__, ranks
+from dapo_stages.handoff.hashes import keep_written
 from dapo_stages.handoff.manifests import (
     MANIFEST,
     Input,
@@ -60,6 +61,7 @@ class Output:
         self.plan, self.folder = plan, folder
         self._shards = {shard.name: shard for shard in shards}
         self._unshared: list[Shard] = []
+        self._hashed: dict[str, tuple[os.stat_result, str]] = {}  # files of this process, as they were hashed
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         self.counts: dict[str, Any] = {}
         self.policy: dict[str, Any] = {}
@@ -122,7 +124,7 @@ class Output:
         first = list(islice(rows, 1))
         schema = of_file(schema_of(kind, self.plan.rewards, self.plan.stage), {name for row in first for name in row})
         with phase("save"):
-            self._add(write_shard(path, schema, _worked(chain(first, rows))))
+            self._add(write_shard(path, schema, _worked(chain(first, rows))), path)
             self._note()
 
     def reopen(self, kind: str, index: int | None, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -145,7 +147,7 @@ class Output:
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
                 if file.is_file() and file.name not in {MANIFEST, LOCK} and not is_note(file.name):
                     settle_file(file)
-                    self._add(describe_file(self.folder, file))
+                    self._add(describe_file(self.folder, file), file)
         fsync_folder(self.folder)
         self._note()
 
@@ -162,7 +164,7 @@ class Output:
             finished = sorted(path for path in waiting.iterdir() if path.is_file())
             for path in finished:
                 settle_file(path)
-                self._add(describe_file(waiting, path))
+                self._add(describe_file(waiting, path), path)
         self._note()
         for path in finished:
             os.replace(path, self.folder / path.name)
@@ -190,12 +192,16 @@ class Output:
         finish_replacement(self.plan.out)
         return manifest
 
+    def keep_hashes(self) -> None:
+        """Cache the hashes of this process's files, once they are published."""
+        keep_written({self.plan.out / name: found for name, found in self._hashed.items()})
+
     def halt(self, why: str, kind: str, rows: Iterable[Row]) -> None:
         """Record why there is no output, with a table for inspection. The next run of the stage removes both."""
         from dapo_stages.handoff.schemas import schema_of
 
         path, schema = self.folder / shard_name(kind, None), schema_of(kind, self.plan.rewards, self.plan.stage)
-        self._add(write_shard(path, schema, rows))  # not noted: a run with other settings must not be refused
+        self._add(write_shard(path, schema, rows), path)  # not noted: a run with other settings must not be refused
         write_text(self.folder / HALTED, json.dumps({"why": why}))
 
     def _manifest(self, stage: str, shards: list[Shard], policy: dict[str, Any]) -> Manifest:
@@ -224,9 +230,10 @@ class Output:
             content_hash=content_hash(stage, plan.config, plan.seed, shards, policy),
         )
 
-    def _add(self, shard: Shard) -> None:
+    def _add(self, shard: Shard, path: Path) -> None:
         self._shards[shard.name] = shard
         self._unshared.append(shard)
+        self._hashed[shard.name] = path.stat(), shard.sha256
 
     def _note(self) -> None:
         state = {"fingerprint": self.plan.fingerprint, "shards": [asdict(shard) for shard in self._shards.values()]}

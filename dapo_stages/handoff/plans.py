@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dapo_stages.config.run import Verify
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import (
     MANIFEST,
@@ -27,6 +28,7 @@ class Plan:
     seed: int
     inputs: dict[str, Source] = field(default_factory=dict)
     rewards: tuple[str, ...] = ()
+    verify: Verify = "changed"
 
     @property
     def policy(self) -> PolicyFolder:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dapo_stages.errors import DataError, ModelError
+from dapo_stages.handoff.hashes import reading_again
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of, read_manifest
 from dapo_stages.handoff.referred import FILES, REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.handoff.unfinished import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
@@ -173,7 +174,8 @@ def _files(place: Place, source: Source, advance: Advance) -> Iterator[Finding]:
         advance(1, place.where)
         try:
             if shard.name in unpruned:
-                source.verified(shard)
+                with reading_again(True):
+                    source.verified(shard)
         except DataError as error:
             intact = False
             yield _of(place.run, error, f"Run {place.redo}.")

@@ -75,7 +75,7 @@ def main(
     inputs = {"policy": PolicyFolder(policy), "data": Source(data, "prepare-data")}
     rewards = Rewards(config.rewards, config.rollout.max_completion_length, Path.cwd(), judge=False)
     recorded = config.sections(*SECTIONS) | {"rewards": rewards.section}
-    plan = Plan("evaluate", out, recorded, config.seed, inputs, rewards.names)
+    plan = Plan("evaluate", out, recorded, config.seed, inputs, rewards.names, verify=config.verify)
     carry_out.run(
         plan,
         lambda output: Evaluation(output, config, rewards).run(),

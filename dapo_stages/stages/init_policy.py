@@ -31,7 +31,7 @@ def main(
         "model",
         *(["warm_up", "data.system_prompt", "data.synthetic.task", "data.synthetic.shuffled"] if embedded else []),
     )
-    plan = Plan("init-policy", out, recorded, config.seed)
+    plan = Plan("init-policy", out, recorded, config.seed, verify=config.verify)
     carry_out.run(
         plan,
         lambda output: _embedded(output, config) if embedded else _reference(output, config),

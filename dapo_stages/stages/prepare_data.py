@@ -87,6 +87,7 @@ def main(
         config=sections | {"data.files": source_files(config.data)},
         seed=config.seed,
         inputs={} if opened is None else {"policy": opened},
+        verify=config.verify,
     )
     carry_out.run(
         plan,

@@ -117,7 +117,7 @@ def _plans(run: Run, only: int | None, config: Config, *, overwrite: bool) -> di
         if not found:
             continue
         recorded = config.sections("report.samples", "report.completions") | {"layout": LAYOUT}
-        plan = Plan("report", out, recorded, config.seed, found)
+        plan = Plan("report", out, recorded, config.seed, found, verify=config.verify)
         if only is not None or made is None or _is_of_others(made, found):
             plans[number] = plan
         elif plan.state() != "complete":

@@ -87,7 +87,7 @@ def main(
         recorded |= config.sections(
             "planned_iterations", "weights.reward_weights", "weights.early_reward_weights", "weights.early_fraction"
         )
-    plan = Plan("rollout", out, recorded, config.seed, inputs, rewards.names)
+    plan = Plan("rollout", out, recorded, config.seed, inputs, rewards.names, verify=config.verify)
     carry_out.run(
         plan,
         lambda output: Rollout(output, config, rewards, iteration).run(),

@@ -59,7 +59,9 @@ def main(
     inputs = {"policy": PolicyFolder(policy), "rollouts": Source(rollouts, "rollout")}
     config = as_sampled(config, inputs["rollouts"])
     sampled_from = [TEMPERATURE] if _scores_tokens(config) else []
-    plan = Plan("score-attention", out, config.sections(*SECTIONS, *sampled_from), config.seed, inputs)
+    plan = Plan(
+        "score-attention", out, config.sections(*SECTIONS, *sampled_from), config.seed, inputs, verify=config.verify
+    )
     carry_out.run(
         plan,
         lambda output: Scoring(output, config).run(),

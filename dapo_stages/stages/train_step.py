@@ -92,7 +92,7 @@ def main(
     inputs |= check_reference(reference, config)
     iteration = int(inputs["weights"].manifest.config["iteration"])
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    plan = Plan("train-step", out, recorded, config.seed, inputs)
+    plan = Plan("train-step", out, recorded, config.seed, inputs, verify=config.verify)
     carry_out.run(
         plan,
         lambda output: TrainStep(output, config, iteration).run(),

@@ -66,7 +66,7 @@ def main(
             say("weight-tokens: the stored groups have other plug-in rewards, so the replay buffer starts empty")
             del inputs["replay"]
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    plan = Plan("weight-tokens", out, recorded, config.seed, inputs, rewards)
+    plan = Plan("weight-tokens", out, recorded, config.seed, inputs, rewards, verify=config.verify)
     carry_out.run(
         plan,
         lambda output: Weighting(output, config, iteration).run(),

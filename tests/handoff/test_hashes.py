@@ -6,13 +6,20 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dapo_stages.handoff import hashes
+from dapo_stages.config.run import Verify
+from dapo_stages.errors import DataError
+from dapo_stages.handoff import carry_out, hashes
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
 
 MIB = 1 << 20
 HOUR = 3_600_000_000_000
@@ -185,3 +192,74 @@ def test_several_readers_at_a_time(tmp_path: Path) -> None:
         thread.join()
     assert [found[number] for number in range(6)] == expected
     assert [hashes.sha256_kept(tmp_path / str(number)) for number in range(6)] == expected
+
+
+@pytest.mark.parametrize(
+    ("ns", "wait"),
+    [
+        (7_000_000_000, 2_000_000_000),  # times in whole seconds
+        (7_000_000_001, 50_000_001),
+        (7_123_456_789, 50_000_000 + 123_456_789),
+    ],
+)
+def test_how_long_a_change_may_hide_depends_on_the_clock(ns: int, wait: int) -> None:
+    found = SimpleNamespace(st_mtime_ns=ns, st_ctime_ns=7_000_000_000)
+    assert hashes._unsettled(found, 7_000_000_000) == wait  # type: ignore[arg-type]
+
+
+@pytest.fixture()
+def policy(tmp_path: Path) -> Path:
+    """A published output with a large file."""
+
+    def fill(output: Output) -> None:
+        large(output.folder / "weights.bin")
+        output.add_files("weights.bin")
+
+    plan = Plan("init-policy", tmp_path / "policy", {}, 1)
+    carry_out.run(plan, fill, overwrite=False, dry_run=False, as_json=False)
+    return tmp_path / "policy"
+
+
+def verify(folder: Path) -> None:
+    source = Source(folder)
+    source.verified(source.manifest.shards[0])
+
+
+@pytest.mark.usefixtures("listed")
+def test_what_was_written_is_not_read_again_to_be_verified(policy: Path, reads: list[str]) -> None:
+    verify(policy)
+    assert reads == []
+    with hashes.reading_again(True):
+        verify(policy)
+    assert reads == ["weights.bin"]
+    shutil.copytree(policy, policy.parent / "copy")
+    verify(policy.parent / "copy")
+    assert reads == ["weights.bin", "weights.bin"]
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("how", ["content", "content and time", "rename"])
+def test_a_published_file_that_changes_is_noticed(how: str, policy: Path) -> None:
+    path = policy / "weights.bin"
+    before = path.stat()
+    if how == "rename":
+        large(policy / "other", b"b")
+        (policy / "other").rename(path)
+    else:
+        large(path, b"b")
+    if how != "content":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match="has changed: it does not match its checksum"):
+        verify(policy)
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize(("setting", "read"), [("changed", []), ("always", ["weights.bin"])])
+def test_a_stage_reads_every_input_again_if_it_is_told_to(
+    setting: Verify, read: list[str], policy: Path, reads: list[str], tmp_path: Path
+) -> None:
+    plan = Plan("merge", tmp_path / "out", {}, 1, verify=setting)
+    carry_out.run(plan, lambda output: verify(policy), overwrite=False, dry_run=False, as_json=False)
+    assert reads == read
+    verify(policy)
+    assert reads == read
