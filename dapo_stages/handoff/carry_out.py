@@ -52,9 +52,12 @@ def run(
             for name in needs:
                 import_module(name)
             phases.begin_work()
-            work(output)
-            with phases.phase("save"):
-                _publish(output)
+            try:
+                work(output)
+                with phases.phase("save"):
+                    _publish(output)
+            finally:
+                output.close()
         if ranks.rank() > 0:
             return
         manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"

@@ -11,9 +11,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ from dapo_stages.processes import collectives
 from dapo_stages.processes.memory import peak
 from dapo_stages.processes.phases import phase, spent
 
+_HASHERS = 4  # threads that sync and hash finished files
+
 
 class Output:
     """An output folder while a stage writes it."""
@@ -61,6 +65,7 @@ class Output:
         self.plan, self.folder = plan, folder
         self._shards = {shard.name: shard for shard in shards}
         self._unshared: list[Shard] = []
+        self._hashing: list[tuple[Path, Future[Shard]]] = []
         self._hashed: dict[str, tuple[os.stat_result, str]] = {}  # files of this process, as they were hashed
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         self.counts: dict[str, Any] = {}
@@ -100,6 +105,7 @@ class Output:
 
     def share(self) -> None:
         """Wait for the other processes of the stage, and exchange the lists of new shards."""
+        self._wait_for_hashes()
         for shards in collectives.gather([asdict(shard) for shard in self._unshared]):
             self._shards |= {shard["name"]: Shard(**shard) for shard in shards}
         self._unshared.clear()
@@ -137,17 +143,36 @@ class Output:
             yield from reader.rows(columns)
 
     def add_files(self, *names: str) -> None:
-        """List finished files, or all files of subfolders (a checkpoint), as part of the output."""
-        with phase("save"):
-            self._add_files(names)
+        """List finished files, or all files of subfolders (a checkpoint), as part of the output.
 
-    def _add_files(self, names: Iterable[str]) -> None:
+        They are synced and hashed in threads, while this one goes on; `share` and the publishing methods wait for them.
+        """
         for name in names:
             path = self.folder / name
             for file in [path] if path.is_file() else sorted(path.rglob("*")):
                 if file.is_file() and file.name not in {MANIFEST, LOCK} and not is_note(file.name):
-                    settle_file(file)
-                    self._add(describe_file(self.folder, file), file)
+                    self._hashing.append((file, self._pool.submit(self._settled, file)))
+
+    def _settled(self, file: Path) -> Shard:
+        settle_file(file)
+        return describe_file(self.folder, file)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(min(_HASHERS, os.cpu_count() or 1))
+
+    def close(self) -> None:
+        """Give up what is still to be hashed."""
+        if self._hashing:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @phase("hash")
+    def _wait_for_hashes(self) -> None:
+        if not self._hashing:
+            return
+        for file, shard in self._hashing:
+            self._add(shard.result(), file)
+        self._hashing.clear()
         fsync_folder(self.folder)
         self._note()
 
@@ -177,6 +202,7 @@ class Output:
         It lists the files that were added here or shared by other processes: on a network file system some may not be
         visible yet.
         """
+        self._wait_for_hashes()
         shards = [
             replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")
         ]
@@ -186,6 +212,7 @@ class Output:
 
     def publish(self) -> Manifest:
         """Write the manifest, which publishes the output. The other processes must have shared their last shards."""
+        self._wait_for_hashes()
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
         write_manifest(self.folder, manifest)
         forget(self.folder)

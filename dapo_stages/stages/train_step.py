@@ -297,12 +297,13 @@ class TrainStep:
         prompting = self._inputs["rollouts"].manifest.counts.get(PROMPTING)
         folder, state = self._output.folder / "policy", self._output.folder / "state"
         weights = worker.weights()
-        self._output.add_files(*(f"state/{name}" for name in save_state(worker, state)))
+        self._output.add_files(*(f"state/{name}" for name in save_state(worker, state)))  # hashed from now on
+        if worker.rank == 0:
+            save_policy(policy, folder, weights)
+            self._output.add_files("policy")
         self._output.share()
         if worker.rank != 0:
             return
-        save_policy(policy, folder, weights)
-        self._output.add_files("policy")
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
