@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from dapo_stages.rewards.letters import NONE, UNDECIDED, Letters, leading, letter_set, several
@@ -214,6 +215,10 @@ def parse_solution(solution: str) -> str:
     Recognized: `B`, `(b)`, `Ｂ`, `B. green`, `B) green`, `Answer: B`, `\\boxed{B}`, each also inside `<answer>`.
     Several letters ("A, C") are text; so is text that only begins with one ("A red circle", "D = 5").
     """
+    return _remembered(solution) if len(solution) <= _LONGEST_LINE else _parsed(solution)
+
+
+def _parsed(solution: str) -> str:
     outside = outside_think(solution)
     text = outside_json((answer_blocks(outside) or [outside])[-1]).strip()
     if elements := [one for one in _ELEMENT.finditer(text) if one.end() == len(text)]:
@@ -227,6 +232,9 @@ def parse_solution(solution: str) -> str:
         return ", ".join(re.findall(r"[A-J]", named["letters"].upper()))
     letters = NONE if letter_set(plain) or _INITIALS.match(plain) or several(plain) else leading(plain)
     return next(iter(letters)) if len(letters) == 1 else text
+
+
+_remembered = lru_cache(1024)(_parsed)  # most datasets have few different ones
 
 
 def accepted_answers(solution: str) -> dict[str, float]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from dapo_stages.rewards.normal import nfkc
 
 LETTERS = "ABCDEFGHIJ"  # that an answer can choose
+
+_MOST = 4000  # characters of a question that is remembered
 
 # A. red | A) red | (A) red | A: red | A、red, at the start of a line or after a space; in lower case in brackets.
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(?([A-J])(?:[.:、]\s*|\)\s*)|\(([a-j])\)\s*)(?=\S)")
@@ -17,16 +20,23 @@ def offered_options(problem: str) -> list[str]:
 
     The last one ends with its line; so do the others if each has a line of its own.
     """
+    return list(_remembered(problem) if len(problem) <= _MOST else _offered(problem))
+
+
+def _offered(problem: str) -> tuple[str, ...]:
     problem = nfkc(problem)
     found: list[re.Match[str]] = []
     for match in _OPTION.finditer(problem):
         if (match[1] or match[2]).upper() == LETTERS[len(found) : len(found) + 1]:
             found.append(match)
     if len(found) < 2:
-        return []
+        return ()
     ends = [*(match.start() for match in found[1:]), len(problem)]
     texts = [problem[match.end() : end].strip(" \t\n;；,，") for match, end in zip(found, ends, strict=True)]
-    return [*texts[:-1], texts[-1].split("\n")[0].strip()]
+    return (*texts[:-1], texts[-1].split("\n")[0].strip())
+
+
+_remembered = lru_cache(256)(_offered)  # each question is read several times in a row
 
 
 def num_options(problem: str) -> int | None:
