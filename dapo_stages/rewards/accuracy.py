@@ -17,7 +17,7 @@ from dapo_stages.rewards.isolated import symbolic as _symbolic
 from dapo_stages.rewards.letters import letter_set, letters_in
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.quantities import equal
-from dapo_stages.rewards.sentences import value_in, without_sentence
+from dapo_stages.rewards.sentences import value_in, without_remark, without_sentence
 from dapo_stages.rewards.tags import open_text_commands, outside_json, unboxed
 
 _FINAL = ".,;!。，"
@@ -95,9 +95,8 @@ def _same_expression(wanted: str, answer: str, timeout: float) -> bool:
         return False
     same = partial(_symbolic.equal, timeout=timeout)
     wanted, answer = _bare(without_sentence(_bare(wanted))), _bare(answer)
-    return equal(wanted, answer, same) or (
-        (value := _bare(value_in(answer))) != answer and bool(value) and equal(wanted, value, same)
-    )
+    readings = dict.fromkeys((answer, _bare(without_remark(answer)), _bare(value_in(answer))))
+    return any(equal(wanted, one, same) for one in readings if one)
 
 
 _OPPOSITES = {"yes": "no", "no": "yes", "true": "false", "false": "true", "是": "否", "否": "是"}
@@ -105,22 +104,26 @@ _YES_OR_NO = {word: word for word in _OPPOSITES} | {"是的": "是", "不是": "
 # After "yes" or "no" the answer goes on like this: "no, it is not", "yes because …", but not "no idea".
 _GOES_ON = re.compile(r"$|[^\w\s/]|\s+(?:it|the|there|they|this|that|he|she|because|since|as)\b|[\u4e00-\u9fff]")
 _NAMED_PART = re.compile(r"(?:[A-Za-z]+|图|点)\s*\(?([A-J])\)?")  # Figure B, Beaker A
+_SIGNS = {"angle": "∠", "triangle": "△", "parallel": "∥", "perp": "⊥", "neq": "≠", "ne": "≠", "Omega": "Ω", "mu": "μ"}
+_SIGN = re.compile(rf"\\({'|'.join(_SIGNS)})(?![A-Za-z])\s*")
 _AND = re.compile(r"\s*(?:[,;、；]|,?\s+and\s+|和)\s*")
 
 
 def _same_text(wanted: str, answer: str) -> bool:
     """Whether two answers are the same words: said in a sentence or not, in singular or plural, listed in any order."""
     one, other, value = _plain(wanted), _plain(answer), _plain(value_in(_bare(answer)))
+    short = _plain(without_remark(_bare(answer)))
     if not one or not other:
         return False
     if one in _YES_OR_NO:
         return any(_says(text, _YES_OR_NO[one]) for text in (other, value))
-    if one in (other, value, re.sub(r"(?<=\w) ones?$", "", other)):
+    if one in (other, value, short, re.sub(r"(?<=\w) ones?$", "", other)):
         return True
     if (named := _NAMED_PART.fullmatch(wanted.strip())) and _CHOICE.fullmatch(other.upper()):
         return named[1].upper() == other.upper()
     listed, also = (sorted(_AND.split(text.strip("[]"))) for text in (one, other))
-    if len(listed) > 1 and listed == also:
+    words = all(len(piece) <= (25 if piece.isascii() else 4) for piece in listed)  # no sentences
+    if len(listed) > 1 and listed == also and words:
         return True
     return one.isalpha() and other.isalpha() and len(one) > 2 and one.removesuffix("s") == other.removesuffix("s")
 
@@ -138,6 +141,8 @@ def _says(text: str, wanted: str) -> bool:
 def _plain(text: str) -> str:
     """Text as it is compared: no case, delimiters, articles, or final punctuation, and single spaces."""
     text = re.sub(r"(?<=[①-⑳])\s*[、,，和]\s*(?=[①-⑳])", "", _bare(text))
+    text = _SIGN.sub(lambda sign: _SIGNS[sign[1]], text)
+    text = re.sub(r"(?:(?<!\s)\s+)?([∠△∥⊥≠])\s*", r"\1", text)
     text = nfkc(text).casefold().replace("’", "'")
     text = re.sub(r"\b([a-z])\.(?=[\s-])", r"\1", text)
     text = re.sub(r"^(?:the|an?)\s+", "", text.strip("\"'“”‘` "))

@@ -26,10 +26,10 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from dapo_stages.rewards.letters import NONE, UNDECIDED, Letters, leading, letter_set, several
+from dapo_stages.rewards.letters import NONE, UNDECIDED, Letters, leading, letter_set, row, several
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.sentences import conclusion
-from dapo_stages.rewards.statements import last_option, last_option_line, lone, stated
+from dapo_stages.rewards.statements import judged, last_option, last_option_line, lone, stated
 from dapo_stages.rewards.tags import (
     answer_blocks,
     outside_json,
@@ -43,7 +43,8 @@ from dapo_stages.rewards.tags import (
 
 _STATED_TEXT = re.compile(
     r"(?:\banswer\s*(?:(?:is|was|(?:should|would|must|will|has\s+to)\s+be)(?:\s+(?:therefore|thus|then|clearly|simply))?\b|:|=)\s*:?"
-    r"|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?|^\s*####)\s*([^\n]+)",
+    r"|答案\s*+(?:应该|应)?\s*+(?:是|为|:|：)\s*[:：]?|【答案】|故填\s*[:：]?|^[ \t]*+####)"
+    r"\s*(?:\$\$\s*\n|\\\[\s*\n)?\s*([^\n]+)",  # or the line after that opens display mathematics
     re.IGNORECASE | re.MULTILINE,
 )
 # What is said of an answer, rather than the answer.
@@ -53,12 +54,11 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    r"(?:\b(?:wait|actually|correction|sorry|oops|no)\b|不对)[^\n]*?\b(?:it|that|this|answer)\s+(?:is|should\s+be|must\s+be)\s+(?!wrong|not)"
-    r"([^\n]+)",
+    r"(?:\b(?:wait|actually|correction|sorry|oops|no(?=,))\b[^\n]{0,200}?\b(?:it|that|this|answer)\s+(?:is|should\s+be|must\s+be)"
+    r"\s+(?!wrong|not|correct|right|just|half|an?\b|the\b|known)|不对[^\n]{0,200}?应该?是)([^\n]+)",
     re.IGNORECASE,
 )
 _ELEMENT = re.compile(r"<(?P<name>\w+)>(?P<inside>[^<>]*)</(?P=name)>")  # <CONCLUSION>B</CONCLUSION>
-_INITIALS = re.compile(r"[A-Z]\.\s*[A-Z]\.\s*[A-Z][a-z]")  # of a person
 # A solution that says more than its letters: "【答案】B", "故选：B．", "Correct Answer: Option B", {"answer": "B"}.
 _NAMED_SOLUTION = re.compile(
     r"(?:【答案】|(?:故|本题|答案|所以|因此)?应?选[:]?|答案[是为选:]*|(?:correct\s+)?(?:answer|ans)\s*(?:is)?\s*[:.]?)"
@@ -77,7 +77,8 @@ _DOUBTFUL = re.compile(
 )
 _IS_ANSWER = re.compile(r"\s*[*_(\[]{0,3}[A-Ja-j][*_)\].]{0,3}\s*")
 _SENTENCE_END = re.compile(
-    r"[.!?](?:\s|$)|[;；。！？]|,\s+(?!or\b)(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])|\s+(?=because\b)", re.IGNORECASE
+    r"[.!?](?:\s|$)|[;；。！？]|,\s+(?!or\b)(?=[a-z]{2})|[,，]\s*(?=[\u4e00-\u9fff])|(?<!\s)\s+(?=because\b)",
+    re.IGNORECASE,
 )
 _LAST_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])|(?<=[。！？])(?=\s*\S)")
 _LONGEST_LINE = 200  # characters of a one-line completion that may as a whole be the answer
@@ -155,7 +156,7 @@ def _read_letters(text: str) -> tuple[Letters, Place]:
         return _letters(opened) or NONE, "tags"
     if letters := stated(outside_tags := without_answer_tags(outside)):
         return letters, "stated"
-    if letters := several(outside_tags) if len(outside_tags) <= _LONGEST_LINE else NONE:
+    if letters := row(outside_tags) if len(outside_tags) <= _LONGEST_LINE else NONE:
         return letters, "lone"
     if letter := lone(outside_tags):
         return frozenset(letter), "lone"
@@ -164,7 +165,7 @@ def _read_letters(text: str) -> tuple[Letters, Place]:
 
 def _letters(text: str) -> Letters | None:
     """The letters that a short answer chooses, or names without a choice; None if it has none."""
-    if letters := several(text) or leading(text) or stated(text):
+    if letters := judged(text) or several(text) or leading(text) or stated(text):
         return letters
     letter = lone(text)
     return None if letter is None else frozenset(letter)
@@ -198,7 +199,7 @@ def _last_letters(thought: str) -> Letters | None:
     sentence = _LAST_SENTENCE.split(line.strip())[-1]
     if _DOUBTFUL.search(sentence):
         return None
-    return last_option(thought) or stated(sentence)
+    return last_option(thought) or stated(sentence, begun=False)
 
 
 def _last_answer(thought: str) -> str | None:
@@ -230,7 +231,7 @@ def _parsed(solution: str) -> str:
     plain = without_markup(nfkc(text)).strip()
     if len(plain) <= _LONGEST_LINE and (named := _NAMED_SOLUTION.fullmatch(plain)):
         return ", ".join(re.findall(r"[A-J]", named["letters"].upper()))
-    letters = NONE if letter_set(plain) or _INITIALS.match(plain) or several(plain) else leading(plain)
+    letters = NONE if letter_set(plain) or several(plain) else leading(plain)
     return next(iter(letters)) if len(letters) == 1 else text
 
 

@@ -40,10 +40,14 @@ _BETWEEN_LETTERS = re.compile(
     r"|选项",
     re.IGNORECASE,
 )
+# What may be said of letters in Chinese before the verdict: A、C的说法都正确.
+SAID = r"(?:的?(?:说法|表述|描述|判断|叙述|结论|选项|两项|三项|项)?(?:都|均|显然|一定|是|也)*)"
 _AND_ANOTHER = re.compile(
-    rf"{CLOSE}\s*+\(?(?:[,，、/&]|和|与|以及|及|或者?|\bor\b|\band\b)\s*+(?:(?:or|and|和|或)\s*+)?"
-    rf"(?:(?:maybe|perhaps|possibly|also|either)\s++)?(?:也?可能是?)?(?:{NAMED}\s++|选项\s*+)?[(\[]?(?P<letter>[A-J])[)\]]?"
-    r"(?=\s*(?:$|[.,;:!?\n。、，/&)]|(?:or|and|are|both|all|were|do|as|fit)\b|和|或|都|均|是|之间|正确|错|不|选项|项|符合))",
+    rf"(?:\s*\([^()]{{1,40}}\)|{CLOSE})\s*+\(?(?:[,，、/&]|和|与|以及|及|或者?|(?P<word>\bor\b|\band\b))\s*+"
+    rf"(?:(?P<also>or|and|和|或)\s*+)?(?:(?:maybe|perhaps|possibly|also|either)\s++)?(?:也?可能是?)?"
+    rf"(?:{NAMED}\s++|(?:figure|graph|statement)s?\s++|选项\s*+)?[(\[]?(?P<letter>[A-J])[)\]]?"
+    r"(?=\s*(?:$|[.,;:!?\n。、，/&()]|(?:or|and|are|both|all|were|do|as|fit|because|since|while|but)\b|[和或都均是之正错不选项符的描两三]|中(?!的)|与)"
+    r"|(?(word)\s+[a-z]|(?(also)\s+[a-z]|$)))",
     re.IGNORECASE,
 )
 # Letters of which something is said next: "B and C are right".
@@ -52,18 +56,30 @@ ROW = (
     r"(?:(?:options?|choices?)\s++|选项\s*+)?[(\[]?(?-i:[A-J])(?![A-Za-z0-9])){0,9}+)"
 )
 # Options with their texts: "A. red B. green", "(A) 10 or (B) 12".
-_WITH_TEXT = re.compile(r"(?:^|(?<=[\s,;，、(]))\(?([A-J])[.):、](?=\s*[^\s.,)])")
+_WITH_TEXT = re.compile(r"(?:^|(?<=[\s,;，、(]))\(?([A-J])[.):、](?=\s*[^\s.,)])(?!\s*[A-J](?![A-Za-z]))")
+# One option whose text names others: "D. Both A and B", "C. A or B", "D (both A and B)", "D. A和B都对".
+_ABOUT_OTHERS = re.compile(
+    r"\(?[A-J](?:\)?[.):]\)?\s*(?:(?:both|either|neither|none|all|only|options?|choices?)\b|(?<=\s)\(?[A-J](?![A-Za-z.]))"
+    r"|[).]?,?\s*\(?(?:both|either|neither|none|all)\b|[.、]\s*[A-J][^A-J，。\n]{1,3}[A-J][^A-J，。\n]{0,3}(?:[都均]|两)|、[^，。\n]{1,12}都对)",
+    re.IGNORECASE,
+)
+_INITIALS = re.compile(r"[A-Z]\.\s*[A-Z]\.\s*[A-Z][a-z]")  # of a person
+_ASIDE = re.compile(r"(?<!\s)\s*+\([^()]*(?:\bnot\b|incorrect|wrong|false|错|不)[^()]*\)\s*$", re.IGNORECASE)
+_OR_LETTERS = re.compile(r"\s*+(?:,\s*+)?(?:\bor\b|或者?|也?可能)")
 _EITHER = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|probably)\b|或|可能", re.IGNORECASE)
-_PREDICATE = re.compile(rf"{CLOSE}\s*(?:(?:are|were|do)\b|[都均正错不])")
+_PREDICATE = re.compile(
+    rf"{CLOSE}\s*(?:(?!(?:because|since|as|for|but|while|which|so|when|if|in|on|at|with|together|only|both|and|or)\b)"
+    r"[a-z]+\b|[都均正错不])"
+)
 _LEAD = re.compile(
     rf"{OPEN}(?:(?:both|either)\s++)?(?:(?:the\s+)?(?:correct\s+|final\s+)?(?:{NAMED}|选项|答案|选)\s*+(?:is|are|是|为)?"
     rf"\s*+(?::\s*+)?)?(?:(?:both|either)\s++)?{OPEN}{LETTER}",
     re.IGNORECASE,
 )
 _RULED_OUT_AFTER = re.compile(
-    rf"{CLOSE}\s*+(?:(?:选项|项|都|均|显然|是|一定)\s*+){{0,3}}(?:"
+    rf"{CLOSE}\s*+{SAID}(?:"
     r"(?:(?:is|was|are|were|seems?|would\s+be|must\s+be|can\s+be)\s++(?:both\s+|all\s+|also\s+|clearly\s+|definitely\s+)?"
-    r"(?:wrong|incorrect|false|not|out|too|unlikely)\b)"
+    r"(?:wrong|incorrect|false|not|out|too|unlikely|impossible|excluded|eliminated|ruled)\b)"
     r"|(?:isn|wasn|aren|doesn|don|can|couldn|won|wouldn)['’]t\b|(?:cannot|does\s+not|do\s+not|fails?|breaks?|lacks?)\b"
     r"|would\s+(?:need|require|mean|give|make|have)\b|would\s+(?:only\s+)?be\b[^.;\n]{0,40}\bif\b|错|不正确|不对|不符|不成立|有误|与[^，。\n]{1,6}(?:不符|相反|不一致))",
     re.IGNORECASE,
@@ -80,7 +96,8 @@ def run_of(text: str, match: re.Match[str]) -> tuple[Letters, int]:
         return (_all(found, row) if len(found) == len(set(found)) else NONE), match.end("row")
     written, end = match["letter"], match.end("letter")
     if len(written) > 1:
-        return (frozenset(written) if list(written) == sorted(set(written)) else NONE), end
+        either = {UNDECIDED} if _OR_LETTERS.match(text, end) else set()
+        return (frozenset({*written, *either}) if list(written) == sorted(set(written)) else NONE), end
     letters, start = {written.upper()}, end
     while len(letters) < len(_LETTERS) and (other := _AND_ANOTHER.match(text, end)) is not None:
         letters.add(other["letter"].upper())
@@ -103,6 +120,8 @@ def letter_set(text: str) -> Letters | None:
     the alphabet only (`AC`, not `CAB`).
     """
     plain = without_markup(text).strip()
+    if _ABOUT_OTHERS.match(plain):
+        return None
     if re.fullmatch(r"[A-J]{2,10}", plain):
         return frozenset(plain) if list(plain) == sorted(set(plain)) else None
     pieces = {piece for piece in _BETWEEN_LETTERS.split(plain) if piece}
@@ -114,24 +133,37 @@ def letters_in(solution: str) -> Letters:
     return frozenset(solution) if solution in _LETTERS else letter_set(nfkc(solution)) or NONE
 
 
-def several(content: str) -> Letters:
-    """The letters of a short answer that only consists of different ones, or of options with their texts: "A or B",
-    "选项 A 和 B", "A. red, C. blue"; empty for anything else."""
-    plain = without_markup(content).strip()
+def row(content: str) -> Letters:
+    """The letters of a short answer that only consists of different ones: "A or B", "选项 A 和 B"; else empty."""
+    plain = _ASIDE.sub("", without_markup(content)).strip()
     pieces = {piece.upper() for piece in _BETWEEN_LETTERS.split(plain) if piece}
-    if len(pieces) > 1 and pieces <= _LETTERS:
-        return _all(pieces, plain)
-    found = _all(_WITH_TEXT.findall(plain), plain) if _WITH_TEXT.match(plain) else NONE
+    if len(pieces) < 2 or not pieces <= _LETTERS or _ABOUT_OTHERS.match(plain):
+        return NONE
+    return _all(pieces, plain)
+
+
+def several(content: str) -> Letters:
+    """The same, also of options with their texts: "A. red, C. blue". A list of all is no choice of any."""
+    if letters := row(content):
+        return letters
+    plain = without_markup(content).strip()
+    if _ABOUT_OTHERS.match(plain) or not _WITH_TEXT.match(plain):
+        return NONE
+    found = _all(_WITH_TEXT.findall(plain), plain)
+    if len(found) > 2 and sorted(found - {UNDECIDED}) == sorted(_LETTERS)[: len(found - {UNDECIDED})]:
+        return found | {UNDECIDED}
     return found if len(found) > 1 else NONE
 
 
 def leading(content: str) -> Letters:
     """The letters that a short answer begins with: `B`, `(b)`, `B. green`, `Option B`, `B 绿色`, `A and C are`."""
-    content = without_markup(content).strip()
+    content = _ASIDE.sub("", without_markup(content)).strip()
     match = _LEAD.match(content)
-    if match is None:
+    if match is None or _INITIALS.match(content):
         return NONE
     letters, end = run_of(content, match)
+    if _ABOUT_OTHERS.match(content):
+        return frozenset(content.lstrip("(")[0].upper())
     if is_ruled_out_after(content, end):
         return NONE
     if len(letters) != 1:

@@ -49,7 +49,7 @@ _UNIT = re.compile(
 )
 # What is named and what it is: AB = 5, \angle ABC = 60, S_{\triangle ABC} = 5, \text{Area} = 5, 面积为 5.
 _NAME = re.compile(
-    r"(?P<name>(?!.*[不没非])(?:\\(?:angle|triangle|overline|widehat|vec|measuredangle|odot)\s*+|∠|△|[A-Za-z\u4e00-\u9fff_'{}()\s]|"
+    r"(?P<name>(?!.*[不没非])(?:\\(?:angle|triangle|overline|widehat|vec|measuredangle|odot)\s*+|∠|△|_\{?\d\}?|[A-Za-z\u4e00-\u9fff_'{}()\s]|"
     r"\\(?:alpha|beta|gamma|theta|phi|lambda|mu|omega|Delta))+?)\s*(?:=|≈|\\approx|为|是)\s*(?P<value>[^=≈]+)"
 )
 _APPROXIMATELY = re.compile(r"^(?:=|≈|~|\\approx|\\sim|about|approximately|roughly|约为?|大约)\s*", re.IGNORECASE)
@@ -61,6 +61,7 @@ _ENCLOSED = re.compile(r"\s*(?:\\left\s*)?[(\[].*[)\]]\s*", re.DOTALL)
 _SET = re.compile(r"\s*\\?\{(.*,.*?)\\?\}\s*", re.DOTALL)
 _NO_UNIT = frozenset(("or", "and", "to", "of", "is", "are", "if", "but", "not", "in", "on", "than"))
 _WORD = re.compile(r"(?<!\\)(?<![A-Za-z\\])[A-Za-z]{2,}")
+_PERCENT = re.compile(r"\d\s*\\?%")
 _PRODUCT = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?:\s?[A-Za-z]){1,2}(?![A-Za-z])")
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log)(?![A-Za-z])")
 _FUNCTIONS = frozenset(
@@ -140,6 +141,10 @@ def _same_formula(one: str, other: str, same: Callable[[str, str], bool]) -> boo
 
     Without digits and operators, a text may be a word and has no variables.
     """
+    if ("=" in one) != ("=" in other):
+        formula = one if "=" in other else other
+        if decimal(formula) is not None or re.search(r"[,(\[<>≤≥]", one + other) is None:
+            return False  # math-verify would take the right side of the equation
     products = _with_products(one, other)
     if not all(map(is_mathematics, products)):
         return False
@@ -168,7 +173,7 @@ def quantity(text: str) -> Quantity:
     text = _readable(text)
     name = ""
     if named := _NAME.fullmatch(text):
-        name, text = re.sub(r"[\s{}\\]", "", named["name"]), named["value"].strip()
+        name, text = re.sub(r"_\{?\d\}?|[\s{}\\]", "", named["name"]), named["value"].strip()
     text = _APPROXIMATELY.sub("", text).strip()
     if (spelled := number_in_words(text)) is not None:
         return Quantity(spelled, None, name)
@@ -179,6 +184,8 @@ def quantity(text: str) -> Quantity:
     text = _MAGNITUDE.sub(_written_out, text)
     if (measured := _UNIT.fullmatch(text.strip())) and not _is_product(measured["number"], measured["unit"]):
         found = re.sub(r"\s+", " ", re.sub(r"[{}]", "", measured["unit"])).strip(" .")
+        if found.casefold().startswith("percent"):
+            return Quantity(_latex(measured["number"]) + r"\%", None, name)
         unit, text = unit_of(found) or unit, measured["number"]
     elif (words := text.partition(" "))[1] and (spelled := number_in_words(words[0])) is not None:
         unit, text = unit_of(words[2].strip(" .")), spelled
@@ -215,6 +222,8 @@ def _same(wanted: Quantity, answer: Quantity, same: Callable[[str, str], bool]) 
     if wanted.name and answer.name and wanted.name != answer.name:
         return False
     scale = 1.0
+    if _PERCENT.search(wanted.expression + answer.expression) and (wanted.unit or answer.unit):
+        return False
     if wanted.unit and answer.unit:
         if wanted.unit.dimension != answer.unit.dimension:
             return False
@@ -299,9 +308,15 @@ def _readable(text: str) -> str:
     text = open_text_commands(_SPACES.sub(" ", text))
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda power: "^{" + power[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _SCALE.sub(lambda scale: f" {_SCALES[(scale[1] or 'c')[0].casefold()]}", nfkc(text))
-    text = _DEGREES.sub(" degrees", text).replace("\u2044", "/")
+    text = _DEGREES.sub(" degrees", _with_signs(text)).replace("\u2044", "/")
     text = re.sub(r"(?<![A-Za-z\\])(?:pi|π)(?![A-Za-z])", r"\\pi ", text)
     return _MINUS.sub("-", text).strip()
+
+
+def _with_signs(text: str) -> str:
+    """`4\\Omega` -> `4 Ω`, `5\\mu m` -> `5 μm`."""
+    text = re.sub(r"(?<=\d)\s*\\(?:Omega|Ohm)\b", " Ω", text)
+    return re.sub(r"(?<=\d)\s*\\mu\s*(?=[a-zA-Z]\b)", " μ", text)
 
 
 def _latex(text: str) -> str:

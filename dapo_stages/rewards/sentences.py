@@ -7,11 +7,13 @@ import re
 _LONGEST = 1000  # characters of an answer in a sentence
 _SO = r"(?:therefore|thus|so|hence|consequently|finally|因此|所以|故|综上(?:所述)?|由图可知|答)"
 _OPENING = re.compile(
-    rf"^(?:(?:since|because|as|according\s+to)\b[^,]*,\s*|{_SO}\s*[,，:：]?\s*)*(?:"
+    rf"^(?:(?:since|because|as|according\s+to|using|by|with|from|after)\b[^,]*,\s*"
+    rf"|(?:如图|当|由|设)[^,，]{{0,20}}[,，]\s*|{_SO}\s*[,，:：]?\s*)*(?:"
     r"there\s+(?:are|is|was|were|would\s+be|will\s+be)|(?:it|this|that|they|these)\s+(?:is|are|has|was|must\s+be|should\s+be)"
     r"(?:\s+made\s+of)?|it['’]s"
-    r"|(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|:|=)\s*:?|####|[A-Z][A-Za-z]{2,11}(?:\s[a-z]{2,12})?:(?=\s)"
-    r"|(?:the|its|each|[A-Za-z]{1,3}|point\s+[A-Z])(?:\s+(?!(?:not|no)\b)[^\s.;:!?,]{1,30}){0,10}\s+"
+    r"|(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|should\s+be|would\s+be|must\s+be|:|=)\s*:?|####|[A-Z][A-Za-z]{2,11}(?:\s[a-z]{2,12})?:(?=\s)"
+    r"|(?:the|its|each|[A-Za-z]{1,3}|point\s+[A-Z])(?:\s+(?:(?:that|which|who)\s+(?:is|are|was|were)|"
+    r"(?!(?:not|no|is|are|was|were|if)\b)[^\s.;:!?]{1,30})){0,12}\s+"
     r"(?:is|are|was|were|equals?)(?:\s+(?:therefore|thus|equal\s+to|at))?(?=\s)"
     r"|答案\s*(?:是|为|:|：)?\s*[:：]?|(?:(?![不没非未])[\u4e00-\u9fff△∠A-Z,，]){1,16}?(?<![不没])(?:等于|[是为有])(?!没|不)"
     r")\s*|^(?:[\u4e00-\u9fff]{1,8}[,，]\s*)?" + rf"{_SO}\s*[,，:：]\s*",
@@ -19,19 +21,35 @@ _OPENING = re.compile(
 )
 # What follows an answer: a remark in brackets, a reason, what it is not.
 _REMARK = re.compile(
-    r"\s+\((?=[^()]*[A-Za-z\u4e00-\u9fff]{2})[^()]*\)[.。]?$|,?\s+(?:because|since|given\s+that)\b.*$|,\s*not\s.*$|(?<=.)[，,]?因为.*$",
+    r"(?:\s+\(|（)(?=[^()（）]*(?:[A-Za-z]{2}|[\u4e00-\u9fff]|\d\s*[×x*·+/%-]\s*\d?|[<>≠]|\d\.\d))[^()（）]*[)）][.。]?$|,\s+as\s.*$|,?\s+(?:because|since|given\s+that)\b.*$|,\s*not\s.*$|(?<=.)[，,]?因为.*$",
     re.IGNORECASE | re.DOTALL,
 )
 _IS_THE_ANSWER = re.compile(r"\s+is\s+the\s+(?:final\s+|correct\s+)?answer[.]?$", re.IGNORECASE)
 # What comes before the last of several clauses.
 _CLAUSE = re.compile(
-    r"[,;]?\s+(?:so|therefore|thus|hence)\s*,?\s+|[,，;；。]\s*(?:所以|因此|故|而是)|[,;]\s+(?=it\s+(?:is|must\s+be|should\s+be)\b)",
+    r"\s*(?:→|⇒|∴|\\(?:R|r)ightarrow|\\therefore)\s*|[,;]?\s+(?:and\s+)?(?:so|therefore|thus|hence|then|gives|we\s+(?:get|find|have|obtain)(?:\s+that)?)\s*,?\s+|"
+    r"[,，]?\s*(?:可得|解得|得到?)(?=[∠△A-Za-z\\])\s*|[,，;；。]\s*(?:所以|因此|故|而是)|[,;]\s+(?=it\s+(?:is|must\s+be|should\s+be)\b)",
     re.IGNORECASE,
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\s*\S)")
-_CHAIN = re.compile(r"(?:.*\d.*|.*:.*)(?:=|≈|\\approx)\s*(?P<value>[^=≈:]*\S)", re.DOTALL)
+_SEVERAL = re.compile(r"[,;，；、\n](?!\d{3}\b)|\b(?:or|and|if)\b|[或和]", re.IGNORECASE)
+_REJECTED = re.compile(
+    r"[^,;，；]*?\((?:rejected|extraneous|not\s+valid|舍去?)[^()]*\)\s*(?:,|or\b|and\b|或)?\s*|\s*(?:,|or\b|and\b|或)\s*[^,;，；]*?\((?:rejected|extraneous|舍去?)[^()]*\)\s*$",
+    re.IGNORECASE,
+)
+_ARITHMETIC = re.compile(
+    r"(?:\\(?:log|ln|frac|dfrac|times|cdot|div|sqrt|sin|cos|tan|circ|pi|left|right|,|%)|[\d\s.,+\-−–*/×÷·^(){}°%π²³√$]|(?:sin|cos|tan|log|ln)(?![a-z])|_)+"
+)
+_CHECK = re.compile(
+    r"(?:note|check|verif|indeed|because|since|recall|remember|i\s+hope|let\s+me|验证|注意)", re.IGNORECASE
+)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _MATHEMATICS = re.compile(r"\s*(?:\$\$?.*\$|\\[(\[].*\\[)\]]|\*\*[^*]*\*\*)\s*[.。]?\s*")
+# x = 20, AC = 12 cm, Total: 12, The length of AC is 10.
+_VALUE_LINE = re.compile(
+    r"(?:(?:the|its)\s+[^=.;:!?]{1,80}\s(?:is|are|equals)\s+\S.{0,60}|[A-Za-z∠△\s]{1,20}(?:=|:)\s*[^=:\n]{1,40})",
+    re.IGNORECASE,
+)
 _CONCLUDES = re.compile(rf"\s*{_SO}(?:[\s,，:：]|(?<=[\u4e00-\u9fff]))", re.IGNORECASE)
 
 
@@ -40,16 +58,52 @@ def without_sentence(text: str) -> str:
     return text if len(text) > _LONGEST else _OPENING.sub("", text, count=1).strip()
 
 
+def without_remark(text: str) -> str:
+    """`red (the car)` -> `red`; `12, because …` -> `12`."""
+    return text if len(text) > _LONGEST else _REMARK.sub("", text).strip()
+
+
 def value_in(text: str) -> str:
     """The answer that a sentence, or the last clause of the last one, comes to; a long text as it is."""
     if len(text) > _LONGEST:
         return text
-    text = _SENTENCES.split(text.strip())[-1]
-    text = _REMARK.sub("", text)
+    text = _REMARK.sub("", _REJECTED.sub("", _last_sentence(text)))
+    *before, last = text.strip().split("\n")
+    if before and re.match(r"[^=]*\d[^=]*=", last):  # Step 2: 40 / 2 = 20
+        return _right_side(last)
     text = _IS_THE_ANSWER.sub("", _CLAUSE.split(text)[-1])
-    text = without_sentence(text)
-    chain = _CHAIN.fullmatch(text)
-    return chain["value"] if chain is not None else text
+    return _right_side(without_sentence(text))
+
+
+def _last_sentence(text: str) -> str:
+    """The last sentence that is not a check of what was said before."""
+    sentences = _SENTENCES.split(text.strip())
+    return next((one for one in reversed(sentences) if not _CHECK.match(one)), sentences[-1])
+
+
+def _right_side(text: str) -> str:
+    """`∠C = 180° - 130° = 50°` -> `50°`, `6 + 6 = 12` -> `12`; an equation with an unknown stays as it is."""
+    if _SEVERAL.search(text):
+        *derived, last = re.split(r"[,;，；]\s*", text)
+        is_derivation = (
+            derived
+            and "=" in last
+            and all("=" in one for one in derived)
+            and all(re.search(r"\d", _without_numbers(one.partition("=")[0])) for one in derived)
+        )
+        return last if is_derivation and not _SEVERAL.search(last) else text
+    first, *others = (part.strip() for part in re.split(r"=|≈|\\approx", text))
+    calculated = all(map(_ARITHMETIC.fullmatch, [re.sub(r"^[^=:]*:\s", "", first), *others[:-1]]))
+    is_name = not re.search(r"[\d²³]", _without_numbers(first))
+    if len(others) == 1 and re.fullmatch(r"[A-Za-z]{1,3}'?", first):
+        return text  # its name counts
+    in_a_row = any(re.fullmatch(r"[\d.]+\s+[A-Za-z]", part) for part in others[:-1])  # a=2 b=3
+    return others[-1] if others and not in_a_row and (calculated or is_name) else text
+
+
+def _without_numbers(name: str) -> str:
+    """`∠1` -> `∠`, `x_1` -> `x`, `f(2)` -> `f`: numbers of a name are none of a formula."""
+    return re.sub(r"(?<=[a-zA-Z])\([\d.-]+\)|(?:∠|\\angle)\s*\d|_\{?\d\}?|[₀-₉]", "", name)
 
 
 def conclusion(text: str) -> str | None:
@@ -63,7 +117,8 @@ def conclusion(text: str) -> str | None:
     last = lines[-1].strip()
     if text.rstrip().endswith(("\\]", "$$")) or _MATHEMATICS.fullmatch(last):
         return last.strip("*")
-    sentence = _SENTENCES.split(last)[-1]
+    sentence = _last_sentence(last)
     if (bold := _BOLD.findall(sentence)) and len(bold) == 1:
         return str(bold[0])
-    return sentence if _CONCLUDES.match(sentence) else None
+    concludes = _CONCLUDES.match(sentence) or _VALUE_LINE.fullmatch(last)
+    return sentence if concludes else None

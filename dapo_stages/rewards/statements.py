@@ -15,6 +15,8 @@ from dapo_stages.rewards.letters import (
     NONE,
     OPEN,
     ROW,
+    SAID,
+    UNDECIDED,
     Letters,
     is_ruled_out_after,
     is_word,
@@ -37,18 +39,27 @@ _NOT_SO = r"(?<!not )(?<!n't )(?<!n’t )(?<!never )(?<!may )(?<!might )(?<!coul
 _ANSWERS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"\b(?:answers?|(?:correct|right|best|my|final|chosen)\s+(?:options?|choices?|letters?|one))"
+        r"(?<!incorrect )(?<!wrong )(?<!false )"
+        r"\b(?:answers?|(?:correct|true|right|best|my|final|chosen)\s+(?:options?|choices?|letters?|ones?|statements?))"
         rf"(?:\s+(?:to|for)\s+(?:the|this|that)\s+(?:question|problem))?\s*{_IS}\s*+(?::\s*+)?{_HEDGES}{OPEN}{LETTER}",
-        rf"\b{_SO}\s*[,:，]?\s*+(?:it\s+(?:is|must\s+be)\s+|it['’]s\s+)?(?:option|choice|answer)\s*+:?\s*+{OPEN}{LETTER}",
+        rf"\b{_SO}\s*+[,:，]?\s*+(?:it\s+(?:is|must\s+be)\s+|it['’]s\s+)?(?:option|choice|answer)\s*+:?\s*+{OPEN}{LETTER}",
         r"(?<!who )\bI(?:\s+will|['’]ll|\s+would|['’]d)?\s+(?:answer|say|vote\s+for|go\s+(?:for|with)|choose|chose"
         rf"|pick|select)\s+(?:with\s+)?(?:{NAMED}\s+)?:?\s*+{OPEN}{LETTER}",
         rf"\b(?:chang\w+|switch\w*)\s+(?:my\s+(?:answer|choice)\s+)?to\s+(?:{NAMED}\s+)?{OPEN}{LETTER}",
         rf"【答案】\s*+{OPEN}{LETTER}",
-        r"(?:答案|(?:正确|错误|不正确|符合题意)的?选项|(?:正确|错误)的[是有]|最佳选项)\s*+(?:应该|应当|应|就|显然|一定|可能)?\s*+"
+        rf"(?<![A-Za-z])correct\s*:\s*+{OPEN}{LETTER}",
+        r"(?:答案|(?<!不)(?:正确|符合题意)的?选项|(?<!不)正确的[是有]|最佳选项)\s*+(?:应该|应当|应|就|显然|一定|可能)?\s*+"
         rf"(?:是|为|选择|选|:|=){{0,3}}\s*+(?::\s*+)?(?:选项|选)?\s*+{OPEN}{LETTER}",
         r"(?<!不)(?<!不能)(?<!不应)(?<!不应该)(?<!不该)(?<!不会)(?<!不可)(?<!别)(?<!勿)选(?!项)(?:择|的是|了|为)?\s*+(?::\s*+)?"
         rf"(?:选项|答案)?\s*+{OPEN}{LETTER}",
     )
+)
+# The one that is wrong, where the question asks for that.
+_ODD_ONES = (
+    re.compile(rf"(?:错误|不正确|不符合题意)的(?:选项)?(?:应)?(?:是|为|有|:)\s*+{OPEN}{LETTER}"),
+    re.compile(
+        rf"\b(?:incorrect|false|wrong|odd)\s+(?:one|option|statement)\s+is\s+(?:{NAMED}\s+)?{OPEN}{LETTER}", re.I
+    ),
 )
 # What is said of an option that makes it the answer, unless the text names another answer.
 _BEFORE = r"(?<![A-Za-z0-9'’.\-])(?<!not )[(\[]?"
@@ -58,32 +69,35 @@ _STATEMENTS = tuple(
         rf"{_BEFORE}{ROW}[)\].]?\s+(?:is|was|are|seems?|looks?|appears?|must\s+be)\s+(?:to\s+be\s+)?"
         rf"(?:all\s+|both\s+|clearly\s+|definitely\s+|therefore\s+|indeed\s+)*+(?:the\s+)?(?:only\s+|most\s+)?{_RIGHT}\b",
         rf"{_BEFORE}{ROW}[)\].]?\s+(?:is\s+(?:clearly\s+)?(?:the\s+only|what|the\s+one)\b|(?:clearly\s+|best\s+)?"
-        r"(?:fits?|matches|works|satisf(?:y|ies)|describes)\b|is\s+better\s+than\b)",
+        r"(?:fits?|matches|works|satisf(?:y|ies)|describes)\b|best\s+[a-z]+s\b|is\s+better\s+than\b)",
         rf"\b(?:it|this|that)\s+(?:must|has\s+to|can\s+only)\s+be\s+(?:{NAMED}\s+)?{OPEN}{LETTER}",
         rf"\b(?:correspond(?:s|ing)\s+to|match(?:es|ing)(?:\s+with)?|which\s+is)\s+(?:the\s+)?{NAMED}\s+{OPEN}{LETTER}",
         rf"(?<!vertex )(?<!point )(?<!center )\bis\s+(?:{NAMED}\s+)?{OPEN}{LETTER}(?={CLOSE}\s*(?:$|[\n.,;:!(]))",
-        rf"(?:^|(?<=[.!?\n]))\s*+{_SO}\s*[,:]?\s*+{OPEN}{LETTER}(?={CLOSE}\s*(?:$|[\n.,;:!(]))",
+        rf"(?:^|(?<=[.!?\n,]))[ \t]*+{_SO}\s*+[,:]?\s*+{OPEN}{ROW}(?={CLOSE}\s*(?:$|[\n.,;:!(]))",
+        rf"\b(?:corresponds?\s+to|leads(?:\s+us)?\s+to|come\s+to)\s+{OPEN}{LETTER}(?={CLOSE}\s*(?:$|[\n.,;:!(]))",
+        rf"(?:而是|应该?是)\s*+(?:选项)?{OPEN}{LETTER}",
         rf"{_NOT_SO}\b(?:choose|chose|pick|picked|select|selected|go\s+with|going\s+with"
         rf"|opt\s+for)\s++(?:the\s++)?(?:{NAMED}\s*+)?:?\s*+{OPEN}{LETTER}",
-        rf"(?<![A-Za-z0-9]){ROW}{CLOSE}\s*+(?:选项|项)?\s*+(?:才是|是|为)?\s*+(?:均|都|最)?(?:正确|对的|答案|符合)",
+        rf"(?<![A-Za-z0-9]){ROW}{CLOSE}\s*+{SAID}(?:才是|为|最)?(?:正确|对的|答案|符合)",
     )
 )
 _SENTENCE_ENDS = re.compile(rf"{CLOSE}\s*(?:$|[\n.,;:!?。])")
 _LONE = re.compile(
-    rf"(?<![A-Za-z0-9_'’°\\+^\-])(?<![A-Za-z]\.)(?P<letter>[A-J])(?!\(){ALONE}"
+    rf"(?<![A-Za-z0-9_'’°\\+^\-])(?<![A-Za-z]\.)(?<!cos )(?<!sin )(?<!tan )(?P<letter>[A-J])(?!\(|\s*[=≈²³]){ALONE}"
     rf"|(?<![A-Za-z0-9])[(\[](?P<bracketed>[a-j])[)\]]"
 )
 _RULED_OUT_BEFORE = re.compile(
     rf"(?:\bnot|n['’]t|\bneither|\bnor|\bexcept|\bcannot\s+be|n['’]t\s+be|\b(?:eliminate|exclude|unlike|whereas|while|than|doubt\s+that)"
     r"|\brule\s+out|\bunlikely\s+to\s+be|\b(?:not|never)\s+(?:be|choose|pick|select)|n['’]t\s+(?:choose|pick|select|think)(?:\s+that)?"
-    r"|\bnone\s+of(?:\s+the)?|\bfalse\s+that|不是|并非|不可能是?|不能?选|不应该?选|不该选|不选择?|排除了?|而非|无法(?:判断|确定)|是否)"
+    r"|\bnone\s+of(?:\s+the)?|\bfalse\s+that|不是|并非|不可能是?|不能?选|不应该?选|不该选|不选择?|排除了?|而非|无法(?:判断|确定)|是否|就是|要么是?)"
     rf"\s*(?:{NAMED}\s*,?\s*|选项\s*)?[\"'“‘(\[]?$|\bnone\s+of\b[^.;\n]{{0,30}}$",
     re.IGNORECASE,
 )
 # A letter after these is part of a name, or with a number before it a unit: "Angle B", "Plan B", "3 A".
 _NAME_BEFORE = re.compile(
-    r"(?:\b(?:angle|point|plan|figure|line|vitamin|hepatitis|team|player|graph|group|type|class|row|column|box|vertex|side|"
-    r"segment|triangle|circle|diagram|panel|part|section|step|room|route|terminals?|from|to|at|between)\s+|\d\s+"
+    r"(?:\b(?:angle|point|plan|line|vitamin|hepatitis|team|player|group|type|class|row|column|box|vertex|side|segment|"
+    r"triangle|circle|part|section|step|room|route|terminals?|from|to|at|between)\s+|\d\s+"
+    r"|(?<!only )(?<!\bis )(?<!correct )\b(?:figure|graph|diagram|panel)\s+"
     r"|(?:∠|△|图|点|线段|直线|垂足为|垂足是|于|角)\s*)$",
     re.IGNORECASE,
 )
@@ -103,33 +117,46 @@ _CORRECTION = re.compile(
     r"\b(?:wait|actually|correction|sorry|hmm|oops|re-?check|reconsider(?:ing)?|on\s+second\s+thought)\b|不对|等等|更正",
     re.IGNORECASE,
 )
+_INSTEAD = re.compile(
+    rf"(?:\b(?:it|this|that|so)(?:['’]s|\s+(?:is|should\s+be|must\s+be))\s+(?:{NAMED}\s+)?|应该?是|(?:^|[.!?:;…-]\s)(?:[\s,.:;…-]|no\b){{0,12}}){OPEN}{LETTER}"
+    rf"(?={CLOSE}\s*(?:$|[\n.,;:!。，]))",
+    re.IGNORECASE,
+)
 # What is said about one option: "- B: correct", "B. green - yes", "(B) ✓", "| B | Yes |", "Option B: true."
-_PIECES = re.compile(r"\n|[;；]|(?<=[.。])\s+(?=(?:option|choice)\s+[A-J]\b)", re.IGNORECASE)
+_PIECES = re.compile(
+    r"\n|[;；]|(?<=[.。])\s*(?=(?:option|choice|statement)\s+[A-J]\b|\([A-J]\)|[A-J](?:的|项|选项)?(?:说法|表述|正确|错误))"
+    r"|[,，](?=\s*(?:选项)?[A-J](?:的|项|选项)?(?:说法|表述|正确|错误|不正确))",
+    re.IGNORECASE,
+)
+_LETTER_NEXT = r"[ \t]*[A-J](?![A-Za-z])"
 _OPTION = re.compile(
-    r"[ \t]*(?:[-*•][ \t]*)?(?P<named>\|[ \t]*|(?:option|choice|选项)\s*)?[(\[]?(?P<letter>[A-J])"
-    r"(?:[)\].:、]|[ \t]*\||(?=[正错不]))[ \t]*(?P<said>.*)$",
+    r"[ \t]*+(?:[-*•][ \t]*+)?(?:\d{1,3}[.)][ \t]*+)?(?P<named>\|[ \t]*+|(?:option|choice|statement|选项)\s*+)?[(\[]?"
+    rf"(?P<letter>[A-J])(?:[)\].、](?!{_LETTER_NEXT})|(?P<colon>:)|[ \t]*+\||\s+(?=is\b)|(?={SAID}(?:正确|错|不)))"
+    r"[ \t]*+(?P<said>.*)$",
     re.IGNORECASE,
 )
 _OPTION_LINE = re.compile(
-    r"^[ \t]*(?:[-*•][ \t]*)?[(\[]?(?P<letter>[A-J])[)\].:、](?![ \t]*[A-J](?![A-Za-z]))[ \t]*(?P<said>[^\n]*)$",
+    r"^[ \t]*+(?:[-*•][ \t]*+)?(?:\d{1,3}[.)][ \t]*+)?(?:(?:[Oo]ption|[Cc]hoice|选项)[ \t]*+)?"
+    rf"[(\[]?(?P<letter>[A-J])[)\].:、](?!{_LETTER_NEXT})[ \t]*(?P<said>[^\n]*)$",
     re.MULTILINE,
 )
 # Yes, no, true and false are options themselves; they are verdicts only after what they judge.
 _TRUE = r"(?:correct|✓|✔|✅|√|正确|符合题意)"
 _FALSE = r"(?:incorrect|wrong|not\s+correct|✗|✘|❌|×|错误?|不正确|不对|不符合题意)"
 _VERDICT = re.compile(
-    rf"(?:^|[-–—:,，(（]\s*|\bis\s+|\s(?=[✓✔✅√✗✘❌×]))(?:(?P<right>{_TRUE})|{_FALSE})[\ufe0e\ufe0f]?[.)）!。]*$"
+    rf"(?:^{SAID}|[-–—:,，(（]\s*|[A-J]{SAID}|\bis\s+|\s(?=[✓✔✅√✗✘❌×]))(?:(?P<right>{_TRUE})|{_FALSE})[\ufe0e\ufe0f]?[.)）!。]*$"
     rf"|^(?:(?P<first>{_TRUE})|{_FALSE})[\ufe0e\ufe0f]?(?:\s*[,:(，]|\s+(?:since|because|as)\b|(?<=[✓✔✅√✗✘❌×\ufe0f])\s)"
-    r"|[-–—:(（]\s*(?:(?P<yes>yes|true)|no|false)[.)）!。| ]*$",
+    r"|(?:[-–—:(（]\s*|\bis\s+)(?:(?P<yes>yes|true)|no|false)[.)）!。| ]*$",
     re.IGNORECASE,
 )
 _INLINE = re.compile(r"(?:^|(?<=[\s(（]))\(?([A-J])[.):、]\s*(?=[^\s.,)])")
 
 
-def stated(text: str) -> Letters | None:
+def stated(text: str, *, begun: bool = True) -> Letters | None:
     """The letters of the answer that a text states last; None if it states none.
 
-    What the text calls its answer goes before what it calls correct, unless it takes that answer back.
+    What the text calls its answer goes before what it calls correct, unless it takes that answer back. With `begun`, a
+    text that begins with one option states it.
     """
     plain = open_text_commands(without_markup(text))
     answers = _found(plain, _ANSWERS)
@@ -139,12 +166,20 @@ def stated(text: str) -> Letters | None:
     if answers:
         start, letters = max(answers, key=lambda found: found[0])
         return _corrected(plain[start:]) or letters
+    if odd := _found(plain, _ODD_ONES):
+        return odd[-1][1]
     if letters := judged(text):
         return letters
-    if statements := _found(plain, _STATEMENTS):
+    if statements := [found for found in _found(plain, _STATEMENTS) if UNDECIDED not in found[1]]:
         return max(statements, key=lambda found: found[0])[1]
+    return _in_bold(text) or (begun_with(text) if begun else NONE) or None
+
+
+def _in_bold(text: str) -> Letters:
+    """The option in bold, if no other is, or the last line is."""
     bold = [letters for content in _BOLD.findall(text) if (letters := several(content) or leading(content))]
-    return bold[-1] if bold else begun_with(text) or None
+    last = text.rstrip().rpartition("\n")[2].strip()
+    return bold[-1] if bold and (len(set(bold)) == 1 or _BOLD.fullmatch(last)) else NONE
 
 
 def _found(plain: str, patterns: tuple[re.Pattern[str], ...]) -> list[tuple[int, Letters]]:
@@ -171,10 +206,9 @@ def _corrected(rest: str) -> Letters | None:
     if marker is None:
         return None
     after = rest[marker.end() :]
-    letters = stated(after)
-    if letters is None and (letter := lone(after)) is not None:
-        letters = frozenset(letter)
-    return letters
+    if instead := list(_INSTEAD.finditer(after)):
+        return frozenset(instead[-1]["letter"].upper())
+    return stated(after, begun=False)
 
 
 def _is_statement(text: str, start: int, end: int) -> bool:
@@ -192,8 +226,11 @@ def judged(text: str) -> Letters:
     said: dict[str, bool] = {}
     for piece in _PIECES.split(without_markup(text)):
         option = _OPTION.match(piece)
-        said_of_it = "" if option is None else (": " if option["named"] else "") + option["said"].rstrip()
-        if option is not None and (verdict := _VERDICT.search(said_of_it)):
+        if option is None:
+            continue
+        after = option["said"].rstrip()
+        names_it = option["named"] or option["colon"]
+        if verdict := _VERDICT.search(after) or (names_it and _VERDICT.search(f": {after}")):
             said[option["letter"].upper()] = bool(verdict["right"] or verdict["first"] or verdict["yes"])
     return frozenset(letter for letter, is_right in said.items() if is_right) if len(said) > 1 else NONE
 
@@ -202,15 +239,16 @@ def begun_with(text: str) -> Letters:
     """The letter of `B. The green circle …`, if no other line begins with another one, as a list of options does."""
     plain = without_markup(text).lstrip()
     first, letters = _OPTION_LINE.match(plain), {letter for letter, _ in _OPTION_LINE.findall(plain)}
-    return frozenset(letters) if first is not None and len(letters) == 1 else NONE
+    if first is None or len(letters) > 1 or is_ruled_out_after(plain, first.end("letter")):
+        return NONE
+    return frozenset(letters)
 
 
 def last_option_line(text: str) -> str | None:
-    """The last line if it is an option, `D. rabbit`, and no other line begins with another one."""
-    plain = without_markup(text).strip()
-    last = _OPTION_LINE.match(plain.rpartition("\n")[2])
-    alone = last is not None and {letter for letter, _ in _OPTION_LINE.findall(plain)} == {last["letter"]}
-    return last[0].strip() if last is not None and alone else None
+    """The last line if it is an option, `D. rabbit`, and does not belong to a list of them."""
+    lines = [line for line in without_markup(text).splitlines() if line.strip()][-2:]
+    options = [_OPTION_LINE.match(line) for line in lines]
+    return lines[-1].strip() if options and options[-1] and not any(options[:-1]) else None
 
 
 def last_option(text: str) -> Letters:
@@ -247,5 +285,6 @@ def _without_options(text: str) -> str:
     for number, line in enumerate(lines):
         found = list(_INLINE.finditer(line))
         if len(found) > 2 and [match[1] for match in found] == list("ABCDEFGHIJ"[: len(found)]):
-            lines[number] = line[: found[0].start()]
+            end = re.compile(r"[^.;\n]*[.;]?").match(line, found[-1].end())
+            lines[number] = line[: found[0].start()] + (line[end.end() :] if end else "")
     return "\n".join(lines)

@@ -201,7 +201,7 @@ LONE = [
     ("图中是绿色，B", "B", "'the image is green, B'"),
     ("Ｄ", "D", "full-width alone"),
     ("C++ and vitamin B12 in the U.S.A.", None, "letters in names and abbreviations"),
-    ("E = mc^2 in D-dur", "E", "a variable stands alone, a compound does not"),
+    ("E = mc^2 in D-dur", None, "letters of a formula and of a compound"),
     ("\tI\n", "I", "I as all there is"),
     ("red", None, "a word"),
     ("", None, "empty"),
