@@ -36,8 +36,8 @@ _WORD_AFTER = re.compile(r"[ \t]+([A-Za-z0-9]+)")
 _NAMED_BEFORE = re.compile(rf"(?:\b{NAMED}|选项|答案|选)\s*[\"'“‘(\[]?$", re.IGNORECASE)
 
 _BETWEEN_LETTERS = re.compile(
-    r"[\s,/&;、，.。()\[\]{}$'\"“”‘’]+|和|或者?|与|以及|可能是?|\b(?:or|and|options?|either|both|maybe|perhaps|possibly|probably)\b"
-    r"|选项",
+    r"[\s,/&;、，.。()\[\]{}$'\"“”‘’]+|和|或者?|与|以及|可能是?|选项"
+    r"|\b(?:or|and|options?|either|both|maybe|perhaps|possibly|probably)\b",
     re.IGNORECASE,
 )
 # What may be said of letters in Chinese before the verdict: A、C的说法都正确.
@@ -46,7 +46,8 @@ _AND_ANOTHER = re.compile(
     rf"(?:\s*\([^()]{{1,40}}\)|{CLOSE})\s*+\(?(?:[,，、/&]|和|与|以及|及|或者?|(?P<word>\bor\b|\band\b))\s*+"
     rf"(?:(?P<also>or|and|和|或)\s*+)?(?:(?:maybe|perhaps|possibly|also|either)\s++)?(?:也?可能是?)?"
     rf"(?:{NAMED}\s++|(?:figure|graph|statement)s?\s++|选项\s*+)?[(\[]?(?P<letter>[A-J])[)\]]?"
-    r"(?=\s*(?:$|[.,;:!?\n。、，/&()]|(?:or|and|are|both|all|were|do|as|fit|because|since|while|but)\b|[和或都均是之正错不选项符的描两三]|中(?!的)|与)"
+    r"(?=\s*(?:$|[.,;:!?\n。、，/&()]|(?:or|and|are|both|all|were|do|as|fit|because|since|while|but)\b"
+    r"|[和或都均是之正错不选项符的描两三]|中(?!的)|与)"
     r"|(?(word)\s+[a-z]|(?(also)\s+[a-z]|$)))",
     re.IGNORECASE,
 )
@@ -59,9 +60,13 @@ ROW = (
 _WITH_TEXT = re.compile(r"(?:^|(?<=[\s,;，、(]))\(?([A-J])[.):、](?=\s*[^\s.,)])(?!\s*[A-J](?![A-Za-z]))")
 # One option whose text names others: "D. Both A and B", "C. A or B", "D (both A and B)", "D. A和B都对".
 _ABOUT_OTHERS = re.compile(
-    r"\(?[A-J](?:\)?[.):]\)?\s*(?:(?:both|either|neither|none|all|only|options?|choices?)\b|(?<=\s)\(?[A-J](?![A-Za-z.]))"
-    r"|[).]?,?\s*\(?(?:both|either|neither|none|all)\b|[.、]\s*[A-J][^A-J，。\n]{1,3}[A-J][^A-J，。\n]{0,3}(?:[都均]|两)|、[^，。\n]{1,12}都对)",
-    re.IGNORECASE,
+    r"""\(?[A-J](?:
+        \)?[.):]\)?\s*(?:(?:both|either|neither|none|all|only|options?|choices?)\b|(?<=\s)\(?[A-J](?![A-Za-z.]))
+        |[).]?,?\s*\(?(?:both|either|neither|none|all)\b
+        |[.、]\s*[A-J][^A-J，。\n]{1,3}[A-J][^A-J，。\n]{0,3}[都均两]
+        |、[^，。\n]{1,12}都对
+    )""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _INITIALS = re.compile(r"[A-Z]\.\s*[A-Z]\.\s*[A-Z][a-z]")  # of a person
 _ASIDE = re.compile(r"(?<!\s)\s*+\([^()]*(?:\bnot\b|incorrect|wrong|false|错|不)[^()]*\)\s*$", re.IGNORECASE)
@@ -81,7 +86,8 @@ _RULED_OUT_AFTER = re.compile(
     r"(?:(?:is|was|are|were|seems?|would\s+be|must\s+be|can\s+be)\s++(?:both\s+|all\s+|also\s+|clearly\s+|definitely\s+)?"
     r"(?:wrong|incorrect|false|not|out|too|unlikely|impossible|excluded|eliminated|ruled)\b)"
     r"|(?:isn|wasn|aren|doesn|don|can|couldn|won|wouldn)['’]t\b|(?:cannot|does\s+not|do\s+not|fails?|breaks?|lacks?)\b"
-    r"|would\s+(?:need|require|mean|give|make|have)\b|would\s+(?:only\s+)?be\b[^.;\n]{0,40}\bif\b|错|不正确|不对|不符|不成立|有误|与[^，。\n]{1,6}(?:不符|相反|不一致))",
+    r"|would\s+(?:need|require|mean|give|make|have)\b|would\s+(?:only\s+)?be\b[^.;\n]{0,40}\bif\b"
+    r"|错|不正确|不对|不符|不成立|有误|与[^，。\n]{1,6}(?:不符|相反|不一致))",
     re.IGNORECASE,
 )
 

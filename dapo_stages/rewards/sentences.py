@@ -6,39 +6,62 @@ import re
 
 _LONGEST = 1000  # characters of an answer in a sentence
 _SO = r"(?:therefore|thus|so|hence|consequently|finally|因此|所以|故|综上(?:所述)?|由图可知|答)"
+_IS = r"(?:is|are|was|were)"
 _OPENING = re.compile(
-    rf"^(?:(?:since|because|as|according\s+to|using|by|with|from|after)\b[^,]*,\s*"
-    rf"|(?:如图|当|由|设)[^,，]{{0,20}}[,，]\s*|{_SO}\s*[,，:：]?\s*)*(?:"
-    r"there\s+(?:are|is|was|were|would\s+be|will\s+be)|(?:it|this|that|they|these)\s+(?:is|are|has|was|must\s+be|should\s+be)"
-    r"(?:\s+made\s+of)?|it['’]s"
-    r"|(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|should\s+be|would\s+be|must\s+be|:|=)\s*:?|####|[A-Z][A-Za-z]{2,11}(?:\s[a-z]{2,12})?:(?=\s)"
-    r"|(?:the|its|each|[A-Za-z]{1,3}|point\s+[A-Z])(?:\s+(?:(?:that|which|who)\s+(?:is|are|was|were)|"
-    r"(?!(?:not|no|is|are|was|were|if)\b)[^\s.;:!?]{1,30})){0,12}\s+"
-    r"(?:is|are|was|were|equals?)(?:\s+(?:therefore|thus|equal\s+to|at))?(?=\s)"
-    r"|答案\s*(?:是|为|:|：)?\s*[:：]?|(?:(?![不没非未])[\u4e00-\u9fff△∠A-Z,，]){1,16}?(?<![不没])(?:等于|[是为有])(?!没|不)"
-    r")\s*|^(?:[\u4e00-\u9fff]{1,8}[,，]\s*)?" + rf"{_SO}\s*[,，:：]\s*",
-    re.IGNORECASE,
+    rf"""^(?:
+      (?:  # since …, | 当…时, | therefore,
+        (?:since|because|as|according\s+to|using|by|with|from|after)\b[^,]*,\s*
+        |(?:如图|当|由|设)[^,，]{{0,20}}[,，]\s*
+        |{_SO}\s*[,，:：]?\s*
+      )*
+      (?:
+        there\s+(?:{_IS}|(?:would|will)\s+be)
+        |(?:it|this|that|they|these)\s+(?:{_IS}|has|(?:must|should)\s+be)(?:\s+made\s+of)?|it['’]s
+        |(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|(?:should|would|must)\s+be|:|=)\s*:?
+        |\#\#\#\#
+        |[A-Z][A-Za-z]{{2,11}}(?:\s[a-z]{{2,12}})?:(?=\s)  # Total number:
+        |(?:the|its|each|[A-Za-z]{{1,3}}|point\s+[A-Z])  # the sum of what is shown is
+          (?:\s+(?:(?:that|which|who)\s+{_IS}|(?!(?:not|no|if|{_IS})\b)[^\s.;:!?]{{1,30}})){{0,12}}
+          \s+(?:{_IS}|equals?)(?:\s+(?:therefore|thus|equal\s+to|at))?(?=\s)
+        |答案\s*(?:是|为|:|：)?\s*[:：]?
+        |(?:(?![不没非未])[\u4e00-\u9fff△∠A-Z,，]){{1,16}}?(?<![不没])(?:等于|[是为有])(?!没|不)
+      )\s*
+      |(?:[\u4e00-\u9fff]{{1,8}}[,，]\s*)?{_SO}\s*[,，:：]\s*
+    )""",
+    re.IGNORECASE | re.VERBOSE,
 )
 # What follows an answer: a remark in brackets, a reason, what it is not.
 _REMARK = re.compile(
-    r"(?:\s+\(|（)(?=[^()（）]*(?:[A-Za-z]{2}|[\u4e00-\u9fff]|\d\s*[×x*·+/%-]\s*\d?|[<>≠]|\d\.\d))[^()（）]*[)）][.。]?$|,\s+as\s.*$|,?\s+(?:because|since|given\s+that)\b.*$|,\s*not\s.*$|(?<=.)[，,]?因为.*$",
-    re.IGNORECASE | re.DOTALL,
+    r"""(?:\s+\(|（)
+        (?=[^()（）]*(?:[A-Za-z]{2}|[\u4e00-\u9fff]|\d\s*[×x*·+/%-]\s*\d?|[<>≠]|\d\.\d))
+        [^()（）]*[)）][.。]?$
+      |,\s+as\s.*$
+      |,?\s+(?:because|since|given\s+that)\b.*$
+      |,\s*not\s.*$
+      |(?<=.)[，,]?因为.*$""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 _IS_THE_ANSWER = re.compile(r"\s+is\s+the\s+(?:final\s+|correct\s+)?answer[.]?$", re.IGNORECASE)
 # What comes before the last of several clauses.
 _CLAUSE = re.compile(
-    r"\s*(?:→|⇒|∴|\\(?:R|r)ightarrow|\\therefore)\s*|[,;]?\s+(?:and\s+)?(?:so|therefore|thus|hence|then|gives|we\s+(?:get|find|have|obtain)(?:\s+that)?)\s*,?\s+|"
-    r"[,，]?\s*(?:可得|解得|得到?)(?=[∠△A-Za-z\\])\s*|[,，;；。]\s*(?:所以|因此|故|而是)|[,;]\s+(?=it\s+(?:is|must\s+be|should\s+be)\b)",
-    re.IGNORECASE,
+    r"""\s*(?:→|⇒|∴|\\[Rr]ightarrow|\\therefore)\s*
+      |[,;]?\s+(?:and\s+)?(?:so|therefore|thus|hence|then|gives|we\s+(?:get|find|have|obtain)(?:\s+that)?)\s*,?\s+
+      |[,，]?\s*(?:可得|解得|得到?)(?=[∠△A-Za-z\\])\s*
+      |[,，;；。]\s*(?:所以|因此|故|而是)
+      |[,;]\s+(?=it\s+(?:is|(?:must|should)\s+be)\b)""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[。！？])(?=\s*\S)")
 _SEVERAL = re.compile(r"[,;，；、\n](?!\d{3}\b)|\b(?:or|and|if)\b|[或和]", re.IGNORECASE)
+# x = -3 (rejected) or
 _REJECTED = re.compile(
-    r"[^,;，；]*?\((?:rejected|extraneous|not\s+valid|舍去?)[^()]*\)\s*(?:,|or\b|and\b|或)?\s*|\s*(?:,|or\b|and\b|或)\s*[^,;，；]*?\((?:rejected|extraneous|舍去?)[^()]*\)\s*$",
-    re.IGNORECASE,
+    r"""[^,;，；]*?\((?:rejected|extraneous|not\s+valid|舍去?)[^()]*\)\s*(?:,|or\b|and\b|或)?\s*
+      |\s*(?:,|or\b|and\b|或)\s*[^,;，；]*?\((?:rejected|extraneous|舍去?)[^()]*\)\s*$""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _ARITHMETIC = re.compile(
-    r"(?:\\(?:log|ln|frac|dfrac|times|cdot|div|sqrt|sin|cos|tan|circ|pi|left|right|,|%)|[\d\s.,+\-−–*/×÷·^(){}°%π²³√$]|(?:sin|cos|tan|log|ln)(?![a-z])|_)+"
+    r"(?:\\(?:log|ln|frac|dfrac|times|cdot|div|sqrt|sin|cos|tan|circ|pi|left|right|,|%)"
+    r"|[\d\s.,+\-−–*/×÷·^(){}°%π²³√$_]|(?:sin|cos|tan|log|ln)(?![a-z]))+"
 )
 _CHECK = re.compile(
     r"(?:note|check|verif|indeed|because|since|recall|remember|i\s+hope|let\s+me|验证|注意)", re.IGNORECASE

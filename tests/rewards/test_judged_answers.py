@@ -52,7 +52,7 @@ def test_cases_that_were_written_to_be_misjudged() -> None:
 
     Most of those left are right ones: values in sentences without a conclusion, and words in sentences.
     """
-    judged = cases("unseen_answers.jsonl")
+    judged = cases("hard_answers.jsonl")
     wrong = [case for case in judged if not agrees(case)]
     assert (len(judged), sum(not case["right"] for case in judged)) == (3379, 1903)
     assert len(wrong) <= 146
