@@ -20,6 +20,7 @@ DATA = (
     "tests/data/embedded/",
     "tests/upgrades/recorded/",
     "tests/rewards/answers.jsonl",
+    "tests/rewards/hard_answers.jsonl",
     "tests/rewards/more_answers.jsonl",
 )
 TEXTS = re.compile(
