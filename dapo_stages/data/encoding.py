@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import groupby
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dapo_stages.errors import ModelError
 
@@ -24,6 +24,13 @@ class _Known(NamedTuple):
 
     grids: list[list[int]]
     counts: list[int]  # tokens of each image
+
+
+class Sized(Protocol):
+    """An image, decoded or not."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
 
 
 class Encoder:
@@ -54,7 +61,7 @@ class Encoder:
                 self._known.popitem(last=False)
         return ids, grids
 
-    def encode_known(self, prompts: Sequence[tuple[str, Sequence[Image.Image]]]) -> list[Encoded | None]:
+    def encode_known(self, prompts: Sequence[tuple[str, Sequence[Sized]]]) -> list[Encoded | None]:
         """The same for several prompts, which are tokenized together; None where the sizes are not known yet."""
         known = [self._known.get(tuple(image.size for image in images)) for _, images in prompts]
         texts = [self._expanded(text, one.counts) for (text, _), one in zip(prompts, known, strict=True) if one]

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dapo_stages.errors import DataError
 
@@ -25,6 +25,27 @@ class BadImage(DataError):
 
     def __init__(self, where: object, problem: str) -> None:
         super().__init__(where, problem, "Fix the row, or set data.on_bad_image=skip to leave such rows out.")
+
+
+class Limits(NamedTuple):
+    """Sides and pixels of images: data.max_image_size, data.max_image_pixels, data.min_image_size."""
+
+    max_size: int
+    max_pixels: int
+    min_size: int = 1
+
+
+class Prepared(NamedTuple):
+    """An image as prompts contain it."""
+
+    png: bytes
+    size: tuple[int, int]  # width, height
+
+
+def prepared(image: bytes | Path | Image.Image, where: object, limits: Limits) -> Prepared:
+    """See `prepare` and `encode`."""
+    found = prepare(image, where, max_size=limits.max_size, max_pixels=limits.max_pixels, min_size=limits.min_size)
+    return Prepared(encode(found), found.size)
 
 
 def prepare(

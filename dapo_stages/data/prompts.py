@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dapo_stages.config import DataConfig
 from dapo_stages.data import chat
@@ -17,16 +17,14 @@ from dapo_stages.data.columns import DATASET, Question, image_columns, question_
 from dapo_stages.data.control import MARK, ControlTokens, texts_of
 from dapo_stages.data.conversations import UnusableRow
 from dapo_stages.data.encoding import Encoder, processed
-from dapo_stages.data.images import BadImage, encode, prepare
+from dapo_stages.data.image_workers import ImageWorkers, Job
+from dapo_stages.data.images import BadImage, Limits, Prepared, decode
 from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Conversation = list[dict[str, Any]]
 Render = Callable[[Conversation, int | None], str]  # a conversation and the longest useful text -> its text
@@ -56,7 +54,8 @@ class _Draft:
     prompt_id: str
     question: Question
     conversation: Conversation
-    images: list[Image.Image] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    images: list[Prepared] = field(default_factory=list)
     text: str = ""
     ids: list[int] = field(default_factory=list)
     grids: list[list[int]] = field(default_factory=list)
@@ -72,6 +71,7 @@ class PromptMaker:
     survey: Survey = field(default_factory=Survey)
     name: str = ""  # of the dataset in data.sources
     render: Render | None = None  # None: use the processor itself, for trusted templates
+    workers: ImageWorkers = field(default_factory=lambda: ImageWorkers(0))
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse concurrent calls
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
@@ -88,7 +88,7 @@ class PromptMaker:
     def make_all(self, rows: Sequence[tuple[RawRow, str]]) -> list[Row | Dropped | BadImage]:
         """The same for several rows and their prompt ids, one step for all of them at a time, which is faster."""
         drafts: list[_Draft | Dropped | BadImage] = [_tried(raw, partial(self._ask, raw, name)) for raw, name in rows]
-        drafts = _each(drafts, self._see)
+        drafts = self._see(drafts)
         with self._alone:
             drafts = _each(drafts, self._say)
             self._tokenize_known([one for one in drafts if isinstance(one, _Draft)])
@@ -100,8 +100,23 @@ class PromptMaker:
         conversation = messages_of(question, self.survey.system_prompt(self.data))
         return _Draft(raw, prompt_id, question, self._as_data(raw, conversation, question))
 
-    def _see(self, draft: _Draft) -> _Draft:
-        draft.images = [self._image(draft.raw, image) for image in draft.question.images]
+    def _see(self, drafts: Sequence[_Draft | Dropped | BadImage]) -> list[_Draft | Dropped | BadImage]:
+        """Prepare the images of all rows."""
+        found = _each(drafts, self._look_up)
+        open_ = [draft for draft in found if isinstance(draft, _Draft)]
+        jobs = [job for draft in open_ for job in draft.jobs]
+        made = iter(self.workers.prepare(jobs, self._limits))
+        ended: dict[int, BadImage] = {}
+        for draft in open_:
+            images = [next(made) for _ in draft.jobs]
+            if bad := [image for image in images if isinstance(image, BadImage)]:
+                ended[id(draft)] = bad[0]
+            draft.images = [image for image in images if isinstance(image, Prepared)]
+        return [ended.get(id(draft), draft) for draft in found]
+
+    def _look_up(self, draft: _Draft) -> _Draft:
+        """Find the images of a row."""
+        draft.jobs = [self._job(draft.raw, image) for image in draft.question.images]
         return draft
 
     def _say(self, draft: _Draft) -> _Draft:
@@ -135,7 +150,7 @@ class PromptMaker:
                 raise _ControlTokens("control tokens that this tokenizer cannot encode as plain text")
             encode_ = self._encoder.encode if processor is self.processor else partial(processed, processor)
             try:
-                draft.ids, draft.grids = encode_(draft.text, draft.images)
+                draft.ids, draft.grids = encode_(draft.text, [decode({"bytes": image.png}) for image in draft.images])
             except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # from the processor
                 said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise Refused(f"the processor rejects it ({said})") from None
@@ -148,7 +163,7 @@ class PromptMaker:
         labels = question.labels | ({DATASET: self.name} if self.name else {})
         return {
             "prompt_id": draft.prompt_id,
-            "images": [{"bytes": encode(image), "path": None} for image in draft.images],
+            "images": [{"bytes": image.png, "path": None} for image in draft.images],
             "problem": question.problem,
             "solution": question.solution,
             "prompt_text": draft.text,
@@ -199,17 +214,13 @@ class PromptMaker:
             raise _ControlTokens(problem)
         return conversation[:ours] + self._control.as_text(conversation[ours:])
 
-    def _image(self, raw: RawRow, cell: Any) -> Image.Image:
+    def _job(self, raw: RawRow, cell: Any) -> Job:
         image = self.source.image(raw, cell)
-        where = f"{raw.where}: {image.name}" if isinstance(image, Path) else raw.where
-        data = self.data
-        return prepare(
-            image,
-            where,
-            max_size=data.max_image_size,
-            max_pixels=data.max_image_pixels,
-            min_size=data.min_image_size,
-        )
+        return Job(image, f"{raw.where}: {image.name}" if isinstance(image, Path) else raw.where)
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return Limits(self.data.max_image_size, self.data.max_image_pixels, self.data.min_image_size)
 
 
 class _ControlTokens(Exception):

@@ -15,6 +15,7 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.data.control import CONTROL_TOKENS, MARK
+from dapo_stages.data.image_workers import image_workers
 from dapo_stages.data.images import BadImage, pixels_of
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow
@@ -34,7 +35,7 @@ from dapo_stages.terminal.console import Advance, progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
 ROWS_PER_SHARD = 512
-_THREADS = 8  # images are decoded, scaled and encoded without the GIL
+_THREADS = 8  # which wait for the workers that prepare images
 _ROWS_AT_ONCE, _PIXELS_AT_ONCE = 64, 1 << 20  # of a batch
 _NAMED = 5  # dropped rows that the manifest names
 _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "other"))
@@ -113,10 +114,10 @@ def _work(output: Output, config: Config, policy: PolicyFolder | None) -> None:
         )
     output.counts = {"train": 0, "held_out": 0, "dropped_long": 0, "dropped_images": 0, "dropped_other": 0}
     output.counts["dropped_rows"] = []
-    with chat_template(processor) as render:
+    with chat_template(processor) as render, image_workers() as workers:
         makers: dict[Part, list[PromptMaker]] = {part: [] for part in PARTS}
         for one in opened:
-            maker = PromptMaker(one.source, processor, one.data, surveys[id(one.source)], one.name, render)
+            maker = PromptMaker(one.source, processor, one.data, surveys[id(one.source)], one.name, render, workers)
             makers[one.part].append(maker)
         for part in PARTS:
             totals = [maker.source.totals.get(part) for maker in makers[part]]
