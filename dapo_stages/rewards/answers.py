@@ -220,14 +220,6 @@ def parse_solution(solution: str) -> str:
 
 
 def _parsed(solution: str) -> str:
-    return _remembered(solution) if len(solution) <= _LONGEST_LINE else _parsed(solution)
-
-
-def _parsed(solution: str) -> str:
-    return _remembered(solution) if len(solution) <= _LONGEST_LINE else _parsed(solution)
-
-
-def _parsed(solution: str) -> str:
     outside = outside_think(solution)
     text = outside_json((answer_blocks(outside) or [outside])[-1]).strip()
     if elements := [one for one in _ELEMENT.finditer(text) if one.end() == len(text)]:
@@ -241,12 +233,6 @@ def _parsed(solution: str) -> str:
         return ", ".join(re.findall(r"[A-J]", named["letters"].upper()))
     letters = NONE if letter_set(plain) or several(plain) else leading(plain)
     return next(iter(letters)) if len(letters) == 1 else text
-
-
-_remembered = lru_cache(1024)(_parsed)  # most datasets have few different ones
-
-
-_remembered = lru_cache(1024)(_parsed)  # most datasets have few different ones
 
 
 _remembered = lru_cache(1024)(_parsed)  # most datasets have few different ones
