@@ -25,7 +25,7 @@ def test_a_mapping_is_accepted(dataset: str, tmp_path: Path) -> None:
 
 
 def test_there_are_as_many_as_the_table_has() -> None:
-    assert len(MAPPINGS) == 10
+    assert len(MAPPINGS) == 15
 
 
 def test_the_yaml_is_a_configuration() -> None:

@@ -35,11 +35,6 @@ class Config(Section):
         description="How many train-steps behind the latest policy rollouts are sampled, so that sampling and training "
         "can run at the same time; make sets it from LAG.",
     )
-    verify: Annotated[Verify, Later("changed")] = Field(
-        "changed",
-        description="Which input files are read to be compared with their hashes: those that have changed since they "
-        "were last hashed on this machine, by their times, or always all.",
-    )
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()
     data: DataConfig = DataConfig()
@@ -52,6 +47,11 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     keep: KeepConfig = KeepConfig()
+    verify: Annotated[Verify, Later("changed")] = Field(
+        "changed",
+        description="Which input files are read to be compared with their hashes: those that have changed since they "
+        "were last hashed on this machine, by their times, or always all.",
+    )
     schedules: dict[str, Schedule] = Field(
         {}, description="Settings that change over the iterations, by dotted key (docs/sampling.md)."
     )

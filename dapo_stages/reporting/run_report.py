@@ -19,7 +19,7 @@ from dapo_stages.reporting.iteration.samples import collect_samples
 from dapo_stages.reporting.page import html
 from dapo_stages.reporting.trackers.media import HISTOGRAMS, SAMPLES
 from dapo_stages.runs.best import Best, write_best
-from dapo_stages.runs.pace import spent
+from dapo_stages.runs.pace import summed
 from dapo_stages.runs.pipeline import iteration_name
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.printed_table import Table
@@ -141,7 +141,7 @@ def cost(run: Run, iteration: int) -> dict[str, dict[str, float]]:
     made = run.manifests(iteration)
     memory = {name: manifest.memory / 2**30 for name, manifest in made.items() if manifest.memory is not None}
     seconds = {name: manifest.seconds for name, manifest in made.items()}
-    return {"seconds": seconds, "memory": memory, "spent": spent(run, iteration)}
+    return {"seconds": seconds, "memory": memory, "spent": summed(made.values())}
 
 
 def _cost(run: Run, iteration: int, report: Manifest) -> dict[str, dict[str, float]]:

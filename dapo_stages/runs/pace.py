@@ -57,8 +57,13 @@ def pace(run: Run, of: int) -> Pace | None:
 
 def spent(run: Run, iteration: int) -> dict[str, float]:
     """Seconds of an iteration's stages by phase; empty for manifests of versions that did not record them."""
+    return summed(_made(run.folder(iteration)).values())
+
+
+def summed(manifests: Iterable[Manifest]) -> dict[str, float]:
+    """The same for these manifests."""
     total: Counter[str] = Counter()
-    for manifest in _made(run.folder(iteration)).values():
+    for manifest in manifests:
         total.update(manifest.spent)
     return {name: total[name] for name in PHASES} if total.total() else {}
 

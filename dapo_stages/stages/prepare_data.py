@@ -40,23 +40,19 @@ _ROWS_AT_ONCE, _PIXELS_AT_ONCE = 64, 1 << 20  # of a batch
 _NAMED = 5  # dropped rows that the manifest names
 _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "other"))
 
-# What to do if all rows of a part are dropped, by the reason.
-_ADVICE = (
-    (
-        r"image file does not exist|has no folder",
-        "Set data.image_root to the folder of the images, or data.columns.image.",
-    ),
-    (r"outside the dataset's folder", "Set data.image_root to the folder of the images."),
-    (r"expected an image|is a URL", "Set data.columns.image to a column with images."),
-    (
-        r"no answer|: no \w",
-        "Set data.columns.solution or data.columns.problem to a column that has values, or data.split.",
-    ),
-    (r"option", "Set data.columns.options to another column, or fix the rows."),
-    (r"turn|messages|question from the user", "Set data.columns.messages or data.columns.problem to another column."),
-    (r"max_prompt_length", "Raise data.max_prompt_length."),
-    (r"max_image_pixels", "Raise data.max_image_pixels."),
-)
+# What to do if all rows of a part are dropped, by the reason; the first that fits.
+_ADVICE = {
+    r"image file does not exist|has no folder": "Set data.image_root to the folder of the images, or "
+    "data.columns.image to another column.",
+    r"outside the dataset's folder": "Set data.image_root to the folder of the images.",
+    r"expected an image|is a URL": "Set data.columns.image to a column with images.",
+    r"no answer|: no \w": "Set data.columns.solution or data.columns.problem to a column with values, or data.split.",
+    r"option": "Set data.columns.options to another column, or fix the rows.",
+    r"turn|messages|question from the user": "Set data.columns.messages or data.columns.problem to another column.",
+    r"max_prompt_length": "Raise data.max_prompt_length.",
+    r"max_image_pixels": "Raise data.max_image_pixels.",
+    r"": "Fix the rows.",
+}
 
 Batch = list[tuple[RawRow, str]]  # rows and their prompt ids
 
@@ -272,7 +268,7 @@ def _check_parts(opened: list[OpenedPart], counts: dict[str, Any]) -> None:
     rows = sum(number for key, number in counts.items() if key in (*PARTS, *_DROPPED))
     name = ", ".join(dict.fromkeys(one.source.name for one in opened))
     why = "; ".join(counts["dropped_rows"][:2])
-    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, why)), "Fix the rows.")
+    advice = _ADVICE[next(pattern for pattern in _ADVICE if re.search(pattern, why))]
     if not rows:
         raise DataError(name, "the dataset has no rows", "Name another data.source.")
     for part, nothing in (("train", 1.0), ("held_out", 0.0)):

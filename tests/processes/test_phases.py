@@ -65,7 +65,7 @@ def test_rows_are_made_in_the_time_of_the_work_and_written_in_another(
         return "0" * 64
 
     monkeypatch.setattr("dapo_stages.handoff.shards.sha256_of", hashed)
-    monkeypatch.setattr("dapo_stages.handoff.shards.publish_file", lambda temporary, path: wait(2))
+    monkeypatch.setattr("dapo_stages.handoff.shards.fsync_file", lambda path: wait(2))
 
     def rows() -> Iterator[Row]:
         for number in range(3):
@@ -76,7 +76,7 @@ def test_rows_are_made_in_the_time_of_the_work_and_written_in_another(
         before = spent()
         output.write("completions", 0, rows())
         took = {name: seconds - before[name] for name, seconds in spent().items() if seconds > before[name]}
-        assert took == {"work": 15, "save": 2 + 2, "hash": 8}  # the shard, and the note of it
+        assert took == {"work": 15, "save": 4 * 2, "hash": 8}  # file and folder, of the shard and of the note of it
 
     tiny_run.publish(Plan("rollout", tmp_path / "out", {}, 1), fill)
 

@@ -35,9 +35,20 @@ def test_every_group_has_its_completions_and_ids_are_kept(small_run: Run) -> Non
 def test_rewards_are_what_the_texts_say(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each completion is read as the next of these texts; all solutions of the embedded task are letters."""
     answers = {f"<think>x</think><answer>{letter}</answer>": letter for letter in "ABCD"}
-    answers |= {"": "", "<think>A</think>": "", "<think>red\nC": "C", "<answer>A": "A", "So it is (B).": "B"}
+    answers |= {
+        "": "",
+        "<think>A</think>": "",
+        "<think>red\nC": "C",
+        "<answer>A": "A",
+        "So it is (B).": "B",
+        "Look: red (B)": "B",
+    }
     places = {"<think>x</think": "tags", "": "none", "<think>A</thin": "none", "<think>red\nC": "unclosed"}
-    places = {name[:14]: place for name, place in places.items()} | {"<answer>A": "tags", "So it is (B).": "lone"}
+    places = {name[:14]: place for name, place in places.items()} | {
+        "<answer>A": "tags",
+        "So it is (B).": "stated",
+        "Look: red (B)": "lone",
+    }
     said = itertools.cycle(answers)
     monkeypatch.setattr(Tokens, "text", lambda self, ids: next(said))
     any_place = {"rewards__truncated_answers": "any"}  # whatever its length was
