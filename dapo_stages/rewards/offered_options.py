@@ -11,10 +11,6 @@ LETTERS = "ABCDEFGHIJ"  # that an answer can choose
 
 _MOST = 4000  # characters of a question that is remembered
 
-_MOST = 4000  # characters of a question that is remembered
-
-_MOST = 4000  # characters of a question that is remembered
-
 # A. red | A) red | (A) red | A: red | A、red, at the start of a line or after a space; in lower case in brackets.
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(?([A-J])(?:[.:、]\s*|\)\s*)|\(([a-j])\)\s*)(?=\S)")
 
@@ -38,12 +34,6 @@ def _offered(problem: str) -> tuple[str, ...]:
     ends = [*(match.start() for match in found[1:]), len(problem)]
     texts = [problem[match.end() : end].strip(" \t\n;；,，") for match, end in zip(found, ends, strict=True)]
     return (*texts[:-1], texts[-1].split("\n")[0].strip())
-
-
-_remembered = lru_cache(256)(_offered)  # each question is read several times in a row
-
-
-_remembered = lru_cache(256)(_offered)  # each question is read several times in a row
 
 
 _remembered = lru_cache(256)(_offered)  # each question is read several times in a row
