@@ -45,7 +45,7 @@ class ImageWorkers:
     """
 
     def __init__(self, number: int, few: int = _FEW) -> None:
-        self.number, self._left = number, few
+        self._number, self._left = number, few
         self._workers: list[_Worker] = []
         self._free: SimpleQueue[_Worker] = SimpleQueue()
         self._starting = Lock()
@@ -65,7 +65,7 @@ class ImageWorkers:
         with self._starting:
             self._left -= images
             if self._left < 0 and not self._workers:
-                self._workers = [_Worker() for _ in range(self.number)]
+                self._workers = [_Worker() for _ in range(self._number)]
                 for worker in self._workers:
                     self._free.put(worker)
             return bool(self._workers)

@@ -97,7 +97,7 @@ def _in_order(options: Mapping[str, Any]) -> list[str]:
     keys = {
         key: _KEY.sub("", str(key)).strip("() .").upper() for key, value in options.items() if as_text(value).strip()
     }
-    for first in ("ABCDEFGHIJ", "0123456789", "123456789"):
+    for first in (LETTERS, "0123456789", "123456789"):
         if sorted(keys.values()) == list(first[: len(keys)]):
             return sorted(keys, key=lambda key: keys[key])
     raise BadOptions(f"options with the keys {', '.join(map(str, keys))}, expected A, B, C, …")

@@ -42,8 +42,8 @@ def accuracy(
     math-verify, which gets `timeout` seconds. Words after a number are its unit: two different units are never equal,
     but either may be missing. Other words are not mathematics, so "3 or 4" is not 4, and "cat" is not "act".
     Several letters ("A, C") are compared as a set; with `partial_credit`, some of them and no other give their share.
-    Of several accepted answers (see `accepted_answers`) the best one
-    counts, with its grade. With `closed`, only an answer in a closed `<answer>` block counts.
+    Of several accepted answers (see `accepted_answers`) the best one counts, with its grade. With `closed`, only an
+    answer in a closed `<answer>` block counts.
     """
     grades = accepted_answers(solution)
     best = 0.0

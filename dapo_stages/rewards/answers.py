@@ -8,10 +8,12 @@ the text; its last `<answer>` block counts, or its last line if that states an a
 
 1. the last complete `<answer>…</answer>`. A block that names several letters ("A or B") means no answer; a block
    without a letter is skipped. Of a block that is never closed the first line counts;
-2. a stated answer: "The answer is B", "D is correct", "I choose (C)", "答案是 B", "故选：A", `\\boxed{B}`; then bold
-   `**B**`; a list of the options that calls one of them right; a text that begins with one option ("B. green …");
+2. what the text calls its answer: "The answer is B", "I choose (C)", "答案是 B", "故选：A", `\\boxed{B}`, unless it
+   takes that back ("Wait, …"); else the one that it calls wrong, where the question asks for that; a list of the
+   options that calls one of them right; "D is correct"; the only letter in bold; a text that begins with one option
+   ("B. green …");
 3. a lone letter. The article in "A red circle" and the pronoun "I" are words, and a letter that the text rules out
-   ("not B", "不选 B", "B is wrong") is not chosen.
+   ("not B", "不选 B", "B is wrong"), names with others ("A and B") or uses in a name ("angle B") is not chosen.
 
 Letters are A to J, full-width ones included. Lower case counts inside `<answer>`, in brackets, and where a stated
 answer ends with it.
@@ -26,9 +28,9 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from dapo_stages.rewards.letters import NONE, UNDECIDED, Letters, leading, letter_set, row, several
+from dapo_stages.rewards.letters import NONE, UNDECIDED, Letters, leading, letter_set, only_letters, several
 from dapo_stages.rewards.normal import nfkc
-from dapo_stages.rewards.sentences import conclusion
+from dapo_stages.rewards.sentences import conclusion, last_line
 from dapo_stages.rewards.statements import judged, last_option, last_option_line, lone, stated
 from dapo_stages.rewards.tags import (
     answer_blocks,
@@ -103,7 +105,8 @@ def read_answer(text: str) -> Reading:
     """The answer as written, for answers that are not letters, and its place.
 
     The last complete `<answer>` outside `<think>`, else the last `\\boxed{…}`, else what follows the last "answer is"
-    (or "答案是") in its sentence, else the whole text outside `<think>` if that is one short line.
+    (or "答案是") in its sentence, else the whole text outside `<think>` if that is one short line, else the conclusion
+    of several.
     """
     found = _written(outside_think(text))
     if found.answer is not None:
@@ -156,7 +159,7 @@ def _read_letters(text: str) -> tuple[Letters, Place]:
         return _letters(opened) or NONE, "tags"
     if letters := stated(outside_tags := without_answer_tags(outside)):
         return letters, "stated"
-    if letters := row(outside_tags) if len(outside_tags) <= _LONGEST_LINE else NONE:
+    if letters := only_letters(outside_tags) if len(outside_tags) <= _LONGEST_LINE else NONE:
         return letters, "lone"
     if letter := lone(outside_tags):
         return frozenset(letter), "lone"
@@ -186,14 +189,9 @@ def _at_the_end(text: str, read: Callable[[str], T | None], read_last: Callable[
     return read(marked) if marked else read_last(thought)
 
 
-def _last_line(thought: str) -> str:
-    lines = [line for line in thought.splitlines() if re.search(r"[^\W_]", line)]
-    return lines[-1] if lines else ""
-
-
 def _last_letters(thought: str) -> Letters | None:
     """The letters that the last line of a thought states, or is; what is said before, or in doubt, is no answer."""
-    line = _last_line(thought)
+    line = last_line(thought)
     if _IS_ANSWER.fullmatch(line):
         return _letters(line)
     sentence = _LAST_SENTENCE.split(line.strip())[-1]
@@ -204,7 +202,7 @@ def _last_letters(thought: str) -> Letters | None:
 
 def _last_answer(thought: str) -> str | None:
     """The same for answers that are not letters."""
-    line = _last_line(thought)
+    line = last_line(thought)
     if not _ENDS_IN_ANSWER.search(line) or _DOUBTFUL.search(_LAST_SENTENCE.split(line.strip())[-1]):
         return last_option_line(thought)
     return _stated_answer(line) or line
@@ -213,7 +211,8 @@ def _last_answer(thought: str) -> str | None:
 def parse_solution(solution: str) -> str:
     """A dataset's solution: the letter in upper case if it names one option, else its text.
 
-    Recognized: `B`, `(b)`, `Ｂ`, `B. green`, `B) green`, `Answer: B`, `\\boxed{B}`, each also inside `<answer>`.
+    Recognized: `B`, `(b)`, `Ｂ`, `B. green`, `B) green`, `Answer: B`, `故选：B`, `\\boxed{B}`, each also inside
+    `<answer>`. Of text that states its answer ("The answer is 5.", `#### 5`) only that counts.
     Several letters ("A, C") are text; so is text that only begins with one ("A red circle", "D = 5").
     """
     return _remembered(solution) if len(solution) <= _LONGEST_LINE else _parsed(solution)

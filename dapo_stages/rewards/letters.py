@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable
 
 from dapo_stages.rewards.normal import nfkc
+from dapo_stages.rewards.offered_options import LETTERS
 from dapo_stages.rewards.tags import without_markup
 
 Letters = frozenset[str]
 NONE: Letters = frozenset()
 UNDECIDED = "?"  # beside the letters of "A or B"
-_LETTERS = frozenset("ABCDEFGHIJ")
+_LETTERS = frozenset(LETTERS)
 
 # A letter on its own: not a part of a word, name, formula or abbreviation.
 OPEN = r"[\s\"'“‘(\[{<$]{0,8}"
@@ -57,7 +58,7 @@ ROW = (
     r"(?:(?:options?|choices?)\s++|选项\s*+)?[(\[]?(?-i:[A-J])(?![A-Za-z0-9])){0,9}+)"
 )
 # Options with their texts: "A. red B. green", "(A) 10 or (B) 12".
-_WITH_TEXT = re.compile(r"(?:^|(?<=[\s,;，、(]))\(?([A-J])[.):、](?=\s*[^\s.,)])(?!\s*[A-J](?![A-Za-z]))")
+WITH_TEXT = re.compile(r"(?:^|(?<=[\s,;，、(]))\(?([A-J])[.):、](?=\s*[^\s.,)])(?!\s*[A-J](?![A-Za-z]))")
 # One option whose text names others: "D. Both A and B", "C. A or B", "D (both A and B)", "D. A和B都对".
 _ABOUT_OTHERS = re.compile(
     r"""\(?[A-J](?:
@@ -139,7 +140,7 @@ def letters_in(solution: str) -> Letters:
     return frozenset(solution) if solution in _LETTERS else letter_set(nfkc(solution)) or NONE
 
 
-def row(content: str) -> Letters:
+def only_letters(content: str) -> Letters:
     """The letters of a short answer that only consists of different ones: "A or B", "选项 A 和 B"; else empty."""
     plain = _ASIDE.sub("", without_markup(content)).strip()
     pieces = {piece.upper() for piece in _BETWEEN_LETTERS.split(plain) if piece}
@@ -150,15 +151,15 @@ def row(content: str) -> Letters:
 
 def several(content: str) -> Letters:
     """The same, also of options with their texts: "A. red, C. blue". A list of all is no choice of any."""
-    if letters := row(content):
+    if letters := only_letters(content):
         return letters
     plain = without_markup(content).strip()
-    if _ABOUT_OTHERS.match(plain) or not _WITH_TEXT.match(plain):
+    if _ABOUT_OTHERS.match(plain) or not WITH_TEXT.match(plain):
         return NONE
-    found = _all(_WITH_TEXT.findall(plain), plain)
-    if len(found) > 2 and sorted(found - {UNDECIDED}) == sorted(_LETTERS)[: len(found - {UNDECIDED})]:
-        return found | {UNDECIDED}
-    return found if len(found) > 1 else NONE
+    named = frozenset(WITH_TEXT.findall(plain))
+    if len(named) > 2 and sorted(named) == list(LETTERS[: len(named)]):
+        return named | {UNDECIDED}
+    return _all(named, plain) if len(named) > 1 else NONE
 
 
 def leading(content: str) -> Letters:

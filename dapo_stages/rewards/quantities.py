@@ -72,14 +72,6 @@ _TWO_NUMBERS = re.compile(r"\d\s+\d")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
 
 
-class Quantity(NamedTuple):
-    """An expression in LaTeX, its unit, and the name it was given ("" if none)."""
-
-    expression: str
-    unit: Unit | None
-    name: str
-
-
 _MAGNITUDE = re.compile(
     r"(?P<number>\d[\d,]*(?:\.\d+)?)\s*(?P<size>thousand|million|billion|[千万亿])(?![a-z克米瓦])", re.IGNORECASE
 )
@@ -89,6 +81,14 @@ _MEASURES = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+|[\u4e00-\u9fff]{1,2}|['′
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 _POINT = re.compile(r"(?:point\s+)?[A-Z]'?\s*(?:(?:is\s+)?at\s+)?(\([^()]*,[^()]*\))", re.IGNORECASE)
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*(?::|\bto\b)\s*(\d+(?:\.\d+)?)")
+
+
+class Quantity(NamedTuple):
+    """An expression in LaTeX, its unit, and the name it was given ("" if none)."""
+
+    expression: str
+    unit: Unit | None
+    name: str
 
 
 def equal(wanted: str, answer: str, same: Callable[[str, str], bool]) -> bool:

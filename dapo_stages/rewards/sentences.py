@@ -129,15 +129,19 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"(?<=[a-zA-Z])\([\d.-]+\)|(?:∠|\\angle)\s*\d|_\{?\d\}?|[₀-₉]", "", name)
 
 
+def last_line(text: str) -> str:
+    """The last line with a letter or a digit; empty if there is none."""
+    return next((line for line in reversed(text.splitlines()) if re.search(r"[^\W_]", line)), "")
+
+
 def conclusion(text: str) -> str | None:
     """What a text of several lines comes to: a last sentence that concludes, or a last line in bold or of mathematics.
 
     None if it ends in something else.
     """
-    lines = [line for line in text[-_LONGEST:].splitlines() if re.search(r"[^\W_]", line)]
-    if not lines:
+    last = last_line(text[-_LONGEST:]).strip()
+    if not last:
         return None
-    last = lines[-1].strip()
     if text.rstrip().endswith(("\\]", "$$")) or _MATHEMATICS.fullmatch(last):
         return last.strip("*")
     sentence = _last_sentence(last)

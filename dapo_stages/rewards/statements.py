@@ -17,6 +17,7 @@ from dapo_stages.rewards.letters import (
     ROW,
     SAID,
     UNDECIDED,
+    WITH_TEXT,
     Letters,
     is_ruled_out_after,
     is_word,
@@ -24,6 +25,7 @@ from dapo_stages.rewards.letters import (
     run_of,
     several,
 )
+from dapo_stages.rewards.offered_options import LETTERS
 from dapo_stages.rewards.tags import open_text_commands, unboxed, without_markup
 
 _BOLD = re.compile(r"(?:\*\*|__)([^*\n]{1,200}?)(?:\*\*|__)")
@@ -149,7 +151,7 @@ _VERDICT = re.compile(
     r"|(?:[-–—:(（]\s*|\bis\s+)(?:(?P<yes>yes|true)|no|false)[.)）!。| ]*$",
     re.IGNORECASE,
 )
-_INLINE = re.compile(r"(?:^|(?<=[\s(（]))\(?([A-J])[.):、]\s*(?=[^\s.,)])")
+_TO_END = re.compile(r"[^.;\n]*[.;]?")  # of an option's text in a line
 
 
 def stated(text: str, *, begun: bool = True) -> Letters | None:
@@ -252,7 +254,7 @@ def last_option_line(text: str) -> str | None:
 
 
 def last_option(text: str) -> Letters:
-    """Its letter."""
+    """The letter of such a last line; none without one."""
     line = last_option_line(text)
     return leading(line) if line else NONE
 
@@ -283,8 +285,7 @@ def _without_options(text: str) -> str:
         text = _OPTION_LINE.sub("", text)
     lines = text.split("\n")
     for number, line in enumerate(lines):
-        found = list(_INLINE.finditer(line))
-        if len(found) > 2 and [match[1] for match in found] == list("ABCDEFGHIJ"[: len(found)]):
-            end = re.compile(r"[^.;\n]*[.;]?").match(line, found[-1].end())
-            lines[number] = line[: found[0].start()] + (line[end.end() :] if end else "")
+        found = list(WITH_TEXT.finditer(line))
+        if len(found) > 2 and [match[1] for match in found] == list(LETTERS[: len(found)]):
+            lines[number] = line[: found[0].start()] + _TO_END.sub("", line[found[-1].end() :], count=1)
     return "\n".join(lines)

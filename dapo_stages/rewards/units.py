@@ -21,6 +21,7 @@ _TABLE: dict[str, dict[str, float]] = {
         "ms millisecond 毫秒": 1e-3, "s sec second 秒": 1.0, "min minute 分钟": 60.0, "h hr hour 小时": 3600.0,
         "day 天 日": 86400.0, "week 周 星期": 604800.0,
     },
+    "m/s": {"mph": 0.44704},
     "degree": {"° degree deg 度": 1.0, "′ arcminute": 1 / 60, "″ arcsecond": 1 / 3600},
     "dollar": {"$ dollar usd 美元": 1.0, "¢ cent": 0.01},
     "yuan": {"¥ yuan rmb 元 块 块钱": 1.0},
@@ -64,7 +65,6 @@ def unit_of(text: str) -> Unit | None:
     words = " ".join(text.replace("·", "*").split())
     if not words or _COUNTED.fullmatch(words):
         return None
-    words = "mi/h" if words.casefold() == "mph" else words
     over, divided, under = re.sub(r"\s+per\s+|每", "/", words).partition("/")
     above, below = _simple(over.strip()), _simple(under.strip()) if divided else Unit("", 1.0)
     if not divided:
@@ -74,7 +74,7 @@ def unit_of(text: str) -> Unit | None:
 
 def is_known(text: str) -> bool:
     """Whether a word is a unit of the table."""
-    return text.casefold() == "mph" or _named(text).dimension in _DIMENSIONS
+    return _named(text).dimension in _DIMENSIONS
 
 
 def _simple(text: str) -> Unit:
