@@ -2,7 +2,8 @@
 
 A pytest plugin for `make test-faults` (`-p faults.resume`). Taken are the tests marked `faults` and those that note
 what they have shown (faults/table.py). FAULTS_DONE names the file of notes; its first line is a hash of the code. What
-other code has shown (FAULTS_TABLE) and run (FAULTS_RUN, conftest.py) is removed.
+other code has shown (FAULTS_TABLE) and run (FAULTS_RUN, conftest.py) is removed. What fails is written at once, beside
+the notes (failed.txt): pytest itself says why only at the end, and a sweep of hours may not get there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Resume:
         if self._notes and report.when == "call" and report.passed:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(report.nodeid + "\n")
+        if self._notes and report.failed:
+            with self._path.with_name("failed.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{report.nodeid} ({report.when})\n{report.longreprtext}\n\n")
 
 
 def _records(item: pytest.Item) -> bool:
@@ -63,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{now}\n", encoding="utf-8")
             lines = []
+            path.with_name("failed.txt").unlink(missing_ok=True)
             Path(os.environ["FAULTS_TABLE"]).unlink(missing_ok=True)
             shutil.rmtree(os.environ["FAULTS_RUN"], ignore_errors=True)
         os.environ["FAULTS_BEFORE"] = "\n".join(lines[1:])
