@@ -10,6 +10,7 @@
 ## ITER: iteration for a single stage; default: the newest
 ## EVAL_EVERY: evaluate after every EVAL_EVERY iterations
 ## LAG: train-steps by which the sampling policy may be behind, for make -j2
+## RESIDENT: 1: one process stays, runs the stages that need the model, and keeps it in memory; 0: each loads it
 ## PRELOAD: 1: fork stages from a process that has torch loaded; 0: start each by itself
 RUN        ?= first
 CONFIG     ?= dapo:embedded
@@ -18,6 +19,9 @@ EVAL_EVERY ?= 1
 # 1: stages are forked from a process that has torch loaded (dapo_stages/entrypoints/preload.py); 0: each starts by
 # itself. Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
+# 1: rollout, score-attention, train-step and evaluate run one after another in a process that stays until make ends and
+# keeps policy and optimizer state in memory (dapo_stages/entrypoints/resident.py). Not where others need the GPUs, too.
+RESIDENT   ?= $(if $(wildcard /dev/nvidiactl),$(if $(filter vllm,$(engine) $(evaluate_engine))$(foreach stage,$(launched),$(filter-out 1,$($(stage)_LAUNCH))),0,1),0)
 PIPELINES  := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 
 # A run is a folder below training_logs: nothing is written to, or removed by clean-run from, any other place.
@@ -89,11 +93,13 @@ TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
 # The command that starts a stage, by its LAUNCH; launched stages are not forked from the process that has torch loaded.
-start      = $(if $(filter-out 1,$(1)),-m dapo_stages.entrypoints.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(DAPO))
+start      = $(if $(filter-out 1,$(1)),-m dapo_stages.entrypoints.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(if $(filter 1,$(RESIDENT)),$(STAYS),$(DAPO)))
+STAYS      := -m dapo_stages.entrypoints.resident
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: expected a number of processes or a file of accelerate/, got $(1). Name one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))
 export PYTHONUNBUFFERED := 1
+export DAPO_STAGES_MAKE := $(shell echo $$PPID)
 export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait take cores from a stage that runs at the same time (2.3 times slower on 2 cores).
 export OMP_WAIT_POLICY ?= PASSIVE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +230,7 @@ class _Compiled(_SharedPrefixes):
         from transformers import Cache
 
         super().__init__(prefilled, repeats)
-        self._compiled, self._forward, self._written = _compiled(prefilled.policy.base), self._any_size, 0
+        self._compiled, self._forward, self._written = _compiled(prefilled.policy), self._any_size, 0
         self._prefixes = Prefixes(prefilled.states, repeats, room)
         self._cache = Cache(layers=[Room(len(self._next), room, keys) for keys in prefilled.states.keys])
 
@@ -242,10 +241,11 @@ class _Compiled(_SharedPrefixes):
         return self._compiled(input_ids=ids, position_ids=positions, **others)
 
 
-@lru_cache(maxsize=1)
-def _compiled(model: torch.nn.Module) -> Callable[..., Any]:
-    """Compile once per process: later batches use the code of the first."""
-    return torch.compile(model, dynamic=False, fullgraph=True, backend=_BACKEND)
+def _compiled(policy: Policy) -> Callable[..., Any]:
+    """Compile once per policy: later batches use the code of the first."""
+    if policy.decoding is None:
+        policy.decoding = torch.compile(policy.base, dynamic=False, fullgraph=True, backend=_BACKEND)
+    return policy.decoding
 
 
 def _next_positions(policy: Policy, prompts: Sequence[Prompt], repeats: int) -> torch.Tensor:

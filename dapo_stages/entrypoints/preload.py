@@ -23,32 +23,44 @@ import stat
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from errno import ECONNREFUSED
 from pathlib import Path
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 from dapo_stages.entrypoints.inherited import inherited, is_stopped, look_into
 from dapo_stages.processes.phases import BEGUN, begun
 
-# Commands that start a parent; others only use an existing one.
-STARTS = ("init-policy", "prepare-data", "rollout", "score-attention", "train-step", "evaluate")
-STARTED = b"+"
+STARTED = b"+"  # and the ID of the process that runs the command and gets its signals
+TAKEN = b"="  # and the ID of a worker that will run it, and gets its signals through the connection
 PATIENCE = 5.0  # seconds that a command waits for something that takes milliseconds
 _IMPORTING = 60.0  # seconds that a parent may take to import everything, on a slow disk
 _TICK = 0.5  # seconds between checks of a parent that does not answer
 _WORD = 16  # bytes of a message
+_KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+MAKE = "DAPO_STAGES_MAKE"  # process ID of the make that a command belongs to
 # Variables of shells, make and our Makefile that differ between commands, and that no import reads.
 _PASSING = {
     *("_", "SHLVL", "PWD", "OLDPWD", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"),
-    *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD", "LAUNCH", "LAUNCH_ARGS"),
+    *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD", "RESIDENT", "LAUNCH", "LAUNCH_ARGS"),
+    MAKE,
 }
 
 
-def main() -> None:
-    """Ask a parent to run the command of `sys.argv`, or run it here."""
-    arguments = sys.argv[1:]
-    if (code := _ask(arguments)) is not None:
+class Server(NamedTuple):
+    """A process that runs commands for others, and how it is found."""
+
+    program: str  # the module that it runs
+    starts: tuple[str, ...]  # commands that start it; others only use an existing one
+    name: Callable[[str], str]  # of its socket, for commands with a certain key
+    follows: bool  # whether another one may follow while it does not answer
+
+
+def main(server: Server | None = None) -> None:
+    """Ask a server to run the command of `sys.argv`, or run it here."""
+    if (code := _ask(sys.argv[1:], server or PARENT)) is not None:
         _exit(code)
     from dapo_stages.entrypoints.cli import main as run
 
@@ -58,11 +70,11 @@ def main() -> None:
 
 
 class _Stuck(OSError):
-    """Something that should answer at once has not; the command continues without a parent."""
+    """Something that should answer at once has not; the command continues without a server."""
 
 
-def _ask(arguments: list[str]) -> int | None:
-    """The exit code of the command in a child of the parent, negative for a signal; None: run it here."""
+def _ask(arguments: list[str], server: Server) -> int | None:
+    """The exit code of the command as the server ran it, negative for a signal; None: run it here."""
     if sys.platform != "linux" or not arguments or "--help" in arguments:
         return None
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
@@ -70,30 +82,38 @@ def _ask(arguments: list[str]) -> int | None:
         signal.signal(number, signal.SIG_DFL)
     stopped: list[int] = []
     try:
-        connected = _connect(start=arguments[0] in STARTS)
+        ours = key()
+        path = _folder() / server.name(ours)
+        connected = _connect(server, path, start=arguments[0] in server.starts)
         if connected is None:
             return None
-        connection, parent = connected
+        connection, process = connected
         request = {
             "arguments": arguments,
             "environment": {**os.environ, BEGUN: begun()},
             "folder": os.getcwd(),
             "signals": numbers,
+            "key": ours,
         }
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-        said = _first_of(connection, parent)
-        if not said.startswith(STARTED):
+        said = _first_of(connection, process, server)
+        if not said.startswith((STARTED, TAKEN)):
             return None
-        child = int(said.removeprefix(STARTED))
+        runs, is_child = int(said[1:]), said.startswith(STARTED)
 
         def forward(number: int, frame: FrameType | None) -> None:
             stopped.append(number)
             with suppress(OSError):
-                os.kill(child, number)
+                if is_child:
+                    os.kill(runs, number)
+                else:
+                    connection.send(str(number).encode())
 
         for number in numbers:
             signal.signal(number, forward)
-        answer = _last_of(connection, child)
+        answer = _last_of(connection, runs)
+        if not answer:
+            _sweep(path)
     except _Stuck as stuck:
         print(f"dapo-stages: {stuck}. This command continues in its own process.", file=sys.stderr, flush=True)
         answer = b""
@@ -101,11 +121,11 @@ def _ask(arguments: list[str]) -> int | None:
         answer = b""
     if answer:
         return int(answer)
-    return -stopped[0] if stopped else None  # the parent was killed, and its child with it
+    return -stopped[0] if stopped else None  # the server was killed, and the command with it
 
 
-def _first_of(connection: socket.socket, parent: int) -> bytes:
-    """The parent's first message, that the command runs, and its process ID. The parent may have to import first."""
+def _first_of(connection: socket.socket, process: int, server: Server) -> bytes:
+    """The server's first message, that the command runs, and its process ID. The server may have to import first."""
     begun = time.monotonic()
     connection.settimeout(_TICK)
     while True:
@@ -113,18 +133,19 @@ def _first_of(connection: socket.socket, parent: int) -> bytes:
             return connection.recv(_WORD)
         except TimeoutError:
             waited = time.monotonic() - begun
-            if waited < (PATIENCE if is_stopped(parent) else _IMPORTING):
+            if waited < (PATIENCE if is_stopped(process) else _IMPORTING):
                 continue
-        with suppress(OSError):  # then it exits, and the next command starts another one
-            Path(connection.getpeername()).unlink()
+        if server.follows:
+            with suppress(OSError):  # then it exits, and the next command starts another one
+                Path(connection.getpeername()).unlink()
         raise _Stuck(
-            f"process {parent}, which commands are forked from, has not answered for {waited:.0f} s (`kill -KILL "
-            f"{parent}` ends it)"
+            f"process {process}, which runs commands, has not answered for {waited:.0f} s (`kill -KILL {process}` ends "
+            "it)"
         )
 
 
 def _last_of(connection: socket.socket, child: int) -> bytes:
-    """The parent's last message, the exit code; empty if it has ended, and its children with it."""
+    """The server's last message, the exit code; empty if it has ended, and its children with it."""
     connection.settimeout(None)
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
@@ -136,18 +157,16 @@ def _last_of(connection: socket.socket, child: int) -> bytes:
         return connection.recv(_WORD)
     except TimeoutError:
         raise _Stuck(
-            f"this command's process {child} has ended, but the process that it was forked from has not reported its "
-            f"exit code for {PATIENCE:.0f} s"
+            f"this command's process {child} has ended, but the process that started it has not reported its exit code "
+            f"for {PATIENCE:.0f} s"
         ) from None
 
 
-def _connect(*, start: bool) -> tuple[socket.socket, int] | None:
-    """A connection to the parent for commands like this one, started if necessary, and its process ID."""
-    folder = _folder()
-    path = folder / key()
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
+def _connect(server: Server, path: Path, *, start: bool) -> tuple[socket.socket, int] | None:
+    """A connection to the server for commands like this one, started if necessary, and its process ID."""
+    with open(path.parent / "lock", "w", encoding="utf-8") as lock:
         _wait_for(lock)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection = socket.socket(*_KIND)
         connection.settimeout(PATIENCE)
         try:
             connection.connect(str(path))
@@ -155,12 +174,20 @@ def _connect(*, start: bool) -> tuple[socket.socket, int] | None:
             if not start:
                 return None
             path.unlink(missing_ok=True)
-            parent = _start(path)
+            process = _start(server, path)
             connection.connect(str(path))
         else:
-            parent, _ = peer(connection)
-            look_into(parent)
-    return connection, parent
+            process, _ = peer(connection)
+            look_into(process)
+    return connection, process
+
+
+def _sweep(path: Path) -> None:
+    """Remove the socket of a server that was killed."""
+    with open(path.parent / "lock", "w", encoding="utf-8") as lock, socket.socket(*_KIND) as connection:
+        _wait_for(lock)
+        if connection.connect_ex(str(path)) == ECONNREFUSED:
+            path.unlink()
 
 
 def _wait_for(lock: IO[str]) -> None:
@@ -184,15 +211,15 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     return process, user
 
 
-def _start(path: Path) -> int:
-    """Start a parent and return its process ID. Its socket already listens, so commands can connect at once."""
+def _start(server: Server, path: Path) -> int:
+    """Start a server and return its process ID. Its socket already listens, so commands can connect at once."""
     import subprocess
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    with socket.socket(*_KIND) as listener:
         listener.bind(str(path))
         listener.listen(64)
         return subprocess.Popen(
-            [sys.executable, "-m", "dapo_stages.entrypoints.preloaded", str(listener.fileno()), str(path)],
+            [sys.executable, "-m", server.program, str(listener.fileno()), str(path)],
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is only for the commands
             stdin=subprocess.DEVNULL,
@@ -213,7 +240,7 @@ def _folder() -> Path:
 
 
 def key() -> str:
-    """Hash of what a process inherits and imports: a parent serves only commands with the same hash."""
+    """Hash of what a process inherits and imports: a server runs only commands with the same hash."""
     environment = sorted((name, value) for name, value in os.environ.items() if name not in _PASSING)
     return hashlib.sha256(json.dumps([environment, inherited(), python()]).encode()).hexdigest()[:24]
 
@@ -234,6 +261,13 @@ def _exit(code: int) -> NoReturn:
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
+
+PARENT = Server(
+    "dapo_stages.entrypoints.preloaded",
+    ("init-policy", "prepare-data", "rollout", "score-attention", "train-step", "evaluate"),
+    str,
+    follows=True,
+)
 
 if __name__ == "__main__":
     main()

@@ -59,24 +59,33 @@ def main() -> None:
     listener.listen()  # again, so that from now on commands see this process as their peer
     imported, inode = python(), path.stat().st_ino
     idle = float(os.environ.get(IDLE, _IDLE_SECONDS))
-    _import()
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the CUDA driver does not survive a fork
+    import_everything()
     os.chdir("/")
     parent = _Parent(listener)
-    while parent.children or (time.monotonic() - parent.used < idle and _inode(path) == inode and python() == imported):
+    while parent.children or (
+        time.monotonic() - parent.used < idle and inode_of(path) == inode and python() == imported
+    ):
         parent.turn()
+    remove(path, inode)
+
+
+def remove(path: Path, inode: int) -> None:
+    """Remove a server's own socket, unless a command is just looking for it."""
     with open(path.parent / "lock", "w", encoding="utf-8") as lock, suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _inode(path) == inode:
+        if inode_of(path) == inode:
             path.unlink()
 
 
-class _Request(NamedTuple):
-    """What a child should run, and its streams."""
+class Request(NamedTuple):
+    """What a server should run, and its streams."""
 
     arguments: list[str]
     environment: dict[str, str]
     folder: str
     signals: list[int]  # signals that the command handles; others are ignored
+    key: str
     streams: list[int]
 
 
@@ -85,14 +94,13 @@ class _Child(NamedTuple):
     connection: socket.socket  # to the command's own process
 
 
-def _import() -> None:
-    """Import what stages import, without garbage collection, now or in the children: there is no garbage in it."""
+def import_everything() -> None:
+    """Import what stages import, without garbage collection, now or later: there is no garbage in it."""
     import gc
 
     from dapo_stages.terminal.console import take_any_text
 
-    take_any_text()  # children replace the files below these streams, not the streams
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the CUDA driver does not survive a fork
+    take_any_text()  # commands replace the files below these streams, not the streams
     gc.disable()
     root = Path(__file__).parents[2]
     files = [file for part in PACKAGES for file in sorted((root / "dapo_stages" / part).rglob("[!_]*.py"))]
@@ -106,7 +114,7 @@ def _import() -> None:
     gc.enable()
 
 
-def _inode(path: Path) -> int | None:
+def inode_of(path: Path) -> int | None:
     try:
         return path.stat().st_ino
     except OSError:
@@ -139,7 +147,7 @@ class _Parent:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         try:
-            request = _receive(connection)
+            request = receive(connection)
             process = get_context("fork").Process(target=self._run, args=(request, os.getpid()))
             process.start()
         except (OSError, ValueError, TypeError):
@@ -171,7 +179,7 @@ class _Parent:
         child.connection.close()
         self.children.remove(child)
 
-    def _run(self, request: _Request, parent: int) -> None:
+    def _run(self, request: Request, parent: int) -> None:
         """In a child: run the command as its own process would, and die with the parent."""
         import ctypes
 
@@ -184,11 +192,11 @@ class _Parent:
         self._listener.close()
         for child in self.children:
             child.connection.close()
-        _become(request)
+        become(request)
         run()
 
 
-def _receive(connection: socket.socket) -> _Request:
+def receive(connection: socket.socket) -> Request:
     """The request of a command's own process. Raises OSError, ValueError or TypeError if the command has gone, belongs
     to another user, or cannot be inspected."""
     connection.settimeout(_TICK)
@@ -201,10 +209,10 @@ def _receive(connection: socket.socket) -> _Request:
     if waiting.poll(0):
         raise ConnectionResetError("the command has waited too long, and runs in its own process")
     data, streams, _, _ = socket.recv_fds(connection, _MOST, 3)
-    return _Request(**json.loads(data), streams=streams)
+    return Request(**json.loads(data), streams=streams)
 
 
-def _become(request: _Request) -> None:
+def become(request: Request) -> None:
     """Make this process equal to the command's own."""
     os.environ.clear()
     os.environ.update(request.environment)

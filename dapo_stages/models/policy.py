@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -14,6 +14,9 @@ from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
 from dapo_stages.models.tokens import Tokens, end_ids_of
+
+if TYPE_CHECKING:
+    from dapo_stages.models.kept_policies import Loaded
 
 
 @dataclass
@@ -26,6 +29,8 @@ class Policy:
     dtype: torch.dtype  # of computation and saved files; weights under training may be more precise
     flex: bool = False  # FlexAttention instead of SDPA over packed groups
     compiled: bool = False  # torch.compile for decoding and logprobs
+    decoding: Callable[..., Any] | None = None  # the model compiled for decoding, once it was needed
+    loaded: dict[str, Loaded] = field(default_factory=dict)  # by parameter, in a process that keeps policies
 
     def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
         """Choose the attention: separate rows with padding masks, packed groups (prefill, scoring, training), or single

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.models import kept_policies
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
@@ -156,20 +157,27 @@ def save_policy(policy: Policy, folder: Path, weights: dict[str, torch.Tensor] |
 
 @phase("load")
 def open_policy(
-    folder: PolicyFolder, settings: ModelConfig, *, trainable: bool = False, attention: bool = False
+    folder: PolicyFolder,
+    settings: ModelConfig,
+    *,
+    trainable: bool = False,
+    attention: bool = False,
+    kind: Literal["policy", "reference"] = "policy",
 ) -> Policy:
-    """Verify a policy folder and load it, or what it refers to.
+    """Verify a policy folder and load it, or what it refers to, unless this process has kept it from another command.
 
     An adapter is merged into its base, unless it is to be trained. With `attention`, a model whose attention cannot be
-    read is refused before it is loaded.
+    read is refused before it is loaded. `kind`: of the kept policies, which one it may be, and replaces.
     """
     from dapo_stages.models.adapters import load_adapter
-    from dapo_stages.models.policy_loading import check_family, load_policy
 
     folder.verify()
     if attention:
         check_family(folder.checkpoint(), attention=True)
+    if (found := kept_policies.find(folder, settings, kind, to_change=trainable)) is not None:
+        return found
     policy = load_policy(folder.checkpoint(), settings)
     if folder.is_adapter:
         load_adapter(policy, folder.folder, trainable=trainable)
+    kept_policies.keep(folder, settings, kind, policy, to_change=trainable)
     return policy

@@ -51,6 +51,11 @@ def begin_command() -> None:
         _clock()
 
 
+def forget() -> None:
+    """Before another command of the same process: it begins when its environment says so (BEGUN)."""
+    _clocks.clear()
+
+
 def begin_work() -> None:
     """The stage's own work begins."""
     _clock().turn_to("work")

@@ -218,14 +218,14 @@ class TrainStep:
     def _load_state(self, worker: Worker) -> None:
         from safetensors import SafetensorError
 
-        from dapo_stages.training.state import load_state
+        from dapo_stages.training.state import resume
 
         state = self._inputs["state"]
         if ranks.local_rank() == 0:  # once on every machine
             state.verify_all()
         collectives.barrier()
         try:
-            load_state(worker, state.folder)
+            resume(worker, state)
         except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise DataError(
                 state.folder,
@@ -289,8 +289,9 @@ class TrainStep:
         """All ranks write the state together; rank 0 writes the policy and all manifests."""
         import os
 
+        from dapo_stages.models.kept_policies import keep_trained
         from dapo_stages.models.policy_loading import save_policy
-        from dapo_stages.training.state import save_state
+        from dapo_stages.training.state import keep_state, save_state
 
         source = self._output.plan.policy
         about = {"version": self._iteration, "model": self._config.model.name}
@@ -308,13 +309,15 @@ class TrainStep:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
         manifest = self._output.publish_part("policy", about | ({PROMPTING: prompting} if prompting else {}))
-        self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
+        state_manifest = self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
         self._output.policy = about | {"content_hash": manifest.content_hash}
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
             say(f"train-step: moving the reference toward the policy, by {alpha:g}")
             write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
             self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
+        keep_state(worker, state_manifest.content_hash)
+        keep_trained(policy, self._config.model, source.manifest, manifest)
 
 
 def _finite(value: float) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dapo_stages.config import Config, TrainConfig
 from dapo_stages.errors import ConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dapo_stages.models.checkpoints import Tensors
     from dapo_stages.training.update import Trainer
 
-NAME = "reference"  # the option, the input, and the folder that a train-step writes
+NAME: Literal["reference"] = "reference"  # the option, the input, and the folder that a train-step writes
 
 
 def check_reference(folder: Path | None, config: Config) -> dict[str, Source]:
@@ -57,7 +57,7 @@ def open_reference(source: PolicyFolder, config: Config) -> Trainer:
     from dapo_stages.training.update import Trainer
 
     with whole_models():
-        policy = open_policy(source, config.model)
+        policy = open_policy(source, config.model, kind=NAME)
     policy.attend("grouped")
     freeze(policy.model.parameters())
     return Trainer(

@@ -12,9 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from dapo_stages.handoff import kept
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.processes import collectives
 from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import is_inside, read_json
@@ -22,6 +25,13 @@ from dapo_stages.training.launching.rank_workers import State, Worker
 
 ABOUT = "state.json"
 _MOST_BYTES = 2 << 30  # of a file, and of what is held in memory until it is written
+
+
+class Kept(NamedTuple):
+    """A state in memory, as a process keeps it between commands: what the files have."""
+
+    optimizer: str
+    tensors: dict[str, State]  # by weight
 
 
 @phase("save")
@@ -46,17 +56,40 @@ def save_state(worker: Worker, folder: Path) -> list[str]:
     return [ABOUT, *written]
 
 
+def keep_state(worker: Worker, content_hash: str) -> None:
+    """Keep the state that was saved, in a process that runs several commands; not if it is split over ranks."""
+    if kept.keeps() and worker.ranks == 1:
+        tensors = {name: worker.state_of(name) for name in worker.trained}
+        kept.give("state", content_hash, Kept(worker.optimizer, tensors))
+
+
 @phase("load")
-def load_state(worker: Worker, folder: Path) -> None:
-    """Resume from a state; every rank calls it.
+def resume(worker: Worker, state: Source) -> None:
+    """Resume from a state, kept or from its files; every rank calls it.
 
     Raises ValueError if it is for another optimizer or other weights, or not what was written.
     """
-    about = read_json(folder / ABOUT)
-    if about["optimizer"] != worker.optimizer:
-        raise ValueError(f"it is for {about['optimizer']}, not {worker.optimizer}")
-    if other := set(about["weights"]) ^ set(worker.trained):
+    found: Kept | None = kept.take("state", state.manifest.content_hash)
+    if found is None:
+        kept.drop("state")
+        load_state(worker, state.folder)
+        return
+    _check_fits(worker, found.optimizer, found.tensors)
+    for name in list(found.tensors):  # none is held twice
+        worker.set_state(name, found.tensors.pop(name))
+
+
+def _check_fits(worker: Worker, optimizer: str, weights: Iterable[str]) -> None:
+    if optimizer != worker.optimizer:
+        raise ValueError(f"it is for {optimizer}, not {worker.optimizer}")
+    if other := set(weights) ^ set(worker.trained):
         raise ValueError(f"it is for other weights, such as {min(other)}")
+
+
+def load_state(worker: Worker, folder: Path) -> None:
+    """The same from files."""
+    about = read_json(folder / ABOUT)
+    _check_fits(worker, about["optimizer"], about["weights"])
     if outside := [name for name in about["files"] if not is_inside(name)]:
         raise ValueError(f"{ABOUT} names {outside[0]!r}, which is outside this folder")
     files = [folder / name for name in about["files"]]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dapo_stages.entrypoints import preload
-from dapo_stages.entrypoints.preloaded import _receive
+from dapo_stages.entrypoints.preloaded import receive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")
 
@@ -72,9 +72,9 @@ def stop(listener: socket.socket) -> None:
 def test_a_stopped_parent_is_told_of_and_left(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     child = listening(folder, stop)
     try:
-        assert preload._ask(ASKED) is None
+        assert preload._ask(ASKED, preload.PARENT) is None
         assert capsys.readouterr().err == (
-            f"dapo-stages: process {child}, which commands are forked from, has not answered for 0 s (`kill -KILL "
+            f"dapo-stages: process {child}, which runs commands, has not answered for 0 s (`kill -KILL "
             f"{child}` ends it). This command continues in its own process.\n"
         )
         assert not (folder / preload.key()).exists()  # the next command starts another one
@@ -88,8 +88,8 @@ def test_a_parent_that_says_nothing_is_left_after_a_while(
     monkeypatch.setattr(preload, "_IMPORTING", 0.3)
     child = listening(folder, lambda _: signal.pause())
     try:
-        assert preload._ask(ASKED) is None
-        assert f"process {child}, which commands are forked from, has not answered" in capsys.readouterr().err
+        assert preload._ask(ASKED, preload.PARENT) is None
+        assert f"process {child}, which runs commands, has not answered" in capsys.readouterr().err
     finally:
         ended(child)
 
@@ -108,10 +108,9 @@ def test_a_command_whose_process_ends_while_its_parent_is_stopped_goes_on(
 
     child = listening(folder, fork_and_stop)
     try:
-        assert preload._ask(ASKED) is None
+        assert preload._ask(ASKED, preload.PARENT) is None
         assert (
-            "has ended, but the process that it was forked from has not reported its exit code for "
-            in capsys.readouterr().err
+            "has ended, but the process that started it has not reported its exit code for " in capsys.readouterr().err
         )
     finally:
         ended(child)
@@ -120,7 +119,7 @@ def test_a_command_whose_process_ends_while_its_parent_is_stopped_goes_on(
 def test_a_lock_that_another_process_holds_is_told_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert preload._ask(ASKED) is None
+        assert preload._ask(ASKED, preload.PARENT) is None
     said = capsys.readouterr().err
     assert f"dapo-stages: {folder}/lock has been locked by another process for " in said
     assert said.endswith("This command continues in its own process.\n")
@@ -132,7 +131,7 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(folder: Path, monkeypatc
         fcntl.flock(lock, fcntl.LOCK_EX)
         release = threading.Timer(0.1, fcntl.flock, [lock, fcntl.LOCK_UN])
         release.start()
-        assert preload._connect(start=False) is None  # there is no parent
+        assert preload._connect(preload.PARENT, folder / "none", start=False) is None  # there is no parent
         release.join()
 
 
@@ -145,7 +144,7 @@ def test_a_parent_that_may_not_be_looked_into_is_not_asked(folder: Path, monkeyp
     child = listening(folder, lambda _: signal.pause())
     monkeypatch.setattr(preload, "look_into", refuse)
     try:
-        assert preload._ask(ASKED) is None
+        assert preload._ask(ASKED, preload.PARENT) is None
         assert (folder / preload.key()).exists()
     finally:
         ended(child)
@@ -156,19 +155,19 @@ def test_what_cannot_be_told_is_run_by_itself(folder: Path, monkeypatch: pytest.
         raise PermissionError("hidden")
 
     monkeypatch.setattr(preload, "inherited", unknown)
-    assert preload._ask(["rollout"]) is None
+    assert preload._ask(["rollout"], preload.PARENT) is None
     assert list(folder.iterdir()) == []
 
 
 def test_a_command_that_has_gone_on_by_itself_is_not_run_again() -> None:
     """A stopped parent that continues finds the requests made in the meantime."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = b'{"arguments": [], "environment": {}, "folder": "/", "signals": []}'
+    request = b'{"arguments": [], "environment": {}, "folder": "/", "signals": [], "key": ""}'
     for asks in (True, False):
         socket.send_fds(there, [request], [0, 1, 2])
         if asks:
-            for stream in _receive(here).streams:
+            for stream in receive(here).streams:
                 os.close(stream)
     there.close()
     with here, pytest.raises(ConnectionResetError):
-        _receive(here)
+        receive(here)

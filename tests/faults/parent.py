@@ -24,9 +24,9 @@ STILL = 1000  # no exit code
 
 def main() -> None:
     """Serve until stdin is closed."""
-    from dapo_stages.entrypoints.preloaded import _import
+    from dapo_stages.entrypoints.preloaded import import_everything
 
-    _import()
+    import_everything()
     answers = os.fdopen(os.dup(1), "w")
     children: dict[int, ForkProcess] = {}
     for line in sys.stdin:

@@ -1,0 +1,211 @@
+"""The process that resident.py hands commands to: `python -m dapo_stages.entrypoints.worker SOCKET PATH`.
+
+It runs one command after another in its main thread, in the order in which they came. Each client has a thread here,
+which takes its command at once, passes on its signals, and notices when it is gone. A command that fails ends the
+worker, so that nothing of it can reach another command. It may be killed at any time: its clients then run their
+commands themselves, from files.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from dapo_stages.entrypoints.preload import MAKE, TAKEN, key, python
+from dapo_stages.entrypoints.preloaded import Request, become, import_everything, inode_of, receive, remove
+from dapo_stages.handoff import kept
+from dapo_stages.processes import memory, phases
+
+if TYPE_CHECKING:
+    import torch
+
+IDLE = "DAPO_STAGES_RESIDENT_IDLE"  # seconds without a command after which the worker ends, unless make is running
+_IDLE_SECONDS = 300.0
+_TICK = 0.5  # seconds between looks at the clock, make, and the files
+_STUCK = 20.0  # seconds that a command whose client is gone may take to stop
+_WORD = 16  # bytes of a message
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> None:
+    """Run commands until make has ended, nobody has asked for a while, or one has failed."""
+    listener, path = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
+    listener.listen()  # again, so that from now on commands see this process as their peer
+    worker = _Worker(listener, key())
+    threading.Thread(target=worker.accept, daemon=True).start()
+    inode, files = path.stat().st_ino, python()
+    import_everything()
+    kept.begin()
+    worker.rest()
+    while (command := worker.next(lambda: inode_of(path) == inode and python() == files)) is not None:
+        worker.carry_out(command)
+    remove(path, inode)
+    os._exit(0)  # clients that are still waiting run their commands themselves
+
+
+class _Command:
+    """A client's command."""
+
+    def __init__(self, request: Request, connection: socket.socket) -> None:
+        self.request, self._connection = request, connection
+
+    def answer(self, code: int) -> None:
+        """Tell the client the exit code; negative for a signal."""
+        with suppress(OSError):
+            self._connection.send(str(code).encode())
+
+
+class _Worker:
+    """Clients' threads put commands into a queue, the main thread takes them out."""
+
+    def __init__(self, listener: socket.socket, key: str) -> None:
+        self._listener, self._key = listener, key
+        self._turn = threading.Condition()
+        self._waiting: deque[_Command] = deque()
+        self._running: _Command | None = None
+        self._makes: dict[int, int] = {}  # process ID -> descriptor of the process
+        self._ends, self._used = False, time.monotonic()
+        self._seeded: torch.Tensor | None = None  # torch's generator, as it is in a new process
+
+    # ---- In the threads of clients -----------------------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """Give each client a thread."""
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(target=self._attend, args=(connection,), daemon=True).start()
+
+    def _attend(self, connection: socket.socket) -> None:
+        try:
+            request = receive(connection)
+            if request.key != self._key:
+                raise PermissionError("a command with another environment or other permissions")
+            connection.settimeout(None)
+            connection.send(TAKEN + str(os.getpid()).encode())
+        except (OSError, ValueError, TypeError):
+            connection.close()
+            return
+        command = _Command(request, connection)
+        with self._turn:
+            self._waiting.append(command)
+            self._turn.notify()
+        said = b"+"
+        while said:
+            with suppress(OSError):
+                said = connection.recv(_WORD)
+            self._stop(command, int(said) if said else None)
+
+    def _stop(self, command: _Command, number: int | None) -> None:
+        """Pass on a signal to a client's command; None: the client is gone."""
+        with self._turn:
+            if command in self._waiting:
+                self._waiting.remove(command)
+                for stream in command.request.streams:
+                    os.close(stream)
+                command.answer(-(number or signal.SIGTERM))
+            elif command is self._running:
+                os.kill(os.getpid(), number or signal.SIGTERM)
+                if number is None:
+                    threading.Timer(_STUCK, self._kill, (command,)).start()
+
+    def _kill(self, command: _Command) -> None:
+        if command is self._running:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    # ---- In the main thread ------------------------------------------------------------------------------------------
+
+    def next(self, is_current: Callable[[], bool]) -> _Command | None:
+        """The next command; None if there will be none."""
+        with self._turn:
+            while not (self._ends or self._waiting):
+                if self._is_over() or not is_current():
+                    return None
+                self._turn.wait(_TICK)
+            self._running = None if self._ends else self._waiting.popleft()
+            return self._running
+
+    def _is_over(self) -> bool:
+        """Whether make has ended, or nobody has asked for a while."""
+        ended = [make for make, descriptor in self._makes.items() if _has_ended(descriptor)]
+        for make in ended:
+            os.close(self._makes.pop(make))
+        if self._makes:
+            return False
+        return bool(ended) or time.monotonic() - self._used >= float(os.environ.get(IDLE, _IDLE_SECONDS))
+
+    def carry_out(self, command: _Command) -> None:
+        """Run a command as a process of its own would, and answer its client."""
+        self._watch(command.request.environment.get(MAKE, ""))
+        code = 1
+        try:
+            become(command.request)
+            code = self._run()
+        except BaseException:  # unforeseen, or a signal just before or after the command itself
+            traceback.print_exc()
+        self.rest()
+        with self._turn:
+            self._running, self._ends, self._used = None, code != 0, time.monotonic()
+        command.answer(code)
+        gc.collect()
+
+    def _watch(self, make: str) -> None:
+        """End with a make."""
+        with suppress(ValueError, OSError):
+            if int(make) not in self._makes:
+                self._makes[int(make)] = os.pidfd_open(int(make))
+
+    def _run(self) -> int:
+        """The exit code of the command that this process has become."""
+        import torch
+
+        from dapo_stages.entrypoints.cli import main as run
+
+        phases.forget()
+        memory.forget_peak()
+        if self._seeded is None:
+            self._seeded = torch.get_rng_state()
+        torch.set_rng_state(self._seeded)
+        try:
+            run()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return 0
+
+    def rest(self) -> None:
+        """Let go of what belonged to the last command: its terminal, its folder, its signals."""
+        for number in _SIGNALS:
+            signal.signal(number, self._end)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        with open(os.devnull, "r+b", buffering=0) as nothing:
+            for target in range(3):
+                os.dup2(nothing.fileno(), target)
+        os.chdir("/")
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ends = True  # `next` looks soon
+
+
+def _has_ended(descriptor: int) -> bool:
+    import select
+
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(0))
+
+
+if __name__ == "__main__":
+    main()
