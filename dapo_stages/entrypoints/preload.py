@@ -33,6 +33,7 @@ from typing import IO, NamedTuple, NoReturn
 from dapo_stages.entrypoints.inherited import inherited, is_stopped, look_into
 from dapo_stages.processes.phases import BEGUN, begun
 
+ASKED = b"?"  # for the request: sent earlier, its streams would stay open in the queue of a server that is stopped
 STARTED = b"+"  # and the ID of the process that runs the command and gets its signals
 TAKEN = b"="  # and the ID of a worker that will run it, and gets its signals through the connection
 PATIENCE = 5.0  # seconds that a command waits for something that takes milliseconds
@@ -95,8 +96,10 @@ def _ask(arguments: list[str], server: Server) -> int | None:
             "signals": numbers,
             "key": ours,
         }
+        if _next_of(connection, process, server) != ASKED:
+            return None
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-        said = _first_of(connection, process, server)
+        said = _next_of(connection, process, server)
         if not said.startswith((STARTED, TAKEN)):
             return None
         runs, is_child = int(said[1:]), said.startswith(STARTED)
@@ -124,8 +127,8 @@ def _ask(arguments: list[str], server: Server) -> int | None:
     return -stopped[0] if stopped else None  # the server was killed, and the command with it
 
 
-def _first_of(connection: socket.socket, process: int, server: Server) -> bytes:
-    """The server's first message, that the command runs, and its process ID. The server may have to import first."""
+def _next_of(connection: socket.socket, process: int, server: Server) -> bytes:
+    """The server's next message, before the command runs. The server may have to import everything first."""
     begun = time.monotonic()
     connection.settimeout(_TICK)
     while True:

@@ -23,7 +23,7 @@ from selectors import EVENT_READ, PollSelector
 from typing import NamedTuple
 
 from dapo_stages.entrypoints.inherited import look_into
-from dapo_stages.entrypoints.preload import STARTED, key, peer, python
+from dapo_stages.entrypoints.preload import ASKED, STARTED, key, peer, python
 
 # What stages import when they run. No torch operation may run before the fork, or OpenMP would not work after it.
 MODULES = (
@@ -208,6 +208,7 @@ def receive(connection: socket.socket) -> Request:
     waiting.register(connection, 0)
     if waiting.poll(0):
         raise ConnectionResetError("the command has waited too long, and runs in its own process")
+    connection.send(ASKED)
     data, streams, _, _ = socket.recv_fds(connection, _MOST, 3)
     return Request(**json.loads(data), streams=streams)
 

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 
-from dapo_stages.entrypoints.preload import Server, main
+from dapo_stages.entrypoints.preload import PARENT, Server, main
 
 DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -27,9 +27,7 @@ def name(key: str) -> str:
     return "worker-" + hashlib.sha256(json.dumps(place).encode()).hexdigest()[:16]
 
 
-WORKER = Server(
-    "dapo_stages.entrypoints.worker", ("rollout", "score-attention", "train-step", "evaluate"), name, follows=False
-)
+WORKER = Server("dapo_stages.entrypoints.worker", PARENT.starts, name, follows=False)
 
 if __name__ == "__main__":
     main(WORKER)

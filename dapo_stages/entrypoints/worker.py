@@ -61,6 +61,11 @@ class _Command:
     def __init__(self, request: Request, connection: socket.socket) -> None:
         self.request, self._connection = request, connection
 
+    def drop(self) -> None:
+        """It is not going to run: let go of its streams."""
+        for stream in self.request.streams:
+            os.close(stream)
+
     def answer(self, code: int) -> None:
         """Tell the client the exit code; negative for a signal."""
         with suppress(OSError):
@@ -89,15 +94,17 @@ class _Worker:
 
     def _attend(self, connection: socket.socket) -> None:
         try:
-            request = receive(connection)
-            if request.key != self._key:
-                raise PermissionError("a command with another environment or other permissions")
-            connection.settimeout(None)
-            connection.send(TAKEN + str(os.getpid()).encode())
+            command = _Command(receive(connection), connection)
         except (OSError, ValueError, TypeError):
             connection.close()
             return
-        command = _Command(request, connection)
+        if command.request.key != self._key:  # it has another environment, or other permissions
+            command.drop()
+            connection.close()
+            return
+        connection.settimeout(None)
+        with suppress(OSError):
+            connection.send(TAKEN + str(os.getpid()).encode())
         with self._turn:
             self._waiting.append(command)
             self._turn.notify()
@@ -112,8 +119,7 @@ class _Worker:
         with self._turn:
             if command in self._waiting:
                 self._waiting.remove(command)
-                for stream in command.request.streams:
-                    os.close(stream)
+                command.drop()
                 command.answer(-(number or signal.SIGTERM))
             elif command is self._running:
                 os.kill(os.getpid(), number or signal.SIGTERM)

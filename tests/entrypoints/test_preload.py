@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from selectors import EVENT_READ
@@ -22,6 +19,7 @@ import pytest
 from reporting import tiny_run
 from support import proc
 from support.commands import ROOT, Result
+from support.served import Place, place_of, wait, weigh
 
 from dapo_stages.entrypoints import preload
 from dapo_stages.entrypoints.preloaded import IDLE, _Child, _Parent
@@ -29,102 +27,22 @@ from dapo_stages.handoff.manifests import read_manifest
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="parents are for Linux")]
 
-# Runs in every Python of these tests: records who runs a command, and on request stops one in its second file.
-CUSTOMISED = """
-import os, sys, time
-from pathlib import Path
-from dapo_stages.entrypoints import cli
-from dapo_stages.handoff import outputs
-main, write = cli.main, outputs.write_shard
-here = Path(__file__).parent
-def noted():
-    with open(here / "notes", "a") as notes:
-        print(os.getpid(), os.getppid(), os.getcwd(), os.environ.get("MAKELEVEL"), file=notes)
-    main()
-def slowly(path, schema, rows):
-    if not path.name.startswith("weights"):
-        (here / f"waiting-{path.parents[0].name}").touch()
-        while (here / "wait").exists():
-            time.sleep(0.02)
-    return write(path, schema, rows)
-cli.main, outputs.write_shard = noted, slowly
-"""
-
-
-@dataclass
-class Place:
-    """A folder of sockets, and commands that look for parents there."""
-
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    within: list[str] = field(default_factory=list)  # what runs the command
-
-    def start(
-        self, *args: object, program: str = "dapo_stages.entrypoints.preload", **environment: str
-    ) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.within, sys.executable, "-m", program, *(str(arg) for arg in args)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=self.environment | environment,
-        )
-
-    def run(self, *args: object, program: str = "dapo_stages.entrypoints.preload", **environment: str) -> Result:
-        process = self.start(*args, program=program, **environment)
-        stdout, stderr = process.communicate(timeout=120)
-        return Result(process.returncode, stdout, stderr)
-
-    def parents(self) -> list[int]:
-        """Processes that serve sockets of this folder."""
-        return proc.parents_among(proc.preloaded(self.folder))
-
-    def last(self) -> list[str]:
-        """Process, parent, folder and MAKELEVEL of the latest command."""
-        return (self.folder / "notes").read_text().splitlines()[-1].split()
-
-
-def wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    folder = Path(tempfile.mkdtemp(prefix="preload-"))  # short: the path of a socket has 107 bytes
-    (folder / "sitecustomize.py").write_text(CUSTOMISED)
-    found = Place(folder, os.environ | {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(folder), "COLUMNS": "200"})
-    yield found
-    shutil.rmtree(folder)
-    wait(lambda: not found.parents())  # the sockets are gone, so they end
+    with place_of("dapo_stages.entrypoints.preload") as found:
+        yield found
 
 
 @pytest.fixture()
 def parent(place: Place) -> int:
     """A parent that has imported everything."""
-    (place.folder / "wait").unlink(missing_ok=True)
-    for stale in place.folder.glob("waiting-*"):
-        stale.unlink()
-    result = place.run("init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run")
-    assert result == Result(0, "", f"init-policy would write {place.folder}/none\n")
-    (process,) = place.parents()
-    return process
+    return place.ready()
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny")
-
-
-def weigh(tiny: Path, out: Path) -> list[object]:
-    here = tiny / "iter-0001"
-    inputs = ["--rollouts", here / "rollout", "--attention", here / "attention", "--iteration", 1, "--out", out]
-    return ["weight-tokens", "--config", tiny / "config.yaml", *inputs]
 
 
 def test_commands_are_children_of_the_parent_in_their_own_folder_and_environment(place: Place, parent: int) -> None:
@@ -257,10 +175,10 @@ def test_a_command_whose_parent_is_killed_starts_over_by_itself(
 
 
 def test_a_parent_ends_when_nobody_asks_any_more(place: Place) -> None:
-    before = set(place.parents())
+    before = set(place.servers())
     arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
     assert place.run(*arguments, **{IDLE: "0.1"}).code == 0
-    wait(lambda: set(place.parents()) == before)
+    wait(lambda: set(place.servers()) == before)
 
 
 # Whose parent

@@ -100,6 +100,7 @@ def test_a_command_whose_process_ends_while_its_parent_is_stopped_goes_on(
     def fork_and_stop(listener: socket.socket) -> None:
         listener.accept()  # of refused
         connection, _ = listener.accept()
+        connection.send(preload.ASKED)
         connection.recv(1 << 20)
         if (forked := os.fork()) == 0:
             os._exit(0)

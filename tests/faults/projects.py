@@ -115,7 +115,7 @@ class Project:
         return found | {f"{name} files": max(map(proc.opened, group), default=0) for name, group in groups.items()}
 
     def _ours(self) -> list[int]:
-        return [process for process in proc.preloaded(self.sockets) if proc.parent_of(process) is not None]
+        return [process for process in proc.serving(self.sockets) if proc.parent_of(process) is not None]
 
     def _parents(self) -> list[int]:
         return proc.parents_among(self._ours())

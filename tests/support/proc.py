@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
-def preloaded(folder: Path) -> list[int]:
-    """Pre-loaded parents that serve sockets of a folder, and their children, which have the same command line."""
+def serving(folder: Path) -> list[int]:
+    """Pre-loaded parents and workers that serve sockets of a folder, and their children, which have the same command
+    line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes()
         except OSError:
             continue
-        if b"dapo_stages.entrypoints.preloaded" in words and str(folder).encode() in words:
+        if re.search(rb"dapo_stages.entrypoints.(preloaded|worker)\0", words) and str(folder).encode() in words:
             found.append(int(path.parent.name))
     return found
 

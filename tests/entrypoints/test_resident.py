@@ -1,0 +1,200 @@
+"""Commands that a worker runs one after another behave like commands in their own processes, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from reporting import tiny_run
+from support import proc
+from support.commands import Result
+from support.served import Place, place_of, wait, weigh
+
+from dapo_stages.entrypoints.preload import MAKE
+from dapo_stages.entrypoints.worker import IDLE
+from dapo_stages.handoff.manifests import read_manifest
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux")]
+
+CONFIG = ("config", "--config", "pipelines/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with place_of("dapo_stages.entrypoints.resident") as found:
+        yield found
+
+
+@pytest.fixture()
+def worker(place: Place) -> int:
+    """A worker that has imported everything."""
+    return place.ready()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def sockets(place: Place) -> list[str]:
+    return [path.name for path in place.folder.glob("dapo-stages-*/worker-*")]
+
+
+def waiting(place: Place, tiny: Path, out: Path) -> subprocess.Popen[str]:
+    """A command that the worker is running, stopped in its second file."""
+    (place.folder / "wait").touch()
+    process = place.start(*weigh(tiny, out))
+    wait((place.folder / f"waiting-{out.name}").exists)
+    return process
+
+
+def test_all_commands_run_in_one_process_each_in_its_own_environment(place: Place, worker: int) -> None:
+    for level in ("7", "8"):
+        assert place.run(*CONFIG, MAKELEVEL=level).code == 0
+        assert [place.last()[0], place.last()[3]] == [str(worker), level]
+
+
+def test_another_environment_is_not_served_and_gets_no_worker_of_its_own(place: Place, worker: int) -> None:
+    for other in ({"OMP_NUM_THREADS": "1"}, {"PYTHONHASHSEED": "0"}):
+        arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
+        assert place.run(*arguments, **other).code == 0
+        assert place.last()[0] != str(worker)
+    assert place.servers() == [worker]
+
+
+@pytest.mark.parametrize(
+    ("code", "call"),
+    [(0, CONFIG), (2, ("nonsense",)), (2, ("rollout", "--iteration", "one")), (3, ("config", "--config", "none.yaml"))],
+)
+def test_output_and_exit_code_are_those_of_a_command_of_its_own(place: Place, code: int, call: tuple[str]) -> None:
+    worker = place.ready()
+    found = place.run(*call)
+    assert place.last()[0] == str(worker)
+    assert found == place.run(*call, program="dapo_stages") and found.code == code
+    if code:  # nothing of a command that failed reaches another one
+        wait(lambda: worker not in place.servers())
+        assert sockets(place) == []
+
+
+def test_what_a_command_prints_ends_with_it(place: Place, worker: int) -> None:
+    """`make | tee` would wait for a worker that keeps a stream open."""
+    process = place.start(*CONFIG)
+    process.communicate(timeout=30)  # until end of file on both streams
+    assert place.servers() == [worker]
+    for stream in range(3):
+        assert os.readlink(f"/proc/{worker}/fd/{stream}") == os.devnull
+    assert os.readlink(f"/proc/{worker}/cwd") == "/"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_reaches_the_command_and_nothing_is_lost(name: str, place: Place, tiny: Path, tmp_path: Path) -> None:
+    worker = place.ready()
+    process = waiting(place, tiny, tmp_path / "out")
+    process.send_signal(getattr(signal, name))
+    _, stderr = process.communicate(timeout=30)
+    said = f"stopped by {name}; finished work is kept. Run the same command again to resume."
+    assert (process.returncode, stderr.splitlines()[-1]) == (130, said)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock", ".partial.json", "weights-00000.parquet"}
+    wait(lambda: worker not in place.servers())
+    (place.folder / "wait").unlink()
+    assert place.ready() != worker and place.run(*weigh(tiny, tmp_path / "out")).code == 0
+
+
+def test_a_killed_command_is_stopped(place: Place, worker: int, tiny: Path, tmp_path: Path) -> None:
+    process = waiting(place, tiny, tmp_path / "out")
+    process.kill()
+    process.communicate()
+    wait(lambda: worker not in place.servers())
+    (place.folder / "wait").unlink()
+    assert sockets(place) == []
+    assert place.run(*weigh(tiny, tmp_path / "out")).code == 0
+
+
+def test_a_command_whose_worker_is_killed_starts_over_by_itself(
+    place: Place, worker: int, tiny: Path, tmp_path: Path
+) -> None:
+    process = waiting(place, tiny, tmp_path / "out")
+    os.kill(worker, signal.SIGKILL)
+    (place.folder / "wait").unlink()
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr.splitlines()[-1].split(":")[0]) == (0, "weight-tokens")
+    assert place.last()[0] == str(process.pid)
+    assert read_manifest(tmp_path / "out", "weight-tokens").shards and sockets(place) == []
+
+
+def test_commands_wait_for_one_another(place: Place, worker: int, tiny: Path, tmp_path: Path) -> None:
+    first = waiting(place, tiny, tmp_path / "first")
+    second = place.start(*weigh(tiny, tmp_path / "second"))
+    time.sleep(0.5)
+    assert first.poll() is second.poll() is None and not (tmp_path / "second").exists()
+    (place.folder / "wait").unlink()
+    for process in (first, second):
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    hashes = {read_manifest(tmp_path / name).content_hash for name in ("first", "second")}
+    assert len(hashes) == 1 and place.servers() == [worker]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_waiting_command_that_is_stopped_is_not_run(
+    number: signal.Signals, place: Place, worker: int, tiny: Path, tmp_path: Path
+) -> None:
+    first = waiting(place, tiny, tmp_path / "first")
+    second = place.start(*weigh(tiny, tmp_path / "second"))
+    time.sleep(1)  # until it waits
+    second.send_signal(number)
+    second.communicate(timeout=30)
+    assert second.returncode == -number
+    (place.folder / "wait").unlink()
+    first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert place.run(*CONFIG).code == 0 and place.last()[0] == str(worker)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_worker_that_is_stopped_is_told_of_and_gets_no_other_beside_it(place: Place, worker: int) -> None:
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        code, _, stderr = place.run(*CONFIG)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert code == 0 and f"process {worker}, which runs commands, has not answered" in stderr
+    assert place.servers() == [worker] and sockets(place)
+
+
+def test_a_worker_ends_when_nobody_asks_any_more(place: Place) -> None:
+    for worker in place.servers():
+        os.kill(worker, signal.SIGTERM)
+    wait(lambda: not place.servers() and not sockets(place))
+    arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
+    assert place.run(*arguments, **{IDLE: "0.5"}).code == 0
+    wait(lambda: not place.servers() and not sockets(place))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_stays_and_ends_with_make(number: signal.Signals, place: Place) -> None:
+    for worker in place.servers():
+        os.kill(worker, signal.SIGTERM)
+    wait(lambda: not place.servers())
+    make = subprocess.Popen(["sleep", "600"])
+    arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
+    assert place.run(*arguments, **{IDLE: "0.5", MAKE: str(make.pid)}) == Result(
+        0, "", f"init-policy would write {place.folder}/none\n"
+    )
+    time.sleep(2)
+    assert len(place.servers()) == 1
+    make.send_signal(number)
+    make.wait()
+    wait(lambda: not place.servers() and not sockets(place))
+
+
+def test_a_failing_worker_leaves_no_process(place: Place, worker: int) -> None:
+    """Of its own session, which Ctrl-C does not reach."""
+    assert place.run("config", "--config", "none.yaml").code == 3
+    wait(lambda: proc.of_session(worker) == [])
