@@ -44,6 +44,7 @@ def main() -> None:
     listener, path = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
     listener.listen()  # again, so that from now on commands see this process as their peer
     worker = _Worker(listener, key())
+    worker.watch(os.environ.get(MAKE))  # the first command may be killed before it has said anything
     threading.Thread(target=worker.accept, daemon=True).start()
     inode, files = path.stat().st_ino, python()
     import_everything()
@@ -80,7 +81,8 @@ class _Worker:
         self._turn = threading.Condition()
         self._waiting: deque[_Command] = deque()
         self._running: _Command | None = None
-        self._makes: dict[int, int] = {}  # process ID -> descriptor of the process
+        self._makes: dict[str, int] = {}  # those that are running: process ID -> descriptor of the process
+        self._had_make = False
         self._ends, self._used = False, time.monotonic()
         self._seeded: torch.Tensor | None = None  # torch's generator, as it is in a new process
 
@@ -144,16 +146,15 @@ class _Worker:
 
     def _is_over(self) -> bool:
         """Whether make has ended, or nobody has asked for a while."""
-        ended = [make for make, descriptor in self._makes.items() if _has_ended(descriptor)]
-        for make in ended:
+        for make in [make for make, descriptor in self._makes.items() if _has_ended(descriptor)]:
             os.close(self._makes.pop(make))
-        if self._makes:
-            return False
-        return bool(ended) or time.monotonic() - self._used >= float(os.environ.get(IDLE, _IDLE_SECONDS))
+        if self._makes or self._had_make:
+            return not self._makes
+        return time.monotonic() - self._used >= float(os.environ.get(IDLE, _IDLE_SECONDS))
 
     def carry_out(self, command: _Command) -> None:
         """Run a command as a process of its own would, and answer its client."""
-        self._watch(command.request.environment.get(MAKE, ""))
+        self.watch(command.request.environment.get(MAKE))
         code = 1
         try:
             become(command.request)
@@ -166,11 +167,12 @@ class _Worker:
         command.answer(code)
         gc.collect()
 
-    def _watch(self, make: str) -> None:
-        """End with a make."""
-        with suppress(ValueError, OSError):
-            if int(make) not in self._makes:
-                self._makes[int(make)] = os.pidfd_open(int(make))
+    def watch(self, make: str | None) -> None:
+        """End with a make, by its process ID; None: the command does not belong to one."""
+        if make is not None and make not in self._makes:
+            self._had_make = True
+            with suppress(ValueError, OSError):  # it has ended
+                self._makes[make] = os.pidfd_open(int(make))
 
     def _run(self) -> int:
         """The exit code of the command that this process has become."""

@@ -19,6 +19,8 @@ from support.make import with_makefile
 
 from dapo_stages.entrypoints.preloaded import IDLE
 from dapo_stages.handoff.manifests import MANIFEST, read_manifest
+from dapo_stages.handoff.unfinished import LOCK
+from dapo_stages.runs.at_work import held_locks, locked
 
 CONFIG = """
 extends: pipelines/smoke.yaml
@@ -32,16 +34,18 @@ evaluate: {{num_generations: 1}}
 report: {{trackers: [], samples: 1, completions: 8}}
 keep: {{rollouts: 2, states: 2, policies: 2}}
 """
+_MAKE = ("make", "iterate", "RUN=t", "CONFIG=tiny.yaml", "EVAL_EVERY=1000")
 _OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of a make that runs this
 WAYS = ("make", "recipe", "stage", "parent", "group", "interrupt")
+RESIDENT_WAYS = ("worker", "make", "worker and make", "recipe", "group", "interrupt")
 
 
 class Project:
     """A folder with our Makefile and one run, `training_logs/t`."""
 
-    def __init__(self, folder: Path, iterations: int) -> None:
+    def __init__(self, folder: Path, iterations: int, *, resident: bool = False) -> None:
         self.folder, self.run = folder, folder / "training_logs/t"
-        self.iterations = iterations
+        self.iterations, self._options = iterations, [f"RESIDENT={int(resident)}"]
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "pipelines").exists():
@@ -61,7 +65,7 @@ class Project:
         }
         with open(self.folder / "said", "w") as said:
             return subprocess.Popen(
-                ["make", "iterate", "RUN=t", "CONFIG=tiny.yaml", f"ITERS={self.iterations}", "EVAL_EVERY=1000"],
+                [*_MAKE, f"ITERS={self.iterations}", *self._options],
                 cwd=self.folder,
                 env={name: value for name, value in os.environ.items() if name not in _OF_MAKE} | environment,
                 stdin=subprocess.DEVNULL,
@@ -82,20 +86,33 @@ class Project:
 
     def kill(self, make: subprocess.Popen[str], way: str) -> None:
         """SIGKILL to one process or to all of them, or Ctrl-C; what runs on by itself may end by itself."""
-        stages, parents = self._stages(), self._parents()
+        stages, parents, workers = self._stages(), self._parents(), self.workers()
         if way == "interrupt":
             os.killpg(make.pid, signal.SIGINT)
         elif way == "group":
             os.killpg(make.pid, signal.SIGKILL)
         else:
-            found = {"make": [make.pid], "recipe": proc.children(make.pid), "stage": stages, "parent": parents}[way]
-            for process in found or [make.pid]:
+            found = {
+                "make": [make.pid],
+                "recipe": proc.children(make.pid),
+                "stage": stages,
+                "parent": parents,
+                "worker": workers,
+                "worker and make": [*workers, make.pid],
+            }
+            for process in found[way] or [make.pid]:
                 _kill(process)
 
     def settle(self, make: subprocess.Popen[str]) -> None:
         """Wait for what was not killed: make may have gone on, and a recipe that has lost its make ends by itself."""
         make.wait(timeout=600)
-        _wait(lambda: not self._stages() and not proc.of_session(make.pid))
+        _wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.workers())
+
+    def gone(self) -> None:
+        """Insist that the process that stays has ended, its socket with it, and that nothing is locked."""
+        _wait(lambda: not self.workers() and not list(self.sockets.rglob("worker-*")))
+        held = held_locks()
+        assert not [lock for lock in self.run.rglob(LOCK) if locked(lock.parent, held)]
 
     def hashes(self) -> dict[str, str]:
         return hashes(self.run)
@@ -114,8 +131,15 @@ class Project:
         found = {f"{name} MiB": max(map(proc.resident, group), default=0) for name, group in groups.items()}
         return found | {f"{name} files": max(map(proc.opened, group), default=0) for name, group in groups.items()}
 
+    def workers(self) -> list[int]:
+        """Processes that stay (RESIDENT=1)."""
+        return self._serving("worker")
+
     def _ours(self) -> list[int]:
-        return [process for process in proc.serving(self.sockets) if proc.parent_of(process) is not None]
+        return self._serving("preloaded")
+
+    def _serving(self, program: str) -> list[int]:
+        return [process for process in proc.serving(self.sockets, program) if proc.parent_of(process) is not None]
 
     def _parents(self) -> list[int]:
         return proc.parents_among(self._ours())

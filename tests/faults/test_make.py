@@ -14,7 +14,7 @@ import pytest
 from support import proc
 from support.make import project_with
 
-from faults.projects import Project, disturb
+from faults.projects import RESIDENT_WAYS, Project, disturb
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
@@ -108,3 +108,35 @@ def test_make_is_killed_at_random_times(undisturbed: tuple[dict[str, str], float
     finally:
         project.close()
     record(3, kills, "at random times of the smallest run")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(12))
+def test_a_process_that_stays_is_killed_at_random_times(
+    undisturbed: tuple[dict[str, str], float], seed: int, tmp_path: Path
+) -> None:
+    """With make, without it, or only make: the outputs of stages that each load what they need, and nothing is left."""
+    hashes, seconds = undisturbed
+    project, generator, kills = Project(tmp_path, 1, resident=True), random.Random(seed), 0
+    try:
+        kills = disturb(project, 5, generator, seconds / 5, RESIDENT_WAYS)
+        project.finish()
+        assert project.hashes() == hashes
+        project.gone()
+    finally:
+        project.close()
+    record(3, kills, "of stages in a process that stays")
+
+
+def test_a_run_in_a_process_that_stays_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Two whole iterations in one worker, and what processes of their own write."""
+    plain, resident = (Project(tmp_path / name, 2, resident=name == "resident") for name in ("plain", "resident"))
+    try:
+        plain.finish()
+        resident.finish()
+        assert resident.hashes() == plain.hashes()
+        assert "dapo_stages.entrypoints.resident rollout" in (resident.folder / "said").read_text()
+        resident.gone()
+    finally:
+        plain.close()
+        resident.close()

@@ -7,16 +7,17 @@ import re
 from pathlib import Path
 
 
-def serving(folder: Path) -> list[int]:
+def serving(folder: Path, program: str = "preloaded|worker") -> list[int]:
     """Pre-loaded parents and workers that serve sockets of a folder, and their children, which have the same command
     line."""
+    ours = re.compile(rf"dapo_stages\.entrypoints\.({program})\0".encode())
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes()
         except OSError:
             continue
-        if re.search(rb"dapo_stages.entrypoints.(preloaded|worker)\0", words) and str(folder).encode() in words:
+        if ours.search(words) and str(folder).encode() in words:
             found.append(int(path.parent.name))
     return found
 
