@@ -24,10 +24,12 @@ def test_a_ratio_is_median_over_median() -> None:
 def test_the_table_keeps_lines_that_were_not_measured_again(tmp_path: Path) -> None:
     machine = {"processor": "one", "date": "today"}
     write(tmp_path, machine, [Figure("a", "work a", "b", 2.0, 1.5), Figure("c", "work c", "d", 1.2, 1.1, "at most")])
-    write(tmp_path, machine | {"date": "tomorrow"}, [Figure("a", "work a", "b", 3.0, 1.5)])
+    other = {"processor": "two", "date": "tomorrow"}
+    write(tmp_path, other, [Figure("a", "work a", "b", 3.0, 1.5)])
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
-    assert "| work a | b | 3.00 × | at least 1.5 × | ✓ |" in text
-    assert "| work c | d | 1.20 × | at most 1.1 × | ✗ |" in text
+    assert "| machine | 1 | 2 |\n| --- | --- | --- |\n| processor | two | one |\n" in text
+    assert "| work a | b | 3.00 × | at least 1.5 × | ✓ |  |  |  |  | 1 |" in text
+    assert "| work c | d | 1.20 × | at most 1.1 × | ✗ |  |  |  |  | 2 |" in text
 
 
 def test_the_gpu_benchmark_runs_at_toy_size() -> None:

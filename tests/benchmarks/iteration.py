@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import models
 from benchmarks.measure import Figure
-from benchmarks.stages import ROOT, STAGES, Ran, Workspace, workspace
+from benchmarks.stages import ROOT, STAGES, Ran, Way, Workspace, workspace
 
 OURS = (
     "rollout, score-attention, weight-tokens, train-step one after the other, each a process of its own: imports, "
@@ -50,16 +50,16 @@ class Size:
     learning_rate: float
     make: Callable[[Path, Size], Workspace]
     repetitions: int = 2
-    preloaded: bool = False
+    way: Way = "plain"
 
 
 def measure(size: Size, repetitions: int | None, call: Callable[..., Any]) -> Figure:
     """Ours and theirs by turns; `call` runs the other side's process (worker.call)."""
     with tempfile.TemporaryDirectory(prefix="bench-iteration-") as place:
         work = size.make(Path(place) / size.name, size)
-        work.preloaded = size.preloaded
+        work.way = size.way
         work.prepare()
-        load = None if size.preloaded else call("load", size.name, str(work.folder))
+        load = call("load", size.name, str(work.folder)) if size.way == "plain" else None
         ours: list[dict[str, Ran]] = []
         theirs: list[dict[str, float]] = []
         for turn in range(repetitions or size.repetitions):
@@ -201,7 +201,7 @@ def _medium(folder: Path, size: Size) -> Workspace:
     policy = models.medium()
     folder.mkdir(parents=True)
     models.save(policy, folder / "model")
-    _questions(folder, policy, size.prompts * 5 // 4, 303)
+    questions(folder, policy, size.prompts * 5 // 4, 303)
     config = SHARED | {
         "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
         "data": {
@@ -226,7 +226,7 @@ def _medium(folder: Path, size: Size) -> Workspace:
     return workspace(folder, config)
 
 
-def _questions(folder: Path, policy: Any, count: int, length: int) -> None:
+def questions(folder: Path, policy: Any, count: int, length: int, side: int = 448) -> None:
     """A JSONL file with images beside it; every digit is a token, so that any length can be made exactly."""
     import numpy as np
     from PIL import Image
@@ -237,7 +237,7 @@ def _questions(folder: Path, policy: Any, count: int, length: int) -> None:
     lines = []
     for index in range(count):
         coarse = np.random.default_rng(index).integers(0, 255, (14, 14, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse, "RGB").resize((448, 448), Image.Resampling.BICUBIC)
+        image = Image.fromarray(coarse, "RGB").resize((side, side), Image.Resampling.BICUBIC)
         image.save(folder / f"{index}.png")
         question = f"What is it? {index:04d}"
         text = processor.apply_chat_template(messages(question, 1, ""), add_generation_prompt=True)
@@ -280,7 +280,18 @@ _SMALL = Size(
     make=_small,
     repetitions=3,
 )
-_PRELOADED = replace(
-    _SMALL, name="iteration-small-preloaded", work=f"{_SMALL.work}, stages forked from a parent", preloaded=True
+_FORKED = replace(
+    _SMALL, name="iteration-small-forked", work=f"{_SMALL.work}, stages forked from a parent", way="forked"
 )
-SIZES = {size.name: size for size in (_MEDIUM, _SMALL, _PRELOADED)}
+_RESIDENT = tuple(
+    replace(
+        size,
+        name=f"{size.name}-resident",
+        work=f"{size.work}, in a process that stays",
+        way="resident",
+        target=target,
+        repetitions=3,
+    )
+    for size, target in ((_MEDIUM, 4.5), (_SMALL, 2.0))
+)
+SIZES = {size.name: size for size in (_MEDIUM, _SMALL, _FORKED, *_RESIDENT)}

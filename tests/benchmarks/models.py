@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ _VISION: dict[str, Any] = {
     "out_hidden_size": 384,
     "in_channels": 3,
 }
+TEXT_142M: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 10000.0},
+}
 _TEXT_3B: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 2048,
@@ -74,8 +82,8 @@ def small(seed: int = 0) -> Policy:
     return Policy(model, build_processor(tokenizer), CPU, torch.float32)
 
 
-def medium(seed: int = 0) -> Policy:
-    """A Qwen2.5-VL of about 14 M parameters with random weights."""
+def medium(seed: int = 0, text: Mapping[str, Any] | None = None) -> Policy:
+    """A Qwen2.5-VL of about 14 M parameters with random weights, or with another language model (`text`)."""
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -85,8 +93,8 @@ def medium(seed: int = 0) -> Policy:
     token = tokenizer.convert_tokens_to_ids
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2_5_VLConfig(
-        text_config=_TEXT | ends | {"bos_token_id": tokenizer.pad_token_id},
-        vision_config=_VISION,
+        text_config={**_TEXT, **(text or {}), **ends, "bos_token_id": tokenizer.pad_token_id},
+        vision_config=_VISION | {"out_hidden_size": (text or _TEXT)["hidden_size"]},
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),

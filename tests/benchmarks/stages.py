@@ -9,11 +9,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.measure import MIB
 
 ROOT = Path(__file__).resolve().parents[2]
+# How stages start: each by itself; forked from a parent that has torch already, as make does by default on CPUs; or
+# those that need the policy one after another in a process that keeps it.
+Way = Literal["plain", "forked", "resident"]
 STAGES = ("rollout", "score-attention", "weight-tokens", "train-step")
 # Every second completion earns 1, whatever it says, so that each group of either side has a signal.
 REWARD = '''"""Rewards every second completion, whatever it says."""
@@ -43,7 +46,7 @@ class Ran:
     """One process: wall-clock seconds, and the most memory it held."""
 
     seconds: float
-    mib: float | None  # None where a parent forks it, out of our sight
+    mib: float | None  # None where a server runs it, out of our sight
 
 
 @dataclass
@@ -51,14 +54,15 @@ class Workspace:
     """A folder with a configuration, a policy and data, in which iterations are run."""
 
     folder: Path
-    preloaded: bool = False  # forked from a parent that has torch already, as make does by default
+    way: Way = "plain"
 
     def command(self, stage: str, *args: object) -> Ran:
         """`python -m dapo_stages STAGE …` in the folder, waited for; its messages go to log.txt."""
-        module = "dapo_stages.entrypoints.preload" if self.preloaded else "dapo_stages"
+        module = self._module(stage)
         words = [sys.executable, "-m", module, stage, "--config", "run.yaml", *map(str, args)]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+        environment["XDG_RUNTIME_DIR"] = str(self.folder.parent)  # servers end once it is gone
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             started = time.perf_counter()
             launched = [sys.executable, "-I", "-S", "-c", _LAUNCH, *words]
@@ -66,7 +70,14 @@ class Workspace:
             seconds = time.perf_counter() - started
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)}: exit {process.returncode}\n{self._log()[-2000:]}")
-        return Ran(seconds, None if self.preloaded else int(process.stdout) * 1024 / MIB)
+        return Ran(seconds, int(process.stdout) * 1024 / MIB if self.way == "plain" else None)
+
+    def _module(self, stage: str) -> str:
+        """As make chooses it."""
+        if self.way == "plain":
+            return "dapo_stages"
+        stays = self.way == "resident" and stage in ("rollout", "score-attention", "train-step")
+        return f"dapo_stages.entrypoints.{'resident' if stays else 'preload'}"
 
     def prepare(self) -> None:
         """Policy and data, which no row counts."""

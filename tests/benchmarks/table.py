@@ -10,33 +10,33 @@ from typing import Any
 
 from benchmarks.measure import Figure
 
-_HEAD = ("work", "against", "ratio", "wanted", "", "ours s", "theirs s", "ours MiB", "theirs MiB")
+_HEAD = ("work", "against", "ratio", "wanted", "", "ours s", "theirs s", "ours MiB", "theirs MiB", "machine")
 
 
 def write(folder: Path, machine: dict[str, str], figures: Sequence[Figure]) -> None:
-    """benchmarks.md and benchmarks.json; earlier lines from the same machine that were not measured now stay."""
+    """benchmarks.md and benchmarks.json; lines that were not measured now stay, with the machine that they are from."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "benchmarks.json"
-    lines = {line["name"]: line for line in _earlier(path, machine)}
-    lines |= {f.name: f.as_dict() | {"date": machine["date"]} for f in figures}
-    content = {"machine": machine, "figures": list(lines.values())}
+    lines = {line["name"]: line for line in _earlier(path)}
+    here = {key: value for key, value in machine.items() if key != "date"}
+    lines |= {f.name: f.as_dict() | {"date": machine["date"], "machine": here} for f in figures}
+    content = {"figures": list(lines.values())}
     path.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "benchmarks.md").write_text(markdown(machine, list(lines.values())), encoding="utf-8")
+    (folder / "benchmarks.md").write_text(markdown(list(lines.values())), encoding="utf-8")
 
 
-def _earlier(path: Path, machine: dict[str, str]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    same = {k: v for k, v in content["machine"].items() if k != "date"} == {
-        k: v for k, v in machine.items() if k != "date"
-    }
-    found: list[dict[str, Any]] = content["figures"] if same else []
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else []
     return found
 
 
-def markdown(machine: dict[str, str], lines: Sequence[dict[str, Any]]) -> str:
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
     """The whole document."""
+    machines: list[dict[str, str]] = []
+    for line in lines:
+        if line["machine"] not in machines:
+            machines.append(line["machine"])
+    numbers = [str(number) for number, _ in enumerate(machines, start=1)]
     parts = [
         "# Benchmarks",
         "Made by `make bench`; `make bench ONLY=update` repeats the lines whose name contains `update`. Each "
@@ -44,10 +44,10 @@ def markdown(machine: dict[str, str], lines: Sequence[dict[str, Any]]) -> str:
         "in one process, median over median; whole iterations and stages (memory, growth) run in "
         "separate processes. 8 completions per prompt, "
         "float32. *Small* is the embedded model, *medium* a Qwen2.5-VL of about 14 M parameters. MiB is the peak above "
-        "the loaded model, with each side in its own process.",
-        _table(("", ""), machine.items()),
+        "the loaded model, with each side in its own process. Each line names the machine that it was measured on.",
+        _table(("machine", *numbers), ((key, *(one.get(key, "") for one in machines)) for key in machines[0])),
         "## Figures",
-        _table(_HEAD, map(_line, lines)),
+        _table(_HEAD, ((*_line(line), numbers[machines.index(line["machine"])]) for line in lines)),
         "## What each side computes",
         _table(("line", "ours", "theirs", "checked on the same inputs"), map(_sides, lines)),
         "## Details",
