@@ -20,8 +20,10 @@ EVAL_EVERY ?= 1
 # itself. Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
 # 1: rollout, score-attention, train-step and evaluate run one after another in a process that stays until make ends and
-# keeps policy and optimizer state in memory (dapo_stages/entrypoints/resident.py). Not where others need the GPUs, too.
-RESIDENT   ?= $(if $(wildcard /dev/nvidiactl),$(if $(filter vllm,$(engine) $(evaluate_engine))$(foreach stage,$(launched),$(filter-out 1,$($(stage)_LAUNCH))),0,1),0)
+# keeps policy and optimizer state in memory (dapo_stages/entrypoints/resident.py). By default not where others need the
+# same GPUs: vLLM, launches, stages with another Python.
+RESIDENT   ?= $(if $(wildcard /dev/nvidiactl),$(if $(others),0,1),0)
+others      = $(filter vllm,$(engine) $(evaluate_engine))$(foreach stage,$(launched),$(filter-out 1,$($(stage)_LAUNCH))$(filter-out $(PY),$($(stage)_PYTHON)))
 PIPELINES  := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
 
 # A run is a folder below training_logs: nothing is written to, or removed by clean-run from, any other place.
@@ -92,8 +94,11 @@ SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
-# The command that starts a stage, by its LAUNCH; launched stages are not forked from the process that has torch loaded.
-start      = $(if $(filter-out 1,$(1)),-m dapo_stages.entrypoints.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(if $(filter 1,$(RESIDENT)),$(STAYS),$(DAPO)))
+# The command that starts a stage, by its LAUNCH and its engine; launched stages are not forked from the process that has
+# torch loaded, and vLLM would not leave a process that stays.
+ROLLOUT_ENGINE  := $(engine)
+EVALUATE_ENGINE := $(evaluate_engine)
+start      = $(if $(filter-out 1,$(1)),-m dapo_stages.entrypoints.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(if $(filter 1,$(RESIDENT)$(filter vllm,$(2))),$(STAYS),$(DAPO)))
 STAYS      := -m dapo_stages.entrypoints.resident
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: expected a number of processes or a file of accelerate/, got $(1). Name one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
@@ -161,7 +166,7 @@ due     := $(if $(evaluations),$(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS))
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
-$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
+$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH),$($(stage)_ENGINE))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
 iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json)

@@ -245,6 +245,24 @@ def test_vllm_and_servers_are_asked_by_one_process_unless_told_otherwise(project
     assert make(project, *arguments)[-1] == "evaluate iter-0001/eval"
 
 
+def handed_over(project: Path, *arguments: str) -> set[str]:
+    """Stages that a process that stays would run in the first iteration."""
+    done = attempt(project, "-n", "iterate", "ITERS=1", *arguments)
+    assert done.returncode == 0, done.stderr
+    return {line.split()[3] for line in done.stdout.splitlines() if "-m dapo_stages.entrypoints.resident " in line}
+
+
+def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> None:
+    stages = {"rollout", "score-attention", "train-step", "evaluate"}
+    assert handed_over(project, "RESIDENT=1") == stages
+    assert handed_over(project, "RESIDENT=1", "PRELOAD=0") == stages
+    assert handed_over(project, "RESIDENT=0") == set()
+    shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
+    assert handed_over(project, "RESIDENT=1", "TRAIN_LAUNCH=2") == stages - {"train-step"}
+    vllm = "SET=--set rollout.engine=vllm"
+    assert handed_over(project, "RESIDENT=1", vllm) == stages - {"rollout"}
+
+
 def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
     shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
     done = attempt(project, "iterate", "LAUNCH=zero9")

@@ -208,6 +208,7 @@ def _medium(folder: Path, size: Size) -> Workspace:
             "source": str(folder / "questions.jsonl"),
             "held_out_fraction": 0.1,
             "max_prompt_length": 512,
+            "allow_unwinnable": True,
             "system_prompt": "",
         },
         "rollout": {

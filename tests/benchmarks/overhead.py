@@ -116,6 +116,7 @@ def _project(folder: Path) -> Path:
             "source": str(folder / "questions.jsonl"),
             "held_out_fraction": 0.5,
             "max_prompt_length": 512,
+            "allow_unwinnable": True,
             "system_prompt": "",
         },
         "rollout": {
@@ -138,11 +139,14 @@ def _project(folder: Path) -> Path:
 
 def _run(project: Path, name: str, options: str) -> Path:
     """`make iterate`; -> the folder of the run. Servers end once their sockets are gone."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as sockets, (project / f"{name}.log").open("w") as log:
+    said = project / f"{name}.log"
+    with tempfile.TemporaryDirectory(prefix="bench-") as sockets, said.open("w") as log:
         environment = {"XDG_RUNTIME_DIR": sockets, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         ours = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
         command = ["make", "iterate", f"RUN={name}", "CONFIG=run.yaml", *options.split()]
-        subprocess.run(command, cwd=project, env=ours | environment, stdout=log, stderr=log, check=True)
+        code = subprocess.run(command, cwd=project, env=ours | environment, stdout=log, stderr=log).returncode
+    if code:
+        raise RuntimeError(f"{' '.join(command)}: exit {code}\n{said.read_text(encoding='utf-8')[-2000:]}")
     return project / "training_logs" / name
 
 
