@@ -169,7 +169,8 @@ sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
 $(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH),$($(stage)_ENGINE))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
-iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json)
+iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json) \
+  $(foreach n,$(word $(ITERS),$(numbers)),$(call folder,$(n))/train/state/manifest.json)
 endif
 
 # ---- One stage of one iteration --------------------------------------------------------------------------------------

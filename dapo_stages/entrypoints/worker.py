@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from dapo_stages.entrypoints.preload import MAKE, TAKEN, key, python
 from dapo_stages.entrypoints.preloaded import Request, become, import_everything, inode_of, receive, remove
-from dapo_stages.handoff import kept
+from dapo_stages.handoff import behind, kept
 from dapo_stages.processes import memory, phases
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def main() -> None:
     worker.rest()
     while (command := worker.next(lambda: inode_of(path) == inode and python() == files)) is not None:
         worker.carry_out(command)
+    with suppress(Exception):  # it can be made again
+        behind.finish()
     remove(path, inode)
     os._exit(0)  # clients that are still waiting run their commands themselves
 

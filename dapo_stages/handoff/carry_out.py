@@ -13,7 +13,7 @@ from typing import Any
 
 from dapo_stages import ranks
 from dapo_stages.errors import ConfigError
-from dapo_stages.handoff import hashes
+from dapo_stages.handoff import behind, hashes
 from dapo_stages.handoff.manifests import Manifest, read_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
@@ -61,6 +61,8 @@ def run(
         if ranks.rank() > 0:
             return
         manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"
+    if output is not None and output.behind is not None:
+        behind.begin(output.behind)
     seconds = time.monotonic() - started
     if as_json:
         answer(_result(plan, manifest, status, seconds))
@@ -96,6 +98,7 @@ def _describe(plan: Plan, as_json: bool) -> None:
         "partial": "would resume",
         "complete": "has nothing to do in",
         "stale": "would replace (with --overwrite)",
+        "incomplete": "would make again, as an output beside it is missing,",
     }
     state = plan.state()
     if as_json:

@@ -27,6 +27,7 @@ from dapo_stages.handoff.manifests import (
     Input,
     Manifest,
     content_hash,
+    read_manifest,
     write_manifest,
 )
 from dapo_stages.handoff.plans import Plan
@@ -61,8 +62,10 @@ _HASHERS = 4  # threads that sync and hash finished files
 class Output:
     """An output folder while a stage writes it."""
 
-    def __init__(self, plan: Plan, folder: Path, shards: list[Shard]) -> None:
-        self.plan, self.folder = plan, folder
+    def __init__(self, plan: Plan, folder: Path, shards: list[Shard], *, again: bool = False) -> None:
+        """`again`: made only because an output beside it is missing."""
+        self.plan, self.folder, self._again = plan, folder, again
+        self.behind: Callable[[], None] | None = None  # what is left to do once it is published
         self._shards = {shard.name: shard for shard in shards}
         self._unshared: list[Shard] = []
         self._hashing: list[tuple[Path, Future[Shard]]] = []
@@ -200,24 +203,33 @@ class Output:
         """Give a subfolder (`policy`, `state`) a manifest of its own, so that it can be used by itself.
 
         It lists the files that were added here or shared by other processes: on a network file system some may not be
-        visible yet.
+        visible yet. A subfolder that is an output of its own (Plan.beside) is no longer a part of this one.
         """
         self._wait_for_hashes()
-        shards = [
-            replace(s, name=s.name[len(name) + 1 :]) for s in self._shards.values() if s.name.startswith(f"{name}/")
-        ]
+        listed = {key: shard for key, shard in self._shards.items() if key.startswith(f"{name}/")}
+        shards = [replace(shard, name=key[len(name) + 1 :]) for key, shard in listed.items()]
         manifest = self._manifest(name, sorted(shards, key=lambda shard: shard.name), policy or {})
         write_manifest(self.folder / name, manifest)
+        if name in self.plan.beside:
+            for key in listed:
+                del self._shards[key]
         return manifest
 
     def publish(self) -> Manifest:
         """Write the manifest, which publishes the output. The other processes must have shared their last shards."""
         self._wait_for_hashes()
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
-        write_manifest(self.folder, manifest)
+        write_manifest(self.folder, manifest, self._times_of_same(manifest) if self._again else None)
         forget(self.folder)
         finish_replacement(self.plan.out)
         return manifest
+
+    def _times_of_same(self, manifest: Manifest) -> tuple[int, int] | None:
+        """The times of the output that this one replaces, if it is the same: what was made from it is not outdated."""
+        if read_manifest(self.plan.out).content_hash != manifest.content_hash:
+            return None
+        before = (self.plan.out / MANIFEST).stat()
+        return before.st_atime_ns, before.st_mtime_ns
 
     def keep_hashes(self) -> None:
         """Cache the hashes of this process's files, once they are published."""

@@ -29,6 +29,7 @@ class Plan:
     inputs: dict[str, Source] = field(default_factory=dict)
     rewards: tuple[str, ...] = ()
     verify: Verify = "changed"
+    beside: tuple[str, ...] = ()  # folders inside `out` that are outputs of their own and come with this one
 
     @property
     def policy(self) -> PolicyFolder:
@@ -43,7 +44,8 @@ class Plan:
         return fingerprint(self.stage, self.config, self.seed, hashes)
 
     def state(self) -> str:
-        """`new`, `partial` (interrupted), `complete` (nothing to do) or `stale` (made from something else).
+        """`new`, `partial` (interrupted), `complete` (nothing to do), `stale` (made from something else), or
+        `incomplete` (complete, but an output beside it is missing).
 
         An output whose files were pruned is complete: its manifest still says what it was made from.
         """
@@ -52,5 +54,7 @@ class Plan:
                 made = read_manifest(self.out)
             except DataError:  # damaged, or of another version
                 return "stale"
-            return "complete" if made.fingerprint == self.fingerprint else "stale"
+            if made.fingerprint != self.fingerprint:
+                return "stale"
+            return "complete" if all((self.out / name / MANIFEST).exists() for name in self.beside) else "incomplete"
         return "partial" if notes(self.out) else "new"

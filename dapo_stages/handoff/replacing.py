@@ -8,7 +8,17 @@ from pathlib import Path
 
 from dapo_stages.handoff.manifests import MANIFEST, read_manifest
 from dapo_stages.handoff.shards import fsync_folder, write_text
-from dapo_stages.handoff.unfinished import LOCK, NEXT, OLD, PARTS, SWAPPING, is_ours, is_written, manifests_last
+from dapo_stages.handoff.unfinished import (
+    LOCK,
+    NEXT,
+    OLD,
+    PARTS,
+    SWAPPING,
+    is_of_state,
+    is_ours,
+    is_written,
+    manifests_last,
+)
 from dapo_stages.small_files import read_json
 
 _PREPARED = ".swapping.tmp"
@@ -71,6 +81,6 @@ def _remove(out: Path, listed: set[str] | None) -> None:
             if top in parts and not any(path.iterdir()):
                 path.rmdir()
         else:
-            written = is_written(name, set()) if listed is None else name in listed
+            written = is_of_state(name) or (is_written(name, set()) if listed is None else name in listed)
             if written or is_ours(name) or (top in parts and path.name == MANIFEST):
                 path.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +50,9 @@ def open_output(plan: Plan, *, overwrite: bool = False) -> Iterator[Output | Non
     if ranks.rank() > 0:
         yield _join(plan)
         return
-    with locked(plan.out):
+    with locked(plan.out), ExitStack() as stack:
+        for name in plan.beside if plan.state() == "incomplete" else ():  # it may be written just now
+            stack.enter_context(locked(plan.out / name))
         output = _open(plan, overwrite)
         shards = output and [asdict(shard) for shard in output.shards]
         collectives.broadcast(output and {"folder": str(output.folder), "shards": shards})
@@ -77,26 +79,28 @@ def _join(plan: Plan) -> Output | None:
 def _open(plan: Plan, overwrite: bool) -> Output | None:
     finish_replacement(plan.out)
     state = plan.state()
-    if state == "complete" and _is_intact(plan.out, overwrite):
+    if state == "complete" and _is_intact(plan, overwrite):
         forget(plan.out)
         (plan.out / NEXT / HALTED).unlink(missing_ok=True)
         os.utime(plan.out / MANIFEST)
         return None
-    if state == "complete":
+    again = state == "incomplete"
+    if state in ("complete", "incomplete"):
         state = "stale"
     elif state != "partial":
         _refuse_others(plan, overwrite)
     folder = plan.out / NEXT if state == "stale" else plan.out
     folder.mkdir(exist_ok=True)
-    output = Output(plan, folder, _resume(plan, folder, overwrite))
+    output = Output(plan, folder, _resume(plan, folder, overwrite), again=again)
     forget(folder, but=note_name(0))  # it now lists the shards of the other notes, too
     return output
 
 
-def _is_intact(out: Path, overwrite: bool) -> bool:
+def _is_intact(plan: Plan, overwrite: bool) -> bool:
     """Whether all files of a complete output are as they were published; without `overwrite`, damage is an error."""
     try:
-        Source(out).verify_all()
+        for folder in (plan.out, *(plan.out / name for name in plan.beside)):
+            Source(folder).verify_all()
     except DataError as damage:
         if overwrite:
             return False

@@ -7,6 +7,7 @@ and `.next` holds an output that will replace the existing one (replacing.py).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ HALTED = ".partial-halted.json"  # why there is no output; the next run removes 
 SWAPPING = ".swapping"
 OLD = ".old.json"  # the manifest of what is being replaced
 WRITING = ".writing"  # files that are not finished yet
+STATE = "state"  # a folder inside the output of train-step that is an output of its own
+_OF_STATE = re.compile(r"state/(state\.json|optimizer-\d{5}-\d{5}\.safetensors)")
 PARTS = frozenset({"policy", "reference", "state", WRITING})  # folders written into before their files are noted
 
 
@@ -68,7 +71,7 @@ def leftovers(out: Path) -> list[Path]:
     if is_swapping(out):
         return found
     if (out / MANIFEST).exists():
-        unpublished = [*notes(out), out / WRITING, out / NEXT]
+        unpublished = [*notes(out), out / WRITING, out / NEXT, *([out / STATE] if _is_lost(out / STATE) else [])]
     elif not notes(out):  # nothing says that these files were not published
         unpublished = []
     else:
@@ -78,6 +81,22 @@ def leftovers(out: Path) -> list[Path]:
     found += [path for path in unpublished if path.exists() and path.name != LOCK]
     inside = {below for path in found if path.is_dir() for below in path.rglob("*")}
     return sorted({*found, *inside}, reverse=True)
+
+
+def _is_lost(folder: Path) -> bool:
+    """Whether a state was begun, but not finished, and nobody writes it."""
+    if not folder.is_dir() or (folder / MANIFEST).exists():
+        return False
+    try:
+        with locked(folder):
+            return not (folder / MANIFEST).exists()
+    except LockedError:
+        return False
+
+
+def is_of_state(name: str) -> bool:
+    """Whether a path in an output is that of a file of its state."""
+    return _OF_STATE.fullmatch(name) is not None or (name.startswith(f"{STATE}/") and is_note(name[len(STATE) + 1 :]))
 
 
 def is_ours(name: str) -> bool:

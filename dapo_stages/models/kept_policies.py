@@ -12,6 +12,7 @@ from dapo_stages.handoff import kept
 from dapo_stages.handoff.kept import Kind
 from dapo_stages.handoff.manifests import Manifest
 from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.models.checkpointing import keep_activations
 
 if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
@@ -71,10 +72,7 @@ def keep_trained(policy: Policy, settings: ModelConfig, before: Manifest, publis
 def restore(policy: Policy) -> None:
     """Undo what stages do to a policy, except that its weights keep their values, rounded to the type of the files."""
     model = policy.model
-    if model.is_gradient_checkpointing:
-        model.gradient_checkpointing_disable()
-    if hasattr(model, "disable_input_require_grads"):
-        model.disable_input_require_grads()
+    keep_activations(model)
     for name, parameter in model.named_parameters():
         loaded = policy.loaded[name]
         parameter.grad = None

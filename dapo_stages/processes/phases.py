@@ -76,7 +76,9 @@ def phase(name: str) -> Iterator[None]:
 
 
 def spent() -> dict[str, float]:
-    """Seconds by phase until now, to the millisecond."""
+    """Seconds by phase until now, to the millisecond; none in another thread than the main one, which is not timed."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     clock = _clock()
     clock.turn_to(clock.now)
     return {name: round(seconds, 3) for name, seconds in clock.seconds.items()}

@@ -17,7 +17,7 @@ from dapo_stages.handoff.unfinished import LOCK, halted, is_swapping, is_tempora
 from dapo_stages.runs.at_work import held_locks, locked
 from dapo_stages.runs.best import POINTER, find_best
 from dapo_stages.runs.commands import command, setup_command
-from dapo_stages.runs.pipeline import FOLDERS, SETUP, STAGES, iteration_name
+from dapo_stages.runs.pipeline import BESIDE, FOLDERS, SETUP, STAGES, iteration_name
 from dapo_stages.runs.run_folder import CONFIG, Run
 from dapo_stages.terminal.console import Advance
 
@@ -75,7 +75,8 @@ def size(run: Run) -> int:
     """How many files there are to compare with their checksums."""
     found = [manifest for place in places(run) if (manifest := _manifest(place)) is not None]
     referred = (files for manifest in found if isinstance(files := manifest.policy.get(FILES), list))
-    return sum(len(manifest.shards) for manifest in found) + sum(map(len, referred))
+    beside = (source for place in places(run) if (made := _manifest(place)) and (source := _beside(place, made)))
+    return sum(len(one.shards) for one in (*found, *(source.manifest for source in beside))) + sum(map(len, referred))
 
 
 def checkup(run: Run, advance: Advance) -> Iterator[Finding]:
@@ -137,10 +138,37 @@ def _output(place: Place, advance: Advance, held: Collection[str]) -> Iterator[F
         yield _of(place.run, error, f"Run {place.redo}.")
         return
     yield from _files(place, source, advance)
+    beside = _beside(place, source.manifest)
+    if beside is not None:
+        yield from _files(place, beside, advance)
+    elif place.stage in BESIDE and not source.manifest.pruned:
+        yield from _without_state(place, held)
     yield from _referred(place, source.manifest, advance)
     yield from _inputs(place, source.manifest)
     yield from _parts(place, source.manifest)
     yield from _orphans(place, source.manifest, left)
+
+
+def _beside(place: Place, manifest: Manifest) -> Source | None:
+    """The output beside another one, if it is there and intact; older versions listed its files in both manifests."""
+    name = BESIDE.get(manifest.stage)
+    if name is None or any(shard.name.startswith(f"{name}/") for shard in manifest.shards):
+        return None
+    try:
+        return Source(place.folder / name)
+    except DataError:
+        return None
+
+
+def _without_state(place: Place, held: Collection[str]) -> Iterator[Finding]:
+    name = BESIDE[place.stage or ""]
+    if (place.folder / name / MANIFEST).exists():  # damaged, which _parts reports, or of an older version
+        return
+    if locked(place.folder / name, held):
+        yield Finding("note", f"{place.where}/{name}", "a process is writing here", "Wait for it.")
+    else:
+        problem = "the optimizer state was not written; the next train-step needs it"
+        yield Finding("problem", f"{place.where}/{name}", problem, f"Run {place.redo}.")
 
 
 def _unfinished(place: Place, left: Sequence[Path]) -> Iterator[Finding]:
@@ -276,6 +304,8 @@ def _parts(place: Place, manifest: Manifest) -> Iterator[Finding]:
 
 def _orphans(place: Place, manifest: Manifest, left: Sequence[Path]) -> Iterator[Finding]:
     listed = {shard.name for shard in manifest.shards} | {MANIFEST} | {f"{part}/{MANIFEST}" for part in PARTS}
+    if (beside := _beside(place, manifest)) is not None:
+        listed |= {f"{beside.folder.name}/{shard.name}" for shard in beside.manifest.shards}
     known = set(left)
     for path in sorted(place.folder.rglob("*")) if not is_swapping(place.folder) else ():
         name = path.relative_to(place.folder).as_posix()

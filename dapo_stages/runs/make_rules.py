@@ -29,6 +29,7 @@ def text() -> str:
     """
     evaluation = next(stage for stage in ITERATION if stage.folder == "eval")
     stages = [stage for stage in ITERATION if stage.folder != "report"]
+    folders = [place for stage in ITERATION for place in _places(stage)]
     lines = [
         f"STAGES := {' '.join(f'{stage.command}={stage.folder}' for stage in stages)}",
         f"launched := {' '.join(stage.launch for stage in stages if stage.launch)}",
@@ -37,15 +38,20 @@ def text() -> str:
         *(_before(stage, stage.folder) for stage in BEFORE),
         _before(evaluation, f"iter-0000/{evaluation.folder}"),
         _START_REPORT,
-        *(f"{stage.command}: $(here)/{stage.folder}/manifest.json" for stage in stages),
+        *(f"{stage.command}: $(here)/{place}/manifest.json" for stage in stages for place in _places(stage)),
         "endef\n",
         "define iteration",
-        f".PRECIOUS: $(foreach part,{' '.join(stage.folder for stage in ITERATION)},$(2)/$(part)/manifest.json)\n",
+        f".PRECIOUS: $(foreach part,{' '.join(folders)},$(2)/$(part)/manifest.json)\n",
         *(_of_iteration(stage) for stage in stages),
         _REPORT % " ".join(f"$(2)/{name}/manifest.json" for name in NEEDED),
         "endef",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _places(stage: Stage) -> list[str]:
+    """The outputs that a stage's command makes, in an iteration's folder."""
+    return [stage.folder, *([f"{stage.folder}/{stage.beside}"] if stage.beside else [])]
 
 
 def _before(stage: Stage, folder: str) -> str:
@@ -62,15 +68,22 @@ def _of_iteration(stage: Stage) -> str:
     made_from = " ".join(dict.fromkeys(manifest for manifest, _ in given if manifest))
     number = [" --iteration $(1)"] if stage.numbered else []
     options = "".join([*(option for _, option in given), *number])
-    return _rule(stage, f"$(2)/{stage.folder}", f"$(9)/{stage.folder}", made_from, options)
+    folder = f"$(2)/{stage.folder}"
+    rule = _rule(stage, folder, f"$(9)/{stage.folder}", made_from, options)
+    if not stage.beside:
+        return rule
+    # The same command: it waits for an output that is written behind, or makes all of it again if it was lost.
+    return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n{_recipe(stage, options, folder)}"
 
 
 def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) -> str:
+    head = f"{folder}/manifest.json: $(call made_of,{name},{made_from}) $(R)/config.yaml\n"
+    return head + _recipe(stage, options, "$$(@D)")
+
+
+def _recipe(stage: Stage, options: str, out: str) -> str:
     start = f"$$({stage.launch}_PYTHON) $$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
-    return (
-        f"{folder}/manifest.json: $(call made_of,{name},{made_from}) $(R)/config.yaml\n"
-        f"\t{start} {stage.command} $$(config){options} --out $$(@D) $$(replace)\n"
-    )
+    return f"\t{start} {stage.command} $$(config){options} --out {out} $$(replace)\n"
 
 
 def _read(one: Input) -> tuple[str, str]:
@@ -87,6 +100,8 @@ def _read(one: Input) -> tuple[str, str]:
     if one.of == "previous":
         if one.output == "policy":
             return "$(4)", f" --{name} $(5)"
-        return f"$(if $(6),$(3)/{folder}/manifest.json)", f" $(if $(6),--{name} $(3)/{one.output})"
+        beside = any(one.output in _places(stage)[1:] for stage in ITERATION)
+        made = one.output if beside else folder
+        return f"$(if $(6),$(3)/{made}/manifest.json)", f" $(if $(6),--{name} $(3)/{one.output})"
     place = "train/policy" if one.output == "policy" else one.output
     return f"$(2)/{place.partition('/')[0]}/manifest.json", f" --{name} $(2)/{place}"

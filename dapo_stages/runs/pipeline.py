@@ -46,6 +46,7 @@ class Stage:
     numbered: bool = False  # whether it takes --iteration
     launch: str = ""  # prefix of make's variables for its Python and its processes: ROLLOUT_PYTHON, ROLLOUT_LAUNCH
     job: str = "setup"  # the job of a cluster that it belongs to, of those of each iteration
+    beside: str = ""  # a folder inside its own that is an output of its own, and that the same command makes
 
 
 _DATA = Input("data", "data", "run")
@@ -90,6 +91,7 @@ ITERATION = (
         ),
         launch="TRAIN",
         job="train",
+        beside="state",
     ),
     Stage("evaluate", "eval", (Input("policy", "policy"), _DATA), launch="EVALUATE", job="finish"),
     Stage("report", "report", numbered=True, job="finish"),
@@ -98,6 +100,7 @@ ITERATION = (
 SETUP = {stage.folder: stage.command for stage in BEFORE}
 FOLDERS = {stage.folder: stage.command for stage in ITERATION}
 STAGES = {stage.folder: stage for stage in (*BEFORE, *ITERATION)}
+BESIDE = {stage.command: stage.beside for stage in ITERATION if stage.beside}
 REPORTED = tuple(name for name in FOLDERS if name != "report")
 NEEDED = tuple(name for name in REPORTED if name != "eval")  # by the next iteration
 

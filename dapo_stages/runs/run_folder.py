@@ -12,11 +12,11 @@ from typing import Literal
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.errors import ConfigError, DataError, ModelError
-from dapo_stages.handoff.manifests import Manifest, Source, manifest_of
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of
 from dapo_stages.handoff.referred import REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.handoff.unfinished import LOCK, halted
 from dapo_stages.runs.at_work import locked
-from dapo_stages.runs.pipeline import FOLDERS, REPORTED, iteration_name
+from dapo_stages.runs.pipeline import BESIDE, FOLDERS, REPORTED, iteration_name
 
 CONFIG = "config.yaml"
 _ITERATION = re.compile(r"iter-(\d{4,})")
@@ -131,6 +131,11 @@ class Run:
         changed = [reason for name in manifest.inputs if (reason := self._changed(manifest, name))]
         state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
         why = "; ".join(changed) or referred
+        beside = BESIDE.get(stage)
+        if state == "done" and beside is not None and not (folder / beside / MANIFEST).exists():
+            if locked(folder / beside, held):
+                return OutputState("running", f"a process is writing its {beside}")
+            state, why = "unfinished", f"its {beside} was not written"
         return OutputState(state, why, manifest.seconds, manifest.ended)
 
     def _changed(self, manifest: Manifest, name: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +15,13 @@ from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.errors import DataError, HaltedError, ModelError
 from dapo_stages.groups.sampled_groups import as_sampled
-from dapo_stages.handoff import carry_out
+from dapo_stages.handoff import behind, carry_out, kept
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.handoff.shards import Row, writing
+from dapo_stages.handoff.unfinished import STATE
 from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
@@ -78,6 +81,7 @@ def main(
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
     """
+    behind.finish()  # the state of the train-step before
     config = load_config(config_file, set_)
     inputs = {
         "policy": PolicyFolder(policy),
@@ -92,7 +96,7 @@ def main(
     inputs |= check_reference(reference, config)
     iteration = int(inputs["weights"].manifest.config["iteration"])
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    plan = Plan("train-step", out, recorded, config.seed, inputs, verify=config.verify)
+    plan = Plan("train-step", out, recorded, config.seed, inputs, verify=config.verify, beside=(STATE,))
     carry_out.run(
         plan,
         lambda output: TrainStep(output, config, iteration).run(),
@@ -168,6 +172,7 @@ class TrainStep:
 
     def _prepare(self) -> tuple[Policy, Trainer]:
         from dapo_stages.models.adapters import add_adapter, check_adapter, check_targets
+        from dapo_stages.models.checkpointing import recompute_activations
         from dapo_stages.models.checkpoints import empty_model
         from dapo_stages.models.policy_loading import device_of, open_policy
         from dapo_stages.models.precision import use_master_weights
@@ -197,8 +202,7 @@ class TrainStep:
         if settings.freeze_vision:
             freeze(policy.vision.parameters())
         if settings.gradient_checkpointing:
-            policy.base.gradient_checkpointing_enable({"use_reentrant": False})
-            policy.base.enable_input_require_grads()
+            recompute_activations(policy.base)
         policy.attend("grouped")
         policy.model.train()
         if not holds_master_weights(accelerator):
@@ -286,19 +290,24 @@ class TrainStep:
                     advance(1, "")
 
     def _save(self, policy: Policy, worker: Worker) -> None:
-        """All ranks write the state together; rank 0 writes the policy and all manifests."""
+        """All ranks write the state together; rank 0 writes the policy and all manifests.
+
+        A process that keeps the state writes it once the rest is published, while other commands run.
+        """
         import os
 
         from dapo_stages.models.kept_policies import keep_trained
         from dapo_stages.models.policy_loading import save_policy
-        from dapo_stages.training.state import keep_state, save_state
+        from dapo_stages.training.state import save_state, state_of, write_behind
 
         source = self._output.plan.policy
         about = {"version": self._iteration, "model": self._config.model.name}
         prompting = self._inputs["rollouts"].manifest.counts.get(PROMPTING)
-        folder, state = self._output.folder / "policy", self._output.folder / "state"
+        folder, state = self._output.folder / "policy", self._output.folder / STATE
         weights = worker.weights()
-        self._output.add_files(*(f"state/{name}" for name in save_state(worker, state)))  # hashed from now on
+        keeps = kept.keeps() and worker.ranks == 1
+        if not keeps:
+            self._output.add_files(*(f"{STATE}/{name}" for name in save_state(worker, state)))  # hashed from now on
         if worker.rank == 0:
             save_policy(policy, folder, weights)
             self._output.add_files("policy")
@@ -309,14 +318,19 @@ class TrainStep:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
         manifest = self._output.publish_part("policy", about | ({PROMPTING: prompting} if prompting else {}))
-        state_manifest = self._output.publish_part("state", about | {"policy_hash": manifest.content_hash})
+        about_state = about | {"policy_hash": manifest.content_hash}
+        if not keeps:
+            self._output.publish_part(STATE, about_state)
         self._output.policy = about | {"content_hash": manifest.content_hash}
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
             say(f"train-step: moving the reference toward the policy, by {alpha:g}")
             write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
             self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
-        keep_state(worker, state_manifest.content_hash)
+        if keeps:
+            place = (self._output.plan.out / STATE).absolute()  # this process will have another folder then
+            own = replace(self._output.plan, stage=STATE, out=place, beside=())
+            self._output.behind = partial(write_behind, own, state_of(worker), about_state, dict(self._output.counts))
         keep_trained(policy, self._config.model, source.manifest, manifest)
 
 

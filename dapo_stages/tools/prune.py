@@ -9,7 +9,7 @@ from pathlib import Path
 from dapo_stages.config import KeepConfig, load_config
 from dapo_stages.errors import LockedError
 from dapo_stages.handoff.manifests import MANIFEST, mark_pruned, read_manifest, remembered
-from dapo_stages.handoff.unfinished import LOCK, NEXT, is_swapping, locked
+from dapo_stages.handoff.unfinished import LOCK, NEXT, STATE, is_swapping, locked
 from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.console import say
@@ -68,7 +68,7 @@ def prunable(run: Run, keep: KeepConfig, lag: int = 0, *, curriculum: bool = Fal
             going = [folder for folder in going if _has_files(folder)]
             if going and (name == "states" or (iteration / "report" / MANIFEST).exists()):
                 found += going
-    needed = _needed(run, keep, found)
+    needed = _needed(run, keep, found) | _for_lost_states(run, trained)
     going = [folder for folder in found if folder.resolve() not in needed]
     for folder in going:  # before anything is removed: a damaged manifest cannot be marked
         read_manifest(folder)
@@ -92,6 +92,16 @@ def _needed(run: Run, keep: KeepConfig, going: list[Path]) -> set[Path]:
         adapter = read_manifest(folder) if _has_files(folder) else None
         if adapter and "base" in adapter.policy and not adapter.pruned and folder.resolve() not in gone:
             needed.add((folder / adapter.policy["base"]).resolve())
+    return needed
+
+
+def _for_lost_states(run: Run, trained: list[Path]) -> set[Path]:
+    """What a train-step needs to be made again, as long as its state is not written."""
+    needed: set[Path] = set()
+    for folder in trained:
+        if not (folder / "train" / STATE / MANIFEST).exists():
+            sources = read_manifest(folder / "train").inputs.values()
+            needed |= {run.place(source.path).resolve() for source in sources}
     return needed
 
 

@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dapo_stages.handoff import kept
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.unfinished import locked
 from dapo_stages.processes import collectives
 from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import is_inside, read_json
@@ -37,30 +40,45 @@ class Kept(NamedTuple):
 @phase("save")
 def save_state(worker: Worker, folder: Path) -> list[str]:
     """Write this rank's share, and return the names of its files; every rank calls it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    waiting: dict[str, torch.Tensor] = {}
-    written: dict[str, list[str]] = {}  # the keys in each file
+    files = _Files(folder, worker.rank)
     for number, name in enumerate(worker.trained):
         state = worker.state_of(name)
         if number % worker.ranks == worker.rank:
-            waiting |= {f"{name}/{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-        if sum(value.nbytes for value in waiting.values()) >= _MOST_BYTES:
-            _write(waiting, folder, worker.rank, written)
-    if waiting:
-        _write(waiting, folder, worker.rank, written)
-    files = {name: keys for of_rank in collectives.gather(written) for name, keys in of_rank.items()}
+            files.add(name, state)
+    files.close()
+    everywhere = {name: keys for of_rank in collectives.gather(files.written) for name, keys in of_rank.items()}
     if worker.rank != 0:
-        return list(written)
-    about = {"optimizer": worker.optimizer, "weights": list(worker.trained), "files": files}
-    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return [ABOUT, *written]
+        return list(files.written)
+    _write_about(folder, worker.optimizer, list(worker.trained), everywhere)
+    return [ABOUT, *files.written]
 
 
-def keep_state(worker: Worker, content_hash: str) -> None:
-    """Keep the state that was saved, in a process that runs several commands; not if it is split over ranks."""
-    if kept.keeps() and worker.ranks == 1:
-        tensors = {name: worker.state_of(name) for name in worker.trained}
-        kept.give("state", content_hash, Kept(worker.optimizer, tensors))
+def state_of(worker: Worker) -> Kept:
+    """The state of a worker that has no other ranks."""
+    return Kept(worker.optimizer, {name: worker.state_of(name) for name in worker.trained})
+
+
+def write_behind(plan: Plan, state: Kept, policy: dict[str, Any], counts: dict[str, Any]) -> None:
+    """Write a state as an output of its own, then keep it. Nobody may change it meanwhile.
+
+    Its manifest has the same fields, and so the same hash, as one that is written together with the train-step's.
+    """
+    folder = plan.out
+    with locked(folder):
+        output = Output(plan, folder, [])
+        output.policy, output.counts = policy, counts
+        try:
+            files = _Files(folder, 0)
+            for name, tensors in state.tensors.items():
+                files.add(name, tensors)
+            files.close()
+            _write_about(folder, state.optimizer, list(state.tensors), files.written)
+            output.add_files(ABOUT, *files.written)
+            manifest = output.publish()
+        finally:
+            output.close()
+        output.keep_hashes()
+    kept.give("state", manifest.content_hash, state)
 
 
 @phase("load")
@@ -100,13 +118,38 @@ def load_state(worker: Worker, folder: Path) -> None:
             worker.set_state(name, state)
 
 
-def _write(tensors: dict[str, torch.Tensor], folder: Path, rank: int, written: dict[str, list[str]]) -> None:
-    from safetensors.torch import save_file
+class _Files:
+    """Files of up to 2 GiB; what does not fill one is held in memory."""
 
-    name = f"optimizer-{rank:05d}-{len(written):05d}.safetensors"
-    save_file(tensors, folder / name)
-    written[name] = sorted(tensors)
-    tensors.clear()
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._rank = folder, rank
+        self._waiting: dict[str, torch.Tensor] = {}
+        self.written: dict[str, list[str]] = {}  # the keys in each file
+
+    def add(self, name: str, state: State) -> None:
+        """Take the state of a weight."""
+        self._waiting |= {f"{name}/{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+        if sum(value.nbytes for value in self._waiting.values()) >= _MOST_BYTES:
+            self._write()
+
+    def close(self) -> None:
+        """Write the rest."""
+        if self._waiting:
+            self._write()
+
+    def _write(self) -> None:
+        from safetensors.torch import save_file
+
+        name = f"optimizer-{self._rank:05d}-{len(self.written):05d}.safetensors"
+        save_file(self._waiting, self._folder / name)
+        self.written[name] = sorted(self._waiting)
+        self._waiting.clear()
+
+
+def _write_about(folder: Path, optimizer: str, weights: list[str], files: dict[str, list[str]]) -> None:
+    about = {"optimizer": optimizer, "weights": weights, "files": files}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_keys(path: Path, listed: list[str]) -> None:

@@ -34,6 +34,7 @@ echo "$stage$again" >> calls
 mkdir -p "$out"; echo half > "$out/shard"
 if [ "$stage" = train-step ]; then touch waiting; while [ -e wait ]; do sleep 0.02; done; fi
 echo {} > "$out/manifest.json"
+if [ "$stage" = train-step ]; then mkdir -p "$out/state"; echo {} > "$out/state/manifest.json"; fi
 """
 
 

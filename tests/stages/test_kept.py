@@ -12,7 +12,7 @@ import torch
 from support.pipeline import Run
 
 from dapo_stages.config import ModelConfig
-from dapo_stages.handoff import kept
+from dapo_stages.handoff import behind, kept
 from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models import policy_loading
@@ -45,6 +45,7 @@ def keeping() -> Iterator[None]:
     try:
         yield
     finally:
+        behind.finish()
         kept.end()
 
 
@@ -79,7 +80,9 @@ def chain(run: Run, place: Path, settings: list[Settings]) -> list[str]:
         run.command("train-step", *inputs, "--out", out, **own)
         policy = out / "policy"
         reference = out / "reference" if (out / "reference").exists() else reference
-        found += [read_manifest(out / part).content_hash for part in ("policy", "state", ".")]
+    behind.finish()
+    for number in range(len(settings)):
+        found += [read_manifest(place / str(number) / part).content_hash for part in ("policy", "state", ".")]
     return found
 
 

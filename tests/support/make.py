@@ -39,6 +39,7 @@ case $stage in
   report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
 esac
 mkdir -p "$out"; echo {} > "$out/manifest.json"
+if [ "$stage" = train-step ]; then mkdir -p "$out/state"; echo {} > "$out/state/manifest.json"; fi
 echo "$stage ${out#training_logs/t/}$again$launched" >> calls
 """
 
