@@ -113,6 +113,14 @@ def test_an_unfinished_output_is_not_taken_for_a_finished_one(project: Path) -> 
     assert "train-step iter-0001/train" in make(project, "iterate", "ITERS=1")
 
 
+def test_a_lost_state_is_made_again_and_nothing_else(project: Path) -> None:
+    state = project / "training_logs/t/iter-0002/train/state/manifest.json"
+    for goal in ("iterate", "train-step"):
+        make(project, "iterate")
+        state.unlink()
+        assert make(project, goal) == ["train-step iter-0002/train"]
+
+
 def test_eval_every_leaves_iterations_out_but_not_the_last(project: Path) -> None:
     calls = make(project, "iterate", "ITERS=3", "EVAL_EVERY=2")
     assert [call for call in calls if call.startswith("evaluate")] == [

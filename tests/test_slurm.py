@@ -34,7 +34,7 @@ PYTHON = """
 [ "$1" = -m ] || exit 0
 echo "${SLURM_NODEID:--} $*" >> "$JOBS"
 while [ $# -gt 0 ]; do case $1 in --out) out=$2 ;; config) exit 0 ;; esac; shift; done
-[ -z "$out" ] || { mkdir -p "$out"; echo {} > "$out/manifest.json"; }
+[ -z "$out" ] || { mkdir -p "$out/state"; echo {} > "$out/manifest.json"; echo {} > "$out/state/manifest.json"; }
 """
 
 

@@ -116,7 +116,7 @@ def _ask(arguments: list[str], server: Server) -> int | None:
             signal.signal(number, forward)
         answer = _last_of(connection, runs)
         if not answer:
-            _sweep(path)
+            _sweep(path, process)
     except _Stuck as stuck:
         print(f"dapo-stages: {stuck}. This command continues in its own process.", file=sys.stderr, flush=True)
         answer = b""
@@ -185,8 +185,12 @@ def _connect(server: Server, path: Path, *, start: bool) -> tuple[socket.socket,
     return connection, process
 
 
-def _sweep(path: Path) -> None:
+def _sweep(path: Path, server: int) -> None:
     """Remove the socket of a server that was killed."""
+    ending = select.poll()
+    with suppress(OSError):  # it has ended
+        ending.register(os.pidfd_open(server), select.POLLIN)
+        ending.poll(PATIENCE * 1000)
     with open(path.parent / "lock", "w", encoding="utf-8") as lock, socket.socket(*_KIND) as connection:
         _wait_for(lock)
         if connection.connect_ex(str(path)) == ECONNREFUSED:

@@ -147,7 +147,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _read(folder: Path, path: Path, stage: str | None) -> Manifest:
     from dapo_stages.handoff.schemas import SCHEMA_VERSION
 
-    redo = stage or "the stage that makes this folder"
+    redo = _command(stage) if stage else "the stage that makes this folder"
     identity = _identity(path) if _known is not None else ()
     try:
         values = read_json(path)
@@ -202,8 +202,8 @@ class Source:
 
     @property
     def _stage(self) -> str:
-        """The command that writes it: train-step publishes a policy, a state and a reference with it."""
-        return "train-step" if self.manifest.stage in ("policy", "state", "reference") else self.manifest.stage
+        """The command that writes it."""
+        return _command(self.manifest.stage)
 
     def shards(self, kind: str) -> list[Shard]:
         """The shards of a kind, in order: `completions` -> completions-00000.parquet, …"""
@@ -322,6 +322,11 @@ class Source:
                 problem,
                 f"Run {self._stage} on {other.folder}, or name the folder that belongs to it.",
             )
+
+
+def _command(stage: str) -> str:
+    """The command that makes an output: train-step makes a policy, a state and a reference with its own."""
+    return "train-step" if stage in ("policy", "state", "reference") else stage
 
 
 def kind_of(name: str) -> str:

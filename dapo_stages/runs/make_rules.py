@@ -73,7 +73,11 @@ def _of_iteration(stage: Stage) -> str:
     if not stage.beside:
         return rule
     # The same command: it waits for an output that is written behind, or makes all of it again if it was lost.
-    return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n{_recipe(stage, options, folder)}"
+    # With -j, make asks for it before the command has made both; with -n, it would show the command twice.
+    again = _recipe(stage, options, folder).strip()
+    both = f"test -e $$@ || {{ test -n '$$(dry)' && test ! -e {folder}/manifest.json; }}"
+    made = f"$$(if $$(shell {{ {both}; }} && echo made),,{again})"
+    return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n\t{made}\n"
 
 
 def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) -> str:
@@ -100,8 +104,11 @@ def _read(one: Input) -> tuple[str, str]:
     if one.of == "previous":
         if one.output == "policy":
             return "$(4)", f" --{name} $(5)"
-        beside = any(one.output in _places(stage)[1:] for stage in ITERATION)
-        made = one.output if beside else folder
-        return f"$(if $(6),$(3)/{made}/manifest.json)", f" $(if $(6),--{name} $(3)/{one.output})"
+        option = f" $(if $(6),--{name} $(3)/{one.output})"
+        if any(one.output in _places(stage)[1:] for stage in ITERATION):  # an older one is not made again if it is gone
+            there = "".join(f",$(wildcard $(2)/{place}/manifest.json)" for place in (folder, one.output))
+            kept = f"$(and $(filter-out stale,$(or $(state/$(9)/{folder}),unknown)){there})"
+            return f"$(if $(6),$(if {kept},,$(3)/{one.output}/manifest.json))", option
+        return f"$(if $(6),$(3)/{folder}/manifest.json)", option
     place = "train/policy" if one.output == "policy" else one.output
     return f"$(2)/{place.partition('/')[0]}/manifest.json", f" --{name} $(2)/{place}"

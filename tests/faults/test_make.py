@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -129,6 +130,21 @@ def test_a_process_that_stays_is_killed_at_random_times(
     record(3, kills, "of stages in a process that stays")
 
 
+def _lose_states(project: Project) -> None:
+    """One that nobody needs any more is not made again; those that are needed are, from what was sampled before."""
+    hashes = project.hashes()
+    for lost, again in (((1,), ()), ((2,), (1, 2)), ((2,), (2,))):
+        times = project.times()
+        for number in lost:
+            shutil.rmtree(project.run / f"iter-000{number}/train/state")
+        project.finish()
+        made = {f"iter-000{number}/train/{part}/manifest.json" for number in again for part in ("policy", "state")}
+        changed = {name for name, time in project.times().items() if time != times.get(name)}
+        assert changed - {f"iter-000{number}/train/manifest.json" for number in again} == made
+        there = {name: one for name, one in hashes.items() if again or name != "iter-0001/train/state"}
+        assert project.hashes() == there
+
+
 def test_a_run_in_a_process_that_stays_leaves_nothing_behind(tmp_path: Path) -> None:
     """Two whole iterations in one worker, and what processes of their own write."""
     plain, resident = (Project(tmp_path / name, 2, resident=name == "resident") for name in ("plain", "resident"))
@@ -138,6 +154,7 @@ def test_a_run_in_a_process_that_stays_leaves_nothing_behind(tmp_path: Path) -> 
         assert resident.hashes() == plain.hashes()
         assert "dapo_stages.entrypoints.resident rollout" in (resident.folder / "said").read_text()
         resident.gone()
+        _lose_states(resident)
     finally:
         plain.close()
         resident.close()

@@ -93,8 +93,8 @@ def test_the_imported_program_is_as_large_as_plan_says() -> None:
     """Resident memory once everything that a stage with a model needs is imported."""
     code = """
 from pathlib import Path
-from dapo_stages.entrypoints.preloaded import _import
-_import()
+from dapo_stages.entrypoints.preloaded import import_everything
+import_everything()
 print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
 """
     done = fresh(code=code)

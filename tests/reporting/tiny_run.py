@@ -206,7 +206,8 @@ def train(run: Path, number: int) -> None:
     inputs = {"rollouts": Source(folder / "rollout"), "weights": Source(folder / "weights")}
     plan = Plan("train-step", folder / "train", {}, 1, inputs)
     publish(plan, lambda output: output.write("metrics", None, rows))
-    publish(Plan("policy", folder / "train" / "policy", {}, number), lambda output: None)
+    for part in ("policy", "state"):
+        publish(Plan(part, folder / "train" / part, {}, number), lambda output: None)
 
 
 def evaluation(run: Path, number: int, greedy: float) -> None:

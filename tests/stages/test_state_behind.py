@@ -1,0 +1,141 @@
+"""The optimizer state is an output of its own: written behind by a process that stays, made again if it was lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from support.pipeline import Run
+
+from dapo_stages.handoff import behind, kept
+from dapo_stages.handoff.manifests import MANIFEST, Source, read_manifest
+from dapo_stages.handoff.unfinished import leftovers, locked
+
+
+@pytest.fixture()
+def keeping() -> Iterator[None]:
+    """This process keeps things, as one that runs several commands does."""
+    kept.begin()
+    yield
+    behind.finish()
+    kept.end()
+
+
+@pytest.fixture()
+def here(small_run: Run, tmp_path: Path) -> Run:
+    """A run with what the first train-step reads."""
+    run = Run(tmp_path, small_run.settings)
+    run.at(1).mkdir()
+    for name in ("policy", "iter-0001/rollout", "iter-0001/weights"):
+        (tmp_path / name).symlink_to(small_run.folder / name)
+    return run
+
+
+def train(run: Run, **settings: Any) -> Path:
+    run.command("train-step", *run.train_inputs(1), "--out", run.at(1) / "train", **settings)
+    return run.at(1) / "train"
+
+
+def hashes(train: Path) -> list[str]:
+    return [read_manifest(train / part).content_hash for part in (".", "policy", "state")]
+
+
+def test_the_train_step_does_not_list_its_state(small_run: Run) -> None:
+    step = Source(small_run.at(1) / "train")
+    assert {shard.name.split("/")[0] for shard in step.manifest.shards} == {"policy", "metrics.parquet"}
+    state = Source(small_run.at(1) / "train/state", "state")
+    assert {shard.name for shard in state.manifest.shards} == {"optimizer-00000-00000.safetensors", "state.json"}
+    assert state.manifest.policy["policy_hash"] == step.manifest.policy["content_hash"]
+    assert "guard" in state.manifest.counts
+
+
+@pytest.mark.parametrize("left", ["nothing", "files without a manifest"])
+def test_a_lost_state_is_made_again_with_the_same_content_and_the_times_of_before(
+    here: Run, small_run: Run, left: str
+) -> None:
+    step = train(here)
+    before, time = hashes(step), (step / MANIFEST).stat().st_mtime_ns
+    (step / "state" / MANIFEST).unlink()
+    if left == "nothing":
+        shutil.rmtree(step / "state")
+    said = here.command("train-step", *here.train_inputs(1), "--out", step, "--dry-run").stderr
+    assert said.startswith(f"train-step would make again, as an output beside it is missing, {step}\n")
+    assert (
+        here.command("train-step", *here.train_inputs(1), "--out", step)
+        .stderr.splitlines()[-1]
+        .startswith("train-step: done")
+    )
+    assert hashes(step) == before == hashes(small_run.at(1) / "train")
+    assert (step / MANIFEST).stat().st_mtime_ns == time
+    assert here.command("train-step", *here.train_inputs(1), "--out", step).stderr.startswith("train-step: unchanged")
+    assert leftovers(step) == []
+
+
+def test_a_state_that_another_process_writes_is_not_made_again(here: Run) -> None:
+    step = train(here)
+    shutil.rmtree(step / "state")
+    with locked(step / "state"):
+        result = here.attempt("train-step", *here.train_inputs(1), "--out", step)
+    assert result.code == 4 and f"{step}/state: another run is writing here" in result.stderr
+
+
+def test_another_train_step_replaces_the_state_too(here: Run) -> None:
+    step = train(here)
+    other = ["--out", step, "--overwrite"]
+    here.command("train-step", *here.train_inputs(1), *other, train__lora="{rank: 2, target_modules: [q_proj]}")
+    files = {path.relative_to(step).as_posix() for path in step.rglob("*") if path.is_file()}
+    listed = {shard.name for shard in read_manifest(step).shards} | {"state/optimizer-00000-00000.safetensors"}
+    assert files - {".lock"} == listed | {"state/state.json", *(f"{p}{MANIFEST}" for p in ("", "policy/", "state/"))}
+    Source(step / "state").verify_all()
+
+
+def test_it_is_written_while_other_commands_run(
+    here: Run, small_run: Run, tmp_path: Path, keeping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, write = threading.Event(), safetensors.torch.save_file
+
+    def slowly(tensors: Any, path: Any, *rest: Any) -> None:
+        if "optimizer" in Path(path).name:
+            assert goes_on.wait(60)
+        write(tensors, path, *rest)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", slowly)
+    step = train(here)
+    assert read_manifest(step).content_hash == read_manifest(small_run.at(1) / "train").content_hash
+    assert not (step / "state" / MANIFEST).exists()
+    status = json.loads(here.attempt("status", "--run", here.folder, "--json").stdout or "{}")
+    assert status == {} or status["iterations"]["1"]["train"]["state"] == "running"
+    (here.folder / "data").symlink_to(small_run.folder / "data")
+    here.command("rollout", *here.rollout_inputs(2), "--out", here.at(2) / "rollout")
+    assert not (step / "state" / MANIFEST).exists()
+    threading.Timer(0.2, goes_on.set).start()
+    here.command("train-step", *here.train_inputs(1), "--out", step)  # waits
+    assert hashes(step) == hashes(small_run.at(1) / "train")
+    rollout = [read_manifest(run.at(2) / "rollout").content_hash for run in (here, small_run)]
+    assert rollout[0] == rollout[1]
+
+
+def test_what_goes_wrong_meanwhile_is_told_by_the_next_train_step(
+    here: Run, small_run: Run, keeping: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, path: Any, *rest: Any) -> None:
+        if "optimizer" in Path(path).name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(tensors, path, *rest)
+
+    write = safetensors.torch.save_file
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors.torch, "save_file", full)
+        step = train(here)
+        result = here.attempt("train-step", *here.train_inputs(1), "--out", step)
+    assert result.code == 3 and "no space left on the disk. Free some, then run the command again." in result.stderr
+    train(here)
+    behind.finish()
+    assert hashes(step) == hashes(small_run.at(1) / "train")
