@@ -27,8 +27,10 @@ extends: pipelines/smoke.yaml
 planned_iterations: {iterations}
 warm_up: {{steps: 4, batch_size: 8}}
 data: {{synthetic: {{train: 48, held_out: 4}}}}
-rollout: {{prompts_per_iteration: 2, num_generations: 4, max_resample_rounds: 2, groups_per_shard: 1,
+rollout: {{prompts_per_iteration: 2, num_generations: 4, dynamic_sampling: false, groups_per_shard: 1,
   max_completion_length: 24}}
+weights: {{mask_truncated_completions: false, vgr_mapping: mad, early_fraction: 0.0,
+  reward_weights: {{accuracy: 0.0, format: 0.0, overlong: 0.0, vgr: 1.0}}}}  # so that every group has a signal
 train: {{updates_per_iteration: 1}}
 evaluate: {{num_generations: 1}}
 report: {{trackers: [], samples: 1, completions: 8}}
@@ -53,11 +55,16 @@ class Project:
         with_makefile(folder)
         (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations))
 
+    def customize(self, code: str) -> None:
+        """Have every Python of this project run some code first."""
+        (self.folder / "custom").mkdir()
+        (self.folder / "custom/sitecustomize.py").write_text(code)
+
     def start(self) -> subprocess.Popen[str]:
         """`make iterate`, in a session of its own."""
         environment = {
             "XDG_RUNTIME_DIR": str(self.sockets),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "custom"), str(ROOT)]),
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
@@ -106,11 +113,11 @@ class Project:
     def settle(self, make: subprocess.Popen[str]) -> None:
         """Wait for what was not killed: make may have gone on, and a recipe that has lost its make ends by itself."""
         make.wait(timeout=600)
-        _wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.workers())
+        wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.workers())
 
     def gone(self) -> None:
         """Insist that the process that stays has ended, its socket with it, and that nothing is locked."""
-        _wait(lambda: not self.workers() and not list(self.sockets.rglob("worker-*")))
+        wait(lambda: not self.workers() and not list(self.sockets.rglob("worker-*")))
         held = held_locks()
         assert not [lock for lock in self.run.rglob(LOCK) if locked(lock.parent, held)]
 
@@ -183,7 +190,7 @@ def _kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-def _wait(until: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait(until: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end, "waited in vain"

@@ -15,7 +15,7 @@ import pytest
 from support import proc
 from support.make import project_with
 
-from faults.projects import RESIDENT_WAYS, Project, disturb
+from faults.projects import RESIDENT_WAYS, Project, disturb, wait
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
@@ -158,3 +158,43 @@ def test_a_run_in_a_process_that_stays_leaves_nothing_behind(tmp_path: Path) -> 
     finally:
         plain.close()
         resident.close()
+
+
+# The process that stays writes no optimizer state as long as a file says so.
+SLOW = """
+import sys, time
+from pathlib import Path
+if "dapo_stages.entrypoints.worker" in sys.orig_argv:
+    write = Path.write_text
+    def slowly(path, *args, **more):
+        while path.name == "state.json" and (Path(__file__).parents[1] / "wait").exists():
+            time.sleep(0.02)
+        return write(path, *args, **more)
+    Path.write_text = slowly
+"""
+
+
+@pytest.mark.parametrize("way", ["worker", "worker and make"])
+def test_a_crash_while_a_state_is_written_costs_one_train_step(
+    undisturbed: tuple[dict[str, str], float], way: str, tmp_path: Path
+) -> None:
+    """Nothing is sampled again: what was sampled and weighted before the crash is trained on again."""
+    project = Project(tmp_path, 1, resident=True)
+    project.customize(SLOW)
+    (project.folder / "wait").touch()
+    step = project.run / "iter-0001/train"
+    try:
+        make = project.start()
+        wait(lambda: (step / "manifest.json").exists(), 120)
+        wait(lambda: (step / "state/.partial.json").exists())
+        project.kill(make, way)
+        (project.folder / "wait").unlink()
+        project.settle(make)
+        kept = {name: time for name, time in project.times().items() if "/train" not in name}
+        project.finish()
+        assert project.hashes() == undisturbed[0]
+        assert {name: project.times()[name] for name in kept} == kept
+        project.gone()
+    finally:
+        project.close()
+    record(3, 1, "while a state is written")
