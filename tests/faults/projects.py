@@ -58,7 +58,7 @@ class Project:
     def customize(self, code: str) -> None:
         """Have every Python of this project run some code first."""
         (self.folder / "custom").mkdir()
-        (self.folder / "custom/sitecustomize.py").write_text(code)
+        (self.folder / "custom" / "sitecustomize.py").write_text(code)
 
     def start(self) -> subprocess.Popen[str]:
         """`make iterate`, in a session of its own."""

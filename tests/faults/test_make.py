@@ -145,6 +145,7 @@ def _lose_states(project: Project) -> None:
         assert project.hashes() == there
 
 
+@pytest.mark.faults
 def test_a_run_in_a_process_that_stays_leaves_nothing_behind(tmp_path: Path) -> None:
     """Two whole iterations in one worker, and what processes of their own write."""
     plain, resident = (Project(tmp_path / name, 2, resident=name == "resident") for name in ("plain", "resident"))
@@ -174,6 +175,7 @@ if "dapo_stages.entrypoints.worker" in sys.orig_argv:
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("way", ["worker", "worker and make"])
 def test_a_crash_while_a_state_is_written_costs_one_train_step(
     undisturbed: tuple[dict[str, str], float], way: str, tmp_path: Path

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dapo_stages.entrypoints.preload import MAKE
 from support import proc
 from support.commands import ROOT, Result
 
@@ -89,7 +90,8 @@ def place_of(program: str) -> Iterator[Place]:
     folder = Path(tempfile.mkdtemp(prefix="served-"))  # short: the path of a socket has 107 bytes
     (folder / "sitecustomize.py").write_text(CUSTOMISED)
     environment = {"XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": str(folder), "COLUMNS": "200"}
-    found = Place(folder, program, os.environ | environment)
+    ours = {name: value for name, value in os.environ.items() if name != MAKE}  # these tests may run under make
+    found = Place(folder, program, ours | environment)
     yield found
     shutil.rmtree(folder)
     wait(lambda: not found.servers())  # the sockets are gone, so they end
