@@ -59,6 +59,12 @@ class Manifest(BaseModel):
     spent: dict[str, float] = {}  # seconds of the process, or of rank 0, by phase (processes/phases.py)
     content_hash: str
     pruned: bool = False
+    # Content hashes of what was here, lost its state, and was made again: what was made from that is not outdated.
+    replaces: list[str] = []
+
+    def is_or_replaces(self, content_hash: str) -> bool:
+        """Whether an output that was made from this content was made from this one, or from one it replaces."""
+        return content_hash == self.content_hash or content_hash in self.replaces
 
     @property
     def fingerprint(self) -> str:
@@ -91,7 +97,7 @@ def content_hash(
 
 def write_manifest(folder: Path, manifest: Manifest, times: tuple[int, int] | None = None) -> None:
     """Publish a manifest; call it last."""
-    values = manifest.model_dump(mode="json")
+    values = manifest.model_dump(mode="json", exclude={"replaces"} if not manifest.replaces else None)
     text = json.dumps(values | {_CHECKSUM: _hash(values)}, indent=1, allow_nan=False)
     write_text(folder / MANIFEST, text + "\n", times)
 

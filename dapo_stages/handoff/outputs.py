@@ -27,6 +27,7 @@ from dapo_stages.handoff.manifests import (
     Input,
     Manifest,
     content_hash,
+    manifest_of,
     read_manifest,
     write_manifest,
 )
@@ -209,6 +210,8 @@ class Output:
         listed = {key: shard for key, shard in self._shards.items() if key.startswith(f"{name}/")}
         shards = [replace(shard, name=key[len(name) + 1 :]) for key, shard in listed.items()]
         manifest = self._manifest(name, sorted(shards, key=lambda shard: shard.name), policy or {})
+        if self._again:
+            manifest = _replacing(self.plan.out / name, manifest)
         write_manifest(self.folder / name, manifest)
         if name in self.plan.beside:
             for key in listed:
@@ -219,6 +222,8 @@ class Output:
         """Write the manifest, which publishes the output. The other processes must have shared their last shards."""
         self._wait_for_hashes()
         manifest = self._manifest(self.plan.stage, sorted(self._shards.values(), key=lambda s: s.name), self.policy)
+        if self._again:
+            manifest = _replacing(self.plan.out, manifest)
         write_manifest(self.folder, manifest, self._times_of_same(manifest) if self._again else None)
         forget(self.folder)
         finish_replacement(self.plan.out)
@@ -277,6 +282,15 @@ class Output:
     def _note(self) -> None:
         state = {"fingerprint": self.plan.fingerprint, "shards": [asdict(shard) for shard in self._shards.values()]}
         write_text(self.folder / note_name(ranks.rank()), json.dumps(state))
+
+
+def _replacing(folder: Path, manifest: Manifest) -> Manifest:
+    """A manifest that says which content it replaces, if that was another one: on GPUs the same work may differ."""
+    before = manifest_of(folder)
+    if before is None:
+        return manifest
+    hashes = dict.fromkeys([*before.replaces, before.content_hash])
+    return manifest.model_copy(update={"replaces": [one for one in hashes if one != manifest.content_hash]})
 
 
 def _worked(rows: Iterator[Row]) -> Iterator[Row]:

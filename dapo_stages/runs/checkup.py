@@ -266,7 +266,7 @@ def _inputs(place: Place, manifest: Manifest) -> Iterator[Finding]:
         if now is None and run.path.resolve() in folder.resolve().parents:
             problem = f"its input {name} no longer exists at {_relative(run, folder)}"
             yield Finding("problem", where, problem, f"Restore it, or run {place.redo}.")
-        elif now is not None and now.content_hash != source.content_hash:
+        elif now is not None and not now.is_or_replaces(source.content_hash):
             hashes = f"expected {source.content_hash[:12]}, got {now.content_hash[:12]}"
             problem = f"its input {name} at {_relative(run, folder)} has changed ({hashes})"
             yield Finding("problem", where, problem, f"Run {place.redo}.")

@@ -71,7 +71,7 @@ class _Survey:
             now = _readable(place)
             if now is None:
                 return ""
-            if now.content_hash != manifest.inputs[name].content_hash:
+            if not now.is_or_replaces(manifest.inputs[name].content_hash):
                 return STALE
             if self._is_of_run(place) and self.states.get(self._output_of(place)) != SOUND:
                 state = ""

@@ -145,7 +145,7 @@ class Run:
             now = manifest_of(self.place(source.path))
         except DataError:
             return f"{name} is damaged"
-        if now is None or now.content_hash == source.content_hash:
+        if now is None or now.is_or_replaces(source.content_hash):
             return ""
         return f"{name} changed ({source.content_hash[:12]} -> {now.content_hash[:12]})"
 

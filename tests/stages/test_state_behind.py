@@ -17,6 +17,11 @@ from support.pipeline import Run
 from dapo_stages.handoff import behind, kept
 from dapo_stages.handoff.manifests import MANIFEST, Source, read_manifest
 from dapo_stages.handoff.unfinished import leftovers, locked
+from dapo_stages.runs.makefile import states
+from dapo_stages.runs.run_folder import Run as RunFolder
+from dapo_stages.training.update import Trainer
+
+update = Trainer.update
 
 
 @pytest.fixture()
@@ -33,7 +38,7 @@ def here(small_run: Run, tmp_path: Path) -> Run:
     """A run with what the first train-step reads."""
     run = Run(tmp_path, small_run.settings)
     run.at(1).mkdir()
-    for name in ("policy", "iter-0001/rollout", "iter-0001/weights"):
+    for name in ("policy", "iter-0001/rollout", "iter-0001/attention", "iter-0001/weights"):
         (tmp_path / name).symlink_to(small_run.folder / name)
     return run
 
@@ -76,6 +81,29 @@ def test_a_lost_state_is_made_again_with_the_same_content_and_the_times_of_befor
     assert (step / MANIFEST).stat().st_mtime_ns == time
     assert here.command("train-step", *here.train_inputs(1), "--out", step).stderr.startswith("train-step: unchanged")
     assert leftovers(step) == []
+
+
+def test_what_was_made_from_a_lost_policy_is_not_outdated(
+    here: Run, small_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the same train-step may give another policy."""
+    (here.folder / "data").symlink_to(small_run.folder / "data")
+    (here.folder / "config.yaml").symlink_to(small_run.folder / "config.yaml")
+    step = train(here)
+    here.command("rollout", *here.rollout_inputs(2), "--out", here.at(2) / "rollout")
+    first = read_manifest(step / "policy").content_hash
+    shutil.rmtree(step / "state")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "update", lambda *args: update(args[0], args[1], args[2] * 1.01))
+        here.command("train-step", *here.train_inputs(1), "--out", step)
+    policy = read_manifest(step / "policy")
+    assert policy.content_hash != first and policy.replaces == [first]
+    assert states(RunFolder(here.folder))["iter-0002/rollout"] == "sound"
+    assert RunFolder(here.folder).state(here.at(2) / "rollout", "rollout").state == "done"
+    shutil.rmtree(step / "state")
+    here.command("train-step", *here.train_inputs(1), "--out", step)
+    assert read_manifest(step / "policy").content_hash == first
+    assert read_manifest(step / "policy").replaces == [policy.content_hash]
 
 
 def test_a_state_that_another_process_writes_is_not_made_again(here: Run) -> None:
