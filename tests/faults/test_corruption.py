@@ -142,8 +142,9 @@ def test_an_edited_field_of_a_manifest(kind: str, tmp_path: Path) -> None:
     made = publish(tmp_path, kind).manifest
     path = tmp_path / "manifest.json"
     whole = json.loads(path.read_text())
-    assert whole.keys() == OTHER_VALUES.keys() == {*type(made).model_fields, "checksum"}
-    edits = [{**whole, name: value} for name, value in OTHER_VALUES.items()]
+    assert whole.keys() == OTHER_VALUES.keys() == {*type(made).model_fields, "checksum"} - {"replaces"}
+    edits = [{**whole, "replaces": ["0" * 64]}]
+    edits += [{**whole, name: value} for name, value in OTHER_VALUES.items()]
     edits += [{**whole, name: [[]]} for name in whole]
     edits += [{**whole, name: None} for name in whole if name != "checksum"]
     edits += [{key: value for key, value in whole.items() if key != name} for name in whole if name != "checksum"]
