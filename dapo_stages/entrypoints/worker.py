@@ -112,11 +112,9 @@ class _Worker:
         with self._turn:
             self._waiting.append(command)
             self._turn.notify()
-        said = b"+"
-        while said:
-            with suppress(OSError):
-                said = connection.recv(_WORD)
-            self._stop(command, int(said) if said else None)
+        while said := _heard(connection):
+            self._stop(command, int(said))
+        self._stop(command, None)
 
     def _stop(self, command: _Command, number: int | None) -> None:
         """Pass on a signal to a client's command; None: the client is gone."""
@@ -161,6 +159,8 @@ class _Worker:
         try:
             become(command.request)
             code = self._run()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # now: what is left would reach the next command's terminal
         except BaseException:  # unforeseen, or a signal just before or after the command itself
             traceback.print_exc()
         self.rest()
@@ -197,9 +197,6 @@ class _Worker:
         """Let go of what belonged to the last command: its terminal, its folder, its signals."""
         for number in _SIGNALS:
             signal.signal(number, self._end)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
         with open(os.devnull, "r+b", buffering=0) as nothing:
             for target in range(3):
                 os.dup2(nothing.fileno(), target)
@@ -207,6 +204,14 @@ class _Worker:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ends = True  # `next` looks soon
+
+
+def _heard(connection: socket.socket) -> bytes:
+    """A client's next message; empty if it is gone."""
+    try:
+        return connection.recv(_WORD)
+    except OSError:
+        return b""
 
 
 def _has_ended(descriptor: int) -> bool:
