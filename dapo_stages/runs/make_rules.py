@@ -75,9 +75,9 @@ def _of_iteration(stage: Stage) -> str:
     # The same command: it waits for an output that is written behind, or makes all of it again if it was lost.
     # With -j, make asks for it before the command has made both; with -n, it would show the command twice.
     again = _recipe(stage, options, folder).strip()
-    both = f"test -e $$@ || {{ test -n '$$(dry)' && test ! -e {folder}/manifest.json; }}"
-    made = f"$$(if $$(shell {{ {both}; }} && echo made),,{again})"
-    return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n\t{made}\n"
+    shown = f"$$(if $$(wildcard {folder}/manifest.json),$$(wildcard $$@),made)"
+    made = f"$$(if $$(dry),{shown},$$(shell test -e $$@ && echo made))"
+    return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n\t$$(if {made},,{again})\n"
 
 
 def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) -> str:
