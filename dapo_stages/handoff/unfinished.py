@@ -6,6 +6,7 @@ and `.next` holds an output that will replace the existing one (replacing.py).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -85,13 +86,22 @@ def leftovers(out: Path) -> list[Path]:
 
 def _is_lost(folder: Path) -> bool:
     """Whether a state was begun, but not finished, and nobody writes it."""
-    if not folder.is_dir() or (folder / MANIFEST).exists():
+    return folder.is_dir() and not _is_held(folder / LOCK) and not (folder / MANIFEST).exists()
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock. Nothing is created or changed: `doctor` only looks."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
         return False
     try:
-        with locked(folder):
-            return not (folder / MANIFEST).exists()
-    except LockedError:
-        return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_of_state(name: str) -> bool:

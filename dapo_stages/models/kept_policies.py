@@ -63,7 +63,7 @@ def keep_trained(policy: Policy, settings: ModelConfig, before: Manifest, publis
     weights were compiled in.
     """
     changed = policy.is_adapter or policy.is_quantized or policy.compiled
-    if not kept.keeps() or changed or _beside(before) != _beside(published):
+    if not kept.keeps() or changed or _other_files(before) != _other_files(published):
         return
     restore(policy)
     kept.give("policy", key_of(published, published, settings), policy)
@@ -82,6 +82,6 @@ def restore(policy: Policy) -> None:
     policy.attend("separate")
 
 
-def _beside(policy: Manifest) -> dict[str, str]:
+def _other_files(policy: Manifest) -> dict[str, str]:
     """SHA-256 of the files of a policy folder other than weights."""
     return {shard.name: shard.sha256 for shard in policy.shards if not shard.name.endswith(".safetensors")}

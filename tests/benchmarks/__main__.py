@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import iteration, long_run, machine, overhead, scaling, table, worker
+from benchmarks import iteration, long_run, machine, overhead, preparing, scaling, table, worker
 from benchmarks.measure import Figure
 from benchmarks.rows import duels
 
@@ -19,7 +19,12 @@ def lines() -> dict[str, Work]:
     """Everything that can be asked for, in the order it is measured."""
     found: dict[str, Work] = {name: partial(worker.duel, name) for name in duels()}
     found |= {name: partial(_iteration, name) for name in iteration.SIZES}
-    return found | {"overhead": overhead.measure, "scaling": scaling.measure, "long": long_run.measure}
+    return found | {
+        "preparing-many": preparing.measure,
+        "overhead": overhead.measure,
+        "scaling": scaling.measure,
+        "long": long_run.measure,
+    }
 
 
 def main() -> None:

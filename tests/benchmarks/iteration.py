@@ -204,13 +204,7 @@ def _medium(folder: Path, size: Size) -> Workspace:
     questions(folder, policy, size.prompts * 5 // 4, 303)
     config = SHARED | {
         "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {
-            "source": str(folder / "questions.jsonl"),
-            "held_out_fraction": 0.1,
-            "max_prompt_length": 512,
-            "allow_unwinnable": True,
-            "system_prompt": "",
-        },
+        "data": data_of(folder, held_out=0.1),
         "rollout": {
             "prompts_per_iteration": size.prompts,
             "num_generations": 8,
@@ -225,6 +219,17 @@ def _medium(folder: Path, size: Size) -> Workspace:
         },
     }
     return workspace(folder, config)
+
+
+def data_of(folder: Path, held_out: float) -> dict[str, Any]:
+    """The section `data` for `questions`, which have no options: what they are rewarded for is not in their answers."""
+    return {
+        "source": str(folder / "questions.jsonl"),
+        "held_out_fraction": held_out,
+        "max_prompt_length": 512,
+        "allow_unwinnable": True,
+        "system_prompt": "",
+    }
 
 
 def questions(folder: Path, policy: Any, count: int, length: int, side: int = 448) -> None:

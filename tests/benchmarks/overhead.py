@@ -112,13 +112,7 @@ def _project(folder: Path) -> Path:
     config = iteration.SHARED | {
         "planned_iterations": ITERATIONS,
         "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
-        "data": {
-            "source": str(folder / "questions.jsonl"),
-            "held_out_fraction": 0.5,
-            "max_prompt_length": 512,
-            "allow_unwinnable": True,
-            "system_prompt": "",
-        },
+        "data": iteration.data_of(folder, held_out=0.5),
         "rollout": {
             "prompts_per_iteration": PROMPTS,
             "num_generations": 8,

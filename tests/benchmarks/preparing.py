@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,44 @@ import numpy as np
 from PIL import Image
 from support.commands import run
 
+from benchmarks.measure import Figure
+from benchmarks.stages import Way, workspace
 from dapo_stages.data.chat import SYSTEM_PROMPT
 from dapo_stages.handoff.manifests import Source
 
 OURS = "the command in this process: images checked, re-encoded and stored, prompts written as Parquet with checksums"
 THEIRS = "apply_chat_template and the processor called for each row; nothing is checked or written"
-ROWS, SIZE = 2000, 56
+ROWS, MANY, SIZE, TURNS = 2000, 12_000, 56, 3
 CONFIG = "model: {name: embedded}\ndata: {held_out_fraction: 0}\n"
+
+
+def measure(repetitions: int | None) -> list[Figure]:
+    """A larger file, as make prepares it, and by a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as place:
+        folder = Path(place) / "rows"
+        data = {"source": str(folder / "rows.jsonl"), "held_out_fraction": 0}
+        work = workspace(folder, {"model": {"name": "embedded"}, "data": data})
+        write_rows(folder, MANY)
+        seconds: dict[Way, list[float]] = {"forked": [], "plain": []}
+        for turn in range(repetitions or TURNS):
+            for way, took in seconds.items():
+                work.way = way
+                work.command("init-policy", "--out", "policy", "--dry-run")  # starts the parent, as in a run
+                took.append(work.command("prepare-data", "--out", f"data-{way}-{turn}").seconds)
+    return [
+        Figure(
+            "preparing-many",
+            f"prepare-data, {MANY:,} rows with an image of {SIZE} pixels each, forked from a parent, as make does",
+            "the command in a process of its own",
+            statistics.median(seconds["forked"]),
+            10.0,
+            "at most",
+            unit="s",
+            ours_seconds=seconds["forked"],
+            theirs_seconds=seconds["plain"],
+            ours_computes="wall-clock seconds of the whole command, by turns",
+        )
+    ]
 
 
 class Preparation:

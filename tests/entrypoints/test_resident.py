@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reporting import tiny_run
 from support import proc
-from support.commands import Result
 from support.served import Place, place_of, wait, weigh
 
 from dapo_stages.entrypoints.preload import MAKE
@@ -37,11 +35,6 @@ def worker(place: Place) -> int:
     return place.ready()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.build(tmp_path_factory.mktemp("runs") / "tiny")
-
-
 def sockets(place: Place) -> list[str]:
     return [path.name for path in place.folder.glob("dapo-stages-*/worker-*")]
 
@@ -54,6 +47,14 @@ def waiting(place: Place, tiny: Path, out: Path) -> subprocess.Popen[str]:
     return process
 
 
+def queued(place: Place, worker: int, tiny: Path, out: Path) -> subprocess.Popen[str]:
+    """Another one, once the worker has its connection and its three streams."""
+    before = proc.opened(worker)
+    process = place.start(*weigh(tiny, out))
+    wait(lambda: proc.opened(worker) >= before + 4)
+    return process
+
+
 def test_all_commands_run_in_one_process_each_in_its_own_environment(place: Place, worker: int) -> None:
     for level in ("7", "8"):
         assert place.run(*CONFIG, MAKELEVEL=level).code == 0
@@ -62,8 +63,7 @@ def test_all_commands_run_in_one_process_each_in_its_own_environment(place: Plac
 
 def test_another_environment_is_not_served_and_gets_no_worker_of_its_own(place: Place, worker: int) -> None:
     for other in ({"OMP_NUM_THREADS": "1"}, {"PYTHONHASHSEED": "0"}):
-        arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
-        assert place.run(*arguments, **other).code == 0
+        place.try_out(**other)
         assert place.last()[0] != str(worker)
     assert place.servers() == [worker]
 
@@ -130,8 +130,7 @@ def test_a_command_whose_worker_is_killed_starts_over_by_itself(
 
 def test_commands_wait_for_one_another(place: Place, worker: int, tiny: Path, tmp_path: Path) -> None:
     first = waiting(place, tiny, tmp_path / "first")
-    second = place.start(*weigh(tiny, tmp_path / "second"))
-    time.sleep(0.5)
+    second = queued(place, worker, tiny, tmp_path / "second")
     assert first.poll() is second.poll() is None and not (tmp_path / "second").exists()
     (place.folder / "wait").unlink()
     for process in (first, second):
@@ -146,8 +145,7 @@ def test_a_waiting_command_that_is_stopped_is_not_run(
     number: signal.Signals, place: Place, worker: int, tiny: Path, tmp_path: Path
 ) -> None:
     first = waiting(place, tiny, tmp_path / "first")
-    second = place.start(*weigh(tiny, tmp_path / "second"))
-    time.sleep(1)  # until it waits
+    second = queued(place, worker, tiny, tmp_path / "second")
     second.send_signal(number)
     second.communicate(timeout=30)
     assert second.returncode == -number
@@ -172,8 +170,7 @@ def test_a_worker_ends_when_nobody_asks_any_more(place: Place) -> None:
     for worker in place.servers():
         os.kill(worker, signal.SIGTERM)
     wait(lambda: not place.servers() and not sockets(place))
-    arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
-    assert place.run(*arguments, **{IDLE: "0.5"}).code == 0
+    place.try_out(**{IDLE: "0.5"})
     wait(lambda: not place.servers() and not sockets(place))
 
 
@@ -182,10 +179,7 @@ def test_a_worker_stays_and_ends_with_make(place: Place) -> None:
         os.kill(worker, signal.SIGTERM)
     wait(lambda: not place.servers())
     make = subprocess.Popen(["sleep", "600"])
-    arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", place.folder / "none", "--dry-run"]
-    assert place.run(*arguments, **{IDLE: "0.5", MAKE: str(make.pid)}) == Result(
-        0, "", f"init-policy would write {place.folder}/none\n"
-    )
+    place.try_out(**{IDLE: "0.5", MAKE: str(make.pid)})
     time.sleep(2)
     assert len(place.servers()) == 1
     make.kill()

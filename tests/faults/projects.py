@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from support import proc
 from support.commands import ROOT
 from support.make import with_makefile
+from support.served import wait
 
 from dapo_stages.entrypoints.preloaded import IDLE
 from dapo_stages.handoff.manifests import MANIFEST, read_manifest
@@ -113,11 +112,11 @@ class Project:
     def settle(self, make: subprocess.Popen[str]) -> None:
         """Wait for what was not killed: make may have gone on, and a recipe that has lost its make ends by itself."""
         make.wait(timeout=600)
-        wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.workers())
+        wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.workers(), 60)
 
     def gone(self) -> None:
         """Insist that the process that stays has ended, its socket with it, and that nothing is locked."""
-        wait(lambda: not self.workers() and not list(self.sockets.rglob("worker-*")))
+        wait(lambda: not self.workers() and not list(self.sockets.rglob("worker-*")), 60)
         held = held_locks()
         assert not [lock for lock in self.run.rglob(LOCK) if locked(lock.parent, held)]
 
@@ -188,10 +187,3 @@ def disturb(project: Project, kills: int, generator: random.Random, mean: float,
 def _kill(process: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-
-
-def wait(until: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from support import proc
 from support.make import project_with
+from support.served import wait
 
-from faults.projects import RESIDENT_WAYS, Project, disturb, wait
+from faults.projects import RESIDENT_WAYS, Project, disturb
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.commands import keeping
 from support.pipeline import Run
 
 from dapo_stages.config import ModelConfig
-from dapo_stages.handoff import behind, kept
+from dapo_stages.errors import DataError
+from dapo_stages.handoff import behind
 from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models import policy_loading
@@ -36,17 +37,6 @@ CHAINS: dict[str, list[Settings]] = {
     "types": [{}, {"model__dtype": "bfloat16"}, {}],
     "losses": [{}, {"train__entropy_coefficient": 0.01}, {"train__loss_type": "bnpo"}, {}],
 }
-
-
-@contextmanager
-def keeping() -> Iterator[None]:
-    """This process keeps things, as one that runs several commands does."""
-    kept.begin()
-    try:
-        yield
-    finally:
-        behind.finish()
-        kept.end()
 
 
 @pytest.fixture()
@@ -161,14 +151,24 @@ def described(policy: Policy) -> dict[str, Any]:
 
 
 def test_what_is_kept_is_of_the_very_files(small_run: Run, tmp_path: Path, loaded: list[str]) -> None:
-    """Not for other settings, not for another policy, and not for a file that has changed since."""
+    """Not for other settings, not for another policy, and not for a file that has changed since, which is an error."""
+    own = shutil.copytree(small_run.policy(1), tmp_path / "policy")
     with keeping():
         first = policy_loading.open_policy(PolicyFolder(small_run.policy(1)), FLOAT)
         assert policy_loading.open_policy(PolicyFolder(small_run.policy(1)), FLOAT) is first
         other = FLOAT.model_copy(update={"dtype": "float64"})
         assert policy_loading.open_policy(PolicyFolder(small_run.policy(1)), other).dtype == torch.float64
         assert policy_loading.open_policy(PolicyFolder(small_run.policy(2)), FLOAT) is not first
-    assert len(loaded) == 3
+        second = policy_loading.open_policy(PolicyFolder(own), FLOAT)
+        assert policy_loading.open_policy(PolicyFolder(own), FLOAT) is second
+        with (own / "model.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            last = file.read(1)
+            file.seek(-1, 2)
+            file.write(bytes([last[0] ^ 1]))
+        with pytest.raises(DataError, match=r"model\.safetensors: has changed"):
+            policy_loading.open_policy(PolicyFolder(own), FLOAT)
+    assert len(loaded) == 4
 
 
 def test_a_process_of_its_own_keeps_nothing(small_run: Run) -> None:

@@ -6,15 +6,17 @@ import errno
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
+from support.commands import keeping, run
 from support.pipeline import Run
 
-from dapo_stages.handoff import behind, kept
+from dapo_stages.handoff import behind
 from dapo_stages.handoff.manifests import MANIFEST, Source, read_manifest
 from dapo_stages.handoff.unfinished import leftovers, locked
 from dapo_stages.runs.makefile import states
@@ -25,27 +27,37 @@ update = Trainer.update
 
 
 @pytest.fixture()
-def keeping() -> Iterator[None]:
-    """This process keeps things, as one that runs several commands does."""
-    kept.begin()
-    yield
-    behind.finish()
-    kept.end()
+def stays() -> Iterator[None]:
+    """This process is one that stays."""
+    with keeping():
+        yield
 
 
 @pytest.fixture()
 def here(small_run: Run, tmp_path: Path) -> Run:
     """A run with what the first train-step reads."""
-    run = Run(tmp_path, small_run.settings)
-    run.at(1).mkdir()
-    for name in ("policy", "iter-0001/rollout", "iter-0001/attention", "iter-0001/weights"):
+    (tmp_path / "iter-0001").mkdir()
+    for name in (
+        "policy",
+        "data",
+        "config.yaml",
+        *(f"iter-0001/{part}" for part in ("rollout", "attention", "weights")),
+    ):
         (tmp_path / name).symlink_to(small_run.folder / name)
-    return run
+    return Run(tmp_path, small_run.settings)
 
 
 def train(run: Run, **settings: Any) -> Path:
     run.command("train-step", *run.train_inputs(1), "--out", run.at(1) / "train", **settings)
     return run.at(1) / "train"
+
+
+def state_of_train(here: Run) -> tuple[str, str]:
+    """What `status` says of the train-step: its state, and why."""
+    said = json.loads(run("status", "--run", here.folder, "--json").stdout)
+    (iteration,) = (one for one in said["iterations"] if one["iteration"] == 1)
+    found = iteration["stages"]["train"]
+    return found["state"], found["why"]
 
 
 def hashes(train: Path) -> list[str]:
@@ -87,8 +99,6 @@ def test_what_was_made_from_a_lost_policy_is_not_outdated(
     here: Run, small_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where the same train-step may give another policy."""
-    (here.folder / "data").symlink_to(small_run.folder / "data")
-    (here.folder / "config.yaml").symlink_to(small_run.folder / "config.yaml")
     step = train(here)
     here.command("rollout", *here.rollout_inputs(2), "--out", here.at(2) / "rollout")
     first = read_manifest(step / "policy").content_hash
@@ -104,6 +114,24 @@ def test_what_was_made_from_a_lost_policy_is_not_outdated(
     here.command("train-step", *here.train_inputs(1), "--out", step)
     assert read_manifest(step / "policy").content_hash == first
     assert read_manifest(step / "policy").replaces == [policy.content_hash]
+
+
+def test_status_and_doctor_say_that_a_state_is_missing(here: Run) -> None:
+    """What is left of it is a leftover that --repair removes; nothing else is touched."""
+    step = train(here)
+    assert state_of_train(here)[0] == "done"
+    (step / "state" / MANIFEST).unlink()
+    assert state_of_train(here) == ("unfinished", "its state was not written")
+    left = ["state", "state/optimizer-00000-00000.safetensors", "state/state.json"]
+    before = {path for path in here.folder.rglob("*") if path.name != ".lock"}
+    missing = ("problem", "iter-0001/train/state", "the optimizer state was not written; the next train-step needs it")
+    unpublished = ("leftover", "iter-0001/train/state", "left by an interrupted run, never published")
+    said = json.loads(run("doctor", "--run", here.folder, "--json").stdout)["findings"]
+    assert {(one["state"], one["where"], one["problem"]) for one in said} == {missing, unpublished}
+    assert not (step / "state/.lock").exists()  # it only looks
+    run("doctor", "--run", here.folder, "--repair")
+    after = {path for path in here.folder.rglob("*") if path.name != ".lock"}
+    assert before - after == {step / name for name in left} and after <= before
 
 
 def test_a_state_that_another_process_writes_is_not_made_again(here: Run) -> None:
@@ -125,7 +153,7 @@ def test_another_train_step_replaces_the_state_too(here: Run) -> None:
 
 
 def test_it_is_written_while_other_commands_run(
-    here: Run, small_run: Run, tmp_path: Path, keeping: None, monkeypatch: pytest.MonkeyPatch
+    here: Run, small_run: Run, stays: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on, write = threading.Event(), safetensors.torch.save_file
 
@@ -138,9 +166,10 @@ def test_it_is_written_while_other_commands_run(
     step = train(here)
     assert read_manifest(step).content_hash == read_manifest(small_run.at(1) / "train").content_hash
     assert not (step / "state" / MANIFEST).exists()
-    status = json.loads(here.attempt("status", "--run", here.folder, "--json").stdout or "{}")
-    assert status == {} or status["iterations"]["1"]["train"]["state"] == "running"
-    (here.folder / "data").symlink_to(small_run.folder / "data")
+    until = time.monotonic() + 30
+    while state_of_train(here)[0] != "running":  # the thread has just begun
+        assert time.monotonic() < until
+    assert state_of_train(here) == ("running", "a process is writing its state")
     here.command("rollout", *here.rollout_inputs(2), "--out", here.at(2) / "rollout")
     assert not (step / "state" / MANIFEST).exists()
     threading.Timer(0.2, goes_on.set).start()
@@ -151,7 +180,7 @@ def test_it_is_written_while_other_commands_run(
 
 
 def test_what_goes_wrong_meanwhile_is_told_by_the_next_train_step(
-    here: Run, small_run: Run, keeping: None, monkeypatch: pytest.MonkeyPatch
+    here: Run, small_run: Run, stays: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(tensors: Any, path: Any, *rest: Any) -> None:
         if "optimizer" in Path(path).name:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from dapo_stages.entrypoints import cli
+from dapo_stages.handoff import behind, kept
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,6 +63,17 @@ def fresh(*args: object, code: str | None = None, **environment: str) -> Result:
     process = start(*args, code=code, **environment)
     stdout, stderr = process.communicate(timeout=120)
     return Result(process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """This process keeps policies and states between commands, as one that stays does."""
+    kept.begin()
+    try:
+        yield
+        behind.finish()
+    finally:
+        kept.end()
 
 
 @contextlib.contextmanager

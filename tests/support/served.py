@@ -74,10 +74,14 @@ class Place:
         (self.folder / "wait").unlink(missing_ok=True)
         for stale in self.folder.glob("waiting-*"):
             stale.unlink()
-        result = self.run("init-policy", "--config", "pipelines/smoke.yaml", "--out", self.folder / "none", "--dry-run")
-        assert result == Result(0, "", f"init-policy would write {self.folder}/none\n")
+        self.try_out()
         (process,) = self.servers()
         return process
+
+    def try_out(self, **environment: str) -> None:
+        """A command that starts a server, and does nothing."""
+        arguments = ["init-policy", "--config", "pipelines/smoke.yaml", "--out", self.folder / "none", "--dry-run"]
+        assert self.run(*arguments, **environment) == Result(0, "", f"init-policy would write {self.folder}/none\n")
 
     def last(self) -> list[str]:
         """Process, parent, folder and MAKELEVEL of the latest command."""

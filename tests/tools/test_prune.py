@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from reporting import tiny_run
 from support.commands import run as command
 
 from dapo_stages.errors import LockedError
-from dapo_stages.handoff.manifests import Source, read_manifest
+from dapo_stages.handoff.manifests import Input, Source, read_manifest, write_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.resuming import open_output
@@ -79,6 +80,23 @@ def test_rollouts_stay_where_a_curriculum_goes_by_them(run: Path) -> None:
     Source(run / "iter-0001/rollout").verify_all()
     prune(run, *keep)
     assert read_manifest(run / "iter-0001/rollout").pruned
+
+
+def test_what_a_lost_state_is_made_from_stays(run: Path) -> None:
+    """Until it is made again: the rollouts, the policy and the state that its train-step read."""
+    here, before = run / "iter-0002", run / "iter-0001/train"
+    read = {"policy": before / "policy", "state": before / "state", "rollouts": here / "rollout"}
+    hashes = {name: read_manifest(folder).content_hash for name, folder in read.items()}
+    inputs = {name: Input(path=str(folder), content_hash=hashes[name]) for name, folder in read.items()}
+    write_manifest(here / "train", read_manifest(here / "train").model_copy(update={"inputs": inputs}))
+    shutil.rmtree(here / "train/state")
+    keep = [word for part in ("policies", "states", "rollouts") for word in ("--set", f"keep.{part}=1")]
+    prune(run, *keep, "--set", "keep.best=false")
+    assert left(run, "policy") == left(run, "state") == [1, 4]
+    assert not read_manifest(here / "rollout").pruned and read_manifest(run / "iter-0001/rollout").pruned
+    tiny_run.publish(Plan("state", here / "train/state", {}, 2), lambda output: None)
+    prune(run, *keep, "--set", "keep.best=false")
+    assert left(run, "policy") == left(run, "state") == [4] and read_manifest(here / "rollout").pruned
 
 
 def test_a_better_policy_takes_its_place(run: Path) -> None:
