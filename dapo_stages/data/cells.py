@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, timedelta
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 
@@ -17,6 +18,8 @@ _LONGEST_LITERAL = 100_000  # characters of a Python literal; parsing takes some
 
 def is_missing(value: Any) -> bool:
     """Whether a cell is empty: None, or NaN in columns of numbers, or NaT in columns of times."""
+    if isinstance(value, str):  # most are; the check below is slow
+        return False
     return value is None or (isinstance(value, Number | date | timedelta) and value != value)
 
 
@@ -116,6 +119,7 @@ def _literal(text: str) -> Any:
     return ast.literal_eval(text)
 
 
+@lru_cache(64)
 def _splits(name: str) -> list[tuple[str, str]]:
     """`a.b.c` as column and field: ("a.b.c", ""), ("a.b", "c"), ("a", "b.c")."""
     parts = name.split(".")

@@ -13,7 +13,7 @@ from dapo_stages.data.accepted import accepted_answers_of
 from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
-from dapo_stages.data.options import (
+from dapo_stages.data.answer_options import (
     YES_OR_NO,
     BadOptions,
     SolutionFormat,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +19,8 @@ MAX_ASPECT = 200  # longer side : shorter side; Qwen's image processors refuse m
 # Formats that Pillow decodes itself. EPS and the like would start other programs; an ICO may contain images of other
 # sizes than its header says.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_RGB = bytes((8, 2, 0, 0, 0))  # 8 bits, three channels, deflate, the five standard filters, not interlaced
 MOST_PIXELS = 178_956_970  # of an image in our own shards; Pillow also calls more than this a decompression bomb
 
 
@@ -43,9 +47,12 @@ class Prepared(NamedTuple):
 
 
 def prepared(image: bytes | Path | Image.Image, where: object, limits: Limits) -> Prepared:
-    """See `prepare` and `encode`."""
+    """See `prepare` and `encode`. A PNG that needs neither is kept as it is: most of the time goes into compression."""
     found = prepare(image, where, max_size=limits.max_size, max_pixels=limits.max_pixels, min_size=limits.min_size)
-    return Prepared(encode(found), found.size)
+    if isinstance(image, Path) and image.stat().st_size <= _most_bytes(*found.size):
+        image = image.read_bytes()
+    kept = isinstance(image, bytes) and is_plain_png(image, found.size)
+    return Prepared(image if kept else encode(found), found.size)
 
 
 def prepare(
@@ -77,6 +84,27 @@ def encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4, icc_profile=None)
     return buffer.getvalue()
+
+
+def is_plain_png(data: bytes, size: tuple[int, int]) -> bool:
+    """Whether this is a PNG of this size with RGB pixels of 8 bits and nothing else, each chunk with its checksum."""
+    if not data.startswith(_PNG) or len(data) > _most_bytes(*size):
+        return False
+    names, start = [], len(_PNG)
+    while start + 12 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data) or zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return False
+        names.append(data[start + 4 : start + 8])
+        start = end
+    header = data[len(_PNG) + 8 :][:13]
+    in_order = names == [b"IHDR", *[b"IDAT"] * max(1, len(names) - 2), b"IEND"]
+    return start == len(data) and in_order and header == struct.pack(">II", *size) + _RGB
+
+
+def _most_bytes(width: int, height: int) -> int:
+    """More than a PNG of RGB pixels has if it contains nothing else: incompressible ones, in many chunks."""
+    return 4096 + height * (4 * width + 1)
 
 
 def pixels_of(png: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,14 @@ class RawSource:
         raise BadImage(row.where, f"expected an image, got {type(value).__name__} {str(value)[:60]!r}")
 
     @cached_property
+    def _folder(self) -> Callable[[Path], Path]:
+        return lru_cache(1024)(Path.resolve)
+
+    def _resolve(self, file: Path) -> Path:
+        """The path without symbolic links; a folder is resolved once, not for each of its files."""
+        return file.resolve() if file.is_symlink() else self._folder(file.parent) / file.name
+
+    @cached_property
     def _allowed(self) -> list[Path]:
         return [root.resolve() for root in (self.folder, *self.roots) if root is not None]
 
@@ -75,7 +83,7 @@ class RawSource:
             raise BadImage(where, "the path is outside the dataset's folder (data.image_root allows another)")
         try:
             for folder in dict.fromkeys(folders):
-                file = (folder / path).resolve()
+                file = self._resolve(folder / path)
                 if not any(file.is_relative_to(root) for root in self._allowed):
                     problem = "the symbolic link leads outside the dataset's folder (data.image_root allows another)"
                     raise BadImage(where, problem)

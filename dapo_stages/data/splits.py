@@ -12,6 +12,7 @@ from dapo_stages.config import DataConfig
 from dapo_stages.data.columns import images_of
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow
 
+_WHOLE: dict[float, Part] = {0.0: "train", 1.0: "held_out"}  # held-out fractions for which all rows are of one part
 Rows = Callable[[], Iterator[tuple[dict[str, Any], Path | None]]]  # every row, and the folder of its file
 
 
@@ -19,6 +20,8 @@ def by_part(data: DataConfig, everything: Rows) -> Callable[[Part], Iterator[Raw
     """The rows of each part, in order."""
 
     def rows(part: Part) -> Iterator[RawRow]:
+        if data.held_out_fraction in _WHOLE and part != _WHOLE[data.held_out_fraction]:
+            return
         images: dict[str, int] = {}  # image -> number, in the order in which they first appear
         for index, (values, folder) in enumerate(islice(everything(), data.max_rows)):
             if data.split_by == "row":
@@ -38,8 +41,8 @@ def part_of(index: int, data: DataConfig, key: str | None = None) -> Part:
 
     Row 0 is always for training and row 1 always held out, so that two rows are enough for both parts.
     """
-    if data.held_out_fraction in (0.0, 1.0):
-        return PARTS[int(data.held_out_fraction)]
+    if data.held_out_fraction in _WHOLE:
+        return _WHOLE[data.held_out_fraction]
     if index < 2:
         return PARTS[index]
     digest = hashlib.sha256(f"{data.split_seed}:{index if key is None else key}".encode()).digest()

@@ -285,9 +285,10 @@ def _tables(path: Path, schema: pa.Schema, rows: Iterable[Row], limit: int, most
 def _table(path: Path, schema: pa.Schema, rows: list[Row]) -> pa.Table:
     import pyarrow as pa
 
+    names = set(schema.names)
     for row in rows:
-        if row.keys() != set(schema.names):
-            wrong = sorted(row.keys() ^ set(schema.names))
+        if row.keys() != names:
+            wrong = sorted(row.keys() ^ names)
             raise DataError(path, f"a row does not match the schema in {', '.join(wrong)}", "Report this as a bug.")
     return pa.Table.from_arrays([_column(path, field, rows) for field in schema], schema=schema)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple
-
-import torch
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.handoff import kept
@@ -13,16 +10,7 @@ from dapo_stages.handoff.kept import Kind
 from dapo_stages.handoff.manifests import Manifest
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models.checkpointing import keep_activations
-
-if TYPE_CHECKING:
-    from dapo_stages.models.policy import Policy
-
-
-class Loaded(NamedTuple):
-    """How load_policy gives a parameter."""
-
-    dtype: torch.dtype
-    requires_grad: bool
+from dapo_stages.models.policy import Loaded, Policy
 
 
 def key_of(policy: Manifest, base: Manifest, settings: ModelConfig) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -15,8 +15,12 @@ from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
 from dapo_stages.models.tokens import Tokens, end_ids_of
 
-if TYPE_CHECKING:
-    from dapo_stages.models.kept_policies import Loaded
+
+class Loaded(NamedTuple):
+    """How load_policy gives a parameter."""
+
+    dtype: torch.dtype
+    requires_grad: bool
 
 
 @dataclass

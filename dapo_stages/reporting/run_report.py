@@ -12,12 +12,10 @@ from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_o
 from dapo_stages.handoff.shards import Shard, write_text
 from dapo_stages.reporting.documents import markdown
 from dapo_stages.reporting.documents.overview import overview
+from dapo_stages.reporting.iteration import histograms, samples
 from dapo_stages.reporting.iteration.browse import Browsed, browsed
 from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, collect
-from dapo_stages.reporting.iteration.histograms import histograms
-from dapo_stages.reporting.iteration.samples import collect_samples
 from dapo_stages.reporting.page import html
-from dapo_stages.reporting.trackers.media import HISTOGRAMS, SAMPLES
 from dapo_stages.runs.best import Best, write_best
 from dapo_stages.runs.pace import summed
 from dapo_stages.runs.pipeline import iteration_name
@@ -35,14 +33,14 @@ def fragments(
 ) -> tuple[Figures, dict[str, str]]:
     """The figures of an iteration, and its files by name: `count` groups in Markdown, `completions` in the page."""
     figures = collect(iteration, sources)
-    samples = collect_samples(sources, count)
+    shown = samples.collect_samples(sources, count)
     return figures, {
         FIGURES: _json(figures),
-        SAMPLES: _json(samples),
+        samples.FILE: _json(shown),
         BROWSED: _json(browsed(iteration, sources, completions)),
-        HISTOGRAMS: _json(histograms(sources)),
-        ROLLOUT: markdown.rollout_fragment(figures, samples),
-        WEIGHTS: markdown.weights_fragment(figures, samples),
+        histograms.FILE: _json(histograms.histograms(sources)),
+        ROLLOUT: markdown.rollout_fragment(figures, shown),
+        WEIGHTS: markdown.weights_fragment(figures, shown),
         EVAL: markdown.eval_fragment(figures, sources.get("eval"), count),
     }
 

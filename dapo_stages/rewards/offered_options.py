@@ -36,7 +36,7 @@ def _offered(problem: str) -> tuple[str, ...]:
     return (*texts[:-1], texts[-1].split("\n")[0].strip())
 
 
-_remembered = lru_cache(256)(_offered)  # each question is read several times in a row
+_remembered = lru_cache(1024)(_offered)  # each question is read several times, a batch or two apart
 
 
 def num_options(problem: str) -> int | None:

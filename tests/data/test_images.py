@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from dapo_stages.data.images import BadImage, decode, encode, fitted_size, prepare
+from dapo_stages.data.images import BadImage, Limits, decode, encode, fitted_size, prepare, prepared
 
 LIMITS: dict[str, Any] = {"max_size": 1024, "max_pixels": 50_000_000}
 
@@ -181,6 +181,61 @@ def test_equal_pixels_give_equal_bytes_without_metadata() -> None:
     encoded = encode(prepare(dressed, "row 0", **LIMITS))
     assert encoded == encode(prepare(plain, "row 0", **LIMITS))
     assert all(name not in encoded for name in (b"iCCP", b"pHYs", b"eXIf", b"tEXt"))
+
+
+SMALL = Limits(64, 4096)
+PLAIN = saved(noise(20, 30), compress_level=9)
+
+
+def chunks(png: bytes) -> list[bytes]:
+    """The chunks of a PNG, after its signature."""
+    found, start = [], 8
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        found.append(png[start:end])
+        start = end
+    return found
+
+
+def in_two(png: bytes) -> bytes:
+    """The same with its pixels in two chunks."""
+    header, pixels, end = chunks(png)
+    parts = [b"IDAT" + pixels[8:-4][:100], b"IDAT" + pixels[8:-4][100:]]
+    written = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return png[:8] + header + b"".join(written) + end
+
+
+@pytest.mark.parametrize("data", [PLAIN, in_two(PLAIN), saved(noise(64, 64)), saved(Image.new("RGB", (1, 1)))])
+def test_a_png_that_needs_nothing_is_kept(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    for image in (data, tmp_path / "a.png"):
+        assert prepared(image, "row 0", SMALL).png == data
+    assert pixels(decode({"bytes": data})) == pixels(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(noise(20, 30), dpi=(300, 300)),
+        PLAIN + b"more",
+        PLAIN + bytes(20_000),
+        PLAIN[:-12] + chunks(saved(noise(20, 30), dpi=(300, 300)))[1] + PLAIN[-12:],
+        PLAIN[:-16] + b"\0\0\0\0" + PLAIN[-12:],
+        saved(noise(20, 30).convert("RGBA")),
+        saved(noise(20, 30).convert("L")),
+        saved(noise(20, 30).convert("P")),
+        saved(noise(20, 30), transparency=(1, 2, 3)),
+        saved(noise(65, 30)),
+        saved(noise(20, 30), "BMP"),
+    ],
+    ids=["dots per inch", "text after it", "zeros after it", "a chunk after the pixels", "checksum", "transparent"]
+    + ["gray", "palette", "one color transparent", "too large", "BMP"],
+)
+def test_any_other_image_is_encoded_again(data: bytes) -> None:
+    found = prepared(data, "row 0", SMALL)
+    assert found.png != data
+    assert found.png == encode(prepare(data, "row 0", max_size=64, max_pixels=4096))
+    assert found.size == Image.open(io.BytesIO(found.png)).size and max(found.size) <= 64
 
 
 def test_what_was_encoded_is_decoded_to_the_same_pixels() -> None:

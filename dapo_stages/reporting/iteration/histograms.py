@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dapo_stages.handoff.manifests import Source
 
+FILE = "histograms.json"  # of a report
 BINS = 48
 
 

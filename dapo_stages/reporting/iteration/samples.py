@@ -12,6 +12,7 @@ from dapo_stages.reporting.iteration.figures import rewards_of
 from dapo_stages.reporting.iteration.heat import with_patches
 from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
 
+FILE = "samples.json"  # of a report
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
 
 # Read only these columns of attention rows: attention per image token is thousands of times larger.

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.reporting.iteration import histograms, samples
 from dapo_stages.reporting.iteration.histograms import Histogram
 from dapo_stages.reporting.iteration.samples import Sample
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.safe_text import visible
 
-SAMPLES, HISTOGRAMS = "samples.json", "histograms.json"
 _LONGEST = 10_000  # characters of a text that trackers get
 _HASH = 12  # characters of a content hash, as stages print it
 
@@ -61,12 +61,12 @@ def load_media(run: Run, iteration: int) -> Media:
     """From the report of an iteration, and the manifests next to it; reports of older versions have no histograms."""
     report = Source(run.folder(iteration) / "report", "report")
     files = {shard.name: shard for shard in report.manifest.shards}
-    found = {name: report.json(files[name]) for name in (SAMPLES, HISTOGRAMS) if name in files}
+    found = {name: report.json(files[name]) for name in (samples.FILE, histograms.FILE) if name in files}
     return Media(
         iteration,
         report.manifest.content_hash,
-        found.get(SAMPLES, []),
-        found.get(HISTOGRAMS, {}),
+        found.get(samples.FILE, []),
+        found.get(histograms.FILE, {}),
         _stages(run, iteration),
     )
 
