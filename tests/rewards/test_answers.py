@@ -341,7 +341,7 @@ def test_long_hostile_text_is_read_quickly(piece: str) -> None:
     read_choice(text)
     read_choice(f"<answer>{text}</answer>")
     read_answer(text)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 30  # a second on most machines; hours if a pattern is not linear
 
 
 @pytest.mark.parametrize("megabytes", [2, pytest.param(10, marks=pytest.mark.faults)])
@@ -456,4 +456,4 @@ def test_nothing_makes_the_parser_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         assert accuracy(text, "12 cm") in (0.0, 1.0)
         assert accuracy("<answer>12 cm</answer>", text) in (0.0, 1.0)
     print(f"{time.process_time() - start:.1f} s")
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 200  # a pattern that is not linear takes hours
