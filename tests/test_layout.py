@@ -7,7 +7,7 @@ from collections import Counter
 from support.commands import ROOT
 
 PACKAGE = ROOT / "dapo_stages"
-LOOSE = {"__init__.py", "__main__.py", "errors.py", "py.typed", "ranks.py", "small_files.py"}  # all else stands on these
+LOOSE = {"__init__.py", "__main__.py", "errors.py", "py.typed", "ranks.py", "small_files.py"}
 
 
 def test_the_package_is_a_screenful_of_folders() -> None:

@@ -10,9 +10,6 @@ from typing import Any
 
 from dapo_stages.config import ColumnsConfig
 from dapo_stages.data.accepted import accepted_answers_of
-from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
-from dapo_stages.data.chat import PLACEHOLDER
-from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
 from dapo_stages.data.answer_options import (
     YES_OR_NO,
     BadOptions,
@@ -22,6 +19,9 @@ from dapo_stages.data.answer_options import (
     shown_order,
     with_options,
 )
+from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
+from dapo_stages.data.chat import PLACEHOLDER
+from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
 from dapo_stages.data.templates import Template
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.answers import parse_solution, read_choice

@@ -10,11 +10,11 @@ from itertools import islice
 from typing import Literal
 
 from dapo_stages.config import DataConfig
+from dapo_stages.data.answer_options import BadOptions, SolutionFormat, fits, options_of
 from dapo_stages.data.cells import cell
 from dapo_stages.data.chat import SYSTEM_PROMPTS
 from dapo_stages.data.columns import Question, question_of, solution_and_options
 from dapo_stages.data.conversations import UnusableRow
-from dapo_stages.data.answer_options import BadOptions, SolutionFormat, fits, options_of
 from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.templates import Template, question_template
 from dapo_stages.errors import DataError

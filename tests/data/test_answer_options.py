@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from dapo_stages.data.answer_options import BadOptions, SolutionFormat, letters_of, options_of, shown_order, with_options
+from dapo_stages.data.answer_options import (
+    BadOptions,
+    SolutionFormat,
+    letters_of,
+    options_of,
+    shown_order,
+    with_options,
+)
 
 COLORS = ["red", "green", "blue", "yellow"]
 

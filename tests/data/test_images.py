@@ -228,8 +228,19 @@ def test_a_png_that_needs_nothing_is_kept(data: bytes, tmp_path: Path) -> None:
         saved(noise(65, 30)),
         saved(noise(20, 30), "BMP"),
     ],
-    ids=["dots per inch", "text after it", "zeros after it", "a chunk after the pixels", "checksum", "transparent"]
-    + ["gray", "palette", "one color transparent", "too large", "BMP"],
+    ids=[
+        "dpi",
+        "text_after_it",
+        "zeros_after_it",
+        "chunk_after_pixels",
+        "checksum",
+        "alpha",
+        "gray",
+        "palette",
+        "transparent_color",
+        "large",
+        "BMP",
+    ],
 )
 def test_any_other_image_is_encoded_again(data: bytes) -> None:
     found = prepared(data, "row 0", SMALL)
