@@ -51,8 +51,9 @@ def prepared(image: bytes | Path | Image.Image, where: object, limits: Limits) -
     found = prepare(image, where, max_size=limits.max_size, max_pixels=limits.max_pixels, min_size=limits.min_size)
     if isinstance(image, Path) and image.stat().st_size <= _most_bytes(*found.size):
         image = image.read_bytes()
-    kept = isinstance(image, bytes) and is_plain_png(image, found.size)
-    return Prepared(image if kept else encode(found), found.size)
+    if isinstance(image, bytes) and is_plain_png(image, found.size):
+        return Prepared(image, found.size)
+    return Prepared(encode(found), found.size)
 
 
 def prepare(
