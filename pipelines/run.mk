@@ -20,8 +20,8 @@ EVAL_EVERY ?= 1
 # itself. Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
 # 1: rollout, score-attention, train-step and evaluate run one after another in a process that stays until make ends and
-# keeps policy and optimizer state in memory (dapo_stages/entrypoints/resident.py). By default not where others need the
-# same GPUs: vLLM, launches, stages with another Python.
+# keeps policy and optimizer state in memory (dapo_stages/entrypoints/resident.py); launched ones in the processes of one
+# launch (resident_launch.py). By default not where others need the same GPUs: vLLM, launches, another Python.
 RESIDENT   ?= $(if $(wildcard /dev/nvidiactl),$(if $(others),0,1),0)
 others      = $(filter vllm,$(engine) $(evaluate_engine))$(foreach stage,$(launched),$(filter-out 1,$($(stage)_LAUNCH))$(filter-out $(PY),$($(stage)_PYTHON)))
 PIPELINES  := $(patsubst %/,%,$(dir $(lastword $(MAKEFILE_LIST))))
@@ -95,11 +95,12 @@ TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
 # The command that starts a stage, by its LAUNCH and its engine; launched stages are not forked from the process that has
-# torch loaded, and vLLM would not leave a process that stays.
+# torch loaded, and vLLM would not leave a process that stays. Nor do launches on several machines stay.
 ROLLOUT_ENGINE  := $(engine)
 EVALUATE_ENGINE := $(evaluate_engine)
-start      = $(if $(filter-out 1,$(1)),-m dapo_stages.entrypoints.launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS),$(if $(filter 1,$(RESIDENT)$(filter vllm,$(2))),$(STAYS),$(DAPO)))
-STAYS      := -m dapo_stages.entrypoints.resident
+start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(call stays,$(2)))),$(if $(call stays,$(2)),-m dapo_stages.entrypoints.resident,$(DAPO)))
+launches   = -m dapo_stages.entrypoints.$(if $(2),resident_)launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS)
+stays      = $(filter 1,$(RESIDENT)$(filter vllm,$(1)))
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: expected a number of processes or a file of accelerate/, got $(1). Name one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))

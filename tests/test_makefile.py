@@ -260,6 +260,14 @@ def handed_over(project: Path, *arguments: str) -> set[str]:
     return {line.split()[3] for line in done.stdout.splitlines() if "-m dapo_stages.entrypoints.resident " in line}
 
 
+def launched_and_stays(project: Path, *arguments: str) -> set[str]:
+    """Stages that the ranks of a launch that stays would run in the first iteration."""
+    done = attempt(project, "-n", "iterate", "ITERS=1", *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if "-m dapo_stages.entrypoints.resident_launch " in line]
+    return {word for line in lines for word in line if word in {"rollout", "score-attention", "train-step", "evaluate"}}
+
+
 def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> None:
     stages = {"rollout", "score-attention", "train-step", "evaluate"}
     assert handed_over(project, "RESIDENT=1") == stages
@@ -269,6 +277,12 @@ def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> Non
     assert handed_over(project, "RESIDENT=1", "TRAIN_LAUNCH=2") == stages - {"train-step"}
     vllm = "SET=--set rollout.engine=vllm"
     assert handed_over(project, "RESIDENT=1", vllm) == stages - {"rollout"}
+    assert launched_and_stays(project, "RESIDENT=1", "TRAIN_LAUNCH=2") == {"train-step"}
+    assert launched_and_stays(project, "RESIDENT=1", "LAUNCH=2") == stages
+    assert launched_and_stays(project, "RESIDENT=1", "LAUNCH=2", vllm) == stages - {"rollout"}
+    for elsewhere in ("RESIDENT=0", "LAUNCH_ARGS=--machine_rank=1"):
+        assert launched_and_stays(project, "LAUNCH=2", "RESIDENT=1", elsewhere) == set()
+    assert launched_and_stays(project, "RESIDENT=1", "TRAIN_LAUNCH=multi-node") == set()
 
 
 def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
-def main() -> None:
-    """Run the launcher on `sys.argv`; if it cannot launch, that is bad input."""
+def main(module: str = "dapo_stages") -> None:
+    """Run the launcher on `sys.argv`, with a module that gets what follows its options; if it cannot launch, that is
+    bad input."""
     from yaml import YAMLError
 
     take_any_text()
     try:
-        _launch()
+        _launch(module)
     except (ImportError, ValueError, OSError, YAMLError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         print(
@@ -40,7 +41,7 @@ def main() -> None:
         sys.exit(EXIT_BAD_INPUT)
 
 
-def _launch() -> None:
+def _launch(module: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch import cuda
@@ -52,7 +53,7 @@ def _launch() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     args = launch_command_parser().parse_args()
     args.training_script_args = [args.training_script, *args.training_script_args]
-    args.training_script, args.module = "dapo_stages", True
+    args.training_script, args.module = module, True
     processes, machines = args.num_processes, args.num_machines
     if args.config_file:
         defaults = load_config_from_file(args.config_file)

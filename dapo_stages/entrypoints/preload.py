@@ -40,10 +40,10 @@ PATIENCE = 5.0  # seconds that a command waits for something that takes millisec
 _IMPORTING = 60.0  # seconds that a parent may take to import everything, on a slow disk
 _TICK = 0.5  # seconds between checks of a parent that does not answer
 _WORD = 16  # bytes of a message
-_KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 MAKE = "DAPO_STAGES_MAKE"  # process ID of the make that a command belongs to
 # Variables of shells, make and our Makefile that differ between commands, and that no import reads.
-_PASSING = {
+PASSING = {
     *("_", "SHLVL", "PWD", "OLDPWD", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"),
     *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD", "RESIDENT", "LAUNCH", "LAUNCH_ARGS"),
     MAKE,
@@ -57,12 +57,12 @@ class Server(NamedTuple):
     starts: tuple[str, ...]  # commands that start it; others only use an existing one
     name: Callable[[str], str]  # of its socket, for commands with a certain key
     follows: bool  # whether another one may follow while it does not answer
+    options: tuple[str, ...] = ()  # of the program
 
 
 def main(server: Server | None = None) -> None:
     """Ask a server to run the command of `sys.argv`, or run it here."""
-    if (code := _ask(sys.argv[1:], server or PARENT)) is not None:
-        _exit(code)
+    ask(sys.argv[1:], server or PARENT)
     from dapo_stages.entrypoints.cli import main as run
 
     sys.argv[0] = str(Path(__file__).parents[1] / "__main__.py")  # the program name in usage errors,
@@ -72,6 +72,12 @@ def main(server: Server | None = None) -> None:
 
 class _Stuck(OSError):
     """Something that should answer at once has not; the command continues without a server."""
+
+
+def ask(arguments: list[str], server: Server) -> None:
+    """Exit as the command did that a server has run. Returns if none runs it."""
+    if (code := _ask(arguments, server)) is not None:
+        _exit(code)
 
 
 def _ask(arguments: list[str], server: Server) -> int | None:
@@ -169,7 +175,7 @@ def _connect(server: Server, path: Path, *, start: bool) -> tuple[socket.socket,
     """A connection to the server for commands like this one, started if necessary, and its process ID."""
     with open(path.parent / "lock", "w", encoding="utf-8") as lock:
         _wait_for(lock)
-        connection = socket.socket(*_KIND)
+        connection = socket.socket(*KIND)
         connection.settimeout(PATIENCE)
         try:
             connection.connect(str(path))
@@ -191,7 +197,7 @@ def _sweep(path: Path, server: int) -> None:
     with suppress(OSError):  # it has ended
         ending.register(os.pidfd_open(server), select.POLLIN)
         ending.poll(PATIENCE * 1000)
-    with open(path.parent / "lock", "w", encoding="utf-8") as lock, socket.socket(*_KIND) as connection:
+    with open(path.parent / "lock", "w", encoding="utf-8") as lock, socket.socket(*KIND) as connection:
         _wait_for(lock)
         if connection.connect_ex(str(path)) == ECONNREFUSED:
             path.unlink()
@@ -222,11 +228,11 @@ def _start(server: Server, path: Path) -> int:
     """Start a server and return its process ID. Its socket already listens, so commands can connect at once."""
     import subprocess
 
-    with socket.socket(*_KIND) as listener:
+    with socket.socket(*KIND) as listener:
         listener.bind(str(path))
         listener.listen(64)
         return subprocess.Popen(
-            [sys.executable, "-m", server.program, str(listener.fileno()), str(path)],
+            [sys.executable, "-m", server.program, str(listener.fileno()), str(path), *server.options],
             pass_fds=[listener.fileno()],
             start_new_session=True,  # Ctrl-C is only for the commands
             stdin=subprocess.DEVNULL,
@@ -248,7 +254,7 @@ def _folder() -> Path:
 
 def key() -> str:
     """Hash of what a process inherits and imports: a server runs only commands with the same hash."""
-    environment = sorted((name, value) for name, value in os.environ.items() if name not in _PASSING)
+    environment = sorted((name, value) for name, value in os.environ.items() if name not in PASSING)
     return hashlib.sha256(json.dumps([environment, inherited(), python()]).encode()).hexdigest()[:24]
 
 

@@ -181,19 +181,24 @@ class _Parent:
 
     def _run(self, request: Request, parent: int) -> None:
         """In a child: run the command as its own process would, and die with the parent."""
-        import ctypes
-
         from dapo_stages.entrypoints.cli import main as run
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:
-            os._exit(1)
+        die_with(parent)
         self._selector.close()
         self._listener.close()
         for child in self.children:
             child.connection.close()
         become(request)
         run()
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent ends."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def receive(connection: socket.socket) -> Request:

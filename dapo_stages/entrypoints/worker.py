@@ -1,9 +1,9 @@
-"""The process that resident.py hands commands to: `python -m dapo_stages.entrypoints.worker SOCKET PATH`.
+"""The process that resident.py hands commands to: `python -m dapo_stages.entrypoints.worker SOCKET PATH [LAUNCH …]`.
 
-It runs one command after another in its main thread, in the order in which they came. Each client has a thread here,
-which takes its command at once, passes on its signals, and notices when it is gone. A command that fails ends the
-worker, so that nothing of it can reach another command. It may be killed at any time: its clients then run their
-commands themselves, from files.
+It runs one command after another, in the order in which they came: in its main thread or, with options of a launch, in
+the ranks of one launch (resident_ranks.py). Each client has a thread here, which takes its command at once, passes on
+its signals, and notices when it is gone. A command that fails ends the worker, so that nothing of it can reach another
+command. It may be killed at any time: its clients then run their commands themselves, from files.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from dapo_stages.entrypoints.here import Here, rest
 from dapo_stages.entrypoints.preload import MAKE, TAKEN, key, python
-from dapo_stages.entrypoints.preloaded import Request, become, import_everything, inode_of, receive, remove
-from dapo_stages.handoff import behind, kept
-from dapo_stages.processes import memory, phases
-
-if TYPE_CHECKING:
-    import torch
+from dapo_stages.entrypoints.preloaded import Request, inode_of, receive, remove
+from dapo_stages.entrypoints.resident_ranks import Ranks
 
 IDLE = "DAPO_STAGES_RESIDENT_IDLE"  # seconds without a command after which the worker ends, unless make is running
 _IDLE_SECONDS = 300.0
@@ -43,19 +40,38 @@ def main() -> None:
     """Run commands until make has ended, nobody has asked for a while, or one has failed."""
     listener, path = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])
     listener.listen()  # again, so that from now on commands see this process as their peer
-    worker = _Worker(listener, key())
+    runner = Ranks(sys.argv[3:], path.parent) if sys.argv[3:] else Here()
+    worker = _Worker(listener, key(), runner)
     worker.watch(os.environ.get(MAKE))  # the first command may be killed before it has said anything
     threading.Thread(target=worker.accept, daemon=True).start()
     inode, files = path.stat().st_ino, python()
-    import_everything()
-    kept.begin()
+    runner.begin()
     worker.rest()
     while (command := worker.next(lambda: inode_of(path) == inode and python() == files)) is not None:
         worker.carry_out(command)
-    with suppress(Exception):  # it can be made again
-        behind.finish()
+    with suppress(Exception):  # what is lost can be made again
+        runner.end()
     remove(path, inode)
     os._exit(0)  # clients that are still waiting run their commands themselves
+
+
+class Runner(Protocol):
+    """Runs commands: in this process, or in the ranks of a launch."""
+
+    def begin(self) -> None:
+        """Get ready, before the first command."""
+
+    def run(self, request: Request) -> int:
+        """Run a command as a process of its own would; its exit code. It uses and closes the request's streams."""
+
+    def stop(self, number: int) -> None:
+        """From another thread: send a signal to the command that runs."""
+
+    def kill(self) -> None:
+        """From another thread: end the command that runs, and whatever runs it."""
+
+    def end(self) -> None:
+        """Finish what was left behind."""
 
 
 class _Command:
@@ -78,15 +94,14 @@ class _Command:
 class _Worker:
     """Clients' threads put commands into a queue, the main thread takes them out."""
 
-    def __init__(self, listener: socket.socket, key: str) -> None:
-        self._listener, self._key = listener, key
+    def __init__(self, listener: socket.socket, key: str, runner: Runner) -> None:
+        self._listener, self._key, self._runner = listener, key, runner
         self._turn = threading.Condition()
         self._waiting: deque[_Command] = deque()
         self._running: _Command | None = None
         self._makes: dict[str, int] = {}  # those that are running: process ID -> descriptor of the process
         self._had_make = False
         self._ends, self._used = False, time.monotonic()
-        self._seeded: torch.Tensor | None = None  # torch's generator, as it is in a new process
 
     # ---- In the threads of clients -----------------------------------------------------------------------------------
 
@@ -124,13 +139,13 @@ class _Worker:
                 command.drop()
                 command.answer(-(number or signal.SIGTERM))
             elif command is self._running:
-                os.kill(os.getpid(), number or signal.SIGTERM)
+                self._runner.stop(number or signal.SIGTERM)
                 if number is None:
                     threading.Timer(_STUCK, self._kill, (command,)).start()
 
     def _kill(self, command: _Command) -> None:
         if command is self._running:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._runner.kill()
 
     # ---- In the main thread ------------------------------------------------------------------------------------------
 
@@ -153,14 +168,11 @@ class _Worker:
         return time.monotonic() - self._used >= float(os.environ.get(IDLE, _IDLE_SECONDS))
 
     def carry_out(self, command: _Command) -> None:
-        """Run a command as a process of its own would, and answer its client."""
+        """Run a command, and answer its client."""
         self.watch(command.request.environment.get(MAKE))
         code = 1
         try:
-            become(command.request)
-            code = self._run()
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()  # now: what is left would reach the next command's terminal
+            code = self._runner.run(command.request)
         except BaseException:  # unforeseen, or a signal just before or after the command itself
             traceback.print_exc()
         self.rest()
@@ -176,31 +188,11 @@ class _Worker:
             with suppress(ValueError, OSError):  # it has ended
                 self._makes[make] = os.pidfd_open(int(make))
 
-    def _run(self) -> int:
-        """The exit code of the command that this process has become."""
-        import torch
-
-        from dapo_stages.entrypoints.cli import main as run
-
-        phases.forget()
-        memory.forget_peak()
-        if self._seeded is None:
-            self._seeded = torch.get_rng_state()
-        torch.set_rng_state(self._seeded)
-        try:
-            run()
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return 0
-
     def rest(self) -> None:
-        """Let go of what belonged to the last command: its terminal, its folder, its signals."""
+        """Let go of what belonged to the last command."""
         for number in _SIGNALS:
             signal.signal(number, self._end)
-        with open(os.devnull, "r+b", buffering=0) as nothing:
-            for target in range(3):
-                os.dup2(nothing.fileno(), target)
-        os.chdir("/")
+        rest()
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ends = True  # `next` looks soon

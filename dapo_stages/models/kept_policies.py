@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from dapo_stages import ranks
 from dapo_stages.config import ModelConfig
 from dapo_stages.handoff import kept
 from dapo_stages.handoff.kept import Kind
@@ -21,11 +22,12 @@ def key_of(policy: Manifest, base: Manifest, settings: ModelConfig) -> str:
 def find(folder: PolicyFolder, settings: ModelConfig, kind: Kind, *, to_change: bool) -> Policy | None:
     """The policy of a verified folder, if it is kept; otherwise the one that is kept is dropped, to make room for it.
 
-    One that the caller is going to change is kept no longer. An adapter is kept merged, so not for training.
+    One that the caller is going to change is kept no longer. An adapter is kept merged, so not for training; nor is a
+    policy that several processes train, because each framework wants it loaded in its own way.
     """
     key = key_of(folder.manifest, folder.full.manifest, settings)
     found: Policy | None = None
-    if not (to_change and folder.is_adapter):
+    if not (to_change and (folder.is_adapter or ranks.count() > 1)):
         found = kept.take(kind, key) if to_change else kept.look(kind, key)
     if found is None:
         kept.drop(kind)
@@ -48,9 +50,9 @@ def keep_trained(policy: Policy, settings: ModelConfig, before: Manifest, publis
 
     Not if loading the published files could give something else than other weights: an adapter was attached to it, or
     saving has changed a file other than weights, as it may for a checkpoint that another program wrote. Nor if the
-    weights were compiled in.
+    weights were compiled in, or trained by several processes.
     """
-    changed = policy.is_adapter or policy.is_quantized or policy.compiled
+    changed = policy.is_adapter or policy.is_quantized or policy.compiled or ranks.count() > 1
     if not kept.keeps() or changed or _other_files(before) != _other_files(published):
         return
     restore(policy)

@@ -91,6 +91,12 @@ def leave() -> None:
         joined.leave()
 
 
+def forget() -> None:
+    """After `leave`: the next command of this process connects anew, under another TORCHELASTIC_RESTART_COUNT."""
+    global _found
+    _found = None
+
+
 def _ignore_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -141,7 +141,7 @@ class TrainStep:
         import numpy as np
         import torch
 
-        from dapo_stages.training.launching.frameworks import among_ranks
+        from dapo_stages.training.launching.frameworks import among_ranks, leave
 
         self._output.restart()
         self._guard.check_rollouts()
@@ -162,6 +162,8 @@ class TrainStep:
             self._output.counts |= self._guard.counts()
             with writing(self._output.folder):
                 self._save(policy, trainer.worker)
+            if kept.keeps():
+                leave(self._accelerator)
         if ranks.rank() == 0:
             self._output.write("metrics", None, self._metrics)
         self._output.counts |= {

@@ -68,6 +68,22 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     return accelerator
 
 
+def leave(accelerator: Any) -> None:
+    """Undo `join`, except for the connection of the ranks: the next command of this process may configure otherwise."""
+    if accelerator is None:
+        return
+    from accelerate.state import AcceleratorState, GradientState
+
+    if (wrapped := getattr(accelerator, "deepspeed_engine_wrapped", None)) is not None:
+        wrapped.engine.destroy()  # its hooks would keep it, and the model, in memory
+    if holds_master_weights(accelerator):
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # or ZeRO-3 would split whatever is loaded next
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
 @contextmanager
 def among_ranks() -> Iterator[None]:
     """Wrap work that the ranks do together: a broken connection raises RankError."""
