@@ -87,7 +87,7 @@ ANYBODYS: dict[str, Callable[[], object]] = {
     "umask": lambda: os.umask(0o057),
     "personality": lambda: succeeds(libc().personality(0x0040000)),
     "no new privileges": lambda: succeeds(libc().prctl(38, 1, 0, 0, 0)),
-    "ignored signal": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    "ignored signal": lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),  # SIGHUP is, under nohup
     "blocked signal": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]),
     "dies first": lambda: Path("/proc/self/oom_score_adj").write_text("999", encoding="ascii"),
     "core dumps": lambda: Path("/proc/self/coredump_filter").write_text("0x7f", encoding="ascii"),
