@@ -24,7 +24,8 @@ from dapo_stages.handoff.unfinished import locked
 from dapo_stages.processes import collectives
 from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import is_inside, read_json
-from dapo_stages.training.launching.rank_workers import State, Worker
+from dapo_stages.training.launching.rank_workers import Worker
+from dapo_stages.training.stored_state import InFile, InMemory, State, Stored
 
 ABOUT = "state.json"
 _MOST_BYTES = 2 << 30  # of a file, and of what is held in memory until it is written
@@ -94,7 +95,7 @@ def resume(worker: Worker, state: Source) -> None:
         return
     _check_fits(worker, found.optimizer, found.tensors)
     for name in list(found.tensors):  # none is held twice
-        worker.set_state(name, found.tensors.pop(name))
+        worker.set_state(name, InMemory(found.tensors.pop(name)))
 
 
 def _check_fits(worker: Worker, optimizer: str, weights: Iterable[str]) -> None:
@@ -114,8 +115,8 @@ def load_state(worker: Worker, folder: Path) -> None:
     for path, keys in zip(files, about["files"].values(), strict=True):
         _check_keys(path, keys)
     with torch.no_grad():
-        for name, state in _read(files):
-            worker.set_state(name, state)
+        for name, stored in _read(files):
+            worker.set_state(name, stored)
 
 
 class _Files:
@@ -160,7 +161,7 @@ def _check_keys(path: Path, listed: list[str]) -> None:
             raise ValueError(f"{path.name} does not match {ABOUT}, such as in {min(other)}")
 
 
-def _read(files: Iterable[Path]) -> Iterator[tuple[str, State]]:
+def _read(files: Iterable[Path]) -> Iterator[tuple[str, Stored]]:
     """The state of each weight, one at a time, in the same order for all ranks."""
     from safetensors import safe_open
 
@@ -170,4 +171,4 @@ def _read(files: Iterable[Path]) -> Iterator[tuple[str, State]]:
             for key in sorted(file.keys()):
                 keys.setdefault(key.rpartition("/")[0], []).append(key)
             for name, of_name in keys.items():
-                yield name, {key.rpartition("/")[2]: file.get_tensor(key) for key in of_name}
+                yield name, InFile(file, name, [key.rpartition("/")[2] for key in of_name])

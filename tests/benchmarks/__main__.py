@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import iteration, long_run, machine, overhead, preparing, scaling, table, worker
+from benchmarks import accuracy, iteration, long_run, machine, overhead, preparing, scaling, table, worker
 from benchmarks.measure import Figure
 from benchmarks.rows import duels
 
@@ -22,6 +22,7 @@ def lines() -> dict[str, Work]:
     return found | {
         "preparing-many": preparing.measure,
         "overhead": overhead.measure,
+        "accuracy": _accuracy,
         "scaling": scaling.measure,
         "long": long_run.measure,
     }
@@ -61,6 +62,10 @@ def _measured(chosen: dict[str, Work], repetitions: int | None) -> Iterator[Figu
 
 def _iteration(name: str, repetitions: int | None) -> list[Figure]:
     return [iteration.measure(iteration.SIZES[name], repetitions, worker.call)]
+
+
+def _accuracy(repetitions: int | None) -> list[Figure]:
+    return accuracy.measure(repetitions, worker.call)
 
 
 if __name__ == "__main__":

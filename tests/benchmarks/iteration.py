@@ -156,7 +156,7 @@ def trl_iteration(size: Size, folder: Path) -> dict[str, float]:
         batch=size.batch,
         accumulation=accumulation,
         max_length=size.longest,
-        rows=_trl_rows(folder, size.prompts),
+        rows=trl_rows(folder, size.prompts),
         reward=spread,
         callbacks=[Clock()],
         steps_per_generation=completions // size.batch,
@@ -171,8 +171,8 @@ def trl_iteration(size: Size, folder: Path) -> dict[str, float]:
     return {"seconds": Clock.ended - Clock.started, "mean length": sum(lengths) / len(lengths), "mib": mib}
 
 
-def _trl_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The prompts of our data folder as TRL takes them: a conversation and an image."""
+def trl_rows(folder: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The (first `count`) prompts of our data folder as TRL takes them: a conversation, an image, a solution."""
     import io
 
     import yaml
@@ -187,10 +187,13 @@ def _trl_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     rows = []
     for row in Source(folder / "data").rows("train"):
         image = Image.open(io.BytesIO(row["images"][0]["bytes"])).convert("RGB")
-        rows.append({"prompt": [*head, {"role": "user", "content": row["problem"]}], "image": image})
+        prompt = [*head, {"role": "user", "content": row["problem"]}]
+        rows.append({"prompt": prompt, "image": image, "solution": row["solution"]})
         if len(rows) == count:
             return rows
-    raise RuntimeError(f"{len(rows)} prompts, needed {count}")
+    if count is not None:
+        raise RuntimeError(f"{len(rows)} prompts, needed {count}")
+    return rows
 
 
 # ---- The two sizes ---------------------------------------------------------------------------------------------------

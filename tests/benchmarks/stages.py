@@ -88,15 +88,16 @@ class Workspace:
         """The stages of one iteration, one after the other, from the starting policy."""
         return {stage: self.command(stage, *words) for stage, words in self.calls(name).items()}
 
-    def calls(self, name: str) -> dict[str, tuple[object, ...]]:
-        """What each stage of an iteration is called with."""
+    def calls(self, name: str, before: str = "policy", iteration: int = 1) -> dict[str, tuple[object, ...]]:
+        """What each stage of an iteration is called with; `before` is the policy that it starts from."""
         rollout, weights = ("--rollouts", f"{name}/rollout"), ("--weights", f"{name}/weights")
-        policy, first = ("--policy", "policy"), ("--iteration", 1)
+        policy, number = ("--policy", before), ("--iteration", iteration)
+        state = ("--state", f"{Path(before).parent}/state") if iteration > 1 else ()
         inputs: dict[str, tuple[object, ...]] = {
-            "rollout": (*policy, "--data", "data", *first),
+            "rollout": (*policy, "--data", "data", *number),
             "score-attention": (*policy, *rollout),
-            "weight-tokens": (*rollout, "--attention", f"{name}/attention", *first),
-            "train-step": (*policy, *rollout, *weights),
+            "weight-tokens": (*rollout, "--attention", f"{name}/attention", *number),
+            "train-step": (*policy, *rollout, *weights, *state),
         }
         return {stage: (*words, "--out", f"{name}/{_FOLDERS[stage]}") for stage, words in inputs.items()}
 

@@ -81,11 +81,18 @@ def _trl_iteration(name: str, folder: str) -> dict[str, float]:
     return trl_iteration(SIZES[name], Path(folder))
 
 
+def _trl_accuracy(rate: str, folder: str) -> list[float | None]:
+    from benchmarks.accuracy import trl_accuracy
+
+    return trl_accuracy(float(rate), Path(folder))
+
+
 _JOBS: dict[str, Callable[[str, str], Any]] = {
     "peak": _peak,
     "row": _row,
     "load": _load,
     "trl-iteration": _trl_iteration,
+    "trl-accuracy": _trl_accuracy,
 }
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.training.launching.rank_workers import Ranked, State, check_shapes
+from dapo_stages.training.launching.rank_workers import Ranked
 from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.stored_state import STEP, State, Stored
 
 
 class Sharded(Ranked):
@@ -40,19 +42,17 @@ class Sharded(Ranked):
     def state_of(self, name: str) -> State:
         return {key: _whole(value) for key, value in super().state_of(name).items()}
 
-    def set_state(self, name: str, state: State) -> None:
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
+    def set_state(self, name: str, stored: Stored) -> None:
+        """From this rank's part alone: fully_shard gives each rank some rows."""
         parameter: Any = self._trained[name]
-        check_shapes(name, state, parameter.shape)
-        assert isinstance(parameter, DTensor)
-        parts = {
-            key: value
-            if key == "step"
-            else distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-            for key, value in state.items()
-        }
-        super().set_state(name, parts)
+        stored.check(name, parameter.shape)
+        rows = parameter.to_local().shape[0]
+        width = math.prod(parameter.shape[1:])
+        start = min(self.rank * -(-parameter.shape[0] // self.ranks), parameter.shape[0]) * width
+        part = stored.part(start, start + rows * width)
+        self._restore(
+            parameter, {key: value if key == STEP else _spread(value, parameter) for key, value in part.items()}
+        )
 
 
 def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
@@ -72,6 +72,17 @@ def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
         if type(module).__name__ in layers:
             fully_shard(module, **how, reshard_after_forward=plugin.reshard_after_forward if plugin else True)
     fully_shard(forward, **how)
+
+
+def _spread(local: torch.Tensor, like: Any) -> torch.Tensor:
+    """A tensor that is split as another one is, from the elements of this rank."""
+    from torch.distributed.tensor import DTensor
+
+    own = local.to(like.device).reshape(like.to_local().shape)
+    spread: torch.Tensor = DTensor.from_local(
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return spread
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,7 @@ from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.shared_prefix.packing import Packed, SeparateRows
 from dapo_stages.training.optimizers import Optimizers
-
-State = dict[str, torch.Tensor]
+from dapo_stages.training.stored_state import State, Stored
 
 
 class Step(NamedTuple):
@@ -111,10 +110,13 @@ class Worker:
         master = {"master": parameter.detach()} if self._exact else {}
         return self._optimizers.state_of(parameter) | master
 
-    def set_state(self, name: str, state: State) -> None:
+    def set_state(self, name: str, stored: Stored) -> None:
         """Restore what state_of gave, here or in another kind of launch. Raises ValueError if it does not fit."""
         parameter = self._trained[name]
-        check_shapes(name, state, parameter.shape)
+        stored.check(name, parameter.shape)
+        self._restore(parameter, stored.whole())
+
+    def _restore(self, parameter: Any, state: State) -> None:
         moments = dict(state)
         if (master := moments.pop("master", None)) is not None:
             with torch.no_grad():
@@ -178,9 +180,3 @@ class Replicated(Ranked):
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss * self.ranks)
-
-
-def check_shapes(name: str, state: State, shape: Sequence[int]) -> None:
-    for key, value in state.items():
-        if key != "step" and tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{key} of {name} has shape {list(value.shape)}, but must have {list(shape)}")

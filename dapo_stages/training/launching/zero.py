@@ -11,8 +11,9 @@ import torch
 
 from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.training.launching.rank_workers import Ranked, State, Step, check_shapes
+from dapo_stages.training.launching.rank_workers import Ranked, Step
 from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.stored_state import STEP, State, Stored
 
 
 class Zero(Ranked):
@@ -80,30 +81,40 @@ class Zero(Ranked):
             state["master"] = safe_get_full_fp32_param(parameter)
         return state
 
-    def set_state(self, name: str, state: State) -> None:
+    def set_state(self, name: str, stored: Stored) -> None:
+        """From this rank's part alone."""
         parameter = self._trained[name]
-        check_shapes(name, state, getattr(parameter, "ds_shape", parameter.shape))
-        if "step" in state:
-            self._begin(float(state["step"]))
+        stored.check(name, getattr(parameter, "ds_shape", parameter.shape))
+        state = stored.part(*self._range(parameter))
+        if STEP in state:
+            self._begin(float(state[STEP]))
         for key, value in state.items():
-            if key != "step":
+            if key != STEP:
                 self._set(parameter, value.to(parameter.device), key)
 
-    def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
-        """Write a whole tensor to where DeepSpeed keeps this rank's part of it."""
-        from deepspeed import utils
-
-        set_parameter, set_moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+    def _range(self, parameter: Any) -> tuple[int, int]:
+        """The elements of a flattened weight whose state this rank holds."""
         if self._stage == 3:
-            set_parameter, set_moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
-            # Parts have the same size, the last is padded; DeepSpeed's setter of whole tensors would run past the end.
-            size = parameter.ds_tensor.ds_numel
-            flat = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
-            value = flat.narrow(0, size * self.rank, size)
+            size, number = parameter.ds_tensor.ds_numel, parameter.ds_numel
+            return min(size * self.rank, number), min(size * (self.rank + 1), number)
+        if parameter._hp_mapping is None:
+            return 0, 0
+        address = parameter._hp_mapping.lp_fragment_address
+        return address.start, address.start + address.numel
+
+    def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
+        """Write this rank's part to where DeepSpeed keeps it. Its setters below stage 3 take whole tensors only."""
+        if self._stage < 3:
+            if parameter._hp_mapping is not None:
+                parameter._hp_mapping.get_hp_fragment(None if key == "master" else key).data.copy_(value)
+            return
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        padded = torch.nn.functional.pad(value, (0, parameter.ds_tensor.ds_numel - value.numel()))  # the last part is
         if key == "master":
-            set_parameter(parameter, value)
+            safe_set_local_fp32_param(parameter, padded)
         else:
-            set_moment(parameter, value, key)
+            safe_set_local_optimizer_state(parameter, padded, key)
 
     @property
     def _flat(self) -> list[torch.Tensor]:
