@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dapo_stages.entrypoints.preloaded import Request, become, import_everything
@@ -64,8 +65,12 @@ class Here:
 
 
 def rest() -> None:
-    """Let go of what belonged to the last command: its terminal and its folder."""
+    """Let go of what belonged to the last command: its folder, and its terminal, which libraries may have opened again
+    (DeepSpeed keeps a copy of stderr)."""
+    streams = [os.fstat(stream) for stream in range(3)]
     with open(os.devnull, "r+b", buffering=0) as nothing:
-        for target in range(3):
-            os.dup2(nothing.fileno(), target)
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # that of the listing itself
+                if int(name) in range(3) or any(os.path.samestat(os.fstat(int(name)), one) for one in streams):
+                    os.dup2(nothing.fileno(), int(name), inheritable=int(name) in range(3))
     os.chdir("/")

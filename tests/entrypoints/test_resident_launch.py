@@ -39,7 +39,8 @@ def train_step(run: Run, data: int, policy: Path, out: Path, **settings: object)
     """On the completions of an iteration of the small run; with the state beside the policy, if there is one."""
     here, state = run.at(data), policy.parent / "state"
     inputs = ["--policy", policy, "--rollouts", here / "rollout", "--weights", here / "weights", "--out", out]
-    return ["train-step", *run.options(**settings), *inputs, *(["--state", state] if state.exists() else [])]
+    carry_on = ["--state", state] if state.exists() and not settings else []  # other settings train other weights
+    return ["train-step", *run.options(**settings), *inputs, *carry_on]
 
 
 def chain(place: Place, run: Run, launch: str, folder: Path, program: str | None = None) -> list[str]:
@@ -52,7 +53,7 @@ def chain(place: Place, run: Run, launch: str, folder: Path, program: str | None
         ["rollout", *run.options(), *sampled, "--out", folder / "rollout"],
         ["score-attention", *run.options(), *scored, "--out", folder / "attention"],
         train_step(run, 2, folder / "1/policy", folder / "2"),
-        train_step(run, 1, folder / "2/policy", folder / "3", train__freeze_vision=True)[:-2],  # the state has more
+        train_step(run, 1, folder / "2/policy", folder / "3", train__freeze_vision=True),
     ):
         done = place.run(*options(launch), *words, program=program)
         assert done.code == 0, done.stderr
