@@ -175,18 +175,18 @@ def trl_rows(folder: Path, count: int | None = None) -> list[dict[str, Any]]:
     """The (first `count`) prompts of our data folder as TRL takes them: a conversation, an image, a solution."""
     import io
 
-    import yaml
     from PIL import Image
 
-    from dapo_stages.data.chat import SYSTEM_PROMPT
+    from dapo_stages.engines.server_engine import messages_of
     from dapo_stages.handoff.manifests import Source
+    from dapo_stages.models.families import FAMILIES
 
-    system = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))["data"].get("system_prompt")
-    system = SYSTEM_PROMPT if system is None else system
-    head = [{"role": "system", "content": system}] if system else []
+    family = FAMILIES["qwen2_5_vl"]
     rows = []
     for row in Source(folder / "data").rows("train"):
         image = Image.open(io.BytesIO(row["images"][0]["bytes"])).convert("RGB")
+        system = [one["content"][0]["text"] for one in messages_of(row, family) if one["role"] == "system"]
+        head = [{"role": "system", "content": text} for text in system]
         prompt = [*head, {"role": "user", "content": row["problem"]}]
         rows.append({"prompt": prompt, "image": image, "solution": row["solution"]})
         if len(rows) == count:
