@@ -65,7 +65,7 @@ def _scoring(plan: Plan) -> dict[str, float]:
 
 
 def _training(plan: Plan) -> dict[str, float]:
-    """One process per machine hashes the state, every rank reads all of it, and each writes and hashes its share."""
+    """One process per machine hashes the state, and each rank reads, writes and hashes its share; DDP's read all."""
     train, rates, files = plan.config.train, plan.rates, plan.files(0)
     updates, state = train.updates_per_iteration, files["train-step: state"]
     opening = _opening(plan)
@@ -79,11 +79,12 @@ def _training(plan: Plan) -> dict[str, float]:
         sent = updates * stage_costs.traffic(
             plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, passes, plan.ranks, plan.b
         ) + stage_costs.state_traffic(plan.parallel, state, plan.ranks)
+    shares = 1 if plan.parallel in ("single", "ddp") else plan.ranks
     moved = files.get("train-step: reference", 0) / (train.reference_update_every or 1)
     policy = files["train-step: policy"] + moved  # written by rank 0
     return {
         "verifying": opening["verifying"] + rates.verifying(state),
-        "loading": opening["loading"] + rates.loading(state),
+        "loading": opening["loading"] + max(rates.loading(state / shares), state / rates.disk),
         "updates": plan.groups * operations / rates.operations,
         "between ranks": sent / rates.link,
         "writing": (policy + state) / rates.disk,
