@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dapo_stages.config.base import LONGEST, Count, Later, Section
+from dapo_stages.config.base import LONGEST, Count, Later, Positive, Section
 
 
 class VllmConfig(Section):
@@ -50,6 +50,16 @@ class ServerConfig(Endpoint):
     distribution."""
 
     model: str | None = Field(None, description="Name of the model on the server; null uses the first it lists.")
+    reload: Annotated[Literal["vllm", "sglang", "none"], Later("none")] = Field(
+        "none",
+        description="How a running server is given each policy: by vLLM's or SGLang's own requests; none: it must have "
+        "been started on it.",
+    )
+    canary: Annotated[Positive | None, Later(None)] = Field(
+        None,
+        description="Largest mean difference, in nats, of the logprobs of a reloaded server from the policy's; null "
+        "uses 0.05 with model.dtype bfloat16 and 0.001 with others.",
+    )
 
 
 class EnginesConfig(Section):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from dapo_stages import ranks
@@ -31,6 +27,12 @@ def open_engine(policy: PolicyFolder, config: Config, stage: Literal["rollout", 
             f"without a launcher (make: {stage.upper()}_LAUNCH=1), and set engines.vllm.tensor_parallel_size to the "
             "number of GPUs that share a model, or engines.vllm.data_parallel_size to the number of its copies."
         )
+    if name == "server" and config.engines.server.reload != "none" and ranks.count() > 1:
+        raise ConfigError(
+            f"engines.server.reload: {stage} must run in one process, not {ranks.count()}, as one reloads for all. "
+            f"Start {stage} without a launcher (make: {stage.upper()}_LAUNCH=1); engines.server.concurrency sends more "
+            "requests at a time."
+        )
     from dapo_stages.models.tokens import load_tokens
 
     policy.verify()
@@ -38,12 +40,13 @@ def open_engine(policy: PolicyFolder, config: Config, stage: Literal["rollout", 
     if name == "server":
         from dapo_stages.engines.server_engine import ServerEngine
 
-        return ServerEngine(None if policy.is_adapter else policy.name, tokens, config, stage)
+        return ServerEngine(policy, tokens, config, stage)
+    from dapo_stages.engines.merged_checkpoint import merged_checkpoint
     from dapo_stages.engines.vllm_engine import VllmEngine
     from dapo_stages.models.soundness import check_checkpoint
 
     check_checkpoint(policy.checkpoint())
-    with _merged(policy, config) as checkpoint:
+    with merged_checkpoint(policy, config.model) as checkpoint:
         return VllmEngine(checkpoint, tokens, config, stage)
 
 
@@ -64,20 +67,3 @@ def _transformers(folder: PolicyFolder, config: Config, stage: str) -> Engine:
     if not policy.shares_prefixes:
         say(f"{stage}: this model cannot share a prompt among its completions; generating prompt by prompt")
     return TransformersEngine(policy, config.rollout)
-
-
-@contextmanager
-def _merged(policy: PolicyFolder, config: Config) -> Iterator[str | Path]:
-    """The checkpoint; for an adapter, a temporary copy of its base with the adapter merged in."""
-    from dapo_stages.models.policy_loading import open_policy
-
-    if not policy.is_adapter:
-        yield policy.checkpoint()
-        return
-    from dapo_stages.models.policy_loading import save_policy
-
-    with TemporaryDirectory(prefix="dapo-stages-merged-") as folder:
-        merged = open_policy(policy, config.model.model_copy(update={"device": "cpu"}))
-        save_policy(merged, Path(folder))
-        del merged
-        yield Path(folder)

@@ -3,7 +3,7 @@
 Checked before the first prompt: that it serves this policy, and returns token ids and logprobs of the distribution
 sampled from. Checked after each batch: that it still serves the same policy. The check of the logprobs cannot tell
 whether they leave the temperature out, as a forced token has logprob 0 at any temperature; the mismatch that train-step
-reports can.
+reports can, and so can the canary of a server that reloads (engines.server.reload).
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 import httpx
 from pydantic import BaseModel
 
-from dapo_stages.config import Config
+from dapo_stages.config import Config, RolloutConfig
 from dapo_stages.data.control import MARK
 from dapo_stages.engines import Completion
+from dapo_stages.engines.canary import Canary, few
 from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
+from dapo_stages.engines.server_reload import Reload
 from dapo_stages.errors import EngineError
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.tokens import Tokens
@@ -76,13 +79,19 @@ class ServerEngine:
 
     batches_itself = True
 
-    def __init__(self, checkpoint: str | Path | None, tokens: Tokens, config: Config, stage: str) -> None:
+    def __init__(self, policy: PolicyFolder, tokens: Tokens, config: Config, stage: str) -> None:
         self._stage = stage
         self.tokens, self._settings, self._wanted = tokens, config.rollout, config.engines.server
         self._server = Server(NAME, "engines.server", KEY, self._wanted)
         self._where = self._server.where
         self._check_family()
-        self._model = asyncio.run(self._ready(checkpoint))
+        self._reload: Reload | None = None
+        self._version: str | None = None  # what a server that reloads must say of its weights
+        if self._wanted.reload == "none":
+            self._model = asyncio.run(self._ready(None if policy.is_adapter else policy.name))
+        else:
+            self._reload, self._canary = Reload(self._server, policy, config), Canary(policy, config, self._where)
+            asyncio.run(self._find(self._reload))
 
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
@@ -90,16 +99,18 @@ class ServerEngine:
         """Completions of each prompt; the first permanent failure cancels all requests."""
         for row in prompts:
             check_text(self._where, row)
-        found = asyncio.run(self._all(requests(prompts, seed, samples, greedy)))
+        if self._reload is not None and self._version != self._reload.proven:
+            self._bring(self._reload, few(prompts))
+        found = asyncio.run(self._all(requests(prompts, seed, samples, greedy), self._settings))
         return by_prompt(found, len(prompts))
 
-    async def _all(self, wanted: Sequence[Request]) -> list[list[Completion]]:
+    async def _all(self, wanted: Sequence[Request], settings: RolloutConfig) -> list[list[Completion]]:
         turns = asyncio.Semaphore(self._wanted.concurrency)
 
         async def one(client: httpx.AsyncClient, request: Request) -> list[Completion]:
             async with turns:
-                answer = await self._server.ask(client, _Answer, CHAT, self._body(request))
-            return self._completions(request, answer)
+                answer = await self._server.ask(client, _Answer, CHAT, self._body(request, settings))
+            return self._completions(request, answer, settings)
 
         try:
             async with self._server.client() as client:
@@ -110,17 +121,17 @@ class ServerEngine:
             raise failures.exceptions[0] from None
         return [task.result() for task in asked]
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: Request, settings: RolloutConfig) -> dict[str, Any]:
         return {
             "model": self._model.id,
             "messages": messages_of(request.row, FAMILIES[self.tokens.architecture]),
-            **sampling(request, self._settings, self.tokens),
-            "max_completion_tokens": self._settings.max_completion_length,
+            **sampling(request, settings, self.tokens),
+            "max_completion_tokens": settings.max_completion_length,
             "logprobs": True,
             "return_token_ids": True,
         }
 
-    def _completions(self, request: Request, answer: _Answer) -> list[Completion]:
+    def _completions(self, request: Request, answer: _Answer, settings: RolloutConfig) -> list[Completion]:
         row = request.row
         if len(answer.choices) != request.count:
             raise EngineError(
@@ -130,9 +141,38 @@ class ServerEngine:
             )
         check_prompt(self._where, row, answer.prompt)
         return [
-            completion(self._where, row, one.token_ids, one.values, one.finish_reason, self._settings, self.tokens)
+            completion(self._where, row, one.token_ids, one.values, one.finish_reason, settings, self.tokens)
             for one in sorted(answer.choices, key=lambda choice: choice.index)
         ]
+
+    # ---- a server that reloads
+
+    async def _find(self, reload: Reload) -> None:
+        """Which policy it serves; before the first prompt, so that a server that cannot reload is found out at once."""
+        async with self._server.client() as client:
+            self._version = await reload.version(client)
+            if self._version == reload.proven:
+                self._model = await self._served(client)
+                await self._check_logprobs(client, self._model.id)
+
+    def _bring(self, reload: Reload, prompts: Sequence[Row]) -> None:
+        """Give it the policy, and prove by some of the prompts that it serves that."""
+
+        async def load() -> None:
+            async with self._server.client() as client:
+                await reload.load(client)
+                self._version, self._model = reload.unproven, await self._served(client)
+                await self._check_logprobs(client, self._model.id)
+
+        async def mark() -> None:
+            async with self._server.client() as client:
+                await reload.mark(client, reload.proven)
+
+        asyncio.run(load())
+        sampled = asyncio.run(self._all(requests(prompts, seed=0, samples=1, greedy=False), self._canary.settings))
+        self._canary.check(prompts, sampled, reload.command)
+        asyncio.run(mark())
+        self._version = reload.proven
 
     # ---- before the first prompt
 
@@ -175,6 +215,12 @@ class ServerEngine:
                 f"it served policy {self._model.root} ({self._model.id}) before this batch, but now serves "
                 f"{found.root} ({found.id})",
                 "Start the server on the former and run the same command again: finished shards are kept.",
+            )
+        if self._reload is not None and (version := await self._reload.version(client)) != self._version:
+            raise EngineError(
+                self._where,
+                f"its weights changed during this batch: expected version {self._version}, got {version}",
+                "Let one run at a time use this server, and run the same command again: finished shards are kept.",
             )
 
     def _check_policy(self, checkpoint: str | Path | None, root: str | None) -> None:

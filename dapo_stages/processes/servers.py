@@ -74,23 +74,30 @@ class Server:
         return key
 
     async def ask(
-        self, client: httpx.AsyncClient, form: type[_Form], path: str, content: Mapping[str, Any] | None = None
+        self,
+        client: httpx.AsyncClient,
+        form: type[_Form],
+        path: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        retries: int | None = None,
     ) -> _Form:
-        """The response to a request, with as many retries as the settings allow.
+        """The response to a request, with as many retries as the settings allow. With `content` it is a POST.
 
         Raises RefusedError for a status that retries would not change, EngineError after the last attempt.
         """
         settings = self._settings
-        for attempt in range(settings.retries + 1):
+        retries = settings.retries if retries is None else retries
+        for attempt in range(retries + 1):
             wait = settings.backoff * 2**attempt
             try:
                 async with (
                     asyncio.timeout(_WHOLE * settings.timeout),
-                    client.stream("POST" if content else "GET", path, json=content) as response,
+                    client.stream("GET" if content is None else "POST", path, json=content) as response,
                 ):
                     said = await self._read(response)
                 if response.is_success:
-                    return form.model_validate_json(said)
+                    return form.model_validate_json(said or b"{}")  # some orders are only acknowledged
                 failure = f"status {response.status_code} ({_excerpt(said)})"
                 if response.status_code not in _PASSING:
                     raise self._refused(response.status_code, f"request refused with {failure}")
@@ -103,13 +110,13 @@ class Server:
                 failure = " ".join(f"{type(error).__name__} {error}".split())
             except _Unreadable as error:
                 failure = str(error)
-            if attempt < settings.retries:
+            if attempt < retries:
                 wait = min(wait, _LONGEST_WAIT)
                 say(f"{self.where}: {failure}; retrying in {wait:.0f} s")
                 await asyncio.sleep(wait)
         raise EngineError(
             self.where,
-            f"no valid response in {settings.retries + 1} attempts with {self._section}.timeout={settings.timeout:g} s "
+            f"no valid response in {retries + 1} attempts with {self._section}.timeout={settings.timeout:g} s "
             f"(last error: {failure})",
             "See the server's log, restart it, and run the same command again: finished shards are kept.",
         )
