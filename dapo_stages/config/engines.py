@@ -57,8 +57,13 @@ class ServerConfig(Endpoint):
     )
     canary: Annotated[Positive | None, Later(None)] = Field(
         None,
-        description="Largest mean difference, in nats, of the logprobs of a reloaded server from the policy's; null "
-        "uses 0.05 with model.dtype bfloat16 and 0.001 with others.",
+        description="Largest mean difference of the logprobs of a reloaded server from the policy's; null uses "
+        "engines.diff_warn with model.dtype bfloat16, and 0.001 with others.",
+    )
+    restart: Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, Later(None)] = Field(
+        None,
+        description="Command, a list of words, that starts the server anew if it does not reload, and ends once it "
+        "answers; {policy} stands for the policy. null: a failed reload ends the stage.",
     )
 
 

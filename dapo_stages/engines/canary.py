@@ -18,10 +18,9 @@ from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.terminal.console import say
 
+SAMPLES = 2  # of each prompt that is asked
 _PROMPTS, _TOKENS = 3, 16
-# Mean |Δ logprob| of engine and trainer: 7e-8 to 3e-4 in float32 (docs/engines.md). In bfloat16, whose rounding errors
-# two implementations do not share, it is what train-step warns of, too.
-_EXACT, _ROUNDED = 1e-3, 0.05
+_EXACT = 1e-3  # mean |Δ logprob| of engine and trainer is 7e-8 to 3e-4 in float32 (docs/engines.md)
 
 
 class Canary:
@@ -43,9 +42,9 @@ class Canary:
 
     @property
     def allowed(self) -> float:
-        """The largest mean |Δ logprob|."""
-        usual = _ROUNDED if self._config.model.dtype == "bfloat16" else _EXACT
-        return self._config.engines.server.canary or usual
+        """The largest mean |Δ logprob|. In bfloat16 two implementations do not share their rounding errors."""
+        engines = self._config.engines
+        return engines.server.canary or (engines.diff_warn if self._config.model.dtype == "bfloat16" else _EXACT)
 
     def check(self, prompts: Sequence[Row], sampled: Sequence[list[Completion]], command: str) -> None:
         """Raise EngineError unless the logprobs of the completions are the policy's. `command` restarts the server."""

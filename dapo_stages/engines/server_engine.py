@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from dapo_stages.config import Config, RolloutConfig
 from dapo_stages.data.control import MARK
 from dapo_stages.engines import Completion
-from dapo_stages.engines.canary import Canary, few
+from dapo_stages.engines.canary import SAMPLES, Canary, few
 from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
 from dapo_stages.engines.server_reload import Reload
+from dapo_stages.engines.server_restart import restart
 from dapo_stages.errors import EngineError
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
@@ -91,7 +92,6 @@ class ServerEngine:
             self._model = asyncio.run(self._ready(None if policy.is_adapter else policy.name))
         else:
             self._reload, self._canary = Reload(self._server, policy, config), Canary(policy, config, self._where)
-            asyncio.run(self._find(self._reload))
 
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
@@ -147,32 +147,41 @@ class ServerEngine:
 
     # ---- a server that reloads
 
-    async def _find(self, reload: Reload) -> None:
-        """Which policy it serves; before the first prompt, so that a server that cannot reload is found out at once."""
-        async with self._server.client() as client:
-            self._version = await reload.version(client)
-            if self._version == reload.proven:
-                self._model = await self._served(client)
-                await self._check_logprobs(client, self._model.id)
-
     def _bring(self, reload: Reload, prompts: Sequence[Row]) -> None:
-        """Give it the policy, and prove by some of the prompts that it serves that."""
+        """Have it serve the policy, after a restart if it must be; otherwise no prompt is sampled."""
+        try:
+            self._try(reload, prompts)
+        except EngineError as failure:
+            if self._wanted.restart is None:
+                raise
+            say(f"{failure.where}: {failure.problem}; restarting it")
+            restart(self._where, self._wanted.restart, str(reload.policy))
+            self._try(reload, prompts)
 
-        async def load() -> None:
-            async with self._server.client() as client:
-                await reload.load(client)
-                self._version, self._model = reload.unproven, await self._served(client)
-                await self._check_logprobs(client, self._model.id)
-
-        async def mark() -> None:
-            async with self._server.client() as client:
-                await reload.mark(client, reload.proven)
-
-        asyncio.run(load())
-        sampled = asyncio.run(self._all(requests(prompts, seed=0, samples=1, greedy=False), self._canary.settings))
+    def _try(self, reload: Reload, prompts: Sequence[Row]) -> None:
+        """Unless it has been proven to serve the policy, reload that, and prove it by some of the prompts."""
+        self._version = asyncio.run(self._loaded(reload))
+        if self._version == reload.proven:
+            return
+        wanted = requests(prompts, seed=0, samples=SAMPLES, greedy=False)
+        sampled = asyncio.run(self._all(wanted, self._canary.settings))
         self._canary.check(prompts, sampled, reload.command)
-        asyncio.run(mark())
+        asyncio.run(self._mark(reload))
         self._version = reload.proven
+
+    async def _loaded(self, reload: Reload) -> str:
+        """The version of the server, which has the policy's weights now."""
+        async with self._server.client() as client:
+            version = await reload.version(client)
+            if version != reload.proven:
+                version = await reload.load(client)
+            self._model = await self._served(client)
+            await self._check_logprobs(client, self._model.id)
+        return version
+
+    async def _mark(self, reload: Reload) -> None:
+        async with self._server.client() as client:
+            await reload.mark(client, reload.proven)
 
     # ---- before the first prompt
 

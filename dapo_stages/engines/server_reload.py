@@ -71,7 +71,8 @@ class Reload:
     """Brings one server to one policy."""
 
     def __init__(self, server: Server, policy: PolicyFolder, config: Config) -> None:
-        self._server, self._policy, self._model = server, policy, config.model
+        self._server, self._policy, self._settings = server, policy, config.model
+        self.policy = policy.name  # folder or hub id; for an adapter, of its base
         self._kind = config.engines.server.reload
         self._protocol = PROTOCOLS[self._kind]
         both = (policy, policy.full) if policy.is_adapter else (policy,)
@@ -80,8 +81,8 @@ class Reload:
 
     @property
     def command(self) -> str:
-        """What starts such a server on this policy; for an adapter, on its base."""
-        return f"{self._protocol.start} {self._policy.name}"
+        """What starts such a server on this policy."""
+        return f"{self._protocol.start} {self.policy}"
 
     async def version(self, client: httpx.AsyncClient) -> str | None:
         """The version that the server has. Raises EngineError if it knows of none."""
@@ -97,13 +98,13 @@ class Reload:
                 f"Start it with {self._protocol.start} POLICY, or set engines.server.reload to none.",
             ) from None
 
-    async def load(self, client: httpx.AsyncClient) -> None:
-        """Replace the server's weights by the policy's, unproven as yet.
+    async def load(self, client: httpx.AsyncClient) -> str:
+        """Replace the server's weights by the policy's, and return the version that says that they are unproven.
 
         Each order is sent once, since one that failed half-way must not be repeated. Raises EngineError for the first
         that fails; the server keeps the version of an unproven policy then.
         """
-        with merged_checkpoint(self._policy, self._model) as folder:
+        with merged_checkpoint(self._policy, self._settings) as folder:
             try:
                 await self.mark(client, self.unproven)
                 for path, content in self._protocol.orders(folder.resolve(), self.unproven):
@@ -115,6 +116,7 @@ class Reload:
                     f"Restart it ({self.command}) and run the same command again: what it holds now is unknown, and "
                     "nothing was sampled from it.",
                 ) from None
+        return self.unproven
 
     async def mark(self, client: httpx.AsyncClient, version: str) -> None:
         """Set the server's version."""

@@ -72,7 +72,7 @@ class FakeServer(Serving):
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                reply(self, {"data": [{"id": "policy", "root": server.root or str(server.policy)}]})
+                server.tell(self)
 
             def do_POST(self) -> None:
                 server.answer(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
@@ -81,6 +81,9 @@ class FakeServer(Serving):
 
         self.serve(Handler)
         return self
+
+    def tell(self, handler: BaseHTTPRequestHandler) -> None:
+        reply(handler, {"data": [{"id": "policy", "root": self.root or str(self.policy)}]})
 
     def answer(self, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         trial = request["max_completion_tokens"] == 1
@@ -119,10 +122,11 @@ class FakeServer(Serving):
             )
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *request["stop_token_ids"][:1]]
             choices.append(choice(index, ids, (-drawn.random(len(ids))).tolist(), "stop"))
-        return {"prompt_token_ids": self._read(request["messages"]), "choices": choices[::-1]}
+        ids = self.read(request["messages"])["input_ids"][0].tolist()
+        return {"prompt_token_ids": ids, "choices": choices[::-1]}
 
-    def _read(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Prompt ids as a server makes them: the chat template over the messages, then the processor."""
+    def read(self, messages: list[dict[str, Any]]) -> Any:
+        """A prompt as a server makes it: the chat template over the messages, then the processor."""
         images = []
         for message in messages:
             for part in message["content"]:
@@ -134,9 +138,7 @@ class FakeServer(Serving):
             for m in messages
         ]
         text = self.processor.apply_chat_template(plain, add_generation_prompt=True)
-        inputs = self.processor(text=[text], images=images or None, return_tensors="pt")
-        found: list[int] = inputs["input_ids"][0].tolist()
-        return found
+        return self.processor(text=[text], images=images or None, return_tensors="pt")
 
 
 def choice(index: int, ids: list[int], logprobs: list[float], reason: str) -> dict[str, Any]:
