@@ -183,10 +183,10 @@ def _figure(index: int, ours: dict[float, list[list[float]]], theirs: dict[float
         f"accuracy-{1000 * REACHED[index]:.0f}",
         f"seconds of training until {REACHED[index]:.1%} of the held-out questions are answered right, embedded task",
         "TRL's GRPOTrainer, start-up excluded",
-        statistics.median(seconds[1]) / statistics.median(seconds[0]),
+        _ratio(*(statistics.median(side) for side in seconds)),
         2.0 if index == len(REACHED) - 1 else None,
-        ours_seconds=seconds[0],
-        theirs_seconds=seconds[1],
+        ours_seconds=[one for one in seconds[0] if math.isfinite(one)],
+        theirs_seconds=[one for one in seconds[1] if math.isfinite(one)],
         ours_computes=OURS,
         theirs_computes=THEIRS,
         details={
@@ -195,6 +195,11 @@ def _figure(index: int, ours: dict[float, list[list[float]]], theirs: dict[float
             "theirs, by learning rate": {f"{rate:g}": _finite(runs, index) for rate, runs in theirs.items()},
         },
     )
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    """How many times sooner we are; 0 if one side is never there."""
+    return theirs / ours if math.isfinite(ours) and math.isfinite(theirs) else 0.0
 
 
 def _best(side: dict[float, list[list[float]]]) -> float:
