@@ -55,7 +55,11 @@ PROTOCOLS = {
         "/weight_info",
         _vllm,
     ),
-    "sglang": Protocol("python -m sglang.launch_server --model-path", "/model_info", _sglang),
+    "sglang": Protocol(
+        "SGLANG_VLM_CACHE_SIZE_MB=0 python -m sglang.launch_server --model-path",  # no images of an old vision tower
+        "/model_info",
+        _sglang,
+    ),
 }
 
 

@@ -173,7 +173,10 @@ def test_sglang_that_fails_to_load(small_run: Run, tmp_path: Path) -> None:
     with ReloadingServer(small_run.policy(0), kind="sglang", refused=refusal) as server:
         result = attempt(small_run, server, tmp_path / "r", 2)
     assert result.code == 3 and "request refused with status 400" in result.stderr
-    assert f"Restart it (python -m sglang.launch_server --model-path {small_run.policy(1)})" in result.stderr
+    assert (
+        f"Restart it (SGLANG_VLM_CACHE_SIZE_MB=0 python -m sglang.launch_server --model-path {small_run.policy(1)})"
+        in result.stderr
+    )
     assert not server.requests
 
 

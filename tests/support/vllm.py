@@ -18,6 +18,7 @@ import torch
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy_loading import load_policy
@@ -28,6 +29,7 @@ from support.processes import free_port
 
 PYTHON = ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
 Rollout = Callable[..., Path]
+DEVELOPERS = "VLLM_SERVER_DEV_MODE=1"
 
 
 def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: object) -> pd.DataFrame:
@@ -44,46 +46,59 @@ def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: obje
 
 def differences(rollouts: Path, policy: Path, temperature: float) -> dict[int, torch.Tensor]:
     """|Δ logprob| of engine and trainer over all tokens of a prompt, by the row of its source."""
+    found = by_prompt(rollouts, policy, temperature)
+    return {int(re.findall(r"these (\d+)", row["problem"])[0]): values for row, values in found}
+
+
+def by_prompt(rollouts: Path, policy: Path, temperature: float) -> Iterator[tuple[Row, torch.Tensor]]:
+    """Each prompt, and |Δ logprob| of engine and trainer over all tokens of its completions."""
     trainer = load_policy(policy, ModelConfig(name="embedded", dtype="float32", device="cpu"))
     trainer.attend("grouped")
     forward = GroupLogprobs(trainer, temperature)
     completions = table(rollouts, "completions").groupby("group_id")
-    found = {}
     for row in Source(rollouts).rows("prompts"):
         members = completions.get_group(row["group_id"])
         group = Group(prompt_of(row, trainer.processor), [list(ids) for ids in members.completion_ids])
         with torch.no_grad():
             own, _ = forward(trainer.batch([group]))
-        number = int(re.findall(r"these (\d+)", row["problem"])[0])
-        found[number] = (own - torch.tensor(np.concatenate(members.sampling_logprobs.to_list()))).abs()
-    return found
+        yield row, (own - torch.tensor(np.concatenate(members.sampling_logprobs.to_list()))).abs()
 
 
 @contextmanager
-def serving(policy: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def serving(
+    policy: Path, log: Path, *options: object, reloads: bool = False
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """vLLM's server on a policy: its address and its process."""
     port = free_port()
+    process = start(policy, port, log, *options, reloads=reloads)
     url = f"http://127.0.0.1:{port}"
-    command = [
-        *documented(policy), "--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager",
-        "--max-model-len", 600, "--no-enable-chunked-prefill",
-    ]  # fmt: skip
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=output, stderr=output, env=environment, start_new_session=True
-        )
     try:
-        _wait_for(url, process, log)
+        wait_for(url, process, log)
         yield url, process
     finally:
         kill(process)
 
 
-def documented(policy: Path) -> list[object]:
+def start(policy: Path, port: int, log: Path, *options: object, reloads: bool = False) -> subprocess.Popen[bytes]:
+    """vLLM's server in processes of its own; with `reloads`, one that takes other policies, too."""
+    command = [
+        *documented(policy, DEVELOPERS if reloads else ""), "--host", "127.0.0.1", "--port", port, "--dtype", "float32",
+        "--enforce-eager", "--max-model-len", 600, "--no-enable-chunked-prefill", *options,
+    ]  # fmt: skip
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    name, _, value = DEVELOPERS.partition("=")
+    environment |= {name: value} if reloads else {}
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [str(part) for part in command], stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+
+
+def documented(policy: Path, environment: str) -> list[object]:
     """The command by which docs/engines.md starts a server, in the environment of these tests."""
-    [line] = [line for line in (ROOT / "docs/engines.md").read_text().splitlines() if line.startswith(".venv-vllm/")]
-    program, *words = line.removesuffix("&").split()
+    begins = f"{environment} .venv-vllm/".lstrip()
+    [line] = [line for line in (ROOT / "docs/engines.md").read_text().splitlines() if line.startswith(begins)]
+    program, *words = line.removeprefix(f"{environment} ").removesuffix("&").split()
     return [PYTHON.parent / Path(program).name, *(policy if "training_logs" in word else word for word in words)]
 
 
@@ -94,7 +109,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait(60)
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + 500
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()
