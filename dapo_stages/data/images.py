@@ -48,9 +48,9 @@ class Prepared(NamedTuple):
 
 def prepared(image: bytes | Path | Image.Image, where: object, limits: Limits) -> Prepared:
     """See `prepare` and `encode`. A PNG that needs neither is kept as it is: most of the time goes into compression."""
+    if isinstance(image, Path):
+        image = _read(image, _most_bytes(1, limits.max_pixels))  # what is kept are the bytes that were decoded
     found = prepare(image, where, max_size=limits.max_size, max_pixels=limits.max_pixels, min_size=limits.min_size)
-    if isinstance(image, Path) and image.stat().st_size <= _most_bytes(*found.size):
-        image = image.read_bytes()
     if isinstance(image, bytes) and is_plain_png(image, found.size):
         return Prepared(image, found.size)
     return Prepared(encode(found), found.size)
@@ -85,6 +85,14 @@ def encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4, icc_profile=None)
     return buffer.getvalue()
+
+
+def _read(path: Path, most: int) -> bytes | Path:
+    """The bytes of a file; its path if it has more than `most`, or cannot be read, which `prepare` explains."""
+    try:
+        return path.read_bytes() if path.stat().st_size <= most else path
+    except OSError:
+        return path
 
 
 def is_plain_png(data: bytes, size: tuple[int, int]) -> bool:

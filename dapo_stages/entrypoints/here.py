@@ -27,6 +27,10 @@ class Here:
         import_everything()
         kept.begin()
 
+    def is_ready(self) -> bool:
+        """Always: this process is here."""
+        return True
+
     def run(self, request: Request) -> int:
         """Become the command; its exit code."""
         become(request)

@@ -82,6 +82,10 @@ class Ranks:
             if launcher.poll() is not None:
                 raise ChildProcessError("the launcher has ended") from None
 
+    def is_ready(self) -> bool:
+        """Whether all ranks are there; between commands they say nothing, so what can be read is an end."""
+        return not select.select([rank.connection for rank in self._ranks], [], [], 0)[0]
+
     def run(self, request: Request) -> int:
         """Have all ranks run a command; the exit code as the launcher would give it."""
         for number in (signal.SIGINT, signal.SIGTERM):

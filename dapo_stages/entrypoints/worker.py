@@ -47,7 +47,11 @@ def main() -> None:
     inode, files = path.stat().st_ino, python()
     runner.begin()
     worker.rest()
-    while (command := worker.next(lambda: inode_of(path) == inode and python() == files)) is not None:
+
+    def is_current() -> bool:
+        return inode_of(path) == inode and python() == files and runner.is_ready()
+
+    while (command := worker.next(is_current)) is not None:
         worker.carry_out(command)
     with suppress(Exception):  # what is lost can be made again
         runner.end()
@@ -60,6 +64,9 @@ class Runner(Protocol):
 
     def begin(self) -> None:
         """Get ready, before the first command."""
+
+    def is_ready(self) -> bool:
+        """Whether it can run another command."""
 
     def run(self, request: Request) -> int:
         """Run a command as a process of its own would; its exit code. It uses and closes the request's streams."""

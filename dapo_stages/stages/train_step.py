@@ -162,7 +162,7 @@ class TrainStep:
             self._output.counts |= self._guard.counts()
             with writing(self._output.folder):
                 self._save(policy, trainer.worker)
-            if kept.keeps():
+            if kept.keeps():  # other commands follow in this process
                 leave(self._accelerator)
         if ranks.rank() == 0:
             self._output.write("metrics", None, self._metrics)

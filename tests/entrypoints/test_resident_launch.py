@@ -93,6 +93,14 @@ def test_a_lost_rank_ends_the_launch_and_the_next_command_carries_on(
     assert not set(ranks) & set(proc.serving(place.folder, RANK))
 
 
+def test_a_rank_that_is_lost_between_commands_costs_no_command(place: Place, small_run: Run, tmp_path: Path) -> None:
+    words = ["rollout", *small_run.options(), *small_run.rollout_inputs(1), "--out", tmp_path / "out"]
+    assert place.run(*options("ddp-cpu"), *words, "--dry-run").code == 0
+    os.kill(max(proc.serving(place.folder, RANK)), signal.SIGKILL)
+    wait(lambda: not proc.serving(place.folder, RANK) and not place.servers())
+    assert place.run(*options("ddp-cpu"), *words, "--dry-run").code == 0
+
+
 def test_a_signal_stops_the_command_and_the_launch(place: Place, small_run: Run, tmp_path: Path) -> None:
     process, _ = started(place, small_run, tmp_path / "out")
     process.send_signal(signal.SIGINT)
