@@ -53,7 +53,7 @@ def main() -> None:
     while (command := worker.next(lambda: inode_of(path) == inode and python() == files)) is not None:
         worker.carry_out(command)
     with suppress(Exception):  # it can be made again
-        behind.finish()
+        _write_states()
     remove(path, inode)
     os._exit(0)  # clients that are still waiting run their commands themselves
 
@@ -204,6 +204,14 @@ class _Worker:
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ends = True  # `next` looks soon
+
+
+def _write_states() -> None:
+    """Write what is kept and nobody has written, or is writing."""
+    from dapo_stages.training.kept_states import write_unwritten
+
+    behind.finish()
+    write_unwritten()
 
 
 def _heard(connection: socket.socket) -> bytes:

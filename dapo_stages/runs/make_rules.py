@@ -74,7 +74,9 @@ def _of_iteration(stage: Stage) -> str:
         return rule
     # The same command: it waits for an output that is written behind, or makes all of it again if it was lost.
     # With -j, make asks for it before the command has made both; with -n, it would show the command twice.
-    again = _recipe(stage, options, folder).strip()
+    # At the end it is written, although the process keeps it (keep.state_every).
+    at_the_end = "$(if $(filter $(1),$(written)), --set keep.state_every=1)"
+    again = _recipe(stage, options + at_the_end, folder).strip()
     shown = f"$$(if $$(wildcard {folder}/manifest.json),$$(wildcard $$@),made)"
     made = f"$$(if $$(dry),{shown},$$(shell test -e $$@ && echo made))"
     return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n\t$$(if {made},,{again})\n"
