@@ -17,6 +17,7 @@ RUN        ?= first
 CONFIG     ?= dapo:embedded
 SET        ?=
 EVAL_EVERY ?= 1
+STRICT     ?= 0
 # 1: stages are forked from a process that has torch loaded (dapo_stages/entrypoints/preload.py); 0: each starts by
 # itself. Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
@@ -46,8 +47,9 @@ endif
 endif
 # For goals that concern a run, `dapo-stages config --make` tells what else the rules need: planned_iterations, lag,
 # engines, curriculum and kl of the configuration; for each output whether it is sound or stale according to its inputs
-# (state/iter-0001/rollout); and the rules themselves (dapo_stages/runs/make_rules.py). Its answers are stored outside
-# the run's folder, because make writes included files even under -n.
+# (state/iter-0001/rollout); iterations whose train-step is made again for its state (again); and the rules themselves
+# (dapo_stages/runs/make_rules.py). Its answers are stored outside the run's folder, because make writes included files
+# even under -n.
 stages      := $(notdir $(wildcard $(PIPELINES)/../dapo_stages/stages/[a-z]*.py $(PIPELINES)/../stages/[a-z]*.py))
 ABOUT_A_RUN := iterate $(subst _,-,$(stages:.py=))
 strict    := $(filter 1,$(STRICT))

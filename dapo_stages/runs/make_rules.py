@@ -108,8 +108,8 @@ def _read(one: Input) -> tuple[str, str]:
             return "$(4)", f" --{name} $(5)"
         option = f" $(if $(6),--{name} $(3)/{one.output})"
         if any(one.output in _places(stage)[1:] for stage in ITERATION):  # an older one is not made again if it is gone
-            there = "".join(f",$(wildcard $(2)/{place}/manifest.json)" for place in (folder, one.output))
-            kept = f"$(and $(filter-out stale,$(or $(state/$(9)/{folder}),unknown)){there})"
+            there = f"$(filter-out stale,$(or $(state/$(9)/{folder}),unknown)),$(wildcard $(2)/{folder}/manifest.json)"
+            kept = f"$(if $(filter $(9),$(again)),,$(and {there}))"
             return f"$(if $(6),$(if {kept},,$(3)/{one.output}/manifest.json))", option
         return f"$(if $(6),$(3)/{folder}/manifest.json)", option
     place = "train/policy" if one.output == "policy" else one.output

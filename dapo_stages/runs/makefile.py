@@ -5,13 +5,14 @@ make itself compares times, which mean nothing in a copy, in an unpacked archive
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dapo_stages.config import Config
 from dapo_stages.errors import DataError
-from dapo_stages.handoff.manifests import STATE, Manifest, manifest_of, remembered
+from dapo_stages.handoff.manifests import MANIFEST, STATE, Manifest, manifest_of, remembered
 from dapo_stages.runs import make_rules
-from dapo_stages.runs.pipeline import FOLDERS, REPORTED, SETUP
+from dapo_stages.runs.pipeline import FOLDERS, REPORTED, SETUP, iteration_name
 from dapo_stages.runs.run_folder import Run
 
 SOUND, STALE = "sound", "stale"
@@ -29,8 +30,25 @@ def for_make(config: Config, run: Run | None, *, strict: bool = False) -> str:
         "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",
     }
     found = states(run, strict=strict) if run is not None else {}
+    answers["again"] = " ".join(again(run, found)) if run is not None else ""
     answers |= {f"state/{name}": state for name, state in found.items()}
     return "".join(f"{name} := {value}".rstrip() + "\n" for name, value in answers.items()) + "\n" + make_rules.text()
+
+
+def again(run: Run, states: Mapping[str, str]) -> list[str]:
+    """The iterations whose train-step is made again, such as `iter-0006`, because the one after needs its state.
+
+    That is the next one to be made, or one that is itself made again; none is if its state is written.
+    """
+    found: list[str] = []
+    follows = True  # the train-step after this one is missing, stale or made again
+    for number in reversed(run.iterations()):
+        name = iteration_name(number)
+        train = run.folder(number) / "train"
+        if follows and (train / MANIFEST).exists() and not (train / STATE / MANIFEST).exists():
+            found.append(name)
+        follows = name in found or states.get(f"{name}/train") == STALE or not (train / MANIFEST).exists()
+    return sorted(found)
 
 
 def states(run: Run, *, strict: bool = False) -> dict[str, str]:

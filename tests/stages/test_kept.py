@@ -18,7 +18,7 @@ from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models import policy_loading
 from dapo_stages.models.policy import Policy
-from dapo_stages.training import kept_states
+from dapo_stages.training import kept_states, state
 
 FLOAT = ModelConfig(dtype="float32", device="cpu")
 LORA = "{rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj, v_proj]}"
@@ -43,7 +43,7 @@ CHAINS: dict[str, list[Settings]] = {
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is loaded from files: the folder of each checkpoint, and `state`."""
     found: list[str] = []
-    load_policy, load_state = policy_loading.load_policy, kept_states.load_state
+    load_policy, load_state = policy_loading.load_policy, state.load_state
 
     def policy(path: Any, settings: ModelConfig) -> Policy:
         found.append(f"{Path(path).parent.name}/{Path(path).name}")
