@@ -64,8 +64,11 @@ class Here:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def end(self) -> None:
-        """Finish the state that is being written."""
+        """Write the state that this process keeps, if it is not written."""
+        from dapo_stages.training.kept_states import write_unwritten
+
         behind.finish()
+        write_unwritten()
 
 
 def rest() -> None:

@@ -32,6 +32,12 @@ def keeps() -> bool:
     return _kept is not None
 
 
+def present(kind: Kind) -> Any | None:
+    """What is kept of a kind, under whatever key."""
+    found = (_kept or {}).get(kind)
+    return found and found[1]
+
+
 def look(kind: Kind, key: str) -> Any | None:
     """What is kept under this very key; None if something else is, or nothing."""
     found = (_kept or {}).get(kind)
