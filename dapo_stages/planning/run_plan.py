@@ -52,7 +52,7 @@ class Plan:
     informative: float = 1.0  # share of groups that dynamic sampling keeps
     questions: int = 0  # held-out ones
     nodes: int = 1
-    resident: bool = False  # make hands stages to processes that stay
+    resident: bool = False  # make hands stages to processes that stay; on one machine
 
     @property
     def b(self) -> int:

@@ -13,7 +13,7 @@ GB = 10**9
 
 
 def show(found: dict[str, Any], plan: Plan, machine: str) -> None:
-    """Print the answer (answers.py); `machine` are the ranks of a node."""
+    """Print the answer (whole_plan.py); `machine` are the ranks of a node."""
     group, dtype, iterations = found["group"], plan.config.model.dtype, plan.config.planned_iterations
     tell(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
     print(
@@ -130,7 +130,7 @@ _ELSEWHERE = {
     "evaluate": "vLLM (evaluate.engine, engines.vllm.tensor_parallel_size) or a server splits it over GPUs.",
 }
 _FASTER = {
-    "start": "Fewer, larger iterations (rollout.prompts_per_iteration), or RESIDENT=1.",
+    "start": "Fewer, larger iterations (rollout.prompts_per_iteration), or RESIDENT=1 on one machine.",
     "verify": "Set verify to changed, or train.lora, whose files are small.",
     "load": "Fewer, larger iterations (rollout.prompts_per_iteration), a faster --disk, or RESIDENT=1 on one GPU.",
     "save": "Fewer, larger iterations, a faster --disk, train.lora, whose states are small, or RESIDENT=1 on one GPU.",

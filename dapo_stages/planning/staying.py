@@ -19,10 +19,10 @@ def opens(plan: Plan, stage: str) -> bool:
 
 
 def stays(plan: Plan, stage: str) -> bool:
-    """Whether the process of a stage stays: not with vLLM, nor those of a launch on several machines."""
+    """Whether the process of a stage stays: not with vLLM."""
     config = plan.config
     engine = {"rollout": config.rollout.engine, "evaluate": config.evaluate.engine}.get(stage)
-    return plan.resident and plan.nodes == 1 and engine != "vllm"
+    return plan.resident and engine != "vllm"
 
 
 def keeps_state(plan: Plan) -> bool:

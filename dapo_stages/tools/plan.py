@@ -10,12 +10,12 @@ import typer
 from dapo_stages.config import Config, load_config
 from dapo_stages.errors import ConfigError, ModelError
 from dapo_stages.maths import devices
-from dapo_stages.planning.answers import answer as answer_of
 from dapo_stages.planning.dimensions import EMBEDDED, PUBLISHED, Dimensions, dimensions_of
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.showing import GB, show
 from dapo_stages.planning.stage_costs import Rates
 from dapo_stages.planning.stage_memory import Parallel
+from dapo_stages.planning.whole_plan import answer as answer_of
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import answer
 from dapo_stages.terminal.options import Json, Overrides

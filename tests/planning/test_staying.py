@@ -14,7 +14,7 @@ from dapo_stages.planning.stage_memory import Parallel
 from dapo_stages.planning.staying import readers
 
 ALL = ["rollout", "score-attention", "train-step", "evaluate"]
-LORA = {"train": {"lora": {"rank": 4}}}
+LORA = {"lora": {"rank": 4}}
 
 
 def planned(parallel: Parallel = "single", *, resident: bool = True, questions: int = 8, **settings: Any) -> Plan:
@@ -30,8 +30,8 @@ def planned(parallel: Parallel = "single", *, resident: bool = True, questions: 
         (planned(resident=False, questions=0), ALL[:3]),
         (planned(), []),  # train-step takes the policy that was sampled from, and keeps the new one
         # An adapter is read for training, and its merged form by the first who samples with it.
-        (planned(**LORA), ["train-step", "evaluate"]),
-        (planned(questions=0, **LORA), ["rollout", "train-step"]),
+        (planned(train=LORA), ["train-step", "evaluate"]),
+        (planned(questions=0, train=LORA), ["rollout", "train-step"]),
         (planned(model={"compile": True}), ["evaluate"]),
         # Of the newest policy and the one before it, one is kept; evaluate finds the one that was trained.
         (planned(lag=1), ["rollout", "train-step"]),

@@ -31,7 +31,7 @@ def answer(plan: Plan, name: str, memory: float, image_bytes: int) -> dict[str, 
         "usable": room,
         "sampled": plan.sampled,
         **by_itself,
-        "resident": _way(replace(plan, resident=True), room),
+        "resident": _way(replace(plan, resident=plan.nodes == 1), room),  # launches on several machines do not stay
         "bytes": files,
         "kept": plan.on_disk(files),
         "room": plan.room(memory),
