@@ -111,7 +111,8 @@ def _scoring(plan: Plan) -> dict[str, float]:
 
 
 def _training(plan: Plan) -> dict[str, float]:
-    """Every rank reads all of the state, writes and hashes its share. A kept one is not read, and is written behind."""
+    """Each rank reads, writes and hashes its share of the state; DDP's read all. A kept one is not read, and is written
+    behind."""
     train, rates, files = plan.config.train, plan.rates, plan.files(0)
     updates, state = train.updates_per_iteration, files["train-step: state"]
     moved = files.get("train-step: reference", 0) / (train.reference_update_every or 1)
@@ -139,7 +140,8 @@ def _training(plan: Plan) -> dict[str, float]:
     if not keeps_state(plan):
         share = state / plan.ranks / (HASHERS[plan.device] * rates.hashed)
         assembled = stage_costs.state_traffic(plan.parallel, state, plan.ranks) / rates.link
-        found["load"] += rates.loading(state)
+        read = state if plan.parallel in ("single", "ddp") else state / plan.ranks
+        found["load"] += max(rates.loading(read), state / rates.disk)
         found["save"] += assembled + state / rates.disk
         found["hash"] += max(0.0, share - policy / rates.disk)  # hashed while the policy is written
     return found

@@ -100,8 +100,8 @@ def test_dynamic_sampling_asks_for_groups_until_enough_are_informative() -> None
 
 def test_files_are_read_hashed_and_written_by_those_who_do() -> None:
     """7B on 4 ranks: a policy of 16.6 GB, which every rank reads and the first writes and hashes, and a state of 99.5
-    GB, which all read whole, and each assembles (149 GB over 270 GB/s), writes and hashes a quarter of: in four threads
-    4.3 s, while the policy is written; the disk gives and takes 2 GB/s. Nothing is hashed twice."""
+    GB, of which each reads and writes a quarter, assembles all (149 GB over 270 GB/s), and hashes a quarter: in four
+    threads 4.3 s, while the policy is written; the disk gives and takes 2 GB/s. Nothing is hashed twice."""
     policy, state = 2 * 8.292166656, 12 * 8.292166656
     found = plan(*REFERENCE, "--gpus", 4)["seconds"]
     assert found["train-step"]["verify"] == 0
@@ -110,6 +110,14 @@ def test_files_are_read_hashed_and_written_by_those_who_do() -> None:
     assert found["train-step"]["hash"] == pytest.approx(policy / 1.43)
     for stage in ("rollout", "score-attention", "evaluate"):
         assert (found[stage]["verify"], found[stage]["load"]) == pytest.approx((0, policy / 2))
+
+
+def test_a_fast_disk_gives_each_rank_its_part_of_the_state_and_those_of_ddp_all_of_it() -> None:
+    """Four ranks, 100 GB/s: 2.4 GB/s for each from the page cache."""
+    policy, state = 2 * 8.292166656, 12 * 8.292166656
+    for parallel, part in (("zero2", 4), ("ddp", 1)):
+        found = plan(*REFERENCE, "--gpus", 4, "--disk", 100, "--parallel", parallel)["seconds"]["train-step"]["load"]
+        assert found == pytest.approx(policy / 2.4 + state / part / 2.4)
 
 
 def test_one_rank_hashes_the_whole_state_for_longer_than_the_policy_is_written() -> None:
