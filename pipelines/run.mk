@@ -98,13 +98,13 @@ SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
-# The command that starts a stage, by its LAUNCH and its engine; launched stages are not forked from the process that has
-# torch loaded, and vLLM would not leave a process that stays. Nor do launches on several machines stay.
+# The command that starts a stage, by its LAUNCH; launched stages are not forked from the process that has
+# torch loaded. Launches on several machines do not stay.
 ROLLOUT_ENGINE  := $(engine)
 EVALUATE_ENGINE := $(evaluate_engine)
-start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(call stays,$(2)))),$(if $(call stays,$(2)),-m dapo_stages.entrypoints.resident,$(DAPO)))
+start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(stays))),$(if $(stays),-m dapo_stages.entrypoints.resident,$(DAPO)))
 launches   = -m dapo_stages.entrypoints.$(if $(2),resident_)launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS)
-stays      = $(filter 1,$(RESIDENT)$(filter vllm,$(1)))
+stays      = $(filter 1,$(RESIDENT))
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: expected a number of processes or a file of accelerate/, got $(1). Name one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))
@@ -174,7 +174,7 @@ due     := $(if $(evaluations),$(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS))
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
-$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH),$($(stage)_ENGINE))))
+$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
 iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json) \

@@ -35,6 +35,8 @@ class Here:
         """Become the command; its exit code."""
         become(request)
         code = self._run()
+        if (engine := kept.present("engine")) is not None:
+            engine.rest()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # now: what is left would reach the next command's terminal
         return code

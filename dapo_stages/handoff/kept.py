@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 # At most one of each: several policies would not fit.
-Kind = Literal["policy", "reference", "state"]
+Kind = Literal["policy", "reference", "state", "engine"]
 
 _kept: dict[Kind, tuple[str, Any]] | None = None
 

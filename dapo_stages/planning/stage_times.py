@@ -11,7 +11,7 @@ from math import ceil
 
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.run_plan import Plan
-from dapo_stages.planning.staying import keeps_state, opens, readers, stays
+from dapo_stages.planning.staying import keeps_state, opens, readers, with_vllm
 from dapo_stages.processes.phases import PHASES
 
 Seconds = dict[str, dict[str, float]]  # stage -> part -> seconds
@@ -67,7 +67,8 @@ def _begin(plan: Plan, stage: str) -> dict[str, float]:
     A policy was hashed when it was written. Another machine hashes it once, every rank by itself; with `verify: always`
     every stage does, an adapter's base included.
     """
-    start = HANDED_OVER if stays(plan, stage) else START[plan.device] + (LAUNCH if plan.ranks > 1 else 0)
+    vllm = START_VLLM if with_vllm(plan, stage) else 0.0
+    start = HANDED_OVER if plan.resident else START[plan.device] + vllm + (LAUNCH if plan.ranks > 1 else 0)
     if not opens(plan, stage):
         return {"start": start}
     written, base = plan.files(0)["train-step: policy"], _base(plan)
@@ -88,7 +89,6 @@ def _rollout(plan: Plan) -> dict[str, float]:
     batch = min(size, plan.config.rollout.batch_groups) if engine == "transformers" else size
     batches = ceil(plan.shards[0] / plan.ranks) * ceil(size / batch)
     found = _begin(plan, "rollout")
-    found["start"] += START_VLLM if engine == "vllm" else 0
     return found | {"generation": batches * _generated(plan, plan.work.count, batch, engine == "transformers")}
 
 
@@ -123,7 +123,7 @@ def _training(plan: Plan) -> dict[str, float]:
     if plan.refers:  # the reference is opened and run as well
         reference = _base(plan) + files["train-step: policy"]
         found["verify"] += rates.verifying(reference) if plan.config.verify == "always" else 0
-        found["load"] += rates.loading(moved if stays(plan, "train-step") else reference)
+        found["load"] += rates.loading(moved if plan.resident else reference)
         operations += stage_costs.forward(plan.d, plan.work, logits=True)
     sent = 0.0
     if plan.ranks > 1:

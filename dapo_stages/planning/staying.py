@@ -18,16 +18,15 @@ def opens(plan: Plan, stage: str) -> bool:
     }[stage]
 
 
-def stays(plan: Plan, stage: str) -> bool:
-    """Whether the process of a stage stays: not with vLLM."""
+def with_vllm(plan: Plan, stage: str) -> bool:
+    """Whether vLLM runs in the process of a stage; where processes stay, it has one of its own."""
     config = plan.config
-    engine = {"rollout": config.rollout.engine, "evaluate": config.evaluate.engine}.get(stage)
-    return plan.resident and engine != "vllm"
+    return {"rollout": config.rollout.engine, "evaluate": config.evaluate.engine}.get(stage) == "vllm"
 
 
 def keeps_state(plan: Plan) -> bool:
     """Whether the optimizer's state stays in memory and is written behind: a launch reads and writes it."""
-    return stays(plan, "train-step") and not _launched(plan)
+    return plan.resident and not _launched(plan)
 
 
 def readers(plan: Plan) -> list[str]:
@@ -37,6 +36,7 @@ def readers(plan: Plan) -> list[str]:
     """
     found: list[str] = []
     kept: int | None = None  # number of the train-step that made the policy
+    in_vllm: int | None = None
     for iteration in (0, 1):  # the second one finds what the first has left
         found.clear()
         sampler = iteration - plan.config.lag
@@ -44,8 +44,12 @@ def readers(plan: Plan) -> list[str]:
         for stage, wanted in uses.items():
             if not opens(plan, stage):
                 continue
-            if not stays(plan, stage) or (stage == "train-step" and _launched(plan)):  # the other launch keeps its own
+            if not plan.resident or (stage == "train-step" and _launched(plan)):  # the other launch keeps its own
                 found.append(stage)
+                continue
+            if with_vllm(plan, stage):
+                found += [stage] if in_vllm != wanted else []
+                in_vllm = wanted
                 continue
             if kept != wanted or (stage == "train-step" and plan.config.train.lora is not None):
                 found.append(stage)
@@ -58,9 +62,12 @@ def readers(plan: Plan) -> list[str]:
 def memory(plan: Plan) -> dict[str, Memory]:
     """Peak of each stage, with what other processes, or this one, hold for other stages."""
     peaks = plan.memory()
-    if not stays(plan, "train-step"):
+    if not plan.resident:
         return peaks
     held = _launches(plan) if _launched(plan) else _worker(plan)
+    if any(with_vllm(plan, stage) for stage in peaks):  # its weights wait in host memory
+        asleep = {"vLLM asleep": sum(plan.process.values())}
+        held = {stage: beside | ({} if with_vllm(plan, stage) else asleep) for stage, beside in held.items()}
     return {stage: Memory(peak.device | held[stage], peak.host) for stage, peak in peaks.items()}
 
 
