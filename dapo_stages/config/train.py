@@ -52,7 +52,7 @@ class PerceptionSettings(Section):
     entropy_coefficient: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="Weight of a penalty on entropies (nats): for papo with the image and with the blanked one, for "
-        "dvrp with both changed ones (PAPO: 0.03 to 0.05). Without recompute, only the first of these moves the policy.",
+        "dvrp with both changed ones (PAPO: 0.03 to 0.05). Without recompute, only that with the image has a gradient.",
     )
     clamp: Positive | None = Field(
         10.0, description="Largest KL of a token, beyond which it has no gradient (PAPO's code: 10); null is off."

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GRAY = (127, 127, 127)
 _STREAM = 4  # distinguishes these draws from others with the same seed
+_NOISED = 2**32  # in place of the number of a draw, which is smaller
 
 
 class Blank(NamedTuple):
@@ -94,9 +95,12 @@ class OtherImages:
     Keeps one digest per image in memory; images themselves are read again when they are chosen.
     """
 
-    def __init__(self, prompts: Rows, where: object) -> None:
-        """Reads all rows once. Raises DataError if some prompt has every image there is: nothing can be exchanged."""
-        self._prompts = prompts
+    def __init__(self, prompts: Rows, where: object, setting: str = "attention.blank") -> None:
+        """Reads all rows once; `setting` is named in messages.
+
+        Raises DataError if some prompt has every image there is: nothing can be exchanged.
+        """
+        self._prompts, self._where, self._setting = prompts, where, setting
         self._places: dict[bytes, tuple[int, int]] = {}
         own: set[frozenset[bytes]] = set()
         for number in range(len(prompts)):
@@ -106,13 +110,7 @@ class OtherImages:
             own.add(frozenset(digests))
         self._digests = sorted(self._places)  # whatever the order of the rows
         if any(len(images) == len(self._digests) > 0 for images in own):
-            count = len(self._digests)
-            raise DataError(
-                where,
-                "attention.blank=exchanged needs images of other prompts, but a prompt has "
-                + ("the only image of the rollout" if count == 1 else f"all {count} images of the rollout"),
-                "Set attention.blank to gray, patches, removed or noise, or sample more prompts with images.",
-            )
+            raise self._too_few()
 
     def chosen(self, row: Row, seed: int, draw: int) -> list[Image.Image]:
         """An image for each of the row's, all of other prompts; draws differ until every one was used.
@@ -124,11 +122,42 @@ class OtherImages:
         own = set(_digests(row))
         order = _generator(seed, row["group_id"]).permutation(len(self._digests))
         others = [self._digests[number] for number in order if self._digests[number] not in own]
+        if not others:  # a replayed prompt may have images that the rollout lacks
+            raise self._too_few()
         count, found = len(row["images"]), []
         for place in range(draw * count, (draw + 1) * count):
             number, image = self._places[others[place % len(others)]]
             found.append(decode(self._prompts[number]["images"][image]))
         return found
+
+    def _too_few(self) -> DataError:
+        count = len(self._digests)
+        what = {0: "the rollout has no images", 1: "a prompt has the only image of the rollout"}
+        return DataError(
+            self._where,
+            f"{self._setting}=exchanged needs images of other prompts, but "
+            + what.get(count, f"a prompt has all {count} images of the rollout"),
+            f"Set {self._setting} to gray, patches, removed or noise, or sample more prompts with images.",
+        )
+
+
+def noised(row: Row, share: float, seed: int) -> Row:
+    """A prompt row whose images are mixed with normal noise, drawn from seed and group.
+
+    On pixels from -1 to 1 this is sqrt(1 - share²) · pixel + share · noise, a step of a variance-preserving diffusion,
+    as DVRP (arXiv 2601.06801) draws it.
+    """
+    import numpy as np
+    from PIL import Image
+
+    rng = _generator(seed, row["group_id"], _NOISED)
+
+    def mixed(image: Image.Image, _: int) -> Image.Image:
+        pixels = np.asarray(image) / 127.5 - 1.0
+        pixels = np.sqrt(1.0 - share**2) * pixels + share * rng.standard_normal(pixels.shape)
+        return Image.fromarray(np.clip(np.round((pixels + 1.0) * 127.5), 0, 255).astype(np.uint8))
+
+    return _redrawn(row, mixed)
 
 
 def without_images(ids: Sequence[int], marks: ImageMarks) -> list[int]:

@@ -14,7 +14,6 @@ import torch
 
 from dapo_stages.models.shared_prefix.packing import Prompt
 
-
 Scores = tuple[torch.Tensor, torch.Tensor]  # logprobs and entropies of tokens
 
 

@@ -58,8 +58,9 @@ class Trainer:
             beta=settings.beta,
             entropy_coefficient=settings.entropy_coefficient,
         )
-        self._perception = term = settings.perception and Perception(settings.perception, settings.loss_type)
-        penalized = term is not None and term.settings.entropy_coefficient > 0
+        tied = settings.perception
+        self._perception = None if tied is None else Perception(tied, settings.loss_type)
+        penalized = tied is not None and tied.entropy_coefficient > 0
         forward = GroupLogprobs(
             policy,
             temperature,

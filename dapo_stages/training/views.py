@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -47,8 +48,9 @@ def changes_of(
             "train.perception.blank to patches."
         )
     marks = policy.image_marks if settings.blank == "removed" else None
-    exchanged = settings.blank == "exchanged"
-    others = OtherImages(stack.enter_context(rollouts.index("prompts")), rollouts.folder) if exchanged else None
+    others = None
+    if settings.blank == "exchanged":
+        others = OtherImages(stack.enter_context(rollouts.index("prompts")), rollouts.folder, "train.perception.blank")
     blank = Blanks(Blank(settings.blank, settings.blank_share, settings.blank_patch), seed, marks, others)
     return (blank,) if settings.term == "papo" else (blank, partial(noised, share=settings.noise, seed=seed))
 
@@ -105,6 +107,6 @@ def metrics_of(sums: dict[str, float]) -> dict[str, float]:
     tokens = sums.get("seen_tokens")
     if tokens is None:
         return {}
-    names = [f"{view}_{what}" for view in ("perception", "robustness") for what in ("kl_sum", "entropy_sum", "clamped")]
-    means = {name.removesuffix("_sum"): sums[name] / tokens if tokens else float("nan") for name in names if name in sums}
+    names = [name for name in sums if name.startswith(("perception_", "robustness_"))]
+    means = {name.removesuffix("_sum"): sums[name] / tokens if tokens else math.nan for name in names}
     return means | {"seen_tokens": tokens}
