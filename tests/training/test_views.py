@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from support.prompts import own_row
-from support.updates import TINY, gradients_of, train_groups
+from support.updates import TINY, gradients_of, train_groups, with_views
 
 from dapo_stages.config import PerceptionSettings, TrainConfig
-from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.checkpointing import recompute_activations
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.shared_prefix.packing import Prompt
@@ -23,7 +24,9 @@ from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.update import Trainer
 
 TEMPERATURE, LONGEST = 1.3, 16
-PAPO: dict[str, Any] = {"coefficient": 0.3, "entropy_coefficient": 0.2}  # large, so that an error shows
+# Far above any use, since images say little to a random model: each term is a good part of the gradient.
+PAPO: dict[str, Any] = {"coefficient": 20.0, "entropy_coefficient": 0.2}
+NAMES = {"gamma": 20.0, "eta": 0.2}
 
 
 def rounded_nowhere(policy: Policy) -> Policy:
@@ -39,23 +42,6 @@ def norm(module: Any, states: torch.Tensor) -> torch.Tensor:
     scaled = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
     weighted: torch.Tensor = module.weight * scaled
     return weighted
-
-
-def changed(prompt: Prompt, number: int) -> Prompt:
-    """Other pixels, which some changed image may have."""
-    assert prompt.pixel_values is not None
-    generator = torch.Generator().manual_seed(number)
-    return replace(prompt, pixel_values=torch.randn(prompt.pixel_values.shape, generator=generator))
-
-
-def with_views(groups: list[TrainGroup], number: int) -> list[TrainGroup]:
-    """The groups with `number` views of each prompt with images."""
-    return [
-        replace(group, views=tuple(partial(changed, group.prompt(), i) for i in range(number)))
-        if group.has_images
-        else group
-        for group in groups
-    ]
 
 
 @dataclass
@@ -90,11 +76,11 @@ class Naive:
                 yield Row(sample, *self.scores(group.prompt(), list(sample.ids)), views)
 
     def gradients(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {name: p.grad for name, p in self.policy.model.named_parameters() if p.grad is not None}
 
 
-def papo(rows: list[Row], gamma: float, eta: float, clamp: float, *, fixed: bool, weigh: bool = True) -> torch.Tensor:
+def papo(rows: list[Row], gamma: float, eta: float, clamp: float, *, fixed: bool) -> torch.Tensor:
     """The loss of PAPO on DAPO (2507.06448, equation 2, over all tokens at once), on policy: the ratio is 1 in value.
 
     Token weights (VPPO's: 0 or 1, times a factor of the completion) are of the policy term alone.
@@ -133,11 +119,17 @@ def dvrp(rows: list[Row], gamma: float, eta: float) -> torch.Tensor:
 
 
 def ours(
-    checkpoint: Path, groups: list[TrainGroup], share: Callable[[list[TrainGroup]], MiniBatch], **settings: Any
+    checkpoint: Path,
+    groups: list[TrainGroup],
+    share: Callable[[list[TrainGroup]], MiniBatch],
+    checkpointing: bool = False,
+    **settings: Any,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     policy = rounded_nowhere(load_policy(checkpoint, TINY))
     policy.attend("grouped")
     policy.model.train()
+    if checkpointing:
+        recompute_activations(policy.base)
     config = TrainConfig(gradient_checkpointing=False, max_grad_norm=1e9, **settings)
     trainer = Trainer(policy, config, TEMPERATURE, LONGEST, Optimizers(policy.model, config))
     work = share(groups)
@@ -162,15 +154,79 @@ def in_pieces(groups: list[TrainGroup]) -> MiniBatch:
     return mini_batch(groups, 3)
 
 
-@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "recomputed"])
-@pytest.mark.parametrize("share", [whole, in_pieces])
-def test_papo_is_that_of_naive_rows(checkpoint: Path, fixed: bool, share: Callable[..., MiniBatch]) -> None:
-    """Every parameter's gradient, with a group without image and a masked one."""
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed, one micro-batch", "recomputed, several"])
+def test_papo_is_that_of_naive_rows(checkpoint: Path, fixed: bool) -> None:
+    """Every parameter's gradient, with a group without image and a masked one. The second also computes activations
+    again in the backward pass, which changes nothing."""
     naive = Naive(checkpoint)
     groups = with_views(train_groups(naive.policy), 1)
     rows = list(naive.rows(groups))
-    wanted = papo(rows, PAPO["coefficient"], PAPO["entropy_coefficient"], 10, fixed=fixed)
+    wanted = papo(rows, **NAMES, clamp=10, fixed=fixed)
     settings = PerceptionSettings(recompute=not fixed, **PAPO)
-    metrics, found = ours(checkpoint, groups, share, perception=settings, logprob_chunk=7)
-    assert metrics["loss"] == pytest.approx(float(wanted), rel=1e-9)
+    share = whole if fixed else in_pieces
+    metrics, found = ours(checkpoint, groups, share, not fixed, perception=settings, logprob_chunk=7)
+    assert metrics["loss"] == pytest.approx(wanted.item(), rel=1e-9)
     assert_same(found, naive.gradients(wanted))
+    with_image = [row for row in rows if row.views]
+    tokens = sum(len(row.new) for row in with_image)
+    entropy = sum(row.views[0][1].sum().item() for row in with_image) / tokens
+    kl = sum(k3_of(row.views[0][0], row.new).sum().item() for row in with_image) / tokens
+    assert metrics["seen_tokens"] == tokens < metrics["tokens"]
+    assert metrics["perception_kl"] == pytest.approx(kl, rel=1e-9)
+    assert metrics["perception_entropy"] == pytest.approx(entropy, rel=1e-9)
+    assert metrics["perception_clamped"] == 0
+
+
+def k3_of(logprobs: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return (logprobs - new).exp() - (logprobs - new) - 1
+
+
+def test_with_vppos_weights_only_the_policy_term_is_weighted(checkpoint: Path) -> None:
+    """VPPO (2510.09285): tokens that depend least on the image weigh 0, completions have a factor with mean 1. A token
+    of weight 0 keeps its perception term. The clamp lies between the divergences here."""
+    naive = Naive(checkpoint)
+    groups = with_views(train_groups(naive.policy), 1)
+    for group in groups:
+        for place, sample in enumerate(group.samples):
+            factor = (0.9, 1.1, 1.0, 1.0)[place]
+            sample.weights = [factor * (number % 2) for number in range(len(sample.ids))]
+    rows = list(naive.rows(groups))
+    divergences = torch.cat([k3_of(row.views[0][0], row.new) for row in rows if row.views])
+    clamp = float(divergences.detach().median()) * 1.001
+    settings = PerceptionSettings(recompute=True, clamp=clamp, **PAPO)
+    wanted = papo(rows, **NAMES, clamp=clamp, fixed=False)
+    metrics, found = ours(checkpoint, groups, in_pieces, perception=settings)
+    assert_same(found, naive.gradients(wanted))
+    assert metrics["perception_clamped"] == pytest.approx(float((divergences > clamp).double().mean()))
+    assert 0 < metrics["perception_clamped"] < 1
+
+
+def test_dvrp_is_that_of_naive_rows(checkpoint: Path) -> None:
+    naive = Naive(checkpoint)
+    groups = with_views(train_groups(naive.policy), 2)
+    rows = list(naive.rows(groups))
+    wanted = dvrp(rows, **NAMES)
+    settings = PerceptionSettings(term="dvrp", recompute=True, clamp=None, **PAPO)
+    metrics, found = ours(checkpoint, groups, in_pieces, loss_type="grpo", perception=settings)
+    assert metrics["loss"] == pytest.approx(wanted.item(), rel=1e-9)
+    assert_same(found, naive.gradients(wanted))
+    assert metrics["perception_kl"] != pytest.approx(metrics["robustness_kl"])
+
+
+def test_a_model_that_cannot_share_prompts_takes_its_views_in_rows(checkpoints: Callable[[str], Path]) -> None:
+    naive = Naive(checkpoints("llava"))
+    groups = with_views(train_groups(naive.policy), 1)
+    wanted = papo(list(naive.rows(groups)), **NAMES, clamp=10, fixed=False)
+    settings = PerceptionSettings(recompute=True, **PAPO)
+    _, found = ours(checkpoints("llava"), groups, whole, perception=settings)
+    assert_same(found, naive.gradients(wanted))
+
+
+def test_without_an_image_there_is_no_term(checkpoint: Path) -> None:
+    """A mini-batch without images: nothing is added, and the means over its tokens are not numbers."""
+    policy = load_policy(checkpoint, TINY)
+    groups = [group for group in train_groups(policy) if not group.has_images]
+    metrics, found = ours(checkpoint, groups, whole, perception=PerceptionSettings(**PAPO))
+    _, wanted = ours(checkpoint, groups, whole)
+    assert_same(found, wanted, within=0)
+    assert metrics["seen_tokens"] == 0 and math.isnan(metrics["perception_kl"])
