@@ -58,6 +58,11 @@ class PerceptionSettings(Section):
         10.0, description="Largest KL of a token, beyond which it has no gradient (PAPO's code: 10); null is off."
     )
 
+    @property
+    def views(self) -> int:
+        """Changed prompts that each prompt with images is compared with."""
+        return 1 if self.term == "papo" else 2
+
     @model_validator(mode="after")
     def _penalty_has_a_gradient(self) -> Self:
         if self.term == "dvrp" and self.entropy_coefficient > 0 and not self.recompute:

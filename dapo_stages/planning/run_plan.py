@@ -156,6 +156,7 @@ class Plan:
         config, work, d, b = self.config, self.work, self.d, self.b
         prompts = -(-self.batch // work.count)
         trained, frozen = self.trained
+        perception = config.train.perception
         training = Training(
             self.groups,
             self.micro_batches,
@@ -167,6 +168,8 @@ class Plan:
             self.ranks,
             foreach=self.device == "cuda",
             reference=self.weights if self.refers else 0,
+            views=0 if perception is None else perception.views,
+            recompute=perception is not None and perception.recompute,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         found = {

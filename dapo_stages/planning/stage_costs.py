@@ -92,10 +92,16 @@ def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, ca
     return prefill + work.completion * step
 
 
-def update(d: Dimensions, work: Work, *, checkpointing: bool, updates: int) -> float:
+def update(
+    d: Dimensions, work: Work, *, checkpointing: bool, updates: int, views: int = 0, recompute: bool = False
+) -> float:
     """Operations of training on one group: a forward pass, a backward pass of twice as many, another forward pass if
-    activations are recomputed, and one for the old logprobs of all mini-batches but the first."""
-    passes = (4 if checkpointing else 3) + (1 - 1 / updates)
+    activations are recomputed, and one for the old logprobs of all mini-batches but the first.
+
+    Each view of a perception term is another such group in every update (`recompute`), or a single forward pass.
+    """
+    trained = 4 if checkpointing else 3
+    passes = trained + (1 - 1 / updates) + views * (trained if recompute else 1)
     return passes * forward(d, work, logits=True)
 
 

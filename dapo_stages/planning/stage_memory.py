@@ -8,7 +8,7 @@ of the keys, P prompt and C completion tokens, N completions of a prompt, T toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dapo_stages.planning.dimensions import Dimensions
@@ -115,13 +115,18 @@ class Training:
     ranks: int
     foreach: bool  # the optimizer's step works on all weights at once, as torch's does on CUDA
     reference: int  # bytes of the reference policy, held whole while its logprobs are computed; 0 without a KL term
+    views: int = 0  # of each prompt, for a perception term
+    recompute: bool = False  # whether these go through the model together with their prompts
 
 
 def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memory:
     """An update: weights, gradients, optimizer, and the largest of head, backward through a layer, optimizer step.
 
-    `work` is a micro-batch: `work.count` completions in total, of `prompts` groups.
+    `work` is a micro-batch: `work.count` completions in total, of `prompts` groups. Views that are computed in every
+    update are further groups in it.
     """
+    if t.recompute:
+        work, prompts = replace(work, count=(1 + t.views) * work.count), (1 + t.views) * prompts
     each = Work(work.prompt, work.completion, max(1, work.count // prompts), work.patches)
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
     states, step, host = _states(d, t, b)
@@ -142,7 +147,7 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     backward |= {} if t.checkpointing else cast
     recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
     peak = max(head, backward, step, recall, key=_sum)
-    host["prepared prompts"] = min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
+    host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
     return Memory({**states, **_images(d, patches), **peak}, host)
 
 

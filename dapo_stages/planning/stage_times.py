@@ -69,13 +69,21 @@ def _training(plan: Plan) -> dict[str, float]:
     train, rates, files = plan.config.train, plan.rates, plan.files(0)
     updates, state = train.updates_per_iteration, files["train-step: state"]
     opening = _opening(plan)
-    operations = stage_costs.update(plan.d, plan.work, checkpointing=train.gradient_checkpointing, updates=updates)
+    views, recompute = (0, False) if train.perception is None else (train.perception.views, train.perception.recompute)
+    operations = stage_costs.update(
+        plan.d,
+        plan.work,
+        checkpointing=train.gradient_checkpointing,
+        updates=updates,
+        views=views,
+        recompute=recompute,
+    )
     if plan.refers:  # the reference is opened and run as well
         opening = {name: 2 * seconds for name, seconds in opening.items()}
         operations += stage_costs.forward(plan.d, plan.work, logits=True)
     sent = 0.0
     if plan.ranks > 1:
-        passes = plan.micro_batches * (1 - 1 / updates)
+        passes = plan.micro_batches * (1 - 1 / updates + (views > 0 and not recompute))
         sent = updates * stage_costs.traffic(
             plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, passes, plan.ranks, plan.b
         ) + stage_costs.state_traffic(plan.parallel, state, plan.ranks)

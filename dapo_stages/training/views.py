@@ -69,11 +69,6 @@ class Perception(NamedTuple):
     settings: PerceptionSettings
     loss_type: LossType
 
-    @property
-    def views(self) -> int:
-        """Views of each prompt with images."""
-        return 1 if self.settings.term == "papo" else 2
-
     def loss(
         self, batch: MicroBatch, inputs: LossInputs, scores: Scores | None, normalizer: float
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -85,7 +80,7 @@ class Perception(NamedTuple):
         counted_S, kept_T = inputs.mask_T[seen_T], inputs.mask_T & seen_T
         if scores is None:
             scores = inputs.new_T[:0], entropy_T[:0]
-        of_views = zip(*(part.chunk(self.views) for part in scores), strict=True)
+        of_views = zip(*(part.chunk(settings.views) for part in scores), strict=True)
         term = PerceptionTerm(
             settings.coefficient, settings.entropy_coefficient, settings.term == "papo", settings.clamp
         )

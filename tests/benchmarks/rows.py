@@ -11,6 +11,7 @@ from benchmarks.measure import Contest, Figure, Side, compare
 
 TRL_UPDATE = "TRL GRPOTrainer's update on the same completions"
 EAGER = "eager forward with output_attentions=True, reduced to the same masses"
+PLAIN_UPDATE = "the same update without the term"
 TRL_GENERATE = "transformers generate as TRL calls it"
 
 
@@ -38,7 +39,7 @@ class Duel:
 
 def duels() -> dict[str, Duel]:
     """Rows 1 to 4, by name."""
-    from benchmarks import generation, preparing, scoring, update
+    from benchmarks import generation, perception, preparing, scoring, update
 
     updates, scores = (update.OURS, update.THEIRS), (scoring.OURS, scoring.THEIRS)
     samples = (generation.OURS, generation.THEIRS)
@@ -50,6 +51,18 @@ def duels() -> dict[str, Duel]:
             "update, medium, prompt 303, completion 192", TRL_UPDATE, lambda: update.medium(192), updates, 2.5, None, 3
         ),
         "update-small": Duel("update, small (embedded default)", TRL_UPDATE, update.small, updates, 1.5),
+        "update-papo": Duel(
+            "update with PAPO's term, medium, prompt 303, completion 64",
+            PLAIN_UPDATE,
+            lambda: perception.Tied(recompute=False),
+            (perception.FIXED, perception.THEIRS),
+        ),
+        "update-papo-recomputed": Duel(
+            "update with PAPO's term (recompute: true), medium, prompt 303, completion 64",
+            PLAIN_UPDATE,
+            lambda: perception.Tied(recompute=True),
+            (perception.RECOMPUTED, perception.THEIRS),
+        ),
         "scoring-medium-64": Duel(
             "scoring, medium, prompt 303, completion 64",
             EAGER,

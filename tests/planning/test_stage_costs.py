@@ -152,6 +152,13 @@ def test_an_update_is_three_or_four_forward_passes_and_the_old_logprobs() -> Non
     assert stage_costs.update(D7, work, checkpointing=True, updates=4) == pytest.approx(4.75 * once)
 
 
+def test_a_view_of_a_perception_term_is_a_forward_pass_or_another_group() -> None:
+    work = Work(1024, 384, 8, 3840)
+    once = stage_costs.forward(D7, work, logits=True)
+    assert stage_costs.update(D7, work, checkpointing=False, updates=1, views=2) == 5 * once
+    assert stage_costs.update(D7, work, checkpointing=True, updates=1, views=2, recompute=True) == 12 * once
+
+
 @pytest.mark.parametrize(
     ("parallel", "gigabytes"),
     [

@@ -28,6 +28,16 @@ def test_one_process_holds_float32_weights_gradients_and_moments() -> None:
     assert held["weights"] + held["gradients"] + held["moments"] == 16 * 8_292_166_656
 
 
+def test_views_of_a_perception_term_are_further_groups_where_they_are_computed_again() -> None:
+    """By hand: 24 completions of three groups in place of 8 of one, and three times as many prepared prompts."""
+    plain, fixed = train(D7, WORK, FULL, 1, 2), train(D7, WORK, replace(FULL, views=2), 1, 2)
+    again = train(D7, WORK, replace(FULL, views=2, recompute=True), 1, 2)
+    three = train(D7, replace(WORK, count=24), FULL, 3, 2)
+    assert fixed.device == plain.device and again.device == three.device
+    assert again.total > plain.total
+    assert fixed.host == again.host == {**plain.host, "prepared prompts": 3 * plain.host["prepared prompts"]}
+
+
 def test_more_ranks_and_more_splitting_need_less() -> None:
     splits: tuple[tuple[Parallel, int], ...] = (
         ("ddp", 4),

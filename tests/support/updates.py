@@ -109,7 +109,7 @@ def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Traine
     trainer, policy = trainer_of(checkpoint, config)
     worker = trainer.worker
     tied = config.perception
-    work = with_views(train_groups(policy), 0 if tied is None else {"papo": 1, "dvrp": 2}[tied.term])
+    work = with_views(train_groups(policy), 0 if tied is None else tied.views)
     work = work if worker.ranks > 1 else work[:-1]
     for step_number in range(3):
         work[0].samples[0].advantage = float("nan") if (number, step_number) == POISONED else 1.5
