@@ -17,6 +17,7 @@ from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.update import Trainer
 
 OURS = "the same with PAPO's term and its entropies; the logprobs with changed images "
+_BLACK = -1.8  # about what an image processor makes of a black pixel
 FIXED, RECOMPUTED = OURS + "in a pass of their own before", OURS + "in the update's own pass, with a gradient"
 THEIRS = "forward, loss with token weights and engine correction, metrics, backward, clipping, AdamW step"
 
@@ -81,7 +82,7 @@ def _trained(group: Group, logprobs: tuple[torch.Tensor, ...]) -> TrainGroup:
     ]
     prompt = group.prompt
     assert prompt.pixel_values is not None
-    blank = replace(prompt, pixel_values=torch.zeros_like(prompt.pixel_values))
+    blank = replace(prompt, pixel_values=torch.full_like(prompt.pixel_values, _BLACK))
     return TrainGroup("group", partial(_same, prompt), samples, views=(partial(_same, blank),))
 
 
