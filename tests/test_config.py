@@ -64,12 +64,21 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    text = "train: {lora: {}, perception: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
+    text = (
+        "train: {lora: {}, perception: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
+    )
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
     resolved["data"]["sources"] = resolved["data"]["sources"]["cats"]
-    groups = {"train.lora", "train.perception", "rewards.judge", "rollout.curriculum", "rollout.informative", "schedules"}
+    groups = {
+        "train.lora",
+        "train.perception",
+        "rewards.judge",
+        "rollout.curriculum",
+        "rollout.informative",
+        "schedules",
+    }
     groups |= {"data.sources", "data.sources.columns"}
     assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
 

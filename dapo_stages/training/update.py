@@ -97,7 +97,7 @@ class Trainer:
             last = number == len(mini_batch.batches)
             with self.worker.pass_(last=last):
                 new, entropy, views = self._forward(batch)
-                loss, sums = self._loss(batch, new, entropy, views, mini_batch, chosen)
+                loss, sums = self._loss(batch, new, entropy, mini_batch, chosen, views)
                 totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
                 if last:
                     found = self.worker.total(totals)
@@ -150,9 +150,9 @@ class Trainer:
         batch: MicroBatch,
         new: torch.Tensor,
         entropy: torch.Tensor,
-        views: Scores | None,
         mini_batch: MiniBatch,
         chosen: Chosen,
+        views: Scores | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config, samples, device = self._settings, batch.samples, new.device
         lengths = torch.tensor([len(s.ids) for s in samples], device=device)

@@ -20,6 +20,7 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.shared_prefix.packing import Prompt
 from dapo_stages.training.batches import MiniBatch, TrainGroup, mini_batch
+from dapo_stages.training.blow_ups import before_backward
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.update import Trainer
 
@@ -230,3 +231,9 @@ def test_without_an_image_there_is_no_term(checkpoint: Path) -> None:
     _, wanted = ours(checkpoint, groups, whole)
     assert_same(found, wanted, within=0)
     assert metrics["seen_tokens"] == 0 and math.isnan(metrics["perception_kl"])
+
+
+def test_an_update_without_advantages_has_the_signal_of_its_images() -> None:
+    sums = {"loss": 0.0, "log_ratio_sum": 0.0, "tokens": 9.0, "engine_diff_sum": 0.0, "engine_tokens": 9.0}
+    assert before_backward(sums | {"signal_max": 0.0, "seen_tokens": 5.0}, TrainConfig()) is None
+    assert before_backward(sums | {"signal_max": 0.0, "seen_tokens": 0.0}, TrainConfig()) == "no_signal"
