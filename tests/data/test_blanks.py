@@ -11,7 +11,7 @@ from PIL import Image
 from support.prompts import image
 
 from dapo_stages.config.attention import BlankKind
-from dapo_stages.data.blanks import Blank, Blanks, ImageMarks, OtherImages, blanked, without_images
+from dapo_stages.data.blanks import Blank, Blanks, ImageMarks, OtherImages, blanked, noised, without_images
 from dapo_stages.data.images import decode, encode
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row
@@ -131,6 +131,28 @@ def test_a_rollout_with_a_single_image_cannot_exchange_it() -> None:
     both = row("c", same, image(8, 8, 1))
     with pytest.raises(DataError, match="a prompt has all 2 images of the rollout"):
         OtherImages([row("a", same), both], "rollouts")
+
+
+def test_a_replayed_image_needs_another_one_to_be_exchanged_with() -> None:
+    """The rollout has no image at all, or just this one; the message names the setting that asked for it."""
+    replayed = row("c", image(8, 8, 0))
+    blanks = Blanks(Blank("exchanged"), 0, None, OtherImages([row("a")], "rollouts", "train.perception.blank"))
+    with pytest.raises(DataError, match="train.perception.blank=exchanged needs .*, but the rollout has no images"):
+        blanks(replayed)
+
+
+def test_a_noised_image_is_a_step_of_a_diffusion() -> None:
+    """On pixels from -1 to 1: white becomes 0.8 + 0.6 · noise, white where the noise is above (0.2 - 0.5/127.5) / 0.6,
+    which has the probability 0.372; the mid gray has the standard deviation 0.2 · 127.5. Pure noise does not depend on the image."""
+    white, gray, black = (Image.new("RGB", (100, 100), (v, v, v)) for v in (255, 127, 0))
+    (found,) = pixels(noised(row("g", white), 0.6, 0))
+    assert (found == 255).mean() == pytest.approx(0.372, abs=0.01)
+    (found,) = pixels(noised(row("g", gray), 0.2, 0))
+    assert found.std() == pytest.approx(25.5, abs=0.5) and found.mean() == pytest.approx(127.0, abs=0.5)
+    assert pixels(noised(row("g", white), 1.0, 0))[0].tolist() == pixels(noised(row("g", black), 1.0, 0))[0].tolist()
+    others = (row("h", gray), 0.2, 0), (row("g", gray), 0.2, 1)
+    assert all((pixels(noised(*other))[0] != found).any() for other in others)
+    assert noised(row("g", gray), 0.2, 0) == noised(row("g", gray), 0.2, 0)
 
 
 def test_images_are_kept_as_png() -> None:
