@@ -43,6 +43,19 @@ class AttentionConfig(Section):
         1,
         description="How often the changed images are drawn; each draw is another forward pass, and all are averaged.",
     )
+    vision_cosine: Annotated[bool, Later(False)] = Field(
+        False,
+        description="Also record the cosine of the hidden state that predicted each token and the mean one of the "
+        "image's tokens, in the last layer; includes logprobs and entropy.",
+    )
+    rollout_mass: Annotated[bool, Later(False)] = Field(
+        False, description="Also record attention rollout to the image, over all layers together."
+    )
+    vision_gradient: Annotated[bool, Later(False)] = Field(
+        False,
+        description="Also record the norm of the gradient of each token's logprob at the image's embeddings, estimated "
+        "in four directions, each a pass of twice the size; includes logprobs and entropy.",
+    )
     batch_completions: Count = Field(64, description="Completions per forward pass.")
     chunk_rows: Count = Field(
         256, description="Rows of attention (per group) and of logits held in memory at the same time."
