@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dapo_stages.config.base import Count, Later, Section
 
+GRADIENT_DIRECTIONS = 4  # in which attention.vision_gradient takes derivatives
 BlankKind = Literal["gray", "patches", "removed", "noise", "exchanged"]
 
 
@@ -54,7 +55,8 @@ class AttentionConfig(Section):
     vision_gradient: Annotated[bool, Later(False)] = Field(
         False,
         description="Also record the norm of the gradient of each token's logprob at the image's embeddings, estimated "
-        "in four directions, each a pass of twice the size; includes logprobs and entropy.",
+        f"in {GRADIENT_DIRECTIONS} random directions, each a forward pass of more than twice the work; includes "
+        "logprobs and entropy.",
     )
     batch_completions: Count = Field(64, description="Completions per forward pass.")
     chunk_rows: Count = Field(
