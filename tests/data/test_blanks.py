@@ -137,13 +137,14 @@ def test_a_replayed_image_needs_another_one_to_be_exchanged_with() -> None:
     """The rollout has no image at all, or just this one; the message names the setting that asked for it."""
     replayed = row("c", image(8, 8, 0))
     blanks = Blanks(Blank("exchanged"), 0, None, OtherImages([row("a")], "rollouts", "train.perception.blank"))
-    with pytest.raises(DataError, match="train.perception.blank=exchanged needs .*, but the rollout has no images"):
+    with pytest.raises(DataError, match=r"train\.perception\.blank=exchanged needs .*, but the rollout has no images"):
         blanks(replayed)
 
 
 def test_a_noised_image_is_a_step_of_a_diffusion() -> None:
-    """On pixels from -1 to 1: white becomes 0.8 + 0.6 · noise, white where the noise is above (0.2 - 0.5/127.5) / 0.6,
-    which has the probability 0.372; the mid gray has the standard deviation 0.2 · 127.5. Pure noise does not depend on the image."""
+    """On pixels from -1 to 1, white becomes 0.8 + 0.6 · noise: white where the noise is above (0.2 - 0.5/127.5) / 0.6,
+    which has the probability 0.372. The mid gray has the standard deviation 0.2 · 127.5. Pure noise does not depend on
+    the image."""
     white, gray, black = (Image.new("RGB", (100, 100), (v, v, v)) for v in (255, 127, 0))
     (found,) = pixels(noised(row("g", white), 0.6, 0))
     assert (found == 255).mean() == pytest.approx(0.372, abs=0.01)
