@@ -31,7 +31,7 @@ def names(cell: str) -> list[str]:
 
 OURS = {
     key
-    for first in ("there", "ms-swift", "there, P = 4", "verl", "often called")
+    for first in ("there", "ms-swift", "there, P = 4", "verl", "PAPO", "often called")
     for cells in rows(first)
     for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=\d+)?`", cells[2 if first in {"there", "verl"} else 1])
 }

@@ -76,7 +76,7 @@ def test_a_schedule_is_named_by_its_dots_or_in_sections(text: str, override: str
 
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_what_can_have_a_schedule_is_a_number_of_the_configuration(name: str) -> None:
-    values = {"rollout": {"curriculum": {}}, "planned_iterations": 2}
+    values = {"rollout": {"curriculum": {}}, "train": {"perception": {}}, "planned_iterations": 2}
     assert isinstance(number(Config.model_validate(values), name), float)
     config = Config.model_validate(values | {"schedules": {name: {"start": 0.5, "end": 0.6}}})
     assert number(config.at(2), name) == pytest.approx(0.55)

@@ -17,7 +17,7 @@ from dapo_stages.config.rewards import JudgeConfig, RewardsConfig
 from dapo_stages.config.rollout import CurriculumConfig, RolloutConfig, SamplerConfig
 from dapo_stages.config.run import Config
 from dapo_stages.config.schedules import Schedule
-from dapo_stages.config.train import GuardSettings, LoraSettings, TrainConfig
+from dapo_stages.config.train import GuardSettings, LoraSettings, PerceptionSettings, TrainConfig
 from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, WeightsConfig
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "KeepConfig",
     "LoraSettings",
     "ModelConfig",
+    "PerceptionSettings",
     "ReplayConfig",
     "ReportConfig",
     "RewardWeights",

@@ -28,6 +28,9 @@ SCHEDULED = (
     "train.beta",
     "train.entropy_coefficient",
     "train.top_entropy_quantile",
+    "train.perception.coefficient",
+    "train.perception.noise",
+    "train.perception.entropy_coefficient",
 )
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Fraction, Momentum, Positive, Section
+from dapo_stages.config.attention import BlankKind
+from dapo_stages.config.base import Count, Fraction, Later, Momentum, Positive, Section
 
 
 class LoraSettings(Section):
@@ -21,6 +22,55 @@ class LoraSettings(Section):
         ("q_proj", "v_proj"),
         description="Layers that get an adapter, by name or end of the name; not layers with tied weights.",
     )
+
+
+class PerceptionSettings(Section):
+    """A term that ties the policy to its images: KL between what it says of an image and of a changed one
+    (docs/objective.md)."""
+
+    term: Literal["papo", "dvrp"] = Field(
+        "papo",
+        description="papo: away from what the policy says of a blanked image. dvrp: also toward what it says of a "
+        "slightly noised one.",
+    )
+    coefficient: Positive = Field(0.01, description="Weight of each KL term (PAPO: 0.01 to 0.02; DVRP: 0.01).")
+    blank: BlankKind = Field("patches", description="What becomes of blanked images, as with attention.blank.")
+    blank_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.6, description="Probability that a square is blackened, for blank: patches."
+    )
+    blank_patch: Count = Field(14, description="Side of such a square, in pixels.")
+    noise: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5,
+        description="For dvrp: standard deviation of the noise in noised images, on pixels from -1 to 1, which are "
+        "scaled down by sqrt(1 - noise²).",
+    )
+    recompute: bool = Field(
+        False,
+        description="Compute the logprobs with changed images in every update, with a gradient; if off, once, before "
+        "the first update, as PAPO's code does by default.",
+    )
+    entropy_coefficient: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Weight of a penalty on entropies (nats): for papo with the image and with the blanked one, for "
+        "dvrp with both changed ones (PAPO: 0.03 to 0.05). Without recompute, only that with the image has a gradient.",
+    )
+    clamp: Positive | None = Field(
+        10.0, description="Largest KL of a token, beyond which it has no gradient (PAPO's code: 10); null is off."
+    )
+
+    @property
+    def views(self) -> int:
+        """Changed prompts that each prompt with images is compared with."""
+        return 1 if self.term == "papo" else 2
+
+    @model_validator(mode="after")
+    def _penalty_has_a_gradient(self) -> Self:
+        if self.term == "dvrp" and self.entropy_coefficient > 0 and not self.recompute:
+            raise ValueError(
+                "entropy_coefficient needs recompute: true with term dvrp, whose penalty is on changed images only and "
+                "would have no gradient"
+            )
+        return self
 
 
 class GuardSettings(Section):
@@ -42,8 +92,8 @@ class GuardSettings(Section):
     )
     no_signal: Literal["skip", "halt", "train"] = Field(
         "skip",
-        description="For an update whose advantages are all 0 (all rewards equal), without KL and entropy bonus; "
-        "`train` lets momentum move the policy.",
+        description="For an update whose advantages are all 0 (all rewards equal), without KL, entropy bonus and "
+        "perception term; `train` lets momentum move the policy.",
     )
     max_skipped: Count | None = Field(
         8,
@@ -97,6 +147,9 @@ class TrainConfig(Section):
     )
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Fraction of tokens, those with the highest entropy, that the loss keeps; 1 keeps all."
+    )
+    perception: Annotated[PerceptionSettings | None, Later(None)] = Field(
+        None, description="A term that ties the policy to its images, as PAPO and DVRP have; null is off."
     )
     updates_per_iteration: Count = Field(4, description="Mini-batches (optimizer steps) per iteration.")
     batch_completions: Count = Field(

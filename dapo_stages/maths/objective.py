@@ -176,11 +176,8 @@ def policy_loss(
     assert tokens.entropy_mask_T is not None
     loss_T = torch.where(tokens.entropy_mask_T, -engine_T * loss_of.gain(ratio_T, tokens, settings), nothing)
     if tokens.reference_T is not None:
-        loss_T = loss_T + settings.beta * _k3(tokens.reference_T - tokens.new_T)
-    counts_T = tokens.weights_T
-    if loss_of.mean_of_completion:
-        length_T = _per_completion(tokens.mask_T.to(tokens.new_T.dtype), tokens.sequence_ids_T)
-        counts_T = counts_T / length_T.clamp(min=1.0)
+        loss_T = loss_T + settings.beta * k3(tokens.reference_T - tokens.new_T)
+    counts_T = tokens.weights_T / divisor_of(settings.loss_type, tokens)
     loss = (counts_T * loss_T).sum() / normalizer
     if settings.entropy_coefficient != 0 and tokens.entropy_T is not None:
         entropy = tokens.entropy_T[tokens.entropy_mask_T].sum()
@@ -209,7 +206,7 @@ def _metrics(
     if settings.loss_type == "cispo":  # its cap applies to both signs
         good, bad = good | bad, torch.zeros_like(bad)
     token_engine_log_T = nothing if tokens.sampling_T is None else tokens.old_T - tokens.sampling_T
-    kl_T = nothing if tokens.reference_T is None else _k3(tokens.reference_T - tokens.new_T)
+    kl_T = nothing if tokens.reference_T is None else k3(tokens.reference_T - tokens.new_T)
     return {
         "tokens": mask_T.sum(),
         "weight_sum": tokens.weights_T.sum(),
@@ -222,11 +219,11 @@ def _metrics(
         "clipped_dual": (bad & (ratio_T > (math.inf if settings.delta is None else settings.delta))).sum(),
         "entropy_sum": nothing.sum() if tokens.entropy_T is None else tokens.entropy_T.sum(),
         "kl_sum": kl_T.sum(),  # to the reference
-        "update_kl_sum": _k3(log_ratio_T).sum(),  # old to new, of this train-step
+        "update_kl_sum": k3(log_ratio_T).sum(),  # old to new, of this train-step
         "engine_is_sum": engine_T[mask_T].sum(),
         "engine_is_max": _max(engine_log_T[mask_T].clamp(max=LOG_LIMIT).exp()),  # before the cap
         "engine_capped": (engine_log_T[mask_T] > math.log(settings.engine_is_cap)).sum(),
-        "engine_kl_sum": _k3(token_engine_log_T[mask_T]).sum(),  # engine to old
+        "engine_kl_sum": k3(token_engine_log_T[mask_T]).sum(),  # engine to old
     }
 
 
@@ -238,6 +235,15 @@ def level_of(loss_type: LossType, level: Level | None) -> Level:
     if implied == "sequence" and level == "token":
         raise ValueError("gspo needs level sequence; use grpo for the ratio of the token with the same normalizer")
     return level or implied
+
+
+def divisor_of(loss_type: LossType, inputs: LossInputs) -> Tensor:
+    """What each token's loss is divided by before the normalizer, [T]: the number of its completion's tokens in the
+    loss for losses that are a mean per completion, else 1."""
+    mask_T = inputs.mask_T.to(inputs.new_T.dtype)
+    if not _loss(loss_type).mean_of_completion:
+        return torch.ones_like(mask_T)
+    return _per_completion(mask_T, inputs.sequence_ids_T).clamp(min=1.0)
 
 
 def normalizer_of(loss_type: LossType, tokens: float, completions: float, max_completion_length: int) -> float:
@@ -299,8 +305,9 @@ def _per_completion(values_T: Tensor, sequence_ids_T: Tensor) -> Tensor:
     return sums.index_select(0, sequence_ids_T)
 
 
-def _k3(log_ratio_T: Tensor) -> Tensor:
-    """exp(x) - x - 1: never negative, 0 at 0, and unbiased for the divergence of what was sampled from."""
+def k3(log_ratio_T: Tensor) -> Tensor:
+    """exp(x) - x - 1: never negative, 0 at 0, and unbiased for the divergence of what was sampled from (Schulman
+    2020)."""
     limited = log_ratio_T.clamp(-LOG_LIMIT, LOG_LIMIT)
     return limited.exp() - limited - 1.0
 

@@ -12,11 +12,12 @@ from math import ceil
 from typing import Literal
 
 from dapo_stages.config import Config
+from dapo_stages.config.attention import GRADIENT_DIRECTIONS
 from dapo_stages.config.rollout import EngineName
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import Memory, Parallel, Training, Work
+from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training, Work
 
 GIB = 2**30
 TEXT_TOKENS = 64  # minimum of a prompt beside its image: the question and the chat format
@@ -154,11 +155,23 @@ class Plan:
         """Micro-batches of an update, on one rank."""
         return -(-self.completions // self.batch)
 
+    @property
+    def passes(self) -> Passes:
+        """What score-attention computes besides masses."""
+        settings = self.config.attention
+        return Passes(
+            logprobs=settings.logprobs or settings.vision_cosine,
+            blanks=settings.blank_draws if settings.blank_image else 0,
+            rollout=settings.rollout_mass,
+            directions=GRADIENT_DIRECTIONS if settings.vision_gradient else 0,
+        )
+
     def memory(self) -> dict[str, Memory]:
         """Peak of each stage that holds a model."""
         config, work, d, b = self.config, self.work, self.d, self.b
         prompts = -(-self.batch // work.count)
         trained, frozen = self.trained
+        perception = config.train.perception
         training = Training(
             self.groups,
             self.micro_batches,
@@ -170,12 +183,16 @@ class Plan:
             self.ranks,
             foreach=self.device == "cuda",
             reference=self.weights if self.refers and not self.resident else 0,
+            views=0 if perception is None else perception.views,
+            recompute=perception is not None and perception.recompute,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         sampled, asked = config.rollout, config.evaluate
         found = {
             "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work.count),
-            "score-attention": stage_memory.score(d, work, scored, config.attention.chunk_rows, b, self.weights),
+            "score-attention": stage_memory.score(
+                d, work, scored, config.attention.chunk_rows, b, self.weights, self.passes
+            ),
             "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
         }
         if batch := min(self.questions, asked.questions_per_shard, asked.batch_groups):

@@ -8,7 +8,7 @@ of the keys, P prompt and C completion tokens, N completions of a prompt, T toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dapo_stages.planning.dimensions import Dimensions
@@ -48,6 +48,21 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """What score-attention computes besides masses."""
+
+    logprobs: bool = False  # a whole pass and the head
+    blanks: int = 0  # passes with the images changed, which include logprobs
+    rollout: bool = False
+    directions: int = 0  # passes in forward mode, which include logprobs
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pass goes through all of the last layer and the head."""
+        return self.logprobs or self.blanks > 0 or self.directions > 0
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes at the peak by what holds them: on the device, and in host memory if that is separate."""
 
@@ -57,6 +72,9 @@ class Memory:
     @property
     def total(self) -> int:
         return sum(self.device.values())
+
+
+_MASSES = Passes()
 
 
 def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
@@ -84,8 +102,15 @@ def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Mem
     return Memory({"weights": weights, **_images(d, groups * work.patches), **peak}, {})
 
 
-def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int) -> Memory:
-    """Scoring `groups` in one row: layers without gradient, attention group by group, `chunk_rows` rows of scores."""
+def score(
+    d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int, passes: Passes = _MASSES
+) -> Memory:
+    """Scoring `groups` in one row: layers without gradient, attention group by group, `chunk_rows` rows of scores.
+
+    Logits are of `chunk_rows` tokens: with images changed, two distributions, their probabilities and mean. Rollout
+    adds as many rows of the prompt's scores. Forward mode holds a derivative beside each value, and the scores of all
+    completion rows of a group.
+    """
     tokens, patches = groups * work.tokens, groups * work.patches
     own = work.count * work.completion * d.hidden
     steps = min(chunk_rows, work.count * work.completion)
@@ -98,6 +123,22 @@ def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weigh
     }
     if attention > peak["one layer"]:
         peak = {"one layer": states, "attention of a group": attention - states}
+    candidates = [peak]
+    if passes.whole:
+        held = (tokens + (1 + passes.blanks) * groups * work.count * work.completion) * d.hidden * b
+        rows = min(chunk_rows, groups * work.count * work.completion)
+        logits = (9 if passes.blanks else 5) * rows * d.vocabulary * FLOAT
+        candidates.append({"hidden states": held, "logits": logits})
+    if passes.rollout:
+        rolled = 3 * d.heads * min(chunk_rows, work.prompt) * work.prompt * FLOAT
+        keys = d.hidden * (work.prompt + work.count * work.completion) * FLOAT
+        candidates.append({"one layer": states, "rollout in the prompt": rolled + keys})
+    if passes.directions:
+        seen = work.count * work.completion * (work.prompt + work.completion) + work.prompt**2
+        candidates.append({"one layer, twice": 2 * states, "derivatives of attention": 5 * d.heads * seen * b})
+        directions = passes.directions * tokens * d.hidden * FLOAT
+        candidates = [one | {"directions": directions} for one in candidates]
+    peak = max(candidates, key=_sum)
     return Memory({"weights": weights, **_images(d, patches), **peak}, {})
 
 
@@ -115,13 +156,18 @@ class Training:
     ranks: int
     foreach: bool  # the optimizer's step works on all weights at once, as torch's does on CUDA
     reference: int  # bytes of the reference policy, held whole while its logprobs are computed; 0 without a KL term
+    views: int = 0  # of each prompt, for a perception term
+    recompute: bool = False  # whether these go through the model together with their prompts
 
 
 def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memory:
     """An update: weights, gradients, optimizer, and the largest of head, backward through a layer, optimizer step.
 
-    `work` is a micro-batch: `work.count` completions in total, of `prompts` groups.
+    `work` is a micro-batch: `work.count` completions in total, of `prompts` groups. Views that are computed in every
+    update are further groups in it.
     """
+    if t.recompute:
+        work, prompts = replace(work, count=(1 + t.views) * work.count), (1 + t.views) * prompts
     each = Work(work.prompt, work.completion, max(1, work.count // prompts), work.patches)
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
     states, step, host = _states(d, t, b)
@@ -142,7 +188,7 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     backward |= {} if t.checkpointing else cast
     recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
     peak = max(head, backward, step, recall, key=_sum)
-    host["prepared prompts"] = min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
+    host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
     return Memory({**states, **_images(d, patches), **peak}, host)
 
 

@@ -105,7 +105,7 @@ def _scoring(plan: Plan) -> dict[str, float]:
     if not settings.enabled:
         return found
     scored = plan.kept if settings.groups == "kept" else plan.sampled
-    operations = stage_costs.scoring(plan.d, plan.work, logprobs=settings.logprobs, blank=settings.blank_image)
+    operations = stage_costs.scoring(plan.d, plan.work, plan.passes)
     groups = ceil(shards / plan.ranks) * scored / shards
     return found | {"forward": groups * operations / plan.rates.operations}
 
@@ -119,7 +119,15 @@ def _training(plan: Plan) -> dict[str, float]:
     policy = files["train-step: policy"] + moved  # written by rank 0
     found = _begin(plan, "train-step")
     found["verify"] += rates.verifying(_unknown(plan, state))
-    operations = stage_costs.update(plan.d, plan.work, checkpointing=train.gradient_checkpointing, updates=updates)
+    views, recompute = (0, False) if train.perception is None else (train.perception.views, train.perception.recompute)
+    operations = stage_costs.update(
+        plan.d,
+        plan.work,
+        checkpointing=train.gradient_checkpointing,
+        updates=updates,
+        views=views,
+        recompute=recompute,
+    )
     if plan.refers:  # the reference is opened and run as well
         reference = _base(plan) + files["train-step: policy"]
         found["verify"] += rates.verifying(reference) if plan.config.verify == "always" else 0
@@ -127,7 +135,7 @@ def _training(plan: Plan) -> dict[str, float]:
         operations += stage_costs.forward(plan.d, plan.work, logits=True)
     sent = 0.0
     if plan.ranks > 1:
-        passes = plan.micro_batches * (1 - 1 / updates)
+        passes = plan.micro_batches * (1 - 1 / updates + (views > 0 and not recompute))
         sent = updates * stage_costs.traffic(
             plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, passes, plan.ranks, plan.b
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -169,7 +170,7 @@ class TrainStep:
             policy, trainer = self._prepare()
             if ranks.rank() > 0:
                 torch.manual_seed(int(seed[-1]))  # but draw different dropout
-            groups = read_groups(stack, self._output.plan, policy)
+            groups = read_groups(stack, self._output.plan, policy, self._changes(policy, stack))
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             self._guard.check_signal(len(groups))
@@ -239,6 +240,12 @@ class TrainStep:
             self._load_state(trainer.worker)
         return policy, trainer
 
+    def _changes(self, policy: Policy, stack: ExitStack) -> tuple[Callable[[Row], Row], ...]:
+        """What makes the views of a perception term."""
+        from dapo_stages.training.views import changes_of
+
+        return changes_of(self._config.train.perception, self._config.seed, self._inputs["rollouts"], policy, stack)
+
     def _load_state(self, worker: Worker) -> None:
         from safetensors import SafetensorError
 
@@ -293,7 +300,7 @@ class TrainStep:
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Logprobs of the policy before the first update, for all mini-batches but the first.
 
-        The first needs none: its new logprobs are the old ones.
+        The first needs none: its new logprobs are the old ones. The views of a perception term are another matter.
         """
         later = [batch for part in work[1:] for batch in part.batches]
         everything = [batch for part in work for batch in part.batches]
@@ -304,6 +311,12 @@ class TrainStep:
             for batch in later:
                 batch.old = trainer.logprobs(batch)
                 advance(1, "")
+        perception = self._config.train.perception
+        if perception is not None and not perception.recompute:
+            with progress("train-step: logprobs with changed images", len(everything)) as advance:
+                for batch in everything:
+                    batch.views = trainer.view_scores(batch)
+                    advance(1, "")
         if reference is not None:
             with progress("train-step: reference logprobs", len(everything)) as advance:
                 for batch in everything:

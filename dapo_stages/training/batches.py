@@ -14,6 +14,8 @@ import torch
 
 from dapo_stages.models.shared_prefix.packing import Prompt
 
+Scores = tuple[torch.Tensor, torch.Tensor]  # logprobs and entropies of tokens
+
 
 @dataclass
 class Sample:
@@ -42,6 +44,7 @@ class TrainGroup:
     has_images: bool = True
     counts: bool = True  # False: a filler, which goes through the model, but is in no sum
     replayed: bool = False  # from the replay buffer
+    views: tuple[Callable[[], Prompt], ...] = ()  # the prompt with changed images, for terms that compare with them
 
     @property
     def cost(self) -> int:
@@ -58,6 +61,7 @@ class MicroBatch:
     chunks: int = 1  # minimum number of chunks of logits, so that all ranks call the head equally often
     old: torch.Tensor | None = None  # [sum C] logprobs before this train-step
     reference: torch.Tensor | None = None  # [sum C]
+    views: Scores | None = None  # of the groups' views, [views · sum C] each, where these are not computed again
 
     @property
     def samples(self) -> list[Sample]:
@@ -80,8 +84,8 @@ class MicroBatch:
 
     @property
     def rows(self) -> int:
-        """Rows of logits."""
-        return sum(len(sample.ids) for sample in self.samples)
+        """Rows of logits, with those of all views."""
+        return sum((1 + len(group.views)) * len(sample.ids) for group in self.groups for sample in group.samples)
 
 
 @dataclass(frozen=True)

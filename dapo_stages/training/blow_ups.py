@@ -45,7 +45,7 @@ def before_backward(sums: Mapping[str, float], settings: TrainConfig) -> Reason 
     """The reason to skip, from the loss and the log-ratios, before gradients are exchanged; None if there is none.
 
     `sums` are those of policy_loss over all micro-batches, with `loss`, `signal_max` (the largest abs(advantage)),
-    `engine_diff_sum` and `engine_tokens`.
+    `engine_diff_sum` and `engine_tokens`; with train.perception those of perception_loss, too.
     """
     if not all(math.isfinite(sums[name]) for name in ("loss", "log_ratio_sum")):  # without tokens the loss is 0
         return "non_finite"
@@ -54,7 +54,8 @@ def before_backward(sums: Mapping[str, float], settings: TrainConfig) -> Reason 
         return "ratio"
     if sums["engine_diff_sum"] > most * sums["engine_tokens"]:
         return "engine_ratio"
-    idle = sums["signal_max"] == 0 and settings.beta == 0 and settings.entropy_coefficient == 0
+    others = settings.beta != 0 or settings.entropy_coefficient != 0 or sums.get("seen_tokens", 0) > 0
+    idle = sums["signal_max"] == 0 and not others
     return "no_signal" if idle and settings.guard.no_signal != "train" else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -28,8 +29,12 @@ _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "impo
 _COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
 
 
-def read_groups(stack: ExitStack, plan: Plan, policy: Policy) -> list[TrainGroup]:
+def read_groups(
+    stack: ExitStack, plan: Plan, policy: Policy, changes: Sequence[Callable[[Row], Row]] = ()
+) -> list[TrainGroup]:
     """The groups with completions in the loss. Token lists are in memory, images are read on demand.
+
+    Groups with images get a view for each of `changes`, which makes a prompt row another one.
 
     Files stay open until `stack` is closed. Raises DataError if weights and completions do not match, or if anything is
     not finite or not as long as its completion, so that none of this reaches a loss.
@@ -61,6 +66,10 @@ def read_groups(stack: ExitStack, plan: Plan, policy: Policy) -> list[TrainGroup
     def read(source: str, group_id: str) -> Prompt:
         return prompt_of(prompts[source].one(group_id), policy.processor)
 
+    @lru_cache(maxsize=_PROMPTS_KEPT)
+    def changed(source: str, group_id: str, number: int) -> Prompt:
+        return prompt_of(changes[number](prompts[source].one(group_id)), policy.processor)
+
     groups: dict[tuple[str, str], TrainGroup] = {}
     seen: set[tuple[str, str]] = set()
     for row in weights.rows("weights", _WEIGHTS):
@@ -77,7 +86,11 @@ def read_groups(stack: ExitStack, plan: Plan, policy: Policy) -> list[TrainGroup
                 raise DataError(weights.folder, problem, _AGAIN)
             if key not in groups:
                 prompt = partial(read, source, group_id)
-                groups[key] = TrainGroup(group_id, prompt, [], *sizes[key], replayed=source == "replay")
+                _, has_images = sizes[key]
+                views = [partial(changed, source, group_id, i) for i in range(len(changes) if has_images else 0)]
+                groups[key] = TrainGroup(
+                    group_id, prompt, [], *sizes[key], replayed=source == "replay", views=tuple(views)
+                )
             sample = _sample(row, completions[source], weights, version)
             check_tokens(sources[source][0].folder, "completion_ids", row["completion_id"], sample.ids, vocabulary)
             groups[key].samples.append(sample)

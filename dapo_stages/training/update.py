@@ -19,10 +19,11 @@ from dapo_stages.maths.objective import (
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group, Packed, SeparateRows
-from dapo_stages.training.batches import MicroBatch, MiniBatch
+from dapo_stages.training.batches import MicroBatch, MiniBatch, Scores
 from dapo_stages.training.blow_ups import Reason, after_step, before_backward
 from dapo_stages.training.launching.frameworks import worker
 from dapo_stages.training.optimizers import Optimizers
+from dapo_stages.training.views import Perception, metrics_of, viewed
 
 
 class Chosen(NamedTuple):
@@ -57,8 +58,14 @@ class Trainer:
             beta=settings.beta,
             entropy_coefficient=settings.entropy_coefficient,
         )
+        tied = settings.perception
+        self._perception = None if tied is None else Perception(tied, settings.loss_type)
+        penalized = tied is not None and tied.entropy_coefficient > 0
         forward = GroupLogprobs(
-            policy, temperature, settings.logprob_chunk, entropy_gradient=settings.entropy_coefficient > 0
+            policy,
+            temperature,
+            settings.logprob_chunk,
+            entropy_gradient=settings.entropy_coefficient > 0 or penalized,
         )
         self.worker = worker(accelerator, forward, optimizers, settings)
 
@@ -66,6 +73,15 @@ class Trainer:
         """Logprobs of a micro-batch under the current policy, [sum C], without gradient, in the layout of training."""
         with torch.no_grad():
             return self.worker.forward(self._rows(batch), batch.chunks)[0]
+
+    def view_scores(self, batch: MicroBatch) -> Scores | None:
+        """Logprobs and entropies of a micro-batch's completions with each view of their prompts, [views · sum C],
+        without gradient; None if it has no views, or if every update computes them again."""
+        groups = list(viewed(batch))
+        if not groups or self._recomputes:
+            return None
+        with torch.no_grad():
+            return self.worker.forward(self._policy.batch(groups), batch.chunks)
 
     def update(self, mini_batch: MiniBatch, factor: float) -> dict[str, float]:
         """One optimizer step on a mini-batch, skipped by all ranks if it has blown up (blow_ups.py).
@@ -80,8 +96,8 @@ class Trainer:
         for number, batch in enumerate(mini_batch.batches, start=1):
             last = number == len(mini_batch.batches)
             with self.worker.pass_(last=last):
-                new, entropy = self.worker.forward(self._rows(batch), batch.chunks)
-                loss, sums = self._loss(batch, new, entropy, mini_batch, chosen)
+                new, entropy, views = self._forward(batch)
+                loss, sums = self._loss(batch, new, entropy, mini_batch, chosen, views)
                 totals = merge_metrics(totals, sums | {"loss": loss.detach().double()})
                 if last:
                     found = self.worker.total(totals)
@@ -113,8 +129,21 @@ class Trainer:
         counts = [count for sample, count in zip(batch.samples, batch.counts, strict=True) for _ in sample.ids]
         return torch.tensor(counts, dtype=torch.bool, device=self._policy.device)
 
-    def _rows(self, batch: MicroBatch) -> Packed | SeparateRows:
-        return self._policy.batch([Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups])
+    @property
+    def _recomputes(self) -> bool:
+        return self._perception is not None and self._perception.settings.recompute
+
+    def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, Scores | None]:
+        """Logprobs and entropies [sum C], and those of the views: as they were, or of the same pass."""
+        groups = list(viewed(batch)) if self._recomputes else []
+        logprobs, entropies = self.worker.forward(self._rows(batch, *groups), batch.chunks)
+        if not groups:
+            return logprobs, entropies, batch.views
+        own = sum(len(sample.ids) for sample in batch.samples)
+        return logprobs[:own], entropies[:own], (logprobs[own:], entropies[own:])
+
+    def _rows(self, batch: MicroBatch, *others: Group) -> Packed | SeparateRows:
+        return self._policy.batch([*(Group(g.prompt(), [s.ids for s in g.samples]) for g in batch.groups), *others])
 
     def _loss(
         self,
@@ -123,6 +152,7 @@ class Trainer:
         entropy: torch.Tensor,
         mini_batch: MiniBatch,
         chosen: Chosen,
+        views: Scores | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         config, samples, device = self._settings, batch.samples, new.device
         lengths = torch.tensor([len(s.ids) for s in samples], device=device)
@@ -147,6 +177,9 @@ class Trainer:
         )
         normalizer = normalizer_of(config.loss_type, tokens, mini_batch.completions, self._max_length)
         loss, sums = policy_loss(inputs, self._loss_settings, normalizer, max(chosen.tokens, 1.0))
+        if self._perception is not None:
+            term, of_views = self._perception.loss(batch, inputs, views, normalizer)
+            loss, sums = loss + term, sums | of_views
         # A loss that is not finite may have a finite gradient, because of clamps; DeepSpeed checks only the gradient.
         loss = torch.where(torch.isfinite(loss), loss, loss.detach() * new.sum())
         # An older policy's logprobs differ by what was learned since, which says nothing about the engine.
@@ -192,4 +225,5 @@ class Trainer:
             "engine_tokens": compared,
             "tokens": tokens,
             "completions": float(completions),
+            **metrics_of(sums),
         }

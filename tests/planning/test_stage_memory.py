@@ -9,7 +9,7 @@ import pytest
 
 from dapo_stages.planning import stage_memory
 from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.stage_memory import Parallel, Training, Work, rollout, score, train, vllm, weights_of
+from dapo_stages.planning.stage_memory import Parallel, Passes, Training, Work, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
@@ -26,6 +26,16 @@ def test_zero_2_states_are_what_deepspeed_estimates() -> None:
 def test_one_process_holds_float32_weights_gradients_and_moments() -> None:
     held = train(D7, WORK, replace(FULL, parallel="single", ranks=1), 1, 2).device
     assert held["weights"] + held["gradients"] + held["moments"] == 16 * 8_292_166_656
+
+
+def test_views_of_a_perception_term_are_further_groups_where_they_are_computed_again() -> None:
+    """By hand: 24 completions of three groups in place of 8 of one, and three times as many prepared prompts."""
+    plain, fixed = train(D7, WORK, FULL, 1, 2), train(D7, WORK, replace(FULL, views=2), 1, 2)
+    again = train(D7, WORK, replace(FULL, views=2, recompute=True), 1, 2)
+    three = train(D7, replace(WORK, count=24), FULL, 3, 2)
+    assert fixed.device == plain.device and again.device == three.device
+    assert again.total > plain.total
+    assert fixed.host == again.host == {**plain.host, "prepared prompts": 3 * plain.host["prepared prompts"]}
 
 
 def test_more_ranks_and_more_splitting_need_less() -> None:
@@ -52,6 +62,17 @@ def test_a_cache_has_two_vectors_per_layer_and_token() -> None:
 def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
     long = Work(prompt=4096, completion=1024, count=8, patches=0)
     assert score(D7, long, 1, 64, 2, 0).total <= score(D7, long, 1, 4096, 2, 0).total
+
+
+def test_more_passes_need_logits_and_a_derivative_beside_each_value() -> None:
+    """7B: 9 and 5 tensors of 256 · 152 064 float32; 4 directions of 4096 · 3584 float32 for one group."""
+    for passes, tensors in ((Passes(logprobs=True), 5), (Passes(blanks=1), 9)):
+        assert score(D7, WORK, 1, 256, 2, 0, passes).device["logits"] == tensors * 256 * 152_064 * 4
+    held = score(D7, WORK, 1, 256, 2, 0, Passes(directions=4)).device
+    assert held["directions"] == 4 * 4096 * 3584 * 4
+    # 28 heads, 5 tensors in bfloat16 of 3072 rows by 1408 keys, and of the prompt's 1024 by 1024
+    assert held["derivatives of attention"] == 5 * 28 * (3072 * 1408 + 1024**2) * 2
+    assert score(D7, WORK, 1, 256, 2, 0, Passes(rollout=True)).total >= score(D7, WORK, 1, 256, 2, 0).total
 
 
 @pytest.mark.long

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ import torch
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
+from dapo_stages.models.shared_prefix.packing import Prompt
 from dapo_stages.training.batches import MiniBatch, Sample, TrainGroup, mini_batch
 from dapo_stages.training.launching.frameworks import join
 from dapo_stages.training.launching.rank_workers import Step
@@ -21,13 +23,16 @@ from dapo_stages.training.update import Trainer
 from support.prompts import groups
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
-# Each once: what the sum is divided by, a threshold over all ranks, entropy with a gradient, several chunks of logits.
+# Each once: what the sum is divided by, a threshold over all ranks, entropy with a gradient, several chunks of logits,
+# views in the same pass and in one before.
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"loss_type": "dapo", "logprob_chunk": 4},
     {"loss_type": "bnpo", "delta": 3.0},
     {"loss_type": "gspo", "top_entropy_quantile": 0.5, "entropy_coefficient": 0.1},
     {"loss_type": "dr_grpo"},
     {"loss_type": "cispo", "engine_is_level": "sequence", "entropy_coefficient": 0.1, "logprob_chunk": 4},
+    {"perception": {"recompute": True, "coefficient": 0.3, "entropy_coefficient": 0.1}, "logprob_chunk": 4},
+    {"loss_type": "grpo", "perception": {"term": "dvrp", "coefficient": 0.3}, "logprob_chunk": 4},
 )
 POISONED = (3, 1)  # under these settings, in this step, an advantage is not a number
 
@@ -50,6 +55,23 @@ def train_groups(policy: Policy) -> list[TrainGroup]:
         prompt = lambda prompt=group.prompt: prompt  # noqa: E731
         found.append(TrainGroup(str(len(found)), prompt, samples, len(group.prompt.ids), images))
     return [*found, replace(found[1], group_id="masked", counts=False)]
+
+
+def with_views(found: Sequence[TrainGroup], number: int) -> list[TrainGroup]:
+    """The groups with `number` views of each prompt with images."""
+    return [
+        replace(group, views=tuple(partial(changed, group.prompt(), i) for i in range(number)))
+        if group.has_images
+        else group
+        for group in found
+    ]
+
+
+def changed(prompt: Prompt, number: int) -> Prompt:
+    """Other pixels, which some changed image may have."""
+    assert prompt.pixel_values is not None
+    generator = torch.Generator().manual_seed(number)
+    return replace(prompt, pixel_values=torch.randn(prompt.pixel_values.shape, generator=generator))
 
 
 def trainer_of(checkpoint: Path, config: TrainConfig, model: ModelConfig = TINY) -> tuple[Trainer, Policy]:
@@ -86,8 +108,12 @@ def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Traine
     config = TrainConfig(learning_rate=1e-5, max_grad_norm=0.5, **SETTINGS[number])
     trainer, policy = trainer_of(checkpoint, config)
     worker = trainer.worker
-    work = train_groups(policy) if worker.ranks > 1 else train_groups(policy)[:-1]
+    tied = config.perception
+    work = with_views(train_groups(policy), 0 if tied is None else tied.views)
+    work = work if worker.ranks > 1 else work[:-1]
     for step_number in range(3):
         work[0].samples[0].advantage = float("nan") if (number, step_number) == POISONED else 1.5
         share = mini_batch(work, most, ranks=worker.ranks, rank=worker.rank, chunk=config.logprob_chunk)
+        for batch in share.batches:
+            batch.views = trainer.view_scores(batch)
         yield trainer, *gradients_of(trainer, share)

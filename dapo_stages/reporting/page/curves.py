@@ -81,8 +81,17 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
                 "AEI",
                 {"vision": ("attention", "aei_vision_all"), "text": ("attention", "aei_text_all")},
             ),
-            chart("Entropy", "nats per token", {"entropy": ("train", "entropy")}),
+            chart(
+                "Entropy",
+                "nats per token",
+                {"entropy": ("train", "entropy"), "with images blanked": ("train", "perception_entropy")},
+            ),
             chart("KL", "nats per token", {"KL to the reference": ("train", "kl")}),
+            chart(
+                "KL to changed images",
+                "nats per token",
+                {"blanked": ("train", "perception_kl"), "noised": ("train", "robustness_kl")},
+            ),
             chart(
                 "Engine against trainer",
                 "nats per token",
