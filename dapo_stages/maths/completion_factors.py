@@ -50,11 +50,12 @@ def vgpo_factors(scores_N: FloatArray) -> FloatArray:
 
 
 def dyco_factors(scores_N: FloatArray) -> FloatArray:
-    """1 + 0.2 z, with z the standardized scores, within 0.8 … 1.2, over its mean. After DyCo-RL, arXiv 2606.08035."""
-    spread = scores_N.std()
-    if spread < 1e-12:
-        return np.ones(len(scores_N))
-    factors = np.clip(1.0 + DYCO_STRENGTH * (scores_N - scores_N.mean()) / spread, *DYCO_RANGE)
+    """1 + 0.2 s within 0.8 … 1.2, over its mean, with s = minmax of the scores, stretched to -1 … 1. arXiv 2606.08035.
+
+    After DyCo-RL, whose score comes from where in image and text each token looks; here it is the share of the image.
+    """
+    scaled = 2.0 * minmax(scores_N) - 1.0
+    factors = np.clip(1.0 + DYCO_STRENGTH * scaled, *DYCO_RANGE)
     return factors / factors.mean()
 
 
