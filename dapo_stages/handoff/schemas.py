@@ -13,10 +13,6 @@ SEGMENTS = ("early", "middle", "late", "all")
 MASSES = ("vision", "text", "other", "first", "generated")
 TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # from score-attention's extra passes
 
-# Of score-attention's later passes and settings.
-TOKEN_VGRS = ("token_vgr_early", "token_vgr_middle", "token_vgr_late", "token_vgr_layers")
-LATER_SCORES = ("blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient")
-
 # Mirrors datasets.Image(): the order of children and their nullability must match for images to decode.
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
@@ -98,9 +94,6 @@ _ATTENTION = [
     _required("num_vision_tokens", pa.int32()),
     *(pa.field(f"patch_attention_{segment}", _list(_list(pa.float16()))) for segment in SEGMENTS),
     *(pa.field(name, FLOATS) for name in TOKEN_SCORES),
-    *(pa.field(name, FLOATS) for name in TOKEN_VGRS),
-    pa.field("vgr_layers", pa.float32()),
-    *(pa.field(name, FLOATS) for name in LATER_SCORES),
 ]
 
 _WEIGHT = [
@@ -171,11 +164,11 @@ NOT_FINITE = frozenset({field.name for field in _ATTENTION} | {"value"})
 # Columns of lists with one element per token of the completion, and lists that are never empty.
 PER_TOKEN = (
     "completion_ids", "token_texts", "sampling_logprobs", "token_weights", *(f"mass_{kind}" for kind in MASSES), "vgr",
-    *TOKEN_SCORES, *TOKEN_VGRS, *LATER_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
+    *TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws", "row", "informative", "vgr_layers", *READING, *TOKEN_VGRS, *LATER_SCORES})
+LATER = frozenset({"draws", "row", "informative", *READING})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
