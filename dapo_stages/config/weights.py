@@ -8,6 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from dapo_stages.config.base import Count, Fraction, Later, Section
+from dapo_stages.config.layers import Layers
+
+OF_LAYERS = ("vgr", "aei", "vgr_entropy")  # schemes that weights.layers applies to: those of the VGR
 
 
 class RewardWeights(Section):
@@ -80,6 +83,11 @@ class WeightsConfig(Section):
         f"the image, or a published formula: {', '.join(SCHEMES)} (docs/weighting.md). Or a function of yours, "
         "path/to/file.py:function.",
     )
+    layers: Annotated[Layers, Later("all")] = Field(
+        "all",
+        description="Layers whose VGR vgr, aei and vgr_entropy take: all, a third of them (early, middle, late), "
+        "`{last: 6}`, or a list counted from 0. For the latter two score-attention measures them in addition.",
+    )
     clip: tuple[float, float] = Field(
         (0.2, 3.0), description="Lower and upper bound of a token weight; must enclose 1."
     )
@@ -103,7 +111,7 @@ class WeightsConfig(Section):
     )
     answer_tokens: Annotated[Annotated[float, Field(ge=0)] | None, Later(None)] = Field(
         None,
-        description="Raw weight of the tokens inside `<answer>…</answer>`, in multiples of the mean of the others; null "
+        description="Raw weight of tokens inside `<answer>…</answer>`, in multiples of the mean of the others; null "
         "leaves it to the scheme.",
     )
     format_tokens: Annotated[Annotated[float, Field(ge=0)] | None, Later(None)] = Field(
@@ -121,6 +129,9 @@ class WeightsConfig(Section):
     early_reward_weights: EarlyRewardWeights = EarlyRewardWeights()
     early_fraction: Fraction = Field(0.1, description="Fraction of planned_iterations with early_reward_weights.")
     vgr_mapping: Literal["quantile", "mad"] = Field("quantile", description="How a group's VGR values become rewards.")
+    vgr_layers: Annotated[Layers, Later("all")] = Field(
+        "all", description="Layers whose VGR is rewarded; the values are those of weights.layers."
+    )
     vgr_min_range: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Smallest quantile range that is not treated as noise."
     )
@@ -147,6 +158,15 @@ class WeightsConfig(Section):
         if scheme not in SCHEMES and not re.fullmatch(r".+\.py:\w+", scheme):
             raise ValueError(f"expected path/to/file.py:function or one of {', '.join(SCHEMES)}, got {scheme!r}")
         return scheme
+
+    @model_validator(mode="after")
+    def _layers_count(self) -> Self:
+        if self.layers != "all" and self.scheme in SCHEMES and self.scheme not in OF_LAYERS:
+            schemes = ", ".join(OF_LAYERS[:-1]) + f" and {OF_LAYERS[-1]}"
+            raise ValueError(
+                f"layers must be all with scheme {self.scheme}, which is not made of VGR; {schemes} take other layers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _clip_encloses_one(self) -> Self:

@@ -49,7 +49,9 @@ class SchemeFile:
             self.columns = tuple(self._ask({"columns": None})["parameters"]) if ready else ()
         except Lost as lost:
             advice = "Raise rewards.plugin_timeout" if lost.late else "Fix the file"
-            raise ConfigError(f"{KEY}: {path}: importing the file {lost}. {advice} and run the command again.") from None
+            raise ConfigError(
+                f"{KEY}: {path}: importing the file {lost}. {advice} and run the command again."
+            ) from None
         if not ready:
             self._child.close()
             if reply.get("missing"):

@@ -89,18 +89,17 @@ class TokenWeighting:
         import numpy as np
 
         from dapo_stages.maths.selection import selected_weights
-        from dapo_stages.maths.token_weights import token_weights
         from dapo_stages.maths.weight_modifiers import mixed
 
         settings, raw = self._settings, self._raw(row)
         known = np.isfinite(raw)
         if settings.select is None or not raw[known].any():
-            weights, reached = token_weights(raw, settings.clip, 0.0, settings.mean_preserving)
+            weights, reached = self._bounded(raw)
         else:
             chosen = self._chosen(raw)
             among = np.ones(chosen.sum()) if settings.select.equal else raw[chosen]
             weights = np.ones(len(raw))
-            weights[chosen], reached = token_weights(among, settings.clip, 0.0, settings.mean_preserving)
+            weights[chosen], reached = self._bounded(among)
             whole = settings.select.by == "completion"
             share = chosen.sum() / known.sum() if whole else settings.select.top
             weights = selected_weights(weights, chosen, known, share, settings.mean_preserving)
@@ -152,6 +151,12 @@ class TokenWeighting:
             )
             raw = with_fixed(raw, {token: weight for token, weight in fixed.items() if weight is not None})
         return raw
+
+    def _bounded(self, raw: np.ndarray) -> tuple[np.ndarray, bool]:
+        from dapo_stages.maths.token_weights import token_weights
+
+        settings = self._settings
+        return token_weights(raw, settings.clip, mean_preserving=settings.mean_preserving)
 
     def _chosen(self, raw: np.ndarray) -> np.ndarray:
         import numpy as np

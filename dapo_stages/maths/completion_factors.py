@@ -46,7 +46,7 @@ def vgpo_factors(scores_N: FloatArray) -> FloatArray:
     """1 + s - mean s, with s = minmax of the scores, within 0.9 … 2 as published, over its mean. arXiv 2604.09349."""
     scaled = minmax(scores_N)
     factors = np.clip(1.0 + scaled - scaled.mean(), *VGPO_RANGE)
-    return factors / factors.mean()
+    return np.asarray(factors / factors.mean())
 
 
 def dyco_factors(scores_N: FloatArray) -> FloatArray:
@@ -56,7 +56,7 @@ def dyco_factors(scores_N: FloatArray) -> FloatArray:
     """
     scaled = 2.0 * minmax(scores_N) - 1.0
     factors = np.clip(1.0 + DYCO_STRENGTH * scaled, *DYCO_RANGE)
-    return factors / factors.mean()
+    return np.asarray(factors / factors.mean())
 
 
 MAPPINGS = {"vppo": vppo_factors, "vgpo": vgpo_factors, "dyco": dyco_factors}

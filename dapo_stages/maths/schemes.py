@@ -184,7 +184,7 @@ def minmax(values_T: FloatArray) -> FloatArray:
     return scaled
 
 
-def parameters(function: Callable[..., FloatArray]) -> tuple[str, ...]:
+def parameters(function: Callable[..., object]) -> tuple[str, ...]:
     """The columns of an attention row that a scheme or a score needs."""
     return tuple(name for name in signature(function).parameters if name not in CUTS)
 
@@ -199,7 +199,9 @@ def cuts(scheme: str) -> dict[str, Cut]:
     return {name: CUTS[name] for name in signature(SCHEMES[scheme]).parameters if name in CUTS}
 
 
-def raw_weights(scheme: str, row: Mapping[str, Any], tokens: int, cuts: Mapping[str, float] | None = None) -> FloatArray:
+def raw_weights(
+    scheme: str, row: Mapping[str, Any], tokens: int, cuts: Mapping[str, float] | None = None
+) -> FloatArray:
     """Raw weights of the completion's tokens under a scheme, [tokens], from its attention row and the cuts it needs.
 
     Raises ValueError if a column has another length than the completion.

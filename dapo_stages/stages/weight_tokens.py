@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from dapo_stages.config import Config, WeightsConfig, load_config
+from dapo_stages.config import Config, load_config
+from dapo_stages.config.layers import token_vgr_column, vgr_column
 from dapo_stages.errors import DataError
 from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
+from dapo_stages.groups.measured import check_columns, check_layers
 from dapo_stages.groups.replay_buffer import ReplayBuffer
 from dapo_stages.groups.sampled_groups import groups_of
 from dapo_stages.groups.scheme_file import SchemeFile
@@ -25,17 +27,6 @@ from dapo_stages.terminal.console import Advance, progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Iteration, Json, Out, Overrides, Overwrite, Rollouts
 
 SECTIONS = ("weights", "planned_iterations")
-_LOGPROBS = ("--set attention.logprobs=true", "attention.logprobs: true")
-_BLANK = ("--blank-image", "attention.blank_image: true")
-# The columns that score-attention leaves empty by default: the option and the setting that fill them.
-_SCORED_BY = {
-    **dict.fromkeys(("logprobs", "entropy"), _LOGPROBS),
-    **dict.fromkeys(("blank_logprobs", "visual_kl", "blank_entropy", "jsd", "k3"), _BLANK),
-    **{
-        name: (f"--set attention.{name}=true", f"attention.{name}: true")
-        for name in ("vision_cosine", "rollout_mass", "vision_gradient")
-    },
-}
 
 
 def main(
@@ -65,7 +56,8 @@ def main(
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
     scheme = _scheme_file(config)
     weighting = TokenWeighting(config.weights, scheme)
-    _check_columns(inputs["attention"], weighting, config.weights)
+    check_columns(inputs["attention"], weighting, config.weights)
+    check_layers(inputs["attention"], config)
     sampled = inputs["rollouts"].manifest.config["iteration"]
     if sampled != iteration:
         raise DataError(
@@ -100,26 +92,6 @@ def _scheme_file(config: Config) -> SchemeFile | None:
         return None
     known = set(SCHEMAS["attention"].names) - {"completion_id", "status"}
     return SchemeFile(config.weights.scheme, config.rewards, Path.cwd(), known)
-
-
-def _check_columns(attention: Source, weighting: TokenWeighting, settings: WeightsConfig) -> None:
-    """Raise DataError if attention was scored without a column that is needed; unscored tokens weigh 1."""
-    required = [name for name in weighting.attention_columns if name in _SCORED_BY]
-    rows = attention.rows("attention", ["status", *required]) if required else iter(())
-    scored: Row = next((row for row in rows if row["status"] == "ok"), {})
-    missing = [name for name in required if scored and scored[name] is None]
-    if missing:
-        made_from = {name: given.path for name, given in attention.manifest.inputs.items()}
-        option, key = _SCORED_BY[missing[0]]
-        by_scheme = missing[0] in weighting.scheme_columns
-        setting = f"scheme={settings.scheme}" if by_scheme else f"completion_factor={settings.completion_factor}"
-        raise DataError(
-            attention.folder,
-            f"no {', '.join(missing)} per token, which weights.{setting} needs",
-            f"Run dapo-stages score-attention {option} --config FILE --policy {made_from.get('policy', 'DIR')} "
-            f"--rollouts {made_from.get('rollouts', 'DIR')} --out {attention.folder} --overwrite ({key} in a run's "
-            f"configuration), or choose another {'scheme' if by_scheme else 'factor'}.",
-        )
 
 
 class Weighting:
@@ -172,10 +144,10 @@ class Weighting:
 
     def _fresh_groups(self) -> Iterator[GroupScores]:
         """The kept groups of this iteration."""
-        columns = reward_columns(self._output.plan.rewards)
+        columns, column = reward_columns(self._output.plan.rewards), vgr_column(self._settings.vgr_layers)
         for shard in range(len(self._rollouts.shards("completions"))):
             prompts, members = groups_of(self._rollouts, shard, ["group_id", "kept"], columns)
-            looks = {row["completion_id"]: row["vgr_all"] for row in self._attention_rows(shard, "vgr_all")}
+            looks = {row["completion_id"]: row[column] for row in self._attention_rows(shard, column)}
             for prompt in prompts:
                 if prompt["kept"]:
                     yield self._group(prompt["group_id"], members[prompt["group_id"]], looks, shard)
@@ -248,9 +220,11 @@ class Weighting:
 
     def _rows_to_weigh(self, shard: int) -> dict[str, Row]:
         """The attention rows of a shard, with what is needed of their completions, by completion."""
+        vgr = token_vgr_column(self._settings.layers)
+        wanted = {name: vgr if name == "vgr" else name for name in ("status", *self._weighting.attention_columns)}
         rows = {
-            row["completion_id"]: row
-            for row in self._attention_rows(shard, "status", *self._weighting.attention_columns)
+            row["completion_id"]: {name: row[column] for name, column in wanted.items()}
+            for row in self._attention_rows(shard, *dict.fromkeys(wanted.values()))
         }
         names = dict.fromkeys(("completion_id", "completion_ids", *self._weighting.completion_columns))
         with self._rollouts.reader("completions", self._rollouts.shards("completions")[shard]) as reader:
