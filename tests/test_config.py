@@ -65,11 +65,12 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
     text = "train: {lora: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
+    text += "weights: {select: {top: 0.4}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
     resolved["data"]["sources"] = resolved["data"]["sources"]["cats"]
-    groups = {"train.lora", "rewards.judge", "rollout.curriculum", "rollout.informative", "schedules"}
+    groups = {"train.lora", "rewards.judge", "rollout.curriculum", "rollout.informative", "schedules", "weights.select"}
     groups |= {"data.sources", "data.sources.columns"}
     assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
 
@@ -447,7 +448,7 @@ def test_layers_are_kept_in_order_and_recorded_only_if_they_are_not_all(tmp_path
 
 def test_schemes_that_are_not_of_the_vgr_refuse_layers(tmp_path: Path) -> None:
     said = refused(tmp_path, "weights: {scheme: entropy, layers: late}")
-    assert "run.yaml: weights: layers must be all with scheme entropy, which is not made of VGR; vgr and aei" in said
+    assert "run.yaml: weights: layers must be all with scheme entropy, which is not made of VGR; vgr, aei and" in said
 
 
 def test_draws_that_are_all_the_same_are_refused(tmp_path: Path) -> None:

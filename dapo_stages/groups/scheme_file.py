@@ -56,8 +56,8 @@ class SchemeFile:
             self._child.close()
             if reply.get("missing"):
                 raise ConfigError(
-                    f"{KEY}: {path}: no function {function} in this file. Write `def {function}(vgr)`, with the columns "
-                    "it needs, or correct the name in the configuration."
+                    f"{KEY}: {path}: no function {function} in this file. Write `def {function}(vgr)`, with the "
+                    "columns it needs, or correct the name in the configuration."
                 )
             raise ConfigError(
                 f"{KEY}: {path}: cannot import the file ({reply.get('error')}). Fix the file and run the command again."

@@ -1,4 +1,4 @@
-"""The process that compares expressions, runs plug-ins and schemes or renders chat templates: JSON lines from stdin to stdout.
+"""The process that compares expressions, runs plug-ins or renders chat templates: JSON lines from stdin to stdout.
 
 It is run by its path and imports nothing of this package, so it starts fast and can be killed at any time. The kernel
 ends it when its parent dies; if the kernel cannot, an alarm ends a request that never returns.

@@ -22,12 +22,12 @@ from support.prompts import own_row
 from dapo_stages.config import ModelConfig
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.maths.schemes import SCHEMES
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.reporting.documents.weights_compared import comparison_document, comparison_plot
 
 TEMPERATURE = 1.2  # of the small run
+SCHEMES = ("uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl", "vgr_entropy", "vppo")
 OPEN = {"weights__clip": "[0.01, 9.0]"}
 
 
@@ -81,6 +81,8 @@ def test_weights_are_in_the_proportion_of_the_scheme(schemes: Path, scheme: str)
         "vision_mass": lambda row: row.mass_vision,
         "entropy": lambda row: row.entropy,
         "visual_kl": lambda row: row.visual_kl,
+        "vgr_entropy": lambda row: row.entropy / row.vgr,
+        "vppo": lambda row: np.minimum(row.k3, 10),
     }
     formula = formulas[scheme]
     compared = 0
