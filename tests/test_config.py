@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +206,17 @@ def test_keys_that_came_later_are_recorded_where_they_differ_from_the_default_th
     changed = Outer(inner=Inner(new=5, moved=3), maybe=Inner(moved=3), named={"a": Inner(old=7, moved=3)})
     assert changed.recorded() == {"inner": {"old": 1, "new": 5}, "maybe": {"old": 1}, "named": {"a": {"old": 7}}}
     assert changed.recorded(exclude={"named": True, "inner": {"new"}}) == {"inner": {"old": 1}, "maybe": {"old": 1}}
+
+
+def test_the_configuration_that_is_hashed_by_default_stays() -> None:
+    """As of the first release: settings that came later are not in it until they are set."""
+    recorded = json.dumps(Config().recorded(), sort_keys=True).encode()
+    assert hashlib.sha256(recorded).hexdigest() == "fa728c2caf36755a16c5560b86ceca4d7f1ff4e9427b32eb2d0fcbdfd437dabe"
+
+
+def test_a_scheme_is_one_of_the_packages_or_a_function_in_a_file(tmp_path: Path) -> None:
+    assert load(tmp_path, "weights: {scheme: lib/mine.py:looks}").weights.scheme == "lib/mine.py:looks"
+    assert "expected path/to/file.py:function or one of uniform, vgr, aei" in refused(tmp_path, "weights: {scheme: vrg}")
 
 
 # Mistakes

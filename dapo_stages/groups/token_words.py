@@ -124,16 +124,20 @@ def _chinese(text: str, units: Sequence[_Unit]) -> list[tuple[int, int]]:
     """
     words = stop_words("zh")
     longest = max(map(len, words))
-    spans = []
-    for number, unit in enumerate(units):
-        said = text[unit.start : unit.end]
-        runs = list(_CHINESE.finditer(said))
-        if runs and all(_made_of(run[0], words, longest) for run in runs):
+    spans: list[tuple[int, int]] = []
+    number = 0
+    while number < len(units):
+        unit = units[number]
+        joined = 0
+        for count in range(1, min(longest, len(units) - number)):
+            if text[unit.start : units[number + count].end].strip() in words:
+                joined = count  # the longest word wins: 我们, not 我
+        runs = list(_CHINESE.finditer(text[unit.start : unit.end]))
+        if joined:
+            spans.append((unit.start, units[number + joined].end))
+        elif runs and all(_made_of(run[0], words, longest) for run in runs):
             spans += [(unit.start + run.start(), unit.start + run.end()) for run in runs]
-        elif runs:
-            for later in units[number + 1 : number + longest]:
-                if text[unit.start : later.end].strip() in words:
-                    spans.append((unit.start, later.end))
+        number += 1 + joined
     return spans
 
 

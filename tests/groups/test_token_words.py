@@ -68,7 +68,7 @@ def test_only_words_of_the_languages_that_were_asked_for_count() -> None:
         ("It is about cats", ["It", " is", " ab", "out", " cats"], ["It", " is", " ab", "out"]),  # a word in two tokens
         ("the theory", ["the", " the", "ory"], ["the"]),  # part of a word
         ("theabove", ["the", "above"], []),
-        ("所以它大", ["所", "以它", "大"], ["所", "以它"]),  # 所以 ends within a token, but 所, 以 and 它 are words too
+        ("所以它大", ["所", "以它", "大"], ["所", "以它"]),  # 所以 ends within a token; 所, 以 and 它 are words too
         ("因为大", ["因", "为", "大"], ["因", "为"]),
         ("因果", ["因", "果"], []),
         ("a dog", ["a", "dog"], ["a"]),  # decoded without its space
