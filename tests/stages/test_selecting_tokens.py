@@ -91,7 +91,7 @@ def test_selected_tokens_may_weigh_by_their_scores(tmp_path: Path, inputs: list[
         chosen = row.k3 >= np.sort(row.k3)[-math.ceil(len(row.k3) / 2)]
         among = np.where(chosen, row.k3, 0)
         np.testing.assert_allclose(row.token_weights, among / among.mean(), rtol=1e-5)
-    assert sum((np.isclose(weights * (weights > 0).mean(), 1.1)).any() for weights in bounded.token_weights) >= 8
+    assert sum((np.isclose(weights * (weights > 0).mean(), 1.1)).any() for weights in bounded.token_weights) > 4
     for weights in bounded.token_weights:
         share = (weights > 0).mean()
         assert weights.mean() == pytest.approx(1)
