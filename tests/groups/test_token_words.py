@@ -20,8 +20,9 @@ ENGLISH = [
     " A", ".</", "think", "><", "answer", ">A", "</", "answer", ">", "<|im_end|>",
 ]  # fmt: skip
 CHINESE = [
-    "<th", "ink", ">", "图", "中", "左边", "有一个", "红色", "的", "圆形", "，", "右边", "是一个", "蓝色", "的", "方", "块", "。",
-    "因为", "圆形", "比", "方", "块", "大", "，", "所以", "选择", "第一个", "选项", "。", "目的", "明确", "，", "\ufffd", "\ufffd",
+    "<th", "ink", ">", "图", "中", "左边", "有一个", "红色", "的", "圆形", "，", "右边", "是一个", "蓝色", "的",
+    "方", "块", "。", "因为", "圆形", "比", "方", "块", "大", "，", "所以", "选择", "第一个", "选项", "。",
+    "目的", "明确", "，", "\ufffd", "\ufffd",
     "。</", "think", "><", "answer", ">B", "</", "answer", ">", "<|im_end|>",
 ]  # fmt: skip
 TEXTS = {
@@ -38,7 +39,11 @@ TAGS = {
     "en": ["<th", "ink", ">The", ".</", "think", "><", "answer", "</", "answer", ">"],
     "zh": ["<th", "ink", ">", "。</", "think", "><", "answer", "</", "answer", ">"],
 }
-# Words that look at least at the image weigh most, the letter little: 1/VGR as on real rollouts.
+DECIDING = [
+    "no", "not", "none", "left", "right", "above", "below", "under", "over", "between", "one", "two", "more", "less",
+    "不", "没", "左", "右", "上", "下", "一",
+]  # fmt: skip
+# Words that look least at the image weigh most, the letter little: 1/VGR as on real rollouts.
 RAW = {"stop": 1.38, "other": 0.86, "answer": 0.37}
 WIDE = {"clip": (0.0, 100.0)}
 
@@ -91,7 +96,7 @@ def test_the_last_closed_answer_counts() -> None:
 
 def test_lists_leave_out_what_can_decide_an_answer() -> None:
     words = stop_words("en") | stop_words("zh")
-    assert not words & set("no not none left right above below under over between one two more less 不 没 左 右 上 下 一".split())
+    assert not words & set(DECIDING)
     assert len(stop_words("en")) > 100 and len(stop_words("zh")) > 90
 
 

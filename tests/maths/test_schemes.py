@@ -112,7 +112,7 @@ def test_pepo_is_that_of_its_code() -> None:
 
 
 def test_vgpo_is_that_of_its_code() -> None:
-    """dp_actor.py of wzb-bupt/VGPO, "Intra-Trajectory", with one completion as its batch: minmax 0, 1, 0.5, mean 0.5."""
+    """dp_actor.py of wzb-bupt/VGPO, "Intra-Trajectory", of one completion: minmax 0, 1, 0.5 with mean 0.5."""
     np.testing.assert_allclose(raw_weights("vgpo", {"vision_cosine": [0.1, 0.5, 0.3]}, 3), [0.5, 1.5, 1.0])
     found = raw_weights("vgpo", {"vision_cosine": [0.1, NAN, 0.5, 0.3]}, 4)
     np.testing.assert_allclose(found, [0.5, NAN, 1.5, 1.0])
