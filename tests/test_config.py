@@ -215,7 +215,7 @@ def test_the_configuration_that_is_hashed_by_default_stays() -> None:
 
 
 def test_a_scheme_is_one_of_the_packages_or_a_function_in_a_file(tmp_path: Path) -> None:
-    assert load(tmp_path, "weights: {scheme: lib/mine.py:looks}").weights.scheme == "lib/mine.py:looks"
+    assert load(tmp_path, "weights: {scheme: my_rewards.py:looks}").weights.scheme == "my_rewards.py:looks"
     assert "expected path/to/file.py:function or one of uniform, vgr, aei" in refused(
         tmp_path, "weights: {scheme: vrg}"
     )
