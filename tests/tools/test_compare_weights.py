@@ -27,7 +27,19 @@ from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.reporting.documents.weights_compared import comparison_document, comparison_plot
 
 TEMPERATURE = 1.2  # of the small run
-SCHEMES = ("uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl", "vgr_entropy", "vppo")
+SCHEMES = (
+    "uniform",
+    "vgr",
+    "aei",
+    "vision_mass",
+    "entropy",
+    "visual_kl",
+    "vgr_entropy",
+    "vppo",
+    "rollout_mass",
+    "vision_gradient",
+    "vepo",
+)
 OPEN = {"weights__clip": "[0.01, 9.0]"}
 
 
@@ -50,6 +62,10 @@ def weigh(run: Run, out: Path, attention: Path, scheme: str, **settings: Any) ->
         "--out", out, weights__scheme=scheme, **settings,
     )  # fmt: skip
     return out
+
+
+def scaled(values: Any) -> Any:
+    return (values - values.min()) / np.ptp(values)
 
 
 def compare(out: Path, *arguments: object) -> dict[str, Any]:
@@ -83,6 +99,9 @@ def test_weights_are_in_the_proportion_of_the_scheme(schemes: Path, scheme: str)
         "visual_kl": lambda row: row.visual_kl,
         "vgr_entropy": lambda row: row.entropy / row.vgr,
         "vppo": lambda row: np.minimum(row.k3, 10),
+        "vepo": lambda row: (
+            (1 - (1 - scaled(row.jsd)) * (1 - scaled(abs(row.entropy - row.blank_entropy)))) * row.entropy
+        ),
     }
     formula = formulas[scheme]
     compared = 0
