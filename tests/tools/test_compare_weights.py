@@ -27,19 +27,7 @@ from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.reporting.documents.weights_compared import comparison_document, comparison_plot
 
 TEMPERATURE = 1.2  # of the small run
-SCHEMES = (
-    "uniform",
-    "vgr",
-    "aei",
-    "vision_mass",
-    "entropy",
-    "visual_kl",
-    "vgr_entropy",
-    "vppo",
-    "rollout_mass",
-    "vision_gradient",
-    "vepo",
-)
+SCHEMES = ("uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl", "vgr_entropy", "vppo", "vepo")
 OPEN = {"weights__clip": "[0.01, 9.0]"}
 
 
