@@ -10,9 +10,10 @@ import torch
 from support.families import SHARED
 from support.prompts import groups, own_row
 
+from dapo_stages.config.attention import GRADIENT_DIRECTIONS
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
-from dapo_stages.models.vision_gradient import DIRECTIONS, directions, vision_gradient
+from dapo_stages.models.vision_gradient import directions, vision_gradient
 
 TEMPERATURE = 0.7
 
@@ -69,7 +70,7 @@ def test_directions_are_signs_on_the_image_whatever_the_batch() -> None:
     masks = [torch.tensor([False, True, True]), torch.tensor([True, False])]
     both = directions(masks, [np.random.default_rng(n) for n in (1, 2)], 500)
     alone = directions(masks[1:], [np.random.default_rng(2)], 500)
-    assert len(both) == len(alone) == DIRECTIONS
+    assert len(both) == len(alone) == GRADIENT_DIRECTIONS
     for whole, part in zip(both, alone, strict=True):
         assert torch.equal(whole[3:], part)
         assert (whole[[0, 4]] == 0).all() and (whole[[1, 2, 3]].abs() == 1).all()
