@@ -53,7 +53,7 @@ def weigh(run: Run, out: Path, attention: Path, scheme: str, **settings: Any) ->
 
 
 def scaled(values: Any) -> Any:
-    return (values - values.min()) / np.ptp(values)
+    return (values - values.min()) / (np.ptp(values) or 1.0)
 
 
 def compare(out: Path, *arguments: object) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def tokens_in_the_loss(schemes: Path) -> pd.DataFrame:
 
 def test_correlations_and_spreads_are_those_of_pandas(schemes: Path, compared: dict[str, Any]) -> None:
     tokens = tokens_in_the_loss(schemes)
-    assert compared["tokens"] == len(tokens) and len(compared["pairs"]) == 15
+    assert compared["tokens"] == len(tokens) and len(compared["pairs"]) == 36
     for a, b in combinations(SCHEMES, 2):
         pair = pair_of(compared, a, b)
         if "uniform" in (a, b):
@@ -293,6 +293,6 @@ def test_text_of_tokens_is_data() -> None:
 
 def test_the_plan_knows_what_decides_the_result(schemes: Path, compared: dict[str, Any]) -> None:
     made = Source(schemes / "comparison", "compare-weights").manifest
-    assert set(made.inputs) == {*(f"weights-{number}" for number in range(1, 7)), "rollouts", "policy"}
+    assert set(made.inputs) == {*(f"weights-{number}" for number in range(1, 10)), "rollouts", "policy"}
     inputs = {name: Source(Path(given.path)) for name, given in made.inputs.items()}
     assert Plan(made.stage, schemes / "comparison", made.config, made.seed, inputs).state() == "complete"
