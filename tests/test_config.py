@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
     text = (
         "train: {lora: {}, perception: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
     )
+    text += "weights: {select: {top: 0.4}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
@@ -78,6 +81,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         "rollout.curriculum",
         "rollout.informative",
         "schedules",
+        "weights.select",
     }
     groups |= {"data.sources", "data.sources.columns"}
     assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
@@ -212,6 +216,19 @@ def test_keys_that_came_later_are_recorded_where_they_differ_from_the_default_th
     changed = Outer(inner=Inner(new=5, moved=3), maybe=Inner(moved=3), named={"a": Inner(old=7, moved=3)})
     assert changed.recorded() == {"inner": {"old": 1, "new": 5}, "maybe": {"old": 1}, "named": {"a": {"old": 7}}}
     assert changed.recorded(exclude={"named": True, "inner": {"new"}}) == {"inner": {"old": 1}, "maybe": {"old": 1}}
+
+
+def test_the_configuration_that_is_hashed_by_default_stays() -> None:
+    """As of the first release: settings that came later are not in it until they are set."""
+    recorded = json.dumps(Config().recorded(), sort_keys=True).encode()
+    assert hashlib.sha256(recorded).hexdigest() == "fa728c2caf36755a16c5560b86ceca4d7f1ff4e9427b32eb2d0fcbdfd437dabe"
+
+
+def test_a_scheme_is_one_of_the_packages_or_a_function_in_a_file(tmp_path: Path) -> None:
+    assert load(tmp_path, "weights: {scheme: my_rewards.py:looks}").weights.scheme == "my_rewards.py:looks"
+    assert "expected path/to/file.py:function or one of uniform, vgr, aei" in refused(
+        tmp_path, "weights: {scheme: vrg}"
+    )
 
 
 # Mistakes
@@ -456,7 +473,7 @@ def test_layers_are_kept_in_order_and_recorded_only_if_they_are_not_all(tmp_path
 
 def test_schemes_that_are_not_of_the_vgr_refuse_layers(tmp_path: Path) -> None:
     said = refused(tmp_path, "weights: {scheme: entropy, layers: late}")
-    assert "run.yaml: weights: layers must be all with scheme entropy, which is not made of VGR; vgr and aei" in said
+    assert "run.yaml: weights: layers must be all with scheme entropy, which is not made of VGR; vgr, aei and" in said
 
 
 def test_draws_that_are_all_the_same_are_refused(tmp_path: Path) -> None:

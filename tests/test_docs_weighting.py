@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from support.commands import ROOT, run
 from support.pipeline import Run
 
+from dapo_stages.config import RewardsConfig, WeightsConfig, load_config
+from dapo_stages.groups.scheme_file import SchemeFile
 from dapo_stages.maths import schemes
 
 PAGE = (ROOT / "docs/weighting.md").read_text(encoding="utf-8")
@@ -37,12 +40,30 @@ def test_the_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_scheme_that_is_added_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: dict[str, Any] = {"np": np, "FloatArray": schemes.FloatArray}
+    made: dict[str, Any] = {}
     exec(block("python"), made)
     monkeypatch.setitem(schemes.SCHEMES, "visual_ratio", made["visual_ratio"])
     assert schemes.columns("visual_ratio") == ("logprobs", "blank_logprobs")
     row = {"logprobs": [-0.5, -2.0], "blank_logprobs": [-1.5, -0.5]}
     np.testing.assert_allclose(schemes.raw_weights("visual_ratio", row, 2), [1.0, 1.5])
+
+
+def test_the_scheme_works_from_a_file(tmp_path: Path) -> None:
+    """As the page names it: the second token has no logprob without the image."""
+    (tmp_path / "schemes.py").write_text(block("python"))
+    (tmp_path / "run.yaml").write_text(block("yaml"))
+    where = load_config(tmp_path / "run.yaml").weights.scheme
+    scheme = SchemeFile(where, RewardsConfig(), tmp_path, ("logprobs", "blank_logprobs"))
+    row = {"completion_id": "c", "logprobs": [-0.5, -2.0], "blank_logprobs": [-1.5, float("nan")]}
+    np.testing.assert_array_equal(scheme.raw_weights(row, 2), [1.0, np.nan])
+    scheme.close()
+
+
+def test_methods_as_published_are_settings() -> None:
+    rows = re.findall(r"^\| (\S+) \| `(\{scheme.*?\})`", PAGE, re.M)
+    assert [name for name, _ in rows] == ["VPPO", "PGPO", "ToR", "VEPO", "80/20", "PEPO", "VGPO", "DyCo-RL"]
+    for _, settings in rows:
+        WeightsConfig(**yaml.safe_load(settings))
 
 
 def test_the_table_names_every_scheme() -> None:

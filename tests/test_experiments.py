@@ -43,6 +43,15 @@ def test_every_form_of_an_experiment_is_that_of_the_table(folder: str, name: str
     assert not replay or (weights.replay.rule, weights.replay.max_replays) == ("replace_all", None)
     assert weights.hard_negative == (name == "experiment4")
     assert weights.vgr_mapping == ("quantile" if folder == "." else "mad")
+    rewarded = folder == "." and weights.reward_weights.vgr > 0
+    assert weights.vgr_layers == ("late" if rewarded else "all")  # those that the floor of 5.0 was made for
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_key_says_whose_it_is(name: str) -> None:
+    for line in (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") and not line.endswith(":"):
+            assert re.search(r" # .*\b(ours?|published)\b", line), line
 
 
 def flat(config: Config) -> dict[str, Any]:

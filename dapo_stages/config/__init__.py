@@ -18,7 +18,7 @@ from dapo_stages.config.rollout import CurriculumConfig, RolloutConfig, SamplerC
 from dapo_stages.config.run import Config
 from dapo_stages.config.schedules import Schedule
 from dapo_stages.config.train import GuardSettings, LoraSettings, PerceptionSettings, TrainConfig
-from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, WeightsConfig
+from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, SelectConfig, WeightsConfig
 
 __all__ = [
     "AttentionConfig",
@@ -44,6 +44,7 @@ __all__ = [
     "SamplerConfig",
     "Schedule",
     "Section",
+    "SelectConfig",
     "ServerConfig",
     "SyntheticConfig",
     "TrainConfig",

@@ -15,6 +15,8 @@ SCHEDULED = (
     "rollout.sampler.temperature",
     "rollout.curriculum.target",
     "weights.smooth_sigma",
+    "weights.mixing",
+    "weights.negative_scale",
     "weights.reward_weights.accuracy",
     "weights.reward_weights.vgr",
     "weights.reward_weights.format",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dapo_stages.config.base import Count, Fraction, Later, Section
 from dapo_stages.config.layers import Layers
 
-OF_LAYERS = ("vgr", "aei")  # schemes that weights.layers applies to: those of the VGR
+OF_LAYERS = ("vgr", "aei", "vgr_entropy")  # schemes that weights.layers applies to: those of the VGR
 
 
 class RewardWeights(Section):
@@ -54,17 +55,37 @@ class ReplayConfig(Section):
     )
 
 
+SCHEMES = (
+    "uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl", "vgr_entropy", "rollout_mass", "vision_gradient",
+    "vppo", "pgpo", "tor", "vepo", "pepo", "vgpo",
+)  # fmt: skip
+Language = Literal["en", "zh"]
+
+
+class SelectConfig(Section):
+    """Which tokens are in the loss; the others weigh 0, whatever the lower bound of `weights.clip`."""
+
+    top: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Fraction of the tokens that is selected, those with the largest raw weights."
+    )
+    by: Literal["completion", "batch"] = Field(
+        "completion", description="Whether that is of each completion, or of all tokens in the loss of the iteration."
+    )
+    equal: bool = Field(False, description="Let all selected tokens weigh the same, instead of by their raw weights.")
+
+
 class WeightsConfig(Section):
     """From attention and rewards to advantages and token weights."""
 
-    scheme: Literal["uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl"] = Field(
+    scheme: str = Field(
         "vgr",
-        description="What a token's weight comes from: nothing (all equal), 1/VGR, AEI of the image, attention to the "
-        "image, entropy, or the KL between next-token distributions with and without the image (docs/weighting.md).",
+        description="What a token's weight comes from: nothing (uniform), 1/VGR, attention, entropy, the dependence on "
+        f"the image, or a published formula: {', '.join(SCHEMES)} (docs/weighting.md). Or a function of yours, "
+        "path/to/file.py:function.",
     )
     layers: Annotated[Layers, Later("all")] = Field(
         "all",
-        description="Layers whose VGR the schemes vgr and aei take: all, a third of them (early, middle, late), "
+        description="Layers whose VGR vgr, aei and vgr_entropy take: all, a third of them (early, middle, late), "
         "`{last: 6}`, or a list counted from 0. For the latter two score-attention measures them in addition.",
     )
     clip: tuple[float, float] = Field(
@@ -72,6 +93,38 @@ class WeightsConfig(Section):
     )
     smooth_sigma: Annotated[float, Field(ge=0)] = Field(0.0, description="Gaussian smoothing over tokens; 0 is off.")
     mean_preserving: bool = Field(True, description="Keep the mean weight of a completion at 1, within the bounds.")
+    select: Annotated[SelectConfig | None, Later(None)] = Field(
+        None, description="Keep only the tokens with the largest raw weights in the loss; null keeps all."
+    )
+    position_bonus: Annotated[float, Field(ge=0, le=2), Later(0.0)] = Field(
+        0.0,
+        description="By how much the last token weighs more than the first, in multiples of the mean weight; linear.",
+    )
+    mixing: Annotated[Fraction, Later(1.0)] = Field(
+        1.0, description="Share λ of these weights, 1 - λ + λ w: 0 weighs all alike. A schedule can raise it."
+    )
+    stop_words: Annotated[Language | tuple[Language, ...] | None, Later(None)] = Field(
+        None, description="Languages whose function words count as stop words: en, zh, or a list of both."
+    )
+    stop_word_weight: Annotated[float, Field(ge=0), Later(0.2)] = Field(
+        0.2, description="Factor on the raw weights of stop words."
+    )
+    answer_tokens: Annotated[Annotated[float, Field(ge=0)] | None, Later(None)] = Field(
+        None,
+        description="Raw weight of tokens inside `<answer>…</answer>`, in multiples of the mean of the others; null "
+        "leaves it to the scheme.",
+    )
+    format_tokens: Annotated[Annotated[float, Field(ge=0)] | None, Later(None)] = Field(
+        None, description="The same for the tokens of the tags of think and answer."
+    )
+    completion_factor: Annotated[Literal["none", "vppo", "vgpo", "dyco"], Later("none")] = Field(
+        "none",
+        description="Let completions of a group that depend or look more on the image weigh more, with mean 1: by k3, "
+        "by vision_cosine, or by attention to image and question (docs/weighting.md).",
+    )
+    negative_scale: Annotated[float, Field(ge=0), Later(1.0)] = Field(
+        1.0, description="Factor on the token weights of completions with a negative advantage."
+    )
     reward_weights: RewardWeights = RewardWeights()
     early_reward_weights: EarlyRewardWeights = EarlyRewardWeights()
     early_fraction: Fraction = Field(0.1, description="Fraction of planned_iterations with early_reward_weights.")
@@ -81,6 +134,11 @@ class WeightsConfig(Section):
     )
     vgr_min_range: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Smallest quantile range that is not treated as noise."
+    )
+    vgr_min_relative_range: Annotated[Annotated[float, Field(ge=0)] | None, Later(None)] = Field(
+        None,
+        description="Smallest spread of a group's VGR that is not treated as noise, as a fraction of its median: the "
+        "quantile range, or for mad twice the MAD. null: 0.1 for quantile, 0 for mad.",
     )
     vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
     hard_negative: bool = Field(False, description="VGR reward for correct completions only, centered on zero.")
@@ -94,10 +152,17 @@ class WeightsConfig(Section):
     mask_truncated_completions: bool = Field(True, description="Leave truncated completions out of the loss.")
     replay: ReplayConfig = ReplayConfig()
 
+    @field_validator("scheme", mode="after")
+    @classmethod
+    def _known_scheme(cls, scheme: str) -> str:
+        if scheme not in SCHEMES and not re.fullmatch(r".+\.py:\w+", scheme):
+            raise ValueError(f"expected path/to/file.py:function or one of {', '.join(SCHEMES)}, got {scheme!r}")
+        return scheme
+
     @model_validator(mode="after")
     def _layers_count(self) -> Self:
-        if self.layers != "all" and self.scheme not in OF_LAYERS:
-            schemes = " and ".join(OF_LAYERS)
+        if self.layers != "all" and self.scheme in SCHEMES and self.scheme not in OF_LAYERS:
+            schemes = ", ".join(OF_LAYERS[:-1]) + f" and {OF_LAYERS[-1]}"
             raise ValueError(
                 f"layers must be all with scheme {self.scheme}, which is not made of VGR; {schemes} take other layers"
             )

@@ -19,19 +19,21 @@ def vgr_rewards(
     min_range: float = 5.0,
     sigma: float = 1.0,
     hard_negative: bool = False,
+    min_relative_range: float | None = None,
 ) -> FloatArray:
     """Reward of each completion of a group for attending to the image, [N] -> [N]; lower VGR, higher reward.
 
-    `quantile` gives 0 … 1, and 0.5 where it is not defined; `mad` gives -0.5 … 0.5, and 0 where it is not defined.
+    `quantile` gives 0 … 1, and 0.5 where it is not defined; `mad` gives -0.5 … 0.5, and 0 where it is not defined. A
+    spread below `min_relative_range` of the median is noise (None: a tenth for `quantile`, nothing for `mad`).
     `hard_negative` centers both on 0 and rewards only correct completions, and only if the group has at least two of
     them; the VGR statistics remain those of the whole group.
     """
     vgr = np.asarray(vgr_N, dtype=np.float64)
     correct = np.asarray(correct_N, dtype=bool)
     if mapping == "quantile":
-        rewards = _quantile(vgr, min_range)
+        rewards = _quantile(vgr, min_range, 0.10 if min_relative_range is None else min_relative_range)
     elif mapping == "mad":
-        rewards = _mad(vgr, sigma)
+        rewards = _mad(vgr, sigma, min_relative_range or 0.0)
     else:
         raise ValueError(f"unknown VGR mapping {mapping!r} (expected quantile or mad)")
     if not hard_negative:
@@ -42,11 +44,11 @@ def vgr_rewards(
     return np.where(correct, centered, 0.0)
 
 
-def _quantile(vgr_N: FloatArray, min_range: float) -> FloatArray:
+def _quantile(vgr_N: FloatArray, min_range: float, min_relative_range: float) -> FloatArray:
     """clip((q_hi - VGR) / (q_hi - q_lo), 0, 1), the quantiles being members of the group.
 
-    0.5 for a missing VGR, and for all if fewer than three are finite or q_hi - q_lo is less than `min_range` or a
-    tenth of the median.
+    0.5 for a missing VGR, and for all if fewer than three are finite or q_hi - q_lo is less than `min_range` or
+    `min_relative_range` of the median.
     """
     rewards = np.full(len(vgr_N), 0.5)
     finite = np.isfinite(vgr_N)
@@ -57,17 +59,18 @@ def _quantile(vgr_N: FloatArray, min_range: float) -> FloatArray:
     low, high = (0.25, 0.75) if n < 10 else (0.10, 0.90)
     q_lo, q_hi, middle = ordered[int(low * n)], ordered[int(high * n)], ordered[n // 2]
     spread = q_hi - q_lo
-    if spread <= 0 or spread < max(min_range, 0.10 * middle):
+    if spread <= 0 or spread < max(min_range, min_relative_range * middle):
         return rewards
     rewards[finite] = np.clip((q_hi - vgr_N[finite]) / spread, 0.0, 1.0)
     return rewards
 
 
-def _mad(vgr_N: FloatArray, sigma: float) -> FloatArray:
+def _mad(vgr_N: FloatArray, sigma: float, min_relative_range: float) -> FloatArray:
     """0.5·tanh(z / sigma) with z = (median - VGR) / (1.4826·MAD + 1e-8), MAD the median absolute deviation.
 
     1.4826 makes the MAD of a normal distribution its standard deviation. 0 for a missing VGR, and for all if fewer
-    than two are finite or MAD < 1e-8.
+    than two are finite, MAD < 1e-8, or 2 MAD (the interquartile range, if it is symmetric) is less than
+    `min_relative_range` of the median.
     """
     rewards = np.zeros(len(vgr_N))
     finite = np.isfinite(vgr_N)
@@ -76,7 +79,7 @@ def _mad(vgr_N: FloatArray, sigma: float) -> FloatArray:
         return rewards
     median = np.median(values)
     deviation = np.median(np.abs(values - median))
-    if deviation < 1e-8:
+    if deviation < 1e-8 or 2.0 * deviation < min_relative_range * median:
         return rewards
     rewards[finite] = 0.5 * np.tanh((median - values) / (1.4826 * deviation + 1e-8) / sigma)
     return rewards

@@ -22,14 +22,12 @@ def token_weights(
     out of smoothing and scaling, as if its neighbors were adjacent. If no token has a finite raw weight, or all are 0,
     all weights are 1.
     """
-    values = np.asarray(raw_T, dtype=np.float64)
+    values = smoothed(raw_T, smooth_sigma)
     known = np.isfinite(values)
     weights = np.ones(len(values))
-    raw = np.maximum(values[known], 0.0)
+    raw = values[known]
     if not raw.any():
         return weights, True
-    if smooth_sigma > 0:
-        raw = smooth(raw, smooth_sigma)
     raw = raw / raw.mean()
     if mean_preserving:
         weights[known], reached = clip_to_mean_one(raw, clip)
@@ -37,6 +35,16 @@ def token_weights(
         weights[known] = np.clip(raw, *clip)
         reached = bool(abs(weights[known].mean() - 1.0) <= 1e-9)
     return weights, reached
+
+
+def smoothed(raw_T: ArrayLike, sigma: float) -> FloatArray:
+    """Raw weights, not below 0 and smoothed along the tokens, [T] -> [T]; NaN where they are not finite."""
+    values = np.array(raw_T, dtype=np.float64)
+    known = np.isfinite(values)
+    raw = np.maximum(values[known], 0.0)
+    values[~known] = np.nan
+    values[known] = smooth(raw, sigma) if sigma > 0 and raw.any() else raw
+    return values
 
 
 def clip_to_mean_one(weights_T: ArrayLike, clip: tuple[float, float]) -> tuple[FloatArray, bool]:

@@ -37,7 +37,7 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale
     try:
-        answers = {"symbolic": symbolic, "plugins": plugins, "templates": templates}
+        answers = {"symbolic": symbolic, "plugins": plugins, "schemes": schemes, "templates": templates}
         answer = answers[sys.argv[1] if len(sys.argv) > 1 else "symbolic"]()
     except Failure as failure:
         _reply(replies, {"ready": False, **failure.args[0]})
@@ -145,6 +145,56 @@ def plugins() -> Answer:
             return dict(failure.args[0])
 
     return answer
+
+
+def schemes() -> Answer:
+    """Answers {columns, tokens} with {values}, NaN and None where there is none, or {found, index}: what is wrong.
+
+    `sys.argv[2]` is {name: [file, function]}, with one entry. Columns are passed by name, those of numbers as arrays;
+    a request without them is answered with {parameters}, the names of the function's parameters.
+    """
+    import inspect
+
+    import numpy as np
+
+    ((name, (path, said)),) = json.loads(sys.argv[2]).items()
+    try:
+        function = getattr(_module(path), said, None)
+    except BaseException as error:
+        raise Failure({"name": name, "error": _said(error)}) from None
+    if not callable(function):
+        raise Failure({"name": name, "missing": True})
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["columns"] is None:
+            return {"parameters": list(inspect.signature(function).parameters)}
+        columns = {
+            key: value if isinstance(value, list) and value and isinstance(value[0], str) else np.asarray(value)
+            for key, value in request["columns"].items()
+        }
+        try:
+            return {"values": _raw_weights(function(**columns), request["tokens"])}
+        except Failure as failure:
+            return dict(failure.args[0])
+        except BaseException as error:  # sys.exit() included
+            return {"found": _said(error), "index": None}
+
+    return answer
+
+
+def _raw_weights(result: object, tokens: int) -> list[float | None]:
+    """Raw weights as a list for JSON: numbers of float32 that are not negative, NaN or None."""
+    if hasattr(result, "tolist"):
+        result = result.tolist()
+    if not isinstance(result, list | tuple):
+        raise Failure({"found": f"the result {_described(result)} instead of an array", "index": None})
+    if len(result) != tokens:
+        raise Failure({"found": f"{len(result)} values", "index": None})
+    values = [value if value != value else _value(value, index) for index, value in enumerate(result)]
+    for index, value in enumerate(values):
+        if value is not None and value < 0:
+            raise Failure({"found": f"the value {value:g}", "index": index})
+    return values
 
 
 def _module(path: str) -> object:

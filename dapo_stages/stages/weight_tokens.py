@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from json import dumps
+from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -14,8 +13,11 @@ from dapo_stages.config import Config, load_config
 from dapo_stages.config.layers import token_vgr_column, vgr_column
 from dapo_stages.errors import DataError
 from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
+from dapo_stages.groups.measured import check_columns, check_layers
 from dapo_stages.groups.replay_buffer import ReplayBuffer
 from dapo_stages.groups.sampled_groups import groups_of
+from dapo_stages.groups.scheme_file import SchemeFile
+from dapo_stages.groups.token_weighting import TokenWeighting
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
@@ -25,10 +27,6 @@ from dapo_stages.terminal.console import Advance, progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Iteration, Json, Out, Overrides, Overwrite, Rollouts
 
 SECTIONS = ("weights", "planned_iterations")
-_LOGPROBS = ("--set attention.logprobs=true", "attention.logprobs: true")
-_BLANK = ("--blank-image", "attention.blank_image: true")
-# The columns that score-attention leaves empty by default: the option and the setting that fill them.
-_SCORED_BY = {"logprobs": _LOGPROBS, "entropy": _LOGPROBS, "blank_logprobs": _BLANK, "visual_kl": _BLANK}
 
 
 def main(
@@ -56,8 +54,10 @@ def main(
     config = load_config(config_file, set_).at(iteration)
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
-    _check_columns(inputs["attention"], config.weights.scheme)
-    _check_layers(inputs["attention"], config)
+    scheme = _scheme_file(config)
+    weighting = TokenWeighting(config.weights, scheme)
+    check_columns(inputs["attention"], weighting, config.weights)
+    check_layers(inputs["attention"], config)
     sampled = inputs["rollouts"].manifest.config["iteration"]
     if sampled != iteration:
         raise DataError(
@@ -70,10 +70,12 @@ def main(
             say("weight-tokens: the stored groups have other plug-in rewards, so the replay buffer starts empty")
             del inputs["replay"]
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
+    if scheme is not None:  # an edited scheme is another scheme
+        recorded["files"] = {"weights.scheme": scheme.hash}
     plan = Plan("weight-tokens", out, recorded, config.seed, inputs, rewards, verify=config.verify)
     carry_out.run(
         plan,
-        lambda output: Weighting(output, config, iteration).run(),
+        lambda output: Weighting(output, config, iteration, weighting).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
@@ -81,62 +83,24 @@ def main(
     )
 
 
-def _check_columns(attention: Source, scheme: str) -> None:
-    """Raise DataError if attention was scored without a column that the scheme needs; unscored tokens weigh 1."""
-    from dapo_stages.maths.schemes import columns
+def _scheme_file(config: Config) -> SchemeFile | None:
+    """The process of a scheme from the user's file; None for one of the package's."""
+    from dapo_stages.handoff.schemas import SCHEMAS
+    from dapo_stages.maths.schemes import SCHEMES
 
-    required = [name for name in columns(scheme) if name in _SCORED_BY]
-    rows = attention.rows("attention", ["status", *required]) if required else iter(())
-    scored: Row = next((row for row in rows if row["status"] == "ok"), {})
-    missing = [name for name in required if scored and scored[name] is None]
-    if missing:
-        option, key = _SCORED_BY[missing[0]]
-        raise DataError(
-            attention.folder,
-            f"no {', '.join(missing)} per token, which weights.scheme={scheme} needs",
-            f"Run {_scored_again(attention, option)} ({key} in a run's configuration), or choose another scheme.",
-        )
-
-
-def _scored_again(attention: Source, option: str) -> str:
-    """The command that scores attention again, with one more option."""
-    made_from = {name: given.path for name, given in attention.manifest.inputs.items()}
-    return (
-        f"dapo-stages score-attention {option} --config FILE --policy {made_from.get('policy', 'DIR')} "
-        f"--rollouts {made_from.get('rollouts', 'DIR')} --out {attention.folder} --overwrite"
-    )
-
-
-def _check_layers(attention: Source, config: Config) -> None:
-    """Raise DataError if attention was not measured over the layers of weights.layers and weights.vgr_layers."""
-    weights, made = config.weights, attention.manifest.config
-    columns = {"weights.layers": token_vgr_column(weights.layers), "weights.vgr_layers": vgr_column(weights.vgr_layers)}
-    wanted = config.sections(*columns)  # without those that are all
-    rows = attention.rows("attention", ["status", "attn_text_early", *columns.values()]) if wanted else iter(())
-    scored: Row = next((row for row in rows if row["status"] == "ok"), {})
-    for name, layers in wanted.items() if scored else ():
-        is_third = isinstance(layers, str)
-        if is_third and scored["attn_text_early"] is None:
-            problem = f"{name}={layers} needs three layers or more, but the policy that was scored has fewer"
-            raise DataError(attention.folder, problem, f"Set {name} to all.")
-        older = name == "weights.layers" and scored[columns[name]] is None  # without the VGR of thirds per token
-        if older if is_third else made.get(name) != layers:
-            shown = dumps(layers)
-            again = _scored_again(attention, f"--set {quote(f'{name}={shown}')}")
-            raise DataError(
-                attention.folder,
-                f"the VGR was not measured over {name}={shown}",
-                f"Run {again} ({name}: {shown} in a run's configuration), or choose other layers.",
-            )
+    if config.weights.scheme in SCHEMES:
+        return None
+    known = set(SCHEMAS["attention"].names) - {"completion_id", "status"}
+    return SchemeFile(config.weights.scheme, config.rewards, Path.cwd(), known)
 
 
 class Weighting:
     """Holds the rewards of all groups in memory, and the tokens of one shard at a time."""
 
-    def __init__(self, output: Output, config: Config, iteration: int) -> None:
+    def __init__(self, output: Output, config: Config, iteration: int, weighting: TokenWeighting) -> None:
         from dapo_stages.maths.group_rewards import phase
 
-        self._output, self._config, self._iteration = output, config, iteration
+        self._output, self._config, self._iteration, self._weighting = output, config, iteration, weighting
         self._settings = config.weights
         self._rollouts, self._attention = output.plan.inputs["rollouts"], output.plan.inputs["attention"]
         self._phase = phase(iteration, config.planned_iterations, self._settings.early_fraction)
@@ -159,6 +123,7 @@ class Weighting:
         scaled = advantages([group.rewards for group in batch], self._settings.scale_rewards)
         for group, values in zip(batch, scaled, strict=True):
             group.advantages = values
+        self._survey([group for group in staying if group.group_id not in self._surplus])
         with progress("weight-tokens: groups", len(batch) + len(replaced)) as advance:
             self._write_fresh(fresh, replaced, advance)
             self._write_replayed(buffer, replayed)
@@ -204,6 +169,7 @@ class Weighting:
             settings.vgr_min_range,
             settings.vgr_sigma,
             settings.hard_negative,
+            settings.vgr_min_relative_range,
         )
         return score_group(group_id, self._iteration, rows, rewards, self._reward_weights, shard)
 
@@ -237,23 +203,47 @@ class Weighting:
             self._output.write("weights", shard, self._weight_rows(shard, groups, replaced))
             advance(len(groups), "")
 
-    def _weight_rows(self, shard: int, groups: list[GroupScores], replaced: set[str]) -> Iterator[Row]:
-        from dapo_stages.maths.schemes import columns
+    def _survey(self, groups: list[GroupScores]) -> None:
+        """Let the weighting see all tokens that the loss takes from these groups."""
 
+        def in_loss() -> Iterator[Row]:
+            for shard in range(len(self._rollouts.shards("completions"))):
+                here = [group for group in groups if group.shard == shard]
+                rows = self._rows_to_weigh(shard) if here else {}
+                for group in here:
+                    for index, completion_id in enumerate(group.completion_ids):
+                        if rows[completion_id]["status"] == "ok" and not self._left_out(group, index):
+                            yield rows[completion_id]
+
+        with self._lengths_checked():
+            self._weighting.survey(in_loss)
+
+    def _rows_to_weigh(self, shard: int) -> dict[str, Row]:
+        """The attention rows of a shard, with what is needed of their completions, by completion."""
         vgr = token_vgr_column(self._settings.layers)
-        wanted = {name: vgr if name == "vgr" else name for name in ("status", *columns(self._settings.scheme))}
-        looks = {
+        wanted = {name: vgr if name == "vgr" else name for name in ("status", *self._weighting.attention_columns)}
+        rows = {
             row["completion_id"]: {name: row[column] for name, column in wanted.items()}
             for row in self._attention_rows(shard, *dict.fromkeys(wanted.values()))
         }
+        names = dict.fromkeys(("completion_id", "completion_ids", *self._weighting.completion_columns))
         with self._rollouts.reader("completions", self._rollouts.shards("completions")[shard]) as reader:
-            lengths = {
-                row["completion_id"]: len(row["completion_ids"])
-                for row in reader.rows(["completion_id", "completion_ids"])
-            }
+            for row in reader.rows(list(names)):
+                if row["completion_id"] in rows:
+                    rows[row["completion_id"]] |= row
+        return rows
+
+    def _weight_rows(self, shard: int, groups: list[GroupScores], replaced: set[str]) -> Iterator[Row]:
+        rows = self._rows_to_weigh(shard)
         for group in groups:
+            factors = self._weighting.factors([rows[completion_id] for completion_id in group.completion_ids])
             for index, completion_id in enumerate(group.completion_ids):
-                weights, unweighted = self._token_weights(looks[completion_id], lengths[completion_id])
+                weights, unweighted = self._token_weights(rows[completion_id])
+                factor = float(factors[index])
+                if group.advantages is not None and group.advantages[index] < 0:
+                    factor *= self._settings.negative_scale
+                if factor != 1:
+                    weights = [factor * weight for weight in weights]
                 why = (
                     "replaced by a group from the buffer"
                     if group.group_id in replaced
@@ -271,27 +261,25 @@ class Weighting:
             return "truncated"
         return ""
 
-    def _token_weights(self, look: Row, length: int) -> tuple[list[float], str]:
+    def _token_weights(self, row: Row) -> tuple[list[float], str]:
         """Weights of one completion's tokens, and the reason if all are 1 for lack of data."""
-        import numpy as np
+        if row["status"] == "no_image":
+            return [1.0] * len(row["completion_ids"]), "no image: every token weighs 1"
+        if row["status"] != "ok":
+            return [1.0] * len(row["completion_ids"]), "no attention: every token weighs 1"
+        with self._lengths_checked(row["completion_id"]):
+            weighed = self._weighting.weigh(row)
+        self._off_mean += not weighed.reached
+        values: list[float] = weighed.weights.tolist()
+        return values, "" if weighed.known else f"no {self._settings.scheme}: every token weighs 1"
 
-        from dapo_stages.maths.schemes import raw_weights
-        from dapo_stages.maths.token_weights import token_weights
-
-        settings = self._settings
-        if look["status"] == "no_image":
-            return [1.0] * length, "no image: every token weighs 1"
-        if look["status"] != "ok":
-            return [1.0] * length, "no attention: every token weighs 1"
+    @contextmanager
+    def _lengths_checked(self, completion_id: str = "") -> Iterator[None]:
         try:
-            raw = raw_weights(settings.scheme, look, length)
+            yield
         except ValueError as error:
-            problem = f"expected a value per token, got {error} ({look['completion_id']})"
-            raise self._other_attention(problem) from None
-        weights, reached = token_weights(raw, settings.clip, settings.smooth_sigma, settings.mean_preserving)
-        self._off_mean += not reached
-        values: list[float] = weights.tolist()
-        return values, "" if np.isfinite(raw).any() else f"no {settings.scheme}: every token weighs 1"
+            where = f" ({completion_id})" if completion_id else ""
+            raise self._other_attention(f"expected a value per token, got {error}{where}") from None
 
     def _write_replayed(self, buffer: ReplayBuffer, replayed: list[GroupScores]) -> None:
         stored = buffer.copy_replayed(self._output, replayed)

@@ -28,6 +28,7 @@ from support.pipeline import Run
 
 from dapo_stages.config import load_config
 from dapo_stages.errors import DataError
+from dapo_stages.groups.token_weighting import TokenWeighting
 from dapo_stages.handoff.manifests import Source, kind_of, write_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
@@ -154,7 +155,7 @@ def weigh(run: Path, number: int, out: Path, instead: dict[str, Source], *overri
     shutil.rmtree(out, ignore_errors=True)
     with open_output(Plan("weight-tokens", out, {"iteration": number}, 1, inputs | instead)) as output:
         assert isinstance(output, Output)
-        Weighting(output, config, number).run()
+        Weighting(output, config, number, TokenWeighting(config.weights)).run()
         output.publish()
     return Source(out)
 

@@ -135,3 +135,19 @@ def test_an_iteration_that_begins_in_the_early_share_is_early() -> None:
 def test_the_early_phase_can_be_none_or_all() -> None:
     assert phase(1, 100, 0.0) == "regular"
     assert phase(100, 100, 1.0) == "early"
+
+
+def test_a_relative_floor_for_both_mappings() -> None:
+    """Spread of half a percent: 28.00 … 28.14. By default `mad` pays for it all the same, and `quantile` never did.
+
+    MAD of 28.00, 28.04, 28.07, 28.10, 28.14 is 0.03, twice that 0.06 or 0.214% of 28.07.
+    """
+    vgr = [28.0, 28.04, 28.07, 28.10, 28.14]
+    paid = vgr_rewards(vgr, [True] * 5, "mad")
+    assert paid[0] == pytest.approx(0.5 * np.tanh(0.07 / (1.4826 * 0.03)), rel=1e-5)
+    assert not vgr_rewards(vgr, [True] * 5, "mad", min_relative_range=0.003).any()
+    assert vgr_rewards(vgr, [True] * 5, "mad", min_relative_range=0.002).any()
+    # Quartiles of the group are members: 28.04 and 28.10, 0.214% apart.
+    assert (vgr_rewards(vgr, [True] * 5, "quantile", min_range=0.0) == 0.5).all()
+    assert (vgr_rewards(vgr, [True] * 5, "quantile", min_range=0.0, min_relative_range=0.0022) == 0.5).all()
+    assert (vgr_rewards(vgr, [True] * 5, "quantile", min_range=0.0, min_relative_range=0.0021) != 0.5).any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,17 @@ SETTINGS = {
 
 
 def sampled(
-    folder: Path, number: int, groups: Sequence[Sequence[float]], vgr: Sequence[float] = (), **rollout: Any
+    folder: Path,
+    number: int,
+    groups: Sequence[Sequence[float]],
+    vgr: Sequence[float] = (),
+    columns: Callable[[str, int], Row] | None = None,
+    **rollout: Any,
 ) -> list[object]:
     """Rollouts of an iteration, the accuracy of each completion given by group, and their attention.
 
     Gives the inputs of weight-tokens. The tokens of a completion have `vgr` in turn; without it none was scored.
+    `columns` gives more of its attention row, from its id and number of tokens.
     `rollout` are keys of the configuration; it wanted as many groups as there are, if they do not say otherwise.
     """
     here = folder / f"iter-{number:04d}"
@@ -52,6 +58,8 @@ def sampled(
 
     tiny_run.publish(plan, fill)
     scores = [_scores(row["completion_id"], len(row["completion_ids"]), vgr) for row in completions]
+    if columns is not None:
+        scores = [row | columns(row["completion_id"], len(row["vgr"])) for row in scores]
     plan = Plan("score-attention", here / "attention", {}, 1, {"rollouts": Source(here / "rollout")})
     tiny_run.publish(plan, lambda out: out.write("attention", 0, scores))
     return ["--rollouts", here / "rollout", "--attention", here / "attention", "--iteration", number]

@@ -22,12 +22,12 @@ from support.prompts import own_row
 from dapo_stages.config import ModelConfig
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.maths.schemes import SCHEMES
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.reporting.documents.weights_compared import comparison_document, comparison_plot
 
 TEMPERATURE = 1.2  # of the small run
+SCHEMES = ("uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl", "vgr_entropy", "vppo", "vepo")
 OPEN = {"weights__clip": "[0.01, 9.0]"}
 
 
@@ -50,6 +50,10 @@ def weigh(run: Run, out: Path, attention: Path, scheme: str, **settings: Any) ->
         "--out", out, weights__scheme=scheme, **settings,
     )  # fmt: skip
     return out
+
+
+def scaled(values: Any) -> Any:
+    return (values - values.min()) / (np.ptp(values) or 1.0)
 
 
 def compare(out: Path, *arguments: object) -> dict[str, Any]:
@@ -81,6 +85,11 @@ def test_weights_are_in_the_proportion_of_the_scheme(schemes: Path, scheme: str)
         "vision_mass": lambda row: row.mass_vision,
         "entropy": lambda row: row.entropy,
         "visual_kl": lambda row: row.visual_kl,
+        "vgr_entropy": lambda row: row.entropy / row.vgr,
+        "vppo": lambda row: np.minimum(row.k3, 10),
+        "vepo": lambda row: (
+            (1 - (1 - scaled(row.jsd)) * (1 - scaled(abs(row.entropy - row.blank_entropy)))) * row.entropy
+        ),
     }
     formula = formulas[scheme]
     compared = 0
@@ -128,7 +137,7 @@ def tokens_in_the_loss(schemes: Path) -> pd.DataFrame:
 
 def test_correlations_and_spreads_are_those_of_pandas(schemes: Path, compared: dict[str, Any]) -> None:
     tokens = tokens_in_the_loss(schemes)
-    assert compared["tokens"] == len(tokens) and len(compared["pairs"]) == 15
+    assert compared["tokens"] == len(tokens) and len(compared["pairs"]) == 36
     for a, b in combinations(SCHEMES, 2):
         pair = pair_of(compared, a, b)
         if "uniform" in (a, b):
@@ -284,6 +293,6 @@ def test_text_of_tokens_is_data() -> None:
 
 def test_the_plan_knows_what_decides_the_result(schemes: Path, compared: dict[str, Any]) -> None:
     made = Source(schemes / "comparison", "compare-weights").manifest
-    assert set(made.inputs) == {*(f"weights-{number}" for number in range(1, 7)), "rollouts", "policy"}
+    assert set(made.inputs) == {*(f"weights-{number}" for number in range(1, 10)), "rollouts", "policy"}
     inputs = {name: Source(Path(given.path)) for name, given in made.inputs.items()}
     assert Plan(made.stage, schemes / "comparison", made.config, made.seed, inputs).state() == "complete"

@@ -45,7 +45,7 @@ class Plugins:
                     f"rewards.plugins.{name}: {name!r} is not a valid name (letters, digits and _, but none of "
                     f"{', '.join(sorted(RESERVED))}). Rename the plug-in in the configuration."
                 )
-            path, function = _locate(f"rewards.plugins.{name}", where, root)
+            path, function = locate(f"rewards.plugins.{name}", where, root)
             functions[name], self.hashes[name] = (str(path), function), sha256_of(path)
         environment = without_secrets(os.environ, settings.plugin_environment)
         self._child = Child("plugins", json.dumps(functions), environment=environment, speaks=True)
@@ -143,8 +143,8 @@ def inside(key: str, relative: str, root: Path) -> Path:
     return path
 
 
-def _locate(key: str, where: str, root: Path) -> tuple[Path, str]:
-    """(existing file inside root, function name)."""
+def locate(key: str, where: str, root: Path) -> tuple[Path, str]:
+    """(existing file inside root, function name). Raises ConfigError naming `key`."""
     relative, separator, function = where.rpartition(":")
     if not separator or not relative or not function.isidentifier():
         raise ConfigError(f"{key}: expected path/to/file.py:function, got {where!r}. Correct it in the configuration.")
