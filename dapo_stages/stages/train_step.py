@@ -328,16 +328,11 @@ class TrainStep:
 
         A process that keeps the state writes it once the rest is published, while other commands run, or only later.
         """
-        import os
-
-        from dapo_stages.models.kept_policies import keep_trained
         from dapo_stages.models.policy_loading import save_policy
-        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, state_of, write
+        from dapo_stages.training.kept_states import keep_part
         from dapo_stages.training.state import save_state
 
-        source = self._output.plan.policy
         about = {"version": self._iteration, "model": self._config.model.name}
-        prompting = self._inputs["rollouts"].manifest.counts.get(PROMPTING)
         folder, state = self._output.folder / "policy", self._output.folder / STATE
         weights = worker.weights()
         keeps = kept.keeps() and worker.ranks == 1
@@ -347,15 +342,28 @@ class TrainStep:
             save_policy(policy, folder, weights)
             self._output.add_files("policy")
         self._output.share()
-        if worker.rank != 0:
-            return
+        written = self._publish(policy, worker, folder, about, keeps=keeps) if worker.rank == 0 else None
+        if kept.keeps() and not keeps:
+            keep_part(worker, collectives.broadcast(written))
+
+    def _publish(
+        self, policy: Policy, worker: Worker, folder: Path, about: dict[str, Any], *, keeps: bool
+    ) -> str | None:
+        """By rank 0: manifests of the parts, and the reference if it is due. Returns the content hash of the state, if
+        it is written already."""
+        import os
+
+        from dapo_stages.models.kept_policies import keep_trained
+        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, state_of, write
+
+        source = self._output.plan.policy
+        prompting = self._inputs["rollouts"].manifest.counts.get(PROMPTING)
         if policy.is_adapter:
             base = source.folder / source.manifest.policy["base"] if "base" in source.manifest.policy else source.folder
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
         manifest = self._output.publish_part("policy", about | ({PROMPTING: prompting} if prompting else {}))
         about_state = about | {"policy_hash": manifest.content_hash}
-        if not keeps:
-            self._output.publish_part(STATE, about_state)
+        written = None if keeps else self._output.publish_part(STATE, about_state).content_hash
         self._output.policy = about | {"content_hash": manifest.content_hash}
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
@@ -369,6 +377,7 @@ class TrainStep:
             then = write if _is_written(self._config, self._iteration) else keep_unwritten
             self._output.behind = partial(then, unwritten, state_of(worker))
         keep_trained(policy, self._config.model, source.manifest, manifest)
+        return written
 
 
 def _finite(value: float) -> float | None:

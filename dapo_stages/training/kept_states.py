@@ -19,7 +19,7 @@ from dapo_stages.handoff.unfinished import locked
 from dapo_stages.processes.phases import phase
 from dapo_stages.training.launching.rank_workers import Worker
 from dapo_stages.training.state import check_fits, load_state, write_state
-from dapo_stages.training.stored_state import InMemory, State
+from dapo_stages.training.stored_state import OtherPartError, Stored
 
 
 class Unwritten(NamedTuple):
@@ -36,16 +36,22 @@ class Unwritten(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A state in memory: what its files have, or will have."""
+    """A state in memory: what its files have, or will have. Where there are several ranks, the part of this one."""
 
     optimizer: str
-    tensors: dict[str, State]  # by weight
+    tensors: dict[str, Stored]  # by weight
     unwritten: Unwritten | None = None  # if it has none
 
 
 def state_of(worker: Worker) -> Kept:
-    """The state of a worker that has no other ranks."""
-    return Kept(worker.optimizer, {name: worker.state_of(name) for name in worker.trained})
+    """What this rank holds of the state."""
+    return Kept(worker.optimizer, {name: worker.held(name) for name in worker.trained})
+
+
+def keep_part(worker: Worker, content_hash: str) -> None:
+    """Keep this rank's part of a written state, in host memory: another launch needs the GPUs now."""
+    parts = {name: worker.held(name).on_host() for name in worker.trained}
+    kept.give("state", content_hash, Kept(worker.optimizer, parts))
 
 
 def keep_unwritten(about: Unwritten, state: Kept) -> None:
@@ -103,5 +109,8 @@ def resume(worker: Worker, state: StateFolder) -> None:
         load_state(worker, state.folder)
         return
     check_fits(worker, found.optimizer, found.tensors)
-    for name in list(found.tensors):  # none is held twice
-        worker.set_state(name, InMemory(found.tensors.pop(name)))
+    try:
+        for name in list(found.tensors):  # none is held twice
+            worker.set_state(name, found.tensors.pop(name))
+    except OtherPartError:
+        load_state(worker, state.folder)

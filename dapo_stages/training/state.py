@@ -41,11 +41,11 @@ def save_state(worker: Worker, folder: Path) -> list[str]:
     return [ABOUT, *files.written]
 
 
-def write_state(optimizer: str, tensors: dict[str, State], folder: Path) -> list[str]:
+def write_state(optimizer: str, tensors: dict[str, Stored], folder: Path) -> list[str]:
     """The same for a state in memory, by weight, of a process that has no other ranks."""
     files = _Files(folder, 0)
-    for name, state in tensors.items():
-        files.add(name, state)
+    for name, stored in tensors.items():
+        files.add(name, stored.whole())
     files.close()
     _write_about(folder, optimizer, list(tensors), files.written)
     return [ABOUT, *files.written]

@@ -23,6 +23,10 @@ class Stored(ABC):
                 raise ValueError(f"{key} of {name} has shape {list(found)}, but must have {list(shape)}")
 
     @abstractmethod
+    def on_host(self) -> Stored:
+        """The same in host memory."""
+
+    @abstractmethod
     def whole(self) -> State:
         """All of it."""
 
@@ -40,6 +44,9 @@ class InMemory(Stored):
     def __init__(self, state: State) -> None:
         self._state = state
 
+    def on_host(self) -> InMemory:
+        return InMemory(_on_host(self._state))
+
     def whole(self) -> State:
         return self._state
 
@@ -48,6 +55,32 @@ class InMemory(Stored):
 
     def _shapes(self) -> Mapping[str, Sequence[int]]:
         return {key: value.shape for key, value in self._state.items()}
+
+
+class OtherPartError(ValueError):
+    """What was kept is not the part that is asked for: the ranks split the weights in another way now."""
+
+
+class PartInMemory(Stored):
+    """The part that a rank has kept: elements `start` to `stop` of a weight of this shape, flattened."""
+
+    def __init__(self, state: State, start: int, stop: int, shape: Sequence[int]) -> None:
+        self._state, self._range, self._shape = state, (start, stop), list(shape)
+
+    def on_host(self) -> PartInMemory:
+        return PartInMemory(_on_host(self._state), *self._range, self._shape)
+
+    def whole(self) -> State:
+        part = self.part(0, prod(self._shape))
+        return {key: value if key == STEP else value.reshape(self._shape) for key, value in part.items()}
+
+    def part(self, start: int, stop: int) -> State:
+        if (start, stop) != self._range:
+            raise OtherPartError(f"elements {self._range} were kept, not {(start, stop)}")
+        return self._state
+
+    def _shapes(self) -> Mapping[str, Sequence[int]]:
+        return dict.fromkeys(self._state, self._shape)
 
 
 class InFile(Stored):
@@ -74,5 +107,12 @@ class InFile(Stored):
         found: torch.Tensor = stored[first:last].flatten()  # whole rows: files are sliced along the first dimension
         return found[start - first * width : stop - first * width]
 
+    def on_host(self) -> Stored:
+        return InMemory(self.whole())
+
     def _shapes(self) -> Mapping[str, Sequence[int]]:
         return {key: self._file.get_slice(f"{self._name}/{key}").get_shape() for key in self._keys if key != STEP}
+
+
+def _on_host(state: State) -> State:
+    return {key: value.cpu() for key, value in state.items()}

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dapo_stages.training.stored_state import InFile, InMemory, State
+from dapo_stages.training.stored_state import InFile, InMemory, OtherPartError, PartInMemory, State
 
 SHAPES = [(7,), (1,), (4, 3), (5, 2, 3), (1, 6), (3, 0)]
 KEYS = ["exp_avg", "master", "step"]
@@ -54,6 +54,21 @@ def test_another_shape_is_refused(stored: tuple[State, InFile]) -> None:
         one.check("a", state["exp_avg"].shape)
         with pytest.raises(ValueError, match=r"^exp_avg of a has shape \[.*\], but must have \[2, 2\]$"):
             one.check("a", (2, 2))
+
+
+def test_a_kept_part_answers_for_itself_alone(stored: tuple[State, InFile]) -> None:
+    state, in_file = stored
+    shape, count = state["exp_avg"].shape, state["exp_avg"].numel()
+    half = PartInMemory(in_file.part(0, count // 2), 0, count // 2, shape).on_host()
+    half.check("a", shape)
+    with pytest.raises(ValueError, match="must have"):
+        half.check("a", (2, 2))
+    assert half.part(0, count // 2)["master"].tolist() == [100 + number for number in range(count // 2)]
+    for start, stop in ((0, count + 1), (1, count // 2)):
+        with pytest.raises(OtherPartError):
+            half.part(start, stop)
+    everything = PartInMemory(in_file.part(0, count), 0, count, shape)
+    assert all(torch.equal(everything.whole()[key], state[key]) for key in KEYS)
 
 
 class Recorded:

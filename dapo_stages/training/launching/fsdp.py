@@ -11,7 +11,7 @@ from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.training.launching.rank_workers import Ranked
 from dapo_stages.training.optimizers import Optimizers
-from dapo_stages.training.stored_state import STEP, State, Stored
+from dapo_stages.training.stored_state import STEP, PartInMemory, State, Stored
 
 
 class Sharded(Ranked):
@@ -29,8 +29,7 @@ class Sharded(Ranked):
         return _whole(super()._clip())
 
     def _held(self, parameter: Any) -> torch.Tensor:
-        part: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        return part.detach()
+        return _local(parameter).detach()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         return self._collect(_whole)
@@ -42,14 +41,25 @@ class Sharded(Ranked):
     def state_of(self, name: str) -> State:
         return {key: _whole(value) for key, value in super().state_of(name).items()}
 
-    def set_state(self, name: str, stored: Stored) -> None:
-        """From this rank's part alone: fully_shard gives each rank some rows."""
+    def held(self, name: str) -> Stored:
         parameter: Any = self._trained[name]
-        stored.check(name, parameter.shape)
+        state = {
+            key: value if key == STEP else _local(value).flatten() for key, value in super().state_of(name).items()
+        }
+        return PartInMemory(state, *self._range(parameter), parameter.shape)
+
+    def _range(self, parameter: Any) -> tuple[int, int]:
+        """The elements of a flattened weight that this rank has: fully_shard gives each rank some rows."""
         rows = parameter.to_local().shape[0]
         width = math.prod(parameter.shape[1:])
         start = min(self.rank * -(-parameter.shape[0] // self.ranks), parameter.shape[0]) * width
-        part = stored.part(start, start + rows * width)
+        return start, start + rows * width
+
+    def set_state(self, name: str, stored: Stored) -> None:
+        """From this rank's part alone."""
+        parameter: Any = self._trained[name]
+        stored.check(name, parameter.shape)
+        part = stored.part(*self._range(parameter))
         self._restore(
             parameter, {key: value if key == STEP else _spread(value, parameter) for key, value in part.items()}
         )
@@ -83,6 +93,12 @@ def _spread(local: torch.Tensor, like: Any) -> torch.Tensor:
         own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
     return spread
+
+
+def _local(value: Any) -> torch.Tensor:
+    """This rank's part of a tensor that is split over the ranks; any other as it is."""
+    part: torch.Tensor = value.to_local() if hasattr(value, "to_local") else value
+    return part
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

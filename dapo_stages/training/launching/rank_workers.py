@@ -17,7 +17,7 @@ from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.shared_prefix.packing import Packed, SeparateRows
 from dapo_stages.training.optimizers import Optimizers
-from dapo_stages.training.stored_state import State, Stored
+from dapo_stages.training.stored_state import InMemory, State, Stored
 
 
 class Step(NamedTuple):
@@ -109,6 +109,10 @@ class Worker:
         parameter = self._trained[name]
         master = {"master": parameter.detach()} if self._exact else {}
         return self._optimizers.state_of(parameter) | master
+
+    def held(self, name: str) -> Stored:
+        """The same, but only the part that this rank holds; any rank may call it by itself."""
+        return InMemory(self.state_of(name))
 
     def set_state(self, name: str, stored: Stored) -> None:
         """Restore what state_of gave, here or in another kind of launch. Raises ValueError if it does not fit."""

@@ -13,7 +13,9 @@ from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.training.launching.rank_workers import Ranked, Step
 from dapo_stages.training.optimizers import Optimizers
-from dapo_stages.training.stored_state import STEP, State, Stored
+from dapo_stages.training.stored_state import STEP, PartInMemory, State, Stored
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Zero(Ranked):
@@ -73,13 +75,27 @@ class Zero(Ranked):
 
         parameter = self._trained[name]
         state: State = {}
-        held = self._zero.optimizer.state.get(self._flat[0], {})
-        if held:
-            state = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-            state["step"] = torch.tensor(float(held["step"]))
+        if self._steps:
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
+            state[STEP] = torch.tensor(self._steps)
         if self._exact:
             state["master"] = safe_get_full_fp32_param(parameter)
         return state
+
+    def held(self, name: str) -> Stored:
+        parameter = self._trained[name]
+        start, stop = self._range(parameter)
+        state: State = {}
+        for key in (*(_MOMENTS if self._steps else ()), *(("master",) if self._exact else ())):
+            state[key] = self._get(parameter, key, stop - start)
+        if self._steps:
+            state[STEP] = torch.tensor(self._steps)
+        return PartInMemory(state, start, stop, getattr(parameter, "ds_shape", parameter.shape))
+
+    @property
+    def _steps(self) -> float:
+        """How many steps the optimizer has made; 0: it has no state yet."""
+        return float(self._zero.optimizer.state.get(self._flat[0], {}).get("step", 0))
 
     def set_state(self, name: str, stored: Stored) -> None:
         """From this rank's part alone."""
@@ -101,6 +117,20 @@ class Zero(Ranked):
             return 0, 0
         address = parameter._hp_mapping.lp_fragment_address
         return address.start, address.start + address.numel
+
+    def _get(self, parameter: Any, key: str, size: int) -> torch.Tensor:
+        """This rank's part from where DeepSpeed keeps it, [size]."""
+        if self._stage < 3:
+            if parameter._hp_mapping is None:
+                return torch.empty(0)
+            held = parameter._hp_mapping.get_hp_fragment(None if key == "master" else key)
+        else:
+            from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+            one = (key,) if key != "master" else ()
+            held = (safe_get_local_optimizer_state if one else safe_get_local_fp32_param)(parameter, *one)
+        found: torch.Tensor = held.detach().flatten()[:size]  # the last part is padded
+        return found
 
     def _set(self, parameter: Any, value: torch.Tensor, key: str) -> None:
         """Write this rank's part to where DeepSpeed keeps it. Its setters below stage 3 take whole tensors only."""
@@ -129,7 +159,7 @@ class Zero(Ranked):
         for flat in self._flat:
             state = base.state[flat]
             if not state:
-                state |= {key: torch.zeros_like(flat) for key in ("exp_avg", "exp_avg_sq")}
+                state |= {key: torch.zeros_like(flat) for key in _MOMENTS}
             # One count for all weights: those that never had a gradient have none.
             count = max(float(state.get("step", 0)), step)
             state["step"] = torch.tensor(count) if isinstance(base, torch.optim.AdamW) else int(count)
