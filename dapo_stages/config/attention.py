@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dapo_stages.config.base import Count, Section
+from dapo_stages.config.base import Count, Later, Section
+
+BlankKind = Literal["gray", "patches", "removed", "noise", "exchanged"]
 
 
 class AttentionConfig(Section):
@@ -28,6 +30,19 @@ class AttentionConfig(Section):
         description="Also record logprobs with the image blanked, and the KL between the next-token distributions with "
         "and without it, for the scheme visual_kl; includes logprobs and entropy. Costs a second forward pass.",
     )
+    blank: Annotated[BlankKind, Later("gray")] = Field(
+        "gray",
+        description="What blank_image makes of an image: gray, squares of it blackened, taken out of the prompt, random "
+        "pixels, or exchanged for another prompt's, drawn from seed and group among all of the rollout "
+        "(docs/weighting.md).",
+    )
+    blank_share: Annotated[float, Field(gt=0, le=1), Later(0.6)] = Field(
+        0.6, description="Probability that a square is blackened, for blank: patches."
+    )
+    blank_patch: Annotated[Count, Later(14)] = Field(14, description="Side of such a square, in pixels.")
+    blank_draws: Annotated[Count, Later(1)] = Field(
+        1, description="How often the changed images are drawn; each draw is another forward pass, and all are averaged."
+    )
     batch_completions: Count = Field(64, description="Completions per forward pass.")
     chunk_rows: Count = Field(
         256, description="Rows of attention (per group) and of logits held in memory at the same time."
@@ -35,3 +50,9 @@ class AttentionConfig(Section):
     patch_completions: Annotated[int, Field(ge=0)] = Field(
         8, description="Completions per iteration whose attention is kept per image token, for heat maps in the report."
     )
+
+    @model_validator(mode="after")
+    def _draws_differ(self) -> Self:
+        if self.blank_draws > 1 and self.blank in ("gray", "removed"):
+            raise ValueError(f"blank_draws must be 1 with blank: {self.blank}, whose draws are all the same")
+        return self

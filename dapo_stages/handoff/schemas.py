@@ -12,6 +12,10 @@ SCHEMA_VERSION = 1
 SEGMENTS = ("early", "middle", "late", "all")
 MASSES = ("vision", "text", "other", "first", "generated")
 TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # from score-attention's extra passes
+# The same, of later versions: a file has those that were asked for.
+MORE_TOKEN_SCORES = ("blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient")
+TOKEN_VGR = tuple(f"token_vgr_{segment}" for segment in SEGMENTS[:3])
+OF_LAYERS = ("token_vgr_layers", "vgr_layers")  # per token, and of the completion; over the layers that were chosen
 
 # Mirrors datasets.Image(): the order of children and their nullability must match for images to decode.
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -94,6 +98,10 @@ _ATTENTION = [
     _required("num_vision_tokens", pa.int32()),
     *(pa.field(f"patch_attention_{segment}", _list(_list(pa.float16()))) for segment in SEGMENTS),
     *(pa.field(name, FLOATS) for name in TOKEN_SCORES),
+    *(pa.field(name, FLOATS) for name in TOKEN_VGR),
+    pa.field("token_vgr_layers", FLOATS),
+    pa.field("vgr_layers", pa.float32()),
+    *(pa.field(name, FLOATS) for name in MORE_TOKEN_SCORES),
 ]
 
 _WEIGHT = [
@@ -164,11 +172,11 @@ NOT_FINITE = frozenset({field.name for field in _ATTENTION} | {"value"})
 # Columns of lists with one element per token of the completion, and lists that are never empty.
 PER_TOKEN = (
     "completion_ids", "token_texts", "sampling_logprobs", "token_weights", *(f"mass_{kind}" for kind in MASSES), "vgr",
-    *TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
+    *TOKEN_SCORES, *TOKEN_VGR, "token_vgr_layers", *MORE_TOKEN_SCORES, *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws", "row", "informative", *READING})
+LATER = frozenset({"draws", "row", "informative", *READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:

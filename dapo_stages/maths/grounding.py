@@ -18,6 +18,7 @@ class Summary:
 
     masses: dict[str, FloatArray]  # kind -> [T], mean over layers; the five kinds sum to 1
     vgr: FloatArray  # [T], over all layers; NaN where undefined
+    token_vgr: dict[str, FloatArray | None]  # the same over the layers of early, middle and late; None without them
     scalars: dict[str, float | None]  # e.g. "vgr_early", "attn_text_all"; None where the segment does not exist
 
 
@@ -84,7 +85,12 @@ def summarize(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
     prompt_LT = kinds["vision"] + kinds["text"] + kinds["other"]
     text_LT, vision_LT = _share(kinds["text"], prompt_LT), _share(kinds["vision"], prompt_LT)
 
+    def token_vgr(layers: slice) -> FloatArray:
+        return vgr(_mean(text_LT[layers], 0), _mean(vision_LT[layers], 0), n_text, n_vision)
+
     scalars: dict[str, float | None] = {}
+    thirds = segments(len(masses))
+    del thirds["all"]
     for segment, layers in segments(len(masses)).items():
         names = [f"{name}_{segment}" for name in ("vgr", "aei_text", "aei_vision", "attn_text", "attn_vision")]
         if layers is None:
@@ -101,7 +107,8 @@ def summarize(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
         scalars |= dict(zip(names, values, strict=True))
     return Summary(
         masses={kind: _mean(mass_LT, 0) for kind, mass_LT in kinds.items()},
-        vgr=vgr(_mean(text_LT, 0), _mean(vision_LT, 0), n_text, n_vision),
+        vgr=token_vgr(slice(0, len(masses))),
+        token_vgr={name: None if layers is None else token_vgr(layers) for name, layers in thirds.items()},
         scalars=scalars,
     )
 

@@ -61,15 +61,3 @@ def _whole(row: Row, images: list[Any], processor: Any) -> Prompt:
             "Run prepare-data again with this policy.",
         )
     return prompt
-
-
-def blanked(row: Row) -> Row:
-    """A prompt row with its images replaced by gray ones of the same size."""
-    from PIL import Image
-
-    from dapo_stages.data.images import decode, encode
-
-    sizes = [decode(image).size for image in row["images"] or ()]
-    return row | {
-        "images": [{"bytes": encode(Image.new("RGB", size, (127, 127, 127))), "path": None} for size in sizes]
-    }

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from dapo_stages.data.blanks import ImageMarks
 from dapo_stages.errors import ModelError
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
@@ -126,6 +127,12 @@ class Policy:
     @property
     def image_token_id(self) -> int:
         return int(self.base.config.image_token_id)
+
+    @cached_property
+    def image_marks(self) -> ImageMarks:
+        """The tokens that stand for an image in a prompt."""
+        ids = self.processor.tokenizer(self.family.image_marker, add_special_tokens=False)["input_ids"]
+        return ImageMarks(*ids)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion, without its end token."""

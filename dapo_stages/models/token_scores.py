@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from dapo_stages.models.logprobs import log_distribution
@@ -25,14 +28,19 @@ def token_scores(
     targets: torch.Tensor,
     temperature: float,
     chunk: int,
-    blank: torch.Tensor | None = None,
+    blanks: Sequence[torch.Tensor] = (),
 ) -> Scores:
     """Scores of completion tokens [sum C] from the hidden states [sum C, D] that predict them.
 
     `logprobs` and `entropy` are of the distribution sampled from, π = softmax(logits / temperature) over the tokens
-    that can be sampled. With `blank`, the hidden states for the blanked image, also `blank_logprobs` under the
-    distribution π' there and `visual_kl`, Σ_v π(v) log(π(v) / π'(v)) >= 0, in nats. PAPO (arXiv 2507.06448) takes the
-    ratio of the sampled token alone: logprobs - blank_logprobs.
+    that can be sampled. With `blanks`, the hidden states [sum C, D] of each draw of the blanked images, also scores of
+    the distributions π' there, all in nats:
+
+    - `blank_logprobs`: log of the sampled token's probability, averaged over the draws before the logarithm;
+    - and, each a mean over the draws, `blank_entropy`, of π'; `visual_kl`, Σ_v π(v) log(π(v) / π'(v)) >= 0; `jsd`,
+      [KL(π ‖ m) + KL(π' ‖ m)] / 2 with m = (π + π') / 2, from 0 to log 2; and `k3` of the sampled token,
+      q/p - log(q/p) - 1 >= 0 with its probability p under π and q under π', PAPO's term (arXiv 2507.06448). It is inf
+      where q/p overflows.
 
     Distributions are computed for `chunk` tokens at a time.
     """
@@ -40,24 +48,49 @@ def token_scores(
     with torch.inference_mode(), autocast(policy):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            without = None if blank is None else blank[part]
-            parts.append(_score(policy, hidden[part], targets[part], temperature, without))
+            parts.append(_score(policy, hidden[part], targets[part], temperature, [blank[part] for blank in blanks]))
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
 def _score(
-    policy: Policy, rows: torch.Tensor, targets: torch.Tensor, temperature: float, blank: torch.Tensor | None
+    policy: Policy, rows: torch.Tensor, targets: torch.Tensor, temperature: float, blanks: Sequence[torch.Tensor]
 ) -> Scores:
     head, suppressed = policy.base.get_output_embeddings(), policy.suppressed
     seen = log_distribution(head(rows), suppressed, temperature)
-    probabilities, finite = seen.exp(), seen.masked_fill(suppressed, 0)
-    scores = {"logprobs": _of(seen, targets), "entropy": -(probabilities * finite).sum(-1)}
-    if blank is not None:
+    scores = {"logprobs": _of(seen, targets), "entropy": _entropy(seen, suppressed)}
+    draws: list[Scores] = []
+    for blank in blanks:
         unseen = log_distribution(head(blank), suppressed, temperature)
-        difference = finite - unseen.masked_fill(suppressed, 0)
-        scores["blank_logprobs"] = _of(unseen, targets)
-        scores["visual_kl"] = (probabilities * difference).sum(-1).clamp(min=0)  # rounding can make it negative
-    return scores
+        draws.append(_without(seen, unseen, suppressed, targets))
+    means = {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]} if draws else {}
+    if draws:
+        logs = torch.stack([draw["blank_logprobs"] for draw in draws])
+        means["blank_logprobs"] = logs.logsumexp(0) - math.log(len(draws))
+    return scores | means
+
+
+def _without(seen: torch.Tensor, unseen: torch.Tensor, suppressed: torch.Tensor, targets: torch.Tensor) -> Scores:
+    """Scores of one draw from the log distributions [rows, V] with and without the images."""
+    p, q = seen.exp(), unseen.exp()
+    mean = torch.logaddexp(seen, unseen) - math.log(2)
+    seen_kl, unseen_kl = (_kl(one, log, mean, suppressed) for one, log in ((p, seen), (q, unseen)))
+    ratio = _of(unseen, targets) - _of(seen, targets)
+    return {
+        "blank_logprobs": _of(unseen, targets),
+        "blank_entropy": _entropy(unseen, suppressed),
+        "visual_kl": _kl(p, seen, unseen, suppressed),
+        "jsd": ((seen_kl + unseen_kl) / 2).clamp(max=math.log(2)),
+        "k3": (ratio.expm1() - ratio).clamp(min=0),
+    }
+
+
+def _kl(p: torch.Tensor, log_p: torch.Tensor, log_q: torch.Tensor, suppressed: torch.Tensor) -> torch.Tensor:
+    """KL(p ‖ q) of each row; rounding can make it negative."""
+    return (p * (log_p - log_q).masked_fill(suppressed, 0)).sum(-1).clamp(min=0)
+
+
+def _entropy(log: torch.Tensor, suppressed: torch.Tensor) -> torch.Tensor:
+    return -(log.exp() * log.masked_fill(suppressed, 0)).sum(-1)
 
 
 def _of(distribution: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -152,7 +152,7 @@ class Evaluation:
 
     def _completions(self, questions: list[Row], seed: int) -> dict[str, list[list[Completion]]]:
         """By mode, for each question; greedy answers and samples in one call, since they share the prompt."""
-        from dapo_stages.models.inputs import blanked
+        from dapo_stages.data.blanks import blanked
 
         settings, generate = self._settings, self._engine.generate
         found: dict[str, list[list[Completion]]] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dapo_stages.config import Config, load_config
+from dapo_stages.data.blanks import Blank, Blanks, OtherImages
 from dapo_stages.groups.sampled_groups import as_sampled, check_tokens, groups_of
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
@@ -78,9 +79,16 @@ class Scoring:
     def __init__(self, output: Output, config: Config) -> None:
         self._output, self._config, self._settings = output, config, config.attention
         self._rollouts = output.plan.inputs["rollouts"]
+        self._others: OtherImages | None = None
 
     def run(self) -> None:
         """Score what is not scored yet."""
+        with self._rollouts.index("prompts") as prompts:
+            if self._settings.enabled and self._settings.blank_image and self._settings.blank == "exchanged":
+                self._others = OtherImages(prompts, self._rollouts.folder)
+            self._score_missing()
+
+    def _score_missing(self) -> None:
         shards = len(self._rollouts.shards("completions"))
         with_patches = self._with_patches()
         statuses: dict[str, int] = {}
@@ -171,25 +179,37 @@ class Scoring:
 
     def _token_scores(self, prompts: list[Row], groups: list[Group], packed: Packed, hidden: torch.Tensor) -> Scores:
         """Logprobs and entropies of a batch and, if configured, those with its images blanked."""
-        from dapo_stages.models.inputs import blanked, prompt_of
+        from dapo_stages.models.inputs import prompt_of
         from dapo_stages.models.shared_prefix.packing import Group
         from dapo_stages.models.token_scores import hidden_states, token_scores
 
-        blank, policy, config = None, self._policy, self._config
-        if self._settings.blank_image:
-            blanks = [prompt_of(blanked(prompt), policy.processor) for prompt in prompts]
-            same = [Group(prompt, group.completions) for prompt, group in zip(blanks, groups, strict=True)]
-            blank = hidden_states(policy, policy.pack(same))
-        temperature, chunk = config.rollout.sampler.temperature, self._settings.chunk_rows
-        return token_scores(policy, hidden, packed.targets, temperature, chunk, blank)
+        policy, settings, blanks = self._policy, self._settings, []
+        for draw in range(settings.blank_draws if settings.blank_image else 0):
+            changed = [prompt_of(self._blanks(prompt, draw), policy.processor) for prompt in prompts]
+            same = [Group(prompt, group.completions) for prompt, group in zip(changed, groups, strict=True)]
+            blanks.append(hidden_states(policy, policy.pack(same)))
+        temperature = self._config.rollout.sampler.temperature
+        return token_scores(policy, hidden, packed.targets, temperature, settings.chunk_rows, blanks)
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
-        from dapo_stages.handoff.schemas import SCHEMAS
+        from dapo_stages.handoff.schemas import MORE_TOKEN_SCORES, OF_LAYERS, SCHEMAS
 
-        empty: Row = dict.fromkeys(SCHEMAS["attention"].names)
+        unasked = {*OF_LAYERS, *MORE_TOKEN_SCORES} - self._asked_for
+        empty: Row = dict.fromkeys(name for name in SCHEMAS["attention"].names if name not in unasked)
         counts = {"num_text_tokens": 0, "num_vision_tokens": 0}
         return empty | counts | {"completion_id": completion_id, "status": status}
+
+    @cached_property
+    def _asked_for(self) -> set[str]:
+        """The optional columns that these settings fill."""
+        return {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
+
+    @cached_property
+    def _blanks(self) -> Blanks:
+        settings = self._settings
+        blank = Blank(settings.blank, settings.blank_share, settings.blank_patch)
+        return Blanks(blank, self._config.seed, self._policy.image_marks, self._others)
 
     @cached_property
     def _policy(self) -> Policy:
@@ -222,7 +242,7 @@ def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> It
 
 def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice) -> Row:
     """One attention row; `tokens` are the completion's among those of the scores."""
-    from dapo_stages.handoff.schemas import MASSES, SEGMENTS, TOKEN_SCORES
+    from dapo_stages.handoff.schemas import MASSES, MORE_TOKEN_SCORES, SEGMENTS, TOKEN_SCORES
     from dapo_stages.maths.grounding import segments, summarize
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION
 
@@ -233,11 +253,13 @@ def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, t
         "status": "ok" if num_vision else "no_image",
         **{f"mass_{kind}": summary.masses[kind].tolist() for kind in MASSES},
         "vgr": summary.vgr.tolist(),
+        **{f"token_vgr_{name}": None if vgr is None else vgr.tolist() for name, vgr in summary.token_vgr.items()},
         **{name: None if value is None or math.isnan(value) else value for name, value in summary.scalars.items()},
         "num_text_tokens": num_text,
         "num_vision_tokens": num_vision,
         **{f"patch_attention_{segment}": None for segment in SEGMENTS},
         **{name: scores[name][tokens].tolist() if name in scores else None for name in TOKEN_SCORES},
+        **{name: scores[name][tokens].tolist() for name in MORE_TOKEN_SCORES if name in scores},
     }
     if scored.patches is not None and num_vision:
         for segment, layers in segments(scored.patches.shape[0]).items():

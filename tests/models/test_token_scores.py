@@ -12,7 +12,7 @@ from support.families import SHARED
 from support.prompts import groups, image, own_row, prompt
 from torch.distributions import Categorical, kl_divergence
 
-from dapo_stages.models import inputs
+from dapo_stages.data import blanks
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
@@ -50,6 +50,12 @@ def own_scores(policy: Policy, cases: list[Group], blanks: list[Group]) -> dict[
                 found.setdefault("entropy", []).append(seen.entropy())
                 found.setdefault("blank_logprobs", []).append(unseen.log_prob(places))
                 found.setdefault("visual_kl", []).append(kl_divergence(seen, unseen))
+                found.setdefault("blank_entropy", []).append(unseen.entropy())
+                middle = Categorical(probs=(seen.probs + unseen.probs) / 2)
+                jsd = (kl_divergence(seen, middle) + kl_divergence(unseen, middle)) / 2
+                found.setdefault("jsd", []).append(jsd)
+                ratio = unseen.probs.gather(1, places[:, None])[:, 0] / seen.probs.gather(1, places[:, None])[:, 0]
+                found.setdefault("k3", []).append(ratio - ratio.log() - 1)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -59,7 +65,7 @@ def both_scores(policy: Policy, cases: list[Group], chunk: int) -> tuple[dict[st
     want = own_scores(policy, cases, blanks)
     policy.attend("grouped")
     packed, blank = policy.pack(cases), hidden_states(policy, policy.pack(blanks))
-    return token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, chunk, blank), want
+    return token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, chunk, [blank]), want
 
 
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
@@ -115,8 +121,8 @@ def test_blanking_a_blank_image_changes_nothing(policy: Policy, gray: bool) -> N
         "image_grid_thw": made.image_grid_thw.tolist(),
     }
     policy.attend("grouped")
-    packs = [policy.pack([Group(prompt_of(one, policy.processor), [[5, 6, 7]])]) for one in (row, inputs.blanked(row))]
+    packs = [policy.pack([Group(prompt_of(one, policy.processor), [[5, 6, 7]])]) for one in (row, blanks.blanked(row))]
     seen, unseen = (hidden_states(policy, packed) for packed in packs)
-    scores = token_scores(policy, seen, packs[0].targets, 1.0, 2, unseen)
+    scores = token_scores(policy, seen, packs[0].targets, 1.0, 2, [unseen])
     assert torch.equal(scores["logprobs"], scores["blank_logprobs"]) == gray
     assert bool((scores["visual_kl"] == 0).all()) == gray

@@ -1,0 +1,187 @@
+"""Images changed or taken out of a prompt, to see what a policy says without them.
+
+What a prompt's images become depends only on the row, the seed, the group and the number of the draw (and, where they
+are exchanged, on all images of the rollout): never on what else is in a forward pass, nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from dapo_stages.config.attention import BlankKind
+from dapo_stages.errors import DataError
+from dapo_stages.handoff.shards import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+GRAY = (127, 127, 127)
+_STREAM = 4  # distinguishes these draws from others with the same seed
+
+
+class Blank(NamedTuple):
+    """What becomes of the images: `attention.blank`, with the share and the side of the squares of `patches`."""
+
+    kind: BlankKind = "gray"
+    share: float = 0.6
+    patch: int = 14
+
+
+class ImageMarks(NamedTuple):
+    """Token ids around an image in a prompt: <|vision_start|>, the image's own (repeated), <|vision_end|>."""
+
+    start: int
+    image: int
+    end: int
+
+
+class Rows(Protocol):
+    """Prompt rows by number: a list, or handoff.lookups.RowIndex."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Row: ...
+
+
+def blanked(row: Row) -> Row:
+    """A prompt row with its images replaced by gray ones of the same size."""
+    from PIL import Image
+
+    return _redrawn(row, lambda image, _: Image.new("RGB", image.size, GRAY))
+
+
+class Blanks:
+    """Changes the images of prompt rows of one rollout.
+
+    `patches` blackens each square of `patch` pixels with probability `share`, from the top left, as PAPO (arXiv
+    2507.06448: 14 pixels, 0.6) and VPPO (2510.09285: 0.5) do; `noise` draws each channel of each pixel uniformly;
+    `removed` leaves the prompt that its text would make without images; `exchanged` takes images of other prompts.
+    All but `removed` keep the sizes of the images, and so their tokens.
+    """
+
+    def __init__(
+        self, blank: Blank, seed: int, marks: ImageMarks | None = None, others: OtherImages | None = None
+    ) -> None:
+        """`marks` is needed for `removed`, `others` for `exchanged`."""
+        self._blank, self._seed, self._marks, self._others = blank, seed, marks, others
+
+    def __call__(self, row: Row, draw: int = 0) -> Row:
+        """The row for one draw; one without images stays as it is."""
+        kind, seed = self._blank.kind, self._seed
+        if not row["images"]:
+            return row
+        if kind == "gray":
+            return blanked(row)
+        if kind == "removed":
+            assert self._marks is not None
+            ids = without_images(row["prompt_ids"], self._marks)
+            return row | {"images": [], "image_grid_thw": [], "prompt_ids": ids}
+        if kind == "exchanged":
+            assert self._others is not None
+            chosen = self._others.chosen(row, seed, draw)
+            return _redrawn(row, lambda image, number: _fitted(chosen[number], image.size))
+        rng = _generator(seed, row["group_id"], draw)
+        if kind == "noise":
+            return _redrawn(row, lambda image, _: _noise(image.size, rng))
+        return _redrawn(row, lambda image, _: _blackened(image, self._blank, rng))
+
+
+class OtherImages:
+    """The different images of a rollout, for prompts to get those of others.
+
+    Keeps one digest per image in memory; images themselves are read again when they are chosen.
+    """
+
+    def __init__(self, prompts: Rows, where: object) -> None:
+        """Reads all rows once. Raises DataError if some prompt has every image there is: nothing can be exchanged."""
+        self._prompts = prompts
+        self._places: dict[bytes, tuple[int, int]] = {}
+        own: set[frozenset[bytes]] = set()
+        for number in range(len(prompts)):
+            digests = _digests(prompts[number])
+            for place, digest in enumerate(digests):
+                self._places.setdefault(digest, (number, place))
+            own.add(frozenset(digests))
+        self._digests = sorted(self._places)  # whatever the order of the rows
+        if any(len(images) == len(self._digests) > 0 for images in own):
+            count = len(self._digests)
+            raise DataError(
+                where,
+                "attention.blank=exchanged needs images of other prompts, but a prompt has "
+                + ("the only image of the rollout" if count == 1 else f"all {count} images of the rollout"),
+                "Set attention.blank to gray, patches, removed or noise, or sample more prompts with images.",
+            )
+
+    def chosen(self, row: Row, seed: int, draw: int) -> list[Image.Image]:
+        """An image for each of the row's, all of other prompts; draws differ until every one was used.
+
+        The order is drawn from seed and group; an image that another prompt shares with this one is left out.
+        """
+        from dapo_stages.data.images import decode
+
+        own = set(_digests(row))
+        order = _generator(seed, row["group_id"]).permutation(len(self._digests))
+        others = [self._digests[number] for number in order if self._digests[number] not in own]
+        count, found = len(row["images"]), []
+        for place in range(draw * count, (draw + 1) * count):
+            number, image = self._places[others[place % len(others)]]
+            found.append(decode(self._prompts[number]["images"][image]))
+        return found
+
+
+def without_images(ids: Sequence[int], marks: ImageMarks) -> list[int]:
+    """Prompt ids without the images' tokens and the marks directly around them."""
+    kept = []
+    for place, token in enumerate(ids):
+        opens = token == marks.start and ids[place + 1 : place + 2] == [marks.image]
+        closes = token == marks.end and place > 0 and ids[place - 1] == marks.image
+        if not (token == marks.image or opens or closes):
+            kept.append(token)
+    return kept
+
+
+def _generator(seed: int, group_id: str, draw: int | None = None) -> np.random.Generator:
+    import numpy as np
+
+    group = int.from_bytes(hashlib.sha256(group_id.encode()).digest()[:8], "big")
+    drawn = [] if draw is None else [draw]
+    return np.random.default_rng(np.random.SeedSequence([_STREAM, seed, group, *drawn]))
+
+
+def _digests(row: Row) -> list[bytes]:
+    return [hashlib.sha256(image["bytes"] or b"").digest() for image in row["images"] or ()]
+
+
+def _redrawn(row: Row, draw: Callable[[Image.Image, int], Image.Image]) -> Row:
+    """The row with each image replaced by what `draw` makes of it and its number."""
+    from dapo_stages.data.images import decode, encode
+
+    images = [draw(decode(image), number) for number, image in enumerate(row["images"] or ())]
+    return row | {"images": [{"bytes": encode(image), "path": None} for image in images]}
+
+
+def _fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    from PIL import Image
+
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _noise(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    width, height = size
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _blackened(image: Image.Image, blank: Blank, rng: np.random.Generator) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    pixels, side = np.array(image), blank.patch
+    rows, columns = (-(-length // side) for length in pixels.shape[:2])
+    black = rng.random((rows, columns)) < blank.share
+    pixels[black.repeat(side, 0).repeat(side, 1)[: pixels.shape[0], : pixels.shape[1]]] = 0
+    return Image.fromarray(pixels)
