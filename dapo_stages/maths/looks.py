@@ -25,9 +25,7 @@ def layer_choices(num_layers: int) -> dict[str, slice]:
     return {_NAMES["all"]: thirds.pop(_NAMES["all"])} | thirds | last
 
 
-def look_scores(
-    masses_LHTK: ArrayLike, valued_LT: ArrayLike, num_text: int, num_vision: int
-) -> dict[str, FloatArray]:
+def look_scores(masses_LHTK: ArrayLike, valued_LT: ArrayLike, num_text: int, num_vision: int) -> dict[str, FloatArray]:
     """Scores by name, [T] each, higher for tokens that look more; NaN where one is not defined.
 
     `masses` [L, H, T, 5] by layer and head in the order of grounding.KINDS, `valued` [L, T] the value-weighted mass of
@@ -48,11 +46,12 @@ def look_scores(
         for score, values in scores.items():
             found.setdefault(score, {})[f"{score}, {name}"] = values
     strongest = {"vision mass, strongest head": masses[..., 0].max((0, 1))}
-    return found["1/VGR"] | found["AEI"] | found["vision mass"] | strongest | found["value-weighted mass"]
+    aei = {name: values for name, values in found["AEI"].items() if name == f"AEI, {_NAMES['all']}"}
+    return found["1/VGR"] | aei | found["vision mass"] | strongest | found["value-weighted mass"]
 
 
 def most_looking(mass_HT: ArrayLike, share: float) -> FloatArray:
-    """Mean vision mass [T] of the `share` of heads [H, T] (of all layers) that look most, on average over the tokens."""
+    """Mean vision mass [T] of that `share` of the heads [H, T] of all layers that looks most, averaged over tokens."""
     mass = np.asarray(mass_HT, np.float64)
     count = max(1, round(share * len(mass)))
     return mass[np.argsort(-mass.mean(1), kind="stable")[:count]].mean(0)

@@ -123,9 +123,7 @@ def _show_dependence(found: dict[str, Any]) -> None:
     print_table(kinds_table(found))
 
 
-def _comparison_plan(
-    out: Path, folders: list[Path], rollouts: Path | None, policy: Path | None, groups: int
-) -> Plan:
+def _comparison_plan(out: Path, folders: list[Path], rollouts: Path | None, policy: Path | None, groups: int) -> Plan:
     sources = [Source(folder, "weight-tokens") for folder in folders]
     inputs = {f"weights-{number}": source for number, source in enumerate(sources, start=1)}
     inputs["rollouts"] = _rollouts(sources, rollouts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dapo_stages.data.blanks import Blank, Blanks, OtherImages, blanked
 from dapo_stages.errors import DataError
 from dapo_stages.groups.sampled_groups import check_tokens, groups_of
+from dapo_stages.groups.token_kinds import KINDS, token_kinds
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.policy_folders import PolicyFolder
@@ -46,18 +47,16 @@ class Measured(NamedTuple):
 
 def check_images(rollouts: Source) -> None:
     """Raise DataError unless at least two prompts have images that differ: else nothing could be exchanged."""
-    first: list[bytes] | None = None
+    prompts, first = 0, None
     for row in rollouts.rows("prompts", ["images"]):
         images = [image["bytes"] for image in row["images"] or ()]
         if not images:
             continue
-        if first is not None and images != first:
+        if prompts and images != first:
             return
-        first = images
-    problem = (
-        "expected prompts with different images, which are exchanged to measure dependence, but "
-        + ("no prompt has any" if first is None else "all have the same")
-    )
+        prompts, first = prompts + 1, images
+    found = {0: "no prompt has any", 1: "only one prompt has any"}.get(prompts, "all have the same")
+    problem = f"expected prompts with different images, which are exchanged to measure dependence, but {found}"
     raise DataError(rollouts.folder, problem, "Pass rollouts of more prompts with images.")
 
 
@@ -67,14 +66,16 @@ def dependence_plan(out: Path, rollouts: Path, policy: Path, tokens: int, beside
     Raises DataError if no image could be exchanged, or `beside` is something else.
     """
     inputs = {"rollouts": Source(rollouts, "rollout"), "policy": PolicyFolder(policy)}
-    check_images(inputs["rollouts"])
     if beside is not None:
         inputs["beside"] = Source(beside, "compare-weights")
         if not inputs["beside"].shards(DEPENDENCE):
             problem = "expected an output of compare-weights --dependence, but it compares weights"
             raise DataError(beside, problem, "Name another folder with --beside.")
     recorded = {"dependence": {"tokens": tokens, "draws": DRAWS, "threshold": THRESHOLD}}
-    return Plan("compare-weights", out, recorded, inputs["rollouts"].manifest.seed, inputs)
+    plan = Plan("compare-weights", out, recorded, inputs["rollouts"].manifest.seed, inputs)
+    if plan.state() != "complete":
+        check_images(inputs["rollouts"])
+    return plan
 
 
 def token_dependence(plan: Plan) -> dict[str, Any]:
@@ -90,14 +91,14 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     rollouts = plan.inputs["rollouts"]
     made = rollouts.manifest.config
     chosen = _chosen(rollouts, plan.config["dependence"]["tokens"])
-    policy = open_policy(
-        plan.policy, ModelConfig(dtype="float32", quantization=made.get("model.quantization")), attention=True
-    )
-    policy.attend("grouped")
-    recorder, measured, completions = HeadRecorder(policy, _CHUNK), [], 0
     temperature = float(made["rollout"]["sampler"]["temperature"])
+    measured, completions = [], 0
     with rollouts.index("prompts") as prompts, progress("compare-weights: groups", len(chosen)) as advance:
         exchanged = Blanks(Blank("exchanged"), plan.seed, None, OtherImages(prompts, rollouts.folder))
+        settings = ModelConfig(dtype="float32", quantization=made.get("model.quantization"))
+        policy = open_policy(plan.policy, settings, attention=True)
+        policy.attend("grouped")
+        recorder = HeadRecorder(policy, _CHUNK)
         for prompt, members in _groups(rollouts, chosen, policy.vocabulary):
             changed = [blanked(prompt), *(exchanged(prompt, draw) for draw in range(DRAWS))]
             measured.append(_measure(policy, recorder, prompt, members, changed, temperature))
@@ -138,7 +139,7 @@ def _chosen(rollouts: Source, tokens: int) -> frozenset[str]:
 
 def _groups(rollouts: Source, chosen: frozenset[str], vocabulary: int) -> Iterator[tuple[Row, list[Row]]]:
     """Prompt and completions of each chosen group; one shard's completions in memory at a time."""
-    columns = ["completion_id", "group_id", "completion_ids", "token_texts"]
+    columns = ["completion_id", "group_id", "text", "completion_ids", "token_texts"]
     for number in range(len(rollouts.shards("completions"))):
         prompts, members = groups_of(rollouts, number, None, columns)
         for prompt in prompts:
@@ -162,7 +163,6 @@ def _measure(
     import numpy as np
 
     from dapo_stages.maths.looks import look_scores
-    from dapo_stages.maths.token_kinds import token_kinds
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION, prompt_kinds
     from dapo_stages.models.token_scores import hidden_states, token_scores
 
@@ -189,7 +189,7 @@ def _measure(
         np.concatenate([one.masses[..., VISION].numpy() for one in completions], 2),
         np.mean([one["visual_kl"] for one in others], 0),
         np.mean([np.abs(one["logprobs"] - one["blank_logprobs"]) for one in others], 0),
-        [kind for row in members for kind in token_kinds(row["token_texts"])],
+        [kind for row in members for kind in token_kinds(row["text"], row["token_texts"])],
         [text for row in members for text in row["token_texts"]],
     )
 
@@ -207,7 +207,6 @@ def _figures(measured: Sequence[Measured]) -> dict[str, Any]:
 
     from dapo_stages.maths.detection import auc
     from dapo_stages.maths.looks import most_looking
-    from dapo_stages.maths.token_kinds import KINDS
 
     kl, change = (np.concatenate([getattr(one, name) for one in measured]) for name in ("kl", "change"))
     kinds = np.array([kind for one in measured for kind in one.kinds])
@@ -250,7 +249,6 @@ def _about(name: str, score: Any, kl: Any, change: Any, kinds: Any) -> dict[str,
 
     from dapo_stages.maths.correlations import spearman
     from dapo_stages.maths.detection import auc, captured
-    from dapo_stages.maths.token_kinds import KINDS
 
     known = ~np.isnan(score)
     score, kl, change, kinds = score[known], kl[known], change[known], kinds[known]

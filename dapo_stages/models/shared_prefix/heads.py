@@ -1,4 +1,4 @@
-"""Attention of completion tokens head by head, and weighted by the values that it moves: more than score-attention keeps.
+"""Attention of completion tokens head by head, and weighted by the values that it moves.
 
 Like masses.py: only rows of completions, a chunk at a time, and at once reduced to masses.
 """

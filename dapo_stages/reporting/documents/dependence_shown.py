@@ -72,10 +72,10 @@ def dependence_document(found: dict[str, Any]) -> str:
     parts += [f"- {markdown_inline(_facts(one))}\n" for one in _both(found)]
     parts += [
         f"The truth of a token is KL(π(·|image) ‖ π(·|another prompt's image)) in nats, a mean over {found['draws']} "
-        f"images of others. Spearman is the rank correlation of a score with it, over all tokens; beside it the one "
-        "with the mean absolute change of the token's logprob. AUC is the chance that a token that depends on the image "
-        f"has a higher score than one that does not; 0.5 is chance. The last column is the part of all dependence that "
-        f"lies on the {found['top']:.0%} of tokens with the highest scores; chance is {percent(found['top'])}.\n",
+        "images of others. Spearman is the rank correlation of a score with it, over all tokens; the next column is "
+        "the one with the mean absolute change of the token's logprob. AUC is the chance that a token that depends on "
+        "the image has a higher score than one that does not; 0.5 is luck. The last column is the part of all "
+        f"dependence that lies on the {found['top']:.0%} of tokens with the highest scores.\n",
         _table(scores_table(found)),
         f"![Dependence on the tokens with the highest scores]({PLOT})\n",
         "## By kind of token\n",
@@ -103,7 +103,9 @@ def dependence_plot(found: dict[str, Any]) -> str:
             last = len(curve) - 1
             points = [(100 * step / last, value or 0.0) for step, value in enumerate(curve)]
             series.append(Series(name, points))
-    chart = Chart("Dependence on the image", "of all dependence", series, "percent", "% of tokens, highest scores first")
+    chart = Chart(
+        "Dependence on the image", "of all dependence", series, "percent", "% of tokens, highest scores first"
+    )
     return drawn_as_svg(chart)
 
 
@@ -113,9 +115,7 @@ def _both(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _by_kind(found: dict[str, Any], what: str) -> list[list[str]]:
     kinds = [kind["name"] for kind in found["kinds"]]
-    return [
-        [score["name"], *(number(score["kinds"][kind][what], 2) for kind in kinds)] for score in found["scores"]
-    ]
+    return [[score["name"], *(number(score["kinds"][kind][what], 2) for kind in kinds)] for score in found["scores"]]
 
 
 def _heads(found: dict[str, Any]) -> Table:
