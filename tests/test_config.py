@@ -427,3 +427,29 @@ def test_a_run_is_not_begun_on_data_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "run/data").mkdir(parents=True)
     (tmp_path / "run/data/manifest.json").touch()
     assert run(*words).code == 0
+
+
+@pytest.mark.parametrize("value", ["last", "{last: 0}", "{first: 2}", "[]", "[1, 1]", "[-1]", "[true]", "2", "[1.5]"])
+def test_what_are_no_layers_is_refused_in_one_sentence(tmp_path: Path, value: str) -> None:
+    said = refused(tmp_path, "{}", f"weights.vgr_layers={value}")
+    assert said.startswith("run.yaml: weights.vgr_layers: must be all, early, middle, late, {last: 6} or a list of ")
+    assert said.count("\n") == 1
+
+
+def test_layers_are_kept_in_order_and_recorded_only_if_they_are_not_all(tmp_path: Path) -> None:
+    found = load(tmp_path, "weights: {layers: [5, 2], vgr_layers: {last: 6}}")
+    assert (found.weights.layers, found.weights.vgr_layers) == ((2, 5), {"last": 6})
+    assert found.sections("weights.layers", "weights.vgr_layers") == {
+        "weights.layers": [2, 5], "weights.vgr_layers": {"last": 6},
+    }  # fmt: skip
+    assert load(tmp_path, "{}").sections("weights.layers", "weights.vgr_layers") == {}
+
+
+def test_schemes_that_are_not_of_the_vgr_refuse_layers(tmp_path: Path) -> None:
+    said = refused(tmp_path, "weights: {scheme: entropy, layers: late}")
+    assert "run.yaml: weights: layers must be all with scheme entropy, which is not made of VGR; vgr and aei" in said
+
+
+def test_draws_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, "attention: {blank: removed, blank_draws: 2}")
+    assert "run.yaml: attention: blank_draws must be 1 with blank: removed, whose draws are all the same" in said

@@ -32,16 +32,16 @@ class AttentionConfig(Section):
     )
     blank: Annotated[BlankKind, Later("gray")] = Field(
         "gray",
-        description="What blank_image makes of an image: gray, squares of it blackened, taken out of the prompt, random "
-        "pixels, or exchanged for another prompt's, drawn from seed and group among all of the rollout "
-        "(docs/weighting.md).",
+        description="What blank_image makes of an image: gray, some squares black, taken out of the prompt, random "
+        "pixels, or another prompt's image, drawn from seed and group among all of the rollout (docs/weighting.md).",
     )
     blank_share: Annotated[float, Field(gt=0, le=1), Later(0.6)] = Field(
         0.6, description="Probability that a square is blackened, for blank: patches."
     )
     blank_patch: Annotated[Count, Later(14)] = Field(14, description="Side of such a square, in pixels.")
     blank_draws: Annotated[Count, Later(1)] = Field(
-        1, description="How often the changed images are drawn; each draw is another forward pass, and all are averaged."
+        1,
+        description="How often the changed images are drawn; each draw is another forward pass, and all are averaged.",
     )
     batch_completions: Count = Field(64, description="Completions per forward pass.")
     chunk_rows: Count = Field(

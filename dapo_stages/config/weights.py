@@ -7,6 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dapo_stages.config.base import Count, Fraction, Later, Section
+from dapo_stages.config.layers import Layers
+
+OF_LAYERS = ("vgr", "aei")  # schemes that weights.layers applies to: those of the VGR
 
 
 class RewardWeights(Section):
@@ -59,6 +62,11 @@ class WeightsConfig(Section):
         description="What a token's weight comes from: nothing (all equal), 1/VGR, AEI of the image, attention to the "
         "image, entropy, or the KL between next-token distributions with and without the image (docs/weighting.md).",
     )
+    layers: Annotated[Layers, Later("all")] = Field(
+        "all",
+        description="Layers whose VGR the schemes vgr and aei take: all, a third of them (early, middle, late), "
+        "`{last: 6}`, or a list counted from 0. For the latter two score-attention measures them in addition.",
+    )
     clip: tuple[float, float] = Field(
         (0.2, 3.0), description="Lower and upper bound of a token weight; must enclose 1."
     )
@@ -68,6 +76,9 @@ class WeightsConfig(Section):
     early_reward_weights: EarlyRewardWeights = EarlyRewardWeights()
     early_fraction: Fraction = Field(0.1, description="Fraction of planned_iterations with early_reward_weights.")
     vgr_mapping: Literal["quantile", "mad"] = Field("quantile", description="How a group's VGR values become rewards.")
+    vgr_layers: Annotated[Layers, Later("all")] = Field(
+        "all", description="Layers whose VGR is rewarded; the values are those of weights.layers."
+    )
     vgr_min_range: Annotated[float, Field(ge=0)] = Field(
         5.0, description="Smallest quantile range that is not treated as noise."
     )
@@ -82,6 +93,15 @@ class WeightsConfig(Section):
     )
     mask_truncated_completions: bool = Field(True, description="Leave truncated completions out of the loss.")
     replay: ReplayConfig = ReplayConfig()
+
+    @model_validator(mode="after")
+    def _layers_count(self) -> Self:
+        if self.layers != "all" and self.scheme not in OF_LAYERS:
+            schemes = " and ".join(OF_LAYERS)
+            raise ValueError(
+                f"layers must be all with scheme {self.scheme}, which is not made of VGR; {schemes} take other layers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _clip_encloses_one(self) -> Self:

@@ -17,7 +17,7 @@ LISTS = Path(__file__).parent / "stop_words"  # of a language each; their first 
 _PART = "\ufffd"  # token texts have it where a token is only a part of a character
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
-_LATIN_WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_\u3400-\u9fff]+)*")  # noqa: RUF001
+_LATIN_WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_\u3400-\u9fff]+)*")
 _CHINESE = re.compile(r"[\u3400-\u9fff]+")
 
 
@@ -109,7 +109,7 @@ def _silent(text: str, units: Sequence[_Unit], languages: Collection[str]) -> se
         words = stop_words("en")
         for match in _LATIN_WORD.finditer(text):
             capital = len(match[0]) == 1 and match[0].isupper() and match[0] != "I"
-            if not capital and match[0].lower().replace("’", "'") in words:  # noqa: RUF001
+            if not capital and match[0].lower().replace("’", "'") in words:
                 found.update(range(*match.span()))
     if "zh" in languages:
         for start, end in _chinese(text, units):

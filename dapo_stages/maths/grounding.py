@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ class Summary:
 
     masses: dict[str, FloatArray]  # kind -> [T], mean over layers; the five kinds sum to 1
     vgr: FloatArray  # [T], over all layers; NaN where undefined
-    token_vgr: dict[str, FloatArray | None]  # the same over the layers of early, middle and late; None without them
+    token_vgr: dict[str, FloatArray | None]  # by layers, e.g. "early": [T]; None where the segment does not exist
     scalars: dict[str, float | None]  # e.g. "vgr_early", "attn_text_all"; None where the segment does not exist
 
 
@@ -69,14 +70,20 @@ def aei(
     return np.where((num_text > 0) & (num_vision > 0), index, np.nan)
 
 
-def summarize(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
+def summarize(
+    masses_LTK: ArrayLike,
+    n_text: int,
+    n_vision: int,
+    layers: Sequence[int] | None = None,
+    vgr_layers: Sequence[int] | None = None,
+) -> Summary:
     """All statistics of a completion's attention, from masses [L, T, 5] (mean over heads, order KINDS).
 
     A_m of a layer and row is its mass on m divided by its mass on the prompt without the first position (vision +
     text + other). A_m of a segment is the mean of those over its layers, and over the rows where one number stands
     for the completion; ratios are formed after averaging. A layer and row without attention on that part of the
     prompt have no A_m and are left out of the means. Without vision keys VGR and AEI are NaN; so is everything of an
-    empty completion.
+    empty completion. `layers` adds token_vgr["layers"] over these layers, `vgr_layers` the scalar of that name.
     """
     masses = np.asarray(masses_LTK, dtype=np.float64)
     if masses.ndim != 3 or masses.shape[2] != len(KINDS):
@@ -85,18 +92,15 @@ def summarize(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
     prompt_LT = kinds["vision"] + kinds["text"] + kinds["other"]
     text_LT, vision_LT = _share(kinds["text"], prompt_LT), _share(kinds["vision"], prompt_LT)
 
-    def token_vgr(layers: slice) -> FloatArray:
-        return vgr(_mean(text_LT[layers], 0), _mean(vision_LT[layers], 0), n_text, n_vision)
-
     scalars: dict[str, float | None] = {}
-    thirds = segments(len(masses))
-    del thirds["all"]
-    for segment, layers in segments(len(masses)).items():
+    token_vgr: dict[str, FloatArray | None] = {}
+    for segment, place in segments(len(masses)).items():
         names = [f"{name}_{segment}" for name in ("vgr", "aei_text", "aei_vision", "attn_text", "attn_vision")]
-        if layers is None:
+        if place is None:
             scalars |= dict.fromkeys(names)
+            token_vgr[segment] = None
             continue
-        text, vision = float(_mean(text_LT[layers], None)), float(_mean(vision_LT[layers], None))
+        text, vision = float(_mean(text_LT[place], None)), float(_mean(vision_LT[place], None))
         values = (
             float(vgr(text, vision, n_text, n_vision)),
             float(aei(text, text, vision, n_text, n_text, n_vision)),
@@ -105,10 +109,20 @@ def summarize(masses_LTK: ArrayLike, n_text: int, n_vision: int) -> Summary:
             vision,
         )
         scalars |= dict(zip(names, values, strict=True))
+        token_vgr[segment] = vgr(_mean(text_LT[place], 0), _mean(vision_LT[place], 0), n_text, n_vision)
+    if layers is not None:
+        chosen = list(layers)
+        token_vgr["layers"] = vgr(_mean(text_LT[chosen], 0), _mean(vision_LT[chosen], 0), n_text, n_vision)
+    if vgr_layers is not None:
+        chosen = list(vgr_layers)
+        text, vision = float(_mean(text_LT[chosen], None)), float(_mean(vision_LT[chosen], None))
+        scalars["vgr_layers"] = float(vgr(text, vision, n_text, n_vision))
+    vgr_T = token_vgr.pop("all")
+    assert vgr_T is not None
     return Summary(
         masses={kind: _mean(mass_LT, 0) for kind, mass_LT in kinds.items()},
-        vgr=token_vgr(slice(0, len(masses))),
-        token_vgr={name: None if layers is None else token_vgr(layers) for name, layers in thirds.items()},
+        vgr=vgr_T,
+        token_vgr=token_vgr,
         scalars=scalars,
     )
 

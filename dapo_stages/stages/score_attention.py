@@ -12,6 +12,7 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.data.blanks import Blank, Blanks, OtherImages
+from dapo_stages.errors import DataError
 from dapo_stages.groups.sampled_groups import as_sampled, check_tokens, groups_of
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
@@ -19,6 +20,7 @@ from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
+from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import progress
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 
@@ -60,9 +62,8 @@ def main(
     inputs = {"policy": PolicyFolder(policy), "rollouts": Source(rollouts, "rollout")}
     config = as_sampled(config, inputs["rollouts"])
     sampled_from = [TEMPERATURE] if _scores_tokens(config) else []
-    plan = Plan(
-        "score-attention", out, config.sections(*SECTIONS, *sampled_from), config.seed, inputs, verify=config.verify
-    )
+    recorded = config.sections(*SECTIONS, *sampled_from, *_own_layers(config))
+    plan = Plan("score-attention", out, recorded, config.seed, inputs, verify=config.verify)
     carry_out.run(
         plan,
         lambda output: Scoring(output, config).run(),
@@ -83,10 +84,31 @@ class Scoring:
 
     def run(self) -> None:
         """Score what is not scored yet."""
+        self._layers = self._numbers_of_layers()
         with self._rollouts.index("prompts") as prompts:
             if self._settings.enabled and self._settings.blank_image and self._settings.blank == "exchanged":
                 self._others = OtherImages(prompts, self._rollouts.folder)
             self._score_missing()
+
+    def _numbers_of_layers(self) -> dict[str, list[int]]:
+        """Those of weights.layers and weights.vgr_layers if they are no segments, under their own names.
+
+        Raises DataError, before the policy is loaded, if it has fewer layers.
+        """
+        from dapo_stages.config.layers import numbers_of
+
+        found: dict[str, list[int]] = {}
+        if names := _own_layers(self._config):
+            about = read_json(self._output.plan.policy.checkpoint() / "config.json")
+            count = {**about, **(about.get("text_config") or {})}["num_hidden_layers"]
+            for name in names:
+                setting = name.removeprefix("weights.")
+                try:
+                    found[setting] = numbers_of(getattr(self._config.weights, setting), count)
+                except ValueError as error:
+                    policy, advice = self._output.plan.policy.folder, f"Change {name}, or pass another policy."
+                    raise DataError(policy, f"{name} names {error}", advice) from None
+        return found
 
     def _score_missing(self) -> None:
         shards = len(self._rollouts.shards("completions"))
@@ -172,7 +194,7 @@ class Scoring:
         for prompt, kind, scored in zip(prompts, kinds, results, strict=True):
             for completion, one in zip(members[prompt["group_id"]], scored, strict=True):
                 tokens = slice(start, start + len(completion["completion_ids"]))
-                row = _row(completion["completion_id"], one, kind.tolist(), scores, tokens)
+                row = _row(completion["completion_id"], one, kind.tolist(), scores, tokens, self._layers)
                 found[completion["completion_id"]] = row
                 start = tokens.stop
         return found
@@ -203,7 +225,9 @@ class Scoring:
     @cached_property
     def _asked_for(self) -> set[str]:
         """The optional columns that these settings fill."""
-        return {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
+        found = {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
+        columns = {"layers": "token_vgr_layers", "vgr_layers": "vgr_layers"}
+        return found | {columns[name] for name in self._layers}
 
     @cached_property
     def _blanks(self) -> Blanks:
@@ -225,6 +249,14 @@ def _scores_tokens(config: Config) -> bool:
     return config.attention.enabled and (config.attention.logprobs or config.attention.blank_image)
 
 
+def _own_layers(config: Config) -> list[str]:
+    """The settings of layers that only score-attention can measure: neither all nor a third of them."""
+    from dapo_stages.config.layers import is_segment
+
+    values = {"weights.layers": config.weights.layers, "weights.vgr_layers": config.weights.vgr_layers}
+    return [name for name, layers in values.items() if config.attention.enabled and not is_segment(layers)]
+
+
 def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> Iterator[list[Row]]:
     """Groups for one forward pass: at most `most` completions, but always a whole group."""
     batch: list[Row] = []
@@ -240,14 +272,16 @@ def _batches(prompts: list[Row], members: dict[str, list[Row]], most: int) -> It
         yield batch
 
 
-def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice) -> Row:
+def _row(
+    completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice, layers: dict[str, list[int]]
+) -> Row:
     """One attention row; `tokens` are the completion's among those of the scores."""
     from dapo_stages.handoff.schemas import MASSES, MORE_TOKEN_SCORES, SEGMENTS, TOKEN_SCORES
     from dapo_stages.maths.grounding import segments, summarize
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
-    summary = summarize(scored.masses.numpy(), num_text, num_vision)
+    summary = summarize(scored.masses.numpy(), num_text, num_vision, **layers)
     row: dict[str, Any] = {
         "completion_id": completion_id,
         "status": "ok" if num_vision else "no_image",
@@ -262,7 +296,7 @@ def _row(completion_id: str, scored: Scored, kinds: list[int], scores: Scores, t
         **{name: scores[name][tokens].tolist() for name in MORE_TOKEN_SCORES if name in scores},
     }
     if scored.patches is not None and num_vision:
-        for segment, layers in segments(scored.patches.shape[0]).items():
-            if layers is not None:
-                row[f"patch_attention_{segment}"] = list(scored.patches[layers].mean(0).half().numpy())
+        for segment, place in segments(scored.patches.shape[0]).items():
+            if place is not None:
+                row[f"patch_attention_{segment}"] = list(scored.patches[place].mean(0).half().numpy())
     return row

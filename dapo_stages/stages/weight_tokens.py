@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from json import dumps
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from dapo_stages.config import Config, load_config
+from dapo_stages.config.layers import token_vgr_column, vgr_column
 from dapo_stages.errors import DataError
 from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
 from dapo_stages.groups.replay_buffer import ReplayBuffer
@@ -54,6 +57,7 @@ def main(
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
     _check_columns(inputs["attention"], config.weights.scheme)
+    _check_layers(inputs["attention"], config)
     sampled = inputs["rollouts"].manifest.config["iteration"]
     if sampled != iteration:
         raise DataError(
@@ -86,15 +90,44 @@ def _check_columns(attention: Source, scheme: str) -> None:
     scored: Row = next((row for row in rows if row["status"] == "ok"), {})
     missing = [name for name in required if scored and scored[name] is None]
     if missing:
-        made_from = {name: given.path for name, given in attention.manifest.inputs.items()}
         option, key = _SCORED_BY[missing[0]]
         raise DataError(
             attention.folder,
             f"no {', '.join(missing)} per token, which weights.scheme={scheme} needs",
-            f"Run dapo-stages score-attention {option} --config FILE --policy {made_from.get('policy', 'DIR')} "
-            f"--rollouts {made_from.get('rollouts', 'DIR')} --out {attention.folder} --overwrite ({key} in a run's "
-            "configuration), or choose another scheme.",
+            f"Run {_scored_again(attention, option)} ({key} in a run's configuration), or choose another scheme.",
         )
+
+
+def _scored_again(attention: Source, option: str) -> str:
+    """The command that scores attention again, with one more option."""
+    made_from = {name: given.path for name, given in attention.manifest.inputs.items()}
+    return (
+        f"dapo-stages score-attention {option} --config FILE --policy {made_from.get('policy', 'DIR')} "
+        f"--rollouts {made_from.get('rollouts', 'DIR')} --out {attention.folder} --overwrite"
+    )
+
+
+def _check_layers(attention: Source, config: Config) -> None:
+    """Raise DataError if attention was not measured over the layers of weights.layers and weights.vgr_layers."""
+    weights, made = config.weights, attention.manifest.config
+    columns = {"weights.layers": token_vgr_column(weights.layers), "weights.vgr_layers": vgr_column(weights.vgr_layers)}
+    wanted = config.sections(*columns)  # without those that are all
+    rows = attention.rows("attention", ["status", "attn_text_early", *columns.values()]) if wanted else iter(())
+    scored: Row = next((row for row in rows if row["status"] == "ok"), {})
+    for name, layers in wanted.items() if scored else ():
+        is_third = isinstance(layers, str)
+        if is_third and scored["attn_text_early"] is None:
+            problem = f"{name}={layers} needs three layers or more, but the policy that was scored has fewer"
+            raise DataError(attention.folder, problem, f"Set {name} to all.")
+        older = name == "weights.layers" and scored[columns[name]] is None  # without the VGR of thirds per token
+        if older if is_third else made.get(name) != layers:
+            shown = dumps(layers)
+            again = _scored_again(attention, f"--set {quote(f'{name}={shown}')}")
+            raise DataError(
+                attention.folder,
+                f"the VGR was not measured over {name}={shown}",
+                f"Run {again} ({name}: {shown} in a run's configuration), or choose other layers.",
+            )
 
 
 class Weighting:
@@ -146,10 +179,10 @@ class Weighting:
 
     def _fresh_groups(self) -> Iterator[GroupScores]:
         """The kept groups of this iteration."""
-        columns = reward_columns(self._output.plan.rewards)
+        columns, column = reward_columns(self._output.plan.rewards), vgr_column(self._settings.vgr_layers)
         for shard in range(len(self._rollouts.shards("completions"))):
             prompts, members = groups_of(self._rollouts, shard, ["group_id", "kept"], columns)
-            looks = {row["completion_id"]: row["vgr_all"] for row in self._attention_rows(shard, "vgr_all")}
+            looks = {row["completion_id"]: row[column] for row in self._attention_rows(shard, column)}
             for prompt in prompts:
                 if prompt["kept"]:
                     yield self._group(prompt["group_id"], members[prompt["group_id"]], looks, shard)
@@ -207,8 +240,12 @@ class Weighting:
     def _weight_rows(self, shard: int, groups: list[GroupScores], replaced: set[str]) -> Iterator[Row]:
         from dapo_stages.maths.schemes import columns
 
-        wanted = dict.fromkeys(("status", *columns(self._settings.scheme)))
-        looks = {row["completion_id"]: row for row in self._attention_rows(shard, *wanted)}
+        vgr = token_vgr_column(self._settings.layers)
+        wanted = {name: vgr if name == "vgr" else name for name in ("status", *columns(self._settings.scheme))}
+        looks = {
+            row["completion_id"]: {name: row[column] for name, column in wanted.items()}
+            for row in self._attention_rows(shard, *dict.fromkeys(wanted.values()))
+        }
         with self._rollouts.reader("completions", self._rollouts.shards("completions")[shard]) as reader:
             lengths = {
                 row["completion_id"]: len(row["completion_ids"])

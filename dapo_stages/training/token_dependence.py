@@ -180,6 +180,7 @@ def _measure(
     ]
     gray, *others = [{name: values.double().numpy() for name, values in one.items()} for one in under]
     scores |= {
+        "attention rollout": np.concatenate([one.rollout.double().numpy() for one in completions]),
         "entropy": gray["entropy"],
         "entropy × 1/VGR": gray["entropy"] * scores["1/VGR, all layers"],
         "KL, gray image": gray["visual_kl"],

@@ -74,6 +74,21 @@ def test_each_segment_looks_at_its_own_layers() -> None:
     assert scalars["vgr_late"] == pytest.approx(0.03 / 0.1)
 
 
+def test_tokens_have_a_ratio_for_each_third_of_the_layers() -> None:
+    summary = summarize(MASSES, 10, 5)
+    np.testing.assert_allclose(summary.token_vgr["early"], [0.05 / 0.05, 0.5])
+    np.testing.assert_allclose(summary.token_vgr["middle"], [0.05 / 0.1, 0.5])
+    np.testing.assert_allclose(summary.token_vgr["late"], [0.02 / 0.12, 0.5])
+    assert set(summary.token_vgr) == {"early", "middle", "late"} and "vgr_layers" not in summary.scalars
+
+
+def test_layers_of_ones_own_are_averaged_before_the_ratio_too() -> None:
+    summary = summarize(MASSES, 10, 5, layers=[0, 2], vgr_layers=[1])
+    # row 0: text (0.5 + 0.2) / 2, vision (0.25 + 0.6) / 2
+    np.testing.assert_allclose(summary.token_vgr["layers"], [0.035 / 0.085, 0.5])
+    assert summary.scalars["vgr_layers"] == pytest.approx(0.045 / 0.09)  # that of the middle third
+
+
 def test_masses_are_means_over_layers_and_sum_to_one() -> None:
     masses = summarize(MASSES, 10, 5).masses
     np.testing.assert_allclose(masses["first"], [1.1 / 3, 0.4])
@@ -82,7 +97,9 @@ def test_masses_are_means_over_layers_and_sum_to_one() -> None:
 
 def test_the_scalars_are_columns_of_the_attention_file() -> None:
     names = set(schemas.SCHEMAS["attention"].names)
-    assert set(summarize(MASSES, 10, 5).scalars) <= names
+    summary = summarize(MASSES, 10, 5, [0], [1])
+    assert set(summary.scalars) <= names
+    assert {f"token_vgr_{name}" for name in summary.token_vgr} <= names
 
 
 def test_a_prompt_without_vision_has_no_ratio() -> None:
@@ -98,6 +115,7 @@ def test_a_prompt_without_vision_has_no_ratio() -> None:
 def test_two_layers_have_no_segments() -> None:
     scalars = summarize(MASSES[:2], 10, 5).scalars
     assert scalars["vgr_early"] is scalars["attn_vision_late"] is None
+    assert set(summarize(MASSES[:2], 10, 5).token_vgr.values()) == {None}
     assert scalars["attn_text_all"] == pytest.approx(0.45)
 
 

@@ -79,7 +79,7 @@ def _of_completion(policy: Any, prompt: Row, changed: list[Row], ids: list[int])
     changes = [(seen - other).gather(-1, targets)[:, 0].abs() for other in unseen[1:]]
     tokens = policy.processor.tokenizer.convert_ids_to_tokens(prompt["prompt_ids"])
     vision = [place for place, token in enumerate(tokens) if token == "<|image_pad|>"]
-    mass = torch.stack([layer[0][:, first : first + len(ids)][..., vision].sum(-1) for layer in attentions])  # [L, H, T]
+    mass = torch.stack([layer[0][:, first : first + len(ids)][..., vision].sum(-1) for layer in attentions])
     late = mass[2 * len(mass) // 3 :].mean((0, 1))
     entropy = -(seen.exp() * seen.masked_fill(seen.isinf(), 0)).sum(-1)
     columns = {

@@ -15,6 +15,7 @@ import torch
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import VISION, attention_rows
 from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
+from dapo_stages.models.shared_prefix.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class HeadScores:
 
     masses: torch.Tensor  # [L, H, C, 5] vision, text, other, first, generated
     valued: torch.Tensor  # [L, C] share of the norms of the value vectors that comes from vision
+    rollout: torch.Tensor  # [C] attention rollout on vision
 
 
 class HeadRecorder:
@@ -40,6 +42,7 @@ class HeadRecorder:
         self._values: torch.Tensor | None = None
         self._spans: Sequence[Span] = ()
         self._kinds: Sequence[torch.Tensor] = ()
+        self._rollouts: list[Rollout] = []
         self._found: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
 
     def collect(self, packed: Packed, kinds: Sequence[torch.Tensor]) -> tuple[list[list[HeadScores]], torch.Tensor]:
@@ -49,10 +52,12 @@ class HeadRecorder:
         """
         self._spans, self._kinds = packed.spans, kinds
         self._found = [[] for _ in packed.spans]
+        pairs = zip(kinds, packed.spans, strict=True)
+        self._rollouts = [Rollout((kind == VISION).to(self._policy.device), span, shifted=True) for kind, span in pairs]
         with torch.inference_mode(), self._seeing_values():
             hidden = self._policy.base.model(**packed.model_inputs, recorder=self).last_hidden_state[0]
             predicting = hidden.index_select(0, packed.predicting)
-        return [self._of_group(*pair) for pair in zip(packed.spans, self._found, strict=True)], predicting
+        return [self._of_group(group, span) for group, span in enumerate(packed.spans)], predicting
 
     def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Called by the attention of each layer, in their order: query [H, T, D], key [H_kv, T, D]."""
@@ -60,28 +65,32 @@ class HeadRecorder:
         value = self._values.reshape(key.shape[1], key.shape[0], -1).transpose(0, 1)
         norms = _norms(value.repeat_interleave(query.shape[0] // key.shape[0], 0), self._grams[layer])
         for group, span in enumerate(self._spans):
-            parts = list(self._score(group, span, query, key, norms, scaling))
-            self._found[group].append((torch.cat([p[0] for p in parts], 2), torch.cat([p[1] for p in parts], 1)))
+            masses, valued, rolled = zip(*self._score(group, span, query, key, norms, scaling), strict=True)
+            self._found[group].append((torch.cat(masses, 2), torch.cat(valued, 1)))
+            self._rollouts[group].advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
 
     def _score(
         self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, norms: torch.Tensor, scaling: float
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Masses [N, H, rows, 5] and value-weighted mass [N, rows] of each chunk."""
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Masses [N, H, rows, 5], value-weighted mass and rollout [N, rows] of each chunk."""
         kinds = self._kinds[group].to(query.device)
         one_hot = torch.nn.functional.one_hot(kinds, 4).float()
         prompt_norms = norms[:, None, span.start : span.start + span.prefix]  # [H, 1, P]
         own_norms = fold(norms[..., None], span)[..., 0][:, :, None]  # [N, H, 1, C]
+        start = 0
         for rows in attention_rows(span, query, key, scaling, "predicting", self._chunk):
             prompt, own = rows[..., : span.prefix], rows[..., span.prefix :]
             masses = torch.cat([prompt @ one_hot, own.sum(-1, keepdim=True)], -1)
             valued = prompt * prompt_norms
             whole = valued.sum((1, 3)) + (own * own_norms[..., : own.shape[-1]]).sum((1, 3))
-            yield masses.cpu(), (valued[..., kinds == VISION].sum((1, 3)) / whole).cpu()
+            rolled = self._rollouts[group].step(rows.mean(1), start)
+            start += rows.shape[2]
+            yield masses.cpu(), (valued[..., kinds == VISION].sum((1, 3)) / whole).cpu(), rolled
 
-    @staticmethod
-    def _of_group(span: Span, layers: list[tuple[torch.Tensor, torch.Tensor]]) -> list[HeadScores]:
-        masses, valued = (torch.stack(parts) for parts in zip(*layers, strict=True))
-        return [HeadScores(masses[:, i, :, :n], valued[:, i, :n]) for i, n in enumerate(span.lengths)]
+    def _of_group(self, group: int, span: Span) -> list[HeadScores]:
+        masses, valued = (torch.stack(parts) for parts in zip(*self._found[group], strict=True))
+        rollout = self._rollouts[group].rows.cpu()
+        return [HeadScores(masses[:, i, :, :n], valued[:, i, :n], rollout[i, :n]) for i, n in enumerate(span.lengths)]
 
     @contextmanager
     def _seeing_values(self) -> Iterator[None]:

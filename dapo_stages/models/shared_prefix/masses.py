@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
+from dapo_stages.models.shared_prefix.rollout import Rollout
 
 VISION, TEXT, OTHER, FIRST = range(4)  # kinds of prompt keys; the fifth mass is `generated`
 
@@ -24,6 +25,7 @@ class Scored:
 
     masses: torch.Tensor  # [L, C, 5] vision, text, other, first, generated; mean over heads
     patches: torch.Tensor | None  # [L, C, V] attention on each vision token; mean over heads
+    rollout: torch.Tensor | None = None  # [C] attention rollout on vision tokens
 
 
 class _Recorded(Exception):
@@ -45,14 +47,23 @@ class MassRecorder:
         query: Literal["predicting", "token"] = "predicting",
         chunk_rows: int = 256,
         patches: Sequence[Sequence[int]] | None = None,
+        *,
+        rollout: bool = False,
     ) -> None:
         """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
-        attention is kept per vision token."""
+        attention is kept per vision token; `rollout` adds attention rollout (rollout.py)."""
         self._spans, self._kinds, self._query, self._chunk = spans, kinds, query, chunk_rows
         self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._to_the_end = False
+        self._rollouts: list[Rollout] | None = None
+        if rollout:
+            shifted = query == "predicting"
+            self._rollouts = [
+                Rollout((kind == VISION).to(span.fold.device), span, shifted=shifted)
+                for kind, span in zip(kinds, spans, strict=True)
+            ]
 
     def collect(self, model: Any, packed: Packed) -> list[list[Scored]]:
         """Run a packed batch through the model (without its head) as far as needed; per group, per completion."""
@@ -61,11 +72,11 @@ class MassRecorder:
         return self._results()
 
     def collect_all(self, model: Any, packed: Packed) -> tuple[list[list[Scored]], torch.Tensor]:
-        """The same with a full pass: also the hidden states that predict the completion tokens, [sum C, D]."""
+        """The same with a full pass: also the last hidden states of all tokens, [T, D]."""
         self._to_the_end = True
         with torch.inference_mode():
-            hidden = model(**packed.model_inputs, recorder=self).last_hidden_state[0]
-            return self._results(), hidden.index_select(0, packed.predicting)
+            hidden: torch.Tensor = model(**packed.model_inputs, recorder=self).last_hidden_state[0]
+            return self._results(), hidden
 
     def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]."""
@@ -84,9 +95,11 @@ class MassRecorder:
             masses = _stacked(self._masses[group])
             chosen = self._patches[group]
             looks = _stacked(self._looks[group]) if chosen else None
+            rollout = self._rollouts[group].rows.cpu() if self._rollouts is not None else None
             for i, length in enumerate(span.lengths):
                 patches = looks[:, chosen.index(i), :length] if looks is not None and i in chosen else None
-                completions.append(Scored(masses[:, i, :length], patches))
+                seen = None if rollout is None else rollout[i, :length]
+                completions.append(Scored(masses[:, i, :length], patches, seen))
             scored.append(completions)
         return scored
 
@@ -95,7 +108,8 @@ class MassRecorder:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         kinds = self._kinds[group].to(query.device)
         one_hot = torch.nn.functional.one_hot(kinds, 4).float()
-        masses, looks = [], []
+        rollout = self._rollouts[group] if self._rollouts is not None else None
+        masses, looks, rolled, start = [], [], [], 0
         for probabilities in attention_rows(span, query, key, scaling, self._query, self._chunk):
             mean = probabilities.mean(1)  # [N, rows, P + keys]
             prompt = mean[..., : span.prefix]
@@ -103,6 +117,11 @@ class MassRecorder:
             masses.append(torch.cat([prompt @ one_hot, generated], -1).cpu())
             if self._patches[group]:
                 looks.append(prompt[self._patches[group]][..., kinds == VISION].cpu())
+            if rollout is not None:
+                rolled.append(rollout.step(mean, start))
+            start += mean.shape[1]
+        if rollout is not None:
+            rollout.advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
         return torch.cat(masses, 1), torch.cat(looks, 1) if looks else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from support.families import SHARED
@@ -13,42 +15,51 @@ from dapo_stages.models.shared_prefix.masses import prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
 
 
-def eager(policy: Policy, group: Group, completion: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Vision mass [L, H, C], text mass and value-weighted mass [L, C], written out from the full matrices and W_O."""
+class Eager(NamedTuple):
+    """Of one completion: vision mass and all mass [L, H, C], value-weighted mass [L, C], attention rollout [C]."""
+
+    vision: torch.Tensor
+    all: torch.Tensor
+    valued: torch.Tensor
+    rollout: torch.Tensor
+
+
+def eager(policy: Policy, group: Group, completion: list[int]) -> Eager:
+    """Written out from full matrices and from W_O, head by head."""
     policy.base.set_attn_implementation("eager")
     values: dict[int, torch.Tensor] = {}
-    layers = policy.base.model.language_model.layers
-    hooks = [
-        layer.self_attn.v_proj.register_forward_hook(lambda m, i, out, n=n: values.update({n: out[0]}))
-        for n, layer in enumerate(layers)
-    ]
+    layers = [layer.self_attn for layer in policy.base.model.language_model.layers]
+
+    def keep(number: int) -> Any:
+        return lambda module, inputs, output: values.update({number: output[0]})
+
+    hooks = [layer.v_proj.register_forward_hook(keep(number)) for number, layer in enumerate(layers)]
     row = own_row(policy, group.prompt, completion)
     attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
     for hook in hooks:
         hook.remove()
-    tokens = policy.processor.tokenizer.convert_ids_to_tokens(row["input_ids"][0].tolist())
-    vision = [place for place, token in enumerate(tokens) if token == "<|image_pad|>"]
-    first = len(group.prompt.ids) - 1
-    masses, valued = [], []
-    for number, attention in enumerate(attentions):
-        rows = attention[0][:, first : first + len(completion)]  # [H, C, S]
-        heads, size = rows.shape[0], layers[number].self_attn.head_dim
-        weight = layers[number].self_attn.o_proj.weight
-        norms = torch.zeros(heads, len(tokens))
-        for head in range(heads):
-            kv = head // (heads * size // (values[number].shape[1]))
-            written = values[number][:, kv * size : (kv + 1) * size] @ weight[:, head * size : (head + 1) * size].T
-            norms[head] = written.norm(dim=-1)
-        weighted = rows * norms[:, None]
-        masses.append(rows[..., vision].sum(-1))
-        valued.append(weighted[..., vision].sum((0, 2)) / weighted.sum((0, 2)))
-    return torch.stack(masses), torch.stack(valued), torch.stack([a[0][:, first : first + len(completion)].sum(-1)
-                                                                 for a in attentions])  # fmt: skip
+    is_vision = row["input_ids"][0] == policy.image_token_id
+    own = slice(len(group.prompt.ids) - 1, len(group.prompt.ids) - 1 + len(completion))
+    masses, whole, valued = [], [], []
+    product = torch.eye(len(is_vision), dtype=torch.float64)
+    for number, layer in enumerate(layers):
+        rows, size = attentions[number][0][:, own], layer.head_dim  # [H, C, S]
+        per_value = len(rows) // (values[number].shape[1] // size)  # heads that share a value
+        weighted = torch.zeros_like(rows)
+        for head in range(len(rows)):
+            value = values[number][:, head // per_value * size :][:, :size]
+            weighted[head] = rows[head] * (value @ layer.o_proj.weight[:, head * size :][:, :size].T).norm(dim=-1)
+        masses.append(rows[..., is_vision].sum(-1))
+        whole.append(rows.sum(-1))
+        valued.append(weighted[..., is_vision].sum((0, 2)) / weighted.sum((0, 2)))
+        product = (attentions[number][0].mean(0).double() + torch.eye(len(product))) / 2 @ product
+    rollout = product[own][:, is_vision].sum(-1)
+    return Eager(torch.stack(masses), torch.stack(whole), torch.stack(valued), rollout)
 
 
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
 @pytest.mark.parametrize("chunk_rows", [5, 256])
-def test_heads_and_values_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:
+def test_scores_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:
     cases = groups(policy)
     policy.attend("grouped")
     packed = policy.pack(cases)
@@ -62,7 +73,11 @@ def test_heads_and_values_equal_eager_attention(policy: Policy, chunk_rows: int)
     with torch.no_grad():
         for group, found in zip(cases, scored, strict=True):
             for completion, one in zip(group.completions, found, strict=True):
-                masses, valued, whole = eager(policy, group, list(completion))
-                assert (one.masses[..., 0] - masses).abs().max().item() < 1e-5
-                assert (one.masses.sum(-1) - whole).abs().max().item() < 1e-5
-                assert (one.valued - valued).abs().max().item() < 1e-5
+                want = eager(policy, group, list(completion))
+                for mine, theirs in (
+                    (one.masses[..., 0], want.vision),
+                    (one.masses.sum(-1), want.all),
+                    (one.valued, want.valued),
+                    (one.rollout, want.rollout),
+                ):
+                    assert mine.shape == theirs.shape and (mine - theirs).abs().max().item() < 1e-5

@@ -38,7 +38,9 @@ def eager_masses(policy: Policy, group: Group, completion: list[int], query: str
     return torch.stack(found)
 
 
-def record(policy: Policy, cases: list[Group], query: str, chunk_rows: int) -> list[list[Scored]]:
+def record(
+    policy: Policy, cases: list[Group], query: str, chunk_rows: int, *, rollout: bool = False
+) -> list[list[Scored]]:
     policy.attend("grouped")
     packed = policy.pack(cases)
     kinds = []
@@ -47,7 +49,15 @@ def record(policy: Policy, cases: list[Group], query: str, chunk_rows: int) -> l
         vision = [token == policy.image_token_id for token in ids]
         kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
     everyone = [range(len(group.completions)) for group in cases]
-    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, query, chunk_rows, everyone)  # type: ignore[arg-type]
+    recorder = MassRecorder(
+        packed.spans,
+        kinds,
+        policy.num_layers,
+        query,
+        chunk_rows,
+        everyone,
+        rollout=rollout,  # type: ignore[arg-type]
+    )
     return recorder.collect(policy.base.model, packed)
 
 
@@ -62,6 +72,30 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: in
             want = eager_masses(policy, group, list(completion), query)
             assert (one.masses - want).abs().max().item() < 1e-5
             assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
+
+
+def eager_rollout(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
+    """[C] by the definition: the product of whole matrices in float64, summed over the image's columns."""
+    policy.base.set_attn_implementation("eager")
+    row = own_row(policy, group.prompt, completion)
+    product = torch.eye(row["input_ids"].shape[1], dtype=torch.float64)
+    for layer in policy.model(**row, output_attentions=True, use_cache=False).attentions:
+        product = (layer[0].mean(0).double() + torch.eye(len(product))) / 2 @ product
+    first = len(group.prompt.ids) - (1 if query == "predicting" else 0)
+    return product[first : first + len(completion)][:, row["input_ids"][0] == policy.image_token_id].sum(-1)
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+@pytest.mark.parametrize(("query", "chunk_rows"), [("predicting", 5), ("predicting", 256), ("token", 7)])
+def test_rollout_equals_the_product_of_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
+    cases = groups(policy)
+    scored = record(policy, cases, query, chunk_rows, rollout=True)
+    for group, found in zip(cases, scored, strict=True):
+        for completion, one in zip(group.completions, found, strict=True):
+            want = eager_rollout(policy, group, list(completion), query)
+            assert one.rollout is not None and one.rollout.shape == want.shape
+            assert (one.rollout - want).abs().max().item() < 1e-5
+            assert bool((want > 0.01).any()) == (group.prompt.pixel_values is not None)
 
 
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
