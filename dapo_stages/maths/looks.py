@@ -54,4 +54,4 @@ def most_looking(mass_HT: ArrayLike, share: float) -> FloatArray:
     """Mean vision mass [T] of that `share` of the heads [H, T] of all layers that looks most, averaged over tokens."""
     mass = np.asarray(mass_HT, np.float64)
     count = max(1, round(share * len(mass)))
-    return mass[np.argsort(-mass.mean(1), kind="stable")[:count]].mean(0)
+    return np.asarray(mass[np.argsort(-mass.mean(1), kind="stable")[:count]].mean(0))

@@ -19,8 +19,8 @@ from dapo_stages.terminal.console import progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy import Policy
-    from dapo_stages.models.shared_prefix.heads import HeadRecorder
     from dapo_stages.models.shared_prefix.packing import Packed
 
 DEPENDENCE = "dependence.json"
@@ -85,8 +85,8 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     absolute change of the token's logprob. In float32 even if training is not, so that small differences are real.
     """
     from dapo_stages.config import ModelConfig
+    from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy_loading import open_policy
-    from dapo_stages.models.shared_prefix.heads import HeadRecorder
 
     rollouts = plan.inputs["rollouts"]
     made = rollouts.manifest.config

@@ -19,6 +19,7 @@ from support.prompts import own_row
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.data.blanks import Blank, Blanks, OtherImages, blanked
+from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
@@ -168,7 +169,9 @@ def test_page_plot_and_table_say_the_same(small_run: Run, measured: Path) -> Non
         [line] = [line for line in page.splitlines() if line.startswith(f"| {score['name']} | ") and "%" in line[-9:]]
         assert [cell.strip() for cell in line.split("|")[2:5]] == shown
         assert any(line.split()[-4:-1] == shown for line in again.stdout.splitlines() if score["name"] in line)
-    names = [one.text for one in ElementTree.parse(measured / "dependence.svg").iter("{http://www.w3.org/2000/svg}text")]
+    names = [
+        one.text for one in ElementTree.parse(measured / "dependence.svg").iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert {"1/VGR, all layers", "entropy"} <= set(names)
 
 
@@ -234,7 +237,7 @@ def test_without_images_to_exchange_nothing_is_loaded(images: list[bytes | None]
             assert (kind, columns) == ("prompts", ["images"])
             return [{"images": None if one is None else [{"bytes": one, "path": None}]} for one in images]
 
-    with pytest.raises(token_dependence.DataError, match=f"^somewhere/rollout: expected .*, but {problem}. Pass "):
+    with pytest.raises(DataError, match=f"^somewhere/rollout: expected .*, but {problem}. Pass "):
         token_dependence.check_images(Rollouts())  # type: ignore[arg-type]
 
 

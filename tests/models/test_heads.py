@@ -9,8 +9,8 @@ import torch
 from support.families import SHARED
 from support.prompts import groups, own_row
 
+from dapo_stages.models.heads import HeadRecorder
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.heads import HeadRecorder
 from dapo_stages.models.shared_prefix.masses import prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
 

@@ -1,6 +1,6 @@
 """Attention of completion tokens head by head, and weighted by the values that it moves.
 
-Like masses.py: only rows of completions, a chunk at a time, and at once reduced to masses.
+Like shared_prefix/masses.py: only rows of completions, a chunk at a time, and at once reduced to masses.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class HeadRecorder:
     def collect(self, packed: Packed, kinds: Sequence[torch.Tensor]) -> tuple[list[list[HeadScores]], torch.Tensor]:
         """Run a packed batch; per group, per completion, and the hidden states [sum C, D] that predict the tokens.
 
-        `kinds` [P] per group names the kind of each prompt key (masses.py).
+        `kinds` [P] per group names the kind of each prompt key (shared_prefix/masses.py).
         """
         self._spans, self._kinds = packed.spans, kinds
         self._found = [[] for _ in packed.spans]
@@ -120,7 +120,7 @@ def _gram(module: Any, device: torch.device) -> torch.Tensor:
     with torch.inference_mode():
         dtype = next((p.dtype for p in module.v_proj.parameters() if p.is_floating_point()), torch.float32)
         written = module.o_proj(torch.eye(width, device=device, dtype=dtype)).float()
-        heads = written.reshape(-1, module.head_dim, written.shape[-1])
+        heads: torch.Tensor = written.reshape(-1, module.head_dim, written.shape[-1])
         return heads @ heads.transpose(1, 2)
 
 
