@@ -21,38 +21,40 @@ _PLOTTED = (
     "KL, gray image",
 )
 _HEADS = 5  # shown of the best and of the worst
+_FEW = 10  # tokens of a kind, below which its figures are noise
 
 
-def facts(found: dict[str, Any]) -> str:
-    """What was measured, and how many tokens depend on the image."""
-    return " ".join(_facts(one) for one in _both(found))
-
-
-def _facts(one: dict[str, Any]) -> str:
-    return (
-        f"{one['policy']}: {one['dependent']} of {one['tokens']} tokens ({percent(one['dependent'] / one['tokens'])}) "
-        f"depend on the image, with a KL above {one['threshold']:g} nats; {one['completions']} completions of "
-        f"{one['groups']} groups of {one['rollouts']}."
-    )
+def facts(found: dict[str, Any]) -> list[str]:
+    """What was measured, and how many tokens depend on the image; numbered if there are two measurements."""
+    both = _both(found)
+    return [
+        (f"{place}. " if len(both) > 1 else "")
+        + f"{one['policy']} on {one['rollouts']}: {one['dependent']} of {one['tokens']} tokens "
+        f"({percent(one['dependent'] / one['tokens'])}) depend on the image, with a KL above {one['threshold']:g} "
+        f"nats, in {one['completions']} completions of {one['groups']} groups."
+        for place, one in enumerate(both, start=1)
+    ]
 
 
 def scores_table(found: dict[str, Any]) -> Table:
     """Of each score its correlation, AUC and what its highest values capture; of two measurements side by side."""
     both = _both(found)
-    of = [f" ({place})" if len(both) > 1 else "" for place in ("beside", "here")][-len(both) :]
-    headers = ["score"]
-    for name in of:
-        headers += [f"Spearman{name}", f"of the change{name}", f"AUC{name}", f"top {found['top']:.0%}{name}"]
+    shown = {
+        "spearman": "Spearman",
+        "spearman_change": "of change",
+        "auc": "AUC",
+        "captured": f"top {found['top']:.0%}",
+    }
+    places = [f" ({place})" for place in range(1, len(both) + 1)] if len(both) > 1 else [""]
     columns = [{score["name"]: score for score in one["scores"]} for one in both]
     rows = []
     for score in found["scores"]:
         row = [score["name"]]
-        for column in columns:
-            about = column.get(score["name"], {})
-            row += [number(about.get(name), 2) for name in ("spearman", "spearman_change", "auc")]
-            row.append(percent(about.get("captured")))
+        for name in shown:
+            values = [column.get(score["name"], {}).get(name) for column in columns]
+            row += [percent(value) if name == "captured" else number(value, 2) for value in values]
         rows.append(row)
-    return Table(headers, rows)
+    return Table(["score", *(f"{header}{place}" for header in shown.values() for place in places)], rows)
 
 
 def kinds_table(found: dict[str, Any]) -> Table:
@@ -69,7 +71,7 @@ def kinds_table(found: dict[str, Any]) -> Table:
 def dependence_document(found: dict[str, Any]) -> str:
     """dependence.md."""
     parts = ["# Does attention tell?\n"]
-    parts += [f"- {markdown_inline(_facts(one))}\n" for one in _both(found)]
+    parts += [f"{markdown_inline(line)}\n" for line in facts(found)]
     parts += [
         f"The truth of a token is KL(π(·|image) ‖ π(·|another prompt's image)) in nats, a mean over {found['draws']} "
         "images of others. Spearman is the rank correlation of a score with it, over all tokens; the next column is "
@@ -79,7 +81,8 @@ def dependence_document(found: dict[str, Any]) -> str:
         _table(scores_table(found)),
         f"![Dependence on the tokens with the highest scores]({PLOT})\n",
         "## By kind of token\n",
-        "Not defined (–) where all or none of a kind depend on the image.\n",
+        f"Not shown (–) for kinds of which fewer than {_FEW} tokens depend on the image, or fewer do not; "
+        "dependence.json has all.\n",
         _table(kinds_table(found)),
         _table(Table(["Spearman among", *(kind["name"] for kind in found["kinds"])], _by_kind(found, "spearman"))),
         "## Heads\n",
@@ -114,8 +117,18 @@ def _both(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _by_kind(found: dict[str, Any], what: str) -> list[list[str]]:
-    kinds = [kind["name"] for kind in found["kinds"]]
-    return [[score["name"], *(number(score["kinds"][kind][what], 2) for kind in kinds)] for score in found["scores"]]
+    enough = [_FEW <= kind["dependent"] <= kind["tokens"] - _FEW for kind in found["kinds"]]
+    names = [kind["name"] for kind in found["kinds"]]
+    return [
+        [
+            score["name"],
+            *(
+                number(score["kinds"][name][what] if shown else None, 2)
+                for name, shown in zip(names, enough, strict=True)
+            ),
+        ]
+        for score in found["scores"]
+    ]
 
 
 def _heads(found: dict[str, Any]) -> Table:
