@@ -13,22 +13,24 @@ from support.commands import ROOT, run
 from support.pipeline import Run
 
 from dapo_stages.maths import schemes
+from dapo_stages.tools import compare_weights
 
 PAGE = (ROOT / "docs/weighting.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
-    return str(found)
+def blocks(language: str) -> str:
+    return "".join(re.findall(rf"```{language}\n(.*?)```", PAGE, re.S))
 
 
 def test_the_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "training_logs/first").mkdir(parents=True)
-    for number in (1, 2):
-        (tmp_path / f"training_logs/first/iter-000{number}").symlink_to(small_run.at(number))
+    (tmp_path / "training_logs/first/policy").symlink_to(small_run.policy(0))
+    for number, after in ((1, 1), (2, 2), (5, 1), (6, 2)):
+        (tmp_path / f"training_logs/first/iter-000{number}").symlink_to(small_run.at(after))
+    monkeypatch.setattr(compare_weights, "TOKENS", 50)  # as good as 5000 here
     small_run.command("config", "--out", tmp_path / "training_logs/first/config.yaml")
     monkeypatch.chdir(tmp_path)
-    for command in block("bash").replace("\\\n", " ").splitlines():
+    for command in blocks("bash").replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(command)
         assert program == ".venv/bin/dapo-stages"
         result = run(*arguments)
@@ -38,7 +40,7 @@ def test_the_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_scheme_that_is_added_works(monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, Any] = {"np": np, "FloatArray": schemes.FloatArray}
-    exec(block("python"), made)
+    exec(blocks("python"), made)
     monkeypatch.setitem(schemes.SCHEMES, "visual_ratio", made["visual_ratio"])
     assert schemes.columns("visual_ratio") == ("logprobs", "blank_logprobs")
     row = {"logprobs": [-0.5, -2.0], "blank_logprobs": [-1.5, -0.5]}

@@ -32,7 +32,7 @@ class HeadRecorder:
 
     Row t is the attention of the position that predicted token t. The value-weighted mass is Σ_h Σ_j∈vision α_hj n_hj
     over the same sum of all keys, with the norm n_hj = ‖W_O^h v_hj‖ of what head h writes for key j (Kobayashi et al.
-    2020, arXiv 2004.10102, eq. 4).
+    2020, arXiv 2004.10102).
     """
 
     def __init__(self, policy: Policy, chunk_rows: int = 256) -> None:

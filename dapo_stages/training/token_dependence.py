@@ -18,10 +18,14 @@ from dapo_stages.terminal.console import progress
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from numpy.typing import NDArray
 
     from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy import Policy
     from dapo_stages.models.shared_prefix.packing import Packed
+
+    FloatArray = NDArray[np.float64]
 
 DEPENDENCE = "dependence.json"
 TOKENS = 5000
@@ -37,10 +41,10 @@ _TEXTS = 12  # texts of tokens that are shown
 class Measured(NamedTuple):
     """Tokens of one group, in the order of its completions: [T] each, and the vision mass by head [L, H, T]."""
 
-    scores: dict[str, np.ndarray[Any, np.dtype[np.float64]]]
-    heads: np.ndarray[Any, np.dtype[np.float32]]
-    kl: np.ndarray[Any, np.dtype[np.float64]]
-    change: np.ndarray[Any, np.dtype[np.float64]]
+    scores: dict[str, FloatArray]
+    heads: NDArray[np.float32]
+    kl: FloatArray
+    change: FloatArray
     kinds: list[str]
     texts: list[str]
 
@@ -84,6 +88,8 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     The truth is KL(π(·|image) ‖ π(·|image of another prompt)), in nats and a mean over DRAWS of these, and the mean
     absolute change of the token's logprob. In float32 even if training is not, so that small differences are real.
     """
+    import numpy as np
+
     from dapo_stages.config import ModelConfig
     from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy_loading import open_policy
@@ -92,7 +98,8 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     made = rollouts.manifest.config
     chosen = _chosen(rollouts, plan.config["dependence"]["tokens"])
     temperature = float(made["rollout"]["sampler"]["temperature"])
-    measured, completions = [], 0
+    measured: list[Measured] = []
+    completions = 0
     with rollouts.index("prompts") as prompts, progress("compare-weights: groups", len(chosen)) as advance:
         exchanged = Blanks(Blank("exchanged"), plan.seed, None, OtherImages(prompts, rollouts.folder))
         settings = ModelConfig(dtype="float32", quantization=made.get("model.quantization"))
@@ -101,7 +108,8 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
         recorder = HeadRecorder(policy, _CHUNK)
         for prompt, members in _groups(rollouts, chosen, policy.vocabulary):
             changed = [blanked(prompt), *(exchanged(prompt, draw) for draw in range(DRAWS))]
-            measured.append(_measure(policy, recorder, prompt, members, changed, temperature))
+            rng = np.random.default_rng([plan.seed, len(measured)])
+            measured.append(_measure(policy, recorder, prompt, members, changed, temperature, rng))
             completions += len(members)
             advance(1, "")
     return {
@@ -158,8 +166,9 @@ def _measure(
     members: Sequence[Row],
     changed: Sequence[Row],
     temperature: float,
+    rng: np.random.Generator,
 ) -> Measured:
-    """`changed`: the prompt with gray images, then with each draw of others."""
+    """`changed`: the prompt with gray images, then with each draw of others. `rng` draws directions of the gradient."""
     import numpy as np
 
     from dapo_stages.maths.looks import look_scores
@@ -181,6 +190,7 @@ def _measure(
     gray, *others = [{name: values.double().numpy() for name, values in one.items()} for one in under]
     scores |= {
         "attention rollout": np.concatenate([one.rollout.double().numpy() for one in completions]),
+        "gradient at the image": _gradient(policy, packed, kinds == VISION, rng, temperature),
         "entropy": gray["entropy"],
         "entropy × 1/VGR": gray["entropy"] * scores["1/VGR, all layers"],
         "KL, gray image": gray["visual_kl"],
@@ -193,6 +203,20 @@ def _measure(
         [kind for row in members for kind in token_kinds(row["text"], row["token_texts"])],
         [text for row in members for text in row["token_texts"]],
     )
+
+
+def _gradient(
+    policy: Policy, packed: Packed, is_vision: torch.Tensor, rng: np.random.Generator, temperature: float
+) -> FloatArray:
+    """Norm of ∂ log π(token) / ∂ embeddings of the image, estimated: [T]."""
+    import torch
+
+    from dapo_stages.models.vision_gradient import directions, vision_gradient
+
+    mask = torch.zeros(packed.input_ids.shape[1], dtype=torch.bool)
+    mask[: len(is_vision)] = is_vision
+    along = directions([mask], [rng], policy.base.config.get_text_config().hidden_size)
+    return vision_gradient(policy, packed, along, temperature, _CHUNK).double().numpy()
 
 
 def _packed(policy: Policy, prompt: Row, members: Sequence[Row]) -> Packed:

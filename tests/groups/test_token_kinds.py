@@ -22,7 +22,7 @@ W, F, N, P, A, T = KINDS
          [T, T, T, F, T, T, T, P, T, T, A, T, T, T]),
         # A piece of a word is what its word is: "there" is a function word, "therein" is not.
         (["the", "re", " the", "rein", " it", "'s"], [F, F, W, W, F, F]),
-        ([" 12", "°", " x", "2", " two", "½"], [N, P, W, N, W, N]),
+        ([" 12", "°", " x", "2", " two", " and", " three", "三", "ten", "ant"], [N, P, W, N, N, F, N, N, N, W]),
         (["图", "中", "的", "圆", "是", "红色", "。"], [W, W, F, W, F, W, P]),
         ([], []),
     ],
