@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dapo_stages.config.base import Count, Later, Section
 
+GRADIENT_DIRECTIONS = 4  # in which attention.vision_gradient takes derivatives
 BlankKind = Literal["gray", "patches", "removed", "noise", "exchanged"]
 
 
@@ -42,6 +43,20 @@ class AttentionConfig(Section):
     blank_draws: Annotated[Count, Later(1)] = Field(
         1,
         description="How often the changed images are drawn; each draw is another forward pass, and all are averaged.",
+    )
+    vision_cosine: Annotated[bool, Later(False)] = Field(
+        False,
+        description="Also record the cosine of the hidden state that predicted each token and the mean one of the "
+        "image's tokens, in the last layer; includes logprobs and entropy.",
+    )
+    rollout_mass: Annotated[bool, Later(False)] = Field(
+        False, description="Also record attention rollout to the image, over all layers together."
+    )
+    vision_gradient: Annotated[bool, Later(False)] = Field(
+        False,
+        description="Also record the norm of the gradient of each token's logprob at the image's embeddings, estimated "
+        f"in {GRADIENT_DIRECTIONS} random directions, each a forward pass of more than twice the work; includes "
+        "logprobs and entropy.",
     )
     batch_completions: Count = Field(64, description="Completions per forward pass.")
     chunk_rows: Count = Field(

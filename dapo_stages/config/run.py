@@ -74,6 +74,11 @@ class Config(Section):
                 f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}), "
                 "but train.lora is null, which trains every weight"
             )
+        if self.model.quantization is not None and self.attention.vision_gradient:
+            raise ValueError(
+                f"attention.vision_gradient must be false with model.quantization {self.model.quantization}, whose "
+                "layers have no derivative in forward mode"
+            )
         for phase in ("reward_weights", "early_reward_weights"):
             known = self.rewards.plugins.keys() | ({"judge"} if self.rewards.judge else set())
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GRAY = (127, 127, 127)
-_STREAM = 4  # distinguishes these draws from others with the same seed
 
 
 class Blank(NamedTuple):
@@ -72,6 +71,8 @@ class Blanks:
         kind, seed = self._blank.kind, self._seed
         if not row["images"]:
             return row
+        from dapo_stages.maths.group_draws import BLANKS, generator
+
         if kind == "gray":
             return blanked(row)
         if kind == "removed":
@@ -82,7 +83,7 @@ class Blanks:
             assert self._others is not None
             chosen = self._others.chosen(row, seed, draw)
             return _redrawn(row, lambda image, number: _fitted(chosen[number], image.size))
-        rng = _generator(seed, row["group_id"], draw)
+        rng = generator(BLANKS, seed, row["group_id"], draw)
         if kind == "noise":
             return _redrawn(row, lambda image, _: _noise(image.size, rng))
         return _redrawn(row, lambda image, _: _blackened(image, self._blank, rng))
@@ -120,9 +121,10 @@ class OtherImages:
         The order is drawn from seed and group; an image that another prompt shares with this one is left out.
         """
         from dapo_stages.data.images import decode
+        from dapo_stages.maths.group_draws import BLANKS, generator
 
         own = set(_digests(row))
-        order = _generator(seed, row["group_id"]).permutation(len(self._digests))
+        order = generator(BLANKS, seed, row["group_id"]).permutation(len(self._digests))
         others = [self._digests[number] for number in order if self._digests[number] not in own]
         count, found = len(row["images"]), []
         for place in range(draw * count, (draw + 1) * count):
@@ -140,14 +142,6 @@ def without_images(ids: Sequence[int], marks: ImageMarks) -> list[int]:
         if not (token == marks.image or opens or closes):
             kept.append(token)
     return kept
-
-
-def _generator(seed: int, group_id: str, draw: int | None = None) -> np.random.Generator:
-    import numpy as np
-
-    group = int.from_bytes(hashlib.sha256(group_id.encode()).digest()[:8], "big")
-    drawn = [] if draw is None else [draw]
-    return np.random.default_rng(np.random.SeedSequence([_STREAM, seed, group, *drawn]))
 
 
 def _digests(row: Row) -> list[bytes]:

@@ -46,7 +46,7 @@ class HeadRecorder:
         self._found: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
 
     def collect(self, packed: Packed, kinds: Sequence[torch.Tensor]) -> tuple[list[list[HeadScores]], torch.Tensor]:
-        """Run a packed batch; per group, per completion, and the hidden states [sum C, D] that predict the tokens.
+        """Run a packed batch; per group, per completion, and the last hidden states of all tokens, [T, D].
 
         `kinds` [P] per group names the kind of each prompt key (shared_prefix/masses.py).
         """
@@ -55,9 +55,8 @@ class HeadRecorder:
         pairs = zip(kinds, packed.spans, strict=True)
         self._rollouts = [Rollout((kind == VISION).to(self._policy.device), span, shifted=True) for kind, span in pairs]
         with torch.inference_mode(), self._seeing_values():
-            hidden = self._policy.base.model(**packed.model_inputs, recorder=self).last_hidden_state[0]
-            predicting = hidden.index_select(0, packed.predicting)
-        return [self._of_group(group, span) for group, span in enumerate(packed.spans)], predicting
+            hidden: torch.Tensor = self._policy.base.model(**packed.model_inputs, recorder=self).last_hidden_state[0]
+        return [self._of_group(group, span) for group, span in enumerate(packed.spans)], hidden
 
     def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
         """Called by the attention of each layer, in their order: query [H, T, D], key [H_kv, T, D]."""

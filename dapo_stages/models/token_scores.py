@@ -52,6 +52,22 @@ def token_scores(
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
+def vision_cosine(hidden_TD: torch.Tensor, packed: Packed, vision: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Cosine of the last hidden state that predicted each completion token to the mean one of its images, [sum C].
+
+    `vision` has a mask of each group's packed tokens; NaN for a group without images. VGPO (arXiv 2604.09349) weighs
+    tokens by it.
+    """
+    found, place = [], 0
+    lengths = [sum(span.lengths) for span in packed.spans]
+    rows = hidden_TD.index_select(0, packed.predicting).split(lengths)
+    for mask, own in zip(vision, rows, strict=True):
+        mean = hidden_TD[place : place + len(mask)][mask.to(hidden_TD.device)].float().mean(0)
+        found.append(torch.nn.functional.cosine_similarity(own.float(), mean[None], dim=-1))
+        place += len(mask)
+    return torch.cat(found).cpu()
+
+
 def _score(
     policy: Policy, rows: torch.Tensor, targets: torch.Tensor, temperature: float, blanks: Sequence[torch.Tensor]
 ) -> Scores:

@@ -3,9 +3,9 @@
 With g_t = ∂ log π(token_t) / ∂E, where E [V, D] are the image's embeddings as they enter the first text layer, the norm
 ‖g_t‖ of every token would take a backward pass per token. Instead, for directions u_k of independent random signs,
 E[(g_t · u_k)²] = ‖g_t‖², and one pass in forward mode gives g_t · u_k for all tokens of a batch at once. So the norm is
-estimated by the root of the mean of (g_t · u_k)² over DIRECTIONS of them (Hutchinson's estimator), with a relative
-standard deviation of 1 / √(2 · DIRECTIONS) per token, whatever the other tokens are. Every direction costs a forward
-pass with two numbers for each one. Features that a model adds to deeper layers (Qwen3-VL) are held fixed.
+estimated by the root of the mean of (g_t · u_k)² over K = GRADIENT_DIRECTIONS of them (Hutchinson's estimator), with a
+relative standard deviation of about 1 / √(2 K) per token, whatever the other tokens are. Every direction costs a
+forward pass with a derivative beside each value. Features that a model adds to deeper layers (Qwen3-VL) are held fixed.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dapo_stages.config.attention import GRADIENT_DIRECTIONS
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.precision import autocast
 from dapo_stages.models.shared_prefix.packing import Packed
 
-DIRECTIONS = 4
-
 
 def directions(vision: Sequence[torch.Tensor], rngs: Sequence[np.random.Generator], width: int) -> list[torch.Tensor]:
-    """DIRECTIONS tensors [T, D] of random signs in the rows of images and 0 elsewhere.
+    """GRADIENT_DIRECTIONS tensors [T, D] of random signs in the rows of images and 0 elsewhere.
 
     `vision` has a mask [T_i] for the packed tokens of each group, `rngs` a generator of each: a group's directions do
     not depend on the batch it is in.
     """
     drawn = []
     for mask, rng in zip(vision, rngs, strict=True):
-        signs = torch.zeros(DIRECTIONS, len(mask), width)
-        signs[:, mask] = torch.from_numpy(rng.integers(0, 2, (DIRECTIONS, int(mask.sum()), width)) * 2 - 1).float()
+        signs = torch.zeros(GRADIENT_DIRECTIONS, len(mask), width)
+        signs[:, mask] = torch.from_numpy(
+            rng.integers(0, 2, (GRADIENT_DIRECTIONS, int(mask.sum()), width)) * 2 - 1
+        ).float()
         drawn.append(signs)
     return list(torch.cat(drawn, 1))
 

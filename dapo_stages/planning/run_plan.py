@@ -9,10 +9,11 @@ from math import ceil
 from typing import Any, Literal
 
 from dapo_stages.config import Config
+from dapo_stages.config.attention import GRADIENT_DIRECTIONS
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import Memory, Parallel, Training, Work
+from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training, Work
 
 GIB = 2**30
 Seconds = dict[str, dict[str, float]]  # stage -> part -> seconds
@@ -151,6 +152,17 @@ class Plan:
         """Micro-batches of an update, on one rank."""
         return -(-self.completions // self.batch)
 
+    @property
+    def passes(self) -> Passes:
+        """What score-attention computes besides masses."""
+        settings = self.config.attention
+        return Passes(
+            logprobs=settings.logprobs or settings.vision_cosine,
+            blanks=settings.blank_draws if settings.blank_image else 0,
+            rollout=settings.rollout_mass,
+            directions=GRADIENT_DIRECTIONS if settings.vision_gradient else 0,
+        )
+
     def memory(self) -> dict[str, Memory]:
         """Peak of each stage that holds a model."""
         config, work, d, b = self.config, self.work, self.d, self.b
@@ -171,7 +183,9 @@ class Plan:
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         found = {
             "rollout": self._sampling(),
-            "score-attention": stage_memory.score(d, work, scored, config.attention.chunk_rows, b, self.weights),
+            "score-attention": stage_memory.score(
+                d, work, scored, config.attention.chunk_rows, b, self.weights, self.passes
+            ),
             "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
         }
         return {stage: self._held(memory) for stage, memory in found.items()}

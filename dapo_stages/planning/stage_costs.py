@@ -11,7 +11,7 @@ from math import ceil
 from typing import Protocol
 
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import FLOAT, Work
+from dapo_stages.planning.stage_memory import FLOAT, Passes, Work
 
 # Bytes on disk per completion token, measured on shards of the embedded and a 14 M model: ids, logprobs and texts; five
 # masses and the VGR; the weight.
@@ -19,6 +19,9 @@ COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
 SEGMENTS = 4  # of layers; each keeps attention per image token in float16
 # Calls of torch in a decoding step, per layer and outside of layers, as counted by tests/planning/test_stage_costs.py.
 LAYER_CALLS, STEP_CALLS = 80, 70
+
+
+_MASSES = Passes()
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,23 @@ def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
     return float(text + head + sum(_image(d, patches) for patches in group.images))
 
 
-def scoring(d: Dimensions, group: Lengths, *, logprobs: bool = False, blank: bool = False) -> float:
+def scoring(d: Dimensions, group: Lengths, passes: Passes = _MASSES) -> float:
     """Operations of a forward pass without head, and of the scores of completion rows again: SDPA does not return them.
 
     The last layer stops at its queries and keys: its values, attention, output projection and MLP are not needed.
-    Logprobs need all of it, and the head; `blank` is another such pass.
+    Logprobs need all of it, and the head; images changed are another such pass each. Rollout computes the prompt's
+    scores again as well. In forward mode products with weights are done twice, those of attention three times, and
+    images once.
     """
     seen, tokens = completion_pairs(group), group.prompt + sum(group.completions)
-    if logprobs or blank:
-        return (2 if blank else 1) * forward(d, group, logits=True) + 2 * d.layers * d.hidden * seen
+    again = 2 * d.layers * d.hidden * (seen + (_pairs(group.prompt) if passes.rollout else 0))
+    if passes.whole:
+        whole, images = forward(d, group, logits=True), sum(_image(d, patches) for patches in group.images)
+        moved = 2 * whole - images + 4 * d.layers * d.hidden * (_pairs(group.prompt) + seen)
+        return (1 + passes.blanks) * whole + passes.directions * moved + again
     unneeded = 2 * tokens * (d.hidden * d.kv + d.hidden**2 + 3 * d.hidden * d.mlp)
     unneeded += 4 * d.hidden * (_pairs(group.prompt) + seen)
-    return forward(d, group, logits=False) + 2 * d.layers * d.hidden * seen - unneeded
+    return forward(d, group, logits=False) + again - unneeded
 
 
 def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, called: bool) -> float:

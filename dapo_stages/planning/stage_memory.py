@@ -48,6 +48,21 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """What score-attention computes besides masses."""
+
+    logprobs: bool = False  # a whole pass and the head
+    blanks: int = 0  # passes with the images changed, which include logprobs
+    rollout: bool = False
+    directions: int = 0  # passes in forward mode, which include logprobs
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pass goes through all of the last layer and the head."""
+        return self.logprobs or self.blanks > 0 or self.directions > 0
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes at the peak by what holds them: on the device, and in host memory if that is separate."""
 
@@ -57,6 +72,9 @@ class Memory:
     @property
     def total(self) -> int:
         return sum(self.device.values())
+
+
+_MASSES = Passes()
 
 
 def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
@@ -84,8 +102,15 @@ def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Mem
     return Memory({"weights": weights, **_images(d, groups * work.patches), **peak}, {})
 
 
-def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int) -> Memory:
-    """Scoring `groups` in one row: layers without gradient, attention group by group, `chunk_rows` rows of scores."""
+def score(
+    d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weights: int, passes: Passes = _MASSES
+) -> Memory:
+    """Scoring `groups` in one row: layers without gradient, attention group by group, `chunk_rows` rows of scores.
+
+    Logits are of `chunk_rows` tokens: with images changed, two distributions, their probabilities and mean. Rollout
+    adds as many rows of the prompt's scores. Forward mode holds a derivative beside each value, and the scores of all
+    completion rows of a group.
+    """
     tokens, patches = groups * work.tokens, groups * work.patches
     own = work.count * work.completion * d.hidden
     steps = min(chunk_rows, work.count * work.completion)
@@ -98,6 +123,22 @@ def score(d: Dimensions, work: Work, groups: int, chunk_rows: int, b: int, weigh
     }
     if attention > peak["one layer"]:
         peak = {"one layer": states, "attention of a group": attention - states}
+    candidates = [peak]
+    if passes.whole:
+        held = (tokens + (1 + passes.blanks) * groups * work.count * work.completion) * d.hidden * b
+        rows = min(chunk_rows, groups * work.count * work.completion)
+        logits = (9 if passes.blanks else 5) * rows * d.vocabulary * FLOAT
+        candidates.append({"hidden states": held, "logits": logits})
+    if passes.rollout:
+        rolled = 3 * d.heads * min(chunk_rows, work.prompt) * work.prompt * FLOAT
+        keys = d.hidden * (work.prompt + work.count * work.completion) * FLOAT
+        candidates.append({"one layer": states, "rollout in the prompt": rolled + keys})
+    if passes.directions:
+        seen = work.count * work.completion * (work.prompt + work.completion) + work.prompt**2
+        candidates.append({"one layer, twice": 2 * states, "derivatives of attention": 5 * d.heads * seen * b})
+        directions = passes.directions * tokens * d.hidden * FLOAT
+        candidates = [one | {"directions": directions} for one in candidates]
+    peak = max(candidates, key=_sum)
     return Memory({"weights": weights, **_images(d, patches), **peak}, {})
 
 

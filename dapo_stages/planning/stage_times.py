@@ -59,7 +59,7 @@ def _scoring(plan: Plan) -> dict[str, float]:
     if not settings.enabled:
         return {}
     scored = plan.kept if settings.groups == "kept" else plan.sampled
-    operations = stage_costs.scoring(plan.d, plan.work, logprobs=settings.logprobs, blank=settings.blank_image)
+    operations = stage_costs.scoring(plan.d, plan.work, plan.passes)
     groups = ceil(shards / plan.ranks) * scored / shards
     return _opening(plan) | {"forward": groups * operations / plan.rates.operations}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dapo_stages.config import Config, load_config
-from dapo_stages.data.blanks import Blank, Blanks, OtherImages
+from dapo_stages.data.blanks import OtherImages
 from dapo_stages.errors import DataError
 from dapo_stages.groups.sampled_groups import as_sampled, check_tokens, groups_of
 from dapo_stages.handoff import carry_out
@@ -25,11 +25,10 @@ from dapo_stages.terminal.console import progress
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 
 if TYPE_CHECKING:
-    import torch
-
     from dapo_stages.models.policy import Policy
+    from dapo_stages.models.scoring_passes import ScoringPasses
     from dapo_stages.models.shared_prefix.masses import Scored
-    from dapo_stages.models.shared_prefix.packing import Group, Packed
+    from dapo_stages.models.shared_prefix.packing import Group
     from dapo_stages.models.token_scores import Scores
 
 SECTIONS = ("model.dtype", "model.quantization", "attention")
@@ -158,6 +157,8 @@ class Scoring:
         check_tokens(self._rollouts.folder, column, key, ids, self._policy.vocabulary)
 
     def _score(self, prompts: list[Row], members: dict[str, list[Row]], with_patches: frozenset[str]) -> dict[str, Row]:
+        import torch
+
         from dapo_stages.models.inputs import prompt_of
         from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
         from dapo_stages.models.shared_prefix.packing import Group
@@ -182,13 +183,17 @@ class Scoring:
                 [i for i, row in enumerate(members[prompt["group_id"]]) if row["completion_id"] in with_patches]
                 for prompt in prompts
             ],
+            rollout=self._settings.rollout_mass,
         )
         scores: Scores = {}
         if _scores_tokens(self._config):
             results, hidden = recorder.collect_all(policy.base.model, packed)
-            scores = self._token_scores(prompts, groups, packed, hidden)
+            scores = self._passes.scores(prompts, groups, packed, hidden)
         else:
             results = recorder.collect(policy.base.model, packed)
+        if self._settings.rollout_mass:
+            rolled = [one.rollout for group in results for one in group if one.rollout is not None]
+            scores["rollout_mass"] = torch.cat(rolled)
         found: dict[str, Row] = {}
         start = 0
         for prompt, kind, scored in zip(prompts, kinds, results, strict=True):
@@ -198,20 +203,6 @@ class Scoring:
                 found[completion["completion_id"]] = row
                 start = tokens.stop
         return found
-
-    def _token_scores(self, prompts: list[Row], groups: list[Group], packed: Packed, hidden: torch.Tensor) -> Scores:
-        """Logprobs and entropies of a batch and, if configured, those with its images blanked."""
-        from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.shared_prefix.packing import Group
-        from dapo_stages.models.token_scores import hidden_states, token_scores
-
-        policy, settings, blanks = self._policy, self._settings, []
-        for draw in range(settings.blank_draws if settings.blank_image else 0):
-            changed = [prompt_of(self._blanks(prompt, draw), policy.processor) for prompt in prompts]
-            same = [Group(prompt, group.completions) for prompt, group in zip(changed, groups, strict=True)]
-            blanks.append(hidden_states(policy, policy.pack(same)))
-        temperature = self._config.rollout.sampler.temperature
-        return token_scores(policy, hidden, packed.targets, temperature, settings.chunk_rows, blanks)
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
@@ -225,15 +216,18 @@ class Scoring:
     @cached_property
     def _asked_for(self) -> set[str]:
         """The optional columns that these settings fill."""
-        found = {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
+        more = ("vision_cosine", "rollout_mass", "vision_gradient")
+        found = {name for name in more if getattr(self._settings, name)}
+        found |= {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
         columns = {"layers": "token_vgr_layers", "vgr_layers": "vgr_layers"}
         return found | {columns[name] for name in self._layers}
 
     @cached_property
-    def _blanks(self) -> Blanks:
-        settings = self._settings
-        blank = Blank(settings.blank, settings.blank_share, settings.blank_patch)
-        return Blanks(blank, self._config.seed, self._policy.image_marks, self._others)
+    def _passes(self) -> ScoringPasses:
+        from dapo_stages.models.scoring_passes import ScoringPasses
+
+        temperature = self._config.rollout.sampler.temperature
+        return ScoringPasses(self._policy, self._settings, temperature, self._config.seed, self._others)
 
     @cached_property
     def _policy(self) -> Policy:
@@ -246,7 +240,9 @@ class Scoring:
 
 def _scores_tokens(config: Config) -> bool:
     """Whether logprobs are wanted; they are of the distribution that was sampled from."""
-    return config.attention.enabled and (config.attention.logprobs or config.attention.blank_image)
+    settings = config.attention
+    asked = (settings.logprobs, settings.blank_image, settings.vision_cosine, settings.vision_gradient)
+    return settings.enabled and any(asked)
 
 
 def _own_layers(config: Config) -> list[str]:

@@ -18,12 +18,12 @@ from dapo_stages.terminal.console import progress
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy import Policy
-    from dapo_stages.models.shared_prefix.packing import Packed
+    from dapo_stages.models.scoring_passes import ScoringPasses
+    from dapo_stages.models.shared_prefix.packing import Group
 
     FloatArray = NDArray[np.float64]
 
@@ -88,11 +88,11 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     The truth is KL(π(·|image) ‖ π(·|image of another prompt)), in nats and a mean over DRAWS of these, and the mean
     absolute change of the token's logprob. In float32 even if training is not, so that small differences are real.
     """
-    import numpy as np
-
     from dapo_stages.config import ModelConfig
+    from dapo_stages.config.attention import AttentionConfig
     from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy_loading import open_policy
+    from dapo_stages.models.scoring_passes import ScoringPasses
 
     rollouts = plan.inputs["rollouts"]
     made = rollouts.manifest.config
@@ -106,10 +106,11 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
         policy = open_policy(plan.policy, settings, attention=True)
         policy.attend("grouped")
         recorder = HeadRecorder(policy, _CHUNK)
+        asked = AttentionConfig(vision_cosine=True, vision_gradient=True, chunk_rows=_CHUNK)
+        passes = ScoringPasses(policy, asked, temperature, plan.seed)
         for prompt, members in _groups(rollouts, chosen, policy.vocabulary):
             changed = [blanked(prompt), *(exchanged(prompt, draw) for draw in range(DRAWS))]
-            rng = np.random.default_rng([plan.seed, len(measured)])
-            measured.append(_measure(policy, recorder, prompt, members, changed, temperature, rng))
+            measured.append(_measure(passes, recorder, prompt, members, changed))
             completions += len(members)
             advance(1, "")
     return {
@@ -160,37 +161,33 @@ def _groups(rollouts: Source, chosen: frozenset[str], vocabulary: int) -> Iterat
 
 
 def _measure(
-    policy: Policy,
-    recorder: HeadRecorder,
-    prompt: Row,
-    members: Sequence[Row],
-    changed: Sequence[Row],
-    temperature: float,
-    rng: np.random.Generator,
+    passes: ScoringPasses, recorder: HeadRecorder, prompt: Row, members: Sequence[Row], changed: Sequence[Row]
 ) -> Measured:
-    """`changed`: the prompt with gray images, then with each draw of others. `rng` draws directions of the gradient."""
+    """`changed`: the prompt with gray images, then with each draw of others."""
     import numpy as np
 
     from dapo_stages.maths.looks import look_scores
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION, prompt_kinds
     from dapo_stages.models.token_scores import hidden_states, token_scores
 
-    ids = prompt["prompt_ids"]
+    policy, ids = passes.policy, prompt["prompt_ids"]
     vision = [token == policy.image_token_id for token in ids]
     kinds = prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids))
-    packed = _packed(policy, prompt, members)
+    group = _group(policy, prompt, members)
+    packed = policy.pack([group])
     [completions], hidden = recorder.collect(packed, [kinds])
     counts = int((kinds == TEXT).sum()), int((kinds == VISION).sum())
     parts = [look_scores(one.masses.numpy(), one.valued.numpy(), *counts) for one in completions]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    under = [
-        token_scores(policy, hidden, packed.targets, temperature, _CHUNK, [hidden_states(policy, other)])
-        for other in (_packed(policy, row, members) for row in changed)
-    ]
+    own = passes.scores([prompt], [group], packed, hidden)
+    rows = hidden.index_select(0, packed.predicting)
+    blanks = (hidden_states(policy, policy.pack([_group(policy, row, members)])) for row in changed)
+    under = [token_scores(policy, rows, packed.targets, passes.temperature, _CHUNK, [blank]) for blank in blanks]
     gray, *others = [{name: values.double().numpy() for name, values in one.items()} for one in under]
     scores |= {
         "attention rollout": np.concatenate([one.rollout.double().numpy() for one in completions]),
-        "gradient at the image": _gradient(policy, packed, kinds == VISION, rng, temperature),
+        "cosine to the image": own["vision_cosine"].double().numpy(),
+        "gradient at the image": own["vision_gradient"].double().numpy(),
         "entropy": gray["entropy"],
         "entropy × 1/VGR": gray["entropy"] * scores["1/VGR, all layers"],
         "KL, gray image": gray["visual_kl"],
@@ -205,25 +202,11 @@ def _measure(
     )
 
 
-def _gradient(
-    policy: Policy, packed: Packed, is_vision: torch.Tensor, rng: np.random.Generator, temperature: float
-) -> FloatArray:
-    """Norm of ∂ log π(token) / ∂ embeddings of the image, estimated: [T]."""
-    import torch
-
-    from dapo_stages.models.vision_gradient import directions, vision_gradient
-
-    mask = torch.zeros(packed.input_ids.shape[1], dtype=torch.bool)
-    mask[: len(is_vision)] = is_vision
-    along = directions([mask], [rng], policy.base.config.get_text_config().hidden_size)
-    return vision_gradient(policy, packed, along, temperature, _CHUNK).double().numpy()
-
-
-def _packed(policy: Policy, prompt: Row, members: Sequence[Row]) -> Packed:
+def _group(policy: Policy, prompt: Row, members: Sequence[Row]) -> Group:
     from dapo_stages.models.inputs import prompt_of
     from dapo_stages.models.shared_prefix.packing import Group
 
-    return policy.pack([Group(prompt_of(prompt, policy.processor), [row["completion_ids"] for row in members])])
+    return Group(prompt_of(prompt, policy.processor), [row["completion_ids"] for row in members])
 
 
 def _figures(measured: Sequence[Measured]) -> dict[str, Any]:

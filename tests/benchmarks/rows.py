@@ -5,12 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from benchmarks.measure import Contest, Figure, Side, compare
 
 TRL_UPDATE = "TRL GRPOTrainer's update on the same completions"
 EAGER = "eager forward with output_attentions=True, reduced to the same masses"
+MORE: dict[str, tuple[str, dict[str, Any]]] = {  # what attention.* adds to scoring, by the end of the line's name
+    "exchanged": ("the same with images exchanged once", {"blank_image": True, "blank": "exchanged"}),
+    "rollout": ("the same with attention rollout", {"rollout_mass": True}),
+    "gradient": ("the same with logprobs and the gradient at the image", {"vision_gradient": True}),
+}
 TRL_GENERATE = "transformers generate as TRL calls it"
 
 
@@ -38,7 +44,7 @@ class Duel:
 
 def duels() -> dict[str, Duel]:
     """Rows 1 to 4, by name."""
-    from benchmarks import generation, preparing, scoring, update
+    from benchmarks import generation, preparing, scoring, scoring_more, update
 
     updates, scores = (update.OURS, update.THEIRS), (scoring.OURS, scoring.THEIRS)
     samples = (generation.OURS, generation.THEIRS)
@@ -65,6 +71,16 @@ def duels() -> dict[str, Duel]:
             memory_target=10.0,
             repetitions=3,
         ),
+        **{
+            f"scoring-{name}": Duel(
+                "scoring, medium, prompt 303, completion 64: masses alone",
+                against,
+                partial(scoring_more.Added, settings),
+                (scoring.OURS, against),
+                repetitions=3,
+            )
+            for name, (against, settings) in MORE.items()
+        },
         "generation-forced": Duel(
             "generation, medium, prompt 303, 64 forced tokens", TRL_GENERATE, generation.forced, samples, 1.5, None, 3
         ),

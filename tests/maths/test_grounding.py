@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dapo_stages.handoff import schemas
-from dapo_stages.maths.grounding import KINDS, aei, segments, summarize, vgr
+from dapo_stages.maths.grounding import KINDS, FloatArray, Summary, aei, segments, summarize, vgr
 
 # Three layers, two rows; vision, text, other, first, generated. Shares of the prompt without `first`:
 #                                               text  vision
@@ -74,18 +74,24 @@ def test_each_segment_looks_at_its_own_layers() -> None:
     assert scalars["vgr_late"] == pytest.approx(0.03 / 0.1)
 
 
+def vgr_of(summary: Summary, layers: str) -> FloatArray:
+    found = summary.token_vgr[layers]
+    assert found is not None
+    return found
+
+
 def test_tokens_have_a_ratio_for_each_third_of_the_layers() -> None:
     summary = summarize(MASSES, 10, 5)
-    np.testing.assert_allclose(summary.token_vgr["early"], [0.05 / 0.05, 0.5])
-    np.testing.assert_allclose(summary.token_vgr["middle"], [0.05 / 0.1, 0.5])
-    np.testing.assert_allclose(summary.token_vgr["late"], [0.02 / 0.12, 0.5])
+    np.testing.assert_allclose(vgr_of(summary, "early"), [0.05 / 0.05, 0.5])
+    np.testing.assert_allclose(vgr_of(summary, "middle"), [0.05 / 0.1, 0.5])
+    np.testing.assert_allclose(vgr_of(summary, "late"), [0.02 / 0.12, 0.5])
     assert set(summary.token_vgr) == {"early", "middle", "late"} and "vgr_layers" not in summary.scalars
 
 
 def test_layers_of_ones_own_are_averaged_before_the_ratio_too() -> None:
     summary = summarize(MASSES, 10, 5, layers=[0, 2], vgr_layers=[1])
     # row 0: text (0.5 + 0.2) / 2, vision (0.25 + 0.6) / 2
-    np.testing.assert_allclose(summary.token_vgr["layers"], [0.035 / 0.085, 0.5])
+    np.testing.assert_allclose(vgr_of(summary, "layers"), [0.035 / 0.085, 0.5])
     assert summary.scalars["vgr_layers"] == pytest.approx(0.045 / 0.09)  # that of the middle third
 
 

@@ -69,7 +69,7 @@ def test_scores_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:
         vision = [token == policy.image_token_id for token in ids]
         kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
     scored, hidden = HeadRecorder(policy, chunk_rows).collect(packed, kinds)
-    assert hidden.shape[0] == sum(len(one) for group in cases for one in group.completions)
+    assert hidden.shape[0] == packed.input_ids.shape[1]
     with torch.no_grad():
         for group, found in zip(cases, scored, strict=True):
             for completion, one in zip(group.completions, found, strict=True):

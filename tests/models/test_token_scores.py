@@ -17,7 +17,7 @@ from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
-from dapo_stages.models.token_scores import hidden_states, token_scores
+from dapo_stages.models.token_scores import hidden_states, token_scores, vision_cosine
 
 SIZES = [[(84, 56)], [(56, 112), (140, 84)], []]  # of the images in support.prompts.groups
 TEMPERATURE = 0.7
@@ -105,6 +105,37 @@ def test_masses_and_hidden_states_come_of_one_pass(policy: Policy) -> None:
     [both], hidden = MassRecorder(packed.spans, [kinds], policy.num_layers).collect_all(policy.base.model, packed)
     assert all(torch.equal(a.masses, b.masses) for a, b in zip(alone, both, strict=True))
     assert torch.equal(hidden.index_select(0, packed.predicting), hidden_states(policy, packed))
+
+
+def test_the_cosine_is_that_of_separate_rows(policy: Policy) -> None:
+    policy.model.double()
+    cases = groups(policy)
+    policy.attend("separate")
+    want = []
+    with torch.no_grad():
+        for case in cases:
+            for completion in map(list, case.completions):
+                row = own_row(policy, case.prompt, completion)
+                (hidden,) = policy.base.model(**row, use_cache=False).last_hidden_state
+                mean = hidden[row["input_ids"][0] == policy.image_token_id].mean(0)
+                rows = hidden[len(case.prompt.ids) - 1 : -1]
+                want.append(rows @ mean / (rows.norm(dim=-1) * mean.norm()))
+        policy.attend("grouped")
+        packed = policy.pack(cases)
+        masks = [
+            torch.cat([case.prompt.ids == policy.image_token_id, torch.zeros(sum(map(len, case.completions))).bool()])
+            for case in cases
+        ]
+        hidden = policy.base.model(**packed.model_inputs).last_hidden_state[0]
+    found = vision_cosine(hidden, packed, masks)
+    assert torch.allclose(found.double(), torch.cat(want), atol=1e-5, equal_nan=True)
+    with_image = sum(len(completion) for case in cases[:2] for completion in case.completions)
+    assert found[:with_image].isfinite().all() and found[with_image:].isnan().all()
+
+
+def test_without_an_image_the_prompt_is_that_of_its_text_alone(policy: Policy) -> None:
+    with_image, without = (prompt(policy, "What colour is it?", sizes) for sizes in ([(84, 56)], []))
+    assert blanks.without_images(with_image.ids.tolist(), policy.image_marks) == without.ids.tolist()
 
 
 @pytest.mark.parametrize("gray", [True, False])

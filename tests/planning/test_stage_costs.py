@@ -10,7 +10,7 @@ from benchmarks.limits import Load, training
 
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.stage_memory import Work
+from dapo_stages.planning.stage_memory import Passes, Work
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 SMALL = Dimensions(
@@ -67,8 +67,23 @@ def test_scoring_scores_completions_once_more_and_ends_at_the_keys_of_the_last_l
 def test_logprobs_take_the_whole_last_layer_and_the_head_and_a_blank_image_all_of_it_again() -> None:
     load, again = Load(3, (2, 1), (8,)), 2 * 2 * 8 * 13
     whole = stage_costs.forward(SMALL, load, logits=True)
-    assert stage_costs.scoring(SMALL, load, logprobs=True) == whole + again
-    assert stage_costs.scoring(SMALL, load, blank=True) == 2 * whole + again
+    assert stage_costs.scoring(SMALL, load, Passes(logprobs=True)) == whole + again
+    assert stage_costs.scoring(SMALL, load, Passes(blanks=1)) == 2 * whole + again
+    assert stage_costs.scoring(SMALL, load, Passes(blanks=3)) == 4 * whole + again
+
+
+def test_rollout_scores_the_prompt_once_more_and_a_direction_takes_more_than_twice_a_pass() -> None:
+    # 6 pairs of the prompt, 13 of the completions. Without images a direction is twice a pass, and its 4 · 8 operations
+    # for each of 2 · 19 pairs once more.
+    load, again = Load(3, (2, 1), ()), 2 * 2 * 8 * 13
+    masses = stage_costs.scoring(SMALL, load)
+    assert stage_costs.scoring(SMALL, load, Passes(rollout=True)) == masses + 2 * 2 * 8 * 6
+    whole = stage_costs.forward(SMALL, load, logits=True)
+    one = 2 * whole + 4 * 8 * 2 * 19
+    assert stage_costs.scoring(SMALL, load, Passes(directions=4)) == whole + again + 4 * one
+    with_image = Load(3, (2, 1), (8,))
+    image = stage_costs.forward(SMALL, with_image, logits=True) - whole
+    assert stage_costs.scoring(SMALL, with_image, Passes(directions=1)) == whole + image + again + one + image
 
 
 def test_separate_rows_compute_the_prompt_as_often_as_there_are_completions() -> None:

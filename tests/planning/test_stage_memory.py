@@ -9,7 +9,7 @@ import pytest
 
 from dapo_stages.planning import stage_memory
 from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.stage_memory import Parallel, Training, Work, rollout, score, train, vllm, weights_of
+from dapo_stages.planning.stage_memory import Parallel, Passes, Training, Work, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
@@ -52,6 +52,17 @@ def test_a_cache_has_two_vectors_per_layer_and_token() -> None:
 def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
     long = Work(prompt=4096, completion=1024, count=8, patches=0)
     assert score(D7, long, 1, 64, 2, 0).total <= score(D7, long, 1, 4096, 2, 0).total
+
+
+def test_more_passes_need_logits_and_a_derivative_beside_each_value() -> None:
+    """7B: 9 and 5 tensors of 256 · 152 064 float32; 4 directions of 4096 · 3584 float32 for one group."""
+    for passes, tensors in ((Passes(logprobs=True), 5), (Passes(blanks=1), 9)):
+        assert score(D7, WORK, 1, 256, 2, 0, passes).device["logits"] == tensors * 256 * 152_064 * 4
+    held = score(D7, WORK, 1, 256, 2, 0, Passes(directions=4)).device
+    assert held["directions"] == 4 * 4096 * 3584 * 4
+    # 28 heads, 5 tensors in bfloat16 of 3072 rows by 1408 keys, and of the prompt's 1024 by 1024
+    assert held["derivatives of attention"] == 5 * 28 * (3072 * 1408 + 1024**2) * 2
+    assert score(D7, WORK, 1, 256, 2, 0, Passes(rollout=True)).total >= score(D7, WORK, 1, 256, 2, 0).total
 
 
 @pytest.mark.long

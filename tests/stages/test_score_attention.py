@@ -129,6 +129,24 @@ def test_logprobs_alone_need_no_blanked_image(small_run: Run, tmp_path: Path) ->
     assert scored[["blank_logprobs", "visual_kl"]].isna().all(axis=None)
 
 
+def test_further_columns_are_there_if_asked_for_and_do_not_depend_on_batches(small_run: Run, tmp_path: Path) -> None:
+    further = ["vision_cosine", "rollout_mass", "vision_gradient"]
+    asked = {f"attention__{name}": "true" for name in further}
+    first = table(scored_again(small_run, tmp_path / "64", **asked), "attention")
+    del asked["attention__vision_gradient"]  # it takes long; tests/models/test_vision_gradient.py has several groups
+    second = table(scored_again(small_run, tmp_path / "4", **asked, attention__batch_completions=4), "attention")
+    assert not {*further, "jsd"} & set(table(small_run.at(1) / "attention", "attention"))
+    assert first[first.status != "ok"][further].isna().all(axis=None)
+    for one, other in zip(
+        first[first.status == "ok"].itertuples(), second[second.status == "ok"].itertuples(), strict=True
+    ):
+        assert {len(getattr(one, name)) for name in further} == {len(one.vgr)}
+        for name in further[:2]:
+            assert np.allclose(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-5), name
+        assert (one.rollout_mass > 0).all() and (one.rollout_mass < 1).all() and (one.vision_gradient > 0).all()
+        assert (np.abs(one.vision_cosine) <= 1 + 1e-6).all()
+
+
 def test_the_temperature_counts_only_where_it_is_used(small_run: Run, tmp_path: Path) -> None:
     key = "rollout.sampler.temperature"
     assert key not in Source(small_run.at(1) / "attention").manifest.config

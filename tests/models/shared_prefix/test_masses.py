@@ -53,10 +53,10 @@ def record(
         packed.spans,
         kinds,
         policy.num_layers,
-        query,
+        query,  # type: ignore[arg-type]
         chunk_rows,
         everyone,
-        rollout=rollout,  # type: ignore[arg-type]
+        rollout=rollout,
     )
     return recorder.collect(policy.base.model, packed)
 
