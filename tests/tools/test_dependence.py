@@ -165,7 +165,7 @@ def test_page_plot_and_table_say_the_same(small_run: Run, measured: Path) -> Non
         again = command(*arguments(small_run, "--tokens", TOKENS, "--out", measured))
     assert again.code == 0 and "unchanged" in again.stderr
     for score in found["scores"]:
-        shown = [f"{score[name]:.2f}" for name in ("spearman", "spearman_change", "auc")]
+        shown = [f"{round(score[name], 2) + 0.0:.2f}" for name in ("spearman", "spearman_change", "auc")]
         [line] = [line for line in page.splitlines() if line.startswith(f"| {score['name']} | ") and "%" in line[-9:]]
         assert [cell.strip() for cell in line.split("|")[2:5]] == shown
         assert any(line.split()[-4:-1] == shown for line in again.stdout.splitlines() if score["name"] in line)
@@ -184,7 +184,7 @@ def test_two_measurements_side_by_side(small_run: Run, measured: Path, tmp_path:
     found, before = found_in(tmp_path / "c"), found_in(measured)
     assert found["beside"] == before
     entropies = [next(s for s in one["scores"] if s["name"] == "entropy") for one in (before, found)]
-    want = [f"{entropy['spearman']:.2f}" for entropy in entropies]
+    want = [f"{round(entropy['spearman'], 2) + 0.0:.2f}" for entropy in entropies]
     page = (tmp_path / "c/dependence.md").read_text(encoding="utf-8")
     [line] = [line for line in page.splitlines() if line.startswith("| entropy | ") and line.count("|") == 10]
     assert [cell.strip() for cell in line.split("|")[2:4]] == want

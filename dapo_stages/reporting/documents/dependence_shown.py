@@ -6,15 +6,15 @@ from typing import Any
 
 from dapo_stages.reporting.page.charts import Chart, Series, drawn_as_svg
 from dapo_stages.terminal.printed_table import Table
-from dapo_stages.terminal.safe_text import markdown_inline, markdown_table, number, one_line, percent
+from dapo_stages.terminal.safe_text import NOTHING, markdown_inline, markdown_table, number, one_line, percent
 
 PLOT = "dependence.svg"
 # Curves that can still be told apart in one plot.
 _PLOTTED = (
     "1/VGR, all layers",
-    "1/VGR, late third",
     "vision mass, all layers",
     "attention rollout",
+    "cosine to the image",
     "gradient at the image",
     "entropy",
     "entropy × 1/VGR",
@@ -52,7 +52,7 @@ def scores_table(found: dict[str, Any]) -> Table:
         row = [score["name"]]
         for name in shown:
             values = [column.get(score["name"], {}).get(name) for column in columns]
-            row += [percent(value) if name == "captured" else number(value, 2) for value in values]
+            row += [percent(value) if name == "captured" else _two(value) for value in values]
         rows.append(row)
     return Table(["score", *(f"{header}{place}" for header in shown.values() for place in places)], rows)
 
@@ -122,10 +122,7 @@ def _by_kind(found: dict[str, Any], what: str) -> list[list[str]]:
     return [
         [
             score["name"],
-            *(
-                number(score["kinds"][name][what] if shown else None, 2)
-                for name, shown in zip(names, enough, strict=True)
-            ),
+            *(_two(score["kinds"][name][what] if shown else None) for name, shown in zip(names, enough, strict=True)),
         ]
         for score in found["scores"]
     ]
@@ -136,7 +133,7 @@ def _heads(found: dict[str, Any]) -> Table:
     known = sorted((pair for pair in heads if pair[0] is not None), reverse=True)
     best, worst = known[:_HEADS], known[-_HEADS:] if len(known) > _HEADS else []
     rows = [
-        [name, ", ".join(f"{place} {number(auc, 2)}" for auc, place in some) or "–"]
+        [name, ", ".join(f"{place} {_two(auc)}" for auc, place in some) or NOTHING]
         for name, some in (("best", best), ("worst", worst))
     ]
     return Table(["heads", "AUC"], rows)
@@ -157,3 +154,8 @@ def _texts(found: dict[str, Any]) -> Table:
 
 def _table(table: Table) -> str:
     return markdown_table(table.headers, table.rows)
+
+
+def _two(value: float | None) -> str:
+    """A correlation or an AUC, in which what is below .01 is 0."""
+    return NOTHING if value is None else f"{round(value, 2) + 0.0:.2f}"
