@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
+from dapo_stages.models.shared_prefix.attention_rollout import Rollout
 from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
-from dapo_stages.models.shared_prefix.rollout import Rollout
 
 VISION, TEXT, OTHER, FIRST = range(4)  # kinds of prompt keys; the fifth mass is `generated`
 
@@ -51,7 +51,7 @@ class MassRecorder:
         rollout: bool = False,
     ) -> None:
         """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
-        attention is kept per vision token; `rollout` adds attention rollout (rollout.py)."""
+        attention is kept per vision token; `rollout` adds attention rollout (attention_rollout.py)."""
         self._spans, self._kinds, self._query, self._chunk = spans, kinds, query, chunk_rows
         self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
