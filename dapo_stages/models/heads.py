@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.attention_rollout import Rollout
 from dapo_stages.models.shared_prefix.masses import VISION, attention_rows
 from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
-from dapo_stages.models.shared_prefix.rollout import Rollout
 
 
 @dataclass(frozen=True)
