@@ -16,22 +16,24 @@ from support.pipeline import Run
 from dapo_stages.config import RewardsConfig, WeightsConfig, load_config
 from dapo_stages.groups.scheme_file import SchemeFile
 from dapo_stages.maths import schemes
+from dapo_stages.tools import compare_weights
 
 PAGE = (ROOT / "docs/weighting.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
-    return str(found)
+def blocks(language: str) -> str:
+    return "".join(re.findall(rf"```{language}\n(.*?)```", PAGE, re.S))
 
 
 def test_the_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "training_logs/first").mkdir(parents=True)
-    for number in (1, 2):
-        (tmp_path / f"training_logs/first/iter-000{number}").symlink_to(small_run.at(number))
+    (tmp_path / "training_logs/first/policy").symlink_to(small_run.policy(0))
+    for number, after in ((1, 1), (2, 2), (5, 1), (6, 2)):
+        (tmp_path / f"training_logs/first/iter-000{number}").symlink_to(small_run.at(after))
+    monkeypatch.setattr(compare_weights, "TOKENS", 50)  # as good as 5000 here
     small_run.command("config", "--out", tmp_path / "training_logs/first/config.yaml")
     monkeypatch.chdir(tmp_path)
-    for command in block("bash").replace("\\\n", " ").splitlines():
+    for command in blocks("bash").replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(command)
         assert program == ".venv/bin/dapo-stages"
         result = run(*arguments)
@@ -41,7 +43,7 @@ def test_the_commands_run(small_run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_scheme_that_is_added_works(monkeypatch: pytest.MonkeyPatch) -> None:
     made: dict[str, Any] = {}
-    exec(block("python"), made)
+    exec(blocks("python"), made)
     monkeypatch.setitem(schemes.SCHEMES, "visual_ratio", made["visual_ratio"])
     assert schemes.columns("visual_ratio") == ("logprobs", "blank_logprobs")
     row = {"logprobs": [-0.5, -2.0], "blank_logprobs": [-1.5, -0.5]}
@@ -50,8 +52,8 @@ def test_the_scheme_that_is_added_works(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_scheme_works_from_a_file(tmp_path: Path) -> None:
     """As the page names it: the second token has no logprob without the image."""
-    (tmp_path / "schemes.py").write_text(block("python"))
-    (tmp_path / "run.yaml").write_text(block("yaml"))
+    (tmp_path / "schemes.py").write_text(blocks("python"))
+    (tmp_path / "run.yaml").write_text(blocks("yaml"))
     where = load_config(tmp_path / "run.yaml").weights.scheme
     scheme = SchemeFile(where, RewardsConfig(), tmp_path, ("logprobs", "blank_logprobs"))
     row = {"completion_id": "c", "logprobs": [-0.5, -2.0], "blank_logprobs": [-1.5, float("nan")]}

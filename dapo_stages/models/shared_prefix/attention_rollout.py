@@ -23,7 +23,7 @@ class Rollout:
         """`shifted`: row t of the masses belongs to the position before completion token t, not to its own."""
         self._prompt = vision_P.float()
         self._own = self._prompt.new_zeros(span.fold.shape)
-        self._shifted = shifted
+        self._start, self._shifted = span.start, shifted
 
     @property
     def rows(self) -> torch.Tensor:
@@ -39,11 +39,12 @@ class Rollout:
         seen += (probabilities[..., prompt:] * self._own[:, None, :keys]).sum(-1)
         return (seen + self.rows[:, start : start + probabilities.shape[1]]) / 2
 
-    def advance(self, rows: torch.Tensor, query: torch.Tensor, key: torch.Tensor, chunk: int) -> None:
-        """Finish a layer: `rows` [N, C] from `step`; query and key [H, P, D] of the prompt, the query scaled."""
-        before, after = self._prompt, []
+    def advance(self, rows: torch.Tensor, query: torch.Tensor, key: torch.Tensor, scaling: float, chunk: int) -> None:
+        """Finish a layer: `rows` [N, C] from `step`; query [H, T, D] and key [H_kv, T, D] of the packed row."""
+        own, before, after = slice(self._start, self._start + len(self._prompt)), self._prompt, []
+        query, key = query[:, own], key[:, own].repeat_interleave(len(query) // len(key), 0).float()
         for start in range(0, len(before), chunk):
-            part = query[:, start : start + chunk].float()
+            part = query[:, start : start + chunk].float() * scaling
             end = start + part.shape[1]
             scores = part @ key[:, :end].transpose(-1, -2)
             seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(start)

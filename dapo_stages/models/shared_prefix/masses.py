@@ -6,7 +6,7 @@ matrix is never built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,39 +106,55 @@ class MassRecorder:
     def _score(
         self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = query.shape[0]
-        repeats = heads // key.shape[0]
-        last = span.start + span.prefix - 1
-        q = fold(query, span)
-        shift = int(self._query == "predicting")
-        if shift:
-            before = query[None, :, last : last + 1].expand(q.shape[0], -1, -1, -1)
-            q = torch.cat([before, q[:, :, :-1]], 2)
-        k_prompt = key[:, span.start : last + 1].repeat_interleave(repeats, 0).float().transpose(-1, -2)
-        k_own = fold(key, span).repeat_interleave(repeats, 1).float().transpose(-1, -2)
         kinds = self._kinds[group].to(query.device)
         one_hot = torch.nn.functional.one_hot(kinds, 4).float()
-        steps = max(1, self._chunk // q.shape[0])
         rollout = self._rollouts[group] if self._rollouts is not None else None
-        masses, looks, rolled = [], [], []
-        for start in range(0, q.shape[2], steps):
-            rows = q[:, :, start : start + steps].float() * scaling
-            # Rows of a chunk see no completion key past their last one, so later keys are left out.
-            own = rows @ k_own[..., : start + steps]
-            seen = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(start - shift)
-            scores = torch.cat([rows @ k_prompt, own.masked_fill(~seen, float("-inf"))], -1)
-            probabilities = scores.softmax(-1).mean(1)  # [N, rows, P + keys]
-            prompt = probabilities[..., : span.prefix]
-            generated = probabilities[..., span.prefix :].sum(-1, keepdim=True)
+        masses, looks, rolled, start = [], [], [], 0
+        for probabilities in attention_rows(span, query, key, scaling, self._query, self._chunk):
+            mean = probabilities.mean(1)  # [N, rows, P + keys]
+            prompt = mean[..., : span.prefix]
+            generated = mean[..., span.prefix :].sum(-1, keepdim=True)
             masses.append(torch.cat([prompt @ one_hot, generated], -1).cpu())
             if self._patches[group]:
                 looks.append(prompt[self._patches[group]][..., kinds == VISION].cpu())
             if rollout is not None:
-                rolled.append(rollout.step(probabilities, start))
+                rolled.append(rollout.step(mean, start))
+            start += mean.shape[1]
         if rollout is not None:
-            q_prompt = query[:, span.start : last + 1] * scaling
-            rollout.advance(torch.cat(rolled, 1), q_prompt, k_prompt.transpose(-1, -2), self._chunk)
+            rollout.advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
         return torch.cat(masses, 1), torch.cat(looks, 1) if looks else None
+
+
+def attention_rows(
+    span: Span,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    whose: Literal["predicting", "token"],
+    chunk_rows: int,
+) -> Iterator[torch.Tensor]:
+    """Attention of a group's completion rows in one layer, about `chunk_rows` at a time: [N, H, rows, P + keys].
+
+    query [H, T, D], key [H_kv, T, D] of the packed row. The first P keys are those of the prompt, the others the
+    completion's own, as far as a row of the chunk sees any. In float32.
+    """
+    repeats = query.shape[0] // key.shape[0]
+    last = span.start + span.prefix - 1
+    q = fold(query, span)
+    shift = int(whose == "predicting")
+    if shift:
+        before = query[None, :, last : last + 1].expand(q.shape[0], -1, -1, -1)
+        q = torch.cat([before, q[:, :, :-1]], 2)
+    k_prompt = key[:, span.start : last + 1].repeat_interleave(repeats, 0).float().transpose(-1, -2)
+    k_own = fold(key, span).repeat_interleave(repeats, 1).float().transpose(-1, -2)
+    steps = max(1, chunk_rows // q.shape[0])
+    for start in range(0, q.shape[2], steps):
+        rows = q[:, :, start : start + steps].float() * scaling
+        # Rows of a chunk see no completion key past their last one, so later keys are left out.
+        own = rows @ k_own[..., : start + steps]
+        seen = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(start - shift)
+        scores = torch.cat([rows @ k_prompt, own.masked_fill(~seen, float("-inf"))], -1)
+        yield scores.softmax(-1)
 
 
 def prompt_kinds(ids: Sequence[int], vision: Sequence[bool], special: frozenset[int], system_end: int) -> torch.Tensor:

@@ -1,0 +1,83 @@
+"""Masses by head and by value norms equal an eager forward with output_attentions=True on the same tokens."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from support.families import SHARED
+from support.prompts import groups, own_row
+
+from dapo_stages.models.heads import HeadRecorder
+from dapo_stages.models.policy import Policy
+from dapo_stages.models.shared_prefix.masses import prompt_kinds
+from dapo_stages.models.shared_prefix.packing import Group
+
+
+class Eager(NamedTuple):
+    """Of one completion: vision mass and all mass [L, H, C], value-weighted mass [L, C], attention rollout [C]."""
+
+    vision: torch.Tensor
+    all: torch.Tensor
+    valued: torch.Tensor
+    rollout: torch.Tensor
+
+
+def eager(policy: Policy, group: Group, completion: list[int]) -> Eager:
+    """Written out from full matrices and from W_O, head by head."""
+    policy.base.set_attn_implementation("eager")
+    values: dict[int, torch.Tensor] = {}
+    layers = [layer.self_attn for layer in policy.base.model.language_model.layers]
+
+    def keep(number: int) -> Any:
+        return lambda module, inputs, output: values.update({number: output[0]})
+
+    hooks = [layer.v_proj.register_forward_hook(keep(number)) for number, layer in enumerate(layers)]
+    row = own_row(policy, group.prompt, completion)
+    attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
+    for hook in hooks:
+        hook.remove()
+    is_vision = row["input_ids"][0] == policy.image_token_id
+    own = slice(len(group.prompt.ids) - 1, len(group.prompt.ids) - 1 + len(completion))
+    masses, whole, valued = [], [], []
+    product = torch.eye(len(is_vision), dtype=torch.float64)
+    for number, layer in enumerate(layers):
+        rows, size = attentions[number][0][:, own], layer.head_dim  # [H, C, S]
+        per_value = len(rows) // (values[number].shape[1] // size)  # heads that share a value
+        weighted = torch.zeros_like(rows)
+        for head in range(len(rows)):
+            value = values[number][:, head // per_value * size :][:, :size]
+            weighted[head] = rows[head] * (value @ layer.o_proj.weight[:, head * size :][:, :size].T).norm(dim=-1)
+        masses.append(rows[..., is_vision].sum(-1))
+        whole.append(rows.sum(-1))
+        valued.append(weighted[..., is_vision].sum((0, 2)) / weighted.sum((0, 2)))
+        product = (attentions[number][0].mean(0).double() + torch.eye(len(product))) / 2 @ product
+    rollout = product[own][:, is_vision].sum(-1)
+    return Eager(torch.stack(masses), torch.stack(whole), torch.stack(valued), rollout)
+
+
+@pytest.mark.parametrize("policy", SHARED, indirect=True)
+@pytest.mark.parametrize("chunk_rows", [5, 256])
+def test_scores_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:
+    cases = groups(policy)
+    policy.attend("grouped")
+    packed = policy.pack(cases)
+    kinds = []
+    for group in cases:
+        ids = group.prompt.ids.tolist()
+        vision = [token == policy.image_token_id for token in ids]
+        kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
+    scored, hidden = HeadRecorder(policy, chunk_rows).collect(packed, kinds)
+    assert hidden.shape[0] == packed.input_ids.shape[1]
+    with torch.no_grad():
+        for group, found in zip(cases, scored, strict=True):
+            for completion, one in zip(group.completions, found, strict=True):
+                want = eager(policy, group, list(completion))
+                for mine, theirs in (
+                    (one.masses[..., 0], want.vision),
+                    (one.masses.sum(-1), want.all),
+                    (one.valued, want.valued),
+                    (one.rollout, want.rollout),
+                ):
+                    assert mine.shape == theirs.shape and (mine - theirs).abs().max().item() < 1e-5
