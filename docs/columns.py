@@ -174,14 +174,19 @@ COLUMNS = [
     Column("entropy", "nats", "entropy of the next-token distribution (attention.logprobs): [T]"),
     Column("blank_logprobs", "nats", "logprob with the image blanked (attention.blank_image, attention.blank): [T]"),
     Column("visual_kl", "nats", "KL from the distribution with the image to that with it blanked: [T]"),
-    Column("token_vgr_early", "", "VGR of each token over the first third of the layers; null below three layers: [T]"),
+    Column("token_vgr_early", "", "VGR of each token over the first third; null below three layers: [T]"),
     Column("token_vgr_middle", "", "the same over the middle third: [T]"),
     Column("token_vgr_late", "", "the same over the last third: [T]"),
     Column("token_vgr_layers", "", "the same over the layers of weights.layers, if these are no segment: [T]"),
     Column("vgr_layers", "", "VGR of the completion over the layers of weights.vgr_layers, if these are no segment"),
     Column("blank_entropy", "nats", "entropy of the next-token distribution with the image blanked: [T]"),
+<<<<<<< HEAD
     Column("jsd", "0 … log 2", "Jensen-Shannon divergence of the distributions with the image and with it blank: [T]"),
     Column("k3", "nats", "q/p - log(q/p) - 1 of the token's probability with the image, p, and with it blank, q: [T]"),
+=======
+    Column("jsd", "0 … log 2", "Jensen-Shannon divergence of the distributions with the image and blanked: [T]"),
+    Column("k3", "nats", "q/p - log(q/p) - 1 of its probabilities with the image, p, and with it blanked, q: [T]"),
+>>>>>>> n19a
     Column("vision_cosine", "-1 … 1", "cosine of the hidden state that predicted it and the image's mean one: [T]"),
     Column("rollout_mass", "0 … 1", "attention rollout to the image, of all layers together: [T]"),
     Column("vision_gradient", "nats", "norm of the logprob's gradient at the image's embeddings: [T]"),

@@ -166,8 +166,10 @@ def of_before(kind: str) -> list[str]:
 
 
 def test_columns_that_came_later_may_be_null() -> None:
-    assert WITH_LATER == ["buffer", "completions", "held_out", "prompts", "train"]
-    assert {"draws", "answer", "read_from", "row", "informative"} == LATER
+    assert WITH_LATER == ["attention", "buffer", "completions", "held_out", "prompts", "train"]
+    later = {"draws", "answer", "read_from", "row", "informative"}
+    later |= {"token_vgr_early", "token_vgr_middle", "token_vgr_late", "token_vgr_layers", "vgr_layers"}
+    assert later | {"blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient"} == LATER
     for kind in WITH_LATER:
         assert all(SCHEMAS[kind].field(name).nullable for name in LATER & set(SCHEMAS[kind].names))
         assert SCHEMAS[kind].names[: len(of_before(kind))] == of_before(kind)
@@ -190,7 +192,7 @@ def test_a_file_without_later_columns_is_read_as_if_they_were_null(kind: str, tm
     assert list(source.rows(kind)) == reopened == want
     later = sorted(LATER & set(SCHEMAS[kind].names))
     assert list(source.rows(kind, later)) == [dict.fromkeys(later)] * 20
-    key = "group_id" if "group_id" in SCHEMAS[kind].names else "prompt_id"
+    key = next(name for name in ("group_id", "prompt_id", "completion_id") if name in SCHEMAS[kind].names)
     assert list(source.rows(kind, [key])) == [{key: row[key]} for row in old]
     with source.lookup(kind, key) as table, source.index(kind) as index:
         assert table.one(str(old[17][key])) == want[17] == index[17]

@@ -90,8 +90,10 @@ def test_the_lists_that_are_split_by_byte_are_those_of_the_contract(tmp_path: Pa
     write_shard(path, schema_of("attention"), rows(schema_of("attention"), 3))
     split = {leaf for leaf, column in columns_of(path).items() if "BYTE_STREAM_SPLIT" in column.encodings}
     masses = ("mass_vision", "mass_text", "mass_other", "mass_first", "mass_generated", "vgr")
-    distributions = ("logprobs", "entropy", "blank_logprobs", "visual_kl")
-    assert split == {f"{name}.list.element" for name in (*masses, *distributions)}
+    distributions = ("logprobs", "entropy", "blank_logprobs", "visual_kl", "blank_entropy", "jsd", "k3")
+    layers = ("token_vgr_early", "token_vgr_middle", "token_vgr_late", "token_vgr_layers")
+    looks = ("vision_cosine", "rollout_mass", "vision_gradient")
+    assert split == {f"{name}.list.element" for name in (*masses, *distributions, *layers, *looks)}
     assert columns_of(path)["patch_attention_all.list.element.list.element"].encodings == ("RLE", "PLAIN")
 
 
