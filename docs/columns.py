@@ -180,13 +180,8 @@ COLUMNS = [
     Column("token_vgr_layers", "", "the same over the layers of weights.layers, if these are no segment: [T]"),
     Column("vgr_layers", "", "VGR of the completion over the layers of weights.vgr_layers, if these are no segment"),
     Column("blank_entropy", "nats", "entropy of the next-token distribution with the image blanked: [T]"),
-<<<<<<< HEAD
-    Column("jsd", "0 … log 2", "Jensen-Shannon divergence of the distributions with the image and with it blank: [T]"),
-    Column("k3", "nats", "q/p - log(q/p) - 1 of the token's probability with the image, p, and with it blank, q: [T]"),
-=======
     Column("jsd", "0 … log 2", "Jensen-Shannon divergence of the distributions with the image and blanked: [T]"),
     Column("k3", "nats", "q/p - log(q/p) - 1 of its probabilities with the image, p, and with it blanked, q: [T]"),
->>>>>>> n19a
     Column("vision_cosine", "-1 … 1", "cosine of the hidden state that predicted it and the image's mean one: [T]"),
     Column("rollout_mass", "0 … 1", "attention rollout to the image, of all layers together: [T]"),
     Column("vision_gradient", "nats", "norm of the logprob's gradient at the image's embeddings: [T]"),
