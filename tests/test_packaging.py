@@ -30,6 +30,7 @@ def test_the_wheel_has_the_package_and_what_runs_it(wheel: Path) -> None:
     names = {name for name in modes if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dapo_stages").rglob("*.py")}
     assets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dapo_stages/reporting/page/assets").iterdir()}
+    assets |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "dapo_stages/groups/stop_words").iterdir()}
     needed = [ROOT / "pipelines/run.mk", *(ROOT / "pipelines").glob("*.yaml")]
     needed += [path for part in ("accelerate", "slurm") for path in (ROOT / "pipelines" / part).iterdir()]
     packaged = {f"dapo_stages/{path.relative_to(ROOT).as_posix()}" for path in needed}
