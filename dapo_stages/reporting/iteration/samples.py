@@ -64,6 +64,8 @@ def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> 
         "sample": row["sample"],
         "text": row["text"],
         "finish_reason": row["finish_reason"],
+        "answer": row.get("answer"),
+        "read_from": row.get("read_from"),
         "tokens": row["token_texts"],
         "token_weights": weight.get("token_weights") or [],
         "token_vgr": [_finite(vgr) for vgr in looked.get("vgr") or ()],

@@ -22,7 +22,7 @@ from dapo_stages.terminal.safe_text import number, one_line, percent
 
 MOST_COMPLETIONS = 2000  # in a page, and
 MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
-_SCRIPTS = ("common.js", "choose.js", "look.js", "cards.js", "start.js")
+_SCRIPTS = ("common.js", "choose.js", "address.js", "csv.js", "look.js", "zoom.js", "cards.js", "start.js")
 _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 

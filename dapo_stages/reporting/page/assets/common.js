@@ -10,7 +10,7 @@ const form = document.getElementById("controls");
 const list = document.getElementById("groups");
 const slices = [...new Set(groups.map((group) => group.slice).filter(Boolean))].sort();
 const boxes = new Map(); // list of tokens -> what it shows
-const state = { found: [], page: 0, layer: "all", kept: null };
+const state = { found: [], listed: [], page: 0, layer: "all", kept: null, linked: "" };
 
 const field = (name) => form.elements[name].value;
 const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
