@@ -30,12 +30,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_completion_is_shown_with_all_that_is_known_of_it(run: Path) -> None:
     assert inspect(run, "it1-p0-s2").stdout == (
-        "it1-p0-s2  (iteration 1, prompt p0, prior-consistent)\n"
+        "it1-p0-s2  (iteration 1, prompt p0, slice prior-consistent)\n"
         f"prompt     {run}/iter-0001/rollout/prompts-00000.parquet, row 0\n"
         "image      56×56\n"
         "question   What colour is the circle?\n"
         "           A. red | B. <b>blue</b>\n"
-        "answer     A\n"
+        "solution   A\n"
+        "answer     ✗ wrong (no answer found)\n"
         "reward     0.500 (accuracy 0.00, format 1.00, overlong 0.00, vgr 0.25)\n"
         "advantage  -0.600\n"
         "VGR        3.000\n"
@@ -64,7 +65,9 @@ def test_the_image_is_drawn_on_a_terminal_with_color(run: Path) -> None:
     terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
     assert "▀" not in fresh(*drawn, **terminal | {"FORCE_COLOR": ""}).stdout
     shown = fresh(*drawn, **terminal, NO_COLOR="").stdout
-    assert shown.count("▀") == 40 * 20  # 56 × 56 pixels, made 40 × 40
+    assert shown.count("▀") == 2 * 40 * 20  # 56 × 56 pixels, made 40 × 40; once more with the map
+    # All tokens give 60% of the attention of 2 × 2 cells to the third: 2.4 times the average; 100% is on the image.
+    assert "looked     100.0% of its attention was on the image; yellow: 2.4 times the average cell" in shown
     assert "\x1b[38;2;0;0;0;48;2;255;255;255m<think>\x1b[0m" in shown
     plain = fresh(*drawn, **terminal, NO_COLOR="1").stdout
     assert "▀" not in plain and "<think>(0.50) The(0.60)" in plain
@@ -103,7 +106,7 @@ def test_no_text_of_models_or_data_steers_the_terminal(
     def answered(number: int, group: int, sample: int) -> dict[str, object]:
         row = completion(number, group, sample)
         tokens = [payload, *row["token_texts"][1:]]
-        return row | {"text": payload, "token_texts": tokens, "finish_reason": payload}
+        return row | {"text": payload, "token_texts": tokens, "finish_reason": payload, "answer": payload}
 
     monkeypatch.setattr(tiny_run, "prompt", asked)
     monkeypatch.setattr(tiny_run, "completion", answered)

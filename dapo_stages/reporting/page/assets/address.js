@@ -1,6 +1,6 @@
 // The address of the page: filters, page and a linked completion, after its "#".
 
-const CONTROLS = [...new Set([...form.elements].map((control) => control.name).filter(Boolean))];
+const CONTROLS = [...new Set([...(form?.elements ?? [])].map((control) => control.name).filter(Boolean))];
 
 const linkTo = (one) => `#${new URLSearchParams({ completion: one.id })}`;
 

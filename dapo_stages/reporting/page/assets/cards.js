@@ -66,7 +66,7 @@ function imageElement(image, index, entry, view) {
   const alt = `image ${index + 1} of the question, ${image.width} × ${image.height} pixels`;
   const button = make("button", { type: "button", title: "Enlarge",
     className: image.width < 160 ? "image small" : "image" },
-    make("span", { className: "plain" }, make("img", { src: image.uri, alt })),
+    make("span", { className: "plain" }, make("img", { src: image.uri, alt: "" })),
     make("span", { className: "over" }, make("img", { src: image.uri, alt }), canvas));
   button.style.setProperty("--widest", `${Math.min(320, Math.max(140, image.width))}px`);
   button.addEventListener("click", () => enlarge(entry, index, button));

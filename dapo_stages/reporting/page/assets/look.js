@@ -40,13 +40,13 @@ function sayKey(key, times) {
 }
 
 function keyElement() {
-  const steps = [0, 0.25, 0.5, 0.75, 1].map((share) => make("i"));
+  const steps = [0, 0.25, 0.5, 0.75, 1].map(() => make("i"));
   steps.forEach((step, index) => {
     const [red, green, blue, opacity] = shade(index / (steps.length - 1));
     step.style.backgroundColor = `rgb(${red} ${green} ${blue} / ${opacity / 255})`;
   });
   const key = make("div", { className: "key", hidden: true });
-  key.append("the average or less ", make("span", { className: "ramp" }, ...steps), " ", make("span"));
+  key.append("the average or less ", make("span", { className: "shades" }, ...steps), " ", make("span"));
   return key;
 }
 
