@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 _FURTHER = 5  # ids listed after the one that --find shows
 _SIGNS = {True: "✓", False: "✗"}
-_WHERE = {
-    "tags": "in <answer>",
-    "stated": "as stated outside",
-    "lone": "as the last lone letter or line",
-    "unclosed": "at the end of a thought never closed",
-}
 
 
 def main(
@@ -143,14 +137,15 @@ def _show(hit: Hit) -> None:
 
 
 def _answer(one: dict[str, Any]) -> str:
-    """`✓ A, right (read in <answer>)`, in green; in red if it is wrong."""
+    """`✓ A, right (in <answer>)`, in green; in red if it is wrong."""
+    from dapo_stages.reporting.iteration.samples import READ_FROM
     from dapo_stages.terminal.console import painted
     from dapo_stages.terminal.safe_text import one_line
 
     right = one["rewards"].get("accuracy") == 1
     if one["answer"] is not None:
         said = f" {one_line(one['answer'])},"
-        how = f" (read {_WHERE.get(one['read_from'], one_line(one['read_from'] or ''))})"
+        how = f" ({READ_FROM.get(one['read_from'], one_line(one['read_from'] or ''))})"
     else:
         said, how = "", " (not recorded)" if one["read_from"] is None else " (no answer found)"
     text = f"{_SIGNS[right]}{said} {'right' if right else 'wrong'}{how}"

@@ -106,10 +106,11 @@ def test_no_text_of_models_or_data_steers_the_terminal(
     def answered(number: int, group: int, sample: int) -> dict[str, object]:
         row = completion(number, group, sample)
         tokens = [payload, *row["token_texts"][1:]]
-        return row | {"text": payload, "token_texts": tokens, "finish_reason": payload, "answer": payload}
+        return row | {"text": payload, "token_texts": tokens, "finish_reason": payload}
 
     monkeypatch.setattr(tiny_run, "prompt", asked)
     monkeypatch.setattr(tiny_run, "completion", answered)
+    monkeypatch.setattr(tiny_run, "read", lambda row: row | {"answer": payload, "read_from": payload})
     run = tiny_run.build(tmp_path / "tiny", last="weights")
     monkeypatch.setenv("FORCE_COLOR", "1" if color else "")
     for name in ("it1-p0-s0", "it1-p1-s0"):  # with token weights, and without

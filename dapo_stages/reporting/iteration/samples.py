@@ -18,6 +18,15 @@ MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and 
 # Read only these columns of attention rows: attention per image token is thousands of times larger.
 _ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
 
+# Where the accuracy reward read an answer (column read_from), in words.
+READ_FROM = {
+    "tags": "in <answer>",
+    "stated": "stated outside",
+    "lone": "last lone letter or line",
+    "unclosed": "at the end of a thought never closed",
+    "none": "not at all",
+}
+
 Sample = dict[str, Any]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from dapo_stages.reporting.iteration.browse import Browsed
 from dapo_stages.reporting.iteration.figures import Figures, figure, interval_method
+from dapo_stages.reporting.iteration.samples import READ_FROM
 from dapo_stages.reporting.page.charts import COLORS, draw
 from dapo_stages.reporting.page.curves import Cost, curves, histograms
 from dapo_stages.terminal.printed_table import Table
@@ -55,6 +56,7 @@ def render(
         methods="; ".join(dict.fromkeys(method for method in methods if method)),
         data=Markup(data.translate(_IN_SCRIPT)),
         shown=shown,
+        places=READ_FROM,
         style=Markup(style),
         script=Markup(script),
         hashes={"style": _hash(style), "script": _hash(script)},

@@ -1,11 +1,5 @@
 // A group: its image, its question, and its completions side by side.
 
-// Where the accuracy reward read an answer.
-const READ = {
-  tags: "in <answer>", stated: "as stated outside", lone: "as the last lone letter or line",
-  unclosed: "at the end of a thought never closed", none: "nowhere",
-};
-
 function show() {
   const { found, page } = state;
   const pages = Math.max(1, Math.ceil(found.length / PAGE));
@@ -96,16 +90,16 @@ function ramp([low, high]) {
 }
 
 function fact(tag, name, value, kind = "") {
-  return make(tag, { className: kind }, `${name} `, make("b", {}, value));
+  return make(tag, { className: kind }, name, " ", make("b", {}, value));
 }
 
 /** What the model answered, right or wrong, and how that was read. */
 function verdict(one) {
   const right = isRight(one);
   const parts = [make("span", { className: "sign", "aria-hidden": "true" }, right ? "✓" : "✗"), ` ${right ? "right" : "wrong"}`];
-  if (isAnswered(one)) parts.push(": answered ", make("b", {}, make("bdi", {}, one.answer)));
+  if (isAnswered(one)) parts.push(": ", make("b", {}, make("bdi", {}, one.answer)));
   else if (one.read === "none") parts.push(": no answer found");
-  const how = isAnswered(one) && one.read in READ ? make("span", { className: "soft" }, `, read ${READ[one.read]}`) : null;
+  const how = isAnswered(one) && one.read in READ ? make("span", { className: "soft" }, `, ${READ[one.read]}`) : null;
   return make("div", { className: right ? "verdict good" : "verdict bad" }, ...parts, how);
 }
 
@@ -120,7 +114,7 @@ function figuresOf(one) {
   const line = make("summary", {});
   if (one.advantage !== null) {
     const kind = one.advantage > 0 ? "good" : one.advantage < 0 ? "bad" : "";
-    line.append(fact("span", "advantage", (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
+    line.append(fact("span", make("abbr", { title: "advantage" }, "adv."), (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
   }
   if (one.reward !== null) line.append(fact("span", "reward", number(one.reward)));
   if (one.vgr !== null) line.append(fact("span", "VGR", number(one.vgr)));

@@ -14,7 +14,7 @@ const isAnswered = (one) => (one.answer ?? null) !== null;
 // Well-formed, answered, not cut off, measured; those that looked least first. As `inspect --find guessed`.
 const GUESSED = { format: "well-formed", read: "answered", finish: "stop", "vgr-min": "0", sort: "-vgr", first: "20" };
 
-const readingOf = (one) => (one.read in READ ? one.read : "unknown");
+const readingOf = (one) => one.read ?? "unknown";
 
 const lower = new WeakMap();
 function says(thing, texts, query) {

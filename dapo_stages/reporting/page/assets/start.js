@@ -99,8 +99,8 @@ function start() {
   options("iteration", iterations, iterations.map(String));
   options("slice", slices);
   options("finish", [...new Set(all.map((one) => one.finish))].sort());
-  const places = [...Object.keys(READ), "unknown"].filter((place) => all.some((one) => readingOf(one) === place));
-  options("read", places, places.map((place) => READ[place] ?? "not recorded"));
+  const places = new Set(["", "answered", ...all.map(readingOf)]);
+  for (const option of [...form.elements.read.options]) if (!places.has(option.value)) option.remove();
 }
 
 theme.hidden = false;
