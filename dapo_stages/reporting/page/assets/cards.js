@@ -111,15 +111,17 @@ function figuresOf(one) {
   }
   said.append(fact("li", "tokens", String(one.tokens.length)), make("li", {}, one.finish === "length" ? "truncated" : one.finish));
   if (one.in_loss === false) said.append(make("li", {}, `not in the loss${one.why ? `: ${one.why}` : ""}`));
-  const line = make("summary", {});
+  const line = [];
   if (one.advantage !== null) {
     const kind = one.advantage > 0 ? "good" : one.advantage < 0 ? "bad" : "";
-    line.append(fact("span", make("abbr", { title: "advantage" }, "adv."), (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
+    const name = make("abbr", { title: "advantage" }, "adv.");
+    line.push(fact("span", name, (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
   }
-  if (one.reward !== null) line.append(fact("span", "reward", number(one.reward)));
-  if (one.vgr !== null) line.append(fact("span", "VGR", number(one.vgr)));
-  if (!line.childElementCount) line.append("figures");
-  return make("details", { className: "figures" }, line, said);
+  if (one.reward !== null) line.push(fact("span", "reward", number(one.reward)));
+  if (one.vgr !== null) line.push(fact("span", "VGR", number(one.vgr)));
+  if (!line.length) line.push("figures");
+  const summary = make("summary", {}, ...line.flatMap((part, index) => (index ? [" · ", part] : [part])));
+  return make("details", { className: "figures" }, summary, said);
 }
 
 function completion(one, entry, index) {
