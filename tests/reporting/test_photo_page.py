@@ -167,14 +167,16 @@ def test_cells_are_cells_unless_smooth_is_asked_for(page: Chrome) -> None:
 
 
 def test_an_image_is_enlarged_and_zoomed_into(page: Chrome) -> None:
-    from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
     resize(page, 1280, 900)
     button = one(page, ".image")
     small = button.size["width"]
     button.send_keys(Keys.ENTER)
-    width = lambda: one(page, "#zoom .over").size["width"]  # noqa: E731
+
+    def width() -> float:
+        return float(one(page, "#zoom .over").size["width"])
+
     assert one(page, "#zoom").is_displayed() and width() > 1.5 * small
     fits = width()
     stage = page.switch_to.active_element
@@ -183,8 +185,6 @@ def test_an_image_is_enlarged_and_zoomed_into(page: Chrome) -> None:
     stage.send_keys("-")
     stage.send_keys("-")  # not below what fits
     assert width() == fits
-    origin = one(page, "#zoom .over canvas")
-    ActionChains(page).move_to_element(origin).perform()
     page.execute_script(
         "const box = arguments[0].getBoundingClientRect();"
         "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -600, bubbles: true, cancelable: true,"

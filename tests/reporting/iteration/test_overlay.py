@@ -30,7 +30,7 @@ def test_a_completion_looked_at_the_mean_of_its_tokens() -> None:
     assert look is not None and [one.shape for one in look.shades] == [(1, 2, 4), (2, 2, 4)]
     # Means 0.05, 0, 0.1, 0, 0.15, 0: average 0.05.
     assert [one[..., 3].tolist() for one in look.shades] == [[[0, 0]], [[76, 0], [153, 0]]]
-    assert (look.times, look.seen) == (pytest.approx(3), pytest.approx(0.3))
+    assert [look.times, look.seen] == pytest.approx([3, 0.3])
     assert look_of(tokens, [[1, 4, 4]]) is None
     assert look_of(tokens * np.nan, [[1, 2, 4], [1, 4, 4]]) is None
 
