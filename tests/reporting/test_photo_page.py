@@ -167,7 +167,9 @@ def test_cells_are_cells_unless_smooth_is_asked_for(page: Chrome) -> None:
 
 
 def test_an_image_is_enlarged_and_zoomed_into(page: Chrome) -> None:
+    from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     resize(page, 1280, 900)
     button = one(page, ".image")
@@ -175,7 +177,7 @@ def test_an_image_is_enlarged_and_zoomed_into(page: Chrome) -> None:
     button.send_keys(Keys.ENTER)
 
     def width() -> float:
-        return float(one(page, "#zoom .over").size["width"])
+        return float(one(page, "#zoom .over img").size["width"])
 
     assert one(page, "#zoom").is_displayed() and width() > 1.5 * small
     fits = width()
@@ -185,13 +187,20 @@ def test_an_image_is_enlarged_and_zoomed_into(page: Chrome) -> None:
     stage.send_keys("-")
     stage.send_keys("-")  # not below what fits
     assert width() == fits
-    page.execute_script(
-        "const box = arguments[0].getBoundingClientRect();"
-        "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: -600, bubbles: true, cancelable: true,"
-        " clientX: box.left + box.width / 4, clientY: box.top + box.height / 4}))",
-        one(page, "#zoom .over"),
-    )
-    assert width() > 2 * fits
+    # The wheel keeps the point under the pointer, here a quarter from the left of the image, where it is.
+    image = "const box = document.querySelector('#zoom .over img').getBoundingClientRect();"
+    x = page.execute_script(f"{image} return box.left + box.width / 4")
+    wheel = {"type": "mouseWheel", "x": x, "y": 400, "deltaX": 0, "deltaY": -1000}
+    page.execute_cdp_cmd("Input.dispatchMouseEvent", wheel)
+    WebDriverWait(page, 5).until(lambda _: width() > 4 * fits)
+    assert page.execute_script(f"{image} return box.left + box.width / 4") == pytest.approx(x, abs=2)
+    # Dragging moves it, arrows do, too, and no edge comes into the image's place.
+    left = f"{image} return box.left"
+    before = page.execute_script(left)
+    ActionChains(page).drag_and_drop_by_offset(stage, -60, 0).perform()
+    assert page.execute_script(left) == pytest.approx(before - 60, abs=2)
+    stage.send_keys(Keys.ARROW_LEFT)
+    assert page.execute_script(left) > before - 60
     # The map is that of the group, and so is what is said of it.
     drawn = "return document.querySelector(arguments[0]).toDataURL()"
     assert page.execute_script(drawn, "#zoom canvas") == page.execute_script(drawn, ".over canvas")
@@ -199,7 +208,10 @@ def test_an_image_is_enlarged_and_zoomed_into(page: Chrome) -> None:
     stage.send_keys("1")
     assert "early layers" in one(page, "#zoom .looked").text
     show(page, "both", "#zoom")
-    assert one(page, "#zoom .plain").is_displayed()
+    places = [one(page, f"#zoom .{part}").rect for part in ("plain", "over")]
+    images = [one(page, f"#zoom .{part} img").rect for part in ("plain", "over")]
+    assert images[0]["width"] == images[1]["width"] and places[0]["width"] == places[1]["width"] > 600
+    assert images[0]["x"] - places[0]["x"] == pytest.approx(images[1]["x"] - places[1]["x"], abs=1)  # the same part
     assert violations(page) == []
     stage.send_keys(Keys.ESCAPE)
     assert not one(page, "#zoom").is_displayed() and page.switch_to.active_element == button

@@ -84,7 +84,7 @@ def photograph(driver: Chrome, out: Path) -> None:
         run = Path(folder) / "portrait"
         photo_run.build(run, Image.open(Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"))
         command("report", "--config", run / "config.yaml", "--run", run)
-        shots = []
+        shots: list[Image.Image] = []
         views = (("light", 960, 700, "map"), ("light", 960, 700, "both"), ("dark", 390, 1416, "both"))
         for scheme, width, height, view in views:
             prefer(driver, scheme)
