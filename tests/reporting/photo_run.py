@@ -22,7 +22,7 @@ GROUPS, SAMPLES = 4, 8
 
 # What each sample of a group is: text, well-formed, answer, where that was read, right, VGR, how it ended. The
 # fragments have a higher VGR than anything else, and one guesser a higher one than the others.
-THOUGHT = ["<think>", " The", " picture", " shows", " a", " uniform", ".", "</think>", "\n"]
+THOUGHT = ["<think>", " The", " image", " shows", " a", " uniform", ".", "</think>", "\n"]
 FORMED = [*THOUGHT, "<answer>", "B", "</answer>"]
 KINDS: list[dict[str, Any]] = [
     {"tokens": FORMED, "format": 1.0, "answer": "B", "read": "tags", "right": 1.0, "vgr": 0.5, "end": "stop"},
