@@ -206,6 +206,10 @@ def test_a_replayed_completion_is_found_after_its_rollout_was_pruned(tmp_path: P
         path.unlink()
     found = json.loads(inspect(run, "it1-p0-s0", "--json").stdout)
     assert (found["iteration"], found["prompt"]["problem"][:4]) == (2, "What")
+    listed = inspect(run, "--find", "worst", "-n", "3", "--iteration", "1").exception
+    assert str(listed).startswith("iteration 1: its rollout was pruned. Name another --iteration")
+    guessed = inspect(run, "--find", "guessed", "--iteration", "1").exception
+    assert str(guessed).endswith("iteration 1: no rollout whose attention was measured. Run score-attention first.")
     assert found["prompt"]["shard"] == f"{run}/iter-0002/weights/replayed-prompts-00000.parquet"
 
 

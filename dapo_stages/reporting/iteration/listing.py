@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.reporting.iteration.browse import LONGEST_ANSWER
 from dapo_stages.reporting.iteration.samples import attention_rows, join, weight_rows
@@ -21,7 +22,13 @@ _FORMULA = ("=", "+", "-", "@", "\t")  # how a cell begins that a spreadsheet wo
 
 
 def listed(iteration: int, sources: Mapping[str, Source], ids: Sequence[str]) -> list[dict[str, Any]]:
-    """A row of COLUMNS for each of these completions of an iteration's rollout, in this order. Texts are visible."""
+    """A row of COLUMNS for each of these completions of an iteration's rollout, in this order. Texts are visible.
+
+    Raises DataError if the rollout was pruned.
+    """
+    if "rollout" not in sources:
+        where = f"iteration {iteration}"
+        raise DataError(where, "its rollout was pruned", "Name another --iteration, or inspect a single completion.")
     wanted, rollout = set(ids), sources["rollout"]
     attention, weights = attention_rows(sources, wanted), weight_rows(sources, wanted)
     rows = {row["completion_id"]: row for row in rollout.rows("completions") if row["completion_id"] in wanted}

@@ -76,11 +76,11 @@ def rank(run: Run, wanted: Wanted, iteration: int | None) -> Ranked:
 
     Raises DataError if no iteration has what is needed, or no completion is like that.
     """
-    part, stage = ("attention", "score-attention") if wanted == "guessed" else ("weights", "weight-tokens")
+    parts = ("rollout", "attention") if wanted == "guessed" else ("weights",)
     candidates = [iteration] if iteration is not None else list(reversed(run.iterations()))
     for number in candidates:
         found = run.sources(number)
-        if part not in found:
+        if not found.keys() >= set(parts):
             continue
         if wanted == "guessed":
             return Ranked(number, _guessed(found, run.folder(number)))
@@ -91,8 +91,9 @@ def rank(run: Run, wanted: Wanted, iteration: int | None) -> Ranked:
         rows.sort(key=lambda row: row["reward"], reverse=wanted == "best")
         return Ranked(number, [row["completion_id"] for row in rows])
     where = run.path if iteration is None else f"{run.path}, iteration {iteration}"
-    what = {"attention": "attention", "weights": "token weights"}[part]
-    raise DataError(where, f"no {what}", f"Run {stage} first.")
+    if wanted == "guessed":
+        raise DataError(where, "no rollout whose attention was measured", "Run score-attention first.")
+    raise DataError(where, "no token weights", "Run weight-tokens first.")
 
 
 def _in(number: int, found: Mapping[str, Source], source: Source, prefix: str, completion_id: str) -> Hit | None:
