@@ -92,6 +92,22 @@ def test_the_map_lies_over_the_image_as_the_patches_do(executed: tuple[dict[str,
     rows, columns = np.nonzero(pixels > 0.9 * pixels.max())
     assert (rows.min(), rows.max()) == pytest.approx((30, 59), abs=1)
     assert (columns.min(), columns.max()) == pytest.approx((30, 59), abs=1)
+    assert np.count_nonzero(pixels) == pytest.approx(30 * 30, rel=0.1)  # elsewhere the image is what it was
+
+
+def test_the_notebook_paints_as_the_report_does(executed: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    from matplotlib import pyplot
+
+    from dapo_stages.reporting.iteration.overlay import shades
+
+    figure = pyplot.figure(figsize=(0.6, 0.3), dpi=100)
+    heat = np.array([[0.0, 1.0, 2.0], [3.5, 5.0, 0.5]])
+    executed[1]["show"](figure.add_axes((0, 0, 1, 1)), Image.new("RGB", (60, 30)), heat, "")
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[7::15, 10::20, :3].astype(float)  # type: ignore[attr-defined]
+    pyplot.close(figure)
+    painted = shades(heat.ravel()).reshape(2, 3, 4).astype(float)
+    assert np.abs(pixels - painted[..., :3] * painted[..., 3:] / 255).max() <= 2  # over black
 
 
 def test_what_is_committed_is_small_and_names_no_machine() -> None:

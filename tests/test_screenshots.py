@@ -54,7 +54,7 @@ def test_a_notebook_becomes_a_page_of_what_it_says() -> None:
     assert "<pre>&lt;b&gt;2&lt;/b&gt;\nrows</pre>" in made and 'src="data:image/png;base64,AAAA"' in made
 
 
-@pytest.mark.parametrize("name", ["report.png", "report-phone.png", "terminal.svg", "notebook.png"])
+@pytest.mark.parametrize("name", ["report.png", "report-phone.png", "report-photo.jpg", "terminal.svg", "notebook.png"])
 def test_what_is_committed_is_small_and_names_no_machine(name: str) -> None:
     image = (ROOT / "docs" / name).read_bytes()
     assert 5_000 < len(image) < 300_000

@@ -12,29 +12,37 @@ from dapo_stages.terminal.options import Json, RunFolder
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from dapo_stages.reporting.iteration.search import Hit
+    from dapo_stages.reporting.iteration.search import Hit, Ranked
+    from dapo_stages.runs.run_folder import Run
 
 _FURTHER = 5  # ids listed after the one that --find shows
+_SIGNS = {True: "✓", False: "✗"}
 
 
 def main(
     folder: RunFolder,
     completion_id: Annotated[str | None, typer.Argument(help="Id of the completion.", metavar="COMPLETION_ID")] = None,
     find: Annotated[
-        Literal["worst", "best", "disagree"] | None,
-        typer.Option("--find", help="By reward, or where answer and attention disagree (see above)."),
+        Literal["worst", "best", "disagree", "guessed"] | None,
+        typer.Option("--find", help="By reward, or by how answer and attention go together (see above)."),
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("-n", min=1, help="List this many that --find finds.", metavar="N")
     ] = None,
     iteration: Annotated[
         int | None, typer.Option("--iteration", min=0, help="Where --find searches; default: the latest with weights.")
     ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the list as CSV on stdout.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show one completion: its image, its tokens by weight, rewards, advantage, and where its prompt is stored.
+    """Show one completion: its image, where it looked, its answer, its tokens by weight, rewards, and where its prompt
+    is stored.
 
     --find searches the latest iteration that has weights. `disagree` ranks right answers by how little they looked at
-    the image (a high VGR), and wrong ones by how much.
+    the image (a high VGR), and wrong ones by how much; well-formed ones come first. `guessed`: well-formed, with an
+    answer and not cut off, right or wrong; those that looked at the image least come first.
 
-    Example: dapo-stages inspect --run training_logs/demo --find disagree
+    Example: dapo-stages inspect --run training_logs/demo --find guessed -n 20 --csv
     """
     from dapo_stages.reporting.iteration import search
     from dapo_stages.runs.run_folder import Run
@@ -42,19 +50,60 @@ def main(
     from dapo_stages.terminal.safe_text import one_line
 
     if (completion_id is None) == (find is None):
-        raise typer.BadParameter("pass either a completion id or --find worst|best|disagree.")
+        raise typer.BadParameter("pass either a completion id or --find worst|best|disagree|guessed.")
+    if find is None and (number or as_csv):
+        raise typer.BadParameter("-n and --csv list what --find finds: pass --find.")
+    if as_csv and as_json:
+        raise typer.BadParameter("pass either --csv or --json.")
     run = Run(folder)
-    ranked = search.rank(run, find, iteration) if find else []
-    if find and not ranked:
+    ranked = search.rank(run, find, iteration) if find else None
+    if ranked and not ranked.ids:
         raise typer.BadParameter("there is no completion to choose from.")
-    hit = search.find(run, completion_id or ranked[0])
-    further = ranked[1 : 1 + _FURTHER]
+    if ranked and (number or as_csv):
+        _list(run, ranked, number, as_csv, as_json)
+        return
+    hit = search.find(run, ranked.ids[0] if ranked else completion_id or "")
+    further = ranked.ids[1 : 1 + _FURTHER] if ranked else []
     if as_json:
         answer({**_result(hit), "further": further})
         return
     _show(hit)
     if further:
         print(f"\nNext after it: {', '.join(map(one_line, further))}")
+
+
+def _list(run: Run, ranked: Ranked, number: int | None, as_csv: bool, as_json: bool) -> None:
+    """The first of what was found: as CSV, as JSON, or as a table without texts."""
+    from dapo_stages.reporting.iteration import listing
+    from dapo_stages.terminal.console import answer
+    from dapo_stages.terminal.printed_table import Table, print_table
+    from dapo_stages.terminal.safe_text import number as digits
+
+    rows = listing.listed(ranked.iteration, run.sources(ranked.iteration), ranked.ids[:number])
+    if as_csv:
+        print(listing.as_csv(rows), end="")
+    elif as_json:
+        answer({"iteration": ranked.iteration, "found": rows})
+    else:
+        headers = ["completion", "slice", "", "answer", "solution", "VGR", "reward", "question"]
+        cells = [
+            [
+                row["completion_id"],
+                row["slice"],
+                _SIGNS[row["right"]],
+                _short(row["answer"] or "–"),
+                _short(row["solution"]),
+                digits(row["vgr"]),
+                digits(row["reward"]),
+                _short(row["question"]),
+            ]
+            for row in rows
+        ]
+        print_table(Table(headers, cells), {_SIGNS[True]: "green", _SIGNS[False]: "red"})
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _result(hit: Hit) -> dict[str, Any]:
@@ -69,7 +118,7 @@ def _show(hit: Hit) -> None:
 
     one, prompt = hit.completion, hit.prompt
     sizes = ["unreadable" if size is None else f"{size[0]}×{size[1]}" for size in hit.images] or ["none"]
-    slice_ = f", {one_line(prompt['slice'])}" if prompt["slice"] else ""
+    slice_ = f", slice {one_line(prompt['slice'])}" if prompt["slice"] else ""
     about = f"(iteration {hit.iteration}, prompt {one_line(prompt['prompt_id'])}{slice_})"
     print(f"{painted(one_line(one['completion_id']), 'bold')}  {about}")
     tell(f"prompt     {hit.shard}, row {hit.row}")
@@ -77,7 +126,8 @@ def _show(hit: Hit) -> None:
     print(f"image      {', '.join(size + name for size, name in zip(sizes, names, strict=True))}")
     _print_images(hit)
     print("question   " + visible(prompt["problem"]).replace("\n", "\n           "))
-    print(f"answer     {one_line(prompt['solution'])}")
+    print(f"solution   {one_line(prompt['solution'])}")
+    print(f"answer     {_answer(one)}")
     parts = ", ".join(f"{one_line(name)} {number(value, 2)}" for name, value in one["rewards"].items())
     print(f"reward     {number(one['reward'])} ({parts})")
     print(f"advantage  {signed(one['advantage'])}{_loss(one)}")
@@ -86,18 +136,41 @@ def _show(hit: Hit) -> None:
     _print_tokens(one)
 
 
+def _answer(one: dict[str, Any]) -> str:
+    """`✓ A, right (in <answer>)`, in green; in red if it is wrong."""
+    from dapo_stages.reporting.iteration.samples import READ_FROM
+    from dapo_stages.terminal.console import painted
+    from dapo_stages.terminal.safe_text import one_line
+
+    right = one["rewards"].get("accuracy") == 1
+    if one["answer"] is not None:
+        said = f" {one_line(one['answer'])},"
+        how = f" ({READ_FROM.get(one['read_from'], one_line(one['read_from'] or ''))})"
+    else:
+        said, how = "", " (not recorded)" if one["read_from"] is None else " (no answer found)"
+    text = f"{_SIGNS[right]}{said} {'right' if right else 'wrong'}{how}"
+    return painted(text, "green" if right else "red")
+
+
 def _print_images(hit: Hit) -> None:
-    """Draw the images, if the terminal has color."""
+    """Draw the images and where the completion looked, if the terminal has color."""
     from rich.console import Console
 
     from dapo_stages.reporting.iteration.terminal_images import blocks
     from dapo_stages.terminal.console import colorful
+    from dapo_stages.terminal.safe_text import percent
 
-    if not colorful(sys.stdout):
+    if not colorful(sys.stdout) or not hit.prompt["images"]:
         return
-    for image in hit.prompt["images"] or []:
-        if (text := blocks(image["bytes"])) is not None:
-            Console(highlight=False).print(text, end="", soft_wrap=True)
+    console, look = Console(highlight=False), hit.look()
+    for index, image in enumerate(hit.prompt["images"]):
+        if (text := blocks(image["bytes"], look.shades[index] if look else None, console.width)) is not None:
+            console.print(text, end="", soft_wrap=True)
+    if look:
+        print(
+            f"looked     {percent(look.seen)} of its attention was on the image; yellow: {look.times:.1f} times the "
+            "average cell, unpainted: the average or less"
+        )
 
 
 def _loss(one: dict[str, Any]) -> str:

@@ -294,7 +294,7 @@ def test_inspect_shows_every_text_and_steers_no_terminal(run: Path, monkeypatch:
         assert plain.code == 0, plain.stderr
         assert (
             not STEERING.search(plain.stdout)
-            and visible(f"answer     {_line(mark(case, 'solution', text))}") in plain.stdout
+            and visible(f"solution   {_line(mark(case, 'solution', text))}") in plain.stdout
         )
         found = command("inspect", "--run", run, key, "--json")
         assert not STEERING.search(found.stdout)

@@ -36,7 +36,7 @@ def build(run: Path) -> Path:
     plan = Plan("rollout", here / "rollout", {"iteration": 1}, 1, {"policy": Source(run / "policy")})
     with_rows = {
         "prompts": [tiny_run.prompt(1, 0, correct=2) | image],
-        "completions": [tiny_run.completion(1, 0, sample) for sample in range(4)],
+        "completions": [tiny_run.read(tiny_run.completion(1, 0, sample)) for sample in range(4)],
     }
 
     def fill(output: Output) -> None:

@@ -81,7 +81,7 @@ def test_a_large_image_becomes_a_small_one_of_the_same_shape() -> None:
     Image.new("RGB", (1000, 500), (1, 2, 3)).save(buffer, format="PNG")
     uri = thumbnail(buffer.getvalue())
     assert uri is not None
-    assert size_of(base64.b64decode(uri.split(",")[1])) == (320, 160)
+    assert size_of(base64.b64decode(uri.split(",")[1])) == (480, 240)
 
 
 def test_an_image_that_cannot_be_read_is_none() -> None:

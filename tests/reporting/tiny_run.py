@@ -63,7 +63,9 @@ def rollout(run: Path, number: int, seed: int = 1) -> None:
 
     def fill(output: Output) -> None:
         output.write("prompts", 0, [prompt(number, 0, correct=2), prompt(number, 1, correct=4)])
-        output.write("completions", 0, [completion(number, group, sample) for group in (0, 1) for sample in range(4)])
+        output.write(
+            "completions", 0, [read(completion(number, group, sample)) for group in (0, 1) for sample in range(4)]
+        )
         output.counts = {"groups": 2, "kept": 1, "completions": 8, "rounds": 1, "accuracy": 0.75, "format": 0.875}
 
     inputs = {"policy": Source(previous), "data": Source(run / "data")}
@@ -118,6 +120,12 @@ def completion(number: int, group: int, sample: int) -> Row:
         "reward_format": 0.0 if hostile else 1.0,
         "reward_overlong": -0.5 if hostile else 0.0,
     }
+
+
+def read(row: Row) -> Row:
+    """A completion as rollout writes it, with the answer: A of samples 0 and 1, none of 2, B of the hostile one."""
+    answer = "B" if row["finish_reason"] == "length" else "A" if "</answer>" in row["token_texts"] else None
+    return {"answer": answer, "read_from": "none" if answer is None else "tags"} | row
 
 
 def scores(run: Path, number: int, *, enabled: bool = True) -> None:

@@ -11,9 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from PIL import Image
+from reporting import photo_run
 
 from support.browser import browser, prefer, resize, visit
 from support.commands import ROOT
+from support.commands import run as command
 from support.notebook import executed, page
 from support.terminal import terminal
 
@@ -41,6 +43,7 @@ def main() -> None:
     with browser() as driver:
         desk(driver, arguments.run / "report.html", arguments.out / "report.png")
         phone(driver, arguments.run / "report.html", arguments.out / "report-phone.png")
+        photograph(driver, arguments.out / "report-photo.jpg")
         notebook(driver, str(arguments.run.relative_to("training_logs")), arguments.out / "notebook.png")
 
 
@@ -71,6 +74,32 @@ def phone(driver: Chrome, page: Path, out: Path) -> None:
     group = driver.execute_script(_LOOK)
     driver.execute_script("document.querySelectorAll('.group')[arguments[0]].scrollIntoView()", group)
     save(Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB"), out)
+
+
+def photograph(driver: Chrome, out: Path) -> None:
+    """A made-up run about a portrait that matplotlib brings along: its map, enlarged, and on a phone in the dark."""
+    import matplotlib
+
+    with TemporaryDirectory() as folder:
+        run = Path(folder) / "portrait"
+        photo_run.build(run, Image.open(Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"))
+        command("report", "--config", run / "config.yaml", "--run", run)
+        shots: list[Image.Image] = []
+        views = (("light", 960, 700, "map"), ("light", 960, 700, "both"), ("dark", 390, 1416, "both"))
+        for scheme, width, height, view in views:
+            prefer(driver, scheme)
+            resize(driver, width, height)
+            visit(driver, run / "report.html")
+            driver.execute_script("document.querySelector('.group').scrollIntoView(); setView(arguments[0])", view)
+            if len(shots) == 1:
+                driver.execute_script("document.querySelector('.image').click()")
+            shots.append(Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB"))
+    whole = Image.new("RGB", (960 + 16 + 390, 2 * 700 + 16), "white")
+    for shot, place in zip(shots, ((0, 0), (0, 716), (976, 0)), strict=True):
+        whole.paste(shot, place)
+    # As JPEG: 256 colors would take the map for part of the portrait.
+    whole.resize((whole.width * 2 // 3, whole.height * 2 // 3), Image.Resampling.LANCZOS).save(out, quality=85)
+    print(out)
 
 
 def notebook(driver: Chrome, run: str, out: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import typer
-from reporting import tiny_run
+from PIL import Image
+from reporting import photo_run, tiny_run
+from reporting.photo_run import GUESSERS
 from rich.console import Console
 from support.commands import fresh
 from typer.testing import CliRunner, Result
@@ -30,12 +34,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_completion_is_shown_with_all_that_is_known_of_it(run: Path) -> None:
     assert inspect(run, "it1-p0-s2").stdout == (
-        "it1-p0-s2  (iteration 1, prompt p0, prior-consistent)\n"
+        "it1-p0-s2  (iteration 1, prompt p0, slice prior-consistent)\n"
         f"prompt     {run}/iter-0001/rollout/prompts-00000.parquet, row 0\n"
         "image      56×56\n"
         "question   What colour is the circle?\n"
         "           A. red | B. <b>blue</b>\n"
-        "answer     A\n"
+        "solution   A\n"
+        "answer     ✗ wrong (no answer found)\n"
         "reward     0.500 (accuracy 0.00, format 1.00, overlong 0.00, vgr 0.25)\n"
         "advantage  -0.600\n"
         "VGR        3.000\n"
@@ -64,7 +69,9 @@ def test_the_image_is_drawn_on_a_terminal_with_color(run: Path) -> None:
     terminal = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
     assert "▀" not in fresh(*drawn, **terminal | {"FORCE_COLOR": ""}).stdout
     shown = fresh(*drawn, **terminal, NO_COLOR="").stdout
-    assert shown.count("▀") == 40 * 20  # 56 × 56 pixels, made 40 × 40
+    assert shown.count("▀") == 2 * 40 * 20  # 56 × 56 pixels, made 40 × 40; once more with the map
+    # All tokens give 60% of the attention of 2 × 2 cells to the third: 2.4 times the average; 100% is on the image.
+    assert "looked     100.0% of its attention was on the image; yellow: 2.4 times the average cell" in shown
     assert "\x1b[38;2;0;0;0;48;2;255;255;255m<think>\x1b[0m" in shown
     plain = fresh(*drawn, **terminal, NO_COLOR="1").stdout
     assert "▀" not in plain and "<think>(0.50) The(0.60)" in plain
@@ -107,6 +114,7 @@ def test_no_text_of_models_or_data_steers_the_terminal(
 
     monkeypatch.setattr(tiny_run, "prompt", asked)
     monkeypatch.setattr(tiny_run, "completion", answered)
+    monkeypatch.setattr(tiny_run, "read", lambda row: row | {"answer": payload, "read_from": payload})
     run = tiny_run.build(tmp_path / "tiny", last="weights")
     monkeypatch.setenv("FORCE_COLOR", "1" if color else "")
     for name in ("it1-p0-s0", "it1-p1-s0"):  # with token weights, and without
@@ -132,6 +140,64 @@ def test_disagree_finds_a_right_answer_without_a_look_or_a_wrong_one_with_it(run
     assert {found["completion_id"], found["further"][0]} == {"it2-p0-s1", "it2-p0-s2"}
 
 
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight planted guessers, and completions with a higher VGR that are fragments, cut off or without an answer."""
+    return photo_run.build(tmp_path_factory.mktemp("runs") / "guessing", Image.new("RGB", (42, 42)))
+
+
+def test_those_that_guessed_are_found_and_no_fragments(guessing: Path) -> None:
+    assert json.loads(inspect(guessing, "--find", "guessed", "--json").stdout)["completion_id"] == GUESSERS[0]
+    found = json.loads(inspect(guessing, "--find", "guessed", "-n", "8", "--json").stdout)
+    assert [row["completion_id"] for row in found["found"]] == GUESSERS and found["iteration"] == 1
+    assert {row["right"] for row in found["found"]} == {True, False}
+    everything = list(csv.DictReader(io.StringIO(inspect(guessing, "--find", "guessed", "-n", "20", "--csv").stdout)))
+    assert [row["completion_id"] for row in everything[:8]] == GUESSERS and len(everything) == 16
+    assert {(row["well_formed"], row["finish_reason"], row["answer"] != "") for row in everything} == {
+        ("true", "stop", True)
+    }
+    assert everything[0] | {"question": "", "completion": ""} == {
+        "iteration": "1", "completion_id": "it1-p3-s1", "group_id": "it1-p3", "slice": "people", "right": "true",
+        "answer": "B", "solution": "B", "read_from": "tags", "finish_reason": "stop", "well_formed": "true",
+        "reward": "3", "advantage": "0.4", "vgr": "5.03", "tokens": "12", "question": "", "completion": "",
+    }  # fmt: skip
+
+
+def test_what_is_found_is_listed_with_signs(guessing: Path) -> None:
+    lines = inspect(guessing, "--find", "guessed", "-n", "5").stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        [name, "people", "✓" if name.endswith("s1") else "✗"] for name in GUESSERS[:5]
+    ]
+
+
+def test_those_that_answered_alike_without_the_image_come_first(tmp_path: Path) -> None:
+    """Scored with the image blanked, too: the wrong guesses depended on it least, the right ones more than others."""
+    run = photo_run.build(tmp_path / "run", Image.new("RGB", (42, 42)), blank=True)
+    found = json.loads(inspect(run, "--find", "guessed", "-n", "2", "--json").stdout)["found"]
+    assert [row["completion_id"] for row in found] == ["it1-p3-s2", "it1-p2-s2"]
+
+
+def test_without_any_well_formed_answer_nobody_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo_run, "KINDS", [kind | {"format": 0.0} for kind in photo_run.KINDS])
+    run = photo_run.build(tmp_path / "run", Image.new("RGB", (42, 42)))
+    assert str(inspect(run, "--find", "guessed").exception) == (
+        f"{run}/iter-0001: no completion is well-formed, has an answer, ended by itself and has a VGR. Run "
+        "score-attention on a rollout with such completions, or use --find worst."
+    )
+
+
+def test_disagree_prefers_well_formed_completions(guessing: Path) -> None:
+    """The fragments have the highest VGR and are right, which would put them first."""
+    ids = [json.loads(inspect(guessing, "--find", "disagree", "--json").stdout)[key] for key in ("completion_id",)]
+    found = json.loads(inspect(guessing, "--find", "disagree", "-n", "32", "--json").stdout)["found"]
+    assert [row["well_formed"] for row in found] == [True] * 24 + [False] * 8 and ids == [found[0]["completion_id"]]
+
+
+def test_a_list_needs_find(run: Path) -> None:
+    assert inspect(run, "it1-p0-s0", "-n", "3").exit_code == 2
+    assert inspect(run, "--find", "best", "--csv", "--json").exit_code == 2
+
+
 def test_a_replayed_completion_is_found_after_its_rollout_was_pruned(tmp_path: Path) -> None:
     run = tiny_run.build(tmp_path / "tiny")
     assert json.loads(inspect(run, "it1-p0-s0", "--json").stdout)["iteration"] == 1
@@ -140,6 +206,10 @@ def test_a_replayed_completion_is_found_after_its_rollout_was_pruned(tmp_path: P
         path.unlink()
     found = json.loads(inspect(run, "it1-p0-s0", "--json").stdout)
     assert (found["iteration"], found["prompt"]["problem"][:4]) == (2, "What")
+    listed = inspect(run, "--find", "worst", "-n", "3", "--iteration", "1").exception
+    assert str(listed).startswith("iteration 1: its rollout was pruned. Name another --iteration")
+    guessed = inspect(run, "--find", "guessed", "--iteration", "1").exception
+    assert str(guessed).endswith("iteration 1: no rollout whose attention was measured. Run score-attention first.")
     assert found["prompt"]["shard"] == f"{run}/iter-0002/weights/replayed-prompts-00000.parquet"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, figure, interval_method
-from dapo_stages.reporting.iteration.samples import Sample
+from dapo_stages.reporting.iteration.samples import READ_FROM, Sample
 from dapo_stages.terminal.printed_table import Table
 from dapo_stages.terminal.safe_text import (
     markdown_block,
@@ -32,14 +32,6 @@ _EVAL_COLUMNS = (
     ("sampled, well-formed", "sampled_accuracy_well_formed"),
     ("image blanked", "blank_accuracy"),
 )
-
-_PLACES = {
-    "tags": "in <answer>",
-    "stated": "stated outside",
-    "lone": "last lone letter or line",
-    "unclosed": "at the end of a thought never closed",
-    "none": "not at all",
-}
 
 
 def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
@@ -187,7 +179,7 @@ def _of_samples(found: dict[str, Any]) -> list[str]:
         )
     for mode, places in (found.get("read_from") or {}).items():
         if any(places.values()):
-            shares = ", ".join(f"{_PLACES.get(place, place)} {percent(share)}" for place, share in places.items())
+            shares = ", ".join(f"{READ_FROM.get(place, place)} {percent(share)}" for place, share in places.items())
             strict = _with_interval(found, f"{mode}_strict_accuracy")
             said.append(f"- {mode} answers read: {shares}; right and well-formed: {strict}")
     if said and (interval := found.get("interval")):

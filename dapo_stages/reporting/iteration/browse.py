@@ -17,6 +17,7 @@ from dapo_stages.reporting.iteration.samples import attention_rows, image_of, jo
 from dapo_stages.terminal.safe_text import one_line, visible
 
 LONGEST = 1 << 20  # characters of a text that are kept
+LONGEST_ANSWER = 1000  # characters of an answer that are kept
 _REPLAYED = 4  # at most one in this many completions is replayed
 
 Browsed = dict[str, Any]
@@ -107,6 +108,8 @@ def _completion(one: Mapping[str, Any]) -> dict[str, Any]:
         "rewards": {one_line(name): _short(value) for name, value in one["rewards"].items()},
         "advantage": _short(one["advantage"]),
         "finish": one_line(one["finish_reason"]),
+        "answer": None if one["answer"] is None else one_line(one["answer"][:LONGEST_ANSWER]),
+        "read": one["read_from"],
         "in_loss": one["in_loss"],
         "why": one_line(one["why"]),
         "heat": None,

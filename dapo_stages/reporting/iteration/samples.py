@@ -18,6 +18,15 @@ MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and 
 # Read only these columns of attention rows: attention per image token is thousands of times larger.
 _ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
 
+# Where the accuracy reward read an answer (column read_from), in words.
+READ_FROM = {
+    "tags": "in <answer>",
+    "stated": "stated outside",
+    "lone": "last lone letter or line",
+    "unclosed": "at the end of a thought never closed",
+    "none": "not at all",
+}
+
 Sample = dict[str, Any]
 
 
@@ -64,6 +73,8 @@ def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> 
         "sample": row["sample"],
         "text": row["text"],
         "finish_reason": row["finish_reason"],
+        "answer": row.get("answer"),
+        "read_from": row.get("read_from"),
         "tokens": row["token_texts"],
         "token_weights": weight.get("token_weights") or [],
         "token_vgr": [_finite(vgr) for vgr in looked.get("vgr") or ()],

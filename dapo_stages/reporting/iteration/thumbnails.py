@@ -8,7 +8,8 @@ from typing import Any
 
 from dapo_stages.data.images import open_header
 
-THUMBNAIL = 320  # pixels a side at most
+THUMBNAIL = 480  # pixels a side at most
+_EXACT = 160  # pixels a side of an image that is kept exactly
 _MAX_PIXELS = 50_000_000
 
 
@@ -28,7 +29,7 @@ def thumbnail(data: bytes | None) -> str | None:
         return None
     side = max(small.size)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return _data_uri(small, "PNG" if side <= THUMBNAIL // 2 else "JPEG")
+    return _data_uri(small, "PNG" if side <= _EXACT else "JPEG")
 
 
 def decoded(data: bytes | None) -> Any:

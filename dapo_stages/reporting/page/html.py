@@ -15,6 +15,7 @@ from typing import Any
 
 from dapo_stages.reporting.iteration.browse import Browsed
 from dapo_stages.reporting.iteration.figures import Figures, figure, interval_method
+from dapo_stages.reporting.iteration.samples import READ_FROM
 from dapo_stages.reporting.page.charts import COLORS, draw
 from dapo_stages.reporting.page.curves import Cost, curves, histograms
 from dapo_stages.terminal.printed_table import Table
@@ -22,7 +23,7 @@ from dapo_stages.terminal.safe_text import number, one_line, percent
 
 MOST_COMPLETIONS = 2000  # in a page, and
 MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
-_SCRIPTS = ("common.js", "choose.js", "look.js", "cards.js", "start.js")
+_SCRIPTS = ("common.js", "choose.js", "address.js", "csv.js", "look.js", "zoom.js", "cards.js", "start.js")
 _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -55,6 +56,7 @@ def render(
         methods="; ".join(dict.fromkeys(method for method in methods if method)),
         data=Markup(data.translate(_IN_SCRIPT)),
         shown=shown,
+        places=READ_FROM,
         style=Markup(style),
         script=Markup(script),
         hashes={"style": _hash(style), "script": _hash(script)},

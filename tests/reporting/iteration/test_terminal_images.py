@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from dapo_stages.reporting.iteration.overlay import shades
 from dapo_stages.reporting.iteration.terminal_images import blocks
 
 RED, BLUE, GREEN, WHITE = (255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 255)
@@ -53,6 +55,17 @@ def test_large_images_are_made_small_and_keep_their_shape() -> None:
     assert said is not None
     lines = said.plain.splitlines()
     assert (len(lines), {len(line) for line in lines}) == (10, {40})  # 40 × 20 pixels
+
+
+def test_the_map_stands_beside_the_image_or_below_it() -> None:
+    """A map of 2 × 2 cells, of which the last is painted with 0.6 of yellow: 0.6 × (250, 230, 20) + 0.4 × white."""
+    cells = shades(np.array([0.0, 0.0, 0.0, 1.0])).reshape(2, 2, 4)
+    beside, below = (blocks(image_of(4, 4, QUADRANTS), cells, width) for width in (10, 9))
+    assert beside is not None and beside.plain == "▀▀▀▀  ▀▀▀▀\n" * 2
+    assert below is not None and below.plain == "▀▀▀▀\n" * 4
+    for text in (beside, below):
+        colors = [str(span.style) for span in text.spans]
+        assert colors.count("#fcf072 on #fcf072") == 2 and colors.count("#ffffff on #ffffff") == 2
 
 
 def test_what_is_no_image_gives_nothing() -> None:

@@ -6,6 +6,9 @@ function show() {
   const completions = found.reduce((sum, entry) => sum + entry.completions.length, 0);
   document.getElementById("count").textContent =
     `${plural(completions, "completion")} of ${plural(found.length, "question")}, page ${page + 1} of ${pages}`;
+  if (state.linked && !found.some((entry) => entry.completions.some((one) => one.id === state.linked))) {
+    document.getElementById("count").append("; the one that was linked to is in the Parquet files only");
+  }
   document.getElementById("previous").disabled = page === 0;
   document.getElementById("next").disabled = page === pages - 1;
   state.kept = null;
@@ -21,19 +24,22 @@ function card(entry) {
   const range = weights.length ? [weights[edge], weights[weights.length - 1 - edge]] : [1, 1];
   const view = make("div", { className: "view" });
   const details = [
-    make("bdi", {}, `answer ${group.solution}`), ` · ${group.correct} of ${group.completions.length} right`,
+    "solution ", make("b", {}, make("bdi", {}, group.solution)),
+    ` · ${group.correct} of ${group.completions.length} right`,
     group.informative ? " · informative" : "", group.kept ? "" : " · not kept", group.replayed ? " · replayed" : "",
     ` · iteration ${group.iteration}`, group.replayed ? `, sampled in ${group.sampled}` : "",
-    group.slice ? make("bdi", {}, ` · ${group.slice}`) : "", make("br"),
+    group.slice ? " · slice " : "", group.slice ? make("bdi", {}, group.slice) : "", make("br"),
     make("bdi", {}, group.id), " · ", make("bdi", {}, group.prompt),
   ];
   const aside = make("aside", {}, view, question(group.problem), make("div", { className: "details" }, ...details));
   if (range[1] > range[0]) aside.append(ramp(range));
-  const images = group.images.map((image) => imageElement(image, view));
+  const images = group.images.map((image, index) => imageElement(image, index, entry, view));
   const looked = make("div", { className: "looked", "aria-live": "polite" });
-  Object.assign(entry, { range, looked, images, current: null, slider: null });
+  Object.assign(entry, { range, looked, images, key: keyElement(), current: null, slider: null });
   const heat = entry.completions.find((one) => one.heat)?.heat;
-  view.append(make("div", { className: "where" }, heat ? layers(entry, heat) : null, looked));
+  view.classList.toggle("mapped", Boolean(heat));
+  const controls = heat ? [viewSwitch(), layers(entry, heat), entry.key] : [];
+  view.append(make("div", { className: "where" }, ...controls, looked));
   const shown = entry.completions.map((one, index) => completion(one, entry, index));
   return make("article", { className: "card group", "aria-label": `question ${group.id}` }, aside,
     make("div", { className: "completions" }, ...shown));
@@ -44,17 +50,21 @@ function question(text) {
   return write(make("div", { dir: "auto", ...(text.length > LONG ? long : { className: "question" }) }), text);
 }
 
-function imageElement(image, view) {
+/** A button that enlarges the image: as it is, and once more with a canvas for the map. */
+function imageElement(image, index, entry, view) {
   if (!image.uri) {
     view.append(make("p", { className: "soft" }, "The image cannot be shown."));
     return null;
   }
   const canvas = make("canvas", { hidden: true });
-  const alt = `image of the question, ${image.width} × ${image.height} pixels`;
-  const className = image.width < 160 ? "image small" : "image";
-  const frame = make("div", { className }, make("img", { src: image.uri, alt }), canvas);
-  frame.style.maxWidth = `${Math.min(250, Math.max(140, image.width))}px`;
-  view.append(frame);
+  const alt = `image ${index + 1} of the question, ${image.width} × ${image.height} pixels`;
+  const button = make("button", { type: "button", title: "Enlarge",
+    className: image.width < 160 ? "image small" : "image" },
+    make("span", { className: "plain" }, make("img", { src: image.uri, alt: "" })),
+    make("span", { className: "over" }, make("img", { src: image.uri, alt }), canvas));
+  button.style.setProperty("--widest", `${Math.min(320, Math.max(140, image.width))}px`);
+  button.addEventListener("click", () => enlarge(entry, index, button));
+  view.append(button);
   return canvas;
 }
 
@@ -79,30 +89,47 @@ function ramp([low, high]) {
   return make("div", { className: "details" }, `weight ${number(low)} `, scale, ` ${number(high)}`);
 }
 
-function fact(name, value, kind = "") {
-  return make("li", { className: kind }, `${name} `, make("b", {}, value));
+function fact(tag, name, value, kind = "") {
+  return make(tag, { className: kind }, name, " ", make("b", {}, value));
+}
+
+/** What the model answered, right or wrong, and how that was read. */
+function verdict(one) {
+  const right = isRight(one);
+  const parts = [make("span", { className: "sign", "aria-hidden": "true" }, right ? "✓" : "✗"), ` ${right ? "right" : "wrong"}`];
+  if (isAnswered(one)) parts.push(": ", make("b", {}, make("bdi", {}, one.answer)));
+  else if (one.read === "none") parts.push(": no answer found");
+  const how = isAnswered(one) && one.read in READ ? make("span", { className: "soft" }, `, ${READ[one.read]}`) : null;
+  return make("div", { className: right ? "verdict good" : "verdict bad" }, ...parts, how);
+}
+
+/** The most important figures in one line, all of them on demand. */
+function figuresOf(one) {
+  const said = make("ul", { className: "said" });
+  for (const [name, value] of Object.entries(one.rewards)) {
+    said.append(fact("li", name === "vgr" ? "VGR reward" : name, number(value)));
+  }
+  said.append(fact("li", "tokens", String(one.tokens.length)), make("li", {}, one.finish === "length" ? "truncated" : one.finish));
+  if (one.in_loss === false) said.append(make("li", {}, `not in the loss${one.why ? `: ${one.why}` : ""}`));
+  const line = [];
+  if (one.advantage !== null) {
+    const kind = one.advantage > 0 ? "good" : one.advantage < 0 ? "bad" : "";
+    const name = make("abbr", { title: "advantage" }, "adv.");
+    line.push(fact("span", name, (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
+  }
+  if (one.reward !== null) line.push(fact("span", "reward", number(one.reward)));
+  if (one.vgr !== null) line.push(fact("span", "VGR", number(one.vgr)));
+  if (!line.length) line.push("figures");
+  const summary = make("summary", {}, ...line.flatMap((part, index) => (index ? [" · ", part] : [part])));
+  return make("details", { className: "figures" }, summary, said);
 }
 
 function completion(one, entry, index) {
-  const said = make("ul", { className: "said" });
-  if (one.advantage !== null) {
-    const kind = one.advantage > 0 ? "good" : one.advantage < 0 ? "bad" : "";
-    said.append(fact("advantage", (one.advantage > 0 ? "+" : "") + number(one.advantage), kind));
-  }
-  if (one.reward !== null) said.append(fact("reward", number(one.reward)));
-  for (const [name, value] of Object.entries(one.rewards)) {
-    said.append(fact(name === "vgr" ? "VGR reward" : name, number(value)));
-  }
-  if (one.vgr !== null) said.append(fact("VGR", number(one.vgr)));
-  said.append(fact("tokens", String(one.tokens.length)));
-  if (one.finish === "length") said.append(make("li", {}, "truncated"));
-  else if (one.finish !== "stop") said.append(make("li", {}, one.finish));
-  if (one.in_loss === false) said.append(make("li", {}, `not in the loss${one.why ? `: ${one.why}` : ""}`));
   const name = `tokens of completion ${index + 1}, ${one.id}`;
   const box = make("div", { className: "tokens", role: "listbox", "aria-label": name, dir: "auto" });
   boxes.set(box, { one, entry });
   if (!entry.current || (one.heat && !boxes.get(entry.current).one.heat)) entry.current = box;
-  const parts = [said, box];
+  const parts = [verdict(one), figuresOf(one), box];
   if (!fill(box, LONG)) {
     const more = make("button", { type: "button" }, `Show all ${plural(one.tokens.join("").length, "character")}`);
     more.addEventListener("click", () => { fill(box, Infinity); more.remove(); box.firstChild.focus(); });
@@ -112,8 +139,10 @@ function completion(one, entry, index) {
     const rest = `${plural(one.cut, "further character")} only in the Parquet files.`;
     parts.push(make("p", { className: "soft" }, rest));
   }
-  parts.push(make("div", { className: "details" }, make("bdi", {}, one.id)));
-  return make("section", { className: "completion", "aria-label": `completion ${index + 1}` }, ...parts);
+  const link = make("a", { href: linkTo(one), title: "Link to this completion" }, make("bdi", {}, one.id));
+  parts.push(make("div", { className: "details" }, link));
+  const className = one.id === state.linked ? "completion linked" : "completion";
+  return make("section", { className, tabIndex: -1, "aria-label": `completion ${index + 1}` }, ...parts);
 }
 
 function fill(box, room) {

@@ -8,9 +8,10 @@ const SHADES = 8; // of a token's background, by weight
 const groups = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("controls");
 const list = document.getElementById("groups");
+const READ = Object.fromEntries([...(form?.elements.read.options ?? [])].map((one) => [one.value, one.text])); // in words
 const slices = [...new Set(groups.map((group) => group.slice).filter(Boolean))].sort();
 const boxes = new Map(); // list of tokens -> what it shows
-const state = { found: [], page: 0, layer: "all", kept: null };
+const state = { found: [], listed: [], page: 0, layer: "all", kept: null, linked: "" };
 
 const field = (name) => form.elements[name].value;
 const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));

@@ -62,32 +62,53 @@ function start() {
     const next = step(token, event.key);
     if (next) next.focus();
     else if (layer) setLayer(entry, layer);
+    else if (event.key === "v") nextView();
     else if (event.key === "Enter" || event.key === " ") keep(token);
     else return;
     event.preventDefault();
   });
 
   let waiting = 0;
-  form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(choose, 120); });
-  form.addEventListener("reset", () => setTimeout(choose));
-  form.addEventListener("submit", (event) => { event.preventDefault(); choose(); });
-  const turn = (by) => { state.page += by; show(); document.getElementById("completions").scrollIntoView(); };
+  form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(chosen, 120); });
+  form.addEventListener("reset", () => setTimeout(chosen));
+  form.addEventListener("submit", (event) => { event.preventDefault(); chosen(); });
+  const turn = (by) => {
+    state.page += by;
+    state.linked = "";
+    show();
+    saveAddress();
+    document.getElementById("completions").scrollIntoView();
+  };
   document.getElementById("previous").addEventListener("click", () => turn(-1));
   document.getElementById("next").addEventListener("click", () => turn(1));
+  document.getElementById("guessed").addEventListener("click", () => { set(GUESSED); chosen(); });
+  document.getElementById("csv").addEventListener("click", downloadCsv);
+  addEventListener("hashchange", () => { if (readAddress()) goToAddress(); });
+  document.addEventListener("click", (event) => {
+    const view = event.target instanceof Element && event.target.closest("[data-show]")?.dataset.show;
+    if (view) setView(view);
+  });
+  document.addEventListener("change", (event) => { if (event.target.matches(".smooth")) setSmooth(event.target.checked); });
 
-  const options = (name, values, texts) => {
+  const options = (name, values, texts = values) => {
     form.elements[name].append(...values.map((value, index) => make("option", { value }, texts[index])));
     form.elements[name].parentElement.hidden = !values.length;
   };
+  const all = groups.flatMap((group) => group.completions);
   const iterations = [...new Set(groups.map((group) => group.iteration))].sort((a, b) => b - a);
   options("iteration", iterations, iterations.map(String));
-  options("slice", [...slices.keys()], slices);
+  options("slice", slices);
+  options("finish", [...new Set(all.map((one) => one.finish))].sort());
+  const places = new Set(["", "answered", ...all.map(readingOf)]);
+  for (const option of [...form.elements.read.options]) if (!places.has(option.value)) option.remove();
 }
 
 theme.hidden = false;
 if (groups.length) {
   for (const element of [form, ...document.querySelectorAll(".found, .help")]) element.hidden = false;
   start();
-  choose();
+  setView("map");
+  if (readAddress()) goToAddress();
+  else choose();
 }
 performance.mark("ready");
