@@ -10,12 +10,14 @@
 ## ITER: iteration for a single stage; default: the newest
 ## EVAL_EVERY: evaluate after every EVAL_EVERY iterations
 ## LAG: train-steps by which the sampling policy may be behind, for make -j2
+## STRICT: 1: if a train-step whose state was lost gives another policy, make what followed again; default: keep it
 ## RESIDENT: 1: one process stays, runs the stages that need the model, and keeps it in memory; 0: each loads it
 ## PRELOAD: 1: fork stages from a process that has torch loaded; 0: start each by itself
 RUN        ?= first
 CONFIG     ?= dapo:embedded
 SET        ?=
 EVAL_EVERY ?= 1
+STRICT     ?= 0
 # 1: stages are forked from a process that has torch loaded (dapo_stages/entrypoints/preload.py); 0: each starts by
 # itself. Not tried with CUDA, whose driver does not survive a fork; loading a large model takes longer there anyway.
 PRELOAD    ?= $(if $(wildcard /dev/nvidiactl),0,1)
@@ -45,10 +47,12 @@ endif
 endif
 # For goals that concern a run, `dapo-stages config --make` tells what else the rules need: planned_iterations, lag,
 # engines, curriculum and kl of the configuration; for each output whether it is sound or stale according to its inputs
-# (state/iter-0001/rollout); and the rules themselves (dapo_stages/runs/make_rules.py). Its answers are stored outside
-# the run's folder, because make writes included files even under -n.
+# (state/iter-0001/rollout); iterations whose train-step is made again for its state (again); and the rules themselves
+# (dapo_stages/runs/make_rules.py). Its answers are stored outside the run's folder, because make writes included files
+# even under -n.
 stages      := $(notdir $(wildcard $(PIPELINES)/../dapo_stages/stages/[a-z]*.py $(PIPELINES)/../stages/[a-z]*.py))
 ABOUT_A_RUN := iterate $(subst _,-,$(stages:.py=))
+strict    := $(filter 1,$(STRICT))
 overrides := $(SET)$(if $(LAG), --set lag=$(LAG))
 ANSWERS   := build/make/$(RUN).mk
 ifneq ($(filter $(ABOUT_A_RUN) $(R)/%,$(MAKECMDGOALS)),)
@@ -60,7 +64,7 @@ $(if $(wildcard $(ANSWERS)),,$(shell mkdir -p $(dir $(ANSWERS)) && touch -t 2000
 include $(ANSWERS)
 ifndef MAKE_RESTARTS # asking again after each restart would never end
 $(ANSWERS): FORCE | $(if $(dry),,$(READY))
-	@$(PY) -m dapo_stages config --config '$(CONFIG)' $(overrides) --run $(R) --make $@
+	@$(PY) -m dapo_stages config --config '$(CONFIG)' $(overrides) --run $(R)$(if $(strict), --strict) --make $@
 endif
 endif
 ITERS ?= $(planned_iterations)
@@ -94,13 +98,13 @@ SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
 DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
-# The command that starts a stage, by its LAUNCH and its engine; launched stages are not forked from the process that has
-# torch loaded, and vLLM would not leave a process that stays. Nor do launches on several machines stay.
+# The command that starts a stage, by its LAUNCH; launched stages are not forked from the process that has
+# torch loaded. Launches on several machines do not stay.
 ROLLOUT_ENGINE  := $(engine)
 EVALUATE_ENGINE := $(evaluate_engine)
-start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(call stays,$(2)))),$(if $(call stays,$(2)),-m dapo_stages.entrypoints.resident,$(DAPO)))
+start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(stays))),$(if $(stays),-m dapo_stages.entrypoints.resident,$(DAPO)))
 launches   = -m dapo_stages.entrypoints.$(if $(2),resident_)launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS)
-stays      = $(filter 1,$(RESIDENT)$(filter vllm,$(1)))
+stays      = $(filter 1,$(RESIDENT))
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: expected a number of processes or a file of accelerate/, got $(1). Name one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))
@@ -129,8 +133,9 @@ iterate: ## train: run ITERS iterations of the pipeline, with evaluations and a 
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
 
-# Replace an output only if make found it out of date.
-replace = $(if $(wildcard $@),--overwrite)
+# Replace an output only if make found it out of date. What was begun with another policy, now lost, counts like
+# outputs that were made with it.
+replace = $(if $(strict)$(wildcard $@),--overwrite)
 config  = --config $(R)/config.yaml
 
 # Prerequisites $(2) of the output $(1): a sound one only needs them to exist, whatever their times.
@@ -163,11 +168,13 @@ numbers := $(shell seq 1 $(last))
 folders := $(shell seq -f iter-%04g 1 $(last))
 here    := $(call folder,$(ITER))
 # Without held-out rows, nothing is evaluated.
+# Iterations whose state is written even if a process keeps it: nothing follows that would take it.
+written := $(ITERS) $(if $(filter train-step,$(MAKECMDGOALS)),$(ITER))
 due     := $(if $(evaluations),$(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS)) $(ITERS))
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
-$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH),$($(stage)_ENGINE))))
+$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
 iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json) \

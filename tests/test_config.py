@@ -228,7 +228,7 @@ def test_keys_that_came_later_are_recorded_where_they_differ_from_the_default_th
         ("train: {lora: {rnak: 4}}", "run.yaml: train.lora.rnak is not a setting (did you mean train.lora.rank?)"),
         (
             "keep: {xyzzy: 4}",
-            "run.yaml: keep.xyzzy is not a setting (expected one of rollouts, states, policies, best)",
+            "run.yaml: keep.xyzzy is not a setting (expected one of rollouts, states, state_every, policies, best)",
         ),
         (
             "weights: {replay: {sise: 4}}",

@@ -276,10 +276,9 @@ def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> Non
     shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
     assert handed_over(project, "RESIDENT=1", "TRAIN_LAUNCH=2") == stages - {"train-step"}
     vllm = "SET=--set rollout.engine=vllm"
-    assert handed_over(project, "RESIDENT=1", vllm) == stages - {"rollout"}
+    assert handed_over(project, "RESIDENT=1", vllm) == stages
     assert launched_and_stays(project, "RESIDENT=1", "TRAIN_LAUNCH=2") == {"train-step"}
     assert launched_and_stays(project, "RESIDENT=1", "LAUNCH=2") == stages
-    assert launched_and_stays(project, "RESIDENT=1", "LAUNCH=2", vllm) == stages - {"rollout"}
     for elsewhere in ("RESIDENT=0", "LAUNCH_ARGS=--machine_rank=1"):
         assert launched_and_stays(project, "LAUNCH=2", "RESIDENT=1", elsewhere) == set()
     assert launched_and_stays(project, "RESIDENT=1", "TRAIN_LAUNCH=multi-node") == set()

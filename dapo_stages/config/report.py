@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dapo_stages.config.base import Count, Section
+from dapo_stages.config.base import Count, Later, Section
 
 
 class ReportConfig(Section):
@@ -33,6 +33,12 @@ class KeepConfig(Section):
         description="Rollout, attention and weights folders; with rollout.curriculum all rollout folders are kept.",
     )
     states: Count | None = Field(2, description="Optimizer states; a train-step needs the previous one.")
+    state_every: Annotated[Count, Later(1)] = Field(
+        1,
+        description="Every how many iterations a process that stays (make RESIDENT=1) writes the optimizer state. It "
+        "keeps the others in memory; after a crash, the train-steps since the last written state are made again, "
+        "without sampling. A process that does not stay writes every state.",
+    )
     policies: Count | None = Field(
         None, description="Policies and references; the base of a kept adapter and the reference in use are kept too."
     )

@@ -41,13 +41,11 @@ def open_engine(policy: PolicyFolder, config: Config, stage: Literal["rollout", 
         from dapo_stages.engines.server_engine import ServerEngine
 
         return ServerEngine(policy, tokens, config, stage)
-    from dapo_stages.engines.merged_checkpoint import merged_checkpoint
     from dapo_stages.engines.vllm_engine import VllmEngine
     from dapo_stages.models.soundness import check_checkpoint
 
     check_checkpoint(policy.checkpoint())
-    with merged_checkpoint(policy, config.model) as checkpoint:
-        return VllmEngine(checkpoint, tokens, config, stage)
+    return VllmEngine(policy, tokens, config, stage)
 
 
 def check_prompts(data: Source, kind: str, engine: str) -> None:

@@ -79,8 +79,7 @@ class Reload:
         self.policy = policy.name  # folder or hub id; for an adapter, of its base
         self._kind = config.engines.server.reload
         self._protocol = PROTOCOLS[self._kind]
-        both = (policy, policy.full) if policy.is_adapter else (policy,)
-        self.proven = "+".join(one.manifest.content_hash for one in both)
+        self.proven = policy.content
         self.unproven = f"unproven {self.proven}"
 
     @property

@@ -24,13 +24,14 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Copies:
-    """Generates like `vllm.LLM`, in one process per copy; they end with this one."""
+    """Does what Model does (vllm_model.py), in one process per copy; they end with this one."""
 
     def __init__(self, copies: int, checkpoint: str, settings: dict[str, Any]) -> None:
         context = get_context("spawn")
         self._connections: list[Connection] = []
         processes: list[SpawnProcess] = []
-        Finalize(self, _end, (self._connections, processes), exitpriority=1)  # otherwise Python waits for them at exit
+        # Otherwise Python waits for them at exit.
+        self.end = Finalize(self, _end, (self._connections, processes), exitpriority=1)
         for gpus in shares(copies, settings["tensor_parallel_size"], os.environ.get(_VISIBLE)):
             ours, theirs = context.Pipe()
             process = context.Process(target=_copy, args=(theirs, os.getpid(), gpus, checkpoint, settings))
@@ -40,16 +41,22 @@ class Copies:
             processes.append(process)
         _answers(self._connections)
 
-    def generate(
-        self, prompts: Sequence[Any], sampling: Sequence[vllm.SamplingParams], *, use_tqdm: bool = False
-    ) -> list[vllm.RequestOutput]:
+    def generate(self, prompts: Sequence[Any], sampling: Sequence[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
         """One output per prompt; of n copies each takes every n-th prompt."""
         asked = self._connections[: len(prompts)]
         parts = [(prompts[place :: len(asked)], sampling[place :: len(asked)]) for place in range(len(asked))]
         found: list[Any] = [None] * len(prompts)
-        for place, answers in enumerate(_answers(asked, parts)):
+        for place, answers in enumerate(_answers(asked, [("generate", part) for part in parts])):
             found[place :: len(asked)] = answers
         return found
+
+    def reload(self, checkpoint: str) -> None:
+        """All copies take the weights of a folder."""
+        _answers(self._connections, [("reload", (checkpoint,))] * len(self._connections))
+
+    def sleep(self) -> None:
+        """All copies keep their weights in host memory until they are needed again."""
+        _answers(self._connections, [("sleep", ())] * len(self._connections))
 
 
 def shares(copies: int, each: int, visible: str | None) -> list[str]:
@@ -101,15 +108,16 @@ def _copy(connection: Connection, parent: int, gpus: str, checkpoint: str, setti
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and ends this process
     os.environ[_VISIBLE] = gpus
-    from dapo_stages.engines.vllm_model import load
+    from dapo_stages.engines.vllm_model import Model
 
     model: Any = None
     while True:
         try:
             if model is None:
-                model, answer = load(checkpoint, settings), None
+                model, answer = Model(checkpoint, settings), None
             else:
-                answer = model.generate(*connection.recv(), use_tqdm=False)
+                name, arguments = connection.recv()
+                answer = getattr(model, name)(*arguments)
             connection.send((answer, None))
         except EOFError:
             return

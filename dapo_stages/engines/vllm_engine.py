@@ -8,21 +8,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_stages.config import Config
 from dapo_stages.data.images import decode
 from dapo_stages.engines import Completion
+from dapo_stages.engines.canary import SAMPLES, Canary, few
 from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, completion, requests, sampling
-from dapo_stages.engines.vllm_copies import Copies
-from dapo_stages.engines.vllm_model import load
+from dapo_stages.engines.vllm_kept import PolicyInVllm
 from dapo_stages.errors import EngineError
+from dapo_stages.handoff import kept
+from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import Tokens
 
 if TYPE_CHECKING:
     import vllm
+
+    from dapo_stages.config import RolloutConfig
 
 NAME = "vllm"
 
@@ -34,14 +37,15 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; only read without a GPU
 }
+_RELOADS = "dapo_stages.engines.vllm_cpu_worker.ReloadingWorker"
 
 
 class VllmEngine:
-    """A checkpoint (folder or hub id) in vLLM."""
+    """A policy in vLLM. A process that stays keeps it for the next command, and reloads the next policy in place."""
 
     batches_itself = True
 
-    def __init__(self, checkpoint: str | Path, tokens: Tokens, config: Config, stage: str) -> None:
+    def __init__(self, policy: PolicyFolder, tokens: Tokens, config: Config, stage: str) -> None:
         self.tokens, self._settings = tokens, config.rollout
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -70,22 +74,31 @@ class VllmEngine:
             "use_tqdm_on_load": False,
             "seed": config.seed,
         }
-        copies = wanted.data_parallel_size
-        with _explained(checkpoint):
-            where = str(checkpoint)
-            self._model = load(where, settings) if copies == 1 else Copies(copies, where, settings)
+        if kept.keeps():
+            settings |= {"worker_cls": _RELOADS} if cpu else {"enable_sleep_mode": True}
+        self._canary = Canary(policy, config, NAME)
+        with _explained(policy.name):
+            self._policy = PolicyInVllm(policy, config.model, settings, wanted.data_parallel_size)
 
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
         """Completions of each prompt, batched as vLLM sees fit."""
-        asked = requests(prompts, seed, samples, greedy)
         with _explained(NAME):
-            answers = self._model.generate(
-                [self._prompt(one.row) for one in asked], [self._sampling(one) for one in asked], use_tqdm=False
-            )
-        found = [self._completions(one.row, answer) for one, answer in zip(asked, answers, strict=True)]
-        return by_prompt(found, len(prompts))
+            if not self._policy.is_proven:
+                self._prove(few(prompts))
+            return by_prompt(self._all(requests(prompts, seed, samples, greedy), self._settings), len(prompts))
+
+    def _prove(self, prompts: Sequence[Row]) -> None:
+        """Have the canary check what a reloaded policy samples; it is not used."""
+        sampled = self._all(requests(prompts, seed=0, samples=SAMPLES, greedy=False), self._canary.settings)
+        self._policy.prove(lambda: self._canary.check(prompts, sampled, ""))
+
+    def _all(self, asked: Sequence[Request], settings: RolloutConfig) -> list[list[Completion]]:
+        answers = self._policy.generate(
+            [self._prompt(one.row) for one in asked], [self._sampling(one, settings) for one in asked]
+        )
+        return [self._completions(one.row, answer, settings) for one, answer in zip(asked, answers, strict=True)]
 
     def _prompt(self, row: Row) -> vllm.TokensPrompt:
         images = [decode(image) for image in row["images"] or ()]
@@ -95,15 +108,15 @@ class VllmEngine:
             prompt["multi_modal_data"] = {"image": images}
         return prompt
 
-    def _sampling(self, request: Request) -> vllm.SamplingParams:
+    def _sampling(self, request: Request, settings: RolloutConfig) -> vllm.SamplingParams:
         return self._vllm.SamplingParams(
-            **sampling(request, self._settings, self.tokens),
-            max_tokens=self._settings.max_completion_length,
+            **sampling(request, settings, self.tokens),
+            max_tokens=settings.max_completion_length,
             logprobs=0,  # only that of the sampled token
             detokenize=False,
         )
 
-    def _completions(self, row: Row, answer: Any) -> list[Completion]:
+    def _completions(self, row: Row, answer: Any, settings: RolloutConfig) -> list[Completion]:
         check_prompt(NAME, row, answer.prompt_token_ids)
         return [
             completion(
@@ -112,7 +125,7 @@ class VllmEngine:
                 one.token_ids,
                 [values[token].logprob for token, values in zip(one.token_ids, one.logprobs, strict=True)],
                 one.finish_reason,
-                self._settings,
+                settings,
                 self.tokens,
             )
             for one in answer.outputs

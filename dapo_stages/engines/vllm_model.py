@@ -1,4 +1,4 @@
-"""Loads a checkpoint into vLLM so that it is compiled once for all iterations.
+"""A checkpoint in vLLM, in this process: loaded so that it is compiled once for all iterations, or reloaded in place.
 
 vLLM compiles a model when it loads it, and caches the result by a hash of its settings. These include the checkpoint's
 path, but not its weights, so every iteration's policy is loaded by the same path, a symbolic link.
@@ -6,7 +6,7 @@ path, but not its weights, so every iteration's policy is loaded by the same pat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,49 @@ from dapo_stages.errors import EngineError
 
 if TYPE_CHECKING:
     import vllm
+
+
+class Model:
+    """Generates, and takes other weights of the same shapes."""
+
+    def __init__(self, checkpoint: str, settings: dict[str, Any]) -> None:
+        self._llm = load(checkpoint, settings)
+        self._sleeps, self._is_asleep = bool(settings.get("enable_sleep_mode")), False
+
+    def generate(self, prompts: Sequence[Any], sampling: Sequence[vllm.SamplingParams]) -> list[vllm.RequestOutput]:
+        """One output per prompt."""
+        self._wake_up()
+        found: list[vllm.RequestOutput] = self._llm.generate(prompts, sampling, use_tqdm=False)
+        return found
+
+    def reload(self, checkpoint: str) -> None:
+        """Replace the weights by those of a folder, and forget what was computed with the old ones."""
+        self._wake_up()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": checkpoint})
+        engine = self._llm.llm_engine
+        if not engine.reset_prefix_cache():
+            raise RuntimeError("its prefix cache could not be emptied")
+        engine.reset_encoder_cache()
+        engine.reset_mm_cache()
+
+    def sleep(self) -> None:
+        """Until it is needed again, keep the weights in host memory, and no cache. Without a GPU nothing changes."""
+        if self._sleeps and not self._is_asleep:
+            self._llm.sleep(level=1)
+            self._is_asleep = True
+
+    def _wake_up(self) -> None:
+        if self._is_asleep:
+            self._llm.wake_up()
+            self._is_asleep = False
+
+    def end(self) -> None:
+        """Free its memory, and what the process has set up for it."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
 
 
 def load(checkpoint: str, settings: dict[str, Any]) -> vllm.LLM:

@@ -35,6 +35,8 @@ class Here:
         """Become the command; its exit code."""
         become(request)
         code = self._run()
+        if (engine := kept.present("engine")) is not None:
+            engine.rest()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # now: what is left would reach the next command's terminal
         return code
@@ -64,8 +66,11 @@ class Here:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def end(self) -> None:
-        """Finish the state that is being written."""
+        """Write the state that this process keeps, if it is not written."""
+        from dapo_stages.training.kept_states import write_unwritten
+
         behind.finish()
+        write_unwritten()
 
 
 def rest() -> None:

@@ -259,11 +259,15 @@ def key() -> str:
 
 
 def python() -> list[object]:
-    """The interpreter, its packages and the files of this package."""
+    """The interpreter and its files, before it has imported much: some packages change the path."""
+    return [sys.executable, sys.version, sys.prefix, sys.path, list(sys.flags), sys.warnoptions, files()]
+
+
+def files() -> list[object]:
+    """The folders of installed packages and the files of this one, with the times of their last change."""
     packages = [Path(place) for place in sys.path if place.endswith("-packages") and os.path.isdir(place)]
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    changed = [(str(path), path.stat().st_mtime_ns) for path in (*packages, *files)]
-    return [sys.executable, sys.version, sys.prefix, sys.path, list(sys.flags), sys.warnoptions, changed]
+    ours = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return [(str(path), path.stat().st_mtime_ns) for path in (*packages, *ours)]
 
 
 def _exit(code: int) -> NoReturn:

@@ -23,7 +23,7 @@ from selectors import EVENT_READ, PollSelector
 from typing import NamedTuple
 
 from dapo_stages.entrypoints.inherited import look_into
-from dapo_stages.entrypoints.preload import ASKED, STARTED, key, peer, python
+from dapo_stages.entrypoints.preload import ASKED, STARTED, files, key, peer
 
 # What stages import when they run. No torch operation may run before the fork, or OpenMP would not work after it.
 MODULES = (
@@ -57,14 +57,14 @@ def main() -> None:
     if key() != path.name:
         return
     listener.listen()  # again, so that from now on commands see this process as their peer
-    imported, inode = python(), path.stat().st_ino
+    imported, inode = files(), path.stat().st_ino
     idle = float(os.environ.get(IDLE, _IDLE_SECONDS))
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the CUDA driver does not survive a fork
     import_everything()
     os.chdir("/")
     parent = _Parent(listener)
     while parent.children or (
-        time.monotonic() - parent.used < idle and inode_of(path) == inode and python() == imported
+        time.monotonic() - parent.used < idle and inode_of(path) == inode and files() == imported
     ):
         parent.turn()
     remove(path, inode)

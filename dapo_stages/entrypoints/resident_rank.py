@@ -50,6 +50,7 @@ def main() -> None:
             _rest()
             collectives.forget()
             gc.collect()
+            _free()
             connection.send(str(code).encode())
             if code != 0:
                 break
@@ -63,6 +64,14 @@ def _next(connection: socket.socket) -> Request | None:
     except OSError:
         return None
     return Request(**json.loads(data) | {"streams": streams}) if data else None
+
+
+def _free() -> None:
+    """Give back what torch has reserved of the GPU and doesn't use: the other launch works on it next."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _rest() -> None:

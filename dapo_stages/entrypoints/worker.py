@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Protocol
 
 from dapo_stages.entrypoints.here import Here, rest
-from dapo_stages.entrypoints.preload import MAKE, TAKEN, key, python
+from dapo_stages.entrypoints.preload import MAKE, TAKEN, files, key
 from dapo_stages.entrypoints.preloaded import Request, inode_of, receive, remove
 from dapo_stages.entrypoints.resident_ranks import Ranks
 
@@ -44,12 +44,12 @@ def main() -> None:
     worker = _Worker(listener, key(), runner)
     worker.watch(os.environ.get(MAKE))  # the first command may be killed before it has said anything
     threading.Thread(target=worker.accept, daemon=True).start()
-    inode, files = path.stat().st_ino, python()
+    inode, imported = path.stat().st_ino, files()
     runner.begin()
     worker.rest()
 
     def is_current() -> bool:
-        return inode_of(path) == inode and python() == files and runner.is_ready()
+        return inode_of(path) == inode and files() == imported and runner.is_ready()
 
     while (command := worker.next(is_current)) is not None:
         worker.carry_out(command)

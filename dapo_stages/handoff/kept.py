@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 # At most one of each: several policies would not fit.
-Kind = Literal["policy", "reference", "state"]
+Kind = Literal["policy", "reference", "state", "engine"]
 
 _kept: dict[Kind, tuple[str, Any]] | None = None
 
@@ -30,6 +30,12 @@ def end() -> None:
 def keeps() -> bool:
     """Whether this process keeps things."""
     return _kept is not None
+
+
+def present(kind: Kind) -> Any | None:
+    """What is kept of a kind, under whatever key."""
+    found = (_kept or {}).get(kind)
+    return found and found[1]
 
 
 def look(kind: Kind, key: str) -> Any | None:

@@ -23,6 +23,7 @@ from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import REPORT, is_inside, parsed, read_bytes, read_json
 
 MANIFEST = "manifest.json"
+STATE = "state"  # a folder inside the output of train-step that is an output of its own; an input of the next one
 _CHECKSUM = "checksum"
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -62,6 +63,10 @@ class Manifest(BaseModel):
     # Content hashes of what was here, lost its state, and was made again: what was made from that is not outdated.
     replaces: list[str] = []
 
+    def still_has(self, name: str, now: Manifest) -> bool:
+        """Whether an input as it is `now` is what this was made from, or replaces it. A state is told by its policy."""
+        return name == STATE or now.is_or_replaces(self.inputs[name].content_hash)
+
     def is_or_replaces(self, content_hash: str) -> bool:
         """Whether an output that was made from this content was made from this one, or from one it replaces."""
         return content_hash == self.content_hash or content_hash in self.replaces
@@ -74,9 +79,11 @@ class Manifest(BaseModel):
 
 
 def fingerprint(stage: str, config: dict[str, Any], seed: int, input_hashes: dict[str, str]) -> str:
-    """Hash of everything that determines a stage's result."""
+    """Hash of everything that determines a stage's result. A state is told by its policy: it may not be written."""
     from dapo_stages.handoff.schemas import SCHEMA_VERSION
 
+    if STATE in input_hashes:
+        input_hashes = input_hashes | {STATE: input_hashes.get("policy", "")}
     return _hash({"stage": stage, "version": SCHEMA_VERSION, "config": config, "seed": seed, "inputs": input_hashes})
 
 

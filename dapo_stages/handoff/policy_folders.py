@@ -54,6 +54,12 @@ class PolicyFolder(Source):
         return base
 
     @property
+    def content(self) -> str:
+        """What decides its weights: its content hash, and that of the base of an adapter."""
+        both = (self, self.full) if self.is_adapter else (self,)
+        return "+".join(one.manifest.content_hash for one in both)
+
+    @property
     def name(self) -> str | Path:
         """Folder or hub id of the full checkpoint."""
         about = self.full.manifest.policy

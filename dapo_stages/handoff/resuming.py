@@ -132,15 +132,18 @@ def _refuse_others(plan: Plan, overwrite: bool) -> None:
 
 
 def _resume(plan: Plan, folder: Path, overwrite: bool) -> list[Shard]:
-    """The usable shards of an interrupted run; anything else that it wrote is removed."""
+    """The usable shards of an interrupted run; anything else that it wrote is removed.
+
+    Without `overwrite`, also those made from what the inputs replace (a policy that was lost), like finished outputs.
+    """
     shards: dict[str, Shard] = {}
     noted: set[str] = set()
     for note in notes(folder):
         made_from, listed = read_note(note)
         noted |= {shard.name for shard in listed}
-        if made_from == plan.fingerprint:
+        if made_from == plan.fingerprint or (not overwrite and plan.could_be(made_from)):
             shards |= {s.name: s for s in listed if s.name not in shards and _matches(folder, s)}
-        elif listed and not overwrite and folder == plan.out:
+        elif listed and not overwrite and not plan.starts_over and folder == plan.out:
             raise DataError(
                 folder,
                 "the partial output here was made from other inputs or configuration",

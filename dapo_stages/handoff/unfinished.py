@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dapo_stages.errors import DataError, LockedError
-from dapo_stages.handoff.manifests import MANIFEST, kind_of
+from dapo_stages.handoff.manifests import MANIFEST, STATE, kind_of
 from dapo_stages.handoff.shards import Shard
 from dapo_stages.small_files import is_inside, read_json
 
@@ -25,7 +25,6 @@ HALTED = ".partial-halted.json"  # why there is no output; the next run removes 
 SWAPPING = ".swapping"
 OLD = ".old.json"  # the manifest of what is being replaced
 WRITING = ".writing"  # files that are not finished yet
-STATE = "state"  # a folder inside the output of train-step that is an output of its own
 _OF_STATE = re.compile(r"state/(state\.json|optimizer-\d{5}-\d{5}\.safetensors)")
 PARTS = frozenset({"policy", "reference", "state", WRITING})  # folders written into before their files are noted
 

@@ -1,4 +1,7 @@
-"""A run in numbers before it starts: from configuration, model and machine to each stage's peak memory and files."""
+"""A run in numbers before it starts: from configuration, model and machine to each stage's peak memory and files.
+
+Each stage by itself. staying.py has what changes in processes that stay.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,25 @@ import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 from dapo_stages.config import Config
+<<<<<<< HEAD
 from dapo_stages.config.attention import GRADIENT_DIRECTIONS
+=======
+from dapo_stages.config.rollout import EngineName
+>>>>>>> main
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
 from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training, Work
 
 GIB = 2**30
-Seconds = dict[str, dict[str, float]]  # stage -> part -> seconds
 TEXT_TOKENS = 64  # minimum of a prompt beside its image: the question and the chat format
 # In addition to live bytes. For CPUs measured: the imported program, by torch's build, and what a stage adds to it
 # (tests/planning/test_measured_memory.py). For CUDA assumed: context, kernels, NCCL.
 PROGRAM = {"cpu": 440 * 2**20, "cuda": 800 * 2**20}
 PROCESS = {"cpu": 80 * 2**20, "cuda": 3 * 2**29}
-# Share of the memory that live bytes may take; the rest is the overhead of allocators (glibc: measured).
-HEADROOM = {"cpu": 0.65, "cuda": 0.9}
 _TYPES = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -51,6 +55,8 @@ class Plan:
     completion_tokens: int | None = None
     informative: float = 1.0  # share of groups that dynamic sampling keeps
     questions: int = 0  # held-out ones
+    nodes: int = 1
+    resident: bool = False  # make hands stages to processes that stay; on one machine
 
     @property
     def b(self) -> int:
@@ -179,31 +185,43 @@ class Plan:
             self.parallel,
             self.ranks,
             foreach=self.device == "cuda",
+<<<<<<< HEAD
             reference=self.weights if self.refers else 0,
             views=0 if perception is None else perception.views,
             recompute=perception is not None and perception.recompute,
+=======
+            reference=self.weights if self.refers and not self.resident else 0,
+>>>>>>> main
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
+        sampled, asked = config.rollout, config.evaluate
         found = {
+<<<<<<< HEAD
             "rollout": self._sampling(),
             "score-attention": stage_memory.score(
                 d, work, scored, config.attention.chunk_rows, b, self.weights, self.passes
             ),
+=======
+            "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work.count),
+            "score-attention": stage_memory.score(d, work, scored, config.attention.chunk_rows, b, self.weights),
+>>>>>>> main
             "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
         }
+        if batch := min(self.questions, asked.questions_per_shard, asked.batch_groups):
+            found["evaluate"] = self._engine(asked.engine, batch, max(1, asked.num_generations))
         return {stage: self._held(memory) for stage, memory in found.items()}
 
-    def _sampling(self) -> Memory:
-        """Memory of the engine: ours by its parts, the minimum of vLLM (which takes its share whatever it needs), none
+    def _engine(self, engine: EngineName, groups: int, count: int) -> Memory:
+        """Memory of an engine: ours by its parts, the minimum of vLLM (which takes its share whatever it needs), none
         of a server."""
-        config, work = self.config, self.work
-        if config.rollout.engine == "server":
+        work = replace(self.work, count=count)
+        if engine == "server":
             return Memory({}, {})
-        if config.rollout.engine == "vllm":
-            gpus = config.engines.vllm.tensor_parallel_size
+        if engine == "vllm":
+            gpus = self.config.engines.vllm.tensor_parallel_size
             row = stage_memory.rollout(self.d, replace(work, count=1), 1, self.b, 0)
             return Memory({"weights": self.weights // gpus, "a single completion": row.total // gpus}, {})
-        return stage_memory.rollout(self.d, work, min(self.groups, config.rollout.batch_groups), self.b, self.weights)
+        return stage_memory.rollout(self.d, work, groups, self.b, self.weights)
 
     def room(self, memory: float) -> int | None:
         """Completions of full length that fit in vLLM's cache at the same time; None for other engines."""
@@ -225,47 +243,19 @@ class Plan:
         moves = config.train.beta > 0 and config.train.reference_update_every is not None
         return {**found, "train-step: reference": policy * self.b} if moves else found
 
-    def answer(self, name: str, memory: float, image_bytes: int, seconds: Seconds) -> dict[str, Any]:
-        """Everything that plan shows."""
-        usable = int(memory * GIB * HEADROOM[self.device])
-        peaks, files = self.memory(), self.files(image_bytes)
-        slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))
-        worst = max(peaks, key=lambda stage: peaks[stage].total)
-        return {
-            "model": name,
-            "parameters": self.d.parameters,
-            "trained": self.trained[0],
-            "parallel": self.parallel,
-            "ranks": self.ranks,
-            "group": {
-                "prompt": self.work.prompt,
-                "vision": self.work.patches // self.d.merge,
-                "completion": self.work.completion,
-                "completions": self.work.count,
-            },
-            "memory": {s: {"device": m.device, "host": m.host, "total": m.total} for s, m in peaks.items()},
-            "usable": usable,
-            "fits": {stage: peak.total <= usable for stage, peak in peaks.items()},
-            "ways": {stage: self._ways(stage, usable) for stage, peak in peaks.items() if peak.total > usable},
-            "sampled": self.sampled,
-            "seconds": seconds,
-            "iteration": sum(sum(parts.values()) for parts in seconds.values()),
-            "bytes": files,
-            "kept": self._kept(files),
-            "room": self.room(memory),
-            "fullest": worst,
-            "slowest": slowest,
-            "slowest_part": max(seconds[slowest], key=lambda part: seconds[slowest][part]),
-        }
+    @property
+    def process(self) -> dict[str, int]:
+        """Bytes that a process holds besides live ones."""
+        program = {"program": PROGRAM[torch_build()]} if self.device == "cpu" else {}
+        return {**program, "process": PROCESS[self.device]}
 
     def _held(self, memory: Memory) -> Memory:
-        """Add what a process holds besides live bytes; on a CPU, device and host are one memory."""
-        process = {"process": PROCESS[self.device]}
+        """Add the process; on a CPU, device and host are one memory."""
         if self.device == "cpu":
-            return Memory({**memory.device, **memory.host, "program": PROGRAM[torch_build()]} | process, {})
-        return Memory({**memory.device, **process}, memory.host)
+            return Memory({**memory.device, **memory.host, **self.process}, {})
+        return Memory({**memory.device, **self.process}, memory.host)
 
-    def _kept(self, files: dict[str, int]) -> int:
+    def on_disk(self, files: dict[str, int]) -> int:
         """Peak bytes on disk: what the `keep` section keeps, the best policies, those that rollouts of a lagging run
         still need, the newest policy and state (written before the oldest are pruned), and the newest reference, or all
         of them."""
@@ -279,39 +269,3 @@ class Plan:
         references = 1 if keep.policies else planned // (config.train.reference_update_every or planned)
         moved = references * files.get("train-step: reference", 0)
         return moved + sum(count * size for count, size in zip(counts, sizes, strict=True))
-
-    def _ways(self, stage: str, usable: int) -> dict[str, int]:
-        """Changes for a stage that does not fit -> its peak with them; only those that make it fit, if any do."""
-        tried = {name: other.memory()[stage].total for name, other in self._others(stage)}
-        enough = {name: peak for name, peak in tried.items() if peak <= usable}
-        return enough or tried
-
-    def _others(self, stage: str) -> list[tuple[str, Plan]]:
-        config = self.config
-        smaller = {
-            "rollout": ["rollout.batch_groups=1"],
-            "score-attention": [f"attention.batch_completions={config.rollout.num_generations}"],
-            "train-step": ["train.gradient_checkpointing=true", "train.batch_completions=1", "train.logprob_chunk=256"],
-        }[stage]
-        found = [(" ".join(smaller), self._with(*smaller))]
-        if stage != "train-step":
-            return found
-        shared: list[Parallel] = ["zero2", "zero3", "zero3-offload"] if self.ranks > 1 else ["zero2-offload"]
-        found += [(f"--parallel {name}", replace(self, parallel=name)) for name in shared if name != self.parallel]
-        if config.train.lora is None:
-            found.append(("train.lora={rank: 16}", self._with("train.lora={rank: 16}")))
-        return found
-
-    def _with(self, *settings: str) -> Plan:
-        values = self.config.model_dump(mode="json")
-        for setting in settings:
-            section, rest = setting.split(".", 1)
-            key, value = rest.split("=", 1)
-            values[section][key] = _yaml(value)
-        return replace(self, config=Config.model_validate(values))
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)

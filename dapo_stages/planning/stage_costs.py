@@ -33,7 +33,7 @@ class Rates:
     disk: float  # of all ranks together
     link: float  # between ranks
     call: float = 0.0  # seconds between two calls of torch, including Python: a device cannot be faster
-    hashed: float = 1.43e9  # SHA-256 in one process, measured
+    hashed: float = 1.43e9  # SHA-256 in one thread, measured
     cached: float = 2.4e9  # tensors from files in the page cache, in one process, measured
 
     def loading(self, size: float) -> float:
@@ -41,7 +41,7 @@ class Rates:
         return size / min(self.disk, self.cached)
 
     def verifying(self, size: float) -> float:
-        """Seconds for one process, or every rank by itself, to hash the same bytes."""
+        """Seconds for one thread, or every rank by itself, to hash the same bytes."""
         return size / min(self.disk, self.hashed)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff.hashes import reading_again
-from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of, read_manifest
+from dapo_stages.handoff.manifests import MANIFEST, STATE, Manifest, Source, manifest_of, read_manifest
 from dapo_stages.handoff.referred import FILES, REFERENCE, differences, fetched, is_checked, refers
 from dapo_stages.handoff.unfinished import LOCK, halted, is_swapping, is_temporary, is_unfinished, leftovers
 from dapo_stages.runs.at_work import held_locks, locked
@@ -145,6 +145,7 @@ def _output(place: Place, advance: Advance, held: Collection[str]) -> Iterator[F
         yield from _without_state(place, held)
     yield from _referred(place, source.manifest, advance)
     yield from _inputs(place, source.manifest)
+    yield from _lost(place, source.manifest)
     yield from _parts(place, source.manifest)
     yield from _orphans(place, source.manifest, left)
 
@@ -162,7 +163,7 @@ def _beside(place: Place, manifest: Manifest) -> Source | None:
 
 def _without_state(place: Place, held: Collection[str]) -> Iterator[Finding]:
     name = BESIDE[place.stage or ""]
-    if (place.folder / name / MANIFEST).exists():  # damaged, which _parts reports, or of an older version
+    if not place.run.lacks_state(place.folder):  # or damaged, which _parts reports, or of an older version
         return
     if locked(place.folder / name, held):
         yield Finding("note", f"{place.where}/{name}", "a process is writing here", "Wait for it.")
@@ -263,13 +264,20 @@ def _inputs(place: Place, manifest: Manifest) -> Iterator[Finding]:
             now = manifest_of(folder)
         except DataError:  # reported for that output
             continue
-        if now is None and run.path.resolve() in folder.resolve().parents:
+        if now is None and name != STATE and run.path.resolve() in folder.resolve().parents:
             problem = f"its input {name} no longer exists at {_relative(run, folder)}"
             yield Finding("problem", where, problem, f"Restore it, or run {place.redo}.")
-        elif now is not None and not now.is_or_replaces(source.content_hash):
+        elif now is not None and not manifest.still_has(name, now):
             hashes = f"expected {source.content_hash[:12]}, got {now.content_hash[:12]}"
             problem = f"its input {name} at {_relative(run, folder)} has changed ({hashes})"
             yield Finding("problem", where, problem, f"Run {place.redo}.")
+
+
+def _lost(place: Place, manifest: Manifest) -> Iterator[Finding]:
+    """Whether an input was lost and made again with another result: what was made from it counts nevertheless."""
+    for problem in place.run.lost_inputs(manifest):
+        advice = "Nothing to do: importance weights correct for it. make iterate STRICT=1 makes what followed again."
+        yield Finding("note", place.where, problem, advice)
 
 
 def _expected(place: Place, name: str) -> Path | None:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from dapo_stages.handoff.manifests import MANIFEST
+from dapo_stages.handoff.manifests import MANIFEST, STATE
 from dapo_stages.runs.pipeline import STAGES, Input
 from dapo_stages.runs.run_folder import Run
 
@@ -43,7 +43,8 @@ def _given(run: Run, number: int, one: Input) -> list[str | Path]:
         return []
     folder = run.path / place
     expected = one.of != "previous" or one.output == "policy"
-    return [f"--{one.name}", folder] if expected or (folder / MANIFEST).exists() else []
+    owner = folder.parent if one.name == STATE else folder  # the state of a train-step may not be written
+    return [f"--{one.name}", folder] if expected or (owner / MANIFEST).exists() else []
 
 
 def _reference(run: Run, number: int) -> Path:

@@ -74,7 +74,9 @@ def _of_iteration(stage: Stage) -> str:
         return rule
     # The same command: it waits for an output that is written behind, or makes all of it again if it was lost.
     # With -j, make asks for it before the command has made both; with -n, it would show the command twice.
-    again = _recipe(stage, options, folder).strip()
+    # At the end it is written, although the process keeps it (keep.state_every).
+    at_the_end = "$(if $(filter $(1),$(written)), --set keep.state_every=1)"
+    again = _recipe(stage, options + at_the_end, folder).strip()
     shown = f"$$(if $$(wildcard {folder}/manifest.json),$$(wildcard $$@),made)"
     made = f"$$(if $$(dry),{shown},$$(shell test -e $$@ && echo made))"
     return f"{rule}{folder}/{stage.beside}/manifest.json: | {folder}/manifest.json\n\t$$(if {made},,{again})\n"
@@ -106,8 +108,8 @@ def _read(one: Input) -> tuple[str, str]:
             return "$(4)", f" --{name} $(5)"
         option = f" $(if $(6),--{name} $(3)/{one.output})"
         if any(one.output in _places(stage)[1:] for stage in ITERATION):  # an older one is not made again if it is gone
-            there = "".join(f",$(wildcard $(2)/{place}/manifest.json)" for place in (folder, one.output))
-            kept = f"$(and $(filter-out stale,$(or $(state/$(9)/{folder}),unknown)){there})"
+            there = f"$(filter-out stale,$(or $(state/$(9)/{folder}),unknown)),$(wildcard $(2)/{folder}/manifest.json)"
+            kept = f"$(if $(filter $(9),$(again)),,$(and {there}))"
             return f"$(if $(6),$(if {kept},,$(3)/{one.output}/manifest.json))", option
         return f"$(if $(6),$(3)/{folder}/manifest.json)", option
     place = "train/policy" if one.output == "policy" else one.output

@@ -22,6 +22,8 @@ CONFIG = "config.yaml"
 _ITERATION = re.compile(r"iter-(\d{4,})")
 _INSIDE = re.compile(r"(?:.*/)?(iter-\d{4,}(?:/.*)?)", re.DOTALL)  # of a path: from the folder of its last iteration on
 
+_USED = {"rollout": "sampled by", "train-step": "trained from", "evaluate": "an evaluation of"}
+
 State = Literal["done", "pruned", "stale", "running", "unfinished", "halted", "missing", "damaged"]
 
 
@@ -92,6 +94,34 @@ class Run:
         name = os.path.basename(recorded)
         return self.path / name if name in {"data", "policy"} and (self.path / name).is_dir() else Path(recorded)
 
+    def lacks_state(self, train: Path) -> bool:
+        """Whether a train-step is made again before the next one: neither its state nor a later one is written.
+
+        `train`: its output, which exists.
+        """
+        number = int(train.parent.name.removeprefix("iter-"))
+        while (train / MANIFEST).exists():
+            if (train / BESIDE["train-step"] / MANIFEST).exists():
+                return False
+            number += 1
+            train = self.folder(number) / train.name
+        return True
+
+    def lost_inputs(self, manifest: Manifest) -> list[str]:
+        """The inputs of an output that were lost and made again with another result: `sampled by a policy that …`."""
+        found = []
+        for name, source in manifest.inputs.items():
+            try:
+                now = manifest_of(self.place(source.path))
+            except DataError:
+                continue
+            if now is not None and source.content_hash in now.replaces:
+                lost, found_now = source.content_hash[:12], now.content_hash[:12]
+                found.append(
+                    f"{_USED.get(manifest.stage, 'made with')} a {name} that was lost ({lost}, now {found_now})"
+                )
+        return found
+
     def manifests(self, number: int) -> dict[str, Manifest]:
         """The manifests of the outputs of an iteration that a report reads, pruned or not."""
         folder = self.folder(number)
@@ -130,9 +160,9 @@ class Run:
             return OutputState("damaged", f"{referred.where}: {referred.problem}", manifest.seconds, manifest.ended)
         changed = [reason for name in manifest.inputs if (reason := self._changed(manifest, name))]
         state: State = "stale" if changed else "pruned" if manifest.pruned else "done"
-        why = "; ".join(changed) or referred
+        why = "; ".join(changed) or referred or "; ".join(self.lost_inputs(manifest))
         beside = BESIDE.get(stage)
-        if state == "done" and beside is not None and not (folder / beside / MANIFEST).exists():
+        if state == "done" and beside is not None and self.lacks_state(folder):
             if locked(folder / beside, held):
                 return OutputState("running", f"a process is writing its {beside}")
             state, why = "unfinished", f"its {beside} was not written"
@@ -145,7 +175,7 @@ class Run:
             now = manifest_of(self.place(source.path))
         except DataError:
             return f"{name} is damaged"
-        if now is None or now.is_or_replaces(source.content_hash):
+        if now is None or manifest.still_has(name, now):
             return ""
         return f"{name} changed ({source.content_hash[:12]} -> {now.content_hash[:12]})"
 

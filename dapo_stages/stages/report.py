@@ -159,13 +159,15 @@ def _report(run: Run, iteration: int, plan: Plan, *, overwrite: bool, dry_run: b
 
 
 def _grown(plan: Plan) -> bool:
-    """Whether the report only lacks newer outputs, or was made by an older version: replacing it loses nothing."""
+    """Whether the report only lacks newer outputs, which may replace lost ones, or was made by an older version.
+
+    Replacing it loses nothing.
+    """
     from dapo_stages.handoff.manifests import manifest_of
-    from dapo_stages.reporting.run_report import LAYOUT
 
     made = manifest_of(plan.out, "report")
     if made is None:
         return True
-    now = {name: source.manifest.content_hash for name, source in plan.inputs.items()}
-    same = all(now.get(name) == source.content_hash for name, source in made.inputs.items())
-    return same and (made.inputs.keys() < now.keys() or made.config.get("layout") != LAYOUT)
+    now = {name: source.manifest for name, source in plan.inputs.items()}
+    same = all(name in now and now[name].is_or_replaces(source.content_hash) for name, source in made.inputs.items())
+    return same and _is_of_others(made, plan.inputs)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
 from dapo_stages.data.blanks import OtherImages
 from dapo_stages.errors import DataError
 from dapo_stages.groups.sampled_groups import as_sampled, check_tokens, groups_of
-from dapo_stages.handoff import carry_out
+from dapo_stages.handoff import carry_out, kept
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
@@ -120,6 +121,8 @@ class Scoring:
                     statuses[status] = statuses.get(status, 0) + 1
                 advance(len(done), "")
         self._output.counts |= {"completions": sum(statuses.values()), **statuses}
+        if ranks.count() > 1 and self._config.lag == 0:
+            kept.drop("policy")  # it is trained next, in another launch, which needs the memory
 
     def _with_patches(self) -> frozenset[str]:
         """The first completions that are scored: their attention is kept per image token."""

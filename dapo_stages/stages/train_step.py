@@ -17,12 +17,12 @@ from dapo_stages.config import Config, load_config
 from dapo_stages.errors import DataError, HaltedError, ModelError
 from dapo_stages.groups.sampled_groups import as_sampled
 from dapo_stages.handoff import behind, carry_out, kept
-from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.manifests import STATE, Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.policy_folders import PROMPTING, PolicyFolder
 from dapo_stages.handoff.shards import Row, writing
-from dapo_stages.handoff.unfinished import STATE
+from dapo_stages.handoff.state_folders import StateFolder
 from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
@@ -84,20 +84,28 @@ def main(
     """
     behind.finish()  # the state of the train-step before
     config = load_config(config_file, set_)
-    inputs = {
-        "policy": PolicyFolder(policy),
+    start = PolicyFolder(policy)
+    inputs: dict[str, Source] = {
+        "policy": start,
         "rollouts": Source(rollouts, "rollout"),
         "weights": Source(weights, "weight-tokens"),
     }
     inputs["weights"].require_input("rollouts", inputs["rollouts"])
+    sampler = inputs["rollouts"].manifest.inputs.get("policy")
+    if sampler is not None and sampler.content_hash in start.manifest.replaces:
+        say("train-step: the policy that sampled was lost, and trained again it is another; importance weights correct")
     config = as_sampled(config, inputs["rollouts"])
+    before = None
     if state is not None:
-        inputs["state"] = Source(state, "state")
-        _check_state(inputs["state"], inputs["policy"])
+        inputs[STATE] = before = StateFolder(state, start)
     inputs |= check_reference(reference, config)
     iteration = int(inputs["weights"].manifest.config["iteration"])
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    plan = Plan("train-step", out, recorded, config.seed, inputs, verify=config.verify, beside=(STATE,))
+    is_kept = _keeps(out, before, is_written=_is_written(config, iteration), dry_run=dry_run)
+    beside = () if is_kept else (STATE,)
+    plan = Plan("train-step", out, recorded, config.seed, inputs, (), config.verify, beside, starts_over=True)
+    if before is not None and plan.state() != "complete":
+        before.require()
     carry_out.run(
         plan,
         lambda output: TrainStep(output, config, iteration).run(),
@@ -108,15 +116,25 @@ def main(
     )
 
 
-def _check_state(state: Source, policy: Source) -> None:
-    """Raise DataError unless the state was written with the policy: its moments and exact weights fit no other."""
-    if state.manifest.policy.get("policy_hash") != policy.manifest.content_hash:
-        raise DataError(
-            state.folder,
-            f"this optimizer state belongs to a policy of iteration {state.manifest.policy.get('version')}, not to "
-            f"{policy.folder}",
-            "Name the state folder next to the policy, or leave --state out to start the optimizer over.",
-        )
+def _is_written(config: Config, iteration: int) -> bool:
+    """Whether a process that could keep the state of an iteration writes it nevertheless."""
+    return iteration % config.keep.state_every == 0
+
+
+def _keeps(out: Path, before: StateFolder | None, *, is_written: bool, dry_run: bool) -> bool:
+    """Whether this process keeps the state that belongs to `out`, and need not write it.
+
+    Another state that it keeps is written now, unless it is the one to resume from.
+    """
+    if not kept.keeps():
+        return False
+    from dapo_stages.training.kept_states import owner, write_unwritten
+
+    own = None if is_written else owner(out)
+    stays = {*([before.manifest.content_hash] if before is not None else []), *([own] if own is not None else [])}
+    if not dry_run:
+        write_unwritten(but=stays)
+    return own is not None
 
 
 class TrainStep:
@@ -218,7 +236,7 @@ class TrainStep:
             Optimizers(policy.model, settings),
             accelerator,
         )
-        if "state" in self._inputs:
+        if STATE in self._inputs:
             self._load_state(trainer.worker)
         return policy, trainer
 
@@ -231,9 +249,10 @@ class TrainStep:
     def _load_state(self, worker: Worker) -> None:
         from safetensors import SafetensorError
 
-        from dapo_stages.training.state import resume
+        from dapo_stages.training.kept_states import resume
 
-        state = self._inputs["state"]
+        state = self._inputs[STATE]
+        assert isinstance(state, StateFolder)
         if ranks.local_rank() == 0:  # once on every machine
             state.verify_all()
         collectives.barrier()
@@ -307,13 +326,14 @@ class TrainStep:
     def _save(self, policy: Policy, worker: Worker) -> None:
         """All ranks write the state together; rank 0 writes the policy and all manifests.
 
-        A process that keeps the state writes it once the rest is published, while other commands run.
+        A process that keeps the state writes it once the rest is published, while other commands run, or only later.
         """
         import os
 
         from dapo_stages.models.kept_policies import keep_trained
         from dapo_stages.models.policy_loading import save_policy
-        from dapo_stages.training.state import save_state, state_of, write_behind
+        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, state_of, write
+        from dapo_stages.training.state import save_state
 
         source = self._output.plan.policy
         about = {"version": self._iteration, "model": self._config.model.name}
@@ -345,7 +365,9 @@ class TrainStep:
         if keeps:
             place = (self._output.plan.out / STATE).absolute()  # this process will have another folder then
             own = replace(self._output.plan, stage=STATE, out=place, beside=())
-            self._output.behind = partial(write_behind, own, state_of(worker), about_state, dict(self._output.counts))
+            unwritten = Unwritten(own, about_state, dict(self._output.counts))
+            then = write if _is_written(self._config, self._iteration) else keep_unwritten
+            self._output.behind = partial(then, unwritten, state_of(worker))
         keep_trained(policy, self._config.model, source.manifest, manifest)
 
 

@@ -40,6 +40,9 @@ def main(
         tuple[int, int] | None,
         typer.Option("--jobs", help="Print the jobs of N iterations, with an evaluation every M.", hidden=True),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="For --make: what was made from a lost policy is stale.", hidden=True)
+    ] = False,
     note: Annotated[Path | None, typer.Option("--note", help="File where make notes its process.", hidden=True)] = None,
     set_: Overrides = None,
 ) -> None:
@@ -56,7 +59,7 @@ def main(
     config = load_config(config_file, set_)
     text = dump_config(config)
     if make is not None:
-        _write(make, for_make(config, Run(run) if run is not None else None))
+        _write(make, for_make(config, Run(run) if run is not None else None, strict=strict))
         return
     if jobs is not None:
         if jobs[1] < 1:

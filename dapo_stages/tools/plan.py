@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,15 +11,15 @@ from dapo_stages.config import Config, load_config
 from dapo_stages.errors import ConfigError, ModelError
 from dapo_stages.maths import devices
 from dapo_stages.planning.dimensions import EMBEDDED, PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.run_plan import GIB, Plan
+from dapo_stages.planning.run_plan import Plan
+from dapo_stages.planning.showing import GB, show
 from dapo_stages.planning.stage_costs import Rates
 from dapo_stages.planning.stage_memory import Parallel
-from dapo_stages.planning.stage_times import seconds_of
+from dapo_stages.planning.whole_plan import answer as answer_of
 from dapo_stages.small_files import read_json
-from dapo_stages.terminal.console import answer, tell
+from dapo_stages.terminal.console import answer
 from dapo_stages.terminal.options import Json, Overrides
 
-GB = 10**9
 QUESTIONS = 900  # held out: an assumption, a tenth of 9,000
 
 
@@ -84,8 +83,9 @@ def main(
 ) -> None:
     """Estimate what a run needs: memory per rank, seconds and bytes per stage, and what limits it.
 
-    Needs only the model's configuration; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every
-    formula, and says what is measured and what is assumed.
+    It shows stages that start by themselves, and what changes in processes that stay (RESIDENT=1 of make). It needs
+    only the model's configuration; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every formula,
+    and says what is measured and what is assumed.
 
     Example: dapo-stages plan --config pipelines/reference-7b.yaml --gpus 4 --memory 80
     """
@@ -118,12 +118,13 @@ def main(
         completion,
         informative,
         _questions(config) if questions is None else questions,
+        nodes,
     )
-    answered = plan.answer(name, memory or machine.memory, int(image * 1000), seconds_of(plan))
+    answered = answer_of(plan, name, memory or machine.memory, int(image * 1000))
     if as_json:
         answer(answered)
     else:
-        _show(answered, plan, nodes, f"{gpus} × {gpu.upper()}" if device == "cuda" else f"{gpus} rank(s) on CPUs")
+        show(answered, plan, f"{gpus} × {gpu.upper()}" if device == "cuda" else f"{gpus} rank(s) on CPUs")
 
 
 def _configuration(path: Path | None, overrides: list[str] | None) -> Config:
@@ -165,82 +166,3 @@ def _from_hub(name: str) -> Any:
             f"{name}: no config.json in a folder or on the hub ({reason}). Name another with --model; built in are "
             f"{', '.join([*PUBLISHED, 'embedded'])}."
         ) from None
-
-
-def _show(found: dict[str, Any], plan: Plan, nodes: int, machine: str) -> None:
-    """Print memory, time, bytes, and what limits the run."""
-    group, dtype = found["group"], plan.config.model.dtype
-    tell(f"{found['model']}: {found['parameters']:,} parameters, {found['trained']:,} of them trained, {dtype}")
-    print(
-        f"{nodes} node(s) of {machine}, train-step {found['parallel']}; a prompt of {group['prompt']} tokens "
-        f"({group['vision']} of its image), {group['completions']} completions of {group['completion']}"
-    )
-    print("\nPeak memory of a rank, GiB of live bytes")
-    for stage, memory in found["memory"].items():
-        print(_line(stage, memory["total"] / GIB, _parts(memory["device"], GIB, 2)))
-        if memory["host"]:
-            print(_line("  on the host", sum(memory["host"].values()) / GIB, _parts(memory["host"], GIB, 2)))
-    print(f"\nSeconds per iteration on the slowest rank, at estimated rates; {found['sampled']} groups are sampled")
-    for stage, parts in found["seconds"].items():
-        print(_line(stage, sum(parts.values()), _parts(parts, 1, 1)))
-    iterations = plan.config.planned_iterations
-    print(
-        _line("all", found["iteration"], f"{iterations} iterations: {iterations * found['iteration'] / 3600:.1f} hours")
-    )
-    print("\nGB on disk per iteration")
-    for name, size in found["bytes"].items():
-        print(_line(name, size / GB, ""))
-    print(_line("on disk at most", found["kept"] / GB, f"of {iterations} iterations"))
-    print("")
-    for line in _verdict(found):
-        tell(line)
-
-
-def _line(name: str, total: float, parts: str) -> str:
-    return f"  {name:<18} {total:9.2f}  {parts}".rstrip()
-
-
-def _parts(parts: Mapping[str, float], unit: int, digits: int) -> str:
-    """`weights 15.45, logits 2.90`: the largest first, nothing that would show as 0."""
-    shown = sorted(parts.items(), key=lambda part: -part[1])
-    return ", ".join(f"{n} {v / unit:.{digits}f}" for n, v in shown if v / unit >= 0.5 * 10**-digits)
-
-
-def _verdict(found: dict[str, Any]) -> list[str]:
-    """What limits the run, and what could be changed."""
-    usable = found["usable"]
-    lines = []
-    if found["room"] is not None:
-        lines.append(f"vLLM has room for {found['room']} completions of full length at the same time.")
-    for stage, fits in found["fits"].items():
-        total = found["memory"][stage]["total"]
-        if fits:
-            lines.append(f"{stage} fits: {(usable - total) / GIB:.1f} GiB to spare of {usable / GIB:.1f} usable.")
-            continue
-        lines.append(f"{stage} does not fit: {(total - usable) / GIB:.1f} GiB more than the {usable / GIB:.1f} usable.")
-        for way, peak in found["ways"][stage].items():
-            lines.append(f"  {way}: {peak / GIB:.1f} GiB, {'fits' if peak <= usable else 'still too much'}")
-        if stage != "train-step" and found["memory"][stage]["device"].get("weights", 0) > usable:
-            lines.append("  a rank holds the whole model here: " + _ELSEWHERE[stage])
-    slowest, part = found["slowest"], found["slowest_part"]
-    share = sum(found["seconds"][slowest].values()) / found["iteration"]
-    lines.append(f"Slowest: {slowest}, {share:.0%} of an iteration, most of it {part}. {_FASTER[part]}")
-    return lines
-
-
-_ELSEWHERE = {
-    "rollout": "vLLM (engines.vllm.tensor_parallel_size) or a server splits it over GPUs.",
-    "score-attention": "score on a device with more memory, or set attention.enabled=false (all weights 1).",
-}
-_FASTER = {
-    "start-up": "Fewer, larger iterations (rollout.prompts_per_iteration).",
-    "verifying": "Fewer, larger iterations, or train.lora, whose files are small.",
-    "loading": "Fewer, larger iterations (rollout.prompts_per_iteration), or a faster --disk.",
-    "writing": "Fewer, larger iterations, a faster --disk, or train.lora, whose states are small.",
-    "hashing": "Fewer, larger iterations, or train.lora, whose files are small.",
-    "generation": "Larger batches (batch_groups) while they fit, fewer questions (evaluate.max_questions, EVAL_EVERY), "
-    "or vLLM; make -j2 evaluates during the next iteration, LAG=1 samples during training.",
-    "forward": "Raise attention.batch_completions while it fits, or add ranks.",
-    "updates": "Add ranks; train.gradient_checkpointing=false saves a quarter where it fits.",
-    "between ranks": "Larger train.batch_completions (fewer micro-batches), another --parallel, or a faster --link.",
-}

@@ -9,7 +9,7 @@ from pathlib import Path
 from dapo_stages.config import KeepConfig, load_config
 from dapo_stages.errors import LockedError
 from dapo_stages.handoff.manifests import MANIFEST, mark_pruned, read_manifest, remembered
-from dapo_stages.handoff.unfinished import LOCK, NEXT, STATE, is_swapping, locked
+from dapo_stages.handoff.unfinished import LOCK, NEXT, is_swapping, locked
 from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.console import say
@@ -68,7 +68,9 @@ def prunable(run: Run, keep: KeepConfig, lag: int = 0, *, curriculum: bool = Fal
             going = [folder for folder in going if _has_files(folder)]
             if going and (name == "states" or (iteration / "report" / MANIFEST).exists()):
                 found += going
-    needed = _needed(run, keep, found) | _for_lost_states(run, trained)
+    again = _for_lost_states(run, trained)
+    found = [folder for folder in found if folder.resolve() not in again]
+    needed = _needed(run, keep, found)
     going = [folder for folder in found if folder.resolve() not in needed]
     for folder in going:  # before anything is removed: a damaged manifest cannot be marked
         read_manifest(folder)
@@ -96,10 +98,10 @@ def _needed(run: Run, keep: KeepConfig, going: list[Path]) -> set[Path]:
 
 
 def _for_lost_states(run: Run, trained: list[Path]) -> set[Path]:
-    """What a train-step needs to be made again, as long as its state is not written."""
+    """What the train-steps since the last written state need to be made again."""
     needed: set[Path] = set()
     for folder in trained:
-        if not (folder / "train" / STATE / MANIFEST).exists():
+        if run.lacks_state(folder / "train"):
             sources = read_manifest(folder / "train").inputs.values()
             needed |= {run.place(source.path).resolve() for source in sources}
     return needed

@@ -12,30 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
-from dapo_stages.handoff import kept
-from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.outputs import Output
-from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.unfinished import locked
 from dapo_stages.processes import collectives
 from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import is_inside, read_json
 from dapo_stages.training.launching.rank_workers import Worker
-from dapo_stages.training.stored_state import InFile, InMemory, State, Stored
+from dapo_stages.training.stored_state import InFile, State, Stored
 
 ABOUT = "state.json"
 _MOST_BYTES = 2 << 30  # of a file, and of what is held in memory until it is written
-
-
-class Kept(NamedTuple):
-    """A state in memory, as a process keeps it between commands: what the files have."""
-
-    optimizer: str
-    tensors: dict[str, State]  # by weight
 
 
 @phase("save")
@@ -54,51 +41,18 @@ def save_state(worker: Worker, folder: Path) -> list[str]:
     return [ABOUT, *files.written]
 
 
-def state_of(worker: Worker) -> Kept:
-    """The state of a worker that has no other ranks."""
-    return Kept(worker.optimizer, {name: worker.state_of(name) for name in worker.trained})
+def write_state(optimizer: str, tensors: dict[str, State], folder: Path) -> list[str]:
+    """The same for a state in memory, by weight, of a process that has no other ranks."""
+    files = _Files(folder, 0)
+    for name, state in tensors.items():
+        files.add(name, state)
+    files.close()
+    _write_about(folder, optimizer, list(tensors), files.written)
+    return [ABOUT, *files.written]
 
 
-def write_behind(plan: Plan, state: Kept, policy: dict[str, Any], counts: dict[str, Any]) -> None:
-    """Write a state as an output of its own, then keep it. Nobody may change it meanwhile.
-
-    Its manifest has the same fields, and so the same hash, as one that is written together with the train-step's.
-    """
-    folder = plan.out
-    with locked(folder):
-        output = Output(plan, folder, [])
-        output.policy, output.counts = policy, counts
-        try:
-            files = _Files(folder, 0)
-            for name, tensors in state.tensors.items():
-                files.add(name, tensors)
-            files.close()
-            _write_about(folder, state.optimizer, list(state.tensors), files.written)
-            output.add_files(ABOUT, *files.written)
-            manifest = output.publish()
-        finally:
-            output.close()
-        output.keep_hashes()
-    kept.give("state", manifest.content_hash, state)
-
-
-@phase("load")
-def resume(worker: Worker, state: Source) -> None:
-    """Resume from a state, kept or from its files; every rank calls it.
-
-    Raises ValueError if it is for another optimizer or other weights, or not what was written.
-    """
-    found: Kept | None = kept.take("state", state.manifest.content_hash)
-    if found is None:
-        kept.drop("state")
-        load_state(worker, state.folder)
-        return
-    _check_fits(worker, found.optimizer, found.tensors)
-    for name in list(found.tensors):  # none is held twice
-        worker.set_state(name, InMemory(found.tensors.pop(name)))
-
-
-def _check_fits(worker: Worker, optimizer: str, weights: Iterable[str]) -> None:
+def check_fits(worker: Worker, optimizer: str, weights: Iterable[str]) -> None:
+    """Raise ValueError if a state is for another optimizer or other weights."""
     if optimizer != worker.optimizer:
         raise ValueError(f"it is for {optimizer}, not {worker.optimizer}")
     if other := set(weights) ^ set(worker.trained):
@@ -106,9 +60,12 @@ def _check_fits(worker: Worker, optimizer: str, weights: Iterable[str]) -> None:
 
 
 def load_state(worker: Worker, folder: Path) -> None:
-    """The same from files."""
+    """Resume from the files of a state; every rank calls it.
+
+    Raises ValueError if it is for another optimizer or other weights, or not what was written.
+    """
     about = read_json(folder / ABOUT)
-    _check_fits(worker, about["optimizer"], about["weights"])
+    check_fits(worker, about["optimizer"], about["weights"])
     if outside := [name for name in about["files"] if not is_inside(name)]:
         raise ValueError(f"{ABOUT} names {outside[0]!r}, which is outside this folder")
     files = [folder / name for name in about["files"]]

@@ -33,7 +33,7 @@ weights: {{mask_truncated_completions: false, vgr_mapping: mad, early_fraction: 
 train: {{updates_per_iteration: 1}}
 evaluate: {{num_generations: 1}}
 report: {{trackers: [], samples: 1, completions: 8}}
-keep: {{rollouts: 2, states: 2, policies: 2}}
+keep: {{rollouts: 2, states: 2, policies: 2, state_every: {state_every}}}
 """
 _MAKE = ("make", "iterate", "RUN=t", "CONFIG=tiny.yaml", "EVAL_EVERY=1000")
 _OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of a make that runs this
@@ -44,7 +44,7 @@ RESIDENT_WAYS = ("worker", "make", "worker and make", "recipe", "group", "interr
 class Project:
     """A folder with our Makefile and one run, `training_logs/t`."""
 
-    def __init__(self, folder: Path, iterations: int, *, resident: bool = False) -> None:
+    def __init__(self, folder: Path, iterations: int, *, resident: bool = False, state_every: int = 1) -> None:
         self.folder, self.run = folder, folder / "training_logs/t"
         self.iterations, self._options = iterations, [f"RESIDENT={int(resident)}"]
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
@@ -52,14 +52,14 @@ class Project:
         if not (folder / "pipelines").exists():
             (folder / "pipelines").symlink_to(ROOT / "pipelines")
         with_makefile(folder)
-        (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations))
+        (folder / "tiny.yaml").write_text(CONFIG.format(iterations=iterations, state_every=state_every))
 
     def customize(self, code: str) -> None:
         """Have every Python of this project run some code first."""
         (self.folder / "custom").mkdir()
         (self.folder / "custom" / "sitecustomize.py").write_text(code)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *options: str) -> subprocess.Popen[str]:
         """`make iterate`, in a session of its own."""
         environment = {
             "XDG_RUNTIME_DIR": str(self.sockets),
@@ -71,7 +71,7 @@ class Project:
         }
         with open(self.folder / "said", "w") as said:
             return subprocess.Popen(
-                [*_MAKE, f"ITERS={self.iterations}", *self._options],
+                [*_MAKE, f"ITERS={self.iterations}", *self._options, *options],
                 cwd=self.folder,
                 env={name: value for name, value in os.environ.items() if name not in _OF_MAKE} | environment,
                 stdin=subprocess.DEVNULL,
@@ -81,9 +81,9 @@ class Project:
                 start_new_session=True,
             )
 
-    def finish(self, seconds: float = 600) -> None:
+    def finish(self, *options: str, seconds: float = 600) -> None:
         """`make iterate` until it has nothing more to do."""
-        make = self.start()
+        make = self.start(*options)
         try:
             assert make.wait(timeout=seconds) == 0, (self.folder / "said").read_text()[-2000:]
         finally:

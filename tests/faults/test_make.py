@@ -16,6 +16,7 @@ from support import proc
 from support.make import project_with
 from support.served import wait
 
+from dapo_stages.handoff.manifests import read_manifest
 from faults.projects import RESIDENT_WAYS, Project, disturb
 from faults.table import record
 
@@ -201,3 +202,92 @@ def test_a_crash_while_a_state_is_written_costs_one_train_step(
     finally:
         project.close()
     record(3, 1, "while a state is written")
+
+
+@pytest.mark.faults
+def test_with_a_state_every_5_iterations_a_crash_after_7_costs_two_train_steps(tmp_path: Path) -> None:
+    """Nothing is sampled again, and every output that is there is the one of a run that writes all states."""
+    plain = Project(tmp_path / "plain", 8)
+    project = Project(tmp_path / "resident", 8, resident=True, state_every=5)
+    try:
+        plain.finish()
+        make = project.start()
+        wait(lambda: (project.run / "iter-0007/train/manifest.json").exists(), 300)
+        project.kill(make, "worker and make")
+        project.settle(make)
+        before = project.times()
+        assert _states(project) == ["iter-0005"]
+        project.finish()
+        project.gone()
+        assert _states(project) == ["iter-0005", "iter-0008"]
+        changed = {name for name, time in project.times().items() if name in before and time != before[name]}
+        made = {name for name in changed if name.endswith("policy/manifest.json")}
+        assert made == {f"iter-000{number}/train/policy/manifest.json" for number in (6, 7)}
+        assert not [name for name in changed if "rollout" in name or "attention" in name or "weights" in name]
+        found, expected = project.hashes(), plain.hashes()
+        assert found == {name: expected[name] for name in found}
+        assert expected.keys() - found.keys() == {f"iter-000{number}/train/state" for number in (1, 2, 3, 4, 6, 7)}
+    finally:
+        plain.close()
+        project.close()
+    record(3, 1, "with a state every five iterations")
+
+
+def _states(project: Project) -> list[str]:
+    """The iterations whose state was written, pruned since or not."""
+    return sorted(path.parents[2].name for path in project.run.glob("iter-*/train/state/manifest.json"))
+
+
+# Train-steps give another policy as long as a file says so, like a GPU whose backward pass is not deterministic.
+FORGED = """
+from pathlib import Path
+from dapo_stages.maths import schedule
+def forged(*args, own=schedule.learning_rate_factor):
+    return own(*args) + (0.5 if (Path(__file__).parents[1] / "forged").exists() else 0.0)
+schedule.learning_rate_factor = forged
+"""
+
+
+def _inputs(project: Project) -> dict[str, bool]:
+    """Whether each output of the second iteration was made from the very policies that are there now."""
+    found = {}
+    for name in ("rollout", "attention", "train"):
+        recorded = read_manifest(project.run / "iter-0002" / name).inputs["policy"].content_hash
+        found[name] = recorded == read_manifest(project.run / "iter-0001/train/policy").content_hash
+    return found
+
+
+@pytest.mark.faults
+def test_what_followed_a_policy_that_was_lost_is_kept_or_with_strict_made_again(tmp_path: Path) -> None:
+    project = Project(tmp_path, 2)
+    project.customize(FORGED)
+    forged = project.folder / "forged"
+
+    def lose_states() -> None:
+        for number in (1, 2):
+            shutil.rmtree(project.run / f"iter-000{number}/train/state")
+
+    try:
+        project.finish()
+        hashes, times = project.hashes(), project.times()
+        lose_states()
+        forged.touch()
+        project.finish()  # what was sampled stays; both train-steps are made again and differ
+        others = {name for name, one in project.hashes().items() if one != hashes[name]}
+        assert {"iter-0001/train/policy", "iter-0002/train/policy"} <= others
+        assert all("/train" in name for name in others)
+        sampled = [name for name in times if "rollout" in name]
+        assert {name: project.times()[name] for name in sampled} == {name: times[name] for name in sampled}
+        assert _inputs(project) == {"rollout": False, "attention": False, "train": True}
+        project.finish("STRICT=1")  # what was made from a policy that was lost earlier
+        assert _inputs(project) == {"rollout": True, "attention": True, "train": True}
+        times = project.times()
+        project.finish("STRICT=1")
+        assert project.times() == times
+        lose_states()
+        forged.unlink()
+        project.finish("STRICT=1")  # and what follows one that is lost now, in the same make
+        assert project.hashes() == hashes
+    finally:
+        project.close()
+    record(3, 1, "with train-steps that give another policy when they are made again")

@@ -11,7 +11,7 @@ from reporting import tiny_run
 from support.commands import run as command
 
 from dapo_stages.handoff.manifests import MANIFEST, mark_pruned
-from dapo_stages.runs.makefile import states
+from dapo_stages.runs.makefile import again, states
 from dapo_stages.runs.run_folder import Run
 
 NAMES = ("rollout", "attention", "weights", "train", "eval", "report")
@@ -72,3 +72,29 @@ def test_a_copy_is_judged_by_itself_and_not_by_what_it_was_copied_from(run: Path
     (tmp_path / "copy").mkdir()
     copy = run.rename(tmp_path / "copy/tiny")
     assert states(Run(copy)) == dict.fromkeys(everything(), "sound")
+
+
+@pytest.mark.parametrize(
+    ("written", "stale", "expected"),
+    [
+        ("1 2 3 4 5 6 7", "", ""),
+        ("5", "", "6 7"),
+        ("5 7", "", ""),  # nobody needs that of 6
+        ("", "", "1 2 3 4 5 6 7"),
+        ("5 7", "7", "6"),
+        ("2 5 7", "5", "3 4"),
+        ("2 7", "6", "3 4 5"),
+    ],
+)
+def test_train_steps_since_the_last_written_state_are_made_again(
+    tmp_path: Path, written: str, stale: str, expected: str
+) -> None:
+    for number in range(1, 8):
+        state = tmp_path / f"iter-000{number}/train/state"
+        state.mkdir(parents=True)
+        (state.parent / MANIFEST).touch()
+        if str(number) in written.split():
+            (state / MANIFEST).touch()
+    (tmp_path / "iter-0008/rollout").mkdir(parents=True)
+    found = again(Run(tmp_path), {f"iter-000{number}/train": "stale" for number in stale.split()})
+    assert found == [f"iter-000{number}" for number in expected.split()]

@@ -18,7 +18,7 @@ from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models import policy_loading
 from dapo_stages.models.policy import Policy
-from dapo_stages.training import state
+from dapo_stages.training import kept_states, state
 
 FLOAT = ModelConfig(dtype="float32", device="cpu")
 LORA = "{rank: 4, alpha: 8, dropout: 0.1, target_modules: [q_proj, v_proj]}"
@@ -54,7 +54,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         load_state(worker, folder)
 
     monkeypatch.setattr(policy_loading, "load_policy", policy)
-    monkeypatch.setattr(state, "load_state", of_files)
+    monkeypatch.setattr(kept_states, "load_state", of_files)
     return found
 
 

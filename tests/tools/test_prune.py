@@ -82,21 +82,32 @@ def test_rollouts_stay_where_a_curriculum_goes_by_them(run: Path) -> None:
     assert read_manifest(run / "iter-0001/rollout").pruned
 
 
-def test_what_a_lost_state_is_made_from_stays(run: Path) -> None:
-    """Until it is made again: the rollouts, the policy and the state that its train-step read."""
-    here, before = run / "iter-0002", run / "iter-0001/train"
-    read = {"policy": before / "policy", "state": before / "state", "rollouts": here / "rollout"}
-    hashes = {name: read_manifest(folder).content_hash for name, folder in read.items()}
-    inputs = {name: Input(path=str(folder), content_hash=hashes[name]) for name, folder in read.items()}
-    write_manifest(here / "train", read_manifest(here / "train").model_copy(update={"inputs": inputs}))
-    shutil.rmtree(here / "train/state")
+@pytest.mark.parametrize("lost", [[4], [3, 4]])
+def test_what_the_train_steps_since_the_last_state_are_made_from_stays(run: Path, lost: list[int]) -> None:
+    """Until a state is written again: the rollouts, the policies and the last state that they read."""
+    for number in lost:
+        here, before = run / f"iter-{number:04d}", run / f"iter-{number - 1:04d}/train"
+        tiny_run.rollout(run, number)
+        read = {"policy": before / "policy", "rollouts": here / "rollout", "state": before / "state"}
+        hashes = {name: read_manifest(folder).content_hash for name, folder in read.items()}
+        inputs = {name: Input(path=str(folder), content_hash=hashes[name]) for name, folder in read.items()}
+        write_manifest(here / "train", read_manifest(here / "train").model_copy(update={"inputs": inputs}))
+    for number in lost:
+        shutil.rmtree(run / f"iter-{number:04d}/train/state")
     keep = [word for part in ("policies", "states", "rollouts") for word in ("--set", f"keep.{part}=1")]
     prune(run, *keep, "--set", "keep.best=false")
-    assert left(run, "policy") == left(run, "state") == [1, 4]
-    assert not read_manifest(here / "rollout").pruned and read_manifest(run / "iter-0001/rollout").pruned
-    tiny_run.publish(Plan("state", here / "train/state", {}, 2), lambda output: None)
+    assert left(run, "policy") == [lost[0] - 1, *lost] and left(run, "state") == [lost[0] - 1]
+    pruned = {number: read_manifest(run / f"iter-{number:04d}/rollout").pruned for number in (1, 2, *lost)}
+    assert pruned == {number: number not in lost for number in pruned}
+    tiny_run.publish(Plan("state", run / "iter-0004/train/state", {}, 2), lambda output: None)
     prune(run, *keep, "--set", "keep.best=false")
-    assert left(run, "policy") == left(run, "state") == [4] and read_manifest(here / "rollout").pruned
+    assert left(run, "policy") == [4] and left(run, "state") == []
+
+
+def test_what_a_lost_state_was_made_from_goes_once_a_later_one_is_written(run: Path) -> None:
+    shutil.rmtree(run / "iter-0002/train/state")
+    prune(run, "--set", "keep.policies=1", "--set", "keep.states=1", "--set", "keep.best=false")
+    assert left(run, "policy") == left(run, "state") == [4]
 
 
 def test_a_better_policy_takes_its_place(run: Path) -> None:

@@ -1,0 +1,107 @@
+"""The optimizer state that a process keeps between train-steps, and when it is written.
+
+Every keep.state_every-th is written behind (handoff/behind.py), then kept under its hash. Another one is kept under the
+hash of its policy, and written only if this process ends, or does something else, before the next train-step takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dapo_stages.handoff import kept
+from dapo_stages.handoff.manifests import MANIFEST, Manifest, manifest_of
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.state_folders import StateFolder
+from dapo_stages.handoff.unfinished import locked
+from dapo_stages.processes.phases import phase
+from dapo_stages.training.launching.rank_workers import Worker
+from dapo_stages.training.state import check_fits, load_state, write_state
+from dapo_stages.training.stored_state import InMemory, State
+
+
+class Unwritten(NamedTuple):
+    """What the manifest of a state says besides its files, and its folder, absolute."""
+
+    plan: Plan
+    policy: dict[str, Any]
+    counts: dict[str, Any]
+
+    @property
+    def policy_hash(self) -> str:
+        """The policy that it belongs to."""
+        return str(self.policy["policy_hash"])
+
+
+class Kept(NamedTuple):
+    """A state in memory: what its files have, or will have."""
+
+    optimizer: str
+    tensors: dict[str, State]  # by weight
+    unwritten: Unwritten | None = None  # if it has none
+
+
+def state_of(worker: Worker) -> Kept:
+    """The state of a worker that has no other ranks."""
+    return Kept(worker.optimizer, {name: worker.state_of(name) for name in worker.trained})
+
+
+def keep_unwritten(about: Unwritten, state: Kept) -> None:
+    """Keep a state, once its train-step is published."""
+    kept.give("state", about.policy_hash, state._replace(unwritten=about))
+
+
+def write(about: Unwritten, state: Kept) -> None:
+    """Write a state as an output of its own, then keep it. Nobody may change it meanwhile.
+
+    Its manifest has the same fields, and so the same hash, as one that is written together with the train-step's.
+    """
+    folder = about.plan.out
+    with locked(folder):
+        output = Output(about.plan, folder, [])
+        output.policy, output.counts = about.policy, about.counts
+        try:
+            output.add_files(*write_state(state.optimizer, state.tensors, folder))
+            manifest = output.publish()
+        finally:
+            output.close()
+        output.keep_hashes()
+    kept.give("state", manifest.content_hash, state._replace(unwritten=None))
+
+
+def write_unwritten(but: Collection[str] = ()) -> None:
+    """Write the kept state if it is not written yet, except that of one of these policies."""
+    state: Kept | None = kept.present("state")
+    if state is None or (about := state.unwritten) is None or about.policy_hash in but:
+        return
+    kept.drop("state")
+    folder = about.plan.out
+    step = manifest_of(folder.parent)  # another process may have made it again, or written the state
+    if step is not None and step.policy.get("content_hash") == about.policy_hash and not (folder / MANIFEST).exists():
+        write(about, state)
+
+
+def owner(train: Path) -> str | None:
+    """The policy of a train-step's output, if this process keeps its state and has not written it."""
+    state: Kept | None = kept.present("state")
+    step: Manifest | None = manifest_of(train) if state is not None and state.unwritten is not None else None
+    found = step and step.policy.get("content_hash")
+    return found if found and kept.look("state", found) is not None else None
+
+
+@phase("load")
+def resume(worker: Worker, state: StateFolder) -> None:
+    """Resume from a state, kept or from its files; every rank calls it.
+
+    Raises ValueError if it is for another optimizer or other weights, or not what was written.
+    """
+    found: Kept | None = kept.take("state", state.manifest.content_hash)
+    if found is None:
+        kept.drop("state")
+        load_state(worker, state.folder)
+        return
+    check_fits(worker, found.optimizer, found.tensors)
+    for name in list(found.tensors):  # none is held twice
+        worker.set_state(name, InMemory(found.tensors.pop(name)))
