@@ -12,11 +12,8 @@ from math import ceil
 from typing import Literal
 
 from dapo_stages.config import Config
-<<<<<<< HEAD
 from dapo_stages.config.attention import GRADIENT_DIRECTIONS
-=======
 from dapo_stages.config.rollout import EngineName
->>>>>>> main
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
@@ -185,26 +182,17 @@ class Plan:
             self.parallel,
             self.ranks,
             foreach=self.device == "cuda",
-<<<<<<< HEAD
-            reference=self.weights if self.refers else 0,
+            reference=self.weights if self.refers and not self.resident else 0,
             views=0 if perception is None else perception.views,
             recompute=perception is not None and perception.recompute,
-=======
-            reference=self.weights if self.refers and not self.resident else 0,
->>>>>>> main
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         sampled, asked = config.rollout, config.evaluate
         found = {
-<<<<<<< HEAD
-            "rollout": self._sampling(),
+            "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work.count),
             "score-attention": stage_memory.score(
                 d, work, scored, config.attention.chunk_rows, b, self.weights, self.passes
             ),
-=======
-            "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work.count),
-            "score-attention": stage_memory.score(d, work, scored, config.attention.chunk_rows, b, self.weights),
->>>>>>> main
             "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
         }
         if batch := min(self.questions, asked.questions_per_shard, asked.batch_groups):

@@ -115,8 +115,10 @@ def _training(plan: Plan) -> dict[str, float]:
     behind."""
     train, rates, files = plan.config.train, plan.rates, plan.files(0)
     updates, state = train.updates_per_iteration, files["train-step: state"]
-<<<<<<< HEAD
-    opening = _opening(plan)
+    moved = files.get("train-step: reference", 0) / (train.reference_update_every or 1)
+    policy = files["train-step: policy"] + moved  # written by rank 0
+    found = _begin(plan, "train-step")
+    found["verify"] += rates.verifying(_unknown(plan, state))
     views, recompute = (0, False) if train.perception is None else (train.perception.views, train.perception.recompute)
     operations = stage_costs.update(
         plan.d,
@@ -126,13 +128,6 @@ def _training(plan: Plan) -> dict[str, float]:
         views=views,
         recompute=recompute,
     )
-=======
-    moved = files.get("train-step: reference", 0) / (train.reference_update_every or 1)
-    policy = files["train-step: policy"] + moved  # written by rank 0
-    found = _begin(plan, "train-step")
-    found["verify"] += rates.verifying(_unknown(plan, state))
-    operations = stage_costs.update(plan.d, plan.work, checkpointing=train.gradient_checkpointing, updates=updates)
->>>>>>> main
     if plan.refers:  # the reference is opened and run as well
         reference = _base(plan) + files["train-step: policy"]
         found["verify"] += rates.verifying(reference) if plan.config.verify == "always" else 0
