@@ -64,9 +64,8 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    text = (
-        "train: {lora: {}, perception: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
-    )
+    text = "train: {lora: {}, perception: {}, engine_mask: {high: 2}}\nrewards: {judge: {model: m}}\n"
+        "rollout: {curriculum: {}, informative: {}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
@@ -74,6 +73,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
     groups = {
         "train.lora",
         "train.perception",
+        "train.engine_mask",
         "rewards.judge",
         "rollout.curriculum",
         "rollout.informative",
@@ -248,8 +248,8 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("evaluate.num_generations=-1", "evaluate.num_generations must be greater than or equal to 0 (got -1)"),
         ("data.held_out_fraction=2", "data.held_out_fraction must be less than or equal to 1 (got 2)"),
         ("rollout.source_shares={a: 1}", "rollout.source_shares must name the datasets of data.sources (none), got a"),
-        ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo' or 'cispo' "
-         "(got 'ppo')"),
+        ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo', "
+         "'cispo', 'sapo', 'gmpo', 'luspo', 'vespo', 'dppo_tv', 'dppo_kl', 'clip_cov' or 'kl_cov' (got 'ppo')"),
         ("seed=-1", "seed must be greater than or equal to 0 (got -1)"),
         ("planned_iterations=ten", "planned_iterations must be a valid integer, unable to parse string as an integer "
          "(got 'ten')"),
