@@ -65,7 +65,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
     text = "train: {lora: {}, perception: {}, engine_mask: {high: 2}}\nrewards: {judge: {model: m}}\n"
-        "rollout: {curriculum: {}, informative: {}}\n"
+    text += "rollout: {curriculum: {}, informative: {}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
