@@ -254,6 +254,16 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("planned_iterations=ten", "planned_iterations must be a valid integer, unable to parse string as an integer "
          "(got 'ten')"),
         ("weights.clip=[1.5, 3]", "weights: clip must satisfy 0 <= lo < 1 < hi, got [1.5, 3.0]"),
+        ("weights={advantage: opo, scale_rewards: batch}", "weights: scale_rewards must be group, its default, with "
+         "advantage opo, got batch; only grpo lets one choose what it divides by"),
+        ("train={loss_type: vespo, importance_sampling_level: sequence}", "train: importance_sampling_level must be "
+         "token or null with loss_type vespo, got sequence; its formula has no other"),
+        ("train={loss_type: bnpo, aggregation: token_sum}", "train: aggregation must be null with loss_type bnpo, got "
+         "token_sum; bnpo is dapo's loss, averaged over a micro-batch"),
+        ("train.cispo_epsilon_low=0.2", "train: cispo_epsilon_low must be null with loss_type dapo; it is the lower "
+         "clip of cispo"),
+        ("train.engine_mask={low: 2, high: 1}", "train.engine_mask: low must be less than high, got 2 and 1"),
+        ("train.engine_is_floor=3", "train: engine_is_floor must be less than engine_is_cap, got 3 and 2"),
         ("train.delta=1.2", "train: delta must be greater than 1 + epsilon_high (1.28) or null, got 1.2"),
         ("train={loss_type: gspo, importance_sampling_level: token}", "train: importance_sampling_level must be "
          "sequence or null with loss_type gspo, got token; loss_type grpo is the token ratio with gspo's normalizer"),

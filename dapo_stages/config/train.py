@@ -242,6 +242,11 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass.")
     freeze_vision: bool = Field(False, description="Do not train the vision tower.")
     lora: LoraSettings | None = Field(None, description="LoRA adapters; null trains every weight.")
+    logprob_dtype: Annotated[Literal["model", "float32"], Later("model")] = Field(
+        "model",
+        description="What logits are computed in: model.dtype, or float32, which narrows the mismatch with the engine "
+        "where that computes them so, too, and doubles the memory of a chunk.",
+    )
     logprob_chunk: Count = Field(1024, description="Rows of logits held in memory at the same time.")
     guard: GuardSettings = GuardSettings()
 

@@ -68,6 +68,7 @@ class Trainer:
             temperature,
             settings.logprob_chunk,
             entropy_gradient=settings.entropy_coefficient > 0 or penalized,
+            exact_head=settings.logprob_dtype == "float32",
         )
         self.worker = worker(accelerator, forward, optimizers, settings)
 

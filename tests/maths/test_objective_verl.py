@@ -44,7 +44,7 @@ def batch(request: pytest.FixtureRequest) -> SimpleNamespace:
     return SimpleNamespace(new=new, old=old, advantages=advantages, mask=mask, engine=noise(0.5), most=most)
 
 
-def packed(batch: SimpleNamespace, new: Tensor, **others: Tensor) -> dict[str, Tensor]:
+def packed(batch: SimpleNamespace, new: Tensor, **others: Tensor) -> dict[str, Any]:
     real = batch.mask.bool()
     rows = torch.arange(len(LENGTHS))[:, None].expand(real.shape)[real]
     return {
@@ -100,7 +100,7 @@ def test_averages(batch: SimpleNamespace, aggregation: Aggregation) -> None:
 
 
 def test_losses(batch: SimpleNamespace) -> None:
-    new = batch.new.clone().requires_grad_()
+    new: Tensor = batch.new.clone().requires_grad_()
 
     def leaf() -> Tensor:
         new.grad = None
@@ -116,7 +116,7 @@ def test_losses(batch: SimpleNamespace) -> None:
     assert_equal(batch, theirs.mean(), new, "gmpo", epsilon_low=0.3, epsilon_high=0.4)
     for kind, low, high in (("tv", 0.05, 0.08), ("kl", 0.01, 0.02)):
         theirs = verl.dppo(old, leaf(), advantages, low, high, 1.5, kind)
-        bounds = {"epsilon_low": low, "epsilon_high": high, "delta": 1.5}
+        bounds: dict[str, Any] = {"epsilon_low": low, "epsilon_high": high, "delta": 1.5}
         name: LossType = "dppo_tv" if kind == "tv" else "dppo_kl"
         assert_equal(batch, verl.agg_loss(theirs, batch.mask, token_mean), new, name, **bounds)
 
@@ -124,7 +124,8 @@ def test_losses(batch: SimpleNamespace) -> None:
 def pulls_of(batch: SimpleNamespace) -> Tensor:
     real = batch.mask.bool()
     advantages, new = batch.advantages[real], batch.new[real]
-    return covariances(batch.advantages, batch.new, float(advantages.mean()), float(new.mean()))
+    found: Tensor = covariances(batch.advantages, batch.new, float(advantages.mean()), float(new.mean()))
+    return found
 
 
 def test_kl_cov_holds_back_the_tokens_with_the_highest_covariance(batch: SimpleNamespace) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 def masked_sum(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor:
     valid_values = torch.where(mask.bool(), values, 0.0)
-    return (valid_values * mask).sum(axis=axis)
+    return (valid_values * mask).sum(dim=axis)
 
 
 def masked_mean(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor:
     s = masked_sum(values, mask, axis)
-    return s / (mask.sum(axis=axis) + 1e-8)
+    mean: Tensor = s / (mask.sum(dim=axis) + 1e-8)
+    return mean
 
 
 def agg_loss(loss_mat: Tensor, loss_mask: Tensor, loss_agg_mode: str, loss_scale_factor: int | None = None) -> Tensor:
