@@ -64,7 +64,9 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         for name, value in values.items():
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
-    text = "train: {lora: {}, perception: {}, engine_mask: {high: 2}}\nrewards: {judge: {model: m}}\n"
+    text = (
+        "train: {lora: {}, perception: {}, engine_mask: {high: 2}, entropy_control: {}}\nrewards: {judge: {model: m}}\n"
+    )
     text += "rollout: {curriculum: {}, informative: {}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
@@ -74,6 +76,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         "train.lora",
         "train.perception",
         "train.engine_mask",
+        "train.entropy_control",
         "rewards.judge",
         "rollout.curriculum",
         "rollout.informative",
@@ -264,6 +267,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
          "clip of cispo"),
         ("train.engine_mask={low: 2, high: 1}", "train.engine_mask: low must be less than high, got 2 and 1"),
         ("train.engine_is_floor=3", "train: engine_is_floor must be less than engine_is_cap, got 3 and 2"),
+        ("train.kl.target=0.1", "train: kl.target needs beta above 0, which is what follows it"),
         ("train.delta=1.2", "train: delta must be greater than 1 + epsilon_high (1.28) or null, got 1.2"),
         ("train={loss_type: gspo, importance_sampling_level: token}", "train: importance_sampling_level must be "
          "sequence or null with loss_type gspo, got token; loss_type grpo is the token ratio with gspo's normalizer"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,34 @@ class KlSettings(Section):
         description="Largest size of the estimate at a token (verl, EasyR1, ms-swift: 10); with gradient own, a token "
         "beyond it has no gradient. null is off.",
     )
+    target: Positive | None = Field(
+        None,
+        description="KL (nats per token) that the weight of the term follows after every update, from train.beta on "
+        "(verl's adaptive controller); null keeps it at train.beta.",
+    )
+    horizon: Positive = Field(
+        10000.0,
+        description="Over how many completions it follows: a fifth of completions / horizon at most per update.",
+    )
+
+
+class EntropyControl(Section):
+    """An entropy bonus that follows the entropy, as Skywork-OR1's and TRL's use_adaptive_entropy."""
+
+    target: Positive = Field(
+        0.2,
+        description="Entropy (nats per token) at or below which the bonus counts and grows; above it, it does not "
+        "count and shrinks.",
+    )
+    step: Positive = Field(0.005, description="By how much its weight changes per update.")
+    lowest: Annotated[float, Field(ge=0)] = Field(0.0, description="Smallest weight.")
+    highest: Positive = Field(1.0, description="Largest weight.")
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest must be at most highest, got {self.lowest:g} and {self.highest:g}")
+        return self
 
 
 class EngineMaskSettings(Section):

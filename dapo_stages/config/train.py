@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dapo_stages.config.attention import BlankKind
 from dapo_stages.config.base import Count, Fraction, Later, Momentum, Positive, Section
-from dapo_stages.config.objective import EngineMaskSettings, KlSettings
+from dapo_stages.config.objective import EngineMaskSettings, EntropyControl, KlSettings
 
 LossName = Literal[
     "dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "luspo", "vespo", "dppo_tv", "dppo_kl",
@@ -201,7 +201,9 @@ class TrainConfig(Section):
     beta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight of the KL to the reference policy (--reference)."
     )
-    kl: Annotated[KlSettings, Later({"estimator": "k3", "gradient": "own", "clamp": None})] = KlSettings()
+    kl: Annotated[
+        KlSettings, Later({"estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0})
+    ] = KlSettings()
     reference_update_every: Count | None = Field(
         None,
         description="Every how many train-steps the reference moves toward the policy (TR-DPO); null keeps it. The new "
@@ -212,6 +214,9 @@ class TrainConfig(Section):
     )
     entropy_coefficient: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight of a bonus for the mean entropy (nats) of the tokens in the policy term; 0 is off."
+    )
+    entropy_control: Annotated[EntropyControl | None, Later(None)] = Field(
+        None, description="Let that weight follow the entropy, from entropy_coefficient on; null keeps it."
     )
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Fraction of tokens, those with the highest entropy, that the loss keeps; 1 keeps all."
@@ -256,6 +261,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"delta must be greater than 1 + epsilon_high ({1 + self.epsilon_high:g}) or null, got {self.delta:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kl_has_a_weight(self) -> Self:
+        if self.kl.target is not None and self.beta == 0:
+            raise ValueError("kl.target needs beta above 0, which is what follows it")
         return self
 
     @model_validator(mode="after")

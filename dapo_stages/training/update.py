@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dapo_stages.models.shared_prefix.packing import Group, Packed, SeparateRows
 from dapo_stages.training.batches import MicroBatch, MiniBatch, Scores
 from dapo_stages.training.blow_ups import Reason, after_step, before_backward
 from dapo_stages.training.choosing import Chosen, choose
+from dapo_stages.training.coefficients import Coefficients
 from dapo_stages.training.launching.frameworks import worker
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.views import Perception, metrics_of, viewed
@@ -35,9 +37,11 @@ class Trainer:
         max_completion_length: int,
         optimizers: Optimizers,
         accelerator: Any = None,
+        coefficients: Coefficients | None = None,
     ) -> None:
         self._policy, self._settings = policy, settings
         self._max_length = max_completion_length
+        self.coefficients = coefficients or Coefficients(settings)
         mask = settings.engine_mask
         self._loss_settings = LossSettings(
             epsilon_low=settings.epsilon_low,
@@ -67,7 +71,7 @@ class Trainer:
             policy,
             temperature,
             settings.logprob_chunk,
-            entropy_gradient=settings.entropy_coefficient > 0 or penalized,
+            entropy_gradient=settings.entropy_coefficient > 0 or settings.entropy_control is not None or penalized,
             exact_head=settings.logprob_dtype == "float32",
         )
         self.worker = worker(accelerator, forward, optimizers, settings)
@@ -93,6 +97,8 @@ class Trainer:
         this train-step began, so the new logprobs are the old ones and the ratio is exactly 1.
         """
         totals: dict[str, torch.Tensor] = {}
+        followed, used = self.coefficients, self.coefficients.metrics()
+        self._loss_settings = replace(self._loss_settings, beta=followed.beta, entropy_coefficient=followed.entropy)
         chosen = choose(mini_batch, self._settings, self.worker, self._scores, self._mask)
         found: dict[str, float] = {}
         reason: Reason | None = None
@@ -109,7 +115,9 @@ class Trainer:
         step = self.worker.step(factor, healthy=reason is None)
         reason = reason or after_step(step.norm, self._settings)
         metrics = self._metrics(found, found["loss"], step.norm, factor, mini_batch.completions)
-        return metrics | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
+        if step.applied:
+            followed.follow(metrics["kl"], metrics["entropy"], mini_batch.completions)
+        return metrics | used | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
 
     def _scores(self, batch: MicroBatch) -> Scores:
         return self.worker.forward(self._rows(batch), batch.chunks)
