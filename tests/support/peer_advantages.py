@@ -1,9 +1,9 @@
 """Advantages of TRL 1.16.0 and verl 0.9.1, copied: TRL has them in a method that samples, and verl needs ray.
 
-From _generate_and_score_completions of trl.trainer.grpo_trainer, Copyright 2020-2026 The HuggingFace Team, and from verl/trainer/ppo/core_algos.py and
-verl/utils/torch_functional.py, Copyright 2024 Bytedance Ltd. and/or its affiliates; both Apache License 2.0
-(http://www.apache.org/licenses/LICENSE-2.0). Left out: configuration, logging. verl's take scores, [B], in place of
-their sums over tokens. Types added.
+From _generate_and_score_completions of trl.trainer.grpo_trainer, Copyright 2020-2026 The HuggingFace Team, and from
+verl/trainer/ppo/core_algos.py and verl/utils/torch_functional.py, Copyright 2024 Bytedance Ltd. and/or its affiliates;
+both Apache License 2.0 (http://www.apache.org/licenses/LICENSE-2.0). Left out: configuration, logging. verl's take
+scores, [B], in place of their sums over tokens. Types added.
 """
 
 from __future__ import annotations
