@@ -249,8 +249,8 @@ class TrainConfig(Section):
     lora: LoraSettings | None = Field(None, description="LoRA adapters; null trains every weight.")
     logprob_dtype: Annotated[Literal["model", "float32"], Later("model")] = Field(
         "model",
-        description="What logits are computed in: model.dtype, or float32, which narrows the mismatch with the engine "
-        "where that computes them so, too, and doubles the memory of a chunk.",
+        description="What logits are computed in: model.dtype, or float32, which narrows the mismatch with an engine "
+        "whose head is float32, too, and widens it with others.",
     )
     logprob_chunk: Count = Field(1024, description="Rows of logits held in memory at the same time.")
     guard: GuardSettings = GuardSettings()
