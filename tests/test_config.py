@@ -476,3 +476,15 @@ def test_schemes_that_are_not_of_the_vgr_refuse_layers(tmp_path: Path) -> None:
 def test_draws_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
     said = refused(tmp_path, "attention: {blank: removed, blank_draws: 2}")
     assert "run.yaml: attention: blank_draws must be 1 with blank: removed, whose draws are all the same" in said
+
+
+def test_runs_from_before_train_kl_keep_the_gradient_that_they_had(tmp_path: Path) -> None:
+    text = dump_config(Config())
+    begin, end = text.index("  kl:\n"), text.index("  reference_update_every:")
+    old = load(tmp_path, text[:begin] + text[end:])
+    assert old.train.kl.model_dump() == {
+        "estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0,
+    }  # fmt: skip
+    assert "kl" not in old.recorded()["train"]
+    assert Config().recorded()["train"]["kl"]["gradient"] == "reverse"
+    assert {"estimator", "aggregation", "engine_mask", "vespo_k"}.isdisjoint(Config().recorded()["train"])
