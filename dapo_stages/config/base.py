@@ -35,8 +35,8 @@ class Later:
 
     Manifests neither record nor hash it while its value is `default`, which is what runs before it did. So a run that
     is older than the setting continues as if it had always existed: its configuration, written with every setting,
-    gets `default` when it is loaded. `default` stays even if the field's default is or becomes another; that of a
-    section is given as plain values.
+    gets `default` when it is loaded. `default` stays even if the field's default is or becomes another; sections
+    and tuples are given as plain values.
     """
 
     default: Any
@@ -80,7 +80,7 @@ class Section(BaseModel):
 def _is(value: Any, default: Any) -> bool:
     if isinstance(value, Section) and isinstance(default, dict):
         default = type(value).model_validate(default)
-    return bool(value == default)
+    return bool((list(value) if isinstance(value, tuple) else value) == default)
 
 
 def _numbers(value: Any) -> list[int | float]:

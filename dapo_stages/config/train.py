@@ -157,19 +157,19 @@ class TrainConfig(Section):
         None,
         description="Lower clip of cispo's weight, 1 - cispo_epsilon_low (verl: 0.2); null is none.",
     )
-    sapo_temperatures: Annotated[tuple[Positive, Positive], Later((1.0, 1.05))] = Field(
+    sapo_temperatures: Annotated[tuple[Positive, Positive], Later([1.0, 1.05])] = Field(
         (1.0, 1.05), description="Sharpness of sapo's gate for advantages above 0, and for others."
     )
-    vespo_k: Annotated[tuple[Positive, Positive], Later((2.0, 3.0))] = Field(
+    vespo_k: Annotated[tuple[Positive, Positive], Later([2.0, 3.0])] = Field(
         (2.0, 3.0), description="Exponent k of vespo's weight w^k exp(λ (1 - w)), for advantages from 0, and below."
     )
-    vespo_lambda: Annotated[tuple[Positive, Positive], Later((3.0, 2.0))] = Field(
+    vespo_lambda: Annotated[tuple[Positive, Positive], Later([3.0, 2.0])] = Field(
         (3.0, 2.0), description="λ of that weight, for advantages from 0, and below."
     )
     covariance_share: Annotated[Annotated[float, Field(gt=0, le=1)], Later(0.0002)] = Field(
         0.0002, description="Share of tokens that clip_cov leaves out, or that kl_cov holds back."
     )
-    covariance_range: Annotated[tuple[Annotated[float, Field(ge=0)], Positive], Later((1.0, 5.0))] = Field(
+    covariance_range: Annotated[tuple[Annotated[float, Field(ge=0)], Positive], Later([1.0, 5.0])] = Field(
         (1.0, 5.0), description="Covariances of advantage and logprob between which clip_cov leaves tokens out."
     )
     covariance_kl: Annotated[Positive, Later(1.0)] = Field(
