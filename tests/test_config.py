@@ -67,9 +67,10 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
             yield from keys(value, f"{place}{name}.") if isinstance(value, dict) and value else [f"{place}{name}"]
 
     text = (
-        "train: {lora: {}, perception: {}}\nrewards: {judge: {model: m}}\nrollout: {curriculum: {}, informative: {}}\n"
+        "train: {lora: {}, perception: {}, engine_mask: {high: 2}, entropy_control: {}}\nrewards: {judge: {model: m}}\n"
     )
     text += "weights: {select: {top: 0.4}}\n"
+    text += "rollout: {curriculum: {}, informative: {}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
@@ -77,6 +78,8 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
     groups = {
         "train.lora",
         "train.perception",
+        "train.engine_mask",
+        "train.entropy_control",
         "rewards.judge",
         "rollout.curriculum",
         "rollout.informative",
@@ -265,12 +268,23 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("evaluate.num_generations=-1", "evaluate.num_generations must be greater than or equal to 0 (got -1)"),
         ("data.held_out_fraction=2", "data.held_out_fraction must be less than or equal to 1 (got 2)"),
         ("rollout.source_shares={a: 1}", "rollout.source_shares must name the datasets of data.sources (none), got a"),
-        ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo' or 'cispo' "
-         "(got 'ppo')"),
+        ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo', "
+         "'cispo', 'sapo', 'gmpo', 'luspo', 'vespo', 'dppo_tv', 'dppo_kl', 'clip_cov' or 'kl_cov' (got 'ppo')"),
         ("seed=-1", "seed must be greater than or equal to 0 (got -1)"),
         ("planned_iterations=ten", "planned_iterations must be a valid integer, unable to parse string as an integer "
          "(got 'ten')"),
         ("weights.clip=[1.5, 3]", "weights: clip must satisfy 0 <= lo < 1 < hi, got [1.5, 3.0]"),
+        ("weights={advantage: opo, scale_rewards: batch}", "weights: scale_rewards must be group, its default, with "
+         "advantage opo, got batch; only grpo lets one choose what it divides by"),
+        ("train={loss_type: vespo, importance_sampling_level: sequence}", "train: importance_sampling_level must be "
+         "token or null with loss_type vespo, got sequence; its formula has no other"),
+        ("train={loss_type: bnpo, aggregation: token_sum}", "train: aggregation must be null with loss_type bnpo, got "
+         "token_sum; bnpo is dapo's loss, averaged over a micro-batch"),
+        ("train.cispo_epsilon_low=0.2", "train: cispo_epsilon_low must be null with loss_type dapo; it is the lower "
+         "clip of cispo"),
+        ("train.engine_mask={low: 2, high: 1}", "train.engine_mask: low must be less than high, got 2 and 1"),
+        ("train.engine_is_floor=3", "train: engine_is_floor must be less than engine_is_cap, got 3 and 2"),
+        ("train.kl.target=0.1", "train: kl.target needs beta above 0, which is what follows it"),
         ("train.delta=1.2", "train: delta must be greater than 1 + epsilon_high (1.28) or null, got 1.2"),
         ("train={loss_type: gspo, importance_sampling_level: token}", "train: importance_sampling_level must be "
          "sequence or null with loss_type gspo, got token; loss_type grpo is the token ratio with gspo's normalizer"),
@@ -479,3 +493,15 @@ def test_schemes_that_are_not_of_the_vgr_refuse_layers(tmp_path: Path) -> None:
 def test_draws_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
     said = refused(tmp_path, "attention: {blank: removed, blank_draws: 2}")
     assert "run.yaml: attention: blank_draws must be 1 with blank: removed, whose draws are all the same" in said
+
+
+def test_runs_from_before_train_kl_keep_the_gradient_that_they_had(tmp_path: Path) -> None:
+    text = dump_config(Config())
+    begin, end = text.index("  kl:\n"), text.index("  reference_update_every:")
+    old = load(tmp_path, text[:begin] + text[end:])
+    assert old.train.kl.model_dump() == {
+        "estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0,
+    }  # fmt: skip
+    assert "kl" not in old.recorded()["train"]
+    assert Config().recorded()["train"]["kl"]["gradient"] == "reverse"
+    assert {"estimator", "aggregation", "engine_mask", "vespo_k"}.isdisjoint(Config().recorded()["train"])

@@ -35,7 +35,8 @@ class Later:
 
     Manifests neither record nor hash it while its value is `default`, which is what runs before it did. So a run that
     is older than the setting continues as if it had always existed: its configuration, written with every setting,
-    gets `default` when it is loaded. `default` stays even if the field's default is or becomes another.
+    gets `default` when it is loaded. `default` stays even if the field's default is or becomes another; sections
+    and tuples are given as plain values.
     """
 
     default: Any
@@ -72,8 +73,14 @@ class Section(BaseModel):
         values: dict[str, Any] = handler(self)
         if info.context is not _RECORDED:
             return values
-        usual = {name for name, default in self.later().items() if getattr(self, name) == default}
+        usual = {name for name, default in self.later().items() if _is(getattr(self, name), default)}
         return {name: value for name, value in values.items() if name not in usual}
+
+
+def _is(value: Any, default: Any) -> bool:
+    if isinstance(value, Section) and isinstance(default, dict):
+        default = type(value).model_validate(default)
+    return bool((list(value) if isinstance(value, tuple) else value) == default)
 
 
 def _numbers(value: Any) -> list[int | float]:

@@ -84,6 +84,10 @@ class Config(Section):
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)
             if unknown:
                 raise ValueError(f"weights.{phase}.plugins names {unknown[0]!r}, which is not in rewards.plugins")
+        for followed, fixed in (("kl.target", "beta"), ("entropy_control", "entropy_coefficient")):
+            is_set = self.train.kl.target is not None if fixed == "beta" else self.train.entropy_control is not None
+            if is_set and f"train.{fixed}" in self.schedules:
+                raise ValueError(f"train.{followed} and a schedule of train.{fixed} cannot both say how it changes")
         self._check_informative()
         self._check_shares()
         temperature = self.rollout.sampler.temperature

@@ -8,6 +8,30 @@ from pydantic import Field, model_validator
 
 from dapo_stages.config.attention import BlankKind
 from dapo_stages.config.base import Count, Fraction, Later, Momentum, Positive, Section
+from dapo_stages.config.objective import EngineMaskSettings, EntropyControl, KlSettings
+
+LossName = Literal[
+    "dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "luspo", "vespo", "dppo_tv", "dppo_kl",
+    "clip_cov", "kl_cov",
+]  # fmt: skip
+AggregationName = Literal[
+    "token_mean", "token_sum", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"
+]
+OF_SEQUENCE = ("gspo", "gmpo", "luspo")  # losses whose ratio is the completion's
+OF_TOKEN = ("vespo", "dppo_tv", "dppo_kl", "clip_cov", "kl_cov")  # losses whose ratio is the token's
+WITH_DELTA = ("dapo", "grpo", "bnpo", "dr_grpo", "gspo", "luspo", "dppo_tv", "dppo_kl")
+INSTEAD = {
+    "gspo": "loss_type grpo is the token ratio with gspo's normalizer",
+    "luspo": "loss_type dapo with aggregation seq_mean_token_sum is the token ratio with luspo's normalizer",
+}
+NO_DELTA = {
+    "cispo": "epsilon_high caps its ratio for advantages of either sign",
+    "sapo": "its gate closes for large ratios by itself",
+    "gmpo": "it clips each token's log-ratio",
+    "vespo": "its weight falls for large ratios by itself",
+    "clip_cov": "verl's has no dual clip either",
+    "kl_cov": "it clips nothing",
+}
 
 
 class LoraSettings(Section):
@@ -110,30 +134,76 @@ class GuardSettings(Section):
 class TrainConfig(Section):
     """The DAPO update."""
 
-    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo"] = Field(
+    loss_type: LossName = Field(
         "dapo", description="The loss, and how it averages over tokens (the same for any number of processes)."
     )
+    aggregation: Annotated[AggregationName | None, Later(None)] = Field(
+        None, description="How token losses are averaged, as verl's loss_agg_mode; null is the loss type's own way."
+    )
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
-        None, description="Level of the policy ratio; null is sequence for gspo, else token."
+        None, description="Level of the policy ratio; null is sequence for gspo, gmpo and luspo, else token."
     )
     epsilon_low: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Lower clip of the ratio, 1 - epsilon_low; not used by cispo."
+        0.2,
+        description="Lower clip of the ratio, 1 - epsilon_low; not used by cispo, sapo, vespo and kl_cov. gmpo clips "
+        "the log-ratio, dppo_tv the probability's change, dppo_kl its KL.",
     )
     epsilon_high: Annotated[float, Field(gt=0)] = Field(
-        0.28, description="Upper clip of the ratio, 1 + epsilon_high (clip-higher), for every loss."
+        0.28,
+        description="Upper clip of the ratio, 1 + epsilon_high (clip-higher); not used by sapo, vespo and kl_cov; "
+        "others as above.",
+    )
+    cispo_epsilon_low: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Later(None)] = Field(
+        None,
+        description="Lower clip of cispo's weight, 1 - cispo_epsilon_low (verl: 0.2); null is none.",
+    )
+    sapo_temperatures: Annotated[tuple[Positive, Positive], Later([1.0, 1.05])] = Field(
+        (1.0, 1.05), description="Sharpness of sapo's gate for advantages above 0, and for others."
+    )
+    vespo_k: Annotated[tuple[Positive, Positive], Later([2.0, 3.0])] = Field(
+        (2.0, 3.0), description="Exponent k of vespo's weight w^k exp(λ (1 - w)), for advantages from 0, and below."
+    )
+    vespo_lambda: Annotated[tuple[Positive, Positive], Later([3.0, 2.0])] = Field(
+        (3.0, 2.0), description="λ of that weight, for advantages from 0, and below."
+    )
+    covariance_share: Annotated[Annotated[float, Field(gt=0, le=1)], Later(0.0002)] = Field(
+        0.0002, description="Share of tokens that clip_cov leaves out, or that kl_cov holds back."
+    )
+    covariance_range: Annotated[tuple[Annotated[float, Field(ge=0)], Positive], Later([1.0, 5.0])] = Field(
+        (1.0, 5.0), description="Covariances of advantage and logprob between which clip_cov leaves tokens out."
+    )
+    covariance_kl: Annotated[Positive, Later(1.0)] = Field(
+        1.0, description="What kl_cov weighs the abs(log-ratio) of these tokens by."
     )
     delta: Annotated[float, Field(gt=1)] | None = Field(
         None, description="Dual clip of large ratios, above 1 + epsilon_high; null is off."
     )
-    engine_is_cap: Annotated[float, Field(gt=0)] = Field(
-        2.0, description="Cap of the importance weight that corrects for the mismatch of trainer and engine."
+    engine_is_cap: Annotated[float, Field(gt=0)] | None = Field(
+        2.0,
+        description="Cap of the importance weight that corrects for the mismatch of trainer and engine; null: none.",
     )
-    engine_is_level: Literal["token", "sequence"] = Field(
-        "token", description="Whether that weight is per token, or the product over the completion."
+    engine_is_floor: Annotated[Positive | None, Later(None)] = Field(
+        None, description="Lower bound of that weight; null is none."
+    )
+    engine_is_level: Literal["token", "sequence", "sequence_mean", "none"] = Field(
+        "token",
+        description="Whether that weight is per token, or the product or the geometric mean over the completion; none: "
+        "every token weighs 1.",
+    )
+    engine_mask: Annotated[EngineMaskSettings | None, Later(None)] = Field(
+        None, description="Leave out tokens, or completions, on which trainer and engine differ too much; null is off."
+    )
+    off_policy_threshold: Annotated[Positive | None, Later(None)] = Field(
+        None,
+        description="Leave out completions with a negative advantage whose mean of sampling - new (nats per token) is "
+        "above this; null is off.",
     )
     beta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight of the KL to the reference policy (--reference)."
     )
+    kl: Annotated[
+        KlSettings, Later({"estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0})
+    ] = KlSettings()
     reference_update_every: Count | None = Field(
         None,
         description="Every how many train-steps the reference moves toward the policy (TR-DPO); null keeps it. The new "
@@ -144,6 +214,9 @@ class TrainConfig(Section):
     )
     entropy_coefficient: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight of a bonus for the mean entropy (nats) of the tokens in the policy term; 0 is off."
+    )
+    entropy_control: Annotated[EntropyControl | None, Later(None)] = Field(
+        None, description="Let that weight follow the entropy, from entropy_coefficient on; null keeps it."
     )
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Fraction of tokens, those with the highest entropy, that the loss keeps; 1 keeps all."
@@ -174,6 +247,11 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass.")
     freeze_vision: bool = Field(False, description="Do not train the vision tower.")
     lora: LoraSettings | None = Field(None, description="LoRA adapters; null trains every weight.")
+    logprob_dtype: Annotated[Literal["model", "float32"], Later("model")] = Field(
+        "model",
+        description="What logits are computed in: model.dtype, or float32, which narrows the mismatch with an engine "
+        "whose head is float32, too, and widens it with others.",
+    )
     logprob_chunk: Count = Field(1024, description="Rows of logits held in memory at the same time.")
     guard: GuardSettings = GuardSettings()
 
@@ -186,15 +264,34 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _kl_has_a_weight(self) -> Self:
+        if self.kl.target is not None and self.beta == 0:
+            raise ValueError("kl.target needs beta above 0, which is what follows it")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_bounded(self) -> Self:
+        low, high = self.engine_is_floor, self.engine_is_cap
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"engine_is_floor must be less than engine_is_cap, got {low:g} and {high:g}")
+        return self
+
+    @model_validator(mode="after")
     def _loss_type_has_what_is_set(self) -> Self:
-        if self.loss_type == "gspo" and self.importance_sampling_level == "token":
+        level, name = self.importance_sampling_level, self.loss_type
+        if (name in OF_SEQUENCE and level == "token") or (name in OF_TOKEN and level == "sequence"):
+            only = "sequence" if name in OF_SEQUENCE else "token"
+            instead = INSTEAD.get(name, "its formula has no other")
             raise ValueError(
-                "importance_sampling_level must be sequence or null with loss_type gspo, got token; loss_type grpo is "
-                "the token ratio with gspo's normalizer"
+                f"importance_sampling_level must be {only} or null with loss_type {name}, got {level}; {instead}"
             )
-        if self.loss_type == "cispo" and self.delta is not None:
+        if name not in WITH_DELTA and self.delta is not None:
+            raise ValueError(f"delta must be null with loss_type {name}, got {self.delta:g}; {NO_DELTA[name]}")
+        if name == "bnpo" and self.aggregation is not None:
             raise ValueError(
-                f"delta must be null with loss_type cispo, got {self.delta:g}; epsilon_high caps its ratio for "
-                "advantages of either sign"
+                f"aggregation must be null with loss_type bnpo, got {self.aggregation}; bnpo is dapo's loss, averaged "
+                "over a micro-batch"
             )
+        if name != "cispo" and self.cispo_epsilon_low is not None:
+            raise ValueError(f"cispo_epsilon_low must be null with loss_type {name}; it is the lower clip of cispo")
         return self

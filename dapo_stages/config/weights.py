@@ -142,6 +142,14 @@ class WeightsConfig(Section):
     )
     vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
     hard_negative: bool = Field(False, description="VGR reward for correct completions only, centered on zero.")
+    advantage: Annotated[
+        Literal["grpo", "gdpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "pass_at_k", "opo"],
+        Later("grpo"),
+    ] = Field(
+        "grpo",
+        description="How rewards become advantages (docs/objective.md): grpo subtracts the group's mean and divides by "
+        "what scale_rewards says, which the others do not read.",
+    )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="Whose standard deviation of rewards divides the advantage."
     )
@@ -165,6 +173,15 @@ class WeightsConfig(Section):
             schemes = ", ".join(OF_LAYERS[:-1]) + f" and {OF_LAYERS[-1]}"
             raise ValueError(
                 f"layers must be all with scheme {self.scheme}, which is not made of VGR; {schemes} take other layers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scale_is_that_of_grpo(self) -> Self:
+        if self.advantage != "grpo" and self.scale_rewards != "group":
+            raise ValueError(
+                f"scale_rewards must be group, its default, with advantage {self.advantage}, got {self.scale_rewards}; "
+                "only grpo lets one choose what it divides by"
             )
         return self
 

@@ -26,6 +26,7 @@ class GroupScores:
     truncated: np.ndarray
     components: dict[str, np.ndarray]  # reward by name; NaN: no opinion
     rewards: np.ndarray  # their weighted total
+    lengths: np.ndarray  # in tokens; empty where the advantage does not ask for them
     shard: int | None = None  # of the rollouts; None: from the buffer
     advantages: np.ndarray | None = None
     importance: float | None = None  # of a replayed group: corrects for how likely it was to be drawn
@@ -63,13 +64,16 @@ def score_group(
     components = {name: np.array([row[f"reward_{name}"] for row in rows], dtype=float) for name in names}
     components["vgr"] = vgr_rewards
     truncated = np.array([row["finish_reason"] == "length" for row in rows])
+    lengths = np.array([len(row["completion_ids"]) for row in rows if "completion_ids" in row], dtype=float)
     ids = [row["completion_id"] for row in rows]
-    return GroupScores(group_id, iteration, ids, truncated, components, total(components, dict(weights)), shard)
+    rewards = total(components, dict(weights))
+    return GroupScores(group_id, iteration, ids, truncated, components, rewards, lengths, shard)
 
 
-def reward_columns(plugins: tuple[str, ...]) -> list[str]:
-    """Columns of completions that score_group reads."""
-    return ["completion_id", "group_id", "finish_reason", *(f"reward_{name}" for name in (*SINGLE, *plugins))]
+def reward_columns(plugins: tuple[str, ...], *, lengths: bool = False) -> list[str]:
+    """Columns of completions that score_group reads, with what it counts for `lengths`."""
+    ids = ["completion_id", "group_id", "finish_reason", *(["completion_ids"] if lengths else [])]
+    return [*ids, *(f"reward_{name}" for name in (*SINGLE, *plugins))]
 
 
 def reward_weights(weights: RewardWeights, plugins: tuple[str, ...]) -> dict[str, float]:

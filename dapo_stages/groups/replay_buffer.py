@@ -27,11 +27,17 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, source: Source | None, settings: ReplayConfig, iteration: int, weights: Mapping[str, float]
+        self,
+        source: Source | None,
+        settings: ReplayConfig,
+        iteration: int,
+        weights: Mapping[str, float],
+        *,
+        lengths: bool = False,
     ) -> None:
         self._source, self._settings, self._iteration = source, settings, iteration
         self.entries = self._read_entries() if source is not None and settings.size else []
-        self.groups = self._read_groups(weights) if self.entries else {}
+        self.groups = self._read_groups(weights, lengths) if self.entries else {}
 
     def exchange(self, fresh: list[GroupScores], target: int, seed: int) -> tuple[list[GroupScores], set[str]]:
         """Draw stored groups to train on, without replacement; also returns the ids of the fresh ones they replace."""
@@ -110,12 +116,12 @@ class ReplayBuffer:
                 )
         return entries
 
-    def _read_groups(self, weights: Mapping[str, float]) -> dict[str, GroupScores]:
+    def _read_groups(self, weights: Mapping[str, float], lengths: bool) -> dict[str, GroupScores]:
         import numpy as np
 
         plugins = tuple(self._source.manifest.rewards) if self._source else ()
         members: dict[str, list[Row]] = {entry.group_id: [] for entry in self.entries}
-        for row in self._rows("buffer-completions", [*reward_columns(plugins), "reward_vgr"]):
+        for row in self._rows("buffer-completions", [*reward_columns(plugins, lengths=lengths), "reward_vgr"]):
             if row["group_id"] in members:
                 members[row["group_id"]].append(row)
         if missing := [group_id for group_id, rows in members.items() if not rows]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dapo_stages.maths.objective import k3
+from dapo_stages.maths.kl import k3
 
 
 @dataclass(frozen=True)

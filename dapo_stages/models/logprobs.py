@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.precision import autocast
+from dapo_stages.models.precision import autocast, check_exact_head
+from dapo_stages.models.precision import exact_head as exact
 from dapo_stages.models.separate_rows import logits_of
 from dapo_stages.models.shared_prefix.packing import Packed, SeparateRows
 
@@ -16,16 +19,26 @@ class GroupLogprobs(torch.nn.Module):
 
     The distribution is softmax(logits / temperature) over the tokens that can be sampled at all. Logits are computed
     only for completion rows. A packed batch with more than `chunk` of them computes `chunk` rows at a time, and again
-    in the backward pass. The entropy, in nats, has a gradient only with `entropy_gradient`.
+    in the backward pass. The entropy, in nats, has a gradient only with `entropy_gradient`. With `exact_head`
+    logits are computed in float32 (precision.exact_head).
     """
 
     def __init__(
-        self, policy: Policy, temperature: float, chunk: int = 1024, *, entropy_gradient: bool = False
+        self,
+        policy: Policy,
+        temperature: float,
+        chunk: int = 1024,
+        *,
+        entropy_gradient: bool = False,
+        exact_head: bool = False,
     ) -> None:
         super().__init__()
         self.model = policy.model
         self._policy, self._suppressed = policy, policy.suppressed
         self._temperature, self._chunk, self._entropy_gradient = temperature, chunk, entropy_gradient
+        self._exact_head = exact_head
+        if exact_head:
+            check_exact_head(policy)
         if policy.compiled:  # scaling, mask, softmax, gather and entropy in one kernel over the vocabulary
             self._pick = torch.compile(self._pick, dynamic=True)  # type: ignore[method-assign]
 
@@ -44,7 +57,8 @@ class GroupLogprobs(torch.nn.Module):
             return self._packed(batch, chunks) if isinstance(batch, Packed) else self._separate(batch)
 
     def _separate(self, batch: SeparateRows) -> tuple[torch.Tensor, torch.Tensor]:
-        found = [self._pick(logits, targets) for logits, targets in logits_of(self._policy, batch)]
+        with self._head():
+            found = [self._pick(logits, targets) for logits, targets in logits_of(self._policy, batch)]
         logprobs, entropies = zip(*found, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
@@ -68,7 +82,12 @@ class GroupLogprobs(torch.nn.Module):
 
     def _chunk_logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         head = self._policy.base.get_output_embeddings()
-        return self._pick(head(hidden), targets)
+        with self._head():
+            logits = head(hidden)
+        return self._pick(logits, targets)
+
+    def _head(self) -> AbstractContextManager[None]:
+        return exact(self._policy) if self._exact_head else nullcontext()
 
     def _pick(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         distribution = log_distribution(logits, self._suppressed, self._temperature)

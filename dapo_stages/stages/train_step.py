@@ -178,7 +178,7 @@ class TrainStep:
             self._guard.check_weights(trainer.worker)
             if (difference := engine_difference(self._metrics, self._config.engines.diff_warn)) is not None:
                 self._output.counts["engine_diff"] = difference
-            self._output.counts |= self._guard.counts()
+            self._output.counts |= self._guard.counts() | trainer.coefficients.counts()
             with writing(self._output.folder):
                 self._save(policy, trainer.worker)
             if kept.keeps():  # other commands follow in this process
@@ -197,6 +197,7 @@ class TrainStep:
         from dapo_stages.models.checkpoints import empty_model
         from dapo_stages.models.policy_loading import device_of, open_policy
         from dapo_stages.models.precision import use_master_weights
+        from dapo_stages.training.coefficients import Coefficients
         from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
         from dapo_stages.training.optimizers import Optimizers, freeze
         from dapo_stages.training.update import Trainer
@@ -228,6 +229,7 @@ class TrainStep:
         policy.model.train()
         if not holds_master_weights(accelerator):
             use_master_weights(policy)
+        before = self._inputs[STATE].manifest.counts.get("coefficients") if STATE in self._inputs else None
         trainer = Trainer(
             policy,
             settings,
@@ -235,6 +237,7 @@ class TrainStep:
             config.rollout.max_completion_length,
             Optimizers(policy.model, settings),
             accelerator,
+            Coefficients(settings, before),
         )
         if STATE in self._inputs:
             self._load_state(trainer.worker)

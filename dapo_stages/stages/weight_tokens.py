@@ -111,16 +111,20 @@ class Weighting:
 
     def run(self) -> None:
         """Reward the groups, replace some from the buffer, write weights and the next buffer."""
-        from dapo_stages.maths.advantages import advantages
+        from dapo_stages.maths.advantage_estimators import Rewarded, estimate
 
+        settings = self._settings
         fresh = list(self._fresh_groups())
         replay = self._output.plan.inputs.get("replay")
-        buffer = ReplayBuffer(replay, self._settings.replay, self._iteration, self._reward_weights)
+        buffer = ReplayBuffer(
+            replay, settings.replay, self._iteration, self._reward_weights, lengths=self._needs_lengths
+        )
         replayed, replaced = buffer.exchange(fresh, self._target, self._config.seed)
         staying = [group for group in fresh if group.group_id not in replaced]
         self._surplus = self._beyond(self._target - len(replayed), staying)
         batch = [group for group in staying if group.group_id not in self._surplus] + replayed
-        scaled = advantages([group.rewards for group in batch], self._settings.scale_rewards)
+        rewarded = [Rewarded(group.rewards, group.components, group.lengths) for group in batch]
+        scaled = estimate(rewarded, settings.advantage, settings.scale_rewards, self._reward_weights)
         for group, values in zip(batch, scaled, strict=True):
             group.advantages = values
         self._survey([group for group in staying if group.group_id not in self._surplus])
@@ -144,7 +148,8 @@ class Weighting:
 
     def _fresh_groups(self) -> Iterator[GroupScores]:
         """The kept groups of this iteration."""
-        columns, column = reward_columns(self._output.plan.rewards), vgr_column(self._settings.vgr_layers)
+        columns = reward_columns(self._output.plan.rewards, lengths=self._needs_lengths)
+        column = vgr_column(self._settings.vgr_layers)
         for shard in range(len(self._rollouts.shards("completions"))):
             prompts, members = groups_of(self._rollouts, shard, ["group_id", "kept"], columns)
             looks = {row["completion_id"]: row[column] for row in self._attention_rows(shard, column)}
@@ -186,8 +191,24 @@ class Weighting:
         wanted.sort(key=lambda group: not self._has_signal(group))
         return {group.group_id for group in wanted[room:]}
 
+    @property
+    def _needs_lengths(self) -> bool:
+        from dapo_stages.maths.advantage_estimators import OF_LENGTHS
+
+        return self._settings.advantage in OF_LENGTHS
+
     def _is_filtered(self, group: GroupScores) -> bool:
-        return self._settings.filter == "reward" and group.std <= self._settings.replay.var_epsilon
+        return self._settings.filter == "reward" and not self._differs(group)
+
+    def _differs(self, group: GroupScores) -> bool:
+        """Whether there is something to learn from a group: total rewards differ, or for gdpo, any reward does."""
+        from dapo_stages.maths.advantages import std
+
+        spreads = [group.std]
+        if self._settings.advantage == "gdpo":
+            weights = self._reward_weights
+            spreads += [std(v[v == v]) for name, v in group.components.items() if weights[name] != 0]
+        return max(spreads) > self._settings.replay.var_epsilon
 
     def _has_signal(self, group: GroupScores) -> bool:
         """Whether the group may enter the buffer, and is not replaced from it."""

@@ -61,6 +61,7 @@ class MicroBatch:
     chunks: int = 1  # minimum number of chunks of logits, so that all ranks call the head equally often
     old: torch.Tensor | None = None  # [sum C] logprobs before this train-step
     reference: torch.Tensor | None = None  # [sum C]
+    marked: torch.Tensor | None = None  # [sum C] tokens that clip_cov and kl_cov treat apart
     views: Scores | None = None  # of the groups' views, [views · sum C] each, where these are not computed again
 
     @property

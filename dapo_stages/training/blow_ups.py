@@ -54,7 +54,8 @@ def before_backward(sums: Mapping[str, float], settings: TrainConfig) -> Reason 
         return "ratio"
     if sums["engine_diff_sum"] > most * sums["engine_tokens"]:
         return "engine_ratio"
-    others = settings.beta != 0 or settings.entropy_coefficient != 0 or sums.get("seen_tokens", 0) > 0
+    bonus = settings.entropy_coefficient != 0 or settings.entropy_control is not None
+    others = settings.beta != 0 or bonus or sums.get("seen_tokens", 0) > 0
     idle = sums["signal_max"] == 0 and not others
     return "no_signal" if idle and settings.guard.no_signal != "train" else None
 

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.maths.objective import (
-    LossInputs,
-    LossSettings,
-    entropy_threshold,
-    merge_metrics,
-    normalizer_of,
-    policy_loss,
-)
+from dapo_stages.maths.engine_correction import EngineMask
+from dapo_stages.maths.kl import KlTerm
+from dapo_stages.maths.loss_inputs import LossInputs
+from dapo_stages.maths.loss_types import LossSettings, normalizer_of
+from dapo_stages.maths.objective import merge_metrics, policy_loss
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group, Packed, SeparateRows
 from dapo_stages.training.batches import MicroBatch, MiniBatch, Scores
 from dapo_stages.training.blow_ups import Reason, after_step, before_backward
+from dapo_stages.training.choosing import Chosen, choose
+from dapo_stages.training.coefficients import Coefficients
 from dapo_stages.training.launching.frameworks import worker
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.views import Perception, metrics_of, viewed
-
-
-class Chosen(NamedTuple):
-    """The tokens of a mini-batch that are in the policy term."""
-
-    least_entropy: float | None  # tokens with at least this entropy; None: all
-    tokens: float  # their number, over all ranks
 
 
 class Trainer:
@@ -44,28 +37,42 @@ class Trainer:
         max_completion_length: int,
         optimizers: Optimizers,
         accelerator: Any = None,
+        coefficients: Coefficients | None = None,
     ) -> None:
         self._policy, self._settings = policy, settings
         self._max_length = max_completion_length
+        self.coefficients = coefficients or Coefficients(settings)
+        mask = settings.engine_mask
         self._loss_settings = LossSettings(
             epsilon_low=settings.epsilon_low,
             epsilon_high=settings.epsilon_high,
             loss_type=settings.loss_type,
             level=settings.importance_sampling_level,
+            aggregation=settings.aggregation,
             delta=settings.delta,
+            cispo_epsilon_low=settings.cispo_epsilon_low,
+            sapo_temperatures=settings.sapo_temperatures,
+            vespo_k=settings.vespo_k,
+            vespo_lambda=settings.vespo_lambda,
+            covariance_kl=settings.covariance_kl,
             engine_is_cap=settings.engine_is_cap,
+            engine_is_floor=settings.engine_is_floor,
             engine_is_level=settings.engine_is_level,
+            engine_mask=None if mask is None else EngineMask(mask.level, mask.low, mask.high),
+            off_policy_threshold=settings.off_policy_threshold,
             beta=settings.beta,
+            kl=KlTerm(settings.kl.estimator, settings.kl.gradient, settings.kl.clamp),
             entropy_coefficient=settings.entropy_coefficient,
         )
         tied = settings.perception
-        self._perception = None if tied is None else Perception(tied, settings.loss_type)
+        self._perception = None if tied is None else Perception(tied, settings.loss_type, settings.aggregation)
         penalized = tied is not None and tied.entropy_coefficient > 0
         forward = GroupLogprobs(
             policy,
             temperature,
             settings.logprob_chunk,
-            entropy_gradient=settings.entropy_coefficient > 0 or penalized,
+            entropy_gradient=settings.entropy_coefficient > 0 or settings.entropy_control is not None or penalized,
+            exact_head=settings.logprob_dtype == "float32",
         )
         self.worker = worker(accelerator, forward, optimizers, settings)
 
@@ -90,7 +97,9 @@ class Trainer:
         this train-step began, so the new logprobs are the old ones and the ratio is exactly 1.
         """
         totals: dict[str, torch.Tensor] = {}
-        chosen = self._chosen(mini_batch)
+        followed, used = self.coefficients, self.coefficients.metrics()
+        self._loss_settings = replace(self._loss_settings, beta=followed.beta, entropy_coefficient=followed.entropy)
+        chosen = choose(mini_batch, self._settings, self.worker, self._scores, self._mask)
         found: dict[str, float] = {}
         reason: Reason | None = None
         for number, batch in enumerate(mini_batch.batches, start=1):
@@ -106,23 +115,12 @@ class Trainer:
         step = self.worker.step(factor, healthy=reason is None)
         reason = reason or after_step(step.norm, self._settings)
         metrics = self._metrics(found, found["loss"], step.norm, factor, mini_batch.completions)
-        return metrics | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
+        if step.applied:
+            followed.follow(metrics["kl"], metrics["entropy"], mini_batch.completions)
+        return metrics | used | {"skipped": float(not step.applied)} | ({f"skipped_{reason}": 1.0} if reason else {})
 
-    def _chosen(self, mini_batch: MiniBatch) -> Chosen:
-        """The tokens with the highest entropy, by one threshold for the whole mini-batch."""
-        quantile = self._settings.top_entropy_quantile
-        if quantile == 1:
-            return Chosen(None, mini_batch.tokens)
-        with torch.no_grad():
-            entropies = [
-                self.worker.forward(self._rows(batch), batch.chunks)[1][self._mask(batch)]
-                for batch in mini_batch.batches
-            ]
-        everything = self.worker.gather(torch.cat(entropies))
-        if not len(everything):  # all are NaN
-            return Chosen(None, mini_batch.tokens)
-        least = entropy_threshold(everything, quantile)
-        return Chosen(least, float((everything >= least).sum()))
+    def _scores(self, batch: MicroBatch) -> Scores:
+        return self.worker.forward(self._rows(batch), batch.chunks)
 
     def _mask(self, batch: MicroBatch) -> torch.Tensor:
         """[sum C] True for tokens in the loss: all but those of fillers."""
@@ -174,8 +172,10 @@ class Trainer:
             reference_T=batch.reference,
             entropy_T=entropy,
             entropy_mask_T=None if chosen.least_entropy is None else entropy >= chosen.least_entropy,
+            marked_T=batch.marked,
         )
-        normalizer = normalizer_of(config.loss_type, tokens, mini_batch.completions, self._max_length)
+        completions = mini_batch.completions
+        normalizer = normalizer_of(config.loss_type, tokens, completions, self._max_length, config.aggregation)
         loss, sums = policy_loss(inputs, self._loss_settings, normalizer, max(chosen.tokens, 1.0))
         if self._perception is not None:
             term, of_views = self._perception.loss(batch, inputs, views, normalizer)
@@ -219,6 +219,7 @@ class Trainer:
             "is_weight_mean": mean("engine_is_sum"),
             "is_weight_max": sums["engine_is_max"],
             "is_capped": mean("engine_capped"),
+            **{name: mean(name) for name in ("engine_masked", "off_policy_masked") if name in sums},
             "engine_diff_mean": sums["engine_diff_sum"] / compared if compared else math.nan,
             "engine_diff_max": sums["engine_diff_max"] if compared else math.nan,
             "engine_kl": mean("engine_kl_sum"),

@@ -14,7 +14,8 @@ from dapo_stages.config import PerceptionSettings
 from dapo_stages.errors import ModelError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
-from dapo_stages.maths.objective import LossInputs, LossType, divisor_of
+from dapo_stages.maths.loss_inputs import LossInputs
+from dapo_stages.maths.loss_types import Aggregation, LossType, divisor_of
 from dapo_stages.maths.perception import PerceptionTerm, View, perception_loss
 from dapo_stages.models.shared_prefix.packing import Group
 from dapo_stages.training.batches import MicroBatch, Scores
@@ -68,6 +69,7 @@ class Perception(NamedTuple):
 
     settings: PerceptionSettings
     loss_type: LossType
+    aggregation: Aggregation | None = None
 
     def loss(
         self, batch: MicroBatch, inputs: LossInputs, scores: Scores | None, normalizer: float
@@ -91,7 +93,7 @@ class Perception(NamedTuple):
                 View(logprobs[counted_S], entropy[counted_S], toward=number > 0)
                 for number, (logprobs, entropy) in enumerate(of_views)
             ],
-            divisor_of(self.loss_type, inputs)[kept_T],
+            divisor_of(self.loss_type, inputs, self.aggregation)[kept_T],
             term,
             normalizer,
         )

@@ -27,7 +27,9 @@ import torch
 from benchmarks import limits, models, trl_side
 from dapo_stages.config import SamplerConfig, TrainConfig
 from dapo_stages.engines.transformers_engine import generate
-from dapo_stages.maths.objective import LossInputs, LossSettings, normalizer_of, policy_loss
+from dapo_stages.maths.loss_inputs import LossInputs
+from dapo_stages.maths.loss_types import LossSettings, normalizer_of
+from dapo_stages.maths.objective import policy_loss
 from dapo_stages.models.logprobs import GroupLogprobs, log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds

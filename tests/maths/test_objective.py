@@ -9,7 +9,10 @@ import torch
 from support.losses import loss_of
 from torch import Tensor
 
-from dapo_stages.maths.objective import entropy_threshold, merge_metrics, normalizer_of
+from dapo_stages.maths.kl import KlTerm
+from dapo_stages.maths.loss_types import normalizer_of
+from dapo_stages.maths.marked_tokens import entropy_threshold
+from dapo_stages.maths.objective import merge_metrics
 
 LN2 = math.log(2)
 CLIP_HIGHER = {"epsilon_low": 0.2, "epsilon_high": 0.28}
@@ -92,7 +95,7 @@ def test_gradient_reaches_the_new_logprobs_only() -> None:
     arguments = case([1.0], [1.0])
     new = arguments["new_T"]  # 0, and in the graph of all others
     others = {"old_T": new, "sampling_T": 2 * new - 0.5, "reference_T": 2 * new + LN2}
-    loss, _ = loss_of(**{**arguments, **others}, beta=0.1)
+    loss, _ = loss_of(**{**arguments, **others}, beta=0.1, kl=KlTerm(gradient="own"))
     loss.backward()
     # the engine's factor times the derivative of -ratio, and 1 - exp(ln 2) of the KL
     assert new.grad.item() == pytest.approx(-math.exp(0.5) - 0.1)
@@ -104,7 +107,7 @@ def test_the_engines_factor_is_not_capped_from_below() -> None:
 
 def test_the_weight_is_on_the_kl_too() -> None:
     arguments = case([1.0], [0.0], weights=[2.0])
-    loss, metrics = loss_of(**arguments, beta=0.1, reference_T=tensor(LN2))
+    loss, metrics = loss_of(**arguments, beta=0.1, reference_T=tensor(LN2), kl=KlTerm(gradient="own"))
     loss.backward()
     # exp(ln 2) - ln 2 - 1 and its derivative 1 - exp(ln 2)
     assert loss.item() == pytest.approx(2 * 0.1 * (1 - LN2))

@@ -29,10 +29,11 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.stages.train_step import TrainStep
 from dapo_stages.training.batches import MiniBatch, Sample, TrainGroup, mini_batch
+from dapo_stages.training.choosing import Chosen
 from dapo_stages.training.launching.rank_workers import Worker
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.state import load_state
-from dapo_stages.training.update import Chosen, Trainer
+from dapo_stages.training.update import Trainer
 
 
 def train(run: Run, out: Path, number: int = 1, /, *args: object, **settings: object) -> Path:

@@ -33,6 +33,24 @@ def test_rewards_and_advantages_are_those_of_the_formula(small_run: Run) -> None
         assert np.allclose(group.advantage, want, atol=1e-5)
 
 
+def test_other_advantages_of_fresh_and_of_stored_groups(tmp_path: Path) -> None:
+    """Rewards 1, 1, 0, 0 and 1, 0, 0, 0: the others' mean is 1/3 or 2/3, and 0 or 1/3."""
+    options = LOW | {"weights__advantage": "rloo"}
+    first = groups.weigh(tmp_path / "w1", groups.sampled(tmp_path, 1, [[1, 1, 0, 0], [1, 0, 0, 0]]), **options)
+    found = table(first, "weights").advantage
+    np.testing.assert_allclose(found, [2 / 3, 2 / 3, -2 / 3, -2 / 3, 1, -1 / 3, -1 / 3, -1 / 3], rtol=1e-6)
+    inputs, options = groups.sampled(tmp_path, 2, [[1, 1, 1, 1]] * 2), LOW | {"weights__advantage": "opo"}
+    second = groups.weigh(tmp_path / "w2", inputs, first, **options)
+    weights = table(second, "weights")
+    replayed = weights[weights.source == "replay"]
+    assert len(replayed) == 8
+    lengths = table(second, "replayed-completions").set_index("completion_id").completion_ids.map(len)
+    assert lengths.nunique() > 1
+    for _, group in replayed.groupby("group_id"):
+        baseline = np.average(group.reward, weights=lengths[group.completion_id])
+        np.testing.assert_allclose(group.advantage, group.reward - baseline, atol=1e-6)
+
+
 def test_token_weights_keep_their_mean_and_their_bounds(small_run: Run) -> None:
     weights = table(small_run.at(1) / "weights", "weights")
     for values in weights.token_weights:

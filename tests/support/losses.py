@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dapo_stages.maths.objective import LossInputs, LossSettings, policy_loss
+from dapo_stages.maths.loss_inputs import LossInputs
+from dapo_stages.maths.loss_types import LossSettings
+from dapo_stages.maths.objective import policy_loss
 
 
 def loss_of(*, normalizer: float, entropy_normalizer: float = 1.0, **others: Any) -> tuple[Tensor, dict[str, Tensor]]:

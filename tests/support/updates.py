@@ -23,13 +23,13 @@ from dapo_stages.training.update import Trainer
 from support.prompts import groups
 
 TINY = ModelConfig(name="embedded", dtype="float32", device="cpu")
-# Each once: what the sum is divided by, a threshold over all ranks, entropy with a gradient, several chunks of logits,
+# Each once: what the sum is divided by, thresholds over all ranks, entropy with a gradient, several chunks of logits,
 # views in the same pass and in one before.
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"loss_type": "dapo", "logprob_chunk": 4},
     {"loss_type": "bnpo", "delta": 3.0},
     {"loss_type": "gspo", "top_entropy_quantile": 0.5, "entropy_coefficient": 0.1},
-    {"loss_type": "dr_grpo"},
+    {"loss_type": "kl_cov", "aggregation": "seq_mean_token_sum_norm", "covariance_share": 0.3},
     {"loss_type": "cispo", "engine_is_level": "sequence", "entropy_coefficient": 0.1, "logprob_chunk": 4},
     {"perception": {"recompute": True, "coefficient": 0.3, "entropy_coefficient": 0.1}, "logprob_chunk": 4},
     {"loss_type": "grpo", "perception": {"term": "dvrp", "coefficient": 0.3}, "logprob_chunk": 4},

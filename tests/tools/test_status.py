@@ -17,6 +17,7 @@ from support.commands import ROOT
 from support.commands import run as command_line
 from typer.testing import CliRunner
 
+from dapo_stages.config import Config
 from dapo_stages.handoff.manifests import mark_pruned
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.runs.commands import command
@@ -234,9 +235,8 @@ def test_a_schedule_is_no_other_setting(run: Path) -> None:
     schedule = "schedules: {train.epsilon_low: {start: 0.1, end: 0.3}}\nplanned_iterations: 3\n"
     config.write_text(config.read_text() + schedule)
     for made, said in ((0.2, []), (0.25, ["train.epsilon_low"])):
-        tiny_run.publish(
-            Plan("train-step", run / "iter-0002/train", {"train": {"epsilon_low": made}}, 1), lambda o: None
-        )
+        train = {"epsilon_low": made, "kl": Config().train.kl.model_dump()}
+        tiny_run.publish(Plan("train-step", run / "iter-0002/train", {"train": train}, 1), lambda o: None)
         assert [one["key"] for one in answer(run)["configuration"]] == said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ from support.prompts import groups, own_row
 from support.updates import TINY, gradients_of, train_groups
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.maths.objective import LOSSES
+from dapo_stages.maths.loss_types import LOSSES, LossType, no_clips
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.shared_prefix.packing import Packed
 from dapo_stages.training.batches import MicroBatch, MiniBatch, TrainGroup, micro_batches, mini_batch
+from dapo_stages.training.choosing import COVARIANT
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.update import Trainer
 
 LONGEST = 16
 EVERYTHING: dict[str, Any] = {"beta": 0.1, "entropy_coefficient": 0.05, "engine_is_cap": 1.5, "logprob_chunk": 7}
-OTHERS = tuple(name for name in LOSSES if name != "bnpo")  # whose mean is of a micro-batch
+OTHERS = ("dapo", "grpo", "dr_grpo", "gspo", "cispo")  # bnpo's mean is of a micro-batch
+SPLITS = [*product(OTHERS, (False, True)), *product(("vespo", "clip_cov", "kl_cov"), (False,))]
+COVARIANCE: dict[str, Any] = {"covariance_share": 0.2, "covariance_range": (0.0, 5.0)}
 
 
 @dataclass
@@ -96,15 +100,15 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
         assert (found[name] - value).norm() <= 1e-6 * whole, name
 
 
-@pytest.mark.parametrize("loss_type", OTHERS)
-@pytest.mark.parametrize("part", [False, True], ids=["all tokens", "some"])
+@pytest.mark.parametrize(("loss_type", "part"), SPLITS, ids=str)
 def test_one_times_eight_two_times_four_and_eight_times_one_are_the_same_update(
-    case: Case, loss_type: str, part: bool
+    case: Case, loss_type: LossType, part: bool
 ) -> None:
     settings = {
         **EVERYTHING,
         "top_entropy_quantile": case.share if part else 1.0,
-        "delta": None if loss_type == "cispo" else 1.4,
+        "delta": 1.4 if LOSSES[loss_type].has_delta else None,
+        **(COVARIANCE if loss_type in COVARIANT else {}),
     }
     results = []
     for most, number in ((8, 1), (4, 2), (1, 8)):
@@ -112,7 +116,7 @@ def test_one_times_eight_two_times_four_and_eight_times_one_are_the_same_update(
         assert len(share.batches) == number
         results.append(case.gradients(loss_type, share, **settings))
     metrics, wanted = results[0]
-    assert metrics["clip_high"] > 0 and metrics["is_capped"] > 0
+    assert (metrics["clip_high"] > 0) == (LOSSES[loss_type].clips is not no_clips) and metrics["is_capped"] > 0
     assert metrics["ratio_min"] < 1 < metrics["ratio_max"]
     for other, gradients in results[1:]:
         assert other == pytest.approx(metrics, rel=1e-6)
@@ -133,7 +137,7 @@ def test_bnpo_is_the_mean_of_the_means_of_its_micro_batches(case: Case) -> None:
     assert_same(found, {name: (means[0][name] + means[1][name]) / 2 for name in whole})
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("loss_type", [*OTHERS, "bnpo"])
 @pytest.mark.parametrize("most", [8, 3])
 def test_the_shares_of_two_ranks_add_up_to_the_update_of_one(case: Case, loss_type: str, most: int) -> None:
     """Without a launch: each share is computed like a single process."""
@@ -151,7 +155,7 @@ def share_of(found: Sequence[TrainGroup], most: int, rank: int) -> MiniBatch:
 def test_a_masked_completion_changes_nothing(case: Case) -> None:
     """Overlong filtering: a truncated completion in the batch is neither in the loss nor in its normalizer."""
     silent = replace(case.groups[0], samples=case.groups[0].samples[:1], counts=False)
-    for loss_type in LOSSES:
+    for loss_type in [*OTHERS, "bnpo"]:
         _, wanted = case.gradients(loss_type, mini_batch(case.groups, 99), **EVERYTHING)
         _, found = case.gradients(loss_type, mini_batch([*case.groups, silent], 99), **EVERYTHING)
         assert_same(found, wanted)
