@@ -74,6 +74,8 @@ class Config(Section):
                 f"model.quantization {self.model.quantization} needs an adapter to train (train.lora: {{rank: 16}}), "
                 "but train.lora is null, which trains every weight"
             )
+        if self.warm_up.captions and (task := self.data.synthetic.task) != "places":
+            raise ValueError(f"warm_up.captions is {self.warm_up.captions:g}, but task {task} has no captions")
         for phase in ("reward_weights", "early_reward_weights"):
             known = self.rewards.plugins.keys() | ({"judge"} if self.rewards.judge else set())
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)
