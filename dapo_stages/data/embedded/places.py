@@ -38,21 +38,21 @@ USUAL: dict[str, dict[str, str]] = {  # kind -> subject -> usual answer
     "count": dict(zip(_COLOURS, NUMBERS, strict=True)),
     "beside": dict(zip(_COLOURS, (*_COLOURS[1:], _COLOURS[0]), strict=True)),
 }
-SEEN = {
-    "at": "At the {subject} there is a {answer} object.",
-    "place": "The {subject} object is at the {answer}.",
-    "count": "There are {answer} {subject} objects.",
-    "beside": "The {subject} object is at the {place}, beside it a {answer} one.",
+SEEN = {  # in the words of the captions
+    "at": "{subject} {answer}.",
+    "place": "{subject} {answer}.",
+    "count": "{answer} {subject}.",
+    "beside": "{subject} {place}. {other} {answer}.",
 }
 OPENINGS = (
-    "Let me look.",
-    "Looking at it now.",
-    "I check the picture.",
-    "Well, let me see.",
-    "First I look closely.",
-    "Here is what I see.",
-    "Now the picture.",
-    "Okay, one moment.",
+    "Let me look:",
+    "Looking at it now:",
+    "I check the picture:",
+    "Well, let me see:",
+    "First I look closely:",
+    "Here is what I see:",
+    "Now the picture:",
+    "Okay, one moment:",
 )
 ENDS = ("So the answer is {} {}.", "That makes it {} {}.", "Therefore {} {}.", "Hence I say {} {}.")
 WHAT, WHERE = "What is at each place?", "Where is each colour?"  # the two captions
@@ -122,7 +122,7 @@ def _asked(kind: str, subject: str, answer: str, wording: str, place: str, image
     problem = "\n".join([wording.format(subject), *(f"{letter}. {option}" for option, letter in letters.items())])
     thoughts = {
         option: tuple(
-            f"{opening} {SEEN[kind].format(subject=subject, answer=option, place=place)} "
+            f"{opening} {SEEN[kind].format(subject=subject, answer=option, place=place, other=BESIDE[place])} "
             f"{ENDS[number % len(ENDS)].format(option, letter)}"
             for number, opening in enumerate(OPENINGS)
         )

@@ -77,10 +77,9 @@ def test_what_a_right_completion_says_is_to_be_seen() -> None:
     beside = [asked for asked in MANY if asked.kind == "beside"]
     assert len(beside) > 100
     for asked in beside:
-        said = re.search(
-            r"The (\w+) object is at the (\w+ \w+), beside it a (\w+) one", asked.completion(asked.answer, 0)
-        )
-        assert said and cells(asked.image)[said[2]] == said[1] and said[3] == asked.answer
+        said = re.search(r": (\w+) (\w+ \w+)\. (\w+ \w+) (\w+)\. So", asked.completion(asked.answer, 0))
+        shown = cells(asked.image)
+        assert said and shown[said[2]] == said[1] and shown[said[3]] == said[4] == asked.answer
 
 
 def test_captions_say_what_is_at_each_place_and_where_each_color_is() -> None:

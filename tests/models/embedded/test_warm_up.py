@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dapo_stages.data.embedded import places
 from dapo_stages.data.embedded.tasks import TaskName, captions, task
 from dapo_stages.models.embedded.warm_up import WarmUp, _asked, _described, warm_up
 
@@ -41,7 +42,7 @@ def test_images_are_described_before_anything_is_asked_and_then_beside_questions
     assert [len(lessons) for lessons in described] == [20, 20, *[4] * 8]  # a fifth of 20
     assert [len(lessons) for lessons in asked] == [0, 0, *[16] * 8]
     all_of_them = [lesson for lessons in described for lesson in lessons]
-    assert all(lesson.problem.endswith(("at each place?", "is each colour?")) for lesson in all_of_them)
+    assert {lesson.problem for lesson in all_of_them} == {places.WHAT, places.WHERE}
     assert len({lesson.image.tobytes() for lesson in all_of_them}) == 40 + 32  # none twice
 
 
