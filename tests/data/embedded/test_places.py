@@ -130,8 +130,8 @@ def test_what_does_not_fit_the_task_is_refused() -> None:
     file = ROOT / "pipelines/places.yaml"
     with pytest.raises(ConfigError, match=r"data\.synthetic: shuffled is true, but the options of task places have a"):
         load_config(file, ["data.synthetic.shuffled=true"])
-    with pytest.raises(ConfigError, match=r"warm_up\.captions is 0\.12, but task colours has no captions"):
-        load_config(file, ["data.synthetic.task=colours"])
+    with pytest.raises(ConfigError, match=r"warm_up\.captions is 0\.5, but task colours has no captions"):
+        load_config(file, ["data.synthetic.task=colours", "warm_up.captions=0.5"])
     with pytest.raises(ValueError, match="fixed order"):
         places.question(1, 1, shuffled=True)
     assert captions("places") is places.caption and captions("colours") is None
