@@ -44,18 +44,19 @@ class ColumnsConfig(Section):
 class SyntheticConfig(Section):
     """The embedded synthetic task and its sizes."""
 
-    task: Literal["colours", "scenes"] = Field(
+    task: Literal["colours", "places", "scenes"] = Field(
         "colours",
-        description="colours: one colored shape. scenes: positions, relations and counts of several objects.",
+        description="colours: one colored shape. places: where objects are, their colors and numbers. scenes: an older "
+        "task, kept for runs that have it.",
     )
     shuffled: bool = Field(False, description="Shuffle the options of `scenes`, which takes far longer to learn.")
     train: Count = Field(4096, description="Training questions.")
     held_out: Count = Field(512, description="Held-out questions.")
 
     @model_validator(mode="after")
-    def _colors_have_one_order(self) -> Self:
-        if self.shuffled and self.task == "colours":
-            raise ValueError("shuffled is true, but the options of task colours have a fixed order")
+    def _options_have_one_order(self) -> Self:
+        if self.shuffled and self.task != "scenes":
+            raise ValueError(f"shuffled is true, but the options of task {self.task} have a fixed order")
         return self
 
 

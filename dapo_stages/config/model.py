@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dapo_stages.config.base import Count, Fraction, Section
+from dapo_stages.config.base import Count, Fraction, Later, Section
 
 
 class ModelConfig(Section):
@@ -49,4 +49,12 @@ class WarmUpConfig(Section):
     )
     careful: Fraction = Field(
         0.0, description="Fraction of the steps, at the start, with balanced questions and correct answers only."
+    )
+    captions: Annotated[Fraction, Later(0.0)] = Field(
+        0.0,
+        description="Fraction of the steps, at the start, that only describe images (task places); later a fifth of "
+        "each batch does.",
+    )
+    learning_rate: Annotated[float, Field(gt=0), Later(0.02)] = Field(
+        0.02, description="Highest learning rate of the matrices (Muon); it rises for 5 steps, then falls to a tenth."
     )

@@ -79,6 +79,8 @@ class Config(Section):
                 f"attention.vision_gradient must be false with model.quantization {self.model.quantization}, whose "
                 "layers have no derivative in forward mode"
             )
+        if self.warm_up.captions and (task := self.data.synthetic.task) != "places":
+            raise ValueError(f"warm_up.captions is {self.warm_up.captions:g}, but task {task} has no captions")
         for phase in ("reward_weights", "early_reward_weights"):
             known = self.rewards.plugins.keys() | ({"judge"} if self.rewards.judge else set())
             unknown = sorted(getattr(self.weights, phase).plugins.keys() - known)

@@ -46,7 +46,7 @@ def _embedded(output: Output, config: Config) -> None:
     import torch
 
     from dapo_stages.data.chat import SYSTEM_PROMPT
-    from dapo_stages.data.embedded.tasks import task
+    from dapo_stages.data.embedded.tasks import captions, task
     from dapo_stages.models.adapters import check_targets
     from dapo_stages.models.embedded.embedded_policy import build, build_processor
     from dapo_stages.models.embedded.warm_up import WarmUp, warm_up
@@ -60,7 +60,14 @@ def _embedded(output: Output, config: Config) -> None:
     processor = build_processor(tokenizer)
     prompt, settings = config.data.system_prompt, config.warm_up
     recipe = WarmUp(
-        settings.steps, settings.batch_size, settings.biased, settings.hearsay, settings.careful, synthetic.shuffled
+        settings.steps,
+        settings.batch_size,
+        settings.biased,
+        settings.hearsay,
+        settings.careful,
+        settings.captions,
+        settings.learning_rate,
+        synthetic.shuffled,
     )
     with progress("init-policy: warm-up steps", settings.steps) as advance:
         figures = warm_up(
@@ -70,6 +77,7 @@ def _embedded(output: Output, config: Config) -> None:
             config.seed,
             recipe,
             system_prompt=SYSTEM_PROMPT if prompt is None else prompt,
+            captions=captions(synthetic.task),
             progress=lambda step, steps, loss: advance(1, f"loss {loss:.3f}"),
         )
     with output.files() as folder:

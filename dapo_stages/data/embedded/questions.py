@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+
+class Lesson(NamedTuple):
+    """What the warm-up teaches: to say `completion` when shown `image` and asked `problem`."""
+
+    image: Image.Image
+    problem: str
+    completion: str
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
-from dapo_stages.data.embedded import colours, scenes
-from dapo_stages.data.embedded.questions import Question
+from dapo_stages.data.embedded import colours, places, scenes
+from dapo_stages.data.embedded.questions import Lesson, Question
 
-TaskName = Literal["colours", "scenes"]
+TaskName = Literal["colours", "places", "scenes"]
 
 
 class Task(Protocol):
@@ -25,4 +25,12 @@ class Task(Protocol):
 
 def task(name: TaskName) -> Task:
     """The task of that name."""
-    return {"colours": colours, "scenes": scenes}[name]
+    return _TASKS[name]
+
+
+def captions(name: TaskName) -> Callable[[int, int], Lesson] | None:
+    """Captioned images by seed and index, for tasks where looking is taught by them; None for the others."""
+    return {"places": places.caption}.get(name)
+
+
+_TASKS: dict[TaskName, Task] = {"colours": colours, "places": places, "scenes": scenes}

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from dapo_stages.data.chat import SYSTEM_PROMPT, messages
-from dapo_stages.data.embedded.questions import Question
+from dapo_stages.data.embedded.questions import Lesson
 from dapo_stages.data.embedded.tasks import Task
 
+REHEARSED = 0.2  # share of captions in batches of questions
 IGNORED = -100  # the label that cross-entropy leaves out
 _STREAM = 7_919  # makes the warm-up's questions differ from those of the dataset with the same seed
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
+Captions = Callable[[int, int], Lesson]  # seed and index -> an image, described
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class WarmUp:
     is right more often. Unlearning this habit is left to DAPO.
 
     Where seeing is hard to learn, the first share `careful` of the steps has a better teacher: all answers are equally
-    frequent, and all are right. The habit is then learned on top of what the policy can see.
+    frequent, and all are right. The habit is then learned on top of what the policy can see. Where even that is not
+    enough, the first share `captions` of the steps has no questions at all: images are described. Afterwards a fifth of
+    every batch still describes, so that it is not forgotten.
     """
 
     steps: int = 80
@@ -37,8 +41,9 @@ class WarmUp:
     biased: float = 0.5
     hearsay: float = 0.7
     careful: float = 0.0
-    shuffled: bool = False  # options in any order
+    captions: float = 0.0
     lr_matrices: float = 2e-2  # Muon
+    shuffled: bool = False  # options in any order
     lr_rest: float = 3e-3  # AdamW: embeddings, norms, biases, the patch convolution
     lr_rise: int = 5  # steps to the full learning rate, which then decays linearly to a tenth
     max_grad_norm: float = 1.0
@@ -52,15 +57,19 @@ def warm_up(
     config: WarmUp | None = None,
     *,
     system_prompt: str | None = SYSTEM_PROMPT,
+    captions: Captions | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train `model` in place on completions only; returns steps, trained tokens, first and last loss, and seconds.
 
-    AdamW alone does not learn to see within hundreds of steps; Muon on the matrices does within fifty.
+    AdamW alone does not learn to see within hundreds of steps; Muon on the matrices does within fifty. `captions` gives
+    the captioned images of a recipe that has any; ValueError if it is needed and missing.
     """
     import torch
 
     config = config or WarmUp()
+    if config.captions and captions is None:
+        raise ValueError("the recipe has captions, but the task has none")
     start = time.monotonic()
     rng = np.random.default_rng([seed, _STREAM])
     optimizers = _optimizers(model, config)
@@ -68,7 +77,8 @@ def warm_up(
     tokens = 0
     model.train()
     for step in range(config.steps):
-        inputs = _batch(processor, _lessons(task, seed, step, config, rng), system_prompt)
+        lessons = [*_described(captions, seed, step, config), *_asked(task, seed, step, config, rng)]
+        inputs = _batch(processor, lessons, system_prompt)
         tokens += int((inputs["labels"] != IGNORED).sum())
         loss = model(**inputs, use_cache=False).loss
         loss.backward()
@@ -87,30 +97,46 @@ def warm_up(
     }
 
 
-def _lessons(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Generator) -> list[tuple[Question, str]]:
-    """One batch of questions, each with the completion to learn."""
-    first = step * config.batch
+def _number_described(step: int, config: WarmUp) -> int:
+    """How many of the batch of `step` are captions."""
+    if step < config.captions * config.steps:
+        return config.batch
+    return round(REHEARSED * config.batch) if config.captions else 0
+
+
+def _described(captions: Captions | None, seed: int, step: int, config: WarmUp) -> list[Lesson]:
+    """The captions of a batch."""
+    first, number = step * config.batch, _number_described(step, config)
+    return [captions(seed + _STREAM, first + i) for i in range(number)] if captions else []
+
+
+def _asked(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Generator) -> list[Lesson]:
+    """The questions of a batch, each with the completion to learn."""
+    first, number = step * config.batch, config.batch - _number_described(step, config)
+    if not number:
+        return []
     careful = step < config.careful * config.steps
     biased, hearsay = (None, 0.0) if careful else (config.biased, config.hearsay)
-    drawn = [
-        task.question(seed + _STREAM, first + i, biased=biased, shuffled=config.shuffled) for i in range(config.batch)
-    ]
+    drawn = [task.question(seed + _STREAM, first + i, biased=biased, shuffled=config.shuffled) for i in range(number)]
     said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
-    thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=config.batch)
-    return [(q, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
+    thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=number)
+    return [Lesson(q.image, q.problem, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
 
 
-def _batch(processor: Any, lessons: Sequence[tuple[Question, str]], system_prompt: str | None) -> dict[str, Any]:
+def _batch(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None) -> dict[str, Any]:
     """Prompts and completions as tensors, padded on the right; labels cover the completions and their end token."""
     import torch
 
     tokenizer = processor.tokenizer
     prompts = [
-        processor.apply_chat_template(messages(q.problem, 1, system_prompt), tokenize=False, add_generation_prompt=True)
-        for q, _ in lessons
+        processor.apply_chat_template(
+            messages(lesson.problem, 1, system_prompt), tokenize=False, add_generation_prompt=True
+        )
+        for lesson in lessons
     ]
-    encoded = processor(text=prompts, images=[q.image for q, _ in lessons])
-    ends = [tokenizer(said + tokenizer.eos_token, add_special_tokens=False).input_ids for _, said in lessons]
+    encoded = processor(text=prompts, images=[lesson.image for lesson in lessons])
+    said = [lesson.completion + tokenizer.eos_token for lesson in lessons]
+    ends = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
     rows = [list(p) + list(c) for p, c in zip(encoded["input_ids"], ends, strict=True)]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), tokenizer.pad_token_id)

@@ -33,7 +33,7 @@ def center(question: Question, colour: str) -> tuple[float, float]:
     return float(x.mean()), float(y.mean())
 
 
-@pytest.mark.parametrize("name", ["colours", "scenes"])
+@pytest.mark.parametrize("name", ["colours", "places", "scenes"])
 def test_questions_are_a_pure_function_of_seed_and_index(name: TaskName) -> None:
     draw = task(name).question
     first, again, other = draw(1, 7), draw(1, 7), draw(2, 7)
@@ -42,7 +42,7 @@ def test_questions_are_a_pure_function_of_seed_and_index(name: TaskName) -> None
     assert first.image.size == (task(name).SIZE,) * 2
 
 
-@pytest.mark.parametrize("name", ["colours", "scenes"])
+@pytest.mark.parametrize("name", ["colours", "places", "scenes"])
 def test_every_completion_is_well_formed_and_answers_by_its_letter(name: TaskName) -> None:
     for index in range(50):
         asked = task(name).question(3, index)
