@@ -204,6 +204,8 @@ class Inner(Section):
     old: int = 1
     new: Annotated[int, Later(2)] = 2
     moved: Annotated[int, Later(3)] = 4
+    power: float = 0.0
+    how: Annotated[str, Later("once", only_with="power")] = "twice"
 
 
 class Outer(Section):
@@ -213,12 +215,16 @@ class Outer(Section):
 
 
 def test_keys_that_came_later_are_recorded_where_they_differ_from_the_default_they_came_with() -> None:
-    everything = {"inner": {"old": 1, "new": 2, "moved": 4}, "maybe": None, "named": {}}
+    off = {"power": 0.0}  # and nothing depends on `how`
+    everything = {"inner": {"old": 1, "new": 2, "moved": 4, **off, "how": "twice"}, "maybe": None, "named": {}}
     assert Outer().model_dump() == everything
-    assert Outer().recorded() == {"inner": {"old": 1, "moved": 4}, "named": {}}
+    assert Outer().recorded() == {"inner": {"old": 1, "moved": 4, **off}, "named": {}}
+    for how, recorded in (("twice", {"how": "twice"}), ("once", {})):
+        assert Inner(power=1, how=how).recorded() == {"old": 1, "moved": 4, "power": 1.0, **recorded}
     changed = Outer(inner=Inner(new=5, moved=3), maybe=Inner(moved=3), named={"a": Inner(old=7, moved=3)})
-    assert changed.recorded() == {"inner": {"old": 1, "new": 5}, "maybe": {"old": 1}, "named": {"a": {"old": 7}}}
-    assert changed.recorded(exclude={"named": True, "inner": {"new"}}) == {"inner": {"old": 1}, "maybe": {"old": 1}}
+    inner, one, seven = {"old": 1, "new": 5, **off}, {"old": 1, **off}, {"old": 7, **off}
+    assert changed.recorded() == {"inner": inner, "maybe": one, "named": {"a": seven}}
+    assert changed.recorded(exclude={"named": True, "inner": {"new"}}) == {"inner": one, "maybe": one}
 
 
 def test_the_configuration_that_is_hashed_by_default_stays() -> None:
@@ -503,5 +509,6 @@ def test_runs_from_before_train_kl_keep_the_gradient_that_they_had(tmp_path: Pat
         "estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0,
     }  # fmt: skip
     assert "kl" not in old.recorded()["train"]
-    assert Config().recorded()["train"]["kl"]["gradient"] == "reverse"
+    assert "kl" not in Config().recorded()["train"]  # without train.beta there is no such term
+    assert Config.model_validate({"train": {"beta": 0.1}}).recorded()["train"]["kl"]["gradient"] == "reverse"
     assert {"estimator", "aggregation", "engine_mask", "vespo_k"}.isdisjoint(Config().recorded()["train"])

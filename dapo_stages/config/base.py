@@ -36,10 +36,12 @@ class Later:
     Manifests neither record nor hash it while its value is `default`, which is what runs before it did. So a run that
     is older than the setting continues as if it had always existed: its configuration, written with every setting,
     gets `default` when it is loaded. `default` stays even if the field's default is or becomes another; sections
-    and tuples are given as plain values.
+    and tuples are given as plain values. Nor is it recorded while `only_with`, a setting of the same section without
+    which it has no effect, is 0 or null.
     """
 
     default: Any
+    only_with: str | None = None
 
 
 class Section(BaseModel):
@@ -65,16 +67,28 @@ class Section(BaseModel):
     @classmethod
     def later(cls) -> dict[str, Any]:
         """The settings of this section (not of nested ones) marked `Later`, and the default of each mark."""
+        return {name: mark.default for name, mark in cls.marks().items()}
+
+    @classmethod
+    def marks(cls) -> dict[str, Later]:
+        """Their marks."""
         marks = ((name, mark) for name, field in cls.model_fields.items() for mark in field.metadata)
-        return {name: mark.default for name, mark in marks if isinstance(mark, Later)}
+        return {name: mark for name, mark in marks if isinstance(mark, Later)}
 
     @model_serializer(mode="wrap")
     def _serialized(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         if info.context is not _RECORDED:
             return values
-        usual = {name for name, default in self.later().items() if _is(getattr(self, name), default)}
-        return {name: value for name, value in values.items() if name not in usual}
+        return {name: value for name, value in values.items() if not self._is_usual(name)}
+
+    def _is_usual(self, name: str) -> bool:
+        """Whether a setting came later, and is not recorded."""
+        mark = self.marks().get(name)
+        if mark is None:
+            return False
+        without_effect = mark.only_with is not None and not getattr(self, mark.only_with)
+        return without_effect or _is(getattr(self, name), mark.default)
 
 
 def _is(value: Any, default: Any) -> bool:

@@ -33,6 +33,9 @@ NO_DELTA = {
     "kl_cov": "it clips nothing",
 }
 
+# What the KL term was before it had settings.
+_KL_BEFORE = {"estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0}
+
 
 class LoraSettings(Section):
     """Low-rank adapters, instead of training every weight."""
@@ -201,9 +204,7 @@ class TrainConfig(Section):
     beta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight of the KL to the reference policy (--reference)."
     )
-    kl: Annotated[
-        KlSettings, Later({"estimator": "k3", "gradient": "own", "clamp": None, "target": None, "horizon": 10000.0})
-    ] = KlSettings()
+    kl: Annotated[KlSettings, Later(_KL_BEFORE, only_with="beta")] = KlSettings()
     reference_update_every: Count | None = Field(
         None,
         description="Every how many train-steps the reference moves toward the policy (TR-DPO); null keeps it. The new "

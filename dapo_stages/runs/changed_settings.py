@@ -127,7 +127,9 @@ def _unrecorded(recorded: Mapping[str, Any], config: Config) -> Iterator[tuple[s
 def _later(section: Any, recorded: Any, place: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(section, Section) or not isinstance(recorded, Mapping):
         return
-    yield from ((f"{place}.{key}", default) for key, default in section.later().items() if key not in recorded)
+    for key, mark in section.marks().items():
+        if key not in recorded and (mark.only_with is None or recorded.get(mark.only_with)):
+            yield f"{place}.{key}", mark.default
     for key, values in recorded.items():
         yield from _later(getattr(section, key, None), values, f"{place}.{key}")
 
