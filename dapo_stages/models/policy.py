@@ -159,6 +159,13 @@ class Policy:
         """Positions of a prompt's tokens, [3, P]."""
         return self.family.positions(self.base.model, prompt.ids, prompt.image_grid_thw)
 
+    def prompt_kinds(self, ids: Sequence[int]) -> torch.Tensor:
+        """The kind of every prompt token, by which attention is measured: [P] (shared_prefix/masses.py)."""
+        from dapo_stages.models.shared_prefix.masses import prompt_kinds
+
+        vision = [token == self.image_token_id for token in ids]
+        return prompt_kinds(ids, vision, self.special_ids, self.system_end(ids))
+
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""
         tokenizer = self.processor.tokenizer

@@ -163,16 +163,14 @@ class Scoring:
         import torch
 
         from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
+        from dapo_stages.models.shared_prefix.masses import MassRecorder
         from dapo_stages.models.shared_prefix.packing import Group
 
         policy = self._policy
         groups: list[Group] = []
         kinds = []
         for prompt in prompts:
-            ids = prompt["prompt_ids"]
-            vision = [token == policy.image_token_id for token in ids]
-            kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
+            kinds.append(policy.prompt_kinds(prompt["prompt_ids"]))
             completions = [row["completion_ids"] for row in members[prompt["group_id"]]]
             groups.append(Group(prompt_of(prompt, policy.processor), completions))
         packed = policy.pack(groups)

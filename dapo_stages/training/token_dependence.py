@@ -86,7 +86,8 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     """What is found on about the planned number of tokens, in groups evenly spaced over the rollouts.
 
     The truth is KL(π(·|image) ‖ π(·|image of another prompt)), in nats and a mean over DRAWS of these, and the mean
-    absolute change of the token's logprob. In float32 even if training is not, so that small differences are real.
+    absolute change of the token's logprob. In float32 even if training is not, or quantizes the weights, so that small
+    differences are real.
     """
     from dapo_stages.config import ModelConfig
     from dapo_stages.config.attention import AttentionConfig
@@ -102,8 +103,7 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     completions = 0
     with rollouts.index("prompts") as prompts, progress("compare-weights: groups", len(chosen)) as advance:
         exchanged = Blanks(Blank("exchanged"), plan.seed, None, OtherImages(prompts, rollouts.folder))
-        settings = ModelConfig(dtype="float32", quantization=made.get("model.quantization"))
-        policy = open_policy(plan.policy, settings, attention=True)
+        policy = open_policy(plan.policy, ModelConfig(dtype="float32"), attention=True)
         policy.attend("grouped")
         recorder = HeadRecorder(policy, _CHUNK)
         asked = AttentionConfig(vision_cosine=True, vision_gradient=True, chunk_rows=_CHUNK)
@@ -167,12 +167,11 @@ def _measure(
     import numpy as np
 
     from dapo_stages.maths.looks import look_scores
-    from dapo_stages.models.shared_prefix.masses import TEXT, VISION, prompt_kinds
+    from dapo_stages.models.shared_prefix.masses import TEXT, VISION
     from dapo_stages.models.token_scores import hidden_states, token_scores
 
-    policy, ids = passes.policy, prompt["prompt_ids"]
-    vision = [token == policy.image_token_id for token in ids]
-    kinds = prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids))
+    policy = passes.policy
+    kinds = policy.prompt_kinds(prompt["prompt_ids"])
     group = _group(policy, prompt, members)
     packed = policy.pack([group])
     [completions], hidden = recorder.collect(packed, [kinds])

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from dapo_stages.maths.completion_factors import MAPPINGS, SCORES, completion_factors
+from dapo_stages.maths.schemes import raw_weights
+from dapo_stages.maths.selection import top
 
 NAN = float("nan")
 
@@ -15,6 +17,21 @@ def test_vppo_is_that_of_its_code() -> None:
     0.9 + s · 0.3 is 0.9, 1.2, 1.0, 0.9, with mean 1.
     """
     np.testing.assert_allclose(completion_factors("vppo", np.array([0.1, 0.4, 0.2, 0.1])), [0.9, 1.2, 1.0, 0.9])
+
+
+def test_vppo_gives_what_its_code_prints() -> None:
+    """Its lines from `low_var_kl` on, run on four random completions: scaling_factor, and top_p_mask with p = 0.4."""
+    k3s = [
+        [0.6516, 1.3897, 49.5982, 0.0194, 0.006, 6.1491, 0.6805],
+        [1.0704, 0.1806, 7.9344, 0.7967, 0.1068],
+        [5.6557, 0.0051, 0.0802, 8.7735, 0.7687, 2.6449, 3.7556],
+        [0.9272, 1.4968, 0.6028],
+    ]
+    masks = [[0, 1, 1, 0, 0, 1, 0], [1, 0, 1, 0, 0], [1, 0, 0, 1, 0, 0, 1], [1, 1, 0]]
+    scores = np.array([SCORES["vppo"](np.array(k3)) for k3 in k3s])
+    np.testing.assert_allclose(completion_factors("vppo", scores), [1.0412276, 0.9842791, 1.0744933, 0.9], atol=1e-7)
+    for k3, mask in zip(k3s, masks, strict=True):
+        assert top(raw_weights("vppo", {"k3": k3}, len(k3)), 0.4).astype(int).tolist() == mask
 
 
 def test_vppo_scores_by_k3_of_at_most_ten() -> None:

@@ -107,6 +107,13 @@ def test_pepo_is_that_of_its_code() -> None:
     """
     found = raw_weights("pepo", {"vision_cosine": [0.0, 0.2, 0.4], "entropy": [2.0, 0.0, 2.0]}, 3)
     np.testing.assert_allclose(found, [0.805018, 0.977537, 1.217445], atol=1e-6)
+    # Seven random tokens, as those lines of the code print them.
+    row = {
+        "vision_cosine": [0.0285, 0.3092, 0.1959, 0.0283, 0.2230, 0.4095, 0.2889],
+        "entropy": [0.8477, 0.3562, 0.5199, 1.3366, 0.6698, 1.2991, 1.5196],
+    }
+    printed = [0.8228265, 1.0862481, 0.9698586, 0.8230962, 0.9980190, 1.2221999, 1.0777517]
+    np.testing.assert_allclose(raw_weights("pepo", row, 7), printed, atol=1e-7)
     unknown = raw_weights("pepo", {"vision_cosine": [0.0, NAN, 0.2, 0.4], "entropy": [2.0, 1.0, 0.0, 2.0]}, 4)
     np.testing.assert_allclose(unknown, [found[0], NAN, *found[1:]])
 

@@ -11,7 +11,6 @@ from support.prompts import groups, own_row
 
 from dapo_stages.models.heads import HeadRecorder
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.masses import prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
 
 
@@ -63,11 +62,7 @@ def test_scores_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:
     cases = groups(policy)
     policy.attend("grouped")
     packed = policy.pack(cases)
-    kinds = []
-    for group in cases:
-        ids = group.prompt.ids.tolist()
-        vision = [token == policy.image_token_id for token in ids]
-        kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
+    kinds = [policy.prompt_kinds(group.prompt.ids.tolist()) for group in cases]
     scored, hidden = HeadRecorder(policy, chunk_rows).collect(packed, kinds)
     assert hidden.shape[0] == packed.input_ids.shape[1]
     with torch.no_grad():

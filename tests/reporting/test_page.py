@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 from reporting import looked_run, tiny_run
-from support.browser import complaints, prefer, requests, resize, violations, visit
+from support.browser import complaints, ids, one, prefer, requests, resize, violations, visit
 from support.commands import run as command
 
 if TYPE_CHECKING:
@@ -34,17 +34,6 @@ def reported(run: Path) -> Path:
     result = command("report", "--config", run / "config.yaml", "--run", run)
     assert result.code == 0, result.stderr
     return run / "report.html"
-
-
-def one(chromium: Chrome, selector: str) -> WebElement:
-    return chromium.find_element("css selector", selector)
-
-
-def ids(chromium: Chrome) -> list[str]:
-    """Ids of the completions in the page, in order."""
-    script = "return [...document.querySelectorAll('.completion .details bdi')].map(found => found.textContent)"
-    found: list[str] = chromium.execute_script(script)
-    return found
 
 
 def choose(chromium: Chrome, **values: str) -> list[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from reporting import photo_run
 from reporting.photo_run import COLUMNS, GUESSERS, ROWS, SPOT, attention
-from support.browser import complaints, prefer, requests, resize, violations, visit
+from support.browser import complaints, ids, one, prefer, requests, resize, violations, visit
 from support.commands import run as command
 
 from dapo_stages.reporting.iteration.overlay import shades
@@ -47,16 +47,6 @@ def page(chromium: Chrome, run: Path) -> Chrome:
     chromium.get("about:blank")
     visit(chromium, run / "report.html")
     return chromium
-
-
-def one(chromium: Chrome, selector: str) -> WebElement:
-    return chromium.find_element("css selector", selector)
-
-
-def ids(chromium: Chrome) -> list[str]:
-    script = "return [...document.querySelectorAll('.completion .details bdi')].map(found => found.textContent)"
-    found: list[str] = chromium.execute_script(script)
-    return found
 
 
 def shot(element: WebElement) -> Pixels:

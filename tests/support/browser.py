@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
 
 CHROMIUM, DRIVER = (
     next(filter(None, map(shutil.which, names)), None)
@@ -90,3 +91,15 @@ def violations(driver: Chrome) -> list[str]:
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
+
+
+def one(chromium: Chrome, selector: str) -> WebElement:
+    """The first element that a CSS selector finds."""
+    return chromium.find_element("css selector", selector)
+
+
+def ids(chromium: Chrome) -> list[str]:
+    """Ids of the completions in the page of a report, in order."""
+    script = "return [...document.querySelectorAll('.completion .details bdi')].map(found => found.textContent)"
+    found: list[str] = chromium.execute_script(script)
+    return found

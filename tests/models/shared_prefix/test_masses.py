@@ -43,11 +43,7 @@ def record(
 ) -> list[list[Scored]]:
     policy.attend("grouped")
     packed = policy.pack(cases)
-    kinds = []
-    for group in cases:
-        ids = group.prompt.ids.tolist()
-        vision = [token == policy.image_token_id for token in ids]
-        kinds.append(prompt_kinds(ids, vision, policy.special_ids, policy.system_end(ids)))
+    kinds = [policy.prompt_kinds(group.prompt.ids.tolist()) for group in cases]
     everyone = [range(len(group.completions)) for group in cases]
     recorder = MassRecorder(
         packed.spans,
