@@ -224,7 +224,14 @@ class TrainConfig(Section):
     perception: Annotated[PerceptionSettings | None, Later(None)] = Field(
         None, description="A term that ties the policy to its images, as PAPO and DVRP have; null is off."
     )
-    updates_per_iteration: Count = Field(4, description="Mini-batches (optimizer steps) per iteration.")
+    updates_per_iteration: Count = Field(
+        4, description="Mini-batches of an iteration: optimizer steps of each of its passes."
+    )
+    passes: Annotated[Count, Later(1)] = Field(
+        1,
+        description="How often an iteration trains on each mini-batch, as TRL's num_iterations and verl's ppo_epochs; "
+        "each pass takes them in an order of its own.",
+    )
     batch_completions: Count = Field(
         4,
         description="Completions per forward and backward pass (micro-batch) of a process; gradients accumulate over a "
@@ -240,7 +247,7 @@ class TrainConfig(Section):
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="Decay rates of AdamW's moments.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Learning-rate schedule over all planned updates."
+        "cosine", description="Learning-rate schedule over all planned updates, those of all passes."
     )
     warmup_fraction: Fraction = Field(0.05, description="Fraction of the planned updates used for warm-up.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm to clip to.")

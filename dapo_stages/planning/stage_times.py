@@ -127,6 +127,7 @@ def _training(plan: Plan) -> dict[str, float]:
         updates=updates,
         views=views,
         recompute=recompute,
+        passes=train.passes,
     )
     if plan.refers:  # the reference is opened and run as well
         reference = _base(plan) + files["train-step: policy"]
@@ -135,9 +136,9 @@ def _training(plan: Plan) -> dict[str, float]:
         operations += stage_costs.forward(plan.d, plan.work, logits=True)
     sent = 0.0
     if plan.ranks > 1:
-        passes = plan.micro_batches * (1 - 1 / updates + (views > 0 and not recompute))
-        sent = updates * stage_costs.traffic(
-            plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, passes, plan.ranks, plan.b
+        forwards = plan.micro_batches * (1 - 1 / updates + (views > 0 and not recompute)) / train.passes
+        sent = train.passes * updates * stage_costs.traffic(
+            plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, forwards, plan.ranks, plan.b
         )
     found |= {
         "updates": plan.groups * operations / rates.operations,

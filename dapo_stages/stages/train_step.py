@@ -269,7 +269,7 @@ class TrainStep:
             ) from None
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
-        from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
+        from dapo_stages.maths.schedule import learning_rate_factor, mini_batches, order_of_pass
         from dapo_stages.training.batches import mini_batch
 
         config, settings = self._config, self._config.train
@@ -285,12 +285,14 @@ class TrainStep:
             )
             for part in parts
         ]
-        total = config.planned_iterations * settings.updates_per_iteration
-        first = (self._iteration - 1) * settings.updates_per_iteration
+        passes = range(settings.passes)
+        order = [i for number in passes for i in order_of_pass(len(work), config.seed, self._iteration, number)]
+        most = settings.updates_per_iteration * settings.passes
+        total, first = config.planned_iterations * most, (self._iteration - 1) * most
         self._recall(trainer, work)
         of_iteration = data_metrics(self._inputs)
-        with progress("train-step: updates", len(work)) as advance:
-            for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
+        with progress("train-step: updates", len(order)) as advance:
+            for update, (part, batch) in enumerate((parts[i], work[i]) for i in order):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
                 metrics = trainer.update(batch, factor) | group_metrics([groups[i] for i in part]) | of_iteration
                 self._metrics += [
@@ -303,7 +305,7 @@ class TrainStep:
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Logprobs of the policy before the first update, for all mini-batches but the first.
 
-        The first needs none: its new logprobs are the old ones. The views of a perception term are another matter.
+        The first needs none: its new logprobs are the old ones, and later passes have these. The views of a perception term are another matter.
         """
         later = [batch for part in work[1:] for batch in part.batches]
         everything = [batch for part in work for batch in part.batches]

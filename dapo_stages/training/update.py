@@ -94,7 +94,8 @@ class Trainer:
         """One optimizer step on a mini-batch, skipped by all ranks if it has blown up (blow_ups.py).
 
         The metric `skipped` is then 1, and so is `skipped_<reason>`. If `old` is None, the policy has not changed since
-        this train-step began, so the new logprobs are the old ones and the ratio is exactly 1.
+        this train-step began, so the new logprobs are the old ones and the ratio is exactly 1; another pass over the
+        mini-batch then has them as its `old`.
         """
         totals: dict[str, torch.Tensor] = {}
         followed, used = self.coefficients, self.coefficients.metrics()
@@ -157,7 +158,7 @@ class Trainer:
         per_token = torch.tensor([s.advantage for s in samples], device=device, dtype=new.dtype)
         sampling = torch.tensor([v for s in samples for v in s.sampling], device=device, dtype=new.dtype)
         mask = self._mask(batch)
-        old = new.detach() if batch.old is None else batch.old
+        old = batch.old = new.detach() if batch.old is None else batch.old
         tokens = mini_batch.tokens
         if config.loss_type == "bnpo":
             tokens = (batch.whole_tokens or batch.tokens) * mini_batch.parts
