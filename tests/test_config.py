@@ -69,7 +69,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
     text = (
         "train: {lora: {}, perception: {}, engine_mask: {high: 2}, entropy_control: {}}\nrewards: {judge: {model: m}}\n"
     )
-    text += "weights: {select: {top: 0.4}}\n"
+    text += "weights: {select: {top: 0.4}}\nevaluate: {sampler: {}}\n"
     text += "rollout: {curriculum: {}, informative: {}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
@@ -85,6 +85,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         "rollout.informative",
         "schedules",
         "weights.select",
+        "evaluate.sampler",
     }
     groups |= {"data.sources", "data.sources.columns"}
     assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
@@ -417,6 +418,15 @@ def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_pat
     assert " (got 2.5)\n" in str(error.value)
     found = load_config(tmp_path / "run.yaml", [vllm, "rollout.sampler.temperature=2"])
     assert getattr(found, stage).engine == "vllm"
+    own = "evaluate.sampler={temperature: 3}"
+    if stage == "rollout":
+        assert load_config(tmp_path / "run.yaml", ["rollout.sampler.temperature=2", vllm, own])
+    else:
+        assert load_config(tmp_path / "run.yaml", [vllm, "evaluate.sampler={temperature: 2}"])
+        with pytest.raises(
+            ConfigError, match=r"evaluate\.sampler\.temperature must be at most 2 with evaluate\.engine"
+        ):
+            load_config(tmp_path / "run.yaml", [vllm, own])
 
 
 @pytest.mark.parametrize("stage", ["rollout", "evaluate"])

@@ -110,8 +110,9 @@ def update(
     recompute: bool = False,
     passes: int = 1,
 ) -> float:
-    """Operations of training on one group, in each of `passes`: a forward pass, a backward pass of twice as many, another forward pass if
-    activations are recomputed. Before them, one for the old logprobs of all mini-batches but the first.
+    """Operations of training on one group: in each of `passes`, a forward pass, a backward pass of twice as many, and
+    another forward pass if activations are recomputed; before them, one for the old logprobs of all mini-batches but
+    the first.
 
     Each view of a perception term is another such group in every update (`recompute`), or a single forward pass.
     """

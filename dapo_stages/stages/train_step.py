@@ -305,7 +305,8 @@ class TrainStep:
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Logprobs of the policy before the first update, for all mini-batches but the first.
 
-        The first needs none: its new logprobs are the old ones, and later passes have these. The views of a perception term are another matter.
+        The first needs none: its new logprobs are the old ones, and later passes have these. The views of a perception
+        term are another matter.
         """
         later = [batch for part in work[1:] for batch in part.batches]
         everything = [batch for part in work for batch in part.batches]
