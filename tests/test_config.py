@@ -269,8 +269,8 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("evaluate.num_generations=-1", "evaluate.num_generations must be greater than or equal to 0 (got -1)"),
         ("data.held_out_fraction=2", "data.held_out_fraction must be less than or equal to 1 (got 2)"),
         ("rollout.source_shares={a: 1}", "rollout.source_shares must name the datasets of data.sources (none), got a"),
-        ("train.loss_type=ppo", "train.loss_type: expected path/to/file.py:function or one of dapo, grpo, bnpo, dr_grpo, "
-         "gspo, cispo, sapo, gmpo, luspo, vespo, dppo_tv, dppo_kl, clip_cov, kl_cov, got 'ppo'"),
+        ("train.loss_type=ppo", "train.loss_type: expected path/to/file.py:function or one of dapo, grpo, bnpo, "
+         "dr_grpo, gspo, cispo, sapo, gmpo, luspo, vespo, dppo_tv, dppo_kl, clip_cov, kl_cov, got 'ppo'"),
         ("weights.advantage=ppo", "weights.advantage: expected path/to/file.py:function or one of grpo, gdpo, rloo, "
          "reinforce_plus_plus, reinforce_plus_plus_baseline, pass_at_k, opo, got 'ppo'"),
         ("seed=-1", "seed must be greater than or equal to 0 (got -1)"),

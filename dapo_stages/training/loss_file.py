@@ -109,14 +109,12 @@ class LossFile:
         bad_T = ~loss_T.isfinite() & (inputs.new_T - inputs.old_T).isfinite()
         if bad_T.any():
             place = int(bad_T.nonzero()[0])
-            raise self._refused(size, f"{float(loss_T[place]):g} for token {place}")
+            raise self._refused(size, f"{loss_T[place].item():g} for token {place}")
         return -engine_T * loss_T
 
     def _refused(self, size: int, found: str) -> DataError:
-        problem = (
-            f"the loss must give a tensor [{size}] with a finite number for each token and a gradient, got {found}"
-        )
-        return DataError(self.where, problem, _FIX)
+        wanted = f"a tensor [{size}] with a finite number for each token and a gradient"
+        return DataError(self.where, f"the loss must give {wanted}, got {found}", _FIX)
 
     def _said(self, error: Exception) -> str:
         """The exception, and the last line of the file in its traceback."""

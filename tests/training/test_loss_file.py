@@ -65,10 +65,10 @@ def test_dapo_written_out_is_dapo(tmp_path: Path) -> None:
         settings = LossSettings(epsilon_low=0.2, epsilon_high=0.28, loss_type=loss_type, beta=0.1)
         loss, sums = policy_loss(LossInputs(new_T=leaf, **given), settings, normalizer=11.0)
         found.append((loss.item(), torch.autograd.grad(loss, leaf)[0], sums))
-    (wanted, gradient, sums), (loss, own_gradient, own_sums) = found
+    (wanted, gradient, sums), (own, own_gradient, own_sums) = found
     assert sums["clipped_low"] > 0 and sums["clipped_high"] > 0  # and none of an own loss, which may have no clip
     assert own_sums["clipped_low"] == own_sums["clipped_high"] == 0
-    assert loss == pytest.approx(wanted, rel=1e-12)
+    assert own == pytest.approx(wanted, rel=1e-12)
     torch.testing.assert_close(own_gradient, gradient, rtol=1e-12, atol=0)
 
 
