@@ -84,8 +84,8 @@ class OwnFunction:
                 raise DataError(self.where, f"the {kind.name} {lost} while {kind.doing} {among}", FIX) from None
             raise DataError(
                 self.where,
-                f"the {kind.name} did not {kind.does} {among} within rewards.plugin_timeout={self._timeout:g} s and was "
-                "killed",
+                f"the {kind.name} did not {kind.does} {among} within rewards.plugin_timeout={self._timeout:g} s and "
+                "was killed",
                 "Raise rewards.plugin_timeout and run the command again, or fix the function.",
             ) from None
 
