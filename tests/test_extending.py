@@ -104,7 +104,7 @@ def test_the_loss_has_a_gradient_that_tapers_off(tmp_path: Path) -> None:
     own, settings = LossFile("my_losses.py:tapered", tmp_path), LossSettings(epsilon_low=0.2, epsilon_high=0.28)
     new = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
     old = torch.tensor([-1.0, -2.0, -3.0]) - torch.tensor([2.0, 0.5, 2.0]).log()
-    inputs = LossInputs(new, old, torch.tensor([3.0, -4.0, -4.0]), *torch.ones(2, 3), torch.zeros(3, dtype=torch.long))
+    inputs = LossInputs(new, old, torch.tensor([3.0, -4.0, -4.0]), torch.ones(3), torch.ones(3), torch.zeros(3).long())
     own.gain((new - old).exp(), inputs, settings, torch.ones(3)).sum().neg().backward()
     torch.testing.assert_close(new.grad, torch.tensor([-3.0, 2.0, 4.0]))
 

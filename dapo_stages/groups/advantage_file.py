@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dapo_stages.config import RewardsConfig
-from dapo_stages.errors import DataError
-from dapo_stages.groups.own_function import FIX, Kind, OwnFunction
+from dapo_stages.groups.own_function import Kind, OwnFunction
 
 if TYPE_CHECKING:
     from dapo_stages.maths.advantage_estimators import FloatArray, Rewarded
@@ -59,11 +58,9 @@ class AdvantageFile:
         if group is not None:
             among = f"the {sizes[group]} completions of group {group}"
         place = among if index is None else f"completion {index} of group {group}"
-        raise DataError(
-            self._function.where,
+        raise self._function.refused(
             f"the advantage must give an array for each group, with a finite number for each of its completions, got "
-            f"{reply.get('found', 'no values')} for {place}",
-            FIX,
+            f"{reply.get('found', 'no values')} for {place}"
         )
 
     def close(self) -> None:

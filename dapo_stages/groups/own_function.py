@@ -18,7 +18,7 @@ from dapo_stages.processes.child import LONGEST_TIMEOUT, Child, Lost
 from dapo_stages.rewards.isolated.plugins import START_LIMIT, locate
 from dapo_stages.rewards.secrecy import without_secrets
 
-FIX = "Fix the function and run the command again, with --overwrite if the file was edited."
+_FIX = "Fix the function and run the command again, with --overwrite if the file was edited."
 
 
 class Kind(NamedTuple):
@@ -81,13 +81,17 @@ class OwnFunction:
             return self._ask(request)
         except Lost as lost:
             if not lost.late:
-                raise DataError(self.where, f"the {kind.name} {lost} while {kind.doing} {among}", FIX) from None
+                raise DataError(self.where, f"the {kind.name} {lost} while {kind.doing} {among}", _FIX) from None
             raise DataError(
                 self.where,
                 f"the {kind.name} did not {kind.does} {among} within rewards.plugin_timeout={self._timeout:g} s and "
                 "was killed",
                 "Raise rewards.plugin_timeout and run the command again, or fix the function.",
             ) from None
+
+    def refused(self, problem: str) -> DataError:
+        """The error for what it gave."""
+        return DataError(self.where, problem, _FIX)
 
     def close(self) -> None:
         """End the process."""

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_stages.config import RewardsConfig
-from dapo_stages.errors import DataError
-from dapo_stages.groups.own_function import FIX, Kind, OwnFunction
+from dapo_stages.groups.own_function import Kind, OwnFunction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,11 +59,9 @@ class SchemeFile:
                 return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
             reply = {"found": "NaN where every column is finite"}
         place = f"token {index} of completion {row['completion_id']}" if isinstance(index, int) else among
-        raise DataError(
-            self._function.where,
+        raise self._function.refused(
             f"the scheme must give a finite number, not negative, or None for each of {tokens} tokens, got "
-            f"{reply.get('found', 'no values')} for {place}",
-            FIX,
+            f"{reply.get('found', 'no values')} for {place}"
         )
 
     def close(self) -> None:
