@@ -179,6 +179,14 @@ def test_held_out_questions_are_answered_greedily_and_by_samples() -> None:
     )
 
 
+def test_answers_may_be_longer_than_completions() -> None:
+    """Twice as many steps of decoding, over a longer cache; other stages take as long as before."""
+    longest = plan(*REFERENCE)["group"]["completion"]
+    found, longer = plan(*REFERENCE), plan(*REFERENCE, "--set", f"evaluate.max_completion_length={2 * longest}")
+    before, after = (one["seconds"].pop("evaluate")["generation"] for one in (found, longer))
+    assert 1.9 * before < after < 2.5 * before and longer["seconds"] == found["seconds"]
+
+
 def test_an_iteration_takes_what_its_stages_take() -> None:
     found = plan(*REFERENCE, "--gpus", 4)
     assert list(found["seconds"]) == ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]
