@@ -69,7 +69,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
     text = (
         "train: {lora: {}, perception: {}, engine_mask: {high: 2}, entropy_control: {}}\nrewards: {judge: {model: m}}\n"
     )
-    text += "weights: {select: {top: 0.4}}\n"
+    text += "weights: {select: {top: 0.4}}\nevaluate: {sampler: {}}\n"
     text += "rollout: {curriculum: {}, informative: {}}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
@@ -85,6 +85,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         "rollout.informative",
         "schedules",
         "weights.select",
+        "evaluate.sampler",
     }
     groups |= {"data.sources", "data.sources.columns"}
     assert set(keys(resolved)) | groups == {key for key, _ in LEAVES}
@@ -274,8 +275,10 @@ def test_an_unknown_key_is_refused_with_a_suggestion(text: str, message: str, tm
         ("evaluate.num_generations=-1", "evaluate.num_generations must be greater than or equal to 0 (got -1)"),
         ("data.held_out_fraction=2", "data.held_out_fraction must be less than or equal to 1 (got 2)"),
         ("rollout.source_shares={a: 1}", "rollout.source_shares must name the datasets of data.sources (none), got a"),
-        ("train.loss_type=ppo", "train.loss_type must be 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'gspo', "
-         "'cispo', 'sapo', 'gmpo', 'luspo', 'vespo', 'dppo_tv', 'dppo_kl', 'clip_cov' or 'kl_cov' (got 'ppo')"),
+        ("train.loss_type=ppo", "train.loss_type: expected path/to/file.py:function or one of dapo, grpo, bnpo, "
+         "dr_grpo, gspo, cispo, sapo, gmpo, luspo, vespo, dppo_tv, dppo_kl, clip_cov, kl_cov, got 'ppo'"),
+        ("weights.advantage=ppo", "weights.advantage: expected path/to/file.py:function or one of grpo, gdpo, rloo, "
+         "reinforce_plus_plus, reinforce_plus_plus_baseline, pass_at_k, opo, got 'ppo'"),
         ("seed=-1", "seed must be greater than or equal to 0 (got -1)"),
         ("planned_iterations=ten", "planned_iterations must be a valid integer, unable to parse string as an integer "
          "(got 'ten')"),
@@ -423,6 +426,15 @@ def test_what_suppresses_special_tokens_elsewhere_bounds_the_temperature(tmp_pat
     assert " (got 2.5)\n" in str(error.value)
     found = load_config(tmp_path / "run.yaml", [vllm, "rollout.sampler.temperature=2"])
     assert getattr(found, stage).engine == "vllm"
+    own = "evaluate.sampler={temperature: 3}"
+    if stage == "rollout":
+        assert load_config(tmp_path / "run.yaml", ["rollout.sampler.temperature=2", vllm, own])
+    else:
+        assert load_config(tmp_path / "run.yaml", [vllm, "evaluate.sampler={temperature: 2}"])
+        with pytest.raises(
+            ConfigError, match=r"evaluate\.sampler\.temperature must be at most 2 with evaluate\.engine"
+        ):
+            load_config(tmp_path / "run.yaml", [vllm, own])
 
 
 @pytest.mark.parametrize("stage", ["rollout", "evaluate"])

@@ -17,22 +17,27 @@ from support.commands import ROOT
 from support.pipeline import Run, table
 from support.prompts import groups
 
-from dapo_stages.config import ModelConfig, load_config
+from dapo_stages.config import ModelConfig, RewardsConfig, load_config
+from dapo_stages.groups.advantage_file import AdvantageFile
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.maths import schemes
+from dapo_stages.maths.advantage_estimators import Rewarded
+from dapo_stages.maths.loss_inputs import LossInputs
+from dapo_stages.maths.loss_types import LossSettings
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy, save_policy
 from dapo_stages.models.tokens import load_tokens
 from dapo_stages.rewards.isolated.plugins import Plugins
 from dapo_stages.stages import rollout, weight_tokens
+from dapo_stages.training.loss_file import LossFile
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-REWARD, SCHEME, ENGINE, FAMILY = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+REWARD, SCHEME, ADVANTAGE, LOSS, ENGINE, FAMILY = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 [SETTINGS] = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
 
 
-@pytest.mark.parametrize("code", [REWARD, SCHEME, ENGINE, FAMILY], ids=["reward", "scheme", "engine", "family"])
+@pytest.mark.parametrize("code", [REWARD, SCHEME, ADVANTAGE, LOSS, ENGINE, FAMILY])
 def test_an_example_is_short(code: str) -> None:
     assert len(code.splitlines()) < 40
 
@@ -81,6 +86,27 @@ def test_the_scheme_weighs_tokens(small_run: Run, tmp_path: Path, monkeypatch: p
     for row in rows.itertuples():
         counts = row.mass_vision / (row.mass_vision + row.mass_generated)
         np.testing.assert_allclose(row.token_weights, counts / counts.mean(), rtol=1e-5)
+
+
+def test_the_advantage_is_the_distance_from_the_median(tmp_path: Path) -> None:
+    """Medians 2 and 4; the distances that are not 0 are 1, 1 and 6, whose median is 1."""
+    (tmp_path / "my_advantages.py").write_text(ADVANTAGE)
+    own = AdvantageFile("my_advantages.py:from_median", RewardsConfig(), tmp_path, ())
+    groups = [Rewarded(np.array(values), {}, np.zeros(0)) for values in ([1.0, 2.0, 3.0], [4.0, 10.0, 4.0])]
+    assert [values.tolist() for values in own.estimate(groups)] == [[-1, 0, 1], [0, 6, 0]]
+    assert own.estimate(groups[1:])[0].tolist() == [0, 1, 0]
+    own.close()
+
+
+def test_the_loss_has_a_gradient_that_tapers_off(tmp_path: Path) -> None:
+    """Ratios 2 and 0.5, A 3 and -4: -3 for what was right, min(ratio, 1) · 4 = 2 and, above 1, 4 for what was wrong."""
+    (tmp_path / "my_losses.py").write_text(LOSS)
+    own, settings = LossFile("my_losses.py:tapered", tmp_path), LossSettings(epsilon_low=0.2, epsilon_high=0.28)
+    new = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    old = torch.tensor([-1.0, -2.0, -3.0]) - torch.tensor([2.0, 0.5, 2.0]).log()
+    inputs = LossInputs(new, old, torch.tensor([3.0, -4.0, -4.0]), torch.ones(3), torch.ones(3), torch.zeros(3).long())
+    own.gain((new - old).exp(), inputs, settings, torch.ones(3)).sum().neg().backward()
+    torch.testing.assert_close(new.grad, torch.tensor([-3.0, 2.0, 4.0]))
 
 
 def repeat(small_run: Run, out: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:

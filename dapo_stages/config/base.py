@@ -105,6 +105,13 @@ def _numbers(value: Any) -> list[int | float]:
     return [number for number in values if isinstance(number, int | float)]
 
 
+def named_or_own(value: str, names: tuple[str, ...]) -> str:
+    """One of `names`, or a function in a file of the user's. Raises ValueError otherwise."""
+    if value not in names and not re.fullmatch(r".+\.py:\w+", value):
+        raise ValueError(f"expected path/to/file.py:function or one of {', '.join(names)}, got {value!r}")
+    return value
+
+
 def complaint(error: ErrorDetails) -> str:
     """What follows the name of a setting that pydantic refused: ` must be less than 1`, `: clip must enclose 1`."""
     if error["type"] == "missing":

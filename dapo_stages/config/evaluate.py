@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dapo_stages.config.base import Count, Later, Section
-from dapo_stages.config.rollout import EngineName
+from dapo_stages.config.rollout import EngineName, SamplerConfig
 
 
 class EvaluateConfig(Section):
@@ -17,6 +17,12 @@ class EvaluateConfig(Section):
         "transformers", description="Engine that generates the completions; see rollout.engine."
     )
     num_generations: Annotated[int, Field(ge=0)] = Field(4, description="Sampled completions per prompt (mean@k).")
+    sampler: Annotated[SamplerConfig | None, Later(None)] = Field(
+        None, description="The distribution that they are sampled from; null is rollout.sampler, without schedules."
+    )
+    max_completion_length: Annotated[Count | None, Later(None)] = Field(
+        None, description="Most tokens of a completion, also greedily; null is rollout.max_completion_length."
+    )
     greedy: bool = Field(True, description="Also decode greedily.")
     blank_image: bool = Field(False, description="Also decode greedily with the image blanked.")
     max_questions: Count | None = Field(None, description="Use only the first prompts.")

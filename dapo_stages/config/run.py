@@ -20,6 +20,7 @@ from dapo_stages.config.train import TrainConfig
 from dapo_stages.config.weights import WeightsConfig
 
 Verify = Literal["changed", "always"]
+SamplingStage = Literal["rollout", "evaluate"]
 
 
 class Config(Section):
@@ -92,8 +93,12 @@ class Config(Section):
                 raise ValueError(f"train.{followed} and a schedule of train.{fixed} cannot both say how it changes")
         self._check_informative()
         self._check_shares()
-        temperature = self.rollout.sampler.temperature
-        for stage, engine in (("rollout", self.rollout.engine), ("evaluate", self.evaluate.engine)):
+        stages: tuple[tuple[SamplingStage, str], ...] = (
+            ("rollout", self.rollout.engine),
+            ("evaluate", self.evaluate.engine),
+        )
+        for stage, engine in stages:
+            temperature, own = self.sampled(stage).sampler.temperature, stage == "evaluate" and self.evaluate.sampler
             if engine == "transformers":
                 continue
             if self.model.quantization is not None:
@@ -102,9 +107,10 @@ class Config(Section):
                     f"from the quantized base that is trained (got {engine})"
                 )
             if temperature > 2:
+                key = f"{stage if own else 'rollout'}.sampler.temperature"
                 raise ValueError(
-                    f"rollout.sampler.temperature must be at most 2 with {stage}.engine {engine}, because it divides "
-                    f"the bias that keeps special tokens from being sampled (got {temperature})"
+                    f"{key} must be at most 2 with {stage}.engine {engine}, because it divides the bias that keeps "
+                    f"special tokens from being sampled (got {temperature})"
                 )
         return self
 
@@ -172,6 +178,18 @@ class Config(Section):
         for name, number in numbers.items():
             values = replaced(values, name, number)
         return Config.model_validate(values)
+
+    def sampled(self, stage: SamplingStage) -> RolloutConfig:
+        """How completions are sampled in a stage: as in rollout, but for what evaluate has of its own."""
+        own = self.evaluate if stage == "evaluate" else None
+        if own is None or (own.sampler is None and own.max_completion_length is None):
+            return self.rollout
+        return self.rollout.model_copy(
+            update={
+                "sampler": own.sampler or self.rollout.sampler,
+                "max_completion_length": own.max_completion_length or self.rollout.max_completion_length,
+            }
+        )
 
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections (dotted names go into one) as plain values, for a manifest.

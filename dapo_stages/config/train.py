@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dapo_stages.config.attention import BlankKind
-from dapo_stages.config.base import Count, Fraction, Later, Momentum, Positive, Section
+from dapo_stages.config.base import Count, Fraction, Later, Momentum, Positive, Section, named_or_own
 from dapo_stages.config.objective import EngineMaskSettings, EntropyControl, KlSettings
 
-LossName = Literal[
+LOSSES = (
     "dapo", "grpo", "bnpo", "dr_grpo", "gspo", "cispo", "sapo", "gmpo", "luspo", "vespo", "dppo_tv", "dppo_kl",
     "clip_cov", "kl_cov",
-]  # fmt: skip
+)  # fmt: skip
 AggregationName = Literal[
     "token_mean", "token_sum", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"
 ]
 OF_SEQUENCE = ("gspo", "gmpo", "luspo")  # losses whose ratio is the completion's
 OF_TOKEN = ("vespo", "dppo_tv", "dppo_kl", "clip_cov", "kl_cov")  # losses whose ratio is the token's
-WITH_DELTA = ("dapo", "grpo", "bnpo", "dr_grpo", "gspo", "luspo", "dppo_tv", "dppo_kl")
 INSTEAD = {
     "gspo": "loss_type grpo is the token ratio with gspo's normalizer",
     "luspo": "loss_type dapo with aggregation seq_mean_token_sum is the token ratio with luspo's normalizer",
@@ -137,8 +136,10 @@ class GuardSettings(Section):
 class TrainConfig(Section):
     """The DAPO update."""
 
-    loss_type: LossName = Field(
-        "dapo", description="The loss, and how it averages over tokens (the same for any number of processes)."
+    loss_type: str = Field(
+        "dapo",
+        description="The loss, and how it averages over tokens (the same for any number of processes): "
+        f"{', '.join(LOSSES)} (docs/objective.md). Or a function of yours, path/to/file.py:function, averaged as dapo.",
     )
     aggregation: Annotated[AggregationName | None, Later(None)] = Field(
         None, description="How token losses are averaged, as verl's loss_agg_mode; null is the loss type's own way."
@@ -225,7 +226,14 @@ class TrainConfig(Section):
     perception: Annotated[PerceptionSettings | None, Later(None)] = Field(
         None, description="A term that ties the policy to its images, as PAPO and DVRP have; null is off."
     )
-    updates_per_iteration: Count = Field(4, description="Mini-batches (optimizer steps) per iteration.")
+    updates_per_iteration: Count = Field(
+        4, description="Mini-batches of an iteration: optimizer steps of each of its passes."
+    )
+    passes: Annotated[Count, Later(1)] = Field(
+        1,
+        description="How often an iteration trains on each mini-batch, as TRL's num_iterations and verl's ppo_epochs; "
+        "each pass takes them in an order of its own.",
+    )
     batch_completions: Count = Field(
         4,
         description="Completions per forward and backward pass (micro-batch) of a process; gradients accumulate over a "
@@ -241,7 +249,7 @@ class TrainConfig(Section):
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="Decay rates of AdamW's moments.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decoupled weight decay.")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="Learning-rate schedule over all planned updates."
+        "cosine", description="Learning-rate schedule over all planned updates, those of all passes."
     )
     warmup_fraction: Fraction = Field(0.05, description="Fraction of the planned updates used for warm-up.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradient norm to clip to.")
@@ -255,6 +263,11 @@ class TrainConfig(Section):
     )
     logprob_chunk: Count = Field(1024, description="Rows of logits held in memory at the same time.")
     guard: GuardSettings = GuardSettings()
+
+    @field_validator("loss_type", mode="after")
+    @classmethod
+    def _known_loss(cls, loss_type: str) -> str:
+        return named_or_own(loss_type, LOSSES)
 
     @model_validator(mode="after")
     def _delta_is_above_the_clip(self) -> Self:
@@ -286,7 +299,7 @@ class TrainConfig(Section):
             raise ValueError(
                 f"importance_sampling_level must be {only} or null with loss_type {name}, got {level}; {instead}"
             )
-        if name not in WITH_DELTA and self.delta is not None:
+        if name in NO_DELTA and self.delta is not None:
             raise ValueError(f"delta must be null with loss_type {name}, got {self.delta:g}; {NO_DELTA[name]}")
         if name == "bnpo" and self.aggregation is not None:
             raise ValueError(

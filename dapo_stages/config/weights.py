@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from dapo_stages.config.base import Count, Fraction, Later, Section
+from dapo_stages.config.base import Count, Fraction, Later, Section, named_or_own
 from dapo_stages.config.layers import Layers
 
 OF_LAYERS = ("vgr", "aei", "vgr_entropy")  # schemes that weights.layers applies to: those of the VGR
@@ -59,6 +58,7 @@ SCHEMES = (
     "uniform", "vgr", "aei", "vision_mass", "entropy", "visual_kl", "vgr_entropy", "rollout_mass", "vision_gradient",
     "vppo", "pgpo", "tor", "vepo", "pepo", "vgpo",
 )  # fmt: skip
+ADVANTAGES = ("grpo", "gdpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "pass_at_k", "opo")
 Language = Literal["en", "zh"]
 
 
@@ -142,13 +142,11 @@ class WeightsConfig(Section):
     )
     vgr_sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="Width of the mad mapping.")
     hard_negative: bool = Field(False, description="VGR reward for correct completions only, centered on zero.")
-    advantage: Annotated[
-        Literal["grpo", "gdpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "pass_at_k", "opo"],
-        Later("grpo"),
-    ] = Field(
+    advantage: Annotated[str, Later("grpo")] = Field(
         "grpo",
-        description="How rewards become advantages (docs/objective.md): grpo subtracts the group's mean and divides by "
-        "what scale_rewards says, which the others do not read.",
+        description=f"How rewards become advantages: {', '.join(ADVANTAGES)} (docs/objective.md). grpo subtracts the "
+        "group's mean and divides by what scale_rewards says, which the others do not read. Or a function of yours, "
+        "path/to/file.py:function.",
     )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="Whose standard deviation of rewards divides the advantage."
@@ -163,9 +161,12 @@ class WeightsConfig(Section):
     @field_validator("scheme", mode="after")
     @classmethod
     def _known_scheme(cls, scheme: str) -> str:
-        if scheme not in SCHEMES and not re.fullmatch(r".+\.py:\w+", scheme):
-            raise ValueError(f"expected path/to/file.py:function or one of {', '.join(SCHEMES)}, got {scheme!r}")
-        return scheme
+        return named_or_own(scheme, SCHEMES)
+
+    @field_validator("advantage", mode="after")
+    @classmethod
+    def _known_advantage(cls, advantage: str) -> str:
+        return named_or_own(advantage, ADVANTAGES)
 
     @model_validator(mode="after")
     def _layers_count(self) -> Self:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dapo_stages import ranks
 from dapo_stages.config import Config
+from dapo_stages.config.run import SamplingStage
 from dapo_stages.data.control import CONTROL_TOKENS
 from dapo_stages.errors import ConfigError
 from dapo_stages.handoff.manifests import Source
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from dapo_stages.engines import Engine
 
 
-def open_engine(policy: PolicyFolder, config: Config, stage: Literal["rollout", "evaluate"] = "rollout") -> Engine:
+def open_engine(policy: PolicyFolder, config: Config, stage: SamplingStage = "rollout") -> Engine:
     """Verify a policy folder and load it, or the checkpoint it refers to, into the engine of the stage."""
     name = config.rollout.engine if stage == "rollout" else config.evaluate.engine
     if name == "transformers":
@@ -57,11 +58,11 @@ def check_prompts(data: Source, kind: str, engine: str) -> None:
             check_text(engine, row)
 
 
-def _transformers(folder: PolicyFolder, config: Config, stage: str) -> Engine:
+def _transformers(folder: PolicyFolder, config: Config, stage: SamplingStage) -> Engine:
     from dapo_stages.engines.transformers_engine import TransformersEngine
     from dapo_stages.models.policy_loading import open_policy
 
     policy = open_policy(folder, config.model)
     if not policy.shares_prefixes:
         say(f"{stage}: this model cannot share a prompt among its completions; generating prompt by prompt")
-    return TransformersEngine(policy, config.rollout)
+    return TransformersEngine(policy, config.sampled(stage))

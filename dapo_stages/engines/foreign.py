@@ -124,7 +124,7 @@ def completion(
         raise EngineError(
             where,
             f"a completion of {len(ids)} tokens {how} has finish_reason {finish_reason!r}, expected 'stop' with an end "
-            f"token or 'length' at rollout.max_completion_length={settings.max_completion_length} tokens",
+            f"token or 'length' at max_completion_length={settings.max_completion_length} tokens",
             "Give the engine enough context for prompt and completion, and no stop words of its own.",
         )
     return Completion(list(ids), [min(value, 0.0) for value in logprobs], reason)

@@ -17,6 +17,7 @@ import httpx
 from pydantic import BaseModel
 
 from dapo_stages.config import Config, RolloutConfig
+from dapo_stages.config.run import SamplingStage
 from dapo_stages.data.control import MARK
 from dapo_stages.engines import Completion
 from dapo_stages.engines.canary import SAMPLES, Canary, few
@@ -80,9 +81,9 @@ class ServerEngine:
 
     batches_itself = True
 
-    def __init__(self, policy: PolicyFolder, tokens: Tokens, config: Config, stage: str) -> None:
+    def __init__(self, policy: PolicyFolder, tokens: Tokens, config: Config, stage: SamplingStage) -> None:
         self._stage = stage
-        self.tokens, self._settings, self._wanted = tokens, config.rollout, config.engines.server
+        self.tokens, self._settings, self._wanted = tokens, config.sampled(stage), config.engines.server
         self._server = Server(NAME, "engines.server", KEY, self._wanted)
         self._where = self._server.where
         self._check_family()

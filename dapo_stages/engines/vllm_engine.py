@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from dapo_stages.config import Config
+from dapo_stages.config.run import SamplingStage
 from dapo_stages.data.images import decode
 from dapo_stages.engines import Completion
 from dapo_stages.engines.canary import SAMPLES, Canary, few
@@ -45,8 +46,8 @@ class VllmEngine:
 
     batches_itself = True
 
-    def __init__(self, policy: PolicyFolder, tokens: Tokens, config: Config, stage: str) -> None:
-        self.tokens, self._settings = tokens, config.rollout
+    def __init__(self, policy: PolicyFolder, tokens: Tokens, config: Config, stage: SamplingStage) -> None:
+        self.tokens, self._settings = tokens, config.sampled(stage)
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -59,7 +60,9 @@ class VllmEngine:
                 f"Run make venv-vllm, and {stage} with {stage.upper()}_PYTHON=.venv-vllm/bin/python.",
             ) from None
         self._vllm, wanted = vllm, config.engines.vllm
-        longest = config.data.max_prompt_length + config.rollout.max_completion_length
+        # The same for both stages, so that a process that stays has one engine for both.
+        completion = max(config.sampled(one).max_completion_length for one in get_args(SamplingStage))
+        longest = config.data.max_prompt_length + completion
         cpu = current_platform.is_cpu()
         settings = {
             "dtype": config.model.dtype,

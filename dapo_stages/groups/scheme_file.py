@@ -8,67 +8,34 @@ Its parameters are named like columns of the attention file, or `token_texts` an
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Mapping
 from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dapo_stages.config import RewardsConfig
-from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.handoff.shards import sha256_of
-from dapo_stages.processes.child import LONGEST_TIMEOUT, Child, Lost
-from dapo_stages.rewards.isolated.plugins import START_LIMIT, locate
-from dapo_stages.rewards.secrecy import without_secrets
+from dapo_stages.groups.own_function import Kind, OwnFunction
 
 if TYPE_CHECKING:
     import numpy as np
 
 KEY = "weights.scheme"
+_KIND = Kind("schemes", "scheme", "weigh", "weighing", example="vgr")
 OF_COMPLETION = ("token_texts", "completion_ids")  # columns of the rollouts that a scheme may ask for
-_FIX = "Fix the function and run the command again, with --overwrite if the file was edited."
 
 
 class SchemeFile:
-    """The configured function, in a process that keeps running; time limit and environment are those of plug-ins."""
+    """The configured function."""
 
     def __init__(self, where: str, settings: RewardsConfig, root: Path, known: Collection[str]) -> None:
         """Find the file and run it, so that mistakes show before anything is weighed; `known` are the columns.
 
         Raises ConfigError if the path leaves `root`, file or function is missing, or a parameter is no column.
         """
-        self._where, self._timeout = where, settings.plugin_timeout
-        path, function = locate(KEY, where, root)
-        self.hash = sha256_of(path)
-        environment = without_secrets(os.environ, settings.plugin_environment)
-        self._child = Child("schemes", json.dumps({KEY: (str(path), function)}), environment=environment, speaks=True)
-        try:
-            reply = self._child.start(max(START_LIMIT, self._timeout))
-            ready = reply.get("ready") is True
-            self.columns = tuple(self._ask({"columns": None})["parameters"]) if ready else ()
-        except Lost as lost:
-            advice = "Raise rewards.plugin_timeout" if lost.late else "Fix the file"
-            raise ConfigError(
-                f"{KEY}: {path}: importing the file {lost}. {advice} and run the command again."
-            ) from None
-        if not ready:
-            self._child.close()
-            if reply.get("missing"):
-                raise ConfigError(
-                    f"{KEY}: {path}: no function {function} in this file. Write `def {function}(vgr)`, with the "
-                    "columns it needs, or correct the name in the configuration."
-                )
-            raise ConfigError(
-                f"{KEY}: {path}: cannot import the file ({reply.get('error')}). Fix the file and run the command again."
-            )
-        for name in self.columns:
-            if name not in known and name not in OF_COMPLETION:
-                self._child.close()
-                raise ConfigError(
-                    f"{KEY}: {where}: the parameter {name} must be a column of the attention files ("
-                    f"{', '.join(sorted(known))}), token_texts or completion_ids. Correct its name."
-                )
+        self._function = OwnFunction(KEY, _KIND, where, settings, root)
+        columns = f"a column of the attention files ({', '.join(sorted(known))}), token_texts or completion_ids"
+        self._function.require({*known, *OF_COMPLETION}, columns)
+        self.hash, self.columns = self._function.hash, self._function.parameters
 
     def raw_weights(self, row: Mapping[str, Any], tokens: int) -> np.ndarray:
         """Raw weights of the completion's tokens, [tokens], from its columns; NaN for no opinion.
@@ -84,16 +51,7 @@ class SchemeFile:
             if isinstance(values, list) and len(values) != tokens:
                 raise ValueError(f"{len(values)} values of {name} for {tokens} tokens")
         among = f"the {tokens} tokens of completion {row['completion_id']}"
-        try:
-            reply = self._ask({"columns": columns, "tokens": tokens})
-        except Lost as lost:
-            if not lost.late:
-                raise DataError(self._where, f"the scheme {lost} while weighing {among}", _FIX) from None
-            raise DataError(
-                self._where,
-                f"the scheme did not weigh {among} within rewards.plugin_timeout={self._timeout:g} s and was killed",
-                "Raise rewards.plugin_timeout and run the command again, or fix the function.",
-            ) from None
+        reply = self._function.ask({"columns": columns, "tokens": tokens}, among)
         values, index = reply.get("values"), reply.get("index")
         if values is not None:
             index = next((i for i, v in enumerate(values) if v is not None and isnan(v) and _known(columns, i)), None)
@@ -101,19 +59,14 @@ class SchemeFile:
                 return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
             reply = {"found": "NaN where every column is finite"}
         place = f"token {index} of completion {row['completion_id']}" if isinstance(index, int) else among
-        raise DataError(
-            self._where,
+        raise self._function.refused(
             f"the scheme must give a finite number, not negative, or None for each of {tokens} tokens, got "
-            f"{reply.get('found', 'no values')} for {place}",
-            _FIX,
+            f"{reply.get('found', 'no values')} for {place}"
         )
 
     def close(self) -> None:
         """End the process."""
-        self._child.close()
-
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._child.ask({**request, "limit": min(self._timeout, LONGEST_TIMEOUT)}, self._timeout)
+        self._function.close()
 
 
 def _known(columns: Mapping[str, Any], index: int) -> bool:

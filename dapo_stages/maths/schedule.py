@@ -1,4 +1,4 @@
-"""Schedules: prompts of an iteration, learning rate of an update, groups of a mini-batch."""
+"""Schedules: prompts of an iteration, learning rate of an update, groups of a mini-batch, order of a pass."""
 
 from __future__ import annotations
 
@@ -77,3 +77,13 @@ def mini_batches(group_sizes: list[int], num_batches: int, seed: int, iteration:
     # The leading 1 keeps this stream apart from the prompts' [seed, round, epoch].
     shuffled = np.random.default_rng([1, seed, iteration, len(present)]).permutation(present)
     return [[int(i) for i in part] for part in np.array_split(shuffled, min(num_batches, len(present)))]
+
+
+def order_of_pass(num_batches: int, seed: int, iteration: int, pass_: int) -> list[int]:
+    """The order in which a pass (from 0) over an iteration's mini-batches takes them; the first as they are.
+
+    A pure function.
+    """
+    if pass_ == 0:
+        return list(range(num_batches))
+    return [int(i) for i in np.random.default_rng([2, seed, iteration, pass_]).permutation(num_batches)]

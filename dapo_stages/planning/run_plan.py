@@ -71,6 +71,12 @@ class Plan:
         return Work(longest, completion, self.config.rollout.num_generations, vision * self.d.merge)
 
     @property
+    def asked(self) -> Work:
+        """One held-out question, likewise."""
+        longest = self.config.sampled("evaluate").max_completion_length
+        return replace(self.work, completion=self.completion_tokens or longest)
+
+    @property
     def trained(self) -> tuple[int, int]:
         """Parameters that are trained, and that are frozen."""
         train = self.config.train
@@ -189,20 +195,21 @@ class Plan:
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         sampled, asked = config.rollout, config.evaluate
         found = {
-            "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work.count),
+            "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work),
             "score-attention": stage_memory.score(
                 d, work, scored, config.attention.chunk_rows, b, self.weights, self.passes
             ),
             "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
         }
         if batch := min(self.questions, asked.questions_per_shard, asked.batch_groups):
-            found["evaluate"] = self._engine(asked.engine, batch, max(1, asked.num_generations))
+            found["evaluate"] = self._engine(
+                asked.engine, batch, replace(self.asked, count=max(1, asked.num_generations))
+            )
         return {stage: self._held(memory) for stage, memory in found.items()}
 
-    def _engine(self, engine: EngineName, groups: int, count: int) -> Memory:
+    def _engine(self, engine: EngineName, groups: int, work: Work) -> Memory:
         """Memory of an engine: ours by its parts, the minimum of vLLM (which takes its share whatever it needs), none
         of a server."""
-        work = replace(self.work, count=count)
         if engine == "server":
             return Memory({}, {})
         if engine == "vllm":

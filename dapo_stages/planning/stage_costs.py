@@ -101,16 +101,24 @@ def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, ca
 
 
 def update(
-    d: Dimensions, work: Work, *, checkpointing: bool, updates: int, views: int = 0, recompute: bool = False
+    d: Dimensions,
+    work: Work,
+    *,
+    checkpointing: bool,
+    updates: int,
+    views: int = 0,
+    recompute: bool = False,
+    passes: int = 1,
 ) -> float:
-    """Operations of training on one group: a forward pass, a backward pass of twice as many, another forward pass if
-    activations are recomputed, and one for the old logprobs of all mini-batches but the first.
+    """Operations of training on one group: in each of `passes`, a forward pass, a backward pass of twice as many, and
+    another forward pass if activations are recomputed; before them, one for the old logprobs of all mini-batches but
+    the first.
 
     Each view of a perception term is another such group in every update (`recompute`), or a single forward pass.
     """
-    trained = 4 if checkpointing else 3
-    passes = trained + (1 - 1 / updates) + views * (trained if recompute else 1)
-    return passes * forward(d, work, logits=True)
+    trained = passes * (4 if checkpointing else 3)
+    forwards = trained + (1 - 1 / updates) + views * (trained if recompute else 1)
+    return forwards * forward(d, work, logits=True)
 
 
 def traffic(

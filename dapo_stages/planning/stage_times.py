@@ -11,6 +11,7 @@ from math import ceil
 
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.run_plan import Plan
+from dapo_stages.planning.stage_memory import Work
 from dapo_stages.planning.staying import keeps_state, opens, readers, with_vllm
 from dapo_stages.processes.phases import PHASES
 
@@ -89,12 +90,12 @@ def _rollout(plan: Plan) -> dict[str, float]:
     batch = min(size, plan.config.rollout.batch_groups) if engine == "transformers" else size
     batches = ceil(plan.shards[0] / plan.ranks) * ceil(size / batch)
     found = _begin(plan, "rollout")
-    return found | {"generation": batches * _generated(plan, plan.work.count, batch, engine == "transformers")}
+    return found | {"generation": batches * _generated(plan, plan.work, batch, engine == "transformers")}
 
 
-def _generated(plan: Plan, count: int, groups: int, ours: bool = True) -> float:
+def _generated(plan: Plan, work: Work, groups: int, ours: bool = True) -> float:
     """Seconds to generate a batch."""
-    work, called = replace(plan.work, count=count), ours and not plan.config.model.compile
+    called = ours and not plan.config.model.compile
     return stage_costs.decoding(plan.d, work, groups, plan.b, plan.rates, called=called)
 
 
@@ -127,6 +128,7 @@ def _training(plan: Plan) -> dict[str, float]:
         updates=updates,
         views=views,
         recompute=recompute,
+        passes=train.passes,
     )
     if plan.refers:  # the reference is opened and run as well
         reference = _base(plan) + files["train-step: policy"]
@@ -135,9 +137,13 @@ def _training(plan: Plan) -> dict[str, float]:
         operations += stage_costs.forward(plan.d, plan.work, logits=True)
     sent = 0.0
     if plan.ranks > 1:
-        passes = plan.micro_batches * (1 - 1 / updates + (views > 0 and not recompute))
-        sent = updates * stage_costs.traffic(
-            plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, passes, plan.ranks, plan.b
+        forwards = plan.micro_batches * (1 - 1 / updates + (views > 0 and not recompute)) / train.passes
+        sent = (
+            train.passes
+            * updates
+            * stage_costs.traffic(
+                plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, forwards, plan.ranks, plan.b
+            )
         )
     found |= {
         "updates": plan.groups * operations / rates.operations,
@@ -170,4 +176,4 @@ def _evaluating(plan: Plan) -> float:
     counts = [1] * settings.greedy + [settings.num_generations] * (settings.num_generations > 0)
     counts += [1] * settings.blank_image
     batches = ceil(ceil(plan.questions / size) / plan.ranks) * ceil(size / batch)
-    return batches * sum(_generated(plan, count, batch) for count in counts)
+    return batches * sum(_generated(plan, replace(plan.asked, count=count), batch) for count in counts)

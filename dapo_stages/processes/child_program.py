@@ -37,7 +37,8 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale
     try:
-        answers = {"symbolic": symbolic, "plugins": plugins, "schemes": schemes, "templates": templates}
+        answers: dict[str, Callable[[], Answer]] = {"symbolic": symbolic, "plugins": plugins, "templates": templates}
+        answers |= {"schemes": schemes, "advantages": advantages}
         answer = answers[sys.argv[1] if len(sys.argv) > 1 else "symbolic"]()
     except Failure as failure:
         _reply(replies, {"ready": False, **failure.args[0]})
@@ -148,14 +149,25 @@ def plugins() -> Answer:
 
 
 def schemes() -> Answer:
-    """Answers {columns, tokens} with {values}, NaN and None where there is none, or {found, index}: what is wrong.
+    """Answers {columns, tokens} with {values}, NaN and None where there is none, or {found, index}: what is wrong."""
+    return _of_columns(_array, lambda result, request: _raw_weights(result, request["tokens"]))
 
-    `sys.argv[2]` is {name: [file, function]}, with one entry. Columns are passed by name, those of numbers as arrays;
-    a request without them is answered with {parameters}, the names of the function's parameters.
+
+def advantages() -> Answer:
+    """Answers {columns, sizes} with {values}, a list per group, or {found, group, index}: what is wrong."""
+    return _of_columns(
+        lambda groups: [_array(values) for values in groups],
+        lambda result, request: _advantages(result, request["sizes"]),
+    )
+
+
+def _of_columns(read: Callable[[Any], object], checked: Callable[[object, dict[str, Any]], object]) -> Answer:
+    """Answers {columns} with the {values} that a function of the user's gives, as far as they are valid.
+
+    `sys.argv[2]` is {name: [file, function]}, with one entry. Columns are passed by name; a request without them is
+    answered with {parameters}, the names of the function's parameters.
     """
     import inspect
-
-    import numpy as np
 
     ((name, (path, said)),) = json.loads(sys.argv[2]).items()
     try:
@@ -168,18 +180,43 @@ def schemes() -> Answer:
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["columns"] is None:
             return {"parameters": list(inspect.signature(function).parameters)}
-        columns = {
-            key: value if isinstance(value, list) and value and isinstance(value[0], str) else np.asarray(value)
-            for key, value in request["columns"].items()
-        }
         try:
-            return {"values": _raw_weights(function(**columns), request["tokens"])}
+            given = {key: read(value) for key, value in request["columns"].items()}
+            return {"values": checked(function(**given), request)}
         except Failure as failure:
             return dict(failure.args[0])
         except BaseException as error:  # sys.exit() included
             return {"found": _said(error), "index": None}
 
     return answer
+
+
+def _array(values: Any) -> Any:
+    """A column as an array, or as it is if it is of texts."""
+    import numpy as np
+
+    is_text = isinstance(values, list) and values and isinstance(values[0], str)
+    return values if is_text else np.asarray(values)
+
+
+def _advantages(result: object, sizes: list[int]) -> list[list[float]]:
+    """Advantages as lists for JSON: a number of float32 for each completion of each group."""
+    if hasattr(result, "tolist"):
+        result = result.tolist()
+    if not isinstance(result, list | tuple):
+        raise Failure({"found": f"the result {_described(result)} instead of a list of arrays", "index": None})
+    if len(result) != len(sizes):
+        raise Failure({"found": f"{len(result)} arrays", "index": None})
+    found: list[list[float]] = []
+    for group, (values, size) in enumerate(zip(result, sizes, strict=True)):
+        try:
+            numbers = _values(values, size)
+            if None in numbers:
+                raise Failure({"found": "None", "index": numbers.index(None)})
+        except Failure as failure:
+            raise Failure({**failure.args[0], "group": group}) from None
+        found.append([number for number in numbers if number is not None])
+    return found
 
 
 def _raw_weights(result: object, tokens: int) -> list[float | None]:

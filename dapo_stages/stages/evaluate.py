@@ -74,7 +74,8 @@ def main(
     config = load_config(config_file, [*(set_ or []), *blank])
     inputs = {"policy": PolicyFolder(policy), "data": Source(data, "prepare-data")}
     rewards = Rewards(config.rewards, config.rollout.max_completion_length, Path.cwd(), judge=False)
-    recorded = config.sections(*SECTIONS) | {"rewards": rewards.section}
+    own = ("rollout.sampler",) if config.evaluate.sampler is not None else ()  # which then has no part in this
+    recorded = config.sections(*(name for name in SECTIONS if name not in own)) | {"rewards": rewards.section}
     plan = Plan("evaluate", out, recorded, config.seed, inputs, rewards.names, verify=config.verify)
     carry_out.run(
         plan,

@@ -14,6 +14,7 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
+from dapo_stages.config.train import LOSSES
 from dapo_stages.errors import DataError, HaltedError, ModelError
 from dapo_stages.groups.sampled_groups import as_sampled
 from dapo_stages.handoff import behind, carry_out, kept
@@ -27,6 +28,7 @@ from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 from dapo_stages.training.halting import Guard
+from dapo_stages.training.loss_file import LossFile
 from dapo_stages.training.references import (
     NAME,
     check_reference,
@@ -101,6 +103,9 @@ def main(
     inputs |= check_reference(reference, config)
     iteration = int(inputs["weights"].manifest.config["iteration"])
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
+    loss = _loss_file(config)
+    if loss is not None:  # an edited loss is another loss
+        recorded["files"] = {"train.loss_type": loss.hash}
     is_kept = _keeps(out, before, is_written=_is_written(config, iteration), dry_run=dry_run)
     beside = () if is_kept else (STATE,)
     plan = Plan("train-step", out, recorded, config.seed, inputs, (), config.verify, beside, starts_over=True)
@@ -108,12 +113,19 @@ def main(
         before.require()
     carry_out.run(
         plan,
-        lambda output: TrainStep(output, config, iteration).run(),
+        lambda output: TrainStep(output, config, iteration, loss).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
         needs=("dapo_stages.models.policy_loading",),
     )
+
+
+def _loss_file(config: Config) -> LossFile | None:
+    """A loss from the user's file; None for one of the package's."""
+    if config.train.loss_type in LOSSES:
+        return None
+    return LossFile(config.train.loss_type, Path.cwd())
 
 
 def _is_written(config: Config, iteration: int) -> bool:
@@ -140,8 +152,8 @@ def _keeps(out: Path, before: StateFolder | None, *, is_written: bool, dry_run: 
 class TrainStep:
     """One iteration's update."""
 
-    def __init__(self, output: Output, config: Config, iteration: int) -> None:
-        self._output, self._config, self._iteration = output, config, iteration
+    def __init__(self, output: Output, config: Config, iteration: int, loss: LossFile | None = None) -> None:
+        self._output, self._config, self._iteration, self._loss = output, config, iteration, loss
         self._inputs = output.plan.inputs
         self._accelerator: Any = None
         self._guard = Guard(output, config.train.guard)
@@ -200,10 +212,12 @@ class TrainStep:
         from dapo_stages.training.coefficients import Coefficients
         from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
         from dapo_stages.training.optimizers import Optimizers, freeze
-        from dapo_stages.training.update import Trainer
+        from dapo_stages.training.update import Trainer, loss_settings
 
         config, settings = self._config, self._config.train
         source = self._output.plan.policy
+        if self._loss is not None:
+            self._loss.register(loss_settings(settings))
         if settings.lora is not None:
             check_targets(empty_model(source.checkpoint()), settings.lora)
         accelerator = self._accelerator = join(config.model, device_of(config.model))
@@ -269,7 +283,7 @@ class TrainStep:
             ) from None
 
     def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
-        from dapo_stages.maths.schedule import learning_rate_factor, mini_batches
+        from dapo_stages.maths.schedule import learning_rate_factor, mini_batches, order_of_pass
         from dapo_stages.training.batches import mini_batch
 
         config, settings = self._config, self._config.train
@@ -285,12 +299,14 @@ class TrainStep:
             )
             for part in parts
         ]
-        total = config.planned_iterations * settings.updates_per_iteration
-        first = (self._iteration - 1) * settings.updates_per_iteration
+        passes = range(settings.passes)
+        order = [i for number in passes for i in order_of_pass(len(work), config.seed, self._iteration, number)]
+        most = settings.updates_per_iteration * settings.passes
+        total, first = config.planned_iterations * most, (self._iteration - 1) * most
         self._recall(trainer, work)
         of_iteration = data_metrics(self._inputs)
-        with progress("train-step: updates", len(work)) as advance:
-            for update, (part, batch) in enumerate(zip(parts, work, strict=True)):
+        with progress("train-step: updates", len(order)) as advance:
+            for update, (part, batch) in enumerate((parts[i], work[i]) for i in order):
                 factor = learning_rate_factor(first + update, total, settings.warmup_fraction, settings.schedule)
                 metrics = trainer.update(batch, factor) | group_metrics([groups[i] for i in part]) | of_iteration
                 self._metrics += [
@@ -303,7 +319,8 @@ class TrainStep:
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Logprobs of the policy before the first update, for all mini-batches but the first.
 
-        The first needs none: its new logprobs are the old ones. The views of a perception term are another matter.
+        The first needs none: its new logprobs are the old ones, and later passes have these. The views of a perception
+        term are another matter.
         """
         later = [batch for part in work[1:] for batch in part.batches]
         everything = [batch for part in work for batch in part.batches]

@@ -11,7 +11,9 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.config.layers import token_vgr_column, vgr_column
+from dapo_stages.config.weights import ADVANTAGES
 from dapo_stages.errors import DataError
+from dapo_stages.groups.advantage_file import AdvantageFile
 from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
 from dapo_stages.groups.measured import check_columns, check_layers
 from dapo_stages.groups.replay_buffer import ReplayBuffer
@@ -69,13 +71,15 @@ def main(
         if tuple(inputs["replay"].manifest.rewards) != rewards:
             say("weight-tokens: the stored groups have other plug-in rewards, so the replay buffer starts empty")
             del inputs["replay"]
+    advantage = _advantage_file(config, rewards)
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    if scheme is not None:  # an edited scheme is another scheme
-        recorded["files"] = {"weights.scheme": scheme.hash}
+    own = {"weights.scheme": scheme, "weights.advantage": advantage}
+    if files := {key: one.hash for key, one in own.items() if one is not None}:  # an edited scheme is another scheme
+        recorded["files"] = files
     plan = Plan("weight-tokens", out, recorded, config.seed, inputs, rewards, verify=config.verify)
     carry_out.run(
         plan,
-        lambda output: Weighting(output, config, iteration, weighting).run(),
+        lambda output: Weighting(output, config, iteration, weighting, advantage).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
@@ -94,14 +98,29 @@ def _scheme_file(config: Config) -> SchemeFile | None:
     return SchemeFile(config.weights.scheme, config.rewards, Path.cwd(), known)
 
 
+def _advantage_file(config: Config, plugins: tuple[str, ...]) -> AdvantageFile | None:
+    """The process of an advantage from the user's file; None for one of the package's."""
+    if config.weights.advantage in ADVANTAGES:
+        return None
+    names = reward_weights(config.weights.reward_weights, plugins)
+    return AdvantageFile(config.weights.advantage, config.rewards, Path.cwd(), names)
+
+
 class Weighting:
     """Holds the rewards of all groups in memory, and the tokens of one shard at a time."""
 
-    def __init__(self, output: Output, config: Config, iteration: int, weighting: TokenWeighting) -> None:
+    def __init__(
+        self,
+        output: Output,
+        config: Config,
+        iteration: int,
+        weighting: TokenWeighting,
+        advantage: AdvantageFile | None = None,
+    ) -> None:
         from dapo_stages.maths.group_rewards import phase
 
         self._output, self._config, self._iteration, self._weighting = output, config, iteration, weighting
-        self._settings = config.weights
+        self._settings, self._advantage = config.weights, advantage
         self._rollouts, self._attention = output.plan.inputs["rollouts"], output.plan.inputs["attention"]
         self._phase = phase(iteration, config.planned_iterations, self._settings.early_fraction)
         weights = self._settings.early_reward_weights if self._phase == "early" else self._settings.reward_weights
@@ -124,7 +143,10 @@ class Weighting:
         self._surplus = self._beyond(self._target - len(replayed), staying)
         batch = [group for group in staying if group.group_id not in self._surplus] + replayed
         rewarded = [Rewarded(group.rewards, group.components, group.lengths) for group in batch]
-        scaled = estimate(rewarded, settings.advantage, settings.scale_rewards, self._reward_weights)
+        if self._advantage is not None:
+            scaled = self._advantage.estimate(rewarded)
+        else:
+            scaled = estimate(rewarded, settings.advantage, settings.scale_rewards, self._reward_weights)
         for group, values in zip(batch, scaled, strict=True):
             group.advantages = values
         self._survey([group for group in staying if group.group_id not in self._surplus])
@@ -195,7 +217,8 @@ class Weighting:
     def _needs_lengths(self) -> bool:
         from dapo_stages.maths.advantage_estimators import OF_LENGTHS
 
-        return self._settings.advantage in OF_LENGTHS
+        own = self._advantage
+        return self._settings.advantage in OF_LENGTHS if own is None else own.needs_lengths
 
     def _is_filtered(self, group: GroupScores) -> bool:
         return self._settings.filter == "reward" and not self._differs(group)

@@ -26,6 +26,32 @@ from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.views import Perception, metrics_of, viewed
 
 
+def loss_settings(settings: TrainConfig) -> LossSettings:
+    """What a loss is told of the configuration."""
+    mask = settings.engine_mask
+    return LossSettings(
+        epsilon_low=settings.epsilon_low,
+        epsilon_high=settings.epsilon_high,
+        loss_type=settings.loss_type,
+        level=settings.importance_sampling_level,
+        aggregation=settings.aggregation,
+        delta=settings.delta,
+        cispo_epsilon_low=settings.cispo_epsilon_low,
+        sapo_temperatures=settings.sapo_temperatures,
+        vespo_k=settings.vespo_k,
+        vespo_lambda=settings.vespo_lambda,
+        covariance_kl=settings.covariance_kl,
+        engine_is_cap=settings.engine_is_cap,
+        engine_is_floor=settings.engine_is_floor,
+        engine_is_level=settings.engine_is_level,
+        engine_mask=None if mask is None else EngineMask(mask.level, mask.low, mask.high),
+        off_policy_threshold=settings.off_policy_threshold,
+        beta=settings.beta,
+        kl=KlTerm(settings.kl.estimator, settings.kl.gradient, settings.kl.clamp),
+        entropy_coefficient=settings.entropy_coefficient,
+    )
+
+
 class Trainer:
     """A policy under training, in one process or together with the other ranks of a launch."""
 
@@ -42,28 +68,7 @@ class Trainer:
         self._policy, self._settings = policy, settings
         self._max_length = max_completion_length
         self.coefficients = coefficients or Coefficients(settings)
-        mask = settings.engine_mask
-        self._loss_settings = LossSettings(
-            epsilon_low=settings.epsilon_low,
-            epsilon_high=settings.epsilon_high,
-            loss_type=settings.loss_type,
-            level=settings.importance_sampling_level,
-            aggregation=settings.aggregation,
-            delta=settings.delta,
-            cispo_epsilon_low=settings.cispo_epsilon_low,
-            sapo_temperatures=settings.sapo_temperatures,
-            vespo_k=settings.vespo_k,
-            vespo_lambda=settings.vespo_lambda,
-            covariance_kl=settings.covariance_kl,
-            engine_is_cap=settings.engine_is_cap,
-            engine_is_floor=settings.engine_is_floor,
-            engine_is_level=settings.engine_is_level,
-            engine_mask=None if mask is None else EngineMask(mask.level, mask.low, mask.high),
-            off_policy_threshold=settings.off_policy_threshold,
-            beta=settings.beta,
-            kl=KlTerm(settings.kl.estimator, settings.kl.gradient, settings.kl.clamp),
-            entropy_coefficient=settings.entropy_coefficient,
-        )
+        self._loss_settings = loss_settings(settings)
         tied = settings.perception
         self._perception = None if tied is None else Perception(tied, settings.loss_type, settings.aggregation)
         penalized = tied is not None and tied.entropy_coefficient > 0
@@ -94,7 +99,8 @@ class Trainer:
         """One optimizer step on a mini-batch, skipped by all ranks if it has blown up (blow_ups.py).
 
         The metric `skipped` is then 1, and so is `skipped_<reason>`. If `old` is None, the policy has not changed since
-        this train-step began, so the new logprobs are the old ones and the ratio is exactly 1.
+        this train-step began, so the new logprobs are the old ones and the ratio is exactly 1; another pass over the
+        mini-batch then has them as its `old`.
         """
         totals: dict[str, torch.Tensor] = {}
         followed, used = self.coefficients, self.coefficients.metrics()
@@ -157,7 +163,7 @@ class Trainer:
         per_token = torch.tensor([s.advantage for s in samples], device=device, dtype=new.dtype)
         sampling = torch.tensor([v for s in samples for v in s.sampling], device=device, dtype=new.dtype)
         mask = self._mask(batch)
-        old = new.detach() if batch.old is None else batch.old
+        old = batch.old = new.detach() if batch.old is None else batch.old
         tokens = mini_batch.tokens
         if config.loss_type == "bnpo":
             tokens = (batch.whole_tokens or batch.tokens) * mini_batch.parts

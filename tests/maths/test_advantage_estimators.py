@@ -48,7 +48,7 @@ def test_normalized_over_tokens_as_verl_does(groups: list[Rewarded]) -> None:
         ("reinforce_plus_plus", peers.verl_reinforce_plus_plus(scores, mask)),
         ("reinforce_plus_plus_baseline", peers.verl_reinforce_plus_plus_baseline(scores, index, mask)),
     ):
-        found = ours(groups, estimator)[:, None] * mask  # type: ignore[arg-type]
+        found = ours(groups, estimator)[:, None] * mask
         torch.testing.assert_close(found, theirs, atol=2e-8, rtol=0)
 
 
@@ -89,4 +89,4 @@ def test_groups_without_spread_get_exactly_zero(estimator: Estimator) -> None:
 
 def test_an_unknown_estimator_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown advantage 'gae'"):
-        estimate([], "gae", "group", {})  # type: ignore[arg-type]
+        estimate([], "gae", "group", {})

@@ -304,4 +304,4 @@ def test_unknown_kinds_are_refused(argument: dict[str, Any]) -> None:
 
 def test_an_unknown_normalizer_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown loss type 'ppo'"):
-        normalizer_of("ppo", 1, 1, 1)  # type: ignore[arg-type]
+        normalizer_of("ppo", 1, 1, 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapo_stages.maths.schedule import Schedule, learning_rate_factor, mini_batches, prompts_of
+from dapo_stages.maths.schedule import Schedule, learning_rate_factor, mini_batches, order_of_pass, prompts_of
 
 sizes = st.integers(1, 40)
 
@@ -117,3 +117,10 @@ def test_mini_batches_are_shuffled_anew_each_iteration() -> None:
     one, two = mini_batches([8] * 32, 4, 0, 1), mini_batches([8] * 32, 4, 0, 2)
     assert one != two
     assert one[0] != list(range(8))
+
+
+def test_a_pass_takes_all_mini_batches_in_an_order_of_its_own() -> None:
+    orders = [order_of_pass(16, 7, iteration, pass_) for iteration in (1, 2) for pass_ in range(3)]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert orders[0] == orders[3] == list(range(16))  # the first takes them as they are
+    assert len({tuple(order) for order in orders}) == 5

@@ -165,6 +165,7 @@ def test_an_update_is_three_or_four_forward_passes_and_the_old_logprobs() -> Non
     once = stage_costs.forward(D7, work, logits=True)
     assert stage_costs.update(D7, work, checkpointing=False, updates=1) == 3 * once
     assert stage_costs.update(D7, work, checkpointing=True, updates=4) == pytest.approx(4.75 * once)
+    assert stage_costs.update(D7, work, checkpointing=True, updates=4, passes=3) == pytest.approx(12.75 * once)
 
 
 def test_a_view_of_a_perception_term_is_a_forward_pass_or_another_group() -> None:

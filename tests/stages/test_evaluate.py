@@ -310,17 +310,42 @@ def test_the_default_engine_is_not_recorded(small_run: Run) -> None:
     assert "engine" not in Source(small_run.at(2) / "eval").manifest.config["evaluate"]
 
 
+def test_a_sampler_of_its_own(small_run: Run, tmp_path: Path) -> None:
+    """Ours decodes as far as it says and with it; the sampler of rollout, 1.2 and 32 tokens, has no part in it."""
+    inputs = ["--policy", small_run.policy(2), "--data", small_run.folder / "data", "--out", tmp_path / "e"]
+    own = {"evaluate__sampler": "{temperature: 0.4, top_p: 0.6}", "evaluate__max_completion_length": 5}
+    small_run.command("evaluate", *inputs, evaluate__max_questions=6, evaluate__blank_image="true", **own)
+    rows = table(tmp_path / "e", "completions")
+    assert rows.num_tokens.max() == 5 and set(rows["mode"]) == {"greedy", "sample", "blank"}
+    policy = load_policy(small_run.policy(2), TINY)
+    questions = list(Source(small_run.folder / "data").rows("held_out"))[:6]
+    seed = int(np.random.SeedSequence([machine.seed(), 0, 0]).generate_state(1)[0])
+    prompts = [prompt_of(row, policy.processor) for row in questions]
+    found = generate(policy, prompts, 2, 5, SamplerConfig(temperature=0.4, top_p=0.6), seed, greedy=1)
+    written = {row.completion_id: list(row.completion_ids) for row in rows.itertuples()}
+    for question, (greedy, *samples) in zip(questions, found, strict=True):
+        assert written[f"{question['prompt_id']}-greedy-000"] == greedy.ids
+        assert [written[f"{question['prompt_id']}-sample-{i:03d}"] for i in range(2)] == [one.ids for one in samples]
+    recorded = Source(tmp_path / "e").manifest.config
+    assert "rollout.sampler" not in recorded and recorded["evaluate"]["sampler"]["top_p"] == 0.6
+    before = Source(small_run.at(2) / "eval").manifest.config  # as evaluations from before had it
+    assert before["rollout.sampler"]["temperature"] == 1.2
+    assert before["evaluate"].keys().isdisjoint({"sampler", "max_completion_length"})
+
+
 def test_a_server_answers(small_run: Run, tmp_path: Path) -> None:
     """It is asked greedily and for samples, and greedily over gray images; its tokens become the rows."""
     inputs = ["--policy", small_run.policy(2), "--data", small_run.folder / "data", "--out", tmp_path / "e"]
     few = {"evaluate__max_questions": 3, "evaluate__blank_image": "true", "evaluate__num_generations": 2}
+    own: dict[str, object] = {"evaluate__sampler": "{temperature: 0.7}", "evaluate__max_completion_length": 7}
     with FakeServer(small_run.policy(2)) as server:
-        small_run.command("evaluate", *inputs, evaluate__engine="server", engines__server__url=server.url, **few)
+        small_run.command("evaluate", *inputs, evaluate__engine="server", engines__server__url=server.url, **few, **own)
+    assert {request["max_completion_tokens"] for request in server.requests} == {7}
     rows = table(tmp_path / "e", "completions")
     assert Counter(rows["mode"]) == {"greedy": 3, "sample": 6, "blank": 3}
     assert Source(tmp_path / "e").manifest.config["evaluate"]["engine"] == "server"
     greedy = [request for request in server.requests if request["temperature"] == 0]
-    samples = [request for request in server.requests if request["temperature"] == 1.2]
+    samples = [request for request in server.requests if request["temperature"] == 0.7]
     assert [request["n"] for request in greedy] == [1] * 6 and [request["n"] for request in samples] == [2] * 3
     written = Counter(
         tuple(one["token_ids"]) for request in server.requests for one in server._completions(request)["choices"]

@@ -230,6 +230,27 @@ def test_the_loss_is_the_weighted_token_mean(small_run: Run, tmp_path: Path) -> 
     assert found.tokens[0] == used.token_weights.map(len).sum()
 
 
+def test_passes_take_the_same_mini_batches_and_the_schedule_counts_them(
+    small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two planned iterations of two passes over two mini-batches: eight updates, the first four of them here."""
+    seen: list[tuple[int, bool]] = []
+    update = Trainer.update
+
+    def note(self: Trainer, work: MiniBatch, factor: float) -> dict[str, float]:
+        seen.append((id(work), work.batches[0].old is None))
+        return update(self, work, factor)
+
+    monkeypatch.setattr(Trainer, "update", note)
+    settings = {"train__updates_per_iteration": 2, "train__schedule": "linear", "train__warmup_fraction": 0}
+    found = metrics(train(small_run, tmp_path / "t", train__passes=2, train__learning_rate=1e-4, **settings))
+    assert found.learning_rate.tolist() == pytest.approx([1e-4, 7 / 8e4, 6 / 8e4, 5 / 8e4])
+    assert len({work for work, _ in seen[:2]}) == 2 and {work for work, _ in seen[2:]} == {work for work, _ in seen[:2]}
+    assert [first for _, first in seen] == [True, False, False, False]
+    assert found.ratio_max[0] == pytest.approx(1, abs=1e-6) and (found.ratio_max[1:] > 1).all()
+    assert (found.engine_diff_max < 1e-4).all()  # the engine's logprobs are those of the policy before all passes
+
+
 def test_gspo_and_cispo_and_the_bonus_at_ratio_one(small_run: Run, tmp_path: Path) -> None:
     """By hand from the files: the mean of completions' weighted advantages; logprobs times them; the entropy."""
     weights, rows = table(small_run.at(1) / "weights", "weights"), table(small_run.at(1) / "rollout", "completions")

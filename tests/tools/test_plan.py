@@ -179,6 +179,14 @@ def test_held_out_questions_are_answered_greedily_and_by_samples() -> None:
     )
 
 
+def test_answers_may_be_longer_than_completions() -> None:
+    """Another 384 steps for each batch and way of answering, as above; other stages take as long as before."""
+    found, longer = plan(*REFERENCE), plan(*REFERENCE, "--set", "evaluate.max_completion_length=768")
+    before, after = (one["seconds"].pop("evaluate")["generation"] for one in (found, longer))
+    assert after - before == pytest.approx(29 * 2 * 2 * 384 * 2310 * 7e-6, rel=0.01)
+    assert longer["seconds"] == found["seconds"]
+
+
 def test_an_iteration_takes_what_its_stages_take() -> None:
     found = plan(*REFERENCE, "--gpus", 4)
     assert list(found["seconds"]) == ["rollout", "score-attention", "weight-tokens", "train-step", "evaluate", "report"]

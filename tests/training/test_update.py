@@ -123,6 +123,27 @@ def test_one_times_eight_two_times_four_and_eight_times_one_are_the_same_update(
         assert_same(gradients, wanted)
 
 
+def test_a_second_pass_clips_against_the_policy_before_the_first(case: Case) -> None:
+    """TRL's num_iterations: old_per_token_logps are those of when the completions came, in every pass over them."""
+    trainer, share = case.trainer("dapo", learning_rate=1e-3, engine_is_cap=None), mini_batch(case.groups, 3)
+    olds = [trainer.logprobs(batch) for batch in share.batches]
+    trainer.update(share, 1.0)
+    wanted, tokens, outside = 0.0, 0, 0
+    for batch, old in zip(share.batches, olds, strict=True):
+        start = 0
+        for sample in batch.samples:
+            end = start + len(sample.ids)
+            ratios = (trainer.logprobs(batch) - old)[start:end].exp().tolist()
+            engine = (old[start:end] - torch.tensor(sample.sampling)).exp().tolist()
+            for ratio, weight, correction in zip(ratios, sample.weights, engine, strict=True):
+                inside = min(max(ratio, 0.8), 1.28)
+                wanted -= weight * correction * min(ratio * sample.advantage, inside * sample.advantage)
+                outside += inside != ratio
+            start, tokens = end, tokens + len(sample.ids)
+    metrics = trainer.update(share, 1.0)
+    assert outside > 0 and metrics["loss"] == pytest.approx(wanted / tokens, rel=1e-6)
+
+
 def test_bnpo_is_the_mean_of_the_means_of_its_micro_batches(case: Case) -> None:
     """By definition it depends on how the step is split; with one micro-batch it equals dapo."""
     _, whole = case.gradients("bnpo", mini_batch(case.groups, 8), beta=0.1)

@@ -184,7 +184,7 @@ def _training(subject: Subject) -> str:
         facts |= {
             "prompts per iteration": f"{rollout.prompts_per_iteration} × {rollout.num_generations} completions",
             "sampling temperature": number(rollout.sampler.temperature, 2),
-            "updates per iteration": str(train.updates_per_iteration),
+            "updates per iteration": str(train.updates_per_iteration * train.passes),
             "loss": f"{train.loss_type}, clip {train.epsilon_low} / {train.epsilon_high}, KL weight {train.beta}",
             "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, {train.schedule}",
             "token weights": f"{config.weights.scheme}, between {config.weights.clip[0]} and {config.weights.clip[1]}",
