@@ -8,7 +8,8 @@ from typing import Any
 from dapo_stages.handoff.schemas import SEGMENTS
 from dapo_stages.processes.phases import PHASES
 from dapo_stages.reporting.iteration.figures import Figures, figure, slices
-from dapo_stages.reporting.page.charts import Chart, Series, Unit, drop_empty
+from dapo_stages.reporting.page.charts import Chart, Series, drop_empty
+from dapo_stages.reporting.page.ticks import Unit
 from dapo_stages.runs.pipeline import REPORTED
 
 # Names in a legend -> where the number is.

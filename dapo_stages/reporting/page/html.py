@@ -16,14 +16,25 @@ from typing import Any
 from dapo_stages.reporting.iteration.browse import Browsed
 from dapo_stages.reporting.iteration.figures import Figures, figure, interval_method
 from dapo_stages.reporting.iteration.samples import READ_FROM
-from dapo_stages.reporting.page.charts import COLORS, draw
+from dapo_stages.reporting.page.charts import COLORS, aligned, draw, latest
 from dapo_stages.reporting.page.curves import Cost, curves, histograms
 from dapo_stages.terminal.printed_table import Table
 from dapo_stages.terminal.safe_text import number, one_line, percent
 
 MOST_COMPLETIONS = 2000  # in a page, and
 MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
-_SCRIPTS = ("common.js", "choose.js", "address.js", "csv.js", "look.js", "zoom.js", "cards.js", "start.js")
+_SCRIPTS = (
+    "common.js",
+    "cursor.js",
+    "smooth.js",
+    "choose.js",
+    "address.js",
+    "csv.js",
+    "look.js",
+    "zoom.js",
+    "cards.js",
+    "start.js",
+)
 _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -34,8 +45,9 @@ def render(
     cost: Mapping[str, Cost],
     browsed: Iterable[Browsed],
     facts: Mapping[str, str],
+    marks: Mapping[int, str] | None = None,
 ) -> str:
-    """The whole page; `browsed` newest first."""
+    """The whole page; `browsed` newest first. `marks`: iteration -> what was changed there, for the curves."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -44,7 +56,7 @@ def render(
     )
     template = environment.from_string(_part("report.html.j2"))
     style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
-    charts = [*curves(all_figures, cost), *histograms(all_figures)]
+    charts = aligned([*curves(all_figures, cost), *histograms(all_figures)], marks or {})
     methods = [interval_method(figures.get("eval", {})) for figures in all_figures]
     data, shown = page_data(browsed)
     return template.render(
@@ -52,7 +64,8 @@ def render(
         table=table,
         facts=facts,
         headlines=headlines(all_figures),
-        charts=[{"chart": chart, "svg": Markup(draw(chart)), "colors": COLORS} for chart in charts],
+        charts=[{"chart": c, "svg": Markup(draw(c)), "colors": COLORS, "latest": latest(c)} for c in charts],
+        marked=any(chart.marks for chart in charts),
         methods="; ".join(dict.fromkeys(method for method in methods if method)),
         data=Markup(data.translate(_IN_SCRIPT)),
         shown=shown,
