@@ -46,7 +46,7 @@ def test_what_completions_say_is_shown_as_text(chromium: Chrome, hostile: Path) 
     seen = []
     while True:
         counts = elements(chromium)
-        assert counts["script"] == 2 and counts["style"] == counts["html"] == counts["body"] == 1
+        assert counts["script"] == 3 and counts["style"] == counts["html"] == counts["body"] == 1
         assert not counts.keys() & {"iframe", "textarea", "object"}
         seen += chromium.execute_script(
             "return [...document.querySelectorAll('.group')].map(group => [group.textContent, group.innerText])"

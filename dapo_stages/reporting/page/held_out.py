@@ -64,7 +64,7 @@ def over_iterations(
             listed.append((*course(right), name, right))
     order = list(COURSES)
     listed.sort(key=lambda one: (order.index(one[0]), one[1] or 0, one[2]))
-    found = []
+    found: list[dict[str, Any]] = []
     for kind, turned, name, right in listed:
         question = _question(name, answers[name], right, row_of(name)) | {"kind": kind, "turned": turned}
         most -= len(json.dumps(question, ensure_ascii=False).encode("utf-8", "replace"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from dapo_stages.config import Config
@@ -27,7 +28,7 @@ def learning_rate(config: Config) -> str:
     return f"{rate}, {train.schedule} over {updates}, warm-up {100 * train.warmup_fraction:g}%"
 
 
-def marks(steps: list[Step]) -> dict[int, str]:
+def marks(steps: Sequence[Step]) -> dict[int, str]:
     """What was changed, by the first iteration that has it, in words."""
     found: dict[int, list[str]] = {}
     for step in steps:

@@ -1,6 +1,7 @@
 // The held-out questions: each with a sign per evaluation, and what was answered when it is opened.
 
 const questions = JSON.parse(document.getElementById("asked-data").textContent);
+const FEW = 12; // questions shown until asked for the others
 const course = document.getElementById("course");
 
 /** Whether the image was not needed: right with it blanked, in the latest evaluation that asked so. */
@@ -67,6 +68,7 @@ function answered(run) {
   if (last.samples) said.push(`${last.right} of ${plural(last.samples, "sample")} right`);
   if (last.blank) said.push("image blanked: ", make("bdi", {}, last.blank.answer ?? "no answer"), last.blank.right ? " ✓ right" : " ✗ wrong");
   if (said.length > 1 && last.samples) said.splice(1, 0, " · ");
+  if (said.length && first !== last) said.unshift(`iteration ${last.iteration}: `);
   if (said.length) parts.push(make("div", { className: "details" }, ...said));
   return make("section", { className: "completion", "aria-label": name }, ...parts);
 }
@@ -83,11 +85,16 @@ function sameQuestion(prompt, text) {
   return button;
 }
 
-function showAsked() {
+function showAsked(most = FEW) {
   const wanted = (one) => !course.value || (course.value === "blind" ? isBlind(one) : one.kind === course.value);
   const found = questions.filter(wanted);
   document.getElementById("asked-count").textContent = `${found.length} of ${plural(questions.length, "question")}`;
-  document.getElementById("asked-list").replaceChildren(...found.map(row));
+  const list = document.getElementById("asked-list");
+  list.replaceChildren(...found.slice(0, most).map(row));
+  if (found.length <= most) return;
+  const more = make("button", { type: "button" }, `Show all ${plural(found.length, "question")}`);
+  more.addEventListener("click", () => { showAsked(Infinity); list.children[most].querySelector("summary").focus(); });
+  list.append(more);
 }
 
 if (questions.length) {
@@ -96,6 +103,6 @@ if (questions.length) {
     const any = questions.some((one) => (option.value === "blind" ? isBlind(one) : one.kind === option.value));
     if (!any) option.remove();
   }
-  course.addEventListener("change", showAsked);
+  course.addEventListener("change", () => showAsked());
   showAsked();
 }
