@@ -187,7 +187,7 @@ def test_hostile_questions_and_settings_are_text(chromium: Chrome, page: Path) -
     )
     assert counts == [3, 1, 0, 0, 0, 0]
     texts = chromium.execute_script(
-        "return [...document.querySelectorAll('.over .question')].map(one => one.textContent)"
+        "return [...document.querySelectorAll('.history .question')].map(one => one.textContent)"
     )
     plain = [text for text, seen in PAYLOADS if seen is None]
     assert len(texts) == len(PAYLOADS) + 2 and set(plain) <= set(texts)

@@ -13,7 +13,7 @@ from dapo_stages.reporting.iteration.samples import image_of
 from dapo_stages.terminal.safe_text import one_line, visible
 
 EVALUATIONS = 24  # of a run whose answers the page shows
-MOST_BYTES = 4_000_000  # of all questions
+MOST_BYTES = 3_000_000  # of all questions
 COURSES = {
     "turned right": "wrong at first, right in the end",
     "turned wrong": "right at first, wrong in the end",

@@ -30,7 +30,7 @@ function row(one) {
     make("bdi", { className: "asks" }, (one.problem ?? one.id).slice(0, 300)),
     make("span", { className: "went" }, wentHow(one)));
   const details = make("details", {}, summary);
-  details.addEventListener("toggle", () => { if (details.open && !details.querySelector(".over")) details.append(over(one)); });
+  details.addEventListener("toggle", () => { if (details.open && !details.querySelector(".history")) details.append(over(one)); });
   return details;
 }
 
@@ -51,7 +51,7 @@ function over(one) {
     if (before && before[0].greedy && answer.greedy?.text === before[0].greedy.text && answer.ok === before[0].ok) before.push(answer);
     else runs.push([answer]);
   }
-  return make("div", { className: "over" }, aside, make("div", { className: "answers" }, ...runs.map(answered)));
+  return make("div", { className: "history" }, aside, make("div", { className: "answers" }, ...runs.map(answered)));
 }
 
 function answered(run) {
