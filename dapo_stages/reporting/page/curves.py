@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from dapo_stages.config import Config
 from dapo_stages.handoff.schemas import SEGMENTS
 from dapo_stages.processes.phases import PHASES
 from dapo_stages.reporting.iteration.figures import Figures, figure, interval, slices
 from dapo_stages.reporting.page.charts import Chart, Series, drop_empty
 from dapo_stages.reporting.page.ticks import Unit
 from dapo_stages.runs.pipeline import REPORTED
+from dapo_stages.terminal.safe_text import one_line
 
 # Names in a legend -> where the number is.
 Paths = Mapping[str, tuple[str, ...]]
@@ -147,6 +149,21 @@ def _skipped(all_figures: Sequence[Figures]) -> list[Chart]:
     shares = _series(all_figures, "skipped", ("train", "skipped"))
     lost = any(share for _, share in shares.points)
     return [Chart("Skipped updates", "share of the updates", [shares], "percent")] if lost else []
+
+
+def schedules(config: Config, iterations: Sequence[int]) -> list[Chart]:
+    """The values that settings with a schedule have in these iterations (from 1)."""
+    numbers = [number for number in iterations if number > 0]
+    return drop_empty(
+        [
+            Chart(
+                f"Schedule of {one_line(name)}",
+                "value",
+                [Series(name, [(float(number), schedule.at(number, config.planned_iterations)) for number in numbers])],
+            )
+            for name, schedule in config.schedules.items()
+        ]
+    )
 
 
 def histograms(all_figures: Sequence[Figures]) -> list[Chart]:

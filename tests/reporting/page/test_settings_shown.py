@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from reporting import tiny_run
+from support.commands import run as command_line
 
 from dapo_stages.config import Config
+from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.outputs import Output
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.reporting.iteration.origin import command
 from dapo_stages.reporting.page.settings_shown import learning_rate, marks, settings
 from dapo_stages.runs.changed_settings import Step, recorded, steps
@@ -39,6 +44,31 @@ def test_settings_are_those_that_outputs_were_made_with(tmp_path: Path) -> None:
     """tiny_run records two settings of its rollouts; one with a schedule is no change."""
     run = tiny_run.build(tmp_path / "tiny")
     assert recorded(Run(run), 1)["rollout.prompts_per_iteration"] == 2 and "iteration" not in recorded(Run(run), 1)
+
+
+def test_the_page_marks_what_was_changed_and_shows_schedules(tmp_path: Path) -> None:
+    """beta 0 in iteration 1 and 0.5 in iteration 2; a temperature from 1 to 0.5 over two of them is a curve."""
+    run = tiny_run.build(tmp_path / "tiny")
+    with (run / "config.yaml").open("a") as file:
+        file.write("planned_iterations: 2\nschedules: {rollout.sampler.temperature: {start: 1.0, end: 0.5}}\n")
+    for number, beta, temperature in ((1, 0.0, 1.0), (2, 0.5, 0.75)):
+        folder = run / f"iter-{number:04d}"
+        inputs = {name: Source(folder / name) for name in ("weights",)}
+        made_with = {"train": {"beta": beta}, "rollout.sampler.temperature": temperature, "iteration": number}
+        row = {"iteration": number, "update": 1, "name": "loss", "value": 0.5}
+
+        def fill(output: Output, row: dict[str, object] = row) -> None:
+            output.write("metrics", None, [row])
+
+        tiny_run.publish(Plan("train-step", folder / "train", made_with, 1, inputs), fill)
+    assert command_line("report", "--config", run / "config.yaml", "--run", run).code == 0
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"<title>(iteration [0-9]+: [^<]*→[^<]*)</title>", text)) == {
+        "iteration 2: train.beta 0 → 0.5"
+    }
+    assert "<tr><td>2</td><td>train.beta</td><td>0</td><td>0.5</td></tr>" in text
+    assert "<title>iteration 2: rollout.sampler.temperature 0.750</title>" in text
+    assert "dapo-stages 0" in text and "<dt>machine</dt>" in text
 
 
 @pytest.mark.parametrize(
