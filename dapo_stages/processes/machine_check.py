@@ -114,7 +114,7 @@ def devices(found: Mapping[str, Any]) -> Iterator[Check]:
         yield Check(f"device {number}", "ok", f"{device['name']}{memory}")
     if not found["devices"]:
         there = Path("/dev/nvidiactl").exists()
-        seen = "an NVIDIA driver, but torch sees no GPU" if there else f"CPU only, {_cores()} cores"
+        seen = "an NVIDIA driver, but torch sees no GPU" if there else f"CPU only, {cores()} cores"
         advice = "Install a torch built for CUDA, or a newer driver: pytorch.org/get-started." if there else ""
         yield Check("device", "optional" if there else "ok", seen, "models larger than the embedded one", advice)
 
@@ -217,7 +217,8 @@ def _key(name: str, use: str) -> Check:
     return Check(name, "ok" if there else "optional", "set" if there else "not set", use, f"export {name}=…")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -13,16 +13,20 @@ from dapo_stages.handoff.shards import Shard, write_text
 from dapo_stages.reporting.documents import markdown
 from dapo_stages.reporting.documents.overview import overview
 from dapo_stages.reporting.iteration import histograms, samples
+from dapo_stages.reporting.iteration.asked import ASKED, asked
 from dapo_stages.reporting.iteration.browse import Browsed, browsed
 from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, collect
+from dapo_stages.reporting.iteration.origin import origin
 from dapo_stages.reporting.page import html
+from dapo_stages.reporting.page.held_out import over_iterations, spread
+from dapo_stages.runs import changed_settings
 from dapo_stages.runs.best import Best, write_best
 from dapo_stages.runs.pace import summed
 from dapo_stages.runs.pipeline import iteration_name
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.printed_table import Table
 
-LAYOUT = 4  # raised when the fragments change, so that reports of older versions are made again
+LAYOUT = 5  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, BROWSED = "figures.json", "completions.json"
 IN_FULL = 100  # newest iterations, which the run's Markdown includes; it points to the files of older ones
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
@@ -38,6 +42,7 @@ def fragments(
         FIGURES: _json(figures),
         samples.FILE: _json(shown),
         BROWSED: _json(browsed(iteration, sources, completions)),
+        ASKED: _json(asked(sources.get("eval") if completions else None)),
         histograms.FILE: _json(histograms.histograms(sources)),
         ROLLOUT: markdown.rollout_fragment(figures, shown),
         WEIGHTS: markdown.weights_fragment(figures, shown),
@@ -80,7 +85,7 @@ class Reported:
         write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
         cost = {"seconds": self.seconds, "memory": self.memory, "spent": self.spent}
-        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts())
+        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts(), self._about())
         write_text(folder / PAGE, page)
         return folder / PAGE
 
@@ -93,6 +98,30 @@ class Reported:
             wanted = source.manifest.config.get("report.completions") != 0
             if wanted and any(shard.name == BROWSED for shard in source.manifest.shards):
                 yield self._load(iteration, BROWSED)
+
+    def _about(self) -> html.About:
+        """What the page says besides figures and completions."""
+        recorded = {n: source.manifest.counts.get("settings") or {} for n, source in self._sources.items()}
+        origins = [source.manifest.counts.get("origin") for source in self._sources.values()]
+        made: dict[str, str] = next((one for one in reversed(origins) if one), {})
+        return html.About(made, self.run.config, changed_settings.steps(recorded), self._questions())
+
+    def _questions(self) -> list[dict[str, Any]]:
+        """The same held-out questions over the iterations. Those of older versions' reports are not kept."""
+        kept = {
+            iteration
+            for iteration, source in self._sources.items()
+            if source.manifest.config.get("report.completions") != 0
+            and "eval" in source.manifest.inputs
+            and any(shard.name == ASKED for shard in source.manifest.shards)
+        }
+        found = {iteration: self._load(iteration, ASKED) for iteration in spread(sorted(kept))}
+        data = manifest_of(self.run.path / "data", "prepare-data") if found else None
+        if data is None or data.pruned:
+            return over_iterations(found, lambda name: None)
+        columns = ["prompt_id", "problem", "solution", "images"]
+        with Source(self.run.path / "data", "prepare-data").lookup("held_out", "prompt_id", columns) as rows:
+            return over_iterations(found, lambda name: rows.one(name) if name in rows else None)
 
     def _facts(self) -> dict[str, str]:
         """What a reader wants to know about the run as a whole."""
@@ -129,6 +158,11 @@ class Reported:
     def _load(self, iteration: int, name: str) -> Any:
         source = self._sources[iteration]
         return source.json(_file(source, name))
+
+
+def circumstances(run: Run, iteration: int) -> dict[str, Any]:
+    """What the report of an iteration records besides: its `cost`, its settings, and by what it was made."""
+    return {**cost(run, iteration), "settings": changed_settings.recorded(run, iteration), "origin": origin()}
 
 
 def cost(run: Run, iteration: int) -> dict[str, dict[str, float]]:

@@ -38,6 +38,16 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A setting that an iteration was made with, and another value that was used before."""
+
+    iteration: int
+    key: str
+    was: Any
+    now: Any
+
+
+@dataclass(frozen=True)
 class _Now:
     """The configuration of an iteration (0: of none), and the one without schedules, which evaluations use."""
 
@@ -87,7 +97,7 @@ def _differing(manifest: Manifest, now: _Now) -> Iterator[Difference]:
         for name, values in manifest.config.items()
         if not any(_at(recorded, name) == values for recorded in now.recorded)
     }
-    recorded = {"seed": manifest.seed, **dict(_leaves(sections))}
+    recorded = {"seed": manifest.seed, **dict(leaves(sections))}
     recorded |= dict(_unrecorded(sections, now.config))
     # Outputs made from rollouts use the temperature that these were sampled at, whatever the configuration says.
     if manifest.stage in {"score-attention", "train-step"}:
@@ -107,10 +117,36 @@ def _outputs(run: Run) -> Iterator[tuple[str, Path, str, int]]:
                 yield f"iteration {number}, ", run.folder(number) / name, stage, number
 
 
-def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+def recorded(run: Run, number: int) -> dict[str, Any]:
+    """The settings that the outputs of an iteration were made with, by dotted key, without those with a schedule.
+
+    Settings that are newer than an output have the value that applied before there was any.
+    """
+    config = run.config
+    found: dict[str, Any] = {}
+    for manifest in run.manifests(number).values():
+        found |= {"seed": manifest.seed, **dict(leaves(manifest.config))}
+        found |= dict(_unrecorded(manifest.config, config)) if config is not None else {}
+    scheduled = {"iteration", *(config.schedules if config is not None else ())}
+    return {key: value for key, value in found.items() if key not in scheduled}
+
+
+def steps(settings: Mapping[int, Mapping[str, Any]]) -> list[Step]:
+    """What was changed from one iteration to a later one, by what is `recorded` of each; in order."""
+    found: list[Step] = []
+    known: dict[str, Any] = {}
+    for iteration, now in sorted(settings.items()):
+        changed = [key for key, value in now.items() if key in known and known[key] != value]
+        found += [Step(iteration, key, known[key], now[key]) for key in changed]
+        known |= now
+    return found
+
+
+def leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values, of all sections; an empty mapping is a value."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{place}{name}.")
+            yield from leaves(value, f"{place}{name}.")
         else:
             yield f"{place}{name}", value
 

@@ -144,7 +144,7 @@ def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
 def _report(run: Run, iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
     from dapo_stages.handoff import carry_out
     from dapo_stages.handoff.shards import write_text
-    from dapo_stages.reporting.run_report import cost, fragments
+    from dapo_stages.reporting.run_report import circumstances, fragments
 
     def work(output: Output) -> None:
         figures, files = fragments(
@@ -153,7 +153,8 @@ def _report(run: Run, iteration: int, plan: Plan, *, overwrite: bool, dry_run: b
         with output.files() as folder:
             for name, text in files.items():
                 write_text(folder / name, text)
-        output.counts = {"iteration": figures["iteration"], "parts": ", ".join(plan.inputs), **cost(run, iteration)}
+        parts = ", ".join(plan.inputs)
+        output.counts = {"iteration": figures["iteration"], "parts": parts, **circumstances(run, iteration)}
 
     carry_out.run(plan, work, overwrite=overwrite or _grown(plan), dry_run=dry_run, as_json=False, alone=True)
 

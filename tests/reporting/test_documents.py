@@ -14,8 +14,9 @@ from reporting.tiny_run import HOSTILE, image
 
 from dapo_stages.reporting.documents.markdown import weighted_tokens
 from dapo_stages.reporting.iteration.thumbnails import size_of, thumbnail
-from dapo_stages.reporting.page.charts import Chart, Series, draw, nice_ticks
+from dapo_stages.reporting.page.charts import Chart, Series, draw
 from dapo_stages.reporting.page.html import page_data, render
+from dapo_stages.reporting.page.ticks import nice_ticks
 from dapo_stages.terminal.printed_table import Table, aligned
 from dapo_stages.terminal.safe_text import markdown_block, markdown_table, number, percent, visible
 

@@ -155,6 +155,15 @@ def test_typing_searches(chromium: Chrome, tiny: Path) -> None:
     assert len(ids(chromium)) == 17
 
 
+def test_the_same_question_in_other_iterations(chromium: Chrome, tiny: Path) -> None:
+    """p1 was sampled in both iterations, and not replayed."""
+    visit(chromium, tiny)
+    button = chromium.find_elements("xpath", "//article[@aria-label='question it2-p1']//aside/button")[-1]
+    assert button.text == "The same question in 2 iterations"
+    button.click()
+    assert ids(chromium) == FRESH[12:] + FRESH[4:8]
+
+
 def test_tokens_are_darker_where_they_weigh_more(chromium: Chrome, tiny: Path) -> None:
     visit(chromium, tiny)
     script = "return [...document.querySelector('.tokens').children].map(span => +span.className.slice(1))"

@@ -126,8 +126,8 @@ def test_a_report_of_before_it_noted_what_stages_took_is_shown_with_it(tmp_path:
     page = (run / "report.html").read_text(encoding="utf-8")
     folder = run / "iter-0001/report"
     made = manifests.read_manifest(folder)
-    assert made.counts.keys() == {"iteration", "parts", "seconds", "memory", "spent"}
-    older = {name: made.counts[name] for name in ("iteration", "parts")}
+    assert made.counts.keys() == {"iteration", "parts", "seconds", "memory", "spent", "settings", "origin"}
+    older = {name: made.counts[name] for name in ("iteration", "parts", "settings", "origin")}
     manifests.write_manifest(folder, made.model_copy(update={"counts": older}))
     assert report(run) and (run / "report.html").read_text(encoding="utf-8") == page
 

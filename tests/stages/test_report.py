@@ -115,14 +115,15 @@ def test_hostile_text_is_never_markup_in_the_page(reported: Path) -> None:
     """What completions say is in a block of JSON; tests/reporting/test_hostile_page.py has the browser's view."""
     text = (reported / "report.html").read_text()
     page = Page(text)
-    assert text.count("<script") == 2 and "alert(1)" in text and "\x1b" not in text
+    assert text.count("<script") == 3 and "alert(1)" in text and "\x1b" not in text
     assert "tiny <b>run" in page.text and "prior|violating" in page.text
 
 
 def test_the_page_needs_nothing_but_itself(reported: Path) -> None:
     text = (reported / "report.html").read_text()
     assert Page(text).addresses == ["#browser"]
-    assert "url(" not in text and "http://" not in text and "https://" not in text
+    code = re.sub(r"<td>[^<]*</td>", "", text)  # the configuration names addresses of servers
+    assert "url(" not in code and "http://" not in code and "https://" not in code
 
 
 def test_the_page_has_curves(reported: Path) -> None:

@@ -18,7 +18,13 @@ def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, 
     names = slices(list(all_figures))[:_MAX_SLICES]
     timed = REPORTED if stages else ()
     headers = ["iteration", "reward", "rollout accuracy", "format", "held-out greedy", "held-out sampled"]
-    headers += [*names, "VGR", *([f"{name}\u00a0s" for name in timed] or [_SECONDS])]
+    blank = any(figure(figures, "eval", "blank_accuracy") is not None for figures in all_figures)
+    headers += [
+        *(["image blanked"] if blank else []),
+        *names,
+        "VGR",
+        *([f"{name}\u00a0s" for name in timed] or [_SECONDS]),
+    ]
     rows = []
     for figures in all_figures:
         took = seconds.get(figures["iteration"], {})
@@ -30,6 +36,7 @@ def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, 
                 percent(figure(figures, "rollout", "format")),
                 percent(figure(figures, "eval", "greedy_accuracy")),
                 percent(figure(figures, "eval", "sampled_accuracy")),
+                *([percent(figure(figures, "eval", "blank_accuracy"))] if blank else []),
                 *(percent(slice_accuracy(figures, name)) for name in names),
                 number(figure(figures, "attention", "vgr_all")),
                 *([_seconds(took.get(name), ".1f") for name in timed] or [_together(took)]),

@@ -94,6 +94,17 @@ def figure(figures: Figures, *path: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def interval(figures: Figures, path: tuple[str, ...]) -> tuple[float, float] | None:
+    """Ends of a held-out figure's interval: under `intervals` of the part it belongs to, at the same place."""
+    for cut in range(len(path) - 1, 0, -1):
+        value: Any = figures
+        for key in (*path[:cut], "intervals", *path[cut:]):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, list):
+            return value[0], value[1]
+    return None
+
+
 def attention_is_off(figures: Figures) -> bool:
     """Whether attention was not measured in this iteration."""
     return set((figures.get("attention") or {}).get("status") or {}) == {"off"}

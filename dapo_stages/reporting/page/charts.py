@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Literal, TypeVar
+from itertools import pairwise
+from typing import TypeVar
 
+from dapo_stages.reporting.page.ticks import Unit, in_words, nice_ticks
 from dapo_stages.terminal.safe_text import number, one_line, percent
 
 Points = list[tuple[float, float]]
-Unit = Literal["number", "percent"]
 _T = TypeVar("_T")
+_At = TypeVar("_At", bound=tuple[float, ...])  # x, and what is there
 
+OVER = "iteration"  # what most charts have on their axis of x
 COLORS = 8  # classes s0 … s7 in the page
 _WIDTH, _HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 14, 44
+_BESIDE, _LETTER = 28, 7.2  # room for the label beside the ticks, and for each letter of these
 _ROW = 18  # of the legend
 _DOTS = 240  # per curve: more cannot be told apart
 # As in the page's light theme.
 _INKS = ("#0072b2", "#d55e00", "#009e73", "#b6589a", "#8a6d00", "#3a9bd6", "#444b57", "#e69f00")
 _STYLE = (
     "svg{background:#fff;font:12px system-ui,sans-serif}text{fill:#5b6675;text-anchor:middle}.end{text-anchor:end}"
-    ".name{fill:#1c2430;text-anchor:start}.grid{stroke:#e9edf1}.base{stroke:#9aa6b4}.dot{fill:var(--c)}"
+    ".name{fill:#1c2430;text-anchor:start}.grid{stroke:#e9edf1}.base{stroke:#9aa6b4}circle{fill:var(--c)}"
     ".line{fill:none;stroke:var(--c);stroke-width:1.9;stroke-linejoin:round}"
     + "".join(f".s{index}{{--c:{ink}}}" for index, ink in enumerate(_INKS))
 )
@@ -43,14 +47,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over iterations, or something else, that share an axis; with `bin`, bars of that width around each x."""
+    """Curves over iterations, or something else, that share an axis; with `bin`, bars of that width around each x.
+
+    `span`: the least range of x, so that charts can be compared. `marks`: x -> what happened there.
+    """
 
     title: str
     y_label: str
     series: list[Series]
     unit: Unit = "number"
-    x_label: str = "iteration"
+    x_label: str = OVER
     bin: float | None = None
+    span: tuple[float, float] | None = None
+    marks: Mapping[float, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,10 @@ class _Frame:
     x_high: float
     y_low: float
     y_high: float
+    left: float = _LEFT
 
     def x(self, value: float) -> float:
-        return _LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (_WIDTH - _LEFT - _RIGHT)
+        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * (_WIDTH - self.left - _RIGHT)
 
     def y(self, value: float) -> float:
         return _HEIGHT - _BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (_HEIGHT - _TOP - _BOTTOM)
@@ -71,23 +81,34 @@ class _Frame:
 
 def draw(chart: Chart) -> str:
     """The chart as an SVG element; every foreign string in it is escaped."""
-    points = [point for series in chart.series for point in series.points]
-    bands = [end for series in chart.series for _, low, high in series.band for end in (low, high)]
-    xs, ys = [x for x, _ in points], [y for _, y in points] + bands
-    room = (chart.bin or 0.0) / 2 or (0.5 if min(xs) == max(xs) else 0.0)
-    ticks = nice_ticks(0.0 if chart.unit == "percent" else min(ys), max(ys))
-    frame = _Frame(min(xs) - room, max(xs) + room, ticks[0], ticks[-1])
-    marks = _bars if chart.bin else _curve
+    frame, ticks = _frame(chart)
+    draws = _bars if chart.bin else _curve
     label = escape(f"{chart.title}: {', '.join(series.name for series in chart.series)}")
+    inside = f'data-left="{frame.left:.1f}" data-right="{_WIDTH - _RIGHT}" data-top="{_TOP}"'
+    inside += f' data-bottom="{_HEIGHT - _BOTTOM}" data-low="{frame.x_low:.6g}" data-high="{frame.x_high:.6g}"'
     return "".join(
         [
-            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">',
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}" '
+            f'data-over="{escape(chart.x_label)}" {inside}>',
             *_y_axis(frame, ticks, chart),
             *_x_axis(frame, chart),
-            *(marks(frame, series, index, chart) for index, series in enumerate(chart.series)),
+            *(_mark(frame, x, f"{chart.x_label} {x:g}: {what}") for x, what in chart.marks.items()),
+            *(draws(frame, series, index, chart) for index, series in enumerate(chart.series)),
             "</svg>",
         ]
     )
+
+
+def _frame(chart: Chart) -> tuple[_Frame, list[float]]:
+    """Where everything goes, and the ticks of the axis of y; shares begin at 0, as do values that are all 0."""
+    points = [point for series in chart.series for point in series.points]
+    bands = [end for series in chart.series for _, low, high in series.band for end in (low, high)]
+    xs, ys = [*(x for x, _ in points), *(chart.span or ())], [y for _, y in points] + bands
+    room = (chart.bin or 0.0) / 2 or (0.5 if min(xs) == max(xs) else 0.0)
+    low, high = 0.0 if chart.unit == "percent" else min(ys), max(ys)
+    ticks = nice_ticks(low, high if low or high else 1.0)
+    widest = max(len(in_words(tick, ticks[1] - ticks[0], chart.unit)) for tick in ticks)
+    return _Frame(min(xs) - room, max(xs) + room, ticks[0], ticks[-1], max(_LEFT, _BESIDE + _LETTER * widest)), ticks
 
 
 def drawn_as_svg(chart: Chart) -> str:
@@ -106,26 +127,14 @@ def drawn_as_svg(chart: Chart) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{drawn}{"".join(legend)}</svg>\n'
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers that enclose low … high, about `wanted` of them: steps of 1, 2, 2.5 or 5 times a power of ten."""
-    if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
-        room = abs(high) * 0.1 or 1.0
-        low, high = low - room, high + room
-    rough = (high - low) / (wanted - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, last + 1)]
-
-
 def _y_axis(frame: _Frame, ticks: list[float], chart: Chart) -> list[str]:
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts = [f'<text class="axis" transform="translate(13 {middle:.0f}) rotate(-90)">{escape(chart.y_label)}</text>']
     for tick in ticks:
         y = frame.y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        text = _tick(tick, ticks[1] - ticks[0], chart.unit)
-        parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4:.1f}">{text}</text>')
+        parts.append(f'<line class="grid" x1="{frame.left:.0f}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        text = in_words(tick, ticks[1] - ticks[0], chart.unit)
+        parts.append(f'<text class="tick end" x="{frame.left - 6:.0f}" y="{y + 4:.1f}">{text}</text>')
     return parts
 
 
@@ -133,35 +142,73 @@ def _x_axis(frame: _Frame, chart: Chart) -> list[str]:
     bottom = _HEIGHT - _BOTTOM
     ticks = nice_ticks(frame.x_low, frame.x_high, 8)
     step = ticks[1] - ticks[0] if chart.bin else max(1, math.ceil(ticks[1] - ticks[0]))  # no half iterations
-    parts = [f'<line class="base" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
+    parts = [f'<line class="base" x1="{frame.left:.0f}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
     value = math.ceil(frame.x_low / step) * step
     while value <= frame.x_high + 1e-9:
-        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 17}">{round(value, 9) + 0.0:g}</text>')
+        text = f"{round(value, 9) + 0.0:g}"
+        place = min(frame.x(value), _WIDTH - 1 - _LETTER * len(text) / 2)
+        parts.append(f'<text class="tick" x="{place:.1f}" y="{bottom + 17}">{text}</text>')
         value += step
-    place = (_LEFT + _WIDTH - _RIGHT) / 2
+    place = (frame.left + _WIDTH - _RIGHT) / 2
     parts.append(f'<text class="axis" x="{place:.0f}" y="{_HEIGHT - 6}">{escape(chart.x_label)}</text>')
     return parts
 
 
 def _curve(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
-    """A line with a dot per point. Every second line is dashed, so that color is not the only difference."""
-    points, band = _thinned(series.points), _thinned_band(series.band)
-    places = [(frame.x(x), frame.y(y)) for x, y in points]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    """A line with a dot per point, broken where nothing was measured. Every second line is dashed, so that color is
+    not the only difference."""
+    points = _thinned(series.points)
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
     shown = {x for x, _ in points}
-    ends = {x: f" ({_said(low, chart)} to {_said(high, chart)})" for x, low, high in series.band if x in shown}
-    parts = [f'<g class="s{index % COLORS}">']
-    if len(band) > 1:
+    ends = _ends(series, chart.unit)
+    parts = [_group(series, index, thinned=len(points) < len(series.points))]
+    over = chart.x_label == OVER
+    for part in _unbroken(series.band) if over else [series.band]:
+        band = _thinned_band(part)
         edge = [(x, low) for x, low, _ in band] + [(x, high) for x, _, high in reversed(band)]
         outline = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
-        parts.append(f'<polygon class="band" points="{outline}"/>')
-    parts.append(f'<polyline class="line" points="{line}"{dash}/>')
-    radius = 2.8 if len(places) <= 40 else 1.6
-    for (x, y), (place, value) in zip(places, points, strict=True):
-        title = escape(f"{chart.x_label} {place:g}: {series.name} {_said(value, chart)}{ends.get(place, '')}")
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>')
+        parts += [f'<polygon class="band" points="{outline}"/>'] if len(band) > 1 else []
+    for few in _unbroken(series.points) if over else [series.points]:
+        line = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in few if x in shown)
+        parts.append(f'<polyline class="line" points="{line}"{dash}/>')
+    radius = 2.8 if len(points) <= 40 else 1.6
+    for x, y in points:
+        title = escape(f"{chart.x_label} {x:g}: {series.name} {said(y, chart.unit)}{ends.get(x, '')}")
+        place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}" data-x="{x:g}"'
+        parts.append(f"<circle {place}><title>{title}</title></circle>")
     return "".join([*parts, "</g>"])
+
+
+def _ends(series: Series, unit: Unit) -> dict[float, str]:
+    """` (50.0% to 75.0%)`: the interval at each x that has one."""
+    return {x: f" ({said(low, unit)} to {said(high, unit)})" for x, low, high in series.band}
+
+
+def _group(series: Series, index: int, *, thinned: bool = False) -> str:
+    return f'<g class="s{index % COLORS}" data-name="{escape(series.name)}"{" data-thinned" * thinned}>'
+
+
+def _mark(frame: _Frame, x: float, what: str) -> str:
+    """A line from top to bottom, with what happened there."""
+    place = f"{frame.x(x):.1f}"
+    ends = f'x1="{place}" x2="{place}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"'
+    return f'<g class="mark" data-x="{x:g}"><line {ends}/><title>{escape(one_line(what))}</title></g>'
+
+
+def _unbroken(values: Sequence[_At]) -> list[list[_At]]:
+    """Parts of a curve without a gap: a step wider than what is usual for it, 1.5 times the lower median of its steps.
+
+    A curve that is measured every five iterations is a line, too.
+    """
+    steps = sorted(after[0] - before[0] for before, after in pairwise(values))
+    usual = steps[(len(steps) - 1) // 2] if steps else 0.0
+    parts: list[list[_At]] = []
+    for value in values:
+        if parts and value[0] - parts[-1][-1][0] <= 1.5 * usual:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return parts
 
 
 def _thinned(points: Points) -> Points:
@@ -197,26 +244,36 @@ def _bars(frame: _Frame, series: Series, index: int, chart: Chart) -> str:
     first, last = (corner.split(",")[0] for corner in (corners[0], corners[-1]))
     dash = ' stroke-dasharray="5 3"' if index % 2 else ""
     outline = " ".join([f"{first},{bottom:.1f}", *corners, f"{last},{bottom:.1f}"])
-    parts = [f'<g class="s{index % COLORS}"><polygon class="bars" points="{outline}"{dash}/>']
+    parts = [_group(series, index), f'<polygon class="bars" points="{outline}"{dash}/>']
     for x, y in series.points:
-        title = escape(f"{chart.x_label} {x - half:.3g} to {x + half:.3g}: {series.name} {_said(y, chart)}")
+        title = escape(f"{chart.x_label} {x - half:.3g} to {x + half:.3g}: {series.name} {said(y, chart.unit)}")
         left, width, top = frame.x(x - half), frame.x(x + half) - frame.x(x - half), frame.y(y)
         place = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{max(bottom - top, 0):.1f}"'
-        parts.append(f'<rect class="bin" {place}><title>{title}</title></rect>')
+        parts.append(f'<rect class="bin" {place} data-x="{x:.6g}"><title>{title}</title></rect>')
     return "".join([*parts, "</g>"])
 
 
-def _said(value: float, chart: Chart) -> str:
-    return percent(value) if chart.unit == "percent" else number(value)
+def said(value: float, unit: Unit) -> str:
+    """A value in words: 63.2%, or 0.123."""
+    return percent(value) if unit == "percent" else number(value)
 
 
-def _tick(value: float, step: float, unit: Unit) -> str:
-    if unit == "percent":
-        return f"{100 * value:.{0 if step >= 0.01 else 1}f}%"
-    if value and not 1e-4 <= max(abs(value), step) < 1e6:
-        return f"{value:.1e}"
-    decimals = max(0, math.ceil(-math.log10(step) - 1e-9)) + (f"{step:.1e}"[:3] == "2.5")
-    return f"{value:.{decimals}f}"
+def latest(chart: Chart) -> list[str]:
+    """The last value of each curve and its interval, in words."""
+    last = [(series.points[-1], _ends(series, chart.unit)) for series in chart.series]
+    return [said(y, chart.unit) + ends.get(x, "") for (x, y), ends in last]
+
+
+def aligned(charts: Sequence[Chart], marks: Mapping[int, str]) -> list[Chart]:
+    """Charts over iterations with the same range of x and the same marks, as far as these are inside; others as they
+    are."""
+    over = [chart for chart in charts if chart.x_label == OVER and not chart.bin]
+    xs = [x for chart in over for series in chart.series for x, _ in series.points]
+    if not xs:
+        return list(charts)
+    span = min(xs), max(xs)
+    inside = {float(x): what for x, what in marks.items() if span[0] <= x <= span[1]}
+    return [replace(c, span=span, marks=inside) if c in over else c for c in charts]
 
 
 def has_points(chart: Chart) -> bool:

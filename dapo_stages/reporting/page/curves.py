@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
+from dapo_stages.config import Config
 from dapo_stages.handoff.schemas import SEGMENTS
 from dapo_stages.processes.phases import PHASES
-from dapo_stages.reporting.iteration.figures import Figures, figure, slices
-from dapo_stages.reporting.page.charts import Chart, Series, Unit, drop_empty
+from dapo_stages.reporting.iteration.figures import Figures, figure, interval, slices
+from dapo_stages.reporting.page.charts import Chart, Series, drop_empty
+from dapo_stages.reporting.page.ticks import Unit
 from dapo_stages.runs.pipeline import REPORTED
+from dapo_stages.terminal.safe_text import one_line
 
 # Names in a legend -> where the number is.
 Paths = Mapping[str, tuple[str, ...]]
@@ -42,6 +44,12 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
         [
             chart("Accuracy", "correct answers", accuracy, "percent"),
             _by_slice(all_figures, named),
+            Chart(
+                "Held-out accuracy by slice, image blanked",
+                "correct answers",
+                [_series(all_figures, name, ("eval", "by_slice", name, "blank_accuracy")) for name in named],
+                "percent",
+            ),
             chart(
                 "Rollout accuracy by slice", "correct answers", _below("rollout", "by_slice", rollout_slices), "percent"
             ),
@@ -106,6 +114,7 @@ def curves(all_figures: Sequence[Figures], cost: Mapping[str, Cost]) -> list[Cha
             ),
             chart("Policy lag", "train-steps since sampling", {"mean over completions": ("train", "policy_lag")}),
             chart("Gradient norm", "before clipping", {"gradient norm": ("train", "grad_norm")}),
+            chart("Learning rate", "of the last update", {"learning rate": ("train", "learning_rate")}),
             *_skipped(all_figures),
             _costs("Time", "seconds per stage", cost.get("seconds", {}), REPORTED),
             _costs("Time by phase", "seconds of all stages", cost.get("spent", {}), PHASES),
@@ -142,6 +151,21 @@ def _skipped(all_figures: Sequence[Figures]) -> list[Chart]:
     return [Chart("Skipped updates", "share of the updates", [shares], "percent")] if lost else []
 
 
+def schedules(config: Config, iterations: Sequence[int]) -> list[Chart]:
+    """The values that settings with a schedule have in these iterations (from 1)."""
+    numbers = [number for number in iterations if number > 0]
+    return drop_empty(
+        [
+            Chart(
+                f"Schedule of {one_line(name)}",
+                "value",
+                [Series(name, [(float(number), schedule.at(number, config.planned_iterations)) for number in numbers])],
+            )
+            for name, schedule in config.schedules.items()
+        ]
+    )
+
+
 def histograms(all_figures: Sequence[Figures]) -> list[Chart]:
     """How rewards and advantages are distributed in the first and in the latest iteration that has any."""
     charts = []
@@ -176,20 +200,9 @@ def _series(all_figures: Sequence[Figures], name: str, path: tuple[str, ...]) ->
         if (value := figure(figures, *path)) is not None:
             iteration = float(figures["iteration"])
             series.points.append((iteration, value))
-            if path[0] == "eval" and (ends := _interval(figures, path)) is not None:
+            if path[0] == "eval" and (ends := interval(figures, path)) is not None:
                 series.band.append((iteration, *ends))
     return series
-
-
-def _interval(figures: Figures, path: tuple[str, ...]) -> tuple[float, float] | None:
-    """Ends of a held-out figure's interval: under `intervals` of the part it belongs to, at the same place."""
-    for cut in range(len(path) - 1, 0, -1):
-        value: Any = figures
-        for key in (*path[:cut], "intervals", *path[cut:]):
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, list):
-            return value[0], value[1]
-    return None
 
 
 def _ks(figures: Figures) -> list[int]:
@@ -216,7 +229,7 @@ def _over_k(all_figures: Sequence[Figures]) -> Chart:
         for name in _AT_K:
             paths = {k: ("eval", name, str(k)) for k in _ks(here)}
             points = [(float(k), value) for k, path in paths.items() if (value := figure(here, *path)) is not None]
-            band = [(float(k), *ends) for k, path in paths.items() if (ends := _interval(here, path)) is not None]
+            band = [(float(k), *ends) for k, path in paths.items() if (ends := interval(here, path)) is not None]
             series.append(Series(f"{name.partition('_')[0]}@k, iteration {iteration}", points, band))
     return Chart("pass@k and majority@k", "right answers", series, "percent", "k")
 

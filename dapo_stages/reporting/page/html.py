@@ -10,21 +10,49 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from dapo_stages.config import Config
 from dapo_stages.reporting.iteration.browse import Browsed
-from dapo_stages.reporting.iteration.figures import Figures, figure, interval_method
+from dapo_stages.reporting.iteration.figures import Figures, figure, interval, interval_method
 from dapo_stages.reporting.iteration.samples import READ_FROM
-from dapo_stages.reporting.page.charts import COLORS, draw
-from dapo_stages.reporting.page.curves import Cost, curves, histograms
+from dapo_stages.reporting.page.charts import COLORS, aligned, draw, latest
+from dapo_stages.reporting.page.curves import Cost, curves, histograms, schedules
+from dapo_stages.reporting.page.held_out import COURSES
+from dapo_stages.reporting.page.settings_shown import in_words, learning_rate, marks, settings
+from dapo_stages.runs.changed_settings import Step
 from dapo_stages.terminal.printed_table import Table
 from dapo_stages.terminal.safe_text import number, one_line, percent
 
 MOST_COMPLETIONS = 2000  # in a page, and
-MOST_BYTES = 20_000_000  # of their data, so that it opens in under two seconds
-_SCRIPTS = ("common.js", "choose.js", "address.js", "csv.js", "look.js", "zoom.js", "cards.js", "start.js")
+MOST_BYTES = 19_400_000  # of data and curves, so that it opens in under two seconds
+_SCRIPTS = (
+    "common.js",
+    "cursor.js",
+    "smooth.js",
+    "choose.js",
+    "address.js",
+    "csv.js",
+    "look.js",
+    "zoom.js",
+    "cards.js",
+    "asked.js",
+    "start.js",
+)
 _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class About:
+    """Of a run: what it was made by (iteration/origin.py), its configuration, what was changed on the way, and the
+    held-out questions over the iterations (held_out.py)."""
+
+    origin: Mapping[str, str] = field(default_factory=dict)
+    config: Config | None = None
+    steps: Sequence[Step] = ()
+    questions: Sequence[Mapping[str, Any]] = ()
 
 
 def render(
@@ -34,6 +62,7 @@ def render(
     cost: Mapping[str, Cost],
     browsed: Iterable[Browsed],
     facts: Mapping[str, str],
+    about: About | None = None,
 ) -> str:
     """The whole page; `browsed` newest first."""
     from jinja2 import Environment, StrictUndefined
@@ -44,23 +73,46 @@ def render(
     )
     template = environment.from_string(_part("report.html.j2"))
     style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
-    charts = [*curves(all_figures, cost), *histograms(all_figures)]
+    about = about or About()
+    planned = schedules(about.config, [figures["iteration"] for figures in all_figures]) if about.config else []
+    charts = aligned([*curves(all_figures, cost), *planned, *histograms(all_figures)], marks(about.steps))
+    drawn = [draw(chart) for chart in charts]
     methods = [interval_method(figures.get("eval", {})) for figures in all_figures]
-    data, shown = page_data(browsed)
+    asked = _in_script(about.questions)
+    room = MOST_BYTES - sum(len(text.encode("utf-8", "replace")) for text in (asked, *drawn))
+    data, shown = page_data(browsed, size=room)
     return template.render(
         run=run,
         table=table,
         facts=facts,
+        setup=setup(about),
         headlines=headlines(all_figures),
-        charts=[{"chart": chart, "svg": Markup(draw(chart)), "colors": COLORS} for chart in charts],
+        charts=[
+            {"chart": chart, "svg": Markup(svg), "colors": COLORS, "latest": latest(chart)}
+            for chart, svg in zip(charts, drawn, strict=True)
+        ],
+        marked=any(chart.marks for chart in charts),
         methods="; ".join(dict.fromkeys(method for method in methods if method)),
-        data=Markup(data.translate(_IN_SCRIPT)),
+        data=Markup(data),
+        questions=about.questions,
+        asked=Markup(asked),
+        courses=COURSES,
         shown=shown,
         places=READ_FROM,
         style=Markup(style),
         script=Markup(script),
         hashes={"style": _hash(style), "script": _hash(script)},
     )
+
+
+def setup(about: About) -> dict[str, Any]:
+    """The configuration's part of the page; without a configuration, what is known."""
+    differ, others = settings(about.config) if about.config is not None else ([], [])
+    facts = dict(about.origin)
+    if about.config is not None:
+        facts = {"learning rate": learning_rate(about.config), **facts}
+    steps = [(str(step.iteration), step.key, in_words(step.was), in_words(step.now)) for step in about.steps]
+    return {"facts": facts, "differ": differ, "others": others, "steps": steps}
 
 
 def page_data(
@@ -71,7 +123,7 @@ def page_data(
     shown = large = 0
     for one in browsed:
         for group in one["groups"]:
-            text = _json({"iteration": one["iteration"], **group})
+            text = _in_script({"iteration": one["iteration"], **group})
             shown, large = shown + len(group["completions"]), large + len(text.encode("utf-8", "replace"))
             if found and (shown > completions or large > size):
                 return f"[{','.join(found)}]", shown - len(group["completions"])
@@ -84,6 +136,7 @@ def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
     wanted = [
         ("held-out, greedy", ("eval", "greedy_accuracy"), percent),
         ("held-out, sampled", ("eval", "sampled_accuracy"), percent),
+        ("held-out, image blanked", ("eval", "blank_accuracy"), percent),
         ("rollout accuracy", ("rollout", "accuracy"), percent),
         ("well-formed in rollout", ("rollout", "format"), percent),
         ("reward", ("weights", "reward"), number),
@@ -94,8 +147,10 @@ def headlines(all_figures: Sequence[Figures]) -> list[dict[str, str]]:
         values = [(f["iteration"], value) for f in all_figures if (value := figure(f, *path)) is not None]
         if values:
             (first, before), (last, now) = values[0], values[-1]
+            ends = next(interval(f, path) for f in all_figures if f["iteration"] == last)
             since = f"{shown(before)} in iteration {first}" if first != last else f"iteration {last}"
-            found.append({"name": name, "value": shown(now), "since": since})
+            within = f"{shown(ends[0])} to {shown(ends[1])}; " if ends else ""
+            found.append({"name": name, "value": shown(now), "since": within + since})
     return found
 
 
@@ -113,5 +168,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+def _in_script(value: Any) -> str:
+    """As JSON in which nothing can end a script."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).translate(_IN_SCRIPT)

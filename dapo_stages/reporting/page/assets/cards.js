@@ -33,6 +33,8 @@ function card(entry) {
   ];
   const aside = make("aside", {}, view, question(group.problem), make("div", { className: "details" }, ...details));
   if (range[1] > range[0]) aside.append(ramp(range));
+  const times = new Set(groups.filter((other) => other.prompt === group.prompt).map((other) => other.iteration));
+  if (times.size > 1) aside.append(sameQuestion(group.prompt, `The same question in ${plural(times.size, "iteration")}`));
   const images = group.images.map((image, index) => imageElement(image, index, entry, view));
   const looked = make("div", { className: "looked", "aria-live": "polite" });
   Object.assign(entry, { range, looked, images, key: keyElement(), current: null, slider: null });
