@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 EXIT_LOST = 1
 EXIT_BAD_INPUT = 3
 EXIT_LOCKED = 4
@@ -79,3 +81,28 @@ class InterruptedStage(BaseException):
     def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def fixable(error: Exception) -> str | None:
+    """The message for a system error that the user can fix; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _FIXABLE:
+        where = error.filename2 or error.filename or "writing"  # the second: the target of a copy or rename
+        return f"{where}: {_FIXABLE[error.errno]}, then run the command again."
+    if isinstance(error, UnicodeEncodeError) and not error.encoding.startswith("utf"):
+        return (
+            f"{error.object[:200]!a}: has characters that the locale's encoding {error.encoding} lacks. Set "
+            "PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run the command again."
+        )
+    return None
+
+
+# What is wrong, and what to do about it.
+_FIXABLE = {
+    errno.ENOSPC: "no space left on the disk. Free some",
+    errno.EDQUOT: "the disk quota is exhausted. Free some space",
+    errno.EFBIG: "the file exceeds the limit on file sizes (ulimit -f). Raise the limit",
+    errno.EACCES: "no permission to read or write here. Grant it",
+    errno.EPERM: "no permission to read or write here. Grant it",
+    errno.EROFS: "the file system is read-only. Choose another place",
+    errno.EISDIR: "expected a file, got a folder. Choose another place",
+}

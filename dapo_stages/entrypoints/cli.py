@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import atexit
-import errno
 import gc
 import os
 import signal
@@ -20,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from dapo_stages import __version__
-from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage
+from dapo_stages.errors import EXIT_BAD_INPUT, EXIT_LOST, DapoStagesError, InterruptedStage, fixable
 from dapo_stages.processes import collectives, phases
 from dapo_stages.runs.pipeline import BEFORE, ITERATION
 from dapo_stages.terminal.console import take_any_text
@@ -127,7 +126,7 @@ def main() -> None:
     except Exception as error:
         if _interrupted:  # an extension turned the interruption into an error of its own
             _end(str(_interrupted[0]), _interrupted[0].exit_code)
-        if why := _fixable(error):
+        if why := fixable(error):
             _end(why, EXIT_BAD_INPUT)
         if collectives.fail(repr(error), EXIT_LOST):
             raise
@@ -141,31 +140,6 @@ def _end(why: str, code: int) -> NoReturn:
     if collectives.fail(why, code):
         print(visible(why), file=sys.stderr)
     sys.exit(code)
-
-
-def _fixable(error: Exception) -> str | None:
-    """The message for a system error that the user can fix; None for other errors."""
-    if isinstance(error, OSError) and error.errno in _FIXABLE:
-        where = error.filename2 or error.filename or "writing"  # the second: the target of a copy or rename
-        return f"{where}: {_FIXABLE[error.errno]}, then run the command again."
-    if isinstance(error, UnicodeEncodeError) and not error.encoding.startswith("utf"):
-        return (
-            f"{error.object[:200]!a}: has characters that the locale's encoding {error.encoding} lacks. Set "
-            "PYTHONUTF8=1, or LC_ALL=C.UTF-8, then run the command again."
-        )
-    return None
-
-
-# What is wrong, and what to do about it.
-_FIXABLE = {
-    errno.ENOSPC: "no space left on the disk. Free some",
-    errno.EDQUOT: "the disk quota is exhausted. Free some space",
-    errno.EFBIG: "the file exceeds the limit on file sizes (ulimit -f). Raise the limit",
-    errno.EACCES: "no permission to read or write here. Grant it",
-    errno.EPERM: "no permission to read or write here. Grant it",
-    errno.EROFS: "the file system is read-only. Choose another place",
-    errno.EISDIR: "expected a file, got a folder. Choose another place",
-}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

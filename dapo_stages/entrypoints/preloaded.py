@@ -220,8 +220,9 @@ def receive(connection: socket.socket) -> Request:
 
 def become(request: Request) -> None:
     """Make this process equal to the command's own."""
-    os.environ.clear()
     os.environ.update(request.environment)
+    for name in os.environ.keys() - request.environment.keys():  # what stays is never missing: a thread may read it
+        del os.environ[name]
     os.chdir(request.folder)
     for target, stream in enumerate(request.streams):
         os.dup2(stream, target)

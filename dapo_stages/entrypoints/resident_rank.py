@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 
 from dapo_stages import ranks
 from dapo_stages.entrypoints import launch as launcher
@@ -54,6 +55,8 @@ def main() -> None:
             connection.send(str(code).encode())
             if code != 0:
                 break
+    with suppress(Exception):  # what is lost can be made again
+        runner.end()
     os._exit(0)
 
 

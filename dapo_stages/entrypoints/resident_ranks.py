@@ -139,14 +139,11 @@ class Ranks:
             _kill(rank.process, signal.SIGKILL)
 
     def end(self) -> None:
-        """The ranks end when their connections do, and the launcher with them."""
+        """The ranks end when their connections do and what they write is written, and the launcher with them."""
         for rank in self._ranks:
             rank.connection.close()
         if self._launcher is not None:
-            try:
-                self._launcher.communicate(timeout=_ENDING)
-            except subprocess.TimeoutExpired:
-                self.kill()
+            self._launcher.communicate()
 
 
 def _kill(process: int, number: int) -> None:

@@ -58,11 +58,12 @@ def run(
                     _publish(output)
             finally:
                 output.close()
-        if ranks.rank() > 0:
-            return
-        manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"
+        if ranks.rank() == 0:
+            manifest, status = read_manifest(plan.out), "unchanged" if output is None else "done"
     if output is not None and output.behind is not None:
         behind.begin(output.behind)
+    if ranks.rank() > 0:
+        return
     seconds = time.monotonic() - started
     if as_json:
         answer(_result(plan, manifest, status, seconds))

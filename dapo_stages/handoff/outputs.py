@@ -63,9 +63,17 @@ _HASHERS = 4  # threads that sync and hash finished files
 class Output:
     """An output folder while a stage writes it."""
 
-    def __init__(self, plan: Plan, folder: Path, shards: list[Shard], *, again: bool = False) -> None:
-        """`again`: made only because an output beside it is missing."""
-        self.plan, self.folder, self._again = plan, folder, again
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        shards: list[Shard],
+        *,
+        again: bool = False,
+        gather: Callable[[Any], list[Any]] = collectives.gather,
+    ) -> None:
+        """`again`: made only because an output beside it is missing; `gather`: how processes exchange their shards."""
+        self.plan, self.folder, self._again, self._gather = plan, folder, again, gather
         self.behind: Callable[[], None] | None = None  # what is left to do once it is published
         self._shards = {shard.name: shard for shard in shards}
         self._unshared: list[Shard] = []
@@ -110,7 +118,7 @@ class Output:
     def share(self) -> None:
         """Wait for the other processes of the stage, and exchange the lists of new shards."""
         self._wait_for_hashes()
-        for shards in collectives.gather([asdict(shard) for shard in self._unshared]):
+        for shards in self._gather([asdict(shard) for shard in self._unshared]):
             self._shards |= {shard["name"]: Shard(**shard) for shard in shards}
         self._unshared.clear()
 

@@ -49,8 +49,11 @@ def _show_memory(peaks: Mapping[str, Any]) -> None:
 
 def _held(memory: dict[str, Any], by_itself: dict[str, Any]) -> dict[str, Any]:
     """Of a stage in a process that stays, only what it does not hold by itself, and the total."""
-    more = {part: size for part, size in memory["device"].items() if part not in by_itself["device"]}
-    return {"total": memory["total"], "device": more, "host": {}}
+    more = {
+        place: {part: size for part, size in memory[place].items() if part not in by_itself[place]}
+        for place in ("device", "host")
+    }
+    return {"total": memory["total"], **more}
 
 
 def _show_seconds(way: dict[str, Any], iterations: int) -> None:

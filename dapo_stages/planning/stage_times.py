@@ -12,7 +12,7 @@ from math import ceil
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.stage_memory import Work
-from dapo_stages.planning.staying import keeps_state, opens, readers, with_vllm
+from dapo_stages.planning.staying import opens, readers, with_vllm
 from dapo_stages.processes.phases import PHASES
 
 Seconds = dict[str, dict[str, float]]  # stage -> part -> seconds
@@ -56,10 +56,10 @@ def outside(parts: Mapping[str, float]) -> float:
 
 def behind(plan: Plan) -> float:
     """Seconds to write and hash the state while other stages run; 0 if train-step does."""
-    if not keeps_state(plan):
+    if not plan.resident:
         return 0.0
     state = plan.files(0)["train-step: state"]
-    return state / plan.rates.disk + state / (HASHERS[plan.device] * plan.rates.hashed)
+    return state / plan.rates.disk + state / plan.ranks / (HASHERS[plan.device] * plan.rates.hashed)
 
 
 def _begin(plan: Plan, stage: str) -> dict[str, float]:
@@ -113,7 +113,7 @@ def _scoring(plan: Plan) -> dict[str, float]:
 
 def _training(plan: Plan) -> dict[str, float]:
     """Each rank reads, writes and hashes its share of the state; DDP's read all. A kept one is not read, and is written
-    behind."""
+    behind, once the ranks have exchanged their parts."""
     train, rates, files = plan.config.train, plan.rates, plan.files(0)
     updates, state = train.updates_per_iteration, files["train-step: state"]
     moved = files.get("train-step: reference", 0) / (train.reference_update_every or 1)
@@ -151,12 +151,12 @@ def _training(plan: Plan) -> dict[str, float]:
         "save": policy / rates.disk,
         "hash": policy / rates.hashed,
     }
-    if not keeps_state(plan):
+    found["save"] += stage_costs.state_traffic(plan.parallel, state, plan.ranks) / rates.link
+    if not plan.resident:
         share = state / plan.ranks / (HASHERS[plan.device] * rates.hashed)
-        assembled = stage_costs.state_traffic(plan.parallel, state, plan.ranks) / rates.link
         read = state if plan.parallel in ("single", "ddp") else state / plan.ranks
         found["load"] += max(rates.loading(read), state / rates.disk)
-        found["save"] += assembled + state / rates.disk
+        found["save"] += state / rates.disk
         found["hash"] += max(0.0, share - policy / rates.disk)  # hashed while the policy is written
     return found
 

@@ -24,11 +24,6 @@ def with_vllm(plan: Plan, stage: str) -> bool:
     return {"rollout": config.rollout.engine, "evaluate": config.evaluate.engine}.get(stage) == "vllm"
 
 
-def keeps_state(plan: Plan) -> bool:
-    """Whether the optimizer's state stays in memory and is written behind: a launch reads and writes it."""
-    return plan.resident and not _launched(plan)
-
-
 def readers(plan: Plan) -> list[str]:
     """Stages that read the files of a policy in an iteration, once the first ones are over.
 
@@ -65,10 +60,13 @@ def memory(plan: Plan) -> dict[str, Memory]:
     if not plan.resident:
         return peaks
     held = _launches(plan) if _launched(plan) else _worker(plan)
+    on_host = {stage: _on_host(plan) if _launched(plan) and stage != "train-step" else {} for stage in peaks}
+    if plan.device == "cpu":  # device and host are one memory
+        held, on_host = {stage: held[stage] | on_host[stage] for stage in peaks}, {stage: {} for stage in peaks}
     if any(with_vllm(plan, stage) for stage in peaks):  # its weights wait in host memory
         asleep = {"vLLM asleep": sum(plan.process.values())}
         held = {stage: beside | ({} if with_vllm(plan, stage) else asleep) for stage, beside in held.items()}
-    return {stage: Memory(peak.device | held[stage], peak.host) for stage, peak in peaks.items()}
+    return {stage: Memory(peak.device | held[stage], peak.host | on_host[stage]) for stage, peak in peaks.items()}
 
 
 def _worker(plan: Plan) -> dict[str, dict[str, int]]:
@@ -86,6 +84,16 @@ def _launches(plan: Plan) -> dict[str, dict[str, int]]:
     found = {stage: {"launch that trains": trains} for stage in plan.memory()}
     kept = {"kept reference": reference} if reference else {}
     return {**found, "train-step": {"launch that samples": samples, **kept}}
+
+
+def _on_host(plan: Plan) -> dict[str, int]:
+    """What a rank that trains keeps in host memory meanwhile: its part of the state, and until that is written its
+    share of whole tensors. Where every rank holds all of it, the share is some of it."""
+    state = plan.files(0)["train-step: state"]
+    if plan.parallel == "ddp":
+        return {"kept optimizer state": state}
+    share = -(-state // plan.ranks)
+    return {"kept optimizer state": share, "its share to be written": share}
 
 
 def _launched(plan: Plan) -> bool:

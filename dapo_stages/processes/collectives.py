@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import Any
 
 from dapo_stages import ranks
-from dapo_stages.errors import DapoStagesError, PeerError, RankError
+from dapo_stages.errors import DapoStagesError, DataError, PeerError, RankError
 from dapo_stages.terminal.unseen import visible
 
 _BEAT = 2.0  # seconds between heartbeats
@@ -97,6 +97,34 @@ def forget() -> None:
     _found = None
 
 
+class Meeting:
+    """What the processes of a launch say to each other in threads, while they run other commands.
+
+    All of them open one in the same command, and then call `gather` in their threads, in the same order. If a process
+    is lost, the launch ends, and the threads with it.
+    """
+
+    def __init__(self) -> None:
+        self.rank = ranks.rank()
+        self._channel = _Channel(self.rank, ranks.count(), _START, "/behind") if ranks.count() > 1 else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values (serializable as JSON) of all processes, by rank. Raises PeerError if one has given up."""
+        if self._channel is None:
+            return [value]
+        found = self._channel.gather({"value": value}, range(ranks.count()))
+        for rank, one in enumerate(found):
+            if "why" in one:
+                raise PeerError(f"rank {rank} failed: {one['why']}", DataError.exit_code)
+        return [one["value"] for one in found]
+
+    def give_up(self, why: str) -> None:
+        """In place of the next `gather`: the others learn why this process cannot go on."""
+        if self._channel is not None:
+            with suppress(DapoStagesError):
+                self._channel.gather({"why": why}, [self.rank])
+
+
 def _ignore_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -136,9 +164,9 @@ def _connection(patience: float) -> _Channel | RankError:
 class _Channel:
     """One process's connection to the store, and a thread that sends heartbeats and watches those of the others."""
 
-    def __init__(self, rank: int, count: int, patience: float) -> None:
+    def __init__(self, rank: int, count: int, patience: float, name: str = "") -> None:
         self._rank, self._count, self._said = rank, count, 0
-        self._store, self._hosts = _connect(rank, count, patience)
+        self._store, self._hosts = _connect(rank, count, patience, name)
         self.trouble: DapoStagesError | None = None
         self._waiting, self._turn, self._over = False, threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="heartbeats", daemon=True)
@@ -241,8 +269,9 @@ class _Channel:
         return RankError(_lost(_host(self._count), f"its store does not answer ({_first_line(error)})"))
 
 
-def _connect(rank: int, count: int, patience: float) -> tuple[Any, bool]:
-    """The store of this stage, and whether this process hosts it: under torchrun, the launcher's agent does."""
+def _connect(rank: int, count: int, patience: float, name: str = "") -> tuple[Any, bool]:
+    """The store of this stage, or of what has a name beside it, and whether this process hosts it: under torchrun, the
+    launcher's agent does."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     agent = _has_agent()
@@ -259,7 +288,7 @@ def _connect(rank: int, count: int, patience: float) -> tuple[Any, bool]:
             wait_for_workers=False,
             multi_tenant=not agent,  # a process group in this process may share it
         )
-        store = PrefixStore(f"dapo_stages/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+        store = PrefixStore(f"dapo_stages/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}{name}", shared)
         store.add(f"beat/{rank}", 1)  # from now on the others notice if this process ends
     except KeyError as missing:
         raise RankError(

@@ -346,35 +346,41 @@ class TrainStep:
     def _save(self, policy: Policy, worker: Worker) -> None:
         """All ranks write the state together; rank 0 writes the policy and all manifests.
 
-        A process that keeps the state writes it once the rest is published, while other commands run, or only later.
+        Processes that stay write the state once the rest is published, while other commands run, or only later.
         """
         from dapo_stages.models.policy_loading import save_policy
-        from dapo_stages.training.kept_states import keep_part
         from dapo_stages.training.state import save_state
 
         about = {"version": self._iteration, "model": self._config.model.name}
         folder, state = self._output.folder / "policy", self._output.folder / STATE
         weights = worker.weights()
-        keeps = kept.keeps() and worker.ranks == 1
-        if not keeps:
+        if not kept.keeps():
             self._output.add_files(*(f"{STATE}/{name}" for name in save_state(worker, state)))  # hashed from now on
         if worker.rank == 0:
             save_policy(policy, folder, weights)
             self._output.add_files("policy")
         self._output.share()
-        written = self._publish(policy, worker, folder, about, keeps=keeps) if worker.rank == 0 else None
-        if kept.keeps() and not keeps:
-            keep_part(worker, collectives.broadcast(written))
+        about_state = self._publish(policy, folder, about) if worker.rank == 0 else {}
+        if kept.keeps():
+            self._leave_state(worker, about_state)
 
-    def _publish(
-        self, policy: Policy, worker: Worker, folder: Path, about: dict[str, Any], *, keeps: bool
-    ) -> str | None:
-        """By rank 0: manifests of the parts, and the reference if it is due. Returns the content hash of the state, if
-        it is written already."""
+    def _leave_state(self, worker: Worker, about: dict[str, Any]) -> None:
+        """Keep the state, and write it behind if it is its turn. A launch always writes it."""
+        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, state_of, write
+
+        place = (self._output.plan.out / STATE).absolute()  # this process will have another folder then
+        own = replace(self._output.plan, stage=STATE, out=place, beside=())
+        unwritten, state = Unwritten(own, about, dict(self._output.counts)), state_of(worker)
+        if worker.ranks > 1 or _is_written(self._config, self._iteration):
+            self._output.behind = partial(write, unwritten, state, collectives.Meeting())
+        else:
+            self._output.behind = partial(keep_unwritten, unwritten, state)
+
+    def _publish(self, policy: Policy, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+        """By rank 0: manifests of the parts, and the reference if it is due. Returns what the state's says of it."""
         import os
 
         from dapo_stages.models.kept_policies import keep_trained
-        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, state_of, write
 
         source = self._output.plan.policy
         prompting = self._inputs["rollouts"].manifest.counts.get(PROMPTING)
@@ -383,21 +389,16 @@ class TrainStep:
             about["base"] = os.path.relpath(base.resolve(), (self._output.plan.out / "policy").resolve())
         manifest = self._output.publish_part("policy", about | ({PROMPTING: prompting} if prompting else {}))
         about_state = about | {"policy_hash": manifest.content_hash}
-        written = None if keeps else self._output.publish_part(STATE, about_state).content_hash
+        if not kept.keeps():
+            self._output.publish_part(STATE, about_state)
         self._output.policy = about | {"content_hash": manifest.content_hash}
         if is_due(self._config.train, self._iteration):
             alpha = self._config.train.reference_mixup_alpha
             say(f"train-step: moving the reference toward the policy, by {alpha:g}")
             write_reference(self._output, folder, adapter=policy.is_adapter, alpha=alpha)
             self._output.publish_part(NAME, {key: about[key] for key in ("version", "model")})
-        if keeps:
-            place = (self._output.plan.out / STATE).absolute()  # this process will have another folder then
-            own = replace(self._output.plan, stage=STATE, out=place, beside=())
-            unwritten = Unwritten(own, about_state, dict(self._output.counts))
-            then = write if _is_written(self._config, self._iteration) else keep_unwritten
-            self._output.behind = partial(then, unwritten, state_of(worker))
         keep_trained(policy, self._config.model, source.manifest, manifest)
-        return written
+        return about_state
 
 
 def _finite(value: float) -> float | None:

@@ -7,18 +7,22 @@ hash of its policy, and written only if this process ends, or does something els
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dapo_stages.errors import fixable
 from dapo_stages.handoff import kept
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, manifest_of
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.shards import writing
 from dapo_stages.handoff.state_folders import StateFolder
 from dapo_stages.handoff.unfinished import locked
+from dapo_stages.processes.collectives import Meeting
 from dapo_stages.processes.phases import phase
 from dapo_stages.training.launching.rank_workers import Worker
-from dapo_stages.training.state import check_fits, load_state, write_state
+from dapo_stages.training.state import check_fits, load_state, share_of, write_share
 from dapo_stages.training.stored_state import OtherPartError, Stored
 
 
@@ -36,22 +40,24 @@ class Unwritten(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A state in memory: what its files have, or will have. Where there are several ranks, the part of this one."""
+    """A state in memory: what its files have, or will have."""
 
     optimizer: str
-    tensors: dict[str, Stored]  # by weight
-    unwritten: Unwritten | None = None  # if it has none
+    tensors: dict[str, Stored]  # by weight: the part that this rank resumes from
+    share: dict[str, Stored]  # by weight, whole: what this rank writes
+    unwritten: Unwritten | None = None  # if it has no files
 
 
 def state_of(worker: Worker) -> Kept:
-    """What this rank holds of the state."""
-    return Kept(worker.optimizer, {name: worker.held(name) for name in worker.trained})
+    """The state after training; every rank calls it.
 
-
-def keep_part(worker: Worker, content_hash: str) -> None:
-    """Keep this rank's part of a written state, in host memory: another launch needs the GPUs now."""
-    parts = {name: worker.held(name).on_host() for name in worker.trained}
-    kept.give("state", content_hash, Kept(worker.optimizer, parts))
+    Those of a launch hold it in host memory: another launch needs the GPUs next.
+    """
+    held = {name: worker.held(name) for name in worker.trained}
+    if worker.ranks == 1:
+        return Kept(worker.optimizer, held, held)
+    held = {name: part.on_host() for name, part in held.items()}
+    return Kept(worker.optimizer, held, share_of(worker, held))
 
 
 def keep_unwritten(about: Unwritten, state: Kept) -> None:
@@ -59,22 +65,30 @@ def keep_unwritten(about: Unwritten, state: Kept) -> None:
     kept.give("state", about.policy_hash, state._replace(unwritten=about))
 
 
-def write(about: Unwritten, state: Kept) -> None:
-    """Write a state as an output of its own, then keep it. Nobody may change it meanwhile.
+def write(about: Unwritten, state: Kept, meeting: Meeting) -> None:
+    """Write a state as an output of its own, then keep it. Nobody may change it meanwhile. Every rank does it.
 
     Its manifest has the same fields, and so the same hash, as one that is written together with the train-step's.
     """
     folder = about.plan.out
-    with locked(folder):
-        output = Output(about.plan, folder, [])
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if meeting.rank == 0 else nullcontext():
+        output = Output(about.plan, folder, [], gather=meeting.gather)
         output.policy, output.counts = about.policy, about.counts
         try:
-            output.add_files(*write_state(state.optimizer, state.tensors, folder))
-            manifest = output.publish()
+            weights = list(state.tensors)
+            with writing(folder):
+                output.add_files(*write_share(state.optimizer, weights, state.share, folder, meeting))
+                output.share()
+            published = output.publish().content_hash if meeting.rank == 0 else ""
+            content_hash = meeting.gather(published)[0]
+        except Exception as error:
+            meeting.give_up(fixable(error) or str(error))
+            raise
         finally:
             output.close()
         output.keep_hashes()
-    kept.give("state", manifest.content_hash, state._replace(unwritten=None))
+    kept.give("state", content_hash, state._replace(share={}, unwritten=None))
 
 
 def write_unwritten(but: Collection[str] = ()) -> None:
@@ -86,7 +100,7 @@ def write_unwritten(but: Collection[str] = ()) -> None:
     folder = about.plan.out
     step = manifest_of(folder.parent)  # another process may have made it again, or written the state
     if step is not None and step.policy.get("content_hash") == about.policy_hash and not (folder / MANIFEST).exists():
-        write(about, state)
+        write(about, state, Meeting())
 
 
 def owner(train: Path) -> str | None:

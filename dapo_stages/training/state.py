@@ -10,8 +10,9 @@ state.json lists files and keys: on a network file system another machine may no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from dapo_stages.processes import collectives
 from dapo_stages.processes.phases import phase
 from dapo_stages.small_files import is_inside, read_json
 from dapo_stages.training.launching.rank_workers import Worker
-from dapo_stages.training.stored_state import InFile, State, Stored
+from dapo_stages.training.stored_state import InFile, InMemory, State, Stored
 
 ABOUT = "state.json"
 _MOST_BYTES = 2 << 30  # of a file, and of what is held in memory until it is written
@@ -33,22 +34,30 @@ def save_state(worker: Worker, folder: Path) -> list[str]:
         state = worker.state_of(name)
         if number % worker.ranks == worker.rank:
             files.add(name, state)
-    files.close()
-    everywhere = {name: keys for of_rank in collectives.gather(files.written) for name, keys in of_rank.items()}
-    if worker.rank != 0:
-        return list(files.written)
-    _write_about(folder, worker.optimizer, list(worker.trained), everywhere)
-    return [ABOUT, *files.written]
+    return files.close(worker.optimizer, worker.trained, collectives.gather)
 
 
-def write_state(optimizer: str, tensors: dict[str, Stored], folder: Path) -> list[str]:
-    """The same for a state in memory, by weight, of a process that has no other ranks."""
-    files = _Files(folder, 0)
-    for name, stored in tensors.items():
+def share_of(worker: Worker, held: Mapping[str, Stored]) -> dict[str, Stored]:
+    """This rank's share in host memory, as whole tensors, to be written later; every rank calls it.
+
+    `held` is what the rank holds of each weight, in host memory.
+    """
+    share: dict[str, Stored] = {}
+    for number, name in enumerate(worker.trained):
+        whole = held[name] if isinstance(held[name], InMemory) else InMemory(worker.state_of(name))
+        if number % worker.ranks == worker.rank:
+            share[name] = whole.on_host()
+    return share
+
+
+def write_share(
+    optimizer: str, weights: Sequence[str], share: Mapping[str, Stored], folder: Path, meeting: collectives.Meeting
+) -> list[str]:
+    """Write this rank's share from memory, and return the names of its files, which are those of save_state."""
+    files = _Files(folder, meeting.rank)
+    for name, stored in share.items():
         files.add(name, stored.whole())
-    files.close()
-    _write_about(folder, optimizer, list(tensors), files.written)
-    return [ABOUT, *files.written]
+    return files.close(optimizer, weights, meeting.gather)
 
 
 def check_fits(worker: Worker, optimizer: str, weights: Iterable[str]) -> None:
@@ -91,10 +100,16 @@ class _Files:
         if sum(value.nbytes for value in self._waiting.values()) >= _MOST_BYTES:
             self._write()
 
-    def close(self) -> None:
-        """Write the rest."""
+    def close(self, optimizer: str, weights: Sequence[str], gather: Callable[[Any], list[Any]]) -> list[str]:
+        """Write the rest, and on rank 0 the list of all ranks' files. The names of those that this rank wrote."""
         if self._waiting:
             self._write()
+        everywhere = {name: keys for of_rank in gather(self.written) for name, keys in of_rank.items()}
+        if self._rank != 0:
+            return list(self.written)
+        about = {"optimizer": optimizer, "weights": list(weights), "files": everywhere}
+        (self._folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return [ABOUT, *self.written]
 
     def _write(self) -> None:
         from safetensors.torch import save_file
@@ -103,11 +118,6 @@ class _Files:
         save_file(self._waiting, self._folder / name)
         self.written[name] = sorted(self._waiting)
         self._waiting.clear()
-
-
-def _write_about(folder: Path, optimizer: str, weights: list[str], files: dict[str, list[str]]) -> None:
-    about = {"optimizer": optimizer, "weights": weights, "files": files}
-    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_keys(path: Path, listed: list[str]) -> None:

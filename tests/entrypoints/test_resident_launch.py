@@ -13,10 +13,10 @@ import pytest
 from support import proc
 from support.commands import ROOT
 from support.pipeline import Run
-from support.served import Place, place_of, wait
+from support.served import CUSTOMISED, Place, place_of, wait
 
 from dapo_stages.entrypoints.worker import IDLE
-from dapo_stages.handoff.manifests import read_manifest
+from dapo_stages.handoff.manifests import MANIFEST, Source, read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux")]
 
@@ -57,6 +57,7 @@ def chain(place: Place, run: Run, launch: str, folder: Path, program: str | None
     ):
         done = place.run(*options(launch), *words, program=program)
         assert done.code == 0, done.stderr
+    wait((folder / "3/state" / MANIFEST).exists)  # it is written behind
     parts = ["1/policy", "1/state", "1", "rollout", "attention", "2/policy", "2/state", "3/policy", "3/state"]
     return [read_manifest(folder / part).content_hash for part in parts]
 
@@ -68,6 +69,81 @@ def test_the_outputs_are_those_of_launches_of_their_own(
     stayed = chain(place, small_run, launch, tmp_path / "stays")
     assert len(proc.serving(place.folder, RANK)) == 2 and len(place.servers()) == 1
     assert stayed == chain(place, small_run, launch, tmp_path / "plain", "dapo_stages.entrypoints.launch")
+
+
+# The optimizer's state waits to be written while there is a file `hold`, and cannot be by rank 1 while there is `full`.
+HELD = """
+def held():
+    import safetensors.torch
+    if not hasattr(safetensors.torch, "plain"):
+        plain = safetensors.torch.plain = safetensors.torch.save_file
+        def save_file(tensors, path, *rest, **more):
+            while "optimizer" in str(path) and (here / "hold").exists():
+                time.sleep(0.02)
+            if "optimizer" in str(path) and (here / "full").exists() and os.environ["RANK"] == "1":
+                raise OSError(28, "No space left on device", str(path))
+            plain(tensors, path, *rest, **more)
+        safetensors.torch.save_file = save_file
+    noted()
+cli.main = held
+"""
+
+
+def holding(place: Place, what: str) -> Path:
+    (place.folder / "sitecustomize.py").write_text(CUSTOMISED + HELD)
+    (place.folder / what).touch()
+    return place.folder / what
+
+
+@pytest.mark.parametrize("launch", ["ddp-cpu", "zero3-cpu"])
+def test_the_state_is_written_while_another_command_runs(
+    place: Place, small_run: Run, launch: str, tmp_path: Path
+) -> None:
+    hold = holding(place, "hold")
+    first, second = (train_step(small_run, 1, small_run.policy(0), tmp_path / name) for name in ("1", "2"))
+    done = place.run(*options(launch), *first)
+    assert done.code == 0 and not (tmp_path / "1/state" / MANIFEST).exists()
+    rollout = ["rollout", *small_run.options(), "--policy", tmp_path / "1/policy", "--data", small_run.folder / "data"]
+    done = place.run(*options(launch), *rollout, "--iteration", 2, "--out", tmp_path / "rollout")
+    assert done.code == 0 and not (tmp_path / "1/state" / MANIFEST).exists()
+    waiting = place.start(*options(launch), *second)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(2)
+    assert not (tmp_path / "2").exists()
+    hold.unlink()
+    assert waiting.wait(120) == 0
+    waiting.communicate()
+    plain = place.run(*options(launch), *first[:-1], tmp_path / "plain", program="dapo_stages.entrypoints.launch")
+    assert plain.code == 0
+    assert {read_manifest(tmp_path / name / "state").content_hash for name in ("1", "plain")} == {
+        read_manifest(tmp_path / "plain/state").content_hash
+    }
+
+
+def test_the_state_is_written_before_the_launch_ends(place: Place, small_run: Run, tmp_path: Path) -> None:
+    hold = holding(place, "hold")
+    done = place.run(*options("ddp-cpu"), *train_step(small_run, 1, small_run.policy(0), tmp_path / "1"))
+    assert done.code == 0
+    [worker] = place.servers()
+    os.kill(worker, signal.SIGTERM)
+    with pytest.raises(AssertionError):
+        wait(lambda: not proc.serving(place.folder, RANK), 2)
+    hold.unlink()
+    wait(lambda: not proc.serving(place.folder, RANK) and not place.servers())
+    Source(tmp_path / "1/state", "state").verify_all()
+
+
+def test_a_state_that_cannot_be_written_is_told_by_the_next_train_step(
+    place: Place, small_run: Run, tmp_path: Path
+) -> None:
+    full = holding(place, "full")
+    words = train_step(small_run, 1, small_run.policy(0), tmp_path / "1")
+    assert place.run(*options("ddp-cpu"), *words).code == 0
+    done = place.run(*options("ddp-cpu"), *words)
+    assert done.code == 3 and "no space left on the disk. Free some, then run the command again." in done.stderr
+    full.unlink()
+    assert place.run(*options("ddp-cpu"), *words).code == 0
+    wait((tmp_path / "1/state" / MANIFEST).exists)
 
 
 def started(place: Place, run: Run, out: Path) -> tuple[subprocess.Popen[str], list[int]]:
