@@ -1,7 +1,7 @@
-"""`make gpu-check`: everything that only a GPU can tell, in at most eight minutes, offline, with what a plain image has.
+"""`make gpu-check`: everything that only a GPU can tell, in eight minutes, offline, with what a plain image has.
 
-Writes gpu-check.json and gpu-check.md after every line, so that a run that is cut off leaves what it has. Ends with 0 if
-it is complete and nothing is wrong; targets that are missed are no error.
+Writes gpu-check.json and gpu-check.md after every line, so that a run that is cut off leaves what it has. Ends with 0
+if it is complete and nothing is wrong; targets that are missed are no error.
 
     make gpu-check                                  # on the first GPU; needs 40 GB of memory for all of it
     make gpu-check DEVICE=cpu TINY=1 OUT=folder     # tries the code at toy size

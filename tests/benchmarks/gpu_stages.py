@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,12 +95,12 @@ def on_disk(device: torch.device, *, tiny: bool) -> Iterator[Line]:
     policy = models.small() if tiny else three_billion(device)
     with TemporaryDirectory(prefix="gpu-check-") as place:
         folder = Path(place) / "policy"
-        seconds = _clocked(lambda: save_policy(policy, folder))
+        seconds = _clocked(partial(save_policy, policy, folder))
         size = sum(path.stat().st_size for path in folder.iterdir())
         yield Line("on disk", "save", {"seconds": seconds, "GB": size / 1e9})
         settings = ModelConfig(dtype="float32" if tiny else "bfloat16", device=device.type)  # type: ignore[arg-type]
         del policy
-        seconds = _clocked(lambda: load_policy(folder, settings))
+        seconds = _clocked(partial(load_policy, folder, settings))
         yield Line("on disk", "load, just written", {"seconds": seconds, "GB": size / 1e9})
 
 

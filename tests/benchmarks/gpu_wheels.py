@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 LARGEST = 60 * 10**6  # bytes of all wheels together
+UNUSED = ("flight", "substrait", "/include/", "/tests/")  # of pyarrow: a fifth of its wheel
 # By module: the distributions that it takes, beside what torch, transformers, accelerate and peft require.
 NEEDED = {
     "pyarrow": ("pyarrow",),
@@ -51,11 +52,9 @@ def main() -> None:
     for wheel in asked.folder.glob("*.whl"):
         wheel.unlink()
     subprocess.run([*fetch, *only, f"--constraint={constraints}", f"--dest={asked.folder}", *names], check=True)
-    if (size := _size(asked.folder)) > LARGEST:
-        largest = max(asked.folder.glob("*.whl"), key=lambda wheel: wheel.stat().st_size)
-        print(f"{size / 1e6:.0f} MB: packing {largest.name} tighter, which takes minutes", flush=True)
-        pack_tighter(largest)
-        size = _size(asked.folder)
+    for wheel in asked.folder.glob("pyarrow-*.whl"):
+        without(wheel, UNUSED)
+    size = sum(wheel.stat().st_size for wheel in asked.folder.glob("*.whl"))
     print(
         f"{asked.folder}: {len(list(asked.folder.glob('*.whl')))} wheels for Python {asked.python}, {size / 1e6:.1f} MB"
     )
@@ -65,17 +64,14 @@ def main() -> None:
         )
 
 
-def pack_tighter(wheel: Path) -> None:
-    """The same files compressed by LZMA, which zipfile and pip read as well."""
+def without(wheel: Path, parts: tuple[str, ...]) -> None:
+    """Leave out the files whose path contains one of `parts`."""
     new = wheel.with_suffix(".new")
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(new, "w", zipfile.ZIP_LZMA) as made:
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as made:
         for info in old.infolist():
-            made.writestr(info.filename, old.read(info))
+            if not any(part in info.filename for part in parts):
+                made.writestr(info, old.read(info))
     os.replace(new, wheel)
-
-
-def _size(folder: Path) -> int:
-    return sum(wheel.stat().st_size for wheel in folder.glob("*.whl"))
 
 
 def provide(bundle: Path, place: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""gpu-check, then: update, scoring and generation of a policy shaped like Qwen2.5-VL-3B, prompts shared against separate.
+"""gpu-check, then: update, scoring and generation shaped like Qwen2.5-VL-3B, prompts shared against separate.
 
 One group of 8 completions. Update: forward, loss, backward, clipping and AdamW step, weights and moments in bfloat16,
 layers checkpointed on either side. "Separate" is a row for each completion through the model as it comes, SDPA, all of
@@ -53,8 +53,8 @@ SIZES = (
     Size(350, (14, 20), 384),
 )
 TINY = (Size(40, (2, 4), 6, 3), Size(24, (2, 3), 4, 3))
-# At a prompt of 1,100 tokens and 8 completions of 384: separate seconds over shared ones, the share of the measured rate
-# of matrix products that the update reaches; and of every size, how far the plan's memory may be off.
+# At a prompt of 1,100 tokens and 8 completions of 384: separate seconds over shared ones, and the share of the measured
+# rate of matrix products that the update reaches; of every size, how far the plan's memory may be off.
 FASTER, RATE, MEMORY = 2.5, 0.4, 0.15
 MASS_ROWS = 256  # rows of attention scores at a time, the default of MassRecorder
 GIB = 2**30
