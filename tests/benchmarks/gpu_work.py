@@ -187,7 +187,7 @@ class Work:
         assert grid is not None
         patches, b = int(grid.prod(-1).sum()), self._policy.dtype.itemsize
         size, weights = self._size, d.parameters * self._policy.dtype.itemsize
-        work = stage_memory.Work(size.prompt, size.completion, size.count, patches)
+        work = stage_memory.Work(size.prompt, size.completion, size.count, patches, copies=not self.flex)
         kept = 3 * weights  # with both moments; there are gradients only until the step
         if kind == "generation":
             return kept + stage_memory.rollout(d, work, 1, b, 0).total

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,11 +18,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from dapo_stages.models.shared_prefix.packing import Span
 
 BLOCK = 128
-
-
-def runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a compiled kernel for training: on CUDA with Triton, and not in float64."""
-    return device.type == "cuda" and dtype != torch.float64 and find_spec("triton") is not None
 
 
 def sees(spans: Sequence[Span], device: torch.device) -> BlockMask:
@@ -100,10 +94,15 @@ def _listed(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: BlockMask, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: BlockMask,
+    scaling: float | None,
+    kernel: Any = None,
 ) -> torch.Tensor:
-    """query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]."""
-    kernel = compiled() if query.is_cuda else flex_attention
+    """query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]. By default compiled on CUDA only."""
+    kernel = kernel or (compiled() if query.is_cuda else flex_attention)
     query, key, value = (_of_any_length(states, 2) for states in (query, key, value))
     output: Any = kernel(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
     attended: torch.Tensor = output.transpose(1, 2).contiguous()
