@@ -52,7 +52,7 @@ def size(spans: list[Span]) -> int:
 
 
 def test_the_mask_of_blocks_is_that_of_the_tokens_in_them() -> None:
-    """Against a mask of all pairs of tokens, written down from the rule: earlier tokens of the prompt and of one's own."""
+    """Against all pairs of tokens, written down from the rule: earlier ones of the prompt and of the own completion."""
     for spans in (row((300, (40, 200, 1)), (5, ()), (130, (128, 256))), row((256, (256, 256))), row((3, (2,)))):
         tokens = size(spans)
         want = torch.zeros(tokens, tokens, dtype=torch.bool)
