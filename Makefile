@@ -13,7 +13,7 @@ READY_DEEPSPEED := $(VENV)/ready-deepspeed
 include pipelines/run.mk
 
 .PHONY: setup screenshots experiments test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook \
-        bench real-size venv-vllm test-vllm package clean
+        bench gpu-check gpu-bundle real-size venv-vllm test-vllm package clean
 
 setup: $(VENV)/ready ## create the virtual environment, with exactly the versions that were tested
 
@@ -164,6 +164,23 @@ notebook: $(VENV)/ready-dev ## run pipelines/notebooks/inspect.ipynb on RUN, int
 
 bench: $(VENV)/ready-dev ## measure seconds and memory against TRL (docs/benchmarks.md); ONLY=update measures those lines only
 	PYTHONPATH=tests $(PY) -m benchmarks --only "$(ONLY)"
+
+# Nothing is installed: it runs in .venv if that is there, else in the image's Python, with the wheels of BUNDLE for what
+# that one lacks.
+## DEVICE TINY: gpu-check: cpu and 1 to try it without a GPU
+## OUT BUNDLE BUNDLE_PYTHON: folder of gpu-check's results, its folder of wheels, the version of Python that these are for
+DEVICE ?= cuda
+TINY   ?=
+OUT    ?= build/gpu-check
+BUNDLE ?= build/gpu-bundle
+BUNDLE_PYTHON ?=
+ANY_PY  = PYTHONPATH=$(CURDIR)/tests:$(CURDIR) $(or $(wildcard $(PY)),$(PYTHON))
+
+gpu-check: ## check and measure on one GPU what only a GPU can tell, offline, in 8 minutes (docs/gpu-check.md)
+	$(ANY_PY) -m benchmarks.gpu --device $(DEVICE) $(if $(TINY),--tiny) --out '$(OUT)' --bundle '$(BUNDLE)'
+
+gpu-bundle: ## fetch the wheels that gpu-check needs in an image without this project's packages (60 MB; PyPI)
+	$(ANY_PY) -m benchmarks.gpu_wheels '$(BUNDLE)' $(if $(BUNDLE_PYTHON),--python $(BUNDLE_PYTHON))
 
 # Needs npm and PyPI once. Its checkpoint of 7.5 GB stays until `make clean`.
 real-size: $(VENV)/ready-dev ## run a 3B policy with random weights through an iteration on CPUs; compare peaks with plan (4 min, 12 GiB)

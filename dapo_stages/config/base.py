@@ -44,6 +44,14 @@ class Later:
     only_with: str | None = None
 
 
+@dataclass(frozen=True)
+class RecordedAs:
+    """Marks a setting some of whose values manifests record as others, because they give the same numbers: a run that
+    was recorded before such a value was the default continues."""
+
+    values: dict[str, str]
+
+
 class Section(BaseModel):
     """Base of all sections: unknown settings are refused, values cannot change after loading."""
 
@@ -80,7 +88,11 @@ class Section(BaseModel):
         values: dict[str, Any] = handler(self)
         if info.context is not _RECORDED:
             return values
-        return {name: value for name, value in values.items() if not self._is_usual(name)}
+        return {name: self._recorded(name, value) for name, value in values.items() if not self._is_usual(name)}
+
+    def _recorded(self, name: str, value: Any) -> Any:
+        marks = (mark for mark in type(self).model_fields[name].metadata if isinstance(mark, RecordedAs))
+        return next((mark.values.get(value, value) for mark in marks), value)
 
     def _is_usual(self, name: str) -> bool:
         """Whether a setting came later, and is not recorded."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dapo_stages.config.base import Count, Fraction, Later, Section
+from dapo_stages.config.base import Count, Fraction, Later, RecordedAs, Section
 
 
 class ModelConfig(Section):
@@ -20,9 +20,10 @@ class ModelConfig(Section):
         "bfloat16", description="Data type of weights and activations."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device; auto uses CUDA if available.")
-    attention: Literal["sdpa", "flex"] = Field(
-        "sdpa",
-        description="Attention kernel of training and scoring: SDPA group by group, or one FlexAttention call (CUDA).",
+    attention: Annotated[Literal["auto", "sdpa", "flex"], RecordedAs({"auto": "sdpa"})] = Field(
+        "auto",
+        description="Attention kernel of training and scoring: SDPA group by group, which copies each prompt's keys "
+        "for its completions, or one FlexAttention call, which does not (CUDA with Triton); auto: flex where it runs.",
     )
     compile: bool = Field(
         False,

@@ -11,6 +11,7 @@ import torch
 
 from dapo_stages.data.blanks import ImageMarks
 from dapo_stages.errors import ModelError
+from dapo_stages.models import windows
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
@@ -44,6 +45,8 @@ class Policy:
             return
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
+        if windows.runs_on(self.device, self.dtype):  # by that method, transformers would look for flash_attn
+            self.base.config.vision_config._attn_implementation_internal = windows.NAME
 
     @property
     def base(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +39,9 @@ def load_policy(path: str | Path, settings: ModelConfig) -> Policy:
         check_checkpoint(Path(path))
     shared = check_family(path) in FAMILIES
     device = device_of(settings)
-    if settings.attention == "flex" and device.type != "cuda":
-        raise ModelError("model.attention: flex needs CUDA. Set it to sdpa, which trains on the CPU, too.")
+    flex = settings.attention != "sdpa" and device.type == "cuda"
+    if settings.attention == "flex" and not flex:
+        raise ModelError("model.attention: flex needs CUDA. Set it to auto, which uses SDPA on the CPU.")
     how: dict[str, Any] = {"attn_implementation": "sdpa"} if shared else {}
     if settings.quantization is not None:
         how |= quantized(settings.quantization, getattr(torch, settings.dtype), device)
@@ -52,7 +54,9 @@ def load_policy(path: str | Path, settings: ModelConfig) -> Policy:
             model = model.to(device)
         elif device.type == "cpu":
             compute_exactly(model)
-        dtype, flex = getattr(torch, settings.dtype), settings.attention == "flex"
+        dtype = getattr(torch, settings.dtype)
+        if settings.attention == "auto":  # there is no kernel for float64, and none without Triton
+            flex = flex and dtype != torch.float64 and find_spec("triton") is not None
         policy = Policy(model.eval(), load_processor(path), device, dtype, flex, settings.compile)
         check_tokens(path, policy.tokens)
     if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):

@@ -61,6 +61,11 @@ class Plan:
         return _TYPES[self.config.model.dtype]
 
     @property
+    def flex(self) -> bool:
+        """Whether packed rows go through FlexAttention."""
+        return self.device == "cuda" and self.config.model.attention != "sdpa" and self.b < 8
+
+    @property
     def work(self) -> Work:
         """One group, with the longest lengths that the configuration allows unless others are given."""
         data = self.config.data
@@ -68,7 +73,8 @@ class Plan:
         side = round(data.max_image_size / (28 if self.d.merge == 4 else 14))
         vision = min(side**2, max(0, longest - TEXT_TOKENS)) if self.vision_tokens is None else self.vision_tokens
         completion = self.completion_tokens or self.config.rollout.max_completion_length
-        return Work(longest, completion, self.config.rollout.num_generations, vision * self.d.merge)
+        count, patches = self.config.rollout.num_generations, vision * self.d.merge
+        return Work(longest, completion, count, patches, copies=not self.flex)
 
     @property
     def asked(self) -> Work:

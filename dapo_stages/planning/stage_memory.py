@@ -30,6 +30,9 @@ class Work:
     completion: int
     count: int
     patches: int
+    copies: bool = (
+        True  # whether attention copies the prompt's keys for each completion, as SDPA does and flex does not
+    )
 
     @property
     def completions(self) -> list[int]:
@@ -116,7 +119,8 @@ def score(
     steps = min(chunk_rows, work.count * work.completion)
     scores = 4 * d.heads * steps * (work.prompt + work.completion) * FLOAT
     states = (5 * d.hidden + 2 * d.kv) * tokens * b + _embedded(d, tokens, b)
-    attention = states + max(scores + (2 * own + d.hidden * work.prompt) * FLOAT, _repeated(d, work) * b)
+    keys = (2 * own + d.kv * work.tokens) * b if b == 2 else (2 * own + d.hidden * work.prompt) * FLOAT
+    attention = states + max(scores + keys, _repeated(d, work) * b)
     peak = {
         "one layer": max(_text(d, tokens, b), _vision(d, patches, b)),
         "attention of a group": 0,
@@ -139,7 +143,7 @@ def score(
         directions = passes.directions * tokens * d.hidden * FLOAT
         candidates = [one | {"directions": directions} for one in candidates]
     peak = max(candidates, key=_sum)
-    return Memory({"weights": weights, **_images(d, patches), **peak}, {})
+    return Memory({"weights": weights, **_images(d, patches), **_mask(work, groups), **peak}, {})
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     """
     if t.recompute:
         work, prompts = replace(work, count=(1 + t.views) * work.count), (1 + t.views) * prompts
-    each = Work(work.prompt, work.completion, max(1, work.count // prompts), work.patches)
+    each = replace(work, count=max(1, work.count // prompts))
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
     states, step, host = _states(d, t, b)
     tokens, patches, rows = prompts * each.tokens, prompts * work.patches, prompts * each.count * work.completion
@@ -189,7 +193,7 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
     peak = max(head, backward, step, recall, key=_sum)
     host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
-    return Memory({**states, **_images(d, patches), **peak}, host)
+    return Memory({**states, **_images(d, patches), **_mask(each, prompts), **peak}, host)
 
 
 def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
@@ -230,6 +234,14 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     return {**states, "buckets": buckets}, {}, host
 
 
+def _mask(work: Work, groups: int) -> dict[str, int]:
+    """FlexAttention's mask of a packed row: four lists of its blocks of 128 × 128, and three bounds of each token."""
+    if work.copies:
+        return {}
+    blocks = -(-groups * work.tokens // 128)
+    return {"mask of blocks": 4 * 4 * blocks**2 + 3 * 4 * groups * work.tokens}
+
+
 def _images(d: Dimensions, patches: int) -> dict[str, int]:
     """Prepared images, once as prompts and once joined in the packed row."""
     return {"images": 2 * patches * d.patch * FLOAT}
@@ -257,7 +269,9 @@ def _vision(d: Dimensions, patches: int, b: int) -> int:
 
 
 def _repeated(d: Dimensions, work: Work) -> int:
-    """Keys and values of a group as its completions see them: per row, then per head."""
+    """Keys and values of a group as its completions see them: per row, then per head. With flex, none."""
+    if not work.copies:
+        return 0
     return 2 * work.count * (work.prompt + work.completion) * (d.kv + d.hidden)
 
 
@@ -265,10 +279,13 @@ def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
     """What the backward pass of a text layer needs, counted with torch.autograd.graph.saved_tensors_hooks.
 
     Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), 2 kv; per group the keys and values
-    that its completions see, their queries and outputs, and the prompt's output.
+    that its completions see, their queries and outputs, and the prompt's output. With flex, the output of all tokens
+    and a sum per head instead (not measured).
     """
     norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 4) * d.hidden * b
     per_token = 4 * d.mlp * b + norms + others + 2 * d.kv * b
+    if not work.copies:
+        return groups * work.tokens * (per_token + d.hidden * b + d.heads * FLOAT)
     seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.hidden + work.prompt * d.hidden
     return groups * (work.tokens * per_token + seen * b)
 

@@ -53,9 +53,9 @@ def markdown(lines: Sequence[dict[str, Any]]) -> str:
         "## Details",
         *(f"**{line['name']}** ({line['date']})\n\n{_details(line['details'])}" for line in lines if line["details"]),
         "## On a GPU",
-        "`python -m benchmarks.gpu` (with `tests` on the path) measures update, scoring and generation of a "
+        "`make gpu-check` ([gpu-check.md](gpu-check.md)) measures update, scoring and generation of a "
         "Qwen2.5-VL-3B-sized model with random weights in bfloat16, with shared and with separate prompts. **It has "
-        "not been run on a GPU**: none was available. On a CPU it was only tried at toy size (`--tiny --device cpu`).",
+        "not been run on a GPU**: none was available. On a CPU it was only tried at toy size (`DEVICE=cpu TINY=1`).",
     ]
     return "\n\n".join(parts) + "\n"
 

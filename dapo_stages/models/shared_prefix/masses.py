@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from dapo_stages.models.shared_prefix.attention_rollout import Rollout
 from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
@@ -52,8 +53,15 @@ class MassRecorder:
     ) -> None:
         """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
         attention is kept per vision token; `rollout` adds attention rollout (attention_rollout.py)."""
-        self._spans, self._kinds, self._query, self._chunk = spans, kinds, query, chunk_rows
+        self._spans, self._query, self._chunk = spans, query, chunk_rows
         self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
+        # On the device once: nothing is copied to or from it while the layers run.
+        places = [span.fold.device for span in spans]
+        self._one_hot = [F.one_hot(kind, 4).float().to(at) for kind, at in zip(kinds, places, strict=True)]
+        self._vision = [(kind == VISION).nonzero()[:, 0].to(at) for kind, at in zip(kinds, places, strict=True)]
+        self._chosen = [
+            torch.tensor(own, dtype=torch.long).to(at) for own, at in zip(self._patches, places, strict=True)
+        ]
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._to_the_end = False
@@ -106,17 +114,16 @@ class MassRecorder:
     def _score(
         self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kinds = self._kinds[group].to(query.device)
-        one_hot = torch.nn.functional.one_hot(kinds, 4).float()
+        one_hot, vision = self._one_hot[group], self._vision[group]
         rollout = self._rollouts[group] if self._rollouts is not None else None
         masses, looks, rolled, start = [], [], [], 0
         for probabilities in attention_rows(span, query, key, scaling, self._query, self._chunk):
             mean = probabilities.mean(1)  # [N, rows, P + keys]
             prompt = mean[..., : span.prefix]
             generated = mean[..., span.prefix :].sum(-1, keepdim=True)
-            masses.append(torch.cat([prompt @ one_hot, generated], -1).cpu())
+            masses.append(torch.cat([prompt @ one_hot, generated], -1))
             if self._patches[group]:
-                looks.append(prompt[self._patches[group]][..., kinds == VISION].cpu())
+                looks.append(prompt.index_select(0, self._chosen[group]).index_select(-1, vision))
             if rollout is not None:
                 rolled.append(rollout.step(mean, start))
             start += mean.shape[1]
@@ -145,16 +152,49 @@ def attention_rows(
     if shift:
         before = query[None, :, last : last + 1].expand(q.shape[0], -1, -1, -1)
         q = torch.cat([before, q[:, :, :-1]], 2)
-    k_prompt = key[:, span.start : last + 1].repeat_interleave(repeats, 0).float().transpose(-1, -2)
-    k_own = fold(key, span).repeat_interleave(repeats, 1).float().transpose(-1, -2)
+    narrow = query.dtype.itemsize == 2
+    k_prompt, k_own = key[:, span.start : last + 1], fold(key, span)
+    if not narrow:
+        k_prompt = k_prompt.repeat_interleave(repeats, 0).float()
+        k_own = k_own.repeat_interleave(repeats, 1).float()
+    products = _narrow_products if narrow else _products
     steps = max(1, chunk_rows // q.shape[0])
     for start in range(0, q.shape[2], steps):
-        rows = q[:, :, start : start + steps].float() * scaling
+        rows = q[:, :, start : start + steps]
         # Rows of a chunk see no completion key past their last one, so later keys are left out.
-        own = rows @ k_own[..., : start + steps]
+        own = products(rows, k_own[..., : start + steps, :], scaling)
         seen = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(start - shift)
-        scores = torch.cat([rows @ k_prompt, own.masked_fill(~seen, float("-inf"))], -1)
+        scores = torch.cat([products(rows, k_prompt, scaling), own.masked_fill(~seen, float("-inf"))], -1)
         yield scores.softmax(-1)
+
+
+def _products(rows: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+    """rows [N, H, R, D], keys [H, K, D] or [N, H, K, D] -> [N, H, R, K], in float32."""
+    return rows.float() * scaling @ keys.transpose(-1, -2)
+
+
+def _narrow_products(rows: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+    """The same of 16-bit numbers, summed in float32, in which their products are exact.
+
+    Keys are by key-value head, [H_kv, K, D] or [N, H_kv, K, D]: none is copied for the heads that share it.
+    """
+    count, heads, length, _ = rows.shape
+    kv = keys.shape[-3]
+    grouped = rows.reshape(count, kv, heads // kv, length, -1)  # [N, H_kv, H / H_kv, R, D]
+    if keys.ndim == 3:
+        found = _summed(grouped.transpose(0, 1).flatten(1, 3), keys)
+        found = found.unflatten(1, (count, heads // kv, length)).transpose(0, 1)
+    else:
+        found = _summed(grouped.flatten(0, 1).flatten(1, 2), keys.flatten(0, 1))
+        found = found.unflatten(0, (count, kv)).unflatten(2, (heads // kv, length))
+    return found.reshape(count, heads, length, -1) * scaling
+
+
+def _summed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [B, R, D], right [B, K, D] -> [B, R, K]: tensor cores on CUDA."""
+    if left.is_cuda:
+        return torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
+    return left.float() @ right.float().transpose(1, 2)
 
 
 def prompt_kinds(ids: Sequence[int], vision: Sequence[bool], special: frozenset[int], system_end: int) -> torch.Tensor:
@@ -178,4 +218,4 @@ def _stacked(layers: list[torch.Tensor | None]) -> torch.Tensor:
     found = [layer for layer in layers if layer is not None]
     if len(found) != len(layers):
         raise RuntimeError(f"attention was recorded in {len(found)} of {len(layers)} layers")
-    return torch.stack(found)
+    return torch.stack(found).cpu()

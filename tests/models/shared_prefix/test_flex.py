@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from support.prompts import groups
+from torch.nn.attention import flex_attention as torch_flex
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
@@ -14,24 +17,134 @@ from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.shared_prefix import flex, grouped_attention
+from dapo_stages.models.shared_prefix.packing import Span, _span
+
+UNCOMPILED = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+CPU = torch.device("cpu")
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_equals_grouped_sdpa(policy: Policy) -> None:
-    packed = policy.pack(groups(policy))
-    tokens = packed.input_ids.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 4, tokens, 16, generator=generator)
-    key, value = (torch.randn(1, 2, tokens, 16, generator=generator) for _ in range(2))
-    assert packed.block_mask is None
+def row(*groups: tuple[int, tuple[int, ...]]) -> list[Span]:
+    """Spans of groups of a prompt and completions, by their lengths."""
+    spans: list[Span] = []
+    for prefix, lengths in groups:
+        start = spans[-1].start + spans[-1].prefix + sum(spans[-1].lengths) if spans else 0
+        spans.append(_span(start, prefix, list(lengths)))
+    return spans
+
+
+def drawn(rng: random.Random) -> list[Span]:
+    return row(*((rng.randint(5, 300), tuple(rng.choices(range(1, 200), k=rng.randint(1, 4)))) for _ in range(2)))
+
+
+def states(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(tokens)
+    return tuple(torch.randn(1, heads, tokens, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
+
+
+def by_sdpa(spans: list[Span], *given: torch.Tensor) -> torch.Tensor:
     layer = torch.nn.Module()
     layer.is_causal = True  # type: ignore[assignment]
-    want, _ = grouped_attention.grouped(layer, query, key, value, None, scaling=0.25, spans=packed.spans)
-    got = flex.attend(query, key, value, flex.sees(packed.spans, query.device), 0.25)
-    assert torch.allclose(got, want, atol=1e-5)
+    return grouped_attention.grouped(layer, *given, None, scaling=0.25, spans=tuple(spans))[0]
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def size(spans: list[Span]) -> int:
+    return spans[-1].start + spans[-1].prefix + sum(spans[-1].lengths)
+
+
+def test_the_mask_of_blocks_is_that_of_the_tokens_in_them() -> None:
+    """Against all pairs of tokens, written down from the rule: earlier ones of the prompt and of the own completion."""
+    for spans in (row((300, (40, 200, 1)), (5, ()), (130, (128, 256))), row((256, (256, 256))), row((3, (2,)))):
+        tokens = size(spans)
+        want = torch.zeros(tokens, tokens, dtype=torch.bool)
+        for span in spans:
+            prompt = range(span.start, span.start + span.prefix)
+            parts, start = [], prompt.stop
+            for length in span.lengths:
+                parts.append(range(start, start + length))
+                start += length
+            for part in (prompt, *parts):
+                for query in part:
+                    want[query, prompt.start : min(prompt.stop, query + 1)] = True
+                    want[query, part.start : query + 1] = True
+        mask = flex.sees(spans, CPU)
+        found = mask.mask_mod(0, 0, torch.arange(tokens)[:, None], torch.arange(tokens)[None])  # type: ignore[arg-type]
+        assert torch.equal(found, want)
+        count = -(-tokens // 128)
+        padded = torch.zeros(count * 128, count * 128, dtype=torch.bool)
+        padded[:tokens, :tokens] = want
+        blocks = padded.unflatten(0, (count, 128)).unflatten(2, (count, 128)).transpose(1, 2)
+        some, every = blocks.any(3).any(2), blocks.all(3).all(2)
+        full = _dense(mask.full_kv_num_blocks, mask.full_kv_indices)
+        part = _dense(mask.kv_num_blocks, mask.kv_indices)
+        assert torch.equal(part | full, some)
+        assert not (full & ~every).any() and not (full & part).any()
+
+
+def _dense(counts: torch.Tensor | None, indices: torch.Tensor | None) -> torch.Tensor:
+    assert counts is not None and indices is not None
+    found = torch.zeros(indices.shape[2:], dtype=torch.bool)
+    for line, count in enumerate(counts[0, 0].tolist()):
+        found[line, indices[0, 0, line, :count].long()] = True
+    return found
+
+
+@UNCOMPILED
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_flex_attention_equals_grouped_sdpa(dtype: torch.dtype, apart: float) -> None:
+    """bfloat16 has 8 bits, and outputs are averages of values up to about 4: 2 · 4 / 2⁹."""
+    spans = row((150, (30, 61, 9)), (20, (5, 8)))
+    given = states(size(spans), dtype)
+    got = flex.attend(*given, flex.sees(spans, CPU), 0.25)
+    assert torch.allclose(got, by_sdpa(spans, *given), atol=apart)
+
+
+@UNCOMPILED
+def test_gradients_of_flex_attention_equal_those_of_grouped_sdpa() -> None:
+    """Uncompiled: torch has no compiled backward pass for CPUs, and refuses the other one unless that check is off."""
+    spans = row((150, (30, 61, 9)), (20, (5, 8)))
+    found = []
+    for way in (flex.attend, None):
+        given = [one.requires_grad_() for one in states(size(spans), torch.float32)]
+        if way is None:
+            output = by_sdpa(spans, *given)
+        else:
+            with mock.patch.object(torch_flex, "_validate_device"):
+                output = way(*given, flex.sees(spans, CPU), 0.25)
+        torch.autograd.backward((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum())
+        found.append([one.grad for one in given])
+    for got, want in zip(*found, strict=True):
+        assert got is not None and want is not None
+        assert torch.allclose(got, want, atol=1e-4)
+
+
+def test_rows_of_24_lengths_are_traced_twice_at_most() -> None:
+    """The guards of torch.compile do not depend on the backend: here one that does not generate code."""
+    torch._dynamo.reset()
+    kernel = torch.compile(torch_flex.flex_attention, backend="eager")
+    rng = random.Random(0)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch.no_grad():
+        for _ in range(24):
+            spans = drawn(rng)
+            given = states(size(spans), torch.float32)
+            got = flex.attend(*given, flex.sees(spans, CPU), 0.25, kernel)
+            assert torch.allclose(got, by_sdpa(spans, *given), atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_compiled_flex_attention_equals_grouped_sdpa(dtype: torch.dtype, apart: float) -> None:
+    rng = random.Random(1)
+    for _ in range(6):
+        spans = drawn(rng)
+        given = states(size(spans), dtype)
+        with torch.no_grad():
+            got = flex.attend(*given, flex.sees(spans, CPU), 0.25, flex.compiled())
+        assert torch.allclose(got, by_sdpa(spans, *given), atol=apart)
+
+
+@UNCOMPILED
 def test_a_policy_set_to_flex_gives_the_same_logprobs(policy: Policy) -> None:
     cases = groups(policy)
     policy.attend("grouped")
@@ -43,5 +156,14 @@ def test_a_policy_set_to_flex_gives_the_same_logprobs(policy: Policy) -> None:
 
 
 def test_flex_is_refused_on_the_cpu(checkpoint: Path) -> None:
-    with pytest.raises(ModelError, match=r"model.attention: flex needs CUDA\. Set it to sdpa"):
+    with pytest.raises(ModelError, match=r"model.attention: flex needs CUDA\. Set it to auto"):
         load_policy(checkpoint, ModelConfig(name="x", dtype="float32", device="cpu", attention="flex"))
+
+
+def test_by_default_a_policy_on_the_cpu_uses_sdpa_and_manifests_say_so(checkpoint: Path) -> None:
+    settings = ModelConfig(name="x", dtype="float32", device="cpu")
+    assert settings.attention == "auto"
+    assert not load_policy(checkpoint, settings).flex
+    assert settings.recorded()["attention"] == "sdpa"  # as runs before auto was there recorded it
+    assert ModelConfig(name="x", attention="flex").recorded()["attention"] == "flex"
+    assert settings.model_dump()["attention"] == "auto"

@@ -8,7 +8,7 @@ from support.families import SHARED
 from support.prompts import groups, own_row, prompt
 
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, prompt_kinds
+from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, _narrow_products, prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
 
 
@@ -55,6 +55,38 @@ def record(
         rollout=rollout,
     )
     return recorder.collect(policy.base.model, packed)
+
+
+def test_masses_in_bfloat16_are_as_exact_as_an_eager_pass_in_bfloat16(policy: Policy) -> None:
+    """Scores from products of 16-bit numbers: both passes are compared with an eager one in float32."""
+    cases = groups(policy)
+    found: dict[torch.dtype, torch.Tensor] = {}
+    eager: dict[torch.dtype, torch.Tensor] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        policy.model.to(dtype)
+        scored = record(policy, cases, "predicting", 5)
+        found[dtype] = torch.cat([one.masses for completions in scored for one in completions], 1)
+        assert found[dtype].dtype == torch.float32
+        rows = [eager_masses(policy, group, list(c), "predicting") for group in cases for c in group.completions]
+        eager[dtype] = torch.cat(rows, 1).float()
+    exact = eager[torch.float32]
+    own = (eager[torch.bfloat16] - exact).abs().max()
+    assert own > 0
+    assert (found[torch.bfloat16] - exact).abs().max() <= 2 * own
+
+
+@pytest.mark.parametrize("rows_of_keys", ["shared", "own"])
+def test_products_of_16_bit_numbers_are_those_of_float32(rows_of_keys: str) -> None:
+    """Of every head with its key-value head, in float64, from the same 16-bit numbers."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 4, 5, 8, generator=generator).bfloat16()
+    keys = torch.randn(*((2, 7, 8) if rows_of_keys == "shared" else (3, 2, 7, 8)), generator=generator).bfloat16()
+    found = _narrow_products(rows, keys, 0.25)
+    for row in range(3):
+        for head in range(4):
+            own = keys[head // 2] if rows_of_keys == "shared" else keys[row, head // 2]
+            want = rows[row, head].double() @ own.double().T * 0.25
+            assert torch.allclose(found[row, head].double(), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
