@@ -38,10 +38,11 @@ def measure(repetitions: int | None, call: Callable[..., Any]) -> list[Figure]:
     seeds = range(1, (repetitions or SEEDS) + 1)
     ours: dict[float, list[list[float]]] = {rate: [] for rate in RATES}
     theirs: dict[float, list[list[float]]] = {rate: [] for rate in RATES}
-    with tempfile.TemporaryDirectory(prefix="bench-accuracy-") as place:
-        for seed in seeds:
-            for rate in RATES:
-                work = _workspace(Path(place) / f"{seed}-{rate}", seed, rate)
+    for seed in seeds:
+        for rate in RATES:
+            # A worker serves the folder that it was started in, and ends with the one that has its socket.
+            with tempfile.TemporaryDirectory(prefix="bench-accuracy-") as place:
+                work = _workspace(Path(place) / "project", seed, rate)
                 ours[rate].append(_train(work))
                 theirs[rate].append([_seconds(one) for one in call("trl-accuracy", str(rate), str(work.folder))])
     return [_figure(index, ours, theirs) for index in range(len(REACHED))]
