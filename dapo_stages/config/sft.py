@@ -25,11 +25,11 @@ class SftConfig(Section):
         "are its variables: `<think>{{ rationale }}</think><answer>{{ solution }}</answer>`.",
     )
     steps: Count = Field(100, description="Optimizer steps.")
-    batch_size: Count = Field(32, description="Rows per step; once all have been learned from, they are shuffled again.")
+    batch_size: Count = Field(
+        32, description="Rows per step; once all have been learned from, they are shuffled again."
+    )
     learning_rate: Positive = Field(
         1e-5, description="Highest learning rate of AdamW; it rises over warmup_fraction of the steps, then falls to 0."
     )
-    muon_learning_rate: Positive = Field(
-        0.01, description="The same for matrices, if train.optimizer is muon."
-    )
+    muon_learning_rate: Positive = Field(0.01, description="The same for matrices, if train.optimizer is muon.")
     warmup_fraction: Fraction = Field(0.05, description="Fraction of the steps over which the learning rate rises.")

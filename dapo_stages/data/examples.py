@@ -43,7 +43,7 @@ class Examples:
     found: list[Example] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     first_dropped: str = ""
-    _images: Any = field(default_factory=lambda: SpooledTemporaryFile(max_size=_IN_MEMORY), repr=False)
+    _images: Any = field(default_factory=lambda: SpooledTemporaryFile(max_size=_IN_MEMORY), repr=False)  # noqa: SIM115
 
     def add(self, row: Row, completion: str) -> None:
         """Keep a prompt row, and what to write."""

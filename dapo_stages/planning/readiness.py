@@ -109,7 +109,9 @@ class Readiness:
         if family is None:
             path = Path(name)
             if not (self.run.path / "policy").exists() and (path.is_absolute() or path.is_dir() or name.count("/") > 1):
-                raise ModelError(f"{name}: no config.json of a checkpoint in this folder. Set model.name to another one.")
+                raise ModelError(
+                    f"{name}: no config.json of a checkpoint in this folder. Set model.name to another one."
+                )
             return
         if self.config.attention.enabled:
             require_readable_attention(name, family)
@@ -242,7 +244,7 @@ class Readiness:
                 raise DataError(
                     self.run.path,
                     f"the run needs at least {wanted / 1e9:.3g} GB on disk, but {free / 1e9:.3g} GB are free",
-                    "Free space, or lower keep.states, keep.policies and keep.rollouts (dapo-stages plan has the list).",
+                    "Free space, or lower keep.states, keep.policies and keep.rollouts (dapo-stages plan has all).",
                 )
 
     def _damaged(self) -> Iterator[DapoStagesError]:

@@ -34,7 +34,9 @@ def main(
     sft: Annotated[
         str | None,
         typer.Option(
-            "--sft", help="Supervised steps on this dataset before the run; short for --set sft.source=…", metavar="SOURCE"
+            "--sft",
+            help="Supervised steps on this dataset before the run; short for --set sft.source=…",
+            metavar="SOURCE",
         ),
     ] = None,
     set_: Overrides = None,

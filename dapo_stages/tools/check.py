@@ -25,8 +25,8 @@ def main(
 ) -> None:
     """Find what would end a run, before anything expensive starts: everything at once.
 
-    Settings; datasets, their columns, options and images; functions from your files; whether the attention of the model
-    can be read, as its family and engines need it; packages, servers, launches and GPUs; space on disk; damaged outputs.
+    Settings; datasets, their columns, options and images; functions from your files; whether attention of the model can
+    be read, and engines take it; packages, servers, launches and GPUs; space on disk; damaged outputs.
     `make iterate` does this first. Exits with 3 if anything is wrong. What is on the hub is not asked for, and torch is
     not imported; what passed before is not checked again while its files stay the same.
 

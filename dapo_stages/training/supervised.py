@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from dapo_stages.config import Config, TrainConfig
 from dapo_stages.data.examples import Example, Examples
 from dapo_stages.errors import DataError, HaltedError

@@ -88,5 +88,7 @@ def test_the_completion_is_made_of_the_solution_and_the_rows_columns(tmp_path: P
     source = str(write_rows(tmp_path / "rows.parquet", [0, 1], why="I counted."))
     examples = of({"source": source}, processor, completion="<think>{{ why }}</think><answer>{{ solution }}</answer>")
     assert [one.completion for one in examples.found] == ["<think>I counted.</think><answer>n0</answer>"]
-    with pytest.raises(ConfigError, match=r"sft.completion: 'reason' is undefined. Use only the columns that there are"):
+    with pytest.raises(
+        ConfigError, match=r"sft.completion: 'reason' is undefined. Use only the columns that there are"
+    ):
         of({"source": source}, processor, completion="{{ reason }}")

@@ -74,7 +74,9 @@ def test_attention_that_cannot_be_read_shows_before_a_rollout_is_paid_for(tmp_pa
     name = f"model.name={tmp_path / 'llava'}"
     found = troubles(tmp_path, name, stages=(f"TRAIN={ZERO3},",))
     assert len(found) == 2
-    assert "the attention of architecture `llava` cannot be read" in found[0] and "attention.enabled to false" in found[0]
+    assert (
+        "the attention of architecture `llava` cannot be read" in found[0] and "attention.enabled to false" in found[0]
+    )
     assert "llava: this model needs a row per completion, which a launch that splits its weights" in found[1]
     assert troubles(tmp_path, name, "attention.enabled=false", stages=(f"TRAIN={ZERO2},",)) == []
     served = troubles(tmp_path, name, "attention.enabled=false", "rollout.engine=server")
@@ -127,7 +129,7 @@ def test_a_launch_needs_its_gpus_and_packages(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_run_that_does_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six iterations keep all: weights (1,041,856 of 4 bytes) and two moments, 12.5 MB, and shards of 5.2 MB by plan."""
+    """Six iterations keep all: weights (1,041,856 of 4 bytes) and two moments, 12.5 MB, and 5.2 MB of shards."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=95_000_000))
     (full,) = troubles(tmp_path, config=ROOT / "pipelines/embedded.yaml")

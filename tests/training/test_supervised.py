@@ -101,4 +101,3 @@ def test_init_policy_writes_a_policy_that_can_be_trained_further(
     assert "unchanged" in run(*command).stderr
     write_rows(source, list(range(7)))
     assert run(*command).code == 3  # made from other rows
-

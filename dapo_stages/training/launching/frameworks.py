@@ -149,4 +149,3 @@ def _configured() -> str | None:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             return kind
     return "MULTI_" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-
