@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dapo_stages.config import Config
 from dapo_stages.errors import ConfigError, DapoStagesError
 from dapo_stages.models.requirements import require_whole_rows
 from dapo_stages.small_files import read_text
-from dapo_stages.training.launching.combinations import check_framework, check_split, require_adamw
+from dapo_stages.training.combinations import check_framework, check_split, require_adamw
 
 _TRAIN = "TRAIN"
 
@@ -93,13 +93,16 @@ def troubles(start: StageStart, config: Config, family: str | None) -> Iterator[
     except ConfigError as error:  # what it needs cannot be known
         yield error
         return
-    checks = [lambda: check_framework(start.kind, config.model), lambda: _enough_gpus(start, config)]
+    checks: list[Callable[[], None]] = [
+        partial(check_framework, start.kind, config.model),
+        partial(_enough_gpus, start, config),
+    ]
     if start.name == _TRAIN:
-        checks.append(lambda: check_split(config.model, splits=start.splits))
+        checks.append(partial(check_split, config.model, splits=start.splits))
         if start.kind in ("DEEPSPEED", "FSDP"):
-            checks.append(lambda: require_adamw(config.train.optimizer))
+            checks.append(partial(require_adamw, config.train.optimizer))
         if family is not None:
-            checks.append(lambda: require_whole_rows(family, splits=start.splits))
+            checks.append(partial(require_whole_rows, family, splits=start.splits))
     for check in checks:
         try:
             check()

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -131,7 +132,7 @@ class Readiness:
             return
         for own in self.config.data.of_sources().values():
             for one in filter(None, (own, own.of_held_out())):
-                yield lambda one=one: self._source(one)
+                yield partial(self._source, one)
 
     def _source(self, data: DataConfig) -> None:
         if data.template is not None:
@@ -201,7 +202,7 @@ class Readiness:
         pythons = {start.name.lower(): start.python for start in self.starts}
         for stage, engine in self._engine_names():
             if engine == "vllm":
-                yield lambda stage=stage: launched.require_vllm(stage, pythons.get(stage, ""))
+                yield partial(launched.require_vllm, stage, pythons.get(stage, ""))
         server = self.config.engines.server
         # One that is started on each policy need not run yet.
         if "server" in dict(self._engine_names()).values() and server.reload != "none" and server.restart is None:

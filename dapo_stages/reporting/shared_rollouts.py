@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dapo_stages.groups.sampled_groups import groups_of
 from dapo_stages.handoff.manifests import Source
-from dapo_stages.handoff.shards import Row, write_shard
+from dapo_stages.handoff.shards import Row, Shard, write_shard
 
 OWN = ("accuracy", "format", "overlong")  # rewards of every rollout
 _COMPLETION = ("group_id", "text", "finish_reason", "completion_ids", "policy_version")
@@ -25,18 +25,16 @@ def table_name(source: Source) -> str:
     return f"iteration-{int(source.manifest.config['iteration']):04d}.parquet"
 
 
-def write_tables(rollouts: Sequence[Source], folder: Path) -> dict[str, int]:
-    """Write one Parquet file per iteration into `folder`: name -> rows.
+def write_tables(rollouts: Sequence[Source], folder: Path) -> list[Shard]:
+    """Write one Parquet file per iteration into `folder`.
 
     What the source of the data was called here, and its other columns, stay here.
     """
     from dapo_stages.handoff.schemas import shared_schema
 
-    rewards, written = rewards_of(rollouts), {}
-    for source in rollouts:
-        shard = write_shard(folder / table_name(source), shared_schema(rewards), _rows(source, rewards))
-        written[shard.name] = shard.rows
-    return written
+    rewards = rewards_of(rollouts)
+    schema = shared_schema(rewards)
+    return [write_shard(folder / table_name(source), schema, _rows(source, rewards)) for source in rollouts]
 
 
 def _rows(source: Source, rewards: Sequence[str]) -> Iterator[Row]:

@@ -243,9 +243,9 @@ def _push_rollouts(
     with TemporaryDirectory(prefix="dapo-stages-push-") as staged:
         files = write_tables(sources, Path(staged))
         (Path(staged) / CARD).write_text(card, encoding="utf-8")
-        where = upload(repo, "dataset", Path(staged), f"{sum(files.values())} prompts", private=private)
+        where = upload(repo, "dataset", Path(staged), f"{sum(one.rows or 0 for one in files)} prompts", private=private)
     if as_json:
-        answer({"repo": repo, "url": where, "files": [CARD, *files]})
+        answer({"repo": repo, "url": where, "files": [CARD, *(one.name for one in files)]})
     else:
         say(f"push: done -> {where}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.training.launching.combinations import require_adamw
+from dapo_stages.training.combinations import require_adamw
 
 
 class Optimizers:

@@ -13,6 +13,7 @@ from support.commands import ROOT, fresh, run
 from support.pipeline import Run
 from support.taught import write_rows
 
+from dapo_stages.data.survey import survey
 from dapo_stages.handoff import hashes
 from dapo_stages.planning import launched, readiness
 
@@ -105,8 +106,12 @@ def test_columns_and_images_of_a_dataset_are_looked_for(tmp_path: Path) -> None:
 
 def test_what_passed_is_checked_again_only_if_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    survey = readiness.survey
-    monkeypatch.setattr(readiness, "survey", lambda *given: (asked.append(given), survey(*given)))
+
+    def asking(source: Any, data: Any) -> None:
+        asked.append(data)
+        survey(source, data)
+
+    monkeypatch.setattr(readiness, "survey", asking)
     rows = write_rows(tmp_path / "rows.parquet", [1, 2, 3])
     for _ in range(2):
         troubles(tmp_path, f"data.source={rows}")

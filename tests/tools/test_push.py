@@ -201,7 +201,7 @@ def test_the_card_of_rollouts_says_what_they_are(trained: Path, small_run: Run) 
 def test_either_a_policy_or_rollouts_are_sent(trained: Path) -> None:
     both = run("push", "--repo", "me/a", "--policy", trained / "policy", "--rollouts", trained)
     assert both.code == run("push", "--repo", "me/a").code == 2
-    refused(run("push", "--repo", "me/a", "--rollouts", trained / "data"), "data: ")
+    refused(run("push", "--repo", "me/a", "--rollouts", trained / "data"), "expected the output of rollout")
 
 
 def test_no_pickle_no_code_and_no_manifest_is_sent(tmp_path: Path, hub: Hub) -> None:

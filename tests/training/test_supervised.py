@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,15 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy, open_policy
+from dapo_stages.models.shared_prefix.packing import Prompt
 from dapo_stages.training.batches import Sample, TrainGroup
 from dapo_stages.training.supervised import learnable, supervise
 
 RATE = 1e-3
+
+
+def _given(prompt: Prompt) -> Prompt:
+    return prompt
 
 
 def config(**train: object) -> Config:
@@ -50,7 +56,7 @@ def test_a_step_is_that_of_plain_cross_entropy_on_separate_rows(policy: Policy) 
     torch.optim.AdamW(naive.parameters(), RATE, settings.betas, weight_decay=0.0).step()
 
     taught = [
-        TrainGroup(str(number), lambda prompt=prompt: prompt, [Sample(ids, [0.0] * len(ids), [1.0] * len(ids), 1.0)])
+        TrainGroup(str(number), partial(_given, prompt), [Sample(ids, [0.0] * len(ids), [1.0] * len(ids), 1.0)])
         for number, (prompt, ids) in enumerate(pairs)
     ]
     figures = supervise(policy, taught, config(), lambda steps, said: None)

@@ -18,7 +18,7 @@ from dapo_stages import ranks
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.errors import ConfigError, RankError
 from dapo_stages.models.logprobs import GroupLogprobs
-from dapo_stages.training.launching.combinations import check_framework, check_split
+from dapo_stages.training.combinations import check_framework, check_split
 from dapo_stages.training.launching.rank_workers import Ranked, Replicated, Worker
 from dapo_stages.training.optimizers import Optimizers
 
