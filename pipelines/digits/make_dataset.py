@@ -1,7 +1,7 @@
 """Writes the dataset of digits.yaml: scikit-learn's 1,797 handwritten digits of 8 by 8 pixels, in three sizes.
 
     pip install scikit-learn
-    python pipelines/digits.py
+    python pipelines/digits/make_dataset.py
 
 Without scikit-learn, `--csv` names its file datasets/data/digits.csv.gz (64 values from 0 to 16 and the digit, a row
 each). The digits are those of the UCI repository (Alpaydin and Kaynak 1998, CC BY 4.0).
