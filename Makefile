@@ -72,7 +72,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint con
 TORCHVISION = if $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then $(PIP) torchvision; else \
   $(PIP) --no-deps torchvision && cp pipelines/vllm/sitecustomize.py "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; fi
 
-$(VENV)/ready: pyproject.toml constraints.txt pipelines/vllm/sitecustomize.py
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard pipelines/vllm/sitecustomize.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11. Name another one: make PYTHON=python3.12"; exit 3; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
