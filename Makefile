@@ -67,12 +67,18 @@ experiments: $(foreach t,$(STUDIES),$(call study_runs,$(t))) ## run small versio
 ONLY ?=
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# AutoProcessor needs torchvision, which the snippets of model cards use. PyPI's goes with PyPI's torch. Beside a CPU
+# build it would bring the CUDA build along: without its dependencies its Python parts work, with sitecustomize.py.
+TORCHVISION = if $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then $(PIP) torchvision; else \
+  $(PIP) --no-deps torchvision && cp pipelines/vllm/sitecustomize.py "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; fi
+
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard pipelines/vllm/sitecustomize.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11. Name another one: make PYTHON=python3.12"; exit 3; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch, transformers and the rest into $(VENV) (once)"
 	$(PIP) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(TORCHVISION)
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready

@@ -144,7 +144,12 @@ made_of = $(if $(filter sound,$(state/$(1))),| $(2),$(if $(state/$(1)),FORCE) $(
 # make deletes a target whose recipe is interrupted; a manifest is never half-written, so it stays.
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
+# What would end the run shows now, not after a policy was made and a rollout was paid for. A report needs nothing of it.
+checks = $(if $(filter-out report,$(MAKECMDGOALS)),$(foreach stage,$(launched),--stage $(stage)=$(call how,$($(stage)_LAUNCH)),$($(stage)_PYTHON)))
+how    = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(1))
+
 $(R)/config.yaml: FORCE | $(READY) $(if $(filter zero% multi-node,$(TRAIN_LAUNCH)),$(READY_DEEPSPEED))
+	@$(if $(checks),$(PY) $(DAPO) check --config '$(CONFIG)' $(overrides) --run $(R) $(checks) --quiet)
 	@$(PY) $(DAPO) config --config '$(CONFIG)' $(overrides) --out $@ $(asked) --note build/make/$(RUN)-$$PPID
 
 # The policy after iteration $(1), 0 for the starting one, and its manifest.

@@ -70,7 +70,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         "train: {lora: {}, perception: {}, engine_mask: {high: 2}, entropy_control: {}}\nrewards: {judge: {model: m}}\n"
     )
     text += "weights: {select: {top: 0.4}}\nevaluate: {sampler: {}}\n"
-    text += "rollout: {curriculum: {}, informative: {}}\n"
+    text += "rollout: {curriculum: {}, informative: {}}\nsft: {}\n"
     text += "data: {sources: {cats: {source: x, columns: {}}}}\n"
     resolved = load(tmp_path, text + "schedules: {train.beta: {start: 0, end: 1}}\n").model_dump(mode="json")
     resolved["schedules"] = resolved["schedules"]["train.beta"]  # the name is the user's
@@ -83,6 +83,7 @@ def test_walking_the_models_finds_every_key_of_the_resolved_file(tmp_path: Path)
         "rewards.judge",
         "rollout.curriculum",
         "rollout.informative",
+        "sft",
         "schedules",
         "weights.select",
         "evaluate.sampler",

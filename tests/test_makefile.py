@@ -75,7 +75,9 @@ def test_iterate_again_does_nothing(project: Path) -> None:
 def test_a_make_that_was_killed_before_it_pruned_prunes_the_next_time(tmp_path: Path) -> None:
     """The last report is there, so its rule does not run again."""
     prunes = "prune) echo prune >> calls; [ ! -e kill ] || kill -9 $PPID; exit 0 ;;"
-    project = project_with(tmp_path, 1, STAND_IN.replace("status|prune) exit 0 ;;", f"status) exit 0 ;;\n  {prunes}"))
+    project = project_with(
+        tmp_path, 1, STAND_IN.replace("status|prune|check) exit 0 ;;", f"status|check) exit 0 ;;\n  {prunes}")
+    )
     (project / "kill").touch()
     assert attempt(project, "iterate", "ITERS=1").returncode == -9
     assert (project / "training_logs/t/iter-0001/report/manifest.json").exists()

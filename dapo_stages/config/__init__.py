@@ -17,6 +17,7 @@ from dapo_stages.config.rewards import JudgeConfig, RewardsConfig
 from dapo_stages.config.rollout import CurriculumConfig, RolloutConfig, SamplerConfig
 from dapo_stages.config.run import Config
 from dapo_stages.config.schedules import Schedule
+from dapo_stages.config.sft import SftConfig
 from dapo_stages.config.train import GuardSettings, LoraSettings, PerceptionSettings, TrainConfig
 from dapo_stages.config.weights import EarlyRewardWeights, ReplayConfig, RewardWeights, SelectConfig, WeightsConfig
 
@@ -46,6 +47,7 @@ __all__ = [
     "Section",
     "SelectConfig",
     "ServerConfig",
+    "SftConfig",
     "SyntheticConfig",
     "TrainConfig",
     "VllmConfig",

@@ -16,6 +16,7 @@ from dapo_stages.config.report import KeepConfig, ReportConfig
 from dapo_stages.config.rewards import RewardsConfig
 from dapo_stages.config.rollout import RolloutConfig
 from dapo_stages.config.schedules import SCHEDULED, SHARES, Schedule, by_dotted_key, may_change, replaced
+from dapo_stages.config.sft import SftConfig
 from dapo_stages.config.train import TrainConfig
 from dapo_stages.config.weights import WeightsConfig
 
@@ -39,6 +40,9 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     warm_up: WarmUpConfig = WarmUpConfig()
     data: DataConfig = DataConfig()
+    sft: Annotated[SftConfig | None, Later(None)] = Field(
+        None, description="Supervised steps before the run, in init-policy; null is none."
+    )
     rollout: RolloutConfig = RolloutConfig()
     engines: EnginesConfig = EnginesConfig()
     rewards: RewardsConfig = RewardsConfig()

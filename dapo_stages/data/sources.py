@@ -75,6 +75,14 @@ def check_source(data: DataConfig) -> None:
                 _find(one)
 
 
+def is_on_hub(data: DataConfig) -> bool:
+    """Whether `data.source` is a hub id. Raises DataError for a path that does not exist."""
+    if data.source == "embedded":
+        return False
+    files, folder = _find(data)
+    return not files and not is_saved(folder)
+
+
 def image_roots(data: DataConfig) -> tuple[Path, ...]:
     """The folders of data.image_root. Raises DataError if one does not exist."""
     names = (data.image_root,) if isinstance(data.image_root, str) else data.image_root or ()

@@ -12,10 +12,11 @@ from dapo_stages.errors import ConfigError
 Template = Callable[[Mapping[str, Any], str, Sequence[str]], str]
 
 
-def question_template(text: str) -> Template:
+def question_template(text: str, setting: str = "data.template") -> Template:
     """A Jinja template in its sandbox; missing cells are empty text. Raises ConfigError for what is no template.
 
-    What it makes raises ConfigError if it uses a column that the dataset does not have, or fails.
+    What it makes raises ConfigError if it uses a column that the dataset does not have, or fails. `setting` is what
+    messages call it.
     """
     from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,7 +25,7 @@ def question_template(text: str) -> Template:
     try:
         template = environment.from_string(text)
     except TemplateSyntaxError as error:
-        raise ConfigError(f"data.template: line {error.lineno}: {error.message}. Fix the template.") from None
+        raise ConfigError(f"{setting}: line {error.lineno}: {error.message}. Fix the template.") from None
 
     def render(values: Mapping[str, Any], problem: str, options: Sequence[str]) -> str:
         cells = {name: "" if is_missing(value) else value for name, value in values.items()}
@@ -33,6 +34,6 @@ def question_template(text: str) -> Template:
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError, ZeroDivisionError) as error:
             said = " ".join(str(error).split())[:200]
             known = ", ".join(["problem", "options", *cells])
-            raise ConfigError(f"data.template: {said}. Use only the columns that there are: {known}.") from None
+            raise ConfigError(f"{setting}: {said}. Use only the columns that there are: {known}.") from None
 
     return render

@@ -28,6 +28,7 @@ from dapo_stages.errors import EngineError
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import FAMILIES, Family
+from dapo_stages.models.requirements import require_served
 from dapo_stages.models.tokens import Tokens
 from dapo_stages.processes.servers import CHAT, MODELS, Server, image_part
 from dapo_stages.terminal.console import say
@@ -187,13 +188,7 @@ class ServerEngine:
     # ---- before the first prompt
 
     def _check_family(self) -> None:
-        if self.tokens.architecture not in FAMILIES:
-            raise EngineError(
-                f"{self._stage}.engine",
-                f"server does not support policies of architecture {self.tokens.architecture} (only "
-                f"{', '.join(FAMILIES)})",
-                f"Set {self._stage}.engine to transformers or vllm.",
-            )
+        require_served(self._stage, self.tokens.architecture)
 
     async def _ready(self, checkpoint: str | Path | None) -> _Model:
         """Check what is served and how, and return the model."""

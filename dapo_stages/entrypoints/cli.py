@@ -30,6 +30,7 @@ COMMANDS = (
     *(stage.command for stage in (*ITERATION, *BEFORE)),
     *(
         "new",
+        "check",
         "plan",
         "status",
         "inspect",

@@ -13,7 +13,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dapo_stages.config import RewardsConfig
+from dapo_stages.config import Config, RewardsConfig
+from dapo_stages.config.weights import ADVANTAGES
+from dapo_stages.groups.group_scores import reward_weights
 from dapo_stages.groups.own_function import Kind, OwnFunction
 
 if TYPE_CHECKING:
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 KEY = "weights.advantage"
 _KIND = Kind("advantages", "advantage", "judge", "judging", example="rewards")
 TOTAL, LENGTHS = "rewards", "lengths"
+
+
+def advantage_file(config: Config, plugins: tuple[str, ...]) -> AdvantageFile | None:
+    """The process of an advantage from the user's file; None for one of the package's. `plugins` are names of rewards.
+
+    Raises as AdvantageFile does.
+    """
+    if config.weights.advantage in ADVANTAGES:
+        return None
+    names = reward_weights(config.weights.reward_weights, plugins)
+    return AdvantageFile(config.weights.advantage, config.rewards, Path.cwd(), names)
 
 
 class AdvantageFile:

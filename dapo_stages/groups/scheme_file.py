@@ -13,7 +13,7 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dapo_stages.config import RewardsConfig
+from dapo_stages.config import Config, RewardsConfig
 from dapo_stages.groups.own_function import Kind, OwnFunction
 
 if TYPE_CHECKING:
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 KEY = "weights.scheme"
 _KIND = Kind("schemes", "scheme", "weigh", "weighing", example="vgr")
 OF_COMPLETION = ("token_texts", "completion_ids")  # columns of the rollouts that a scheme may ask for
+
+
+def scheme_file(config: Config) -> SchemeFile | None:
+    """The process of a scheme from the user's file; None for one of the package's. Raises as SchemeFile does."""
+    from dapo_stages.handoff.schemas import SCHEMAS
+    from dapo_stages.maths.schemes import SCHEMES
+
+    if config.weights.scheme in SCHEMES:
+        return None
+    known = set(SCHEMAS["attention"].names) - {"completion_id", "status"}
+    return SchemeFile(config.weights.scheme, config.rewards, Path.cwd(), known)
 
 
 class SchemeFile:

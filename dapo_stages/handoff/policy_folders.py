@@ -12,7 +12,7 @@ from dapo_stages.handoff.referred import REFERENCE, fetched, refers
 # In the counts of prepare-data and rollout, and in what the manifest says of a policy: its system prompt and question
 # template, for each dataset.
 PROMPTING = "prompting"
-STAGES = ("init-policy", "policy", "reference", "merge")
+STAGES = ("init-policy", "base", "policy", "reference", "merge")
 
 
 class PolicyFolder(Source):

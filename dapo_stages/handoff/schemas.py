@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
@@ -216,6 +216,27 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 _WITH_REWARDS = {"completions", "weights", "replayed-completions", "buffer-completions"}
+
+
+def shared_schema(rewards: Sequence[str]) -> pa.Schema:
+    """Rollouts as a dataset that is shared: a row per prompt, with lists of what its completions are and have."""
+    lists = {"completions": STRINGS, "finish_reasons": STRINGS, "tokens": INTS}
+    return _schema(
+        [
+            pa.field("images", pa.list_(IMAGE)),
+            _required("problem", pa.string()),
+            _required("solution", pa.string()),
+            *(_required(name, kind) for name, kind in lists.items()),
+            *(_required(f"reward_{name}", pa.list_(pa.float32())) for name in rewards),
+            _required("num_correct", pa.int32()),
+            _required("kept", pa.bool_()),
+            _required("slice", pa.string()),
+            _required("prompt", pa.string()),
+            _required("iteration", pa.int32()),
+            _required("policy_version", pa.int32()),
+            _required("group_id", pa.string()),
+        ]
+    )
 
 
 def schema_of(kind: str, rewards: tuple[str, ...] = (), stage: str = "") -> pa.Schema:

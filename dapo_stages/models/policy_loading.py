@@ -18,6 +18,7 @@ from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.reading import reading
+from dapo_stages.models.requirements import require_readable_attention
 from dapo_stages.models.soundness import check_checkpoint
 from dapo_stages.models.tokens import check_tokens
 from dapo_stages.models.trial import try_out
@@ -100,10 +101,7 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
             f"one, preferably with attention that can be read ({known})."
         )
     if attention:
-        raise ModelError(
-            f"{path}: the attention of architecture `{family}` cannot be read, only that of {known}. Set model.name to "
-            "one of these, or attention.enabled to false."
-        )
+        require_readable_attention(path, family)
     return family
 
 

@@ -71,12 +71,13 @@ def save_processor(processor: Any, out: str | Path) -> None:
 
 
 def has_torchvision() -> bool:
-    """Whether torchvision can be imported: with another build of torch it may be installed, but broken."""
+    """Whether torchvision can be imported, with its own operators: with another build of torch it may be installed, but
+    broken, or only its Python parts may work, as make setup has it beside a CPU build. Images are then prepared as if
+    it were missing."""
     try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError, OSError):
+        return bool(importlib.import_module("torchvision.extension")._has_ops())
+    except (ImportError, RuntimeError, OSError, AttributeError):
         return False
-    return True
 
 
 def _chat_template(path: str | Path, tokenizer: Any) -> Any:

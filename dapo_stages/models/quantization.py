@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 
-from dapo_stages.errors import ModelError
+from dapo_stages.models.requirements import require_quantizer
 
 # peft imports it if it is installed; it warns about missing kernels and about every cast.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -27,11 +26,7 @@ def quantized(kind: Literal["nf4", "int8"], dtype: torch.dtype, device: torch.de
     """
     from transformers import BitsAndBytesConfig
 
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"model.quantization: {kind} needs bitsandbytes, which is not installed. Install it (.venv/bin/pip install "
-            "bitsandbytes), or set model.quantization to null."
-        )
+    require_quantizer(kind)
     if kind == "nf4":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -201,7 +201,8 @@ def _vllm() -> Check:
 
 
 def _torchvision() -> Check:
-    use, advice = "transformers' own image processors, which ours replaces", f"{_pip()} torchvision"
+    use = "transformers' own AutoProcessor; the stages have their own"
+    advice = "make setup, which does not replace a CPU build of torch, as pip install torchvision does"
     with suppress(importlib.metadata.PackageNotFoundError):
         return Check("torchvision", "ok", importlib.metadata.version("torchvision"), use, advice)
     return Check("torchvision", "optional", "not installed", use, advice)

@@ -22,7 +22,8 @@ from dapo_stages.runs.run_folder import CONFIG, Run
 from dapo_stages.terminal.console import Advance
 
 State = Literal["problem", "leftover", "note"]
-PARTS = ("policy", "state", "reference")  # folders in train's that have a manifest of their own
+# Folders in train's that have a manifest of their own, and one in that of a starting policy that is an adapter.
+PARTS = ("policy", "state", "reference", "base")
 # Groups -> their completions, in one output.
 _TABLES = {"prompts": "completions", "replayed-prompts": "replayed-completions", "buffer": "buffer-completions"}
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
 from dapo_stages.config import Config, load_config
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.outputs import Output
@@ -9,10 +13,32 @@ from dapo_stages.handoff.plans import Plan
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dapo_stages.models.policy import Policy
+
+_BASE = "base"  # inside the folder of an adapter: the policy that it belongs to
+# What supervised steps depend on.
+_OF_SFT = (
+    "sft",
+    "data",
+    "rollout.max_completion_length",
+    *(f"train.{name}" for name in ("optimizer", "betas", "weight_decay", "max_grad_norm", "lora", "freeze_vision")),
+)
+
 
 def main(
     config_file: ConfigFile,
     out: Out,
+    sft: Annotated[
+        str | None,
+        typer.Option(
+            "--sft",
+            help="Supervised steps on this dataset before the run; short for --set sft.source=…",
+            metavar="SOURCE",
+        ),
+    ] = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -23,23 +49,39 @@ def main(
     `model.name: embedded` builds the small Qwen2.5-VL and warms it up, without any download. A hub id or a folder is
     referenced, not copied: its revision and the SHA-256 of its files are recorded, and later stages refuse others.
 
+    With the section `sft`, supervised steps follow (docs/policies.md): from `sft.source`, or else from the training
+    rows of `data.source`, never from held-out ones. The folder then holds the trained weights, or an adapter.
+
     Example: dapo-stages init-policy --config pipelines/embedded.yaml --out training_logs/first/policy
     """
-    config = load_config(config_file, set_)
+    overrides = [*(set_ or []), *([f"sft.source={sft!r}"] if sft is not None else [])]
+    config = load_config(config_file, overrides)
     embedded = config.model.name == "embedded"
     recorded = config.sections(
         "model",
         *(["warm_up", "data.system_prompt", "data.synthetic.task", "data.synthetic.shuffled"] if embedded else []),
+        *(_OF_SFT if config.sft is not None else ()),
     )
-    plan = Plan("init-policy", out, recorded, config.seed, verify=config.verify)
+    plan = Plan("init-policy", out, recorded | _files_of(config), config.seed, verify=config.verify)
     carry_out.run(
         plan,
-        lambda output: _embedded(output, config) if embedded else _reference(output, config),
+        lambda output: _embedded(output, config) if embedded else _referred(output, config),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
         alone=True,
     )
+
+
+def _files_of(config: Config) -> dict[str, Any]:
+    """The files of a dataset to learn from, so that a changed one counts as another input."""
+    if config.sft is None:
+        return {}
+    from dapo_stages.data.examples import is_own, learned_from
+    from dapo_stages.data.sources import source_files
+
+    files = source_files(config.data)
+    return {"data.files": files} | ({} if is_own(config) else {"sft.files": source_files(learned_from(config))})
 
 
 def _embedded(output: Output, config: Config) -> None:
@@ -80,13 +122,21 @@ def _embedded(output: Output, config: Config) -> None:
             captions=captions(synthetic.task),
             progress=lambda step, steps, loss: advance(1, f"loss {loss:.3f}"),
         )
-    with output.files() as folder:
-        save_policy(Policy(model, processor, torch.device("cpu"), torch.float32), folder)
+    policy = Policy(model, processor, torch.device("cpu"), torch.float32)
     output.counts |= {"parameters": sum(p.numel() for p in model.parameters()), **figures}
     output.policy = {"version": 0, "model": "embedded"}
+    if config.sft is None:
+        with output.files() as folder:
+            save_policy(policy, folder)
+        return
+    if config.train.lora is not None:
+        save_policy(policy, output.folder / _BASE)
+        output.add_files(_BASE)
+        output.publish_part(_BASE, dict(output.policy))
+    _learn(output, config, policy)
 
 
-def _reference(output: Output, config: Config) -> None:
+def _referred(output: Output, config: Config) -> None:
     """Check that a hub model or checkpoint folder can be used, and record a reference to it as it is now."""
     from dapo_stages.handoff.referred import fetched, place_of, refer_to
     from dapo_stages.models.adapters import check_targets
@@ -117,3 +167,52 @@ def _reference(output: Output, config: Config) -> None:
     if family not in FAMILIES:
         say("init-policy: cannot read its attention or share prompts among completions; set attention.enabled=false")
     output.policy = {"version": 0, "model": name, **refer_to(place)}
+    if config.sft is not None:
+        _learn_from(output, config, folder)
+
+
+def _learn_from(output: Output, config: Config, checkpoint: Path) -> None:
+    """Supervised steps on a checkpoint: the output holds the trained weights, or an adapter and the reference."""
+    from dapo_stages.models.policy_loading import load_policy
+
+    policy = load_policy(checkpoint, config.model)
+    if config.train.lora is not None:
+        (output.folder / _BASE).mkdir(exist_ok=True)
+        output.publish_part(_BASE, dict(output.policy))
+    output.policy = {"version": 0, "model": config.model.name}
+    _learn(output, config, policy)
+
+
+def _learn(output: Output, config: Config, policy: Policy) -> None:
+    """The supervised steps of the configuration, on a policy that is then saved; an adapter has its base beside it."""
+    import torch
+
+    from dapo_stages.data.examples import is_own, learned_from, training_examples
+    from dapo_stages.data.image_workers import image_workers
+    from dapo_stages.models.adapters import add_adapter
+    from dapo_stages.models.chat_templates import chat_template
+    from dapo_stages.models.policy_loading import save_policy
+    from dapo_stages.rewards.format import format_reward
+    from dapo_stages.training.supervised import learnable, supervise
+
+    assert config.sft is not None
+    sft = config.sft
+    with chat_template(policy.processor) as render, image_workers() as workers:
+        examples = training_examples(config, policy.processor, render, workers, sft.steps * sft.batch_size)
+    groups = learnable(examples, policy, config.rollout.max_completion_length)
+    first = examples.found[0]
+    named = ", ".join(one.source for one in learned_from(config).of_sources().values())
+    whose = f"the training rows of {named}" if is_own(config) else named
+    say(f"init-policy: {sft.steps} supervised steps on {len(groups)} examples from {whose}; the first: ")
+    say(f"{first.prompt['prompt_text']}{first.completion}")
+    if not format_reward(first.completion) and config.weights.reward_weights.format:
+        say("init-policy: this completion has no format reward; see sft.completion")
+    torch.manual_seed(config.seed)
+    if config.train.lora is not None:
+        add_adapter(policy, config.train.lora)
+        output.policy["base"] = _BASE
+    with progress("init-policy: supervised steps", sft.steps) as advance:
+        figures = supervise(policy, groups, config, advance)
+    with output.files() as folder:
+        save_policy(policy, folder)
+    output.counts |= {"sft_examples": len(groups), **{f"sft_{key}": n for key, n in examples.counts.items()}, **figures}

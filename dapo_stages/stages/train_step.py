@@ -14,8 +14,7 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
-from dapo_stages.config.train import LOSSES
-from dapo_stages.errors import DataError, HaltedError, ModelError
+from dapo_stages.errors import DataError, HaltedError
 from dapo_stages.groups.sampled_groups import as_sampled
 from dapo_stages.handoff import behind, carry_out, kept
 from dapo_stages.handoff.manifests import STATE, Source
@@ -28,7 +27,7 @@ from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 from dapo_stages.training.halting import Guard
-from dapo_stages.training.loss_file import LossFile
+from dapo_stages.training.loss_file import LossFile, loss_file
 from dapo_stages.training.references import (
     NAME,
     check_reference,
@@ -103,7 +102,7 @@ def main(
     inputs |= check_reference(reference, config)
     iteration = int(inputs["weights"].manifest.config["iteration"])
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    loss = _loss_file(config)
+    loss = loss_file(config)
     if loss is not None:  # an edited loss is another loss
         recorded["files"] = {"train.loss_type": loss.hash}
     is_kept = _keeps(out, before, is_written=_is_written(config, iteration), dry_run=dry_run)
@@ -119,13 +118,6 @@ def main(
         as_json=json,
         needs=("dapo_stages.models.policy_loading",),
     )
-
-
-def _loss_file(config: Config) -> LossFile | None:
-    """A loss from the user's file; None for one of the package's."""
-    if config.train.loss_type in LOSSES:
-        return None
-    return LossFile(config.train.loss_type, Path.cwd())
 
 
 def _is_written(config: Config, iteration: int) -> bool:
@@ -209,6 +201,7 @@ class TrainStep:
         from dapo_stages.models.checkpoints import empty_model
         from dapo_stages.models.policy_loading import device_of, open_policy
         from dapo_stages.models.precision import use_master_weights
+        from dapo_stages.models.requirements import require_whole_rows
         from dapo_stages.training.coefficients import Coefficients
         from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
         from dapo_stages.training.optimizers import Optimizers, freeze
@@ -224,11 +217,7 @@ class TrainStep:
         if is_due(settings, self._iteration):
             require_alike(source, reference_of(self._inputs))
         policy = open_policy(source, config.model, trainable=True)
-        if not policy.shares_prefixes and splits_weights(accelerator):
-            raise ModelError(
-                f"{policy.architecture}: this model needs a row per completion, which a launch that splits its weights "
-                "cannot train. Launch with zero2 or ddp."
-            )
+        require_whole_rows(policy.architecture, splits=splits_weights(accelerator))
         if not policy.shares_prefixes:
             say("train-step: this model cannot share a prompt among its completions; one row for each, which is slower")
         if source.is_adapter:

@@ -11,14 +11,13 @@ import typer
 
 from dapo_stages.config import Config, load_config
 from dapo_stages.config.layers import token_vgr_column, vgr_column
-from dapo_stages.config.weights import ADVANTAGES
 from dapo_stages.errors import DataError
-from dapo_stages.groups.advantage_file import AdvantageFile
+from dapo_stages.groups.advantage_file import AdvantageFile, advantage_file
 from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
 from dapo_stages.groups.measured import check_columns, check_layers
 from dapo_stages.groups.replay_buffer import ReplayBuffer
 from dapo_stages.groups.sampled_groups import groups_of
-from dapo_stages.groups.scheme_file import SchemeFile
+from dapo_stages.groups.scheme_file import scheme_file
 from dapo_stages.groups.token_weighting import TokenWeighting
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.manifests import Source
@@ -56,7 +55,7 @@ def main(
     config = load_config(config_file, set_).at(iteration)
     inputs = {"rollouts": Source(rollouts, "rollout"), "attention": Source(attention, "score-attention")}
     inputs["attention"].require_input("rollouts", inputs["rollouts"])
-    scheme = _scheme_file(config)
+    scheme = scheme_file(config)
     weighting = TokenWeighting(config.weights, scheme)
     check_columns(inputs["attention"], weighting, config.weights)
     check_layers(inputs["attention"], config)
@@ -71,7 +70,7 @@ def main(
         if tuple(inputs["replay"].manifest.rewards) != rewards:
             say("weight-tokens: the stored groups have other plug-in rewards, so the replay buffer starts empty")
             del inputs["replay"]
-    advantage = _advantage_file(config, rewards)
+    advantage = advantage_file(config, rewards)
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
     own = {"weights.scheme": scheme, "weights.advantage": advantage}
     if files := {key: one.hash for key, one in own.items() if one is not None}:  # an edited scheme is another scheme
@@ -85,25 +84,6 @@ def main(
         as_json=json,
         alone=True,
     )
-
-
-def _scheme_file(config: Config) -> SchemeFile | None:
-    """The process of a scheme from the user's file; None for one of the package's."""
-    from dapo_stages.handoff.schemas import SCHEMAS
-    from dapo_stages.maths.schemes import SCHEMES
-
-    if config.weights.scheme in SCHEMES:
-        return None
-    known = set(SCHEMAS["attention"].names) - {"completion_id", "status"}
-    return SchemeFile(config.weights.scheme, config.rewards, Path.cwd(), known)
-
-
-def _advantage_file(config: Config, plugins: tuple[str, ...]) -> AdvantageFile | None:
-    """The process of an advantage from the user's file; None for one of the package's."""
-    if config.weights.advantage in ADVANTAGES:
-        return None
-    names = reward_weights(config.weights.reward_weights, plugins)
-    return AdvantageFile(config.weights.advantage, config.rewards, Path.cwd(), names)
 
 
 class Weighting:

@@ -8,28 +8,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dapo_stages.config import load_config
-from dapo_stages.errors import ConfigError, DataError, HubError
+from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.handoff.manifests import MANIFEST, Source
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import answer, say, tell
-from dapo_stages.terminal.options import DryRun, Json, PolicyPath
+from dapo_stages.terminal.options import DryRun, Json
 
 if TYPE_CHECKING:
     from dapo_stages.reporting.documents.model_card import Subject
     from dapo_stages.reporting.iteration.figures import Figures
 
-CARD, ADAPTER_CONFIG, TOKEN = "README.md", "adapter_config.json", "HF_TOKEN"
+CARD, ADAPTER_CONFIG = "README.md", "adapter_config.json"
 # What is sent: weights as safetensors, settings, tokenizer, chat template. Nothing that runs when it is loaded.
 SENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
 
 
 def main(
-    policy: PolicyPath,
     repo: Annotated[
         str, typer.Option("--repo", help="Repository on the hub; created if it does not exist.", metavar="USER/NAME")
     ],
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="Policy folder to upload.", metavar="DIR", exists=True, file_okay=False),
+    ] = None,
+    rollouts: Annotated[
+        Path | None,
+        typer.Option(
+            "--rollouts",
+            help="Instead of a policy, upload completions as a dataset: a rollout folder, or a run's for all it has.",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -58,15 +71,22 @@ def main(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Upload a policy to the Hugging Face Hub, with a model card made from its run.
+    """Upload a policy to the Hugging Face Hub, with a model card made from its run; or its completions as a dataset.
 
     Only safetensors, JSON, chat template and tokenizer files are sent. The token is read from HF_TOKEN only.
-    --dry-run prints the card and the list of files, and needs neither token nor network.
+    --dry-run prints the card and the list of files, and needs neither token nor network. With --rollouts, Parquet files
+    with images, prompts, completions and rewards are sent, which the hub's viewer shows.
 
     Example: dapo-stages push --policy training_logs/first/iter-0006/train/policy --repo user/name --dry-run
     """
     from dapo_stages.reporting.documents.model_card import model_card
 
+    if (policy is None) == (rollouts is None):
+        raise typer.BadParameter("pass one of the two", param_hint="--policy, --rollouts")
+    if rollouts is not None:
+        _push_rollouts(rollouts, repo, license_, private=private, dry_run=dry_run, as_json=json)
+        return
+    assert policy is not None
     source = PolicyFolder(policy)
     _check_weights(source)
     source.verify()
@@ -108,13 +128,9 @@ def _subject(
     evaluation: Path | None,
 ) -> Subject:
     """All that the card needs. Refuses invalid names, runs of other policies, and adapters without a base."""
-    from dapo_stages.reporting.documents.model_card import Subject, belongs_to, is_named
+    from dapo_stages.reporting.documents.model_card import Subject, belongs_to
 
-    for option, name in (("--repo", repo), ("--base-model", base_model)):
-        if name is not None and not is_named(name):
-            raise ConfigError(f"{option}: expected user/name, as on the hub, got {name!r}. Fix it.")
-    if license_ is not None and not license_.replace("-", "").replace(".", "").isalnum():
-        raise ConfigError(f"--license: expected a name such as apache-2.0, got {license_!r}. Fix it.")
+    _check_names(repo, base_model, license_)
     if run is not None and not belongs_to(run, source.manifest):
         raise DataError(source.folder, f"{run.path} did not make this policy", "Name the --run that did.")
     base_model = base_model or _base_on_hub(source)
@@ -127,6 +143,16 @@ def _subject(
     start, own = _figures(source, run, evaluation)
     config = load_config(run.config_file) if run is not None and run.config_file.is_file() else None
     return Subject(repo, source.manifest, source.is_adapter, base_model, license_, config, start, own)
+
+
+def _check_names(repo: str, base_model: str | None, license_: str | None) -> None:
+    from dapo_stages.reporting.documents.model_card import is_named
+
+    for option, name in (("--repo", repo), ("--base-model", base_model)):
+        if name is not None and not is_named(name):
+            raise ConfigError(f"{option}: expected user/name, as on the hub, got {name!r}. Fix it.")
+    if license_ is not None and not license_.replace("-", "").replace(".", "").isalnum():
+        raise ConfigError(f"--license: expected a name such as apache-2.0, got {license_!r}. Fix it.")
 
 
 def _figures(source: Source, run: Run | None, evaluation: Path | None) -> tuple[Figures, Figures]:
@@ -169,35 +195,17 @@ def _show(repo: str, private: bool, files: list[str], card: str, *, as_json: boo
 
 
 def _send(source: Source, subject: Subject, files: list[str], card: str, private: bool) -> str:
-    """Create the repository and upload exactly these files; returns the URL of the commit."""
+    """Upload exactly these files; returns the URL of the commit."""
     from tempfile import TemporaryDirectory
 
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from dapo_stages.processes.uploads import require_token, upload
 
-    from dapo_stages.processes.servers import secret
-
-    token = secret(TOKEN)
-    if not token:
-        raise ConfigError(f"{TOKEN}: not set in the environment. Set it to a token that may write.")
-    api = HfApi(token=token)
+    require_token()
     with TemporaryDirectory(prefix="dapo-stages-push-") as staged:
         folder = Path(staged)
         _stage(source, subject, files, card, folder)
-        try:
-            api.create_repo(subject.repo, private=private or None, exist_ok=True, repo_type="model")
-            commit = api.upload_folder(
-                repo_id=subject.repo,
-                folder_path=folder,
-                repo_type="model",
-                commit_message=f"Policy of iteration {subject.policy.policy.get('version', 0)}",
-            )
-        except (HfHubHTTPError, HTTPError, OSError) as error:
-            raise HubError(
-                f"{subject.repo}: the hub refused or cannot be reached ({' '.join(str(error).split())[:300]}). Check "
-                f"the connection, and that {TOKEN} may write there, and run it again."
-            ) from None
-    return str(commit.commit_url)
+        version = subject.policy.policy.get("version", 0)
+        return upload(subject.repo, "model", folder, f"Policy of iteration {version}", private=private)
 
 
 def _stage(source: Source, subject: Subject, files: list[str], card: str, folder: Path) -> None:
@@ -212,3 +220,46 @@ def _stage(source: Source, subject: Subject, files: list[str], card: str, folder
         settings["base_model_name_or_path"] = subject.base_model
         (folder / ADAPTER_CONFIG).unlink()
         (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _push_rollouts(
+    folder: Path, repo: str, license_: str | None, *, private: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Upload the completions of a rollout folder, or of all that a run has, with a card."""
+    from tempfile import TemporaryDirectory
+
+    from dapo_stages.processes.uploads import require_token, upload
+    from dapo_stages.reporting.documents.dataset_card import dataset_card
+    from dapo_stages.reporting.shared_rollouts import table_name, write_tables
+
+    _check_names(repo, None, license_)
+    sources = _rollouts_in(folder)
+    run = Run(folder if (folder / "config.yaml").is_file() else folder.resolve().parents[1])
+    card = dataset_card(repo, sources, run.config, license_)
+    if dry_run:
+        _show(repo, private, [table_name(source) for source in sources], card, as_json=as_json)
+        return
+    require_token()
+    with TemporaryDirectory(prefix="dapo-stages-push-") as staged:
+        files = write_tables(sources, Path(staged))
+        (Path(staged) / CARD).write_text(card, encoding="utf-8")
+        where = upload(repo, "dataset", Path(staged), f"{sum(one.rows or 0 for one in files)} prompts", private=private)
+    if as_json:
+        answer({"repo": repo, "url": where, "files": [CARD, *(one.name for one in files)]})
+    else:
+        say(f"push: done -> {where}")
+
+
+def _rollouts_in(folder: Path) -> list[Source]:
+    """The rollouts of a run that are not pruned, or the one in this folder. Raises DataError if there is none."""
+    if (folder / MANIFEST).exists():
+        found = [Source(folder, "rollout")]
+    else:
+        run = Run(folder)
+        found = [sources["rollout"] for number in run.iterations() if "rollout" in (sources := run.sources(number))]
+    found = [source for source in found if not source.manifest.pruned]
+    if not found:
+        raise DataError(
+            folder, "no rollouts (expected a rollout folder, or a run that has some)", "Name one; see keep.rollouts."
+        )
+    return found

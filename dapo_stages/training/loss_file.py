@@ -16,6 +16,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dapo_stages.config import Config
+from dapo_stages.config.train import LOSSES
 from dapo_stages.errors import ConfigError, DataError
 from dapo_stages.handoff.shards import sha256_of
 from dapo_stages.rewards.isolated.plugins import locate
@@ -32,6 +34,13 @@ TENSORS = (
 )  # fmt: skip
 _KNOWN = ("ratio_T", *TENSORS, "settings")
 _FIX = "Fix the function and run the command again, with --overwrite if the file was edited."
+
+
+def loss_file(config: Config) -> LossFile | None:
+    """The configured loss, if it is from the user's file; None for one of the package's. Raises as LossFile does."""
+    if config.train.loss_type in LOSSES:
+        return None
+    return LossFile(config.train.loss_type, Path.cwd())
 
 
 class LossFile:

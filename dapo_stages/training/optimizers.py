@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dapo_stages.config import TrainConfig
-from dapo_stages.errors import ConfigError
+from dapo_stages.training.combinations import require_adamw
 
 
 class Optimizers:
@@ -40,11 +40,7 @@ class Optimizers:
 
     def only(self) -> torch.optim.Optimizer:
         """The only optimizer, for frameworks that flatten the weights. Raises ConfigError if there are two."""
-        if self.kind != "adamw":
-            raise ConfigError(
-                f"train.optimizer: {self.kind} does not work in a launch that flattens weights and splits them over "
-                "ranks. Set it to adamw, or launch with ddp."
-            )
+        require_adamw(self.kind)
         return self._optimizers[0]
 
     def step(self, factor: float) -> None:

@@ -1,6 +1,7 @@
 """Makes torchvision importable with a CPU build of torch: declares two operators that its own library would declare.
 
-Copied into the vLLM environment of machines without a GPU, where vLLM needs torchvision for its Python parts only.
+Copied into the environments of machines without a GPU, where vLLM and transformers' AutoProcessor need torchvision for
+its Python parts only.
 """
 
 import sys

@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
 done
 case $stage in
   config) mkdir -p "$(dirname "$out")"; [ -e "$out" ] || echo "planned_iterations: 1" > "$out"; exit 0 ;;
-  prune) exit 0 ;;
+  prune|check) exit 0 ;;
   report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
 esac
 echo "$stage$again" >> calls

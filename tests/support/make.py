@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
 done
 case $stage in
   config) mkdir -p "$(dirname "$out")"; [ -e "$out" ] || echo "planned_iterations: 2" > "$out"; exit 0 ;;
-  status|prune) exit 0 ;;
+  status|prune|check) exit 0 ;;
   report) [ -n "$iteration" ] || exit 0; out=$run/$(printf 'iter-%04d' "$iteration")/report ;;
 esac
 mkdir -p "$out"; echo {} > "$out/manifest.json"

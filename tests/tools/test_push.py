@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import threading
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import Mock, create_autospec
 
+import datasets
 import huggingface_hub
 import pytest
 import yaml
+from PIL import Image
 from reporting import tiny_run
 from support.commands import Result, run
-from support.pipeline import Run
+from support.pipeline import Run, table
 
 from dapo_stages.data.chat import SYSTEM_PROMPT
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.policy_folders import PolicyFolder
@@ -155,6 +159,49 @@ def test_uploading_makes_the_repository_and_sends_what_is_listed(trained: Path, 
     assert sorted(hub.files) == SENT
     assert hub.files["model.safetensors"] == (policy / "model.safetensors").read_bytes()
     assert b"# looker" in hub.files["README.md"]
+
+
+def test_rollouts_are_sent_as_a_dataset_that_shows_images(trained: Path, hub: Hub, tmp_path: Path) -> None:
+    """Two iterations of the run, opened by the datasets library as the hub's viewer opens them."""
+    result = run("push", "--rollouts", trained, "--repo", "me/looks", "--license", "apache-2.0", "--json")
+    assert result.code == 0, result.stderr
+    hub.api.create_repo.assert_called_once_with("me/looks", private=None, exist_ok=True, repo_type="dataset")
+    assert hub.api.upload_folder.call_args.kwargs["repo_type"] == "dataset"
+    assert sorted(hub.files) == ["README.md", "iteration-0001.parquet", "iteration-0002.parquet"]
+    for name, content in hub.files.items():
+        (tmp_path / name).write_bytes(content)
+    opened = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert opened.features["images"] == datasets.List(datasets.Image())
+    prompts, completions = (table(trained / "iter-0001/rollout", kind) for kind in ("prompts", "completions"))
+    later = table(trained / "iter-0002/rollout", "prompts")
+    assert opened["group_id"] == [*prompts["group_id"], *later["group_id"]]
+    first, own = opened[0], completions[completions["group_id"] == prompts["group_id"][0]]
+    assert first["completions"] == list(own["text"]) and first["reward_accuracy"] == list(own["reward_accuracy"])
+    shown = Image.open(io.BytesIO(prompts["images"][0][0]["bytes"]))
+    assert first["images"][0].size == shown.size and first["images"][0].tobytes() == shown.tobytes()
+    everything = b"".join(hub.files.values())
+    assert str(trained).encode() not in everything and b"row" not in opened.features
+
+
+def test_the_card_of_rollouts_says_what_they_are(trained: Path, small_run: Run) -> None:
+    result = run("push", "--rollouts", trained / "iter-0002/rollout", "--repo", "me/looks", "--dry-run", "--json")
+    said = json.loads(result.stdout)
+    assert said["files"] == ["README.md", "iteration-0002.parquet"]
+    matter = front_matter(said["card"])
+    assert matter["configs"][0]["data_files"] == [{"split": "train", "path": "iteration-*.parquet"}]
+    assert matter["task_categories"] == ["visual-question-answering"] and "license" not in matter
+    counts = Source(trained / "iter-0002/rollout").manifest.counts
+    assert f"| completions | {counts['completions']} |" in said["card"]
+    assert "| starting policy | embedded |" in said["card"] and "on embedded synthetic questions" in said["card"]
+    assert "load_dataset('me/looks', split=\"train\")" in said["card"]
+    for row in ("reward_accuracy", "completions", "images"):
+        assert f"| {row} |" in said["card"].replace("\\_", "_")
+
+
+def test_either_a_policy_or_rollouts_are_sent(trained: Path) -> None:
+    both = run("push", "--repo", "me/a", "--policy", trained / "policy", "--rollouts", trained)
+    assert both.code == run("push", "--repo", "me/a").code == 2
+    refused(run("push", "--repo", "me/a", "--rollouts", trained / "data"), "expected the output of rollout")
 
 
 def test_no_pickle_no_code_and_no_manifest_is_sent(tmp_path: Path, hub: Hub) -> None:

@@ -18,6 +18,7 @@ from dapo_stages import ranks
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.errors import ConfigError, RankError
 from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.training.combinations import check_framework, check_split
 from dapo_stages.training.launching.rank_workers import Ranked, Replicated, Worker
 from dapo_stages.training.optimizers import Optimizers
 
@@ -30,7 +31,7 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     wanted = _configured()
     if wanted is None:
         return None
-    _check_combination(wanted, model)
+    check_framework(wanted, model)
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     on_cpu = device.type == "cpu"
@@ -60,11 +61,7 @@ def join(model: ModelConfig, device: torch.device) -> Any:
             f"fsdp_config: fsdp_version must be 2 and fsdp_cpu_ram_efficient_loading false, but they are "
             f"{plugin.fsdp_version} and {plugin.cpu_ram_efficient_loading}. Use pipelines/accelerate/fsdp2.yaml."
         )
-    if model.quantization is not None and splits_weights(accelerator):
-        raise ConfigError(
-            f"model.quantization: {model.quantization} does not work in a launch that splits weights over the ranks. "
-            "Launch with ddp or zero2, or set it to null."
-        )
+    check_split(model, splits=splits_weights(accelerator))
     return accelerator
 
 
@@ -152,13 +149,3 @@ def _configured() -> str | None:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             return kind
     return "MULTI_" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-
-
-def _check_combination(wanted: str, model: ModelConfig) -> None:
-    if wanted == "DEEPSPEED":
-        from importlib.util import find_spec
-
-        if find_spec("deepspeed") is None:
-            raise ConfigError("DeepSpeed: it is not installed. Run pip install deepspeed.")
-        if model.dtype == "float64":
-            raise ConfigError("model.dtype: float64 does not work with DeepSpeed. Set it to bfloat16 or float32.")
