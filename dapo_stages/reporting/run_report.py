@@ -18,6 +18,7 @@ from dapo_stages.reporting.iteration.browse import Browsed, browsed
 from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.iteration.origin import origin
 from dapo_stages.reporting.page import html
+from dapo_stages.reporting.page.curves import Cost
 from dapo_stages.reporting.page.held_out import over_iterations, spread
 from dapo_stages.runs import changed_settings
 from dapo_stages.runs.best import Best, write_best
@@ -84,8 +85,7 @@ class Reported:
         write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
-        cost = {"seconds": self.seconds, "memory": self.memory, "spent": self.spent}
-        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts(), self._about())
+        page = html.render(name, table, self.figures, self.cost, self._browsed(), self._facts(), self._about())
         write_text(folder / PAGE, page)
         return folder / PAGE
 
@@ -99,12 +99,22 @@ class Reported:
             if wanted and any(shard.name == BROWSED for shard in source.manifest.shards):
                 yield self._load(iteration, BROWSED)
 
+    @property
+    def cost(self) -> dict[str, Cost]:
+        """What curves of time and memory are drawn from."""
+        return {"seconds": self.seconds, "memory": self.memory, "spent": self.spent}
+
+    @property
+    def steps(self) -> list[changed_settings.Step]:
+        """What was changed on the way."""
+        recorded = {n: source.manifest.counts.get("settings") or {} for n, source in self._sources.items()}
+        return changed_settings.steps(recorded)
+
     def _about(self) -> html.About:
         """What the page says besides figures and completions."""
-        recorded = {n: source.manifest.counts.get("settings") or {} for n, source in self._sources.items()}
         origins = [source.manifest.counts.get("origin") for source in self._sources.values()]
         made: dict[str, str] = next((one for one in reversed(origins) if one), {})
-        return html.About(made, self.run.config, changed_settings.steps(recorded), self._questions())
+        return html.About(made, self.run.config, self.steps, self._questions())
 
     def _questions(self) -> list[dict[str, Any]]:
         """The same held-out questions over the iterations. Those of older versions' reports are not kept."""

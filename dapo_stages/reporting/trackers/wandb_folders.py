@@ -78,7 +78,7 @@ class Folders:
 
     @contextmanager
     def _staging(self, name: str) -> Iterator[Path | None]:
-        """What W&B stages for uploading is kept in the run, so that `wandb sync` finds it; None: the user says where."""
+        """What W&B stages for uploading is kept in the run, where `wandb sync` finds it; None: the user says where."""
         self.root.mkdir(exist_ok=True)
         if os.environ.get("WANDB_DATA_DIR"):
             yield None
