@@ -35,7 +35,7 @@ def render(
     return filled(
         "compare.html.j2",
         _SCRIPTS,
-        title=" and ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        title=" and ".join(names) if len(names) == 2 else f"{len(names)} runs",
         names=names,
         table=table,
         settings=settings(differ),
