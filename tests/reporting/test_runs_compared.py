@@ -17,6 +17,8 @@ from tools.test_compare_evals import evaluation, greedy
 
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import SCHEMAS
+from dapo_stages.reporting.runs_compared import _held_out
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -43,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         assert command("report", "--config", run / "config.yaml", "--run", run).code == 0
         marks = "11110000" if attention else "00111111"
         shutil.rmtree(run / "iter-0002/eval")
-        evaluation(run / "iter-0002/eval", greedy(marks), run / "data")
+        evaluation(run / "iter-0002/eval", greedy(marks), data=run / "data")
     return a, b
 
 
@@ -78,7 +80,7 @@ def test_other_questions_are_not_compared(runs: tuple[Path, Path], tmp_path: Pat
     shutil.rmtree(b / "iter-0002/eval")
     other = tmp_path / "other"
     tiny_run.publish(Plan("prepare-data", other, {"data": "other"}, 2), lambda output: None)
-    evaluation(b / "iter-0002/eval", greedy("11111111"), other)
+    evaluation(b / "iter-0002/eval", greedy("11111111"), data=other)
     said = compared(a, b, "--out", tmp_path / "page.html")["pairs"][0]
     assert said["why_not"] == "the held-out questions are others, by their content hashes" and not said["measures"]
     assert "Not compared: the held-out questions are others" in (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -88,27 +90,17 @@ def test_other_questions_are_not_compared(runs: tuple[Path, Path], tmp_path: Pat
 
 
 def test_questions_that_are_the_same_among_other_training_rows(tmp_path: Path) -> None:
-    from dapo_stages.reporting.runs_compared import _held_out
-
-    row = {"prompt_id": "h0", "problem": "?", "solution": "A", "prompt_text": "?", "prompt_ids": [1], "images": []}
+    row: dict[str, Any] = dict.fromkeys(SCHEMAS["held_out"].names)
+    row |= {"prompt_id": "h0", "problem": "?", "solution": "A", "prompt_text": "?", "prompt_ids": [1], "images": []}
+    row |= {"image_grid_thw": [], "source": "s", "slice": ""}
     hashes = []
     for name, seed in (("a", 1), ("b", 2)):
         folder = tmp_path / name
-        held_out = {**dict.fromkeys(_columns()), **row, "image_grid_thw": [], "source": "s", "slice": ""}
-        tiny_run.publish(
-            Plan("prepare-data", folder, {}, seed),
-            lambda output, held_out=held_out: output.write("held_out", 0, [held_out]),
-        )
+        tiny_run.publish(Plan("prepare-data", folder, {}, seed), lambda output: output.write("held_out", 0, [row]))
         content = Source(folder).manifest.content_hash
         hashes.append((content, list(_held_out(folder, content))))
     assert hashes[0][0] != hashes[1][0] and hashes[0][1] == hashes[1][1] != []
     assert list(_held_out(tmp_path / "a", "another")) == []
-
-
-def _columns() -> list[str]:
-    from dapo_stages.handoff.schemas import SCHEMAS
-
-    return list(SCHEMAS["held_out"].names)
 
 
 def test_what_differs_in_the_configurations(runs: tuple[Path, Path], page: Path) -> None:

@@ -33,8 +33,8 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def feed(run: Path, last: int, accuracy: float = 0.5, **more: Any) -> Feed:
     """Iterations 1 to `last`, of two updates each."""
     rest = {"rollout": {"accuracy": accuracy}, "train": {"updates": [{"loss": 0.25}, {"loss": 0.125}]}}
-    figures = [{"iteration": number, **rest} for number in range(1, last + 1)]
-    return Feed(run, "p", figures, {one["iteration"]: json.dumps(one) for one in figures}, **more)
+    figures = {number: {"iteration": number, **rest} for number in range(1, last + 1)}
+    return Feed(run, "p", list(figures.values()), {number: json.dumps(one) for number, one in figures.items()}, **more)
 
 
 def note(run: Path) -> dict[str, Any]:
