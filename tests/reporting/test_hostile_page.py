@@ -120,7 +120,7 @@ def photo(seed: int) -> str | None:
 
 
 def test_a_hundred_iterations_of_64_questions_with_8_completions(chromium: Chrome, tmp_path: Path) -> None:
-    """150 tokens each, photographs, 64 held-out questions, 24 evaluations of them: the page has the newest 2000
+    """100 tokens each, photographs, 64 held-out questions, 24 evaluations of them: the page has the newest 2000
     completions, stays under 20 MB, and opens in less than 3 s of work."""
     said = "<think>\nA triangle.\n</think>\n<answer>A</answer>" * 4
     answer = {"right": True, "text": said, "answer": "A", "read": "tags", "finish": "stop", "cut": 0}
@@ -128,7 +128,7 @@ def test_a_hundred_iterations_of_64_questions_with_8_completions(chromium: Chrom
     evaluations = {
         n: [about | {"id": f"h{q}", "greedy": answer | {"right": q < n}} for q in range(64)] for n in range(0, 96, 4)
     }
-    made = groups(64, 8, 150)
+    made = groups(64, 8, 100)
     row = {"problem": "Which one? " * 20, "solution": "A", "images": []}
     questions = over_iterations(evaluations, lambda name: row)
     for question in questions:

@@ -69,16 +69,10 @@ def visit(driver: Chrome, page: Path) -> float:
 
 def work_of(driver: Chrome, page: Path) -> float:
     """Open a page; seconds of its main thread's processor time, whatever else the machine does meanwhile."""
-    driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
-    before = _task_seconds(driver)
+    driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})  # counted anew for each page
     visit(driver, page)
-    after = _task_seconds(driver)
-    driver.execute_cdp_cmd("Performance.disable", {})
-    return after - before if after >= before else after
-
-
-def _task_seconds(driver: Chrome) -> float:
     metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    driver.execute_cdp_cmd("Performance.disable", {})
     return float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
 
 
