@@ -31,8 +31,11 @@ def commands() -> str:
     """docs/commands.md."""
     names = list(COMMANDS)
     parts = [
-        f"# Commands\n\n{NOTE}\n`dapo-stages COMMAND --help` prints the same. Exit codes: README, "
-        '["The code"](../README.md#the-code). Options that may be repeated are marked with "…".\n',
+        f"# Commands\n\n{NOTE}\n`dapo-stages COMMAND --help` prints the same. Options that may be "
+        'repeated are marked with "…".\n\n'
+        "Exit codes: 0 success, 1 another process died (or an unexpected error), 2 usage, 3 bad data or configuration, "
+        "4 output locked by another run, 5 training halted after a numerical blow-up "
+        "([what to do](objective.md#where-numbers-blow-up)), 130 interrupted.\n",
         "## The pipeline, in order\n",
         *(_command(name) for name in names[:PIPELINE]),
         "## Other commands\n",

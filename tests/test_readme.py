@@ -1,4 +1,4 @@
-"""The README's code runs; the commands and files named in it and in docs/ exist."""
+"""The README is short, the code in docs/working.md runs; the commands and files named in them and in docs/ exist."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from support.pipeline import Run
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+WORKING = (ROOT / "docs/working.md").read_text(encoding="utf-8")
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", WORKING, re.S)
+
+
+def test_the_readme_is_a_few_screens() -> None:
+    assert len(README.splitlines()) <= 200
 
 
 @pytest.fixture()
@@ -28,7 +35,7 @@ def first(small_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_blocks_run(first: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(blocks("python")[number], f"README block {number}", "exec"), {})
+    exec(compile(blocks("python")[number], f"docs/working.md, block {number}", "exec"), {})
     assert capsys.readouterr().out
 
 

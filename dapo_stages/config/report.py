@@ -12,8 +12,10 @@ from dapo_stages.config.base import Count, Later, Section
 class ReportConfig(Section):
     """Reports and trackers."""
 
-    samples: Annotated[int, Field(ge=0)] = Field(
-        4, description="Groups per iteration shown in full in rollout_results.md."
+    samples: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        4,
+        description="Groups per iteration shown in full in rollout_results.md; `all` writes every group, in pages of "
+        "50 beside each report, which rollout_results.md links to.",
     )
     completions: Annotated[int, Field(ge=0)] = Field(
         256,

@@ -10,7 +10,7 @@ from typing import Any
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of
 from dapo_stages.handoff.shards import Shard, write_text
-from dapo_stages.reporting.documents import markdown
+from dapo_stages.reporting.documents import markdown, rollout_pages
 from dapo_stages.reporting.documents.overview import overview
 from dapo_stages.reporting.iteration import histograms, samples
 from dapo_stages.reporting.iteration.asked import ASKED, asked
@@ -18,6 +18,7 @@ from dapo_stages.reporting.iteration.browse import Browsed, browsed
 from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, collect
 from dapo_stages.reporting.iteration.origin import origin
 from dapo_stages.reporting.page import html
+from dapo_stages.reporting.page.curves import Cost
 from dapo_stages.reporting.page.held_out import over_iterations, spread
 from dapo_stages.runs import changed_settings
 from dapo_stages.runs.best import Best, write_best
@@ -26,17 +27,22 @@ from dapo_stages.runs.pipeline import iteration_name
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.printed_table import Table
 
-LAYOUT = 5  # raised when the fragments change, so that reports of older versions are made again
+LAYOUT = 6  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, BROWSED = "figures.json", "completions.json"
+SOME = 4  # groups that stand for all
 IN_FULL = 100  # newest iterations, which the run's Markdown includes; it points to the files of older ones
 ROLLOUT, WEIGHTS, EVAL, PAGE = "rollout_results.md", "token_weights.md", "eval_results.md", "report.html"
 
 
 def fragments(
-    iteration: int, sources: Mapping[str, Source], count: int, completions: int
+    iteration: int, sources: Mapping[str, Source], groups: int | str, completions: int
 ) -> tuple[Figures, dict[str, str]]:
-    """The figures of an iteration, and its files by name: `count` groups in Markdown, `completions` in the page."""
+    """The figures of an iteration, and its files by name: `groups` in Markdown, `completions` in the page.
+
+    With `all` groups the pages that hold them (rollout_pages.py) are apart, and everything else has SOME.
+    """
     figures = collect(iteration, sources)
+    count = groups if isinstance(groups, int) else SOME
     shown = samples.collect_samples(sources, count)
     return figures, {
         FIGURES: _json(figures),
@@ -84,8 +90,7 @@ class Reported:
         write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
         write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
         write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
-        cost = {"seconds": self.seconds, "memory": self.memory, "spent": self.spent}
-        page = html.render(name, table, self.figures, cost, self._browsed(), self._facts(), self._about())
+        page = html.render(name, table, self.figures, self.cost, self._browsed(), self._facts(), self._about())
         write_text(folder / PAGE, page)
         return folder / PAGE
 
@@ -99,12 +104,22 @@ class Reported:
             if wanted and any(shard.name == BROWSED for shard in source.manifest.shards):
                 yield self._load(iteration, BROWSED)
 
+    @property
+    def cost(self) -> dict[str, Cost]:
+        """What curves of time and memory are drawn from."""
+        return {"seconds": self.seconds, "memory": self.memory, "spent": self.spent}
+
+    @property
+    def steps(self) -> list[changed_settings.Step]:
+        """What was changed on the way."""
+        recorded = {n: source.manifest.counts.get("settings") or {} for n, source in self._sources.items()}
+        return changed_settings.steps(recorded)
+
     def _about(self) -> html.About:
         """What the page says besides figures and completions."""
-        recorded = {n: source.manifest.counts.get("settings") or {} for n, source in self._sources.items()}
         origins = [source.manifest.counts.get("origin") for source in self._sources.values()]
         made: dict[str, str] = next((one for one in reversed(origins) if one), {})
-        return html.About(made, self.run.config, changed_settings.steps(recorded), self._questions())
+        return html.About(made, self.run.config, self.steps, self._questions())
 
     def _questions(self) -> list[dict[str, Any]]:
         """The same held-out questions over the iterations. Those of older versions' reports are not kept."""
@@ -153,7 +168,17 @@ class Reported:
         """The parts of a document: only the newest iterations in full, so that it does not grow without bound."""
         left, whole = list(self._sources)[:-IN_FULL], list(self._sources.values())[-IN_FULL:]
         said = [markdown.left_out(left, f"{iteration_name(left[-1])}/report/{name}")] if left else []
-        return said + [source.text(_file(source, name)) for source in whole]
+        parts = [source.text(_file(source, name)) for source in whole]
+        if name == ROLLOUT:
+            parts = [self._with_pages(*pair) for pair in zip(list(self._sources)[-IN_FULL:], parts, strict=True)]
+        return said + parts
+
+    def _with_pages(self, iteration: int, part: str) -> str:
+        """Below the heading of an iteration, links to the pages with all of its groups, if its report has any."""
+        names = [shard.name for shard in self._sources[iteration].manifest.shards]
+        heading, rest = part.split("\n", 1)
+        found = rollout_pages.links(f"{iteration_name(iteration)}/report", names)
+        return f"{heading}\n\n{found}{rest}" if found else part
 
     def _load(self, iteration: int, name: str) -> Any:
         source = self._sources[iteration]

@@ -16,6 +16,7 @@ from dapo_stages.terminal.safe_text import percent
 
 POINTER = "best.json"
 METRICS = ("greedy_accuracy", "sampled_accuracy")
+BLANK = "blank_accuracy"  # with the image blanked
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def find_best(run: Run) -> Best | None:
     starting policy is a candidate, too; policies that were pruned, or changed since they were evaluated, are not. Only
     manifests are read.
     """
-    found = {number: counts for number in run.iterations() if (counts := _counts(run, number))}
+    found = {number: counts for number in run.iterations() if (counts := accuracies(run, number))}
     for metric in METRICS:
         ranked = [number for number, counts in found.items() if metric in counts]
         worth = {number: (found[number][metric], found[number].get(METRICS[-1], 0.0), -number) for number in ranked}
@@ -59,11 +60,14 @@ def write_best(run: Run) -> Best | None:
     return best
 
 
-def _counts(run: Run, number: int) -> dict[str, float]:
-    """The accuracies of an evaluation, unchecked: only the best needs a check, which costs three times as much."""
+def accuracies(run: Run, number: int) -> dict[str, float]:
+    """The accuracies of an evaluation by METRICS and BLANK, as its manifest claims them; empty without one.
+
+    Unchecked: only the best needs a check, which costs three times as much.
+    """
     try:
         counts = read_json(run.folder(number) / "eval" / MANIFEST)["counts"]
-        claims = {name: float(counts[name]) for name in METRICS if name in counts}
+        claims = {name: float(counts[name]) for name in (*METRICS, BLANK) if name in counts}
         return claims if all(map(math.isfinite, claims.values())) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

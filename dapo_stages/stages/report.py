@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -144,14 +145,15 @@ def _is_of_others(made: Manifest, inputs: dict[str, Source]) -> bool:
 def _report(run: Run, iteration: int, plan: Plan, *, overwrite: bool, dry_run: bool) -> None:
     from dapo_stages.handoff import carry_out
     from dapo_stages.handoff.shards import write_text
+    from dapo_stages.reporting.documents.rollout_pages import pages
     from dapo_stages.reporting.run_report import circumstances, fragments
 
     def work(output: Output) -> None:
-        figures, files = fragments(
-            iteration, plan.inputs, plan.config["report.samples"], plan.config["report.completions"]
-        )
+        samples, completions = plan.config["report.samples"], plan.config["report.completions"]
+        figures, files = fragments(iteration, plan.inputs, samples, completions)
+        more = pages(iteration, plan.inputs) if samples == "all" else ()
         with output.files() as folder:
-            for name, text in files.items():
+            for name, text in chain(files.items(), more):
                 write_text(folder / name, text)
         parts = ", ".join(plan.inputs)
         output.counts = {"iteration": figures["iteration"], "parts": parts, **circumstances(run, iteration)}

@@ -67,6 +67,15 @@ def visit(driver: Chrome, page: Path) -> float:
     return float(driver.execute_script("return performance.getEntriesByName('ready')[0].startTime")) / 1000
 
 
+def work_of(driver: Chrome, page: Path) -> float:
+    """Open a page; seconds of its main thread's processor time, whatever else the machine does meanwhile."""
+    driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})  # counted anew for each page
+    visit(driver, page)
+    metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    driver.execute_cdp_cmd("Performance.disable", {})
+    return float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
+
+
 def complaints(driver: Chrome) -> list[str]:
     """What the console says since the last visit."""
     return [entry["message"] for entry in driver.get_log("browser")]

@@ -53,6 +53,7 @@ def desk(driver: Chrome, page: Path, out: Path) -> None:
     resize(driver, 1280, 6000)
     visit(driver, page)
     driver.execute_script(_LOOK)
+    resize(driver, 1280, driver.execute_script("return document.documentElement.scrollHeight"))  # all of it
     top = _bottom(driver, ".charts > :nth-child(6)")
     browser_top = driver.execute_script("return document.getElementById('browser').getBoundingClientRect().top")
     end = _bottom(driver, ".group:nth-child(1)")

@@ -10,14 +10,18 @@ import pytest
 from reporting.tiny_run import publish
 from support.commands import run
 
+from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
 
 Answers = dict[str, str]  # mode -> a 1 or 0 for each answer
 
 
-def evaluation(folder: Path, questions: dict[str, Answers], **config: Any) -> Path:
-    """A published evaluation; questions of the slice "odd" have an odd number at the end of their id."""
+def evaluation(folder: Path, questions: dict[str, Answers], *, data: Path | None = None, **config: Any) -> Path:
+    """A published evaluation; questions of the slice "odd" have an odd number at the end of their id.
+
+    Its counts have the greedy accuracy. `data`: the folder of the questions.
+    """
     rows = [
         {
             "completion_id": f"{name}-{mode}-{sample}",
@@ -51,8 +55,10 @@ def evaluation(folder: Path, questions: dict[str, Answers], **config: Any) -> Pa
         names = list(questions)
         for number, part in enumerate((names[:half], names[half:])):
             output.write("completions", number, [row for row in rows if row["prompt_id"] in part])
+        right = [row["reward_accuracy"] == 1 for row in rows if row["mode"] == "greedy"]
+        output.counts |= {"greedy_accuracy": sum(right) / len(right)} if right else {}
 
-    publish(Plan("evaluate", folder, config, 1), fill)
+    publish(Plan("evaluate", folder, config, 1, {"data": Source(data)} if data else {}), fill)
     return folder
 
 
@@ -152,8 +158,8 @@ def test_other_questions_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_else_differs_is_said(tmp_path: Path) -> None:
-    a = evaluation(tmp_path / "a", greedy("01"), **{"rewards": {"symbolic": True}, "evaluate": {"num_generations": 4}})
-    b = evaluation(tmp_path / "b", greedy("01"), **{"rewards": {"symbolic": False}, "evaluate": {"num_generations": 4}})
+    a = evaluation(tmp_path / "a", greedy("01"), rewards={"symbolic": True}, evaluate={"num_generations": 4})
+    b = evaluation(tmp_path / "b", greedy("01"), rewards={"symbolic": False}, evaluate={"num_generations": 4})
     assert compared(a, b)["also_differs"] == ["rewards"]
     assert "Besides the policies, the evaluations differ in: rewards.\n" in run("compare-evals", a, b).stdout
     assert "Besides" not in run("compare-evals", a, a).stdout

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.schemas import SEGMENTS
 from dapo_stages.reporting.iteration.figures import Figures, attention_is_off, figure, interval_method
 from dapo_stages.reporting.iteration.samples import READ_FROM, Sample
 from dapo_stages.terminal.printed_table import Table
@@ -52,8 +53,35 @@ def rollout_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
         parts.append(f"Logprobs of engine and trainer differ by {number(difference)} on average, by {most} at most.\n")
     if lost := skipped(figures):
         parts.append(f"{lost}\n")
-    parts += [_sampled_group(sample) for sample in samples]
+    parts += _looked(figures)
+    parts += _rewards(figures)
+    parts += [sampled_group(sample) for sample in samples]
     return "\n".join(parts)
+
+
+def _looked(figures: Figures) -> list[str]:
+    """Where the completions looked, by layers; empty if that was not measured."""
+    vgr = {segment: figure(figures, "attention", f"vgr_{segment}") for segment in SEGMENTS}
+    if all(value is None for value in vgr.values()):
+        return []
+    text, vision = (number(figure(figures, "attention", f"num_{kind}_tokens"), 1) for kind in ("text", "vision"))
+    by_layers = ", ".join(f"{segment} {number(value)}" for segment, value in vgr.items())
+    return [f"VGR by layers: {by_layers}; {text} text tokens and {vision} vision tokens per group on average.\n"]
+
+
+def _rewards(figures: Figures) -> list[str]:
+    """A table of every reward: over this iteration's completions with weights, or, before there are any, over all."""
+    weights, rollout = figures.get("weights") or {}, figures.get("rollout") or {}
+    if weights:
+        found = {
+            name.removeprefix("reward_"): (weights.get(name), std)
+            for name, std in (weights.get("deviation") or {}).items()
+        }
+        found["total"] = weights.get("reward"), weights.get("reward_std")
+    else:
+        found = {name: (rollout.get(name), std) for name, std in (rollout.get("deviation") or {}).items()}
+    rows = [[name, number(mean), number(std)] for name, (mean, std) in found.items()]
+    return [markdown_table(["reward", "mean", "standard deviation"], rows)] if rows else []
 
 
 def weights_fragment(figures: Figures, samples: Sequence[Sample]) -> str:
@@ -128,11 +156,14 @@ def _heading(figures: Figures) -> str:
     return f"## Iteration {figures['iteration']}\n"
 
 
-def _sampled_group(sample: Sample) -> str:
+def sampled_group(sample: Sample) -> str:
+    """A group: facts, question, and its completions with their rewards."""
     sizes = ", ".join(f"{image['width']}×{image['height']}" for image in sample["images"] if image["width"])
     facts = [f"answer {markdown_inline(sample['solution'])}", f"{sample['num_correct']} of "
              f"{sample['num_completions']} correct", "kept" if sample["kept"] else "not kept"]  # fmt: skip
     facts += [f"image {sizes}"] if sizes else ["no image"]
+    if sample.get("num_text_tokens") is not None:
+        facts.append(f"{sample['num_text_tokens']} text and {sample['num_vision_tokens']} vision tokens")
     facts += [markdown_inline(sample["slice"])] if sample["slice"] else []
     parts = [f"### Prompt {markdown_inline(sample['group_id'])}\n", ", ".join(facts) + "\n"]
     parts.append(markdown_block(sample["problem"]))

@@ -1,16 +1,20 @@
-"""The table with a row per iteration: for Markdown, HTML and terminals alike."""
+"""The tables with a row per iteration and with a row per run: for Markdown, HTML and terminals alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from dapo_stages.reporting.iteration.figures import Figures, figure, slices
+from dapo_stages.runs.best import BLANK, METRICS
 from dapo_stages.runs.pipeline import REPORTED
+from dapo_stages.runs.run_summaries import Summary
+from dapo_stages.small_files import shown
 from dapo_stages.terminal.printed_table import Table
 from dapo_stages.terminal.safe_text import NOTHING, number, percent
 
 _MAX_SLICES = 4
 _SECONDS = "seconds: " + "+".join(REPORTED)
+RUNS = ["run", "state", "iterations", "best", "last", "image blanked", "size"]
 
 
 def overview(all_figures: Sequence[Figures], seconds: Mapping[int, Mapping[str, float]], *, stages: bool) -> Table:
@@ -58,3 +62,18 @@ def slice_accuracy(figures: Figures, name: str) -> float | None:
     """Held-out accuracy on one slice: greedy, or sampled if there was no greedy evaluation."""
     greedy = figure(figures, "eval", "by_slice", name, "greedy_accuracy")
     return greedy if greedy is not None else figure(figures, "eval", "by_slice", name, "sampled_accuracy")
+
+
+def run_cells(one: Summary) -> list[str]:
+    """A run in the columns of RUNS: accuracies are of held-out questions, greedy ones where there are any."""
+    last = next((one.last[name] for name in METRICS if name in one.last), None)
+    within = f" of {one.planned}" if one.planned is not None else ""
+    return [
+        str(one.path),
+        one.state,
+        f"{one.iterations}{within}",
+        f"{percent(one.best.value)} ({one.best.iteration})" if one.best else NOTHING,
+        f"{percent(last)} ({one.evaluated})" if last is not None else NOTHING,
+        percent(one.last.get(BLANK)),
+        shown(one.bytes),
+    ]

@@ -128,19 +128,21 @@ def _rollout(source: Source) -> Figures:
         for row in source.rows("prompts", ["group_id", "slice", "round", "num_correct", "kept", "informative"])
     }
     rewards = rewards_of(schema_of("completions", tuple(source.manifest.rewards)).names)
-    tally, by_slice, sizes, longest = Tally(), Tally(), Counter[str](), 0
+    tally, squares, by_slice, sizes, longest = Tally(), Tally(), Tally(), Counter[str](), 0
     for row in source.rows("completions", ["group_id", "completion_ids", "finish_reason", "read_from", *rewards]):
         length = len(row["completion_ids"])
         longest = max(longest, length)
         sizes[row["group_id"]] += 1
         for name in rewards:
             tally.add(name.removeprefix("reward_"), row[name])
+            squares.add(name.removeprefix("reward_"), _squared(row[name]))
         tally.add("mean_tokens", length)
         tally.add("truncated", row["finish_reason"] == "length")
         tally.add("unclosed", None if row["read_from"] is None else row["read_from"] == "unclosed")
         if group := groups.get(row["group_id"]):
             by_slice.add(group["slice"], row["reward_accuracy"])
     informative = sum(is_informative(row, sizes[name]) for name, row in groups.items())
+    means = tally.means()
     return {
         "groups": len(groups),
         "kept": sum(row["kept"] for row in groups.values()),
@@ -148,7 +150,8 @@ def _rollout(source: Source) -> Figures:
         "rounds": len({row["round"] for row in groups.values()}),
         "completions": sizes.total(),
         "max_tokens": longest,
-        **tally.means(),
+        **means,
+        "deviation": {name: _deviation(means[name], square) for name, square in squares.means().items()},
         "by_slice": {name: mean for name, mean in by_slice.means().items() if name},
     }
 
@@ -168,7 +171,7 @@ def _attention(source: Source) -> Figures:
 def _weights(source: Source) -> Figures:
     """Rewards are of this iteration's own completions; replayed ones only enter counts, `in_loss` and token weights."""
     rewards = rewards_of(schema_of("weights", tuple(source.manifest.rewards)).names)
-    tally, tokens = Tally(), Tally()
+    tally, squares, tokens = Tally(), Tally(), Tally()
     origin, why, phase = Counter[str](), Counter[str](), Counter[str]()
     values = {"reward": Counter[float](), "advantage": Counter[float]()}
     lightest, heaviest = math.inf, -math.inf
@@ -180,10 +183,11 @@ def _weights(source: Source) -> Figures:
         tally.add("in_loss", row["in_loss"])
         if row["source"] == "fresh":
             tally.add("reward", row["reward"])
-            tally.add("reward_squared", row["reward"] ** 2)
+            squares.add("reward", row["reward"] ** 2)
             tally.add("abs_advantage", abs(row["advantage"]))
             for name in rewards:
                 tally.add(name, row[name])
+                squares.add(name, _squared(row[name]))
             for name, seen in values.items():
                 seen[round(row[name], 2) + 0.0] += 1
         for weight in row["token_weights"] or ():
@@ -199,7 +203,9 @@ def _weights(source: Source) -> Figures:
         "why": dict(sorted(why.items())),
         "distribution": {name: [list(pair) for pair in sorted(seen.items())] for name, seen in values.items()},
     }
-    found["reward_std"] = _deviation(found.get("reward"), found.pop("reward_squared", None))
+    deviations = {name: _deviation(found.get(name), square) for name, square in squares.means().items()}
+    found["reward_std"] = deviations.pop("reward", None)
+    found["deviation"] = deviations
     means = tokens.means()
     if means:
         deviation = _deviation(means["mean"], means["squared"])
@@ -237,6 +243,10 @@ def _eval(source: Source) -> Figures:
     if isinstance(by, dict) and isinstance(by.get(DATASET), dict):
         metrics["by_dataset"] = by[DATASET]
     return metrics
+
+
+def _squared(value: float | None) -> float | None:
+    return None if value is None else value * value
 
 
 def _deviation(mean: float | None, mean_of_squares: float | None) -> float | None:

@@ -16,7 +16,7 @@ FILE = "samples.json"  # of a report
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
 
 # Read only these columns of attention rows: attention per image token is thousands of times larger.
-_ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all"]
+_ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all", "num_text_tokens", "num_vision_tokens"]
 
 # Where the accuracy reward read an answer (column read_from), in words.
 READ_FROM = {
@@ -31,20 +31,29 @@ Sample = dict[str, Any]
 
 
 def collect_samples(sources: Mapping[str, Source], count: int) -> list[Sample]:
-    """`count` groups of the rollout: those with attention per image token first, then those that train, then others."""
+    """`count` groups of the rollout: those with attention per image token first, then those that train, then others.
+
+    Of each at most MAX_COMPLETIONS.
+    """
     if "rollout" not in sources or count == 0:
         return []
-    rollout = sources["rollout"]
     looked = with_patches(sources["attention"]) if "attention" in sources else set()
-    chosen = _choose(rollout, looked, count)
+    found = groups_in_full(sources, _choose(sources["rollout"], looked, count))
+    return [sample | {"completions": _extremes(sample["completions"])} for sample in found]
+
+
+def groups_in_full(sources: Mapping[str, Source], names: Collection[str]) -> list[Sample]:
+    """Groups of the rollout by their ids, with all of their completions."""
+    rollout = sources["rollout"]
     with rollout.lookup("prompts", "group_id") as prompts, rollout.lookup("completions", "group_id") as completions:
-        members = {name: completions.all(name) for name in chosen}
+        members = {name: completions.all(name) for name in names}
         wanted = {row["completion_id"] for rows in members.values() for row in rows}
         attention, weights = attention_rows(sources, wanted), weight_rows(sources, wanted)
         samples = []
         for name, rows in members.items():
             shown = [join(row, attention, weights) for row in rows]
-            samples.append(_group(prompts.one(name), shown))
+            measured = [attention[row["completion_id"]] for row in rows if row["completion_id"] in attention]
+            samples.append(_group(prompts.one(name), shown, measured))
         return samples
 
 
@@ -103,11 +112,9 @@ def _choose(rollout: Source, looked: Collection[str], count: int) -> list[str]:
     return [row["group_id"] for row in groups[:count]]
 
 
-def _group(prompt: Row, completions: list[Sample]) -> Sample:
-    shown = completions
-    if len(shown) > MAX_COMPLETIONS:
-        shown = sorted(shown, key=_reward, reverse=True)
-        shown = shown[: MAX_COMPLETIONS // 2] + shown[-(MAX_COMPLETIONS // 2) :]
+def _group(prompt: Row, completions: list[Sample], measured: list[Row]) -> Sample:
+    """`measured`: attention rows of its completions; those that were scored count the tokens of the prompt."""
+    scored = next((row for row in measured if row["status"] in {"ok", "no_image"}), {})
     return {
         "group_id": prompt["group_id"],
         "prompt_id": prompt["prompt_id"],
@@ -118,9 +125,19 @@ def _group(prompt: Row, completions: list[Sample]) -> Sample:
         "kept": prompt["kept"],
         "num_correct": prompt["num_correct"],
         "num_completions": len(completions),
+        "num_text_tokens": scored.get("num_text_tokens"),
+        "num_vision_tokens": scored.get("num_vision_tokens"),
         "images": [image_of(image) for image in prompt["images"] or []],
-        "completions": shown,
+        "completions": completions,
     }
+
+
+def _extremes(completions: list[Sample]) -> list[Sample]:
+    """All of a few, of many the highest and the lowest rewards."""
+    if len(completions) <= MAX_COMPLETIONS:
+        return completions
+    ranked = sorted(completions, key=_reward, reverse=True)
+    return ranked[: MAX_COMPLETIONS // 2] + ranked[-(MAX_COMPLETIONS // 2) :]
 
 
 def _finite(value: float | None) -> float | None:

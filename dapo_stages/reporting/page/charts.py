@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from dapo_stages.reporting.page.ticks import Unit, in_words, nice_ticks
-from dapo_stages.terminal.safe_text import number, one_line, percent
+from dapo_stages.terminal.safe_text import NOTHING, number, one_line, percent
 
 Points = list[tuple[float, float]]
 _T = TypeVar("_T")
@@ -259,9 +259,15 @@ def said(value: float, unit: Unit) -> str:
 
 
 def latest(chart: Chart) -> list[str]:
-    """The last value of each curve and its interval, in words."""
-    last = [(series.points[-1], _ends(series, chart.unit)) for series in chart.series]
-    return [said(y, chart.unit) + ends.get(x, "") for (x, y), ends in last]
+    """The last value of each curve and its interval, in words; – for a curve without points."""
+    return [_latest(series, chart.unit) for series in chart.series]
+
+
+def _latest(series: Series, unit: Unit) -> str:
+    if not series.points:
+        return NOTHING
+    x, y = series.points[-1]
+    return said(y, unit) + _ends(series, unit).get(x, "")
 
 
 def aligned(charts: Sequence[Chart], marks: Mapping[int, str]) -> list[Chart]:

@@ -18,7 +18,7 @@ from dapo_stages.config import Config
 from dapo_stages.reporting.iteration.browse import Browsed
 from dapo_stages.reporting.iteration.figures import Figures, figure, interval, interval_method
 from dapo_stages.reporting.iteration.samples import READ_FROM
-from dapo_stages.reporting.page.charts import COLORS, aligned, draw, latest
+from dapo_stages.reporting.page.charts import COLORS, Chart, aligned, draw, latest
 from dapo_stages.reporting.page.curves import Cost, curves, histograms, schedules
 from dapo_stages.reporting.page.held_out import COURSES
 from dapo_stages.reporting.page.settings_shown import in_words, learning_rate, marks, settings
@@ -40,6 +40,7 @@ _SCRIPTS = (
     "cards.js",
     "asked.js",
     "start.js",
+    "theme.js",
 )
 _IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
@@ -65,14 +66,8 @@ def render(
     about: About | None = None,
 ) -> str:
     """The whole page; `browsed` newest first."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
-    template = environment.from_string(_part("report.html.j2"))
-    style, script = _part("report.css"), "\n".join(map(_part, _SCRIPTS))
     about = about or About()
     planned = schedules(about.config, [figures["iteration"] for figures in all_figures]) if about.config else []
     charts = aligned([*curves(all_figures, cost), *planned, *histograms(all_figures)], marks(about.steps))
@@ -81,28 +76,55 @@ def render(
     asked = _in_script(about.questions)
     room = MOST_BYTES - sum(len(text.encode("utf-8", "replace")) for text in (asked, *drawn))
     data, shown = page_data(browsed, size=room)
-    return template.render(
+    return filled(
+        "report.html.j2",
+        _SCRIPTS,
+        title=run,
         run=run,
         table=table,
         facts=facts,
         setup=setup(about),
         headlines=headlines(all_figures),
-        charts=[
-            {"chart": chart, "svg": Markup(svg), "colors": COLORS, "latest": latest(chart)}
-            for chart, svg in zip(charts, drawn, strict=True)
-        ],
-        marked=any(chart.marks for chart in charts),
-        methods="; ".join(dict.fromkeys(method for method in methods if method)),
+        **with_curves(charts, drawn, methods),
         data=Markup(data),
         questions=about.questions,
         asked=Markup(asked),
         courses=COURSES,
         shown=shown,
         places=READ_FROM,
-        style=Markup(style),
-        script=Markup(script),
-        hashes={"style": _hash(style), "script": _hash(script)},
     )
+
+
+def with_curves(charts: Sequence[Chart], drawn: Sequence[str], methods: Iterable[str | None]) -> dict[str, Any]:
+    """What curves.html.j2 needs: charts, the SVG of each, and how the intervals in them were computed."""
+    from markupsafe import Markup
+
+    return {
+        "charts": [
+            {"chart": chart, "svg": Markup(svg), "colors": COLORS, "latest": latest(chart)}
+            for chart, svg in zip(charts, drawn, strict=True)
+        ],
+        "marked": any(chart.marks for chart in charts),
+        "methods": "; ".join(dict.fromkeys(method for method in methods if method)),
+    }
+
+
+def filled(name: str, scripts: Sequence[str], **values: Any) -> str:
+    """A page from its template; its policy allows its style and its scripts, and nothing else."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FunctionLoader(_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    style, script = _part("report.css"), "\n".join(map(_part, scripts))
+    hashes = {"style": _hash(style), "script": _hash(script)}
+    return environment.get_template(name).render(style=Markup(style), script=Markup(script), hashes=hashes, **values)
 
 
 def setup(about: About) -> dict[str, Any]:

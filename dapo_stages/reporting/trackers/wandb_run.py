@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,23 +15,26 @@ from dapo_stages.handoff.shards import write_text
 from dapo_stages.reporting.iteration.thumbnails import decoded
 from dapo_stages.reporting.trackers.feed import PER_UPDATE, Feed, News, Points, by_step, lacking, news
 from dapo_stages.reporting.trackers.media import COLUMNS, STAGES, Media
+from dapo_stages.reporting.trackers.wandb_folders import FOLDER, Folders
 from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import say
 
-FOLDER, STATE = "wandb", "dapo-stages.json"
+STATE = "dapo-stages.json"
 _TABLES = ("completions", "stages")
 
 
 @dataclass
 class _Sent:
-    """What the W&B run has; while `open`, it is being sent, and how much has arrived is not known."""
+    """What the W&B run has; while `open`, it is being sent to the service, and how much has arrived is not known."""
 
     id: str = ""
-    steps: int = 0  # records so far: the next part of the run continues from here
+    steps: int = 0  # records so far: what is sent next continues from here
     open: bool = False
+    uploaded: bool = False  # the service may have some of it
     points: dict[int, str] = field(default_factory=dict)  # iteration -> key
     media: dict[int, str] = field(default_factory=dict)
     logged: Points = field(default_factory=dict)  # what older versions recorded instead
+    notes: str = ""  # which run this one replaces
 
 
 def mode() -> str:
@@ -45,34 +48,49 @@ def mode() -> str:
 def send(feed: Feed) -> list[int]:
     """Log what is missing; returns the iterations that need --backfill. Errors of the service do not stop the report.
 
-    W&B only appends. If a point has changed, or sending was interrupted, everything goes to a new W&B run.
+    Offline, the run is written anew with everything (wandb_folders.py). Online, W&B only appends: if a point that the
+    service may have has changed, or sending was interrupted, everything goes to a new W&B run, whose notes say which
+    one it replaces.
     """
-    path = feed.run / FOLDER / STATE
+    path, folders, way = feed.run / FOLDER / STATE, Folders(feed.run), mode()
     sent = _read(path)
-    changed, new, media, left = _news(feed, sent)
-    if mode() == "disabled":
+    found = _news(feed, sent)
+    if way == "disabled":
         return []
-    if not new and not media and not sent.open:
-        return left
-    if changed or sent.open:
-        why = "an earlier report was interrupted" if sent.open else "figures have changed"
-        say(f"wandb: {why}, and W&B only appends: run {sent.id} stays as it is, and a new one is started")
-        feed, sent = replace(feed, made={*feed.made, *sent.media}), _Sent()
-        _, new, media, left = _news(feed, sent)
-    first, sent.id = not sent.id, sent.id or uuid.uuid4().hex[:8]
+    if not found.points and not found.media and not sent.open:
+        return found.left
+    waiting = [folder for folder in folders.offline(sent.id) if not folders.synced(folder)] if sent.id else []
+    uploaded = sent.uploaded or (sent.steps > 0 and folders.uploaded(sent.id))
+    unknown = bool(waiting) and way != "offline"  # whether the service has what an offline folder has
+    if found.afresh or sent.open or unknown or way == "offline":
+        feed = replace(feed, made={*feed.made, *sent.media})
+        why = "an earlier report was interrupted" if sent.open else "figures have changed" if found.afresh else ""
+        why = why or ("an offline part was not synced" if unknown else "")
+        if why and uploaded:
+            say(f"wandb: {why}, and W&B only appends: run {sent.id} stays as it is, and a new one is started")
+            sent = _Sent(notes=f"replaces run {sent.id}: {why}")
+        else:
+            sent = _Sent(sent.id, uploaded=uploaded, notes=sent.notes)
+        found = _news(feed, sent)
+    if not sent.id:  # noted before anything is written under it
+        sent.id = uuid.uuid4().hex[:8]
+        _write(path, sent)
+    first = not sent.steps
     import wandb
 
+    place = folders.anew if way == "offline" else folders.continued
     try:
-        with _place(feed.run), _run(feed, sent.id, new, first=first) as tracked:
-            sent.open = True
+        with place(sent.id) as folder, _run(feed, folder, sent, found.points, first=first) as tracked:
             sent.points = feed.told()
-            sent.media |= {iteration: feed.reports[iteration] for iteration in media}
-            _write(path, sent)
-            for step, values in by_step(new, lambda name: name.startswith(PER_UPDATE)).items():
+            sent.media |= {iteration: feed.reports[iteration] for iteration in found.media}
+            if way != "offline":
+                sent.open = sent.uploaded = True
+                _write(path, sent)
+            for step, values in by_step(found.points, lambda name: name.startswith(PER_UPDATE)).items():
                 sent.steps = _log(tracked, sent.steps, {"optimizer_step": step, **values})
-            points = by_step(new, lambda name: not name.startswith(PER_UPDATE))
-            for step in sorted(points.keys() | set(media)):
-                shown = _media(feed.media(step)) if step in media else {}
+            points = by_step(found.points, lambda name: not name.startswith(PER_UPDATE))
+            for step in sorted(points.keys() | set(found.media)):
+                shown = _media(feed.media(step)) if step in found.media else {}
                 sent.steps = _log(tracked, sent.steps, {"iteration": step, **points.get(step, {}), **shown})
     except (wandb.Error, OSError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
@@ -80,7 +98,7 @@ def send(feed: Feed) -> list[int]:
         return []
     sent.open = False
     _write(path, sent)
-    return left
+    return found.left
 
 
 def _news(feed: Feed, sent: _Sent) -> News:
@@ -92,7 +110,7 @@ def _news(feed: Feed, sent: _Sent) -> News:
 
 
 @contextmanager
-def _run(feed: Feed, identity: str, new: Points, *, first: bool) -> Iterator[Any]:
+def _run(feed: Feed, folder: Path, sent: _Sent, new: Points, *, first: bool) -> Iterator[Any]:
     import wandb
 
     settings = wandb.Settings(
@@ -102,12 +120,12 @@ def _run(feed: Feed, identity: str, new: Points, *, first: bool) -> Iterator[Any
     with wandb.init(
         project=feed.project,
         name=feed.run.resolve().name,
-        id=identity,
-        dir=str(feed.run),
+        id=sent.id,
+        notes=sent.notes or None,
+        dir=str(folder),
         config=dict(feed.config),
         allow_val_change=True,
-        # Offline, the id alone joins the parts.
-        resume="allow" if not first and mode() == "online" else None,
+        resume=None if first else "allow",
         settings=settings,
     ) as tracked:
         tracked.define_metric("iteration")
@@ -116,20 +134,6 @@ def _run(feed: Feed, identity: str, new: Points, *, first: bool) -> Iterator[Any
             of_updates = part.startswith(PER_UPDATE)
             tracked.define_metric(part, step_metric="optimizer_step" if of_updates else "iteration")
         yield tracked
-
-
-@contextmanager
-def _place(run: Path) -> Iterator[None]:
-    """What W&B stages for uploading is kept in the run's folder, so that `wandb sync` finds it later."""
-    folder = run.resolve() / FOLDER
-    folder.mkdir(exist_ok=True)
-    before = os.environ.get("WANDB_DATA_DIR")
-    os.environ["WANDB_DATA_DIR"] = before or str(folder / "staged")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["WANDB_DATA_DIR"]
 
 
 def _log(tracked: Any, step: int, values: dict[str, Any]) -> int:
@@ -146,8 +150,9 @@ def _media(media: Media) -> dict[str, Any]:
     }
     if rows := media.rows():
         table = wandb.Table(columns=list(COLUMNS))
+        images = {encoded: _image(encoded) for encoded in {row["image"] for row in rows}}
         for row in rows:
-            table.add_data(*({**row, "image": _image(row["image"])}[name] for name in COLUMNS))
+            table.add_data(*({**row, "image": images[row["image"]]}[name] for name in COLUMNS))
         found["completions"] = table
     return found | {"stages": wandb.Table(columns=list(STAGES), data=[list(row) for row in media.stages])}
 
@@ -167,11 +172,13 @@ def _read(path: Path) -> _Sent:
             {int(iteration): str(key) for iteration, key in found.get(name, {}).items()} for name in ("points", "media")
         )
         steps = int(found.get("steps", len(logged)))
-        return _Sent(str(found["id"]), steps, bool(found.get("open")), points, media, logged)
+        open_, uploaded = bool(found.get("open")), bool(found.get("uploaded"))
+        return _Sent(str(found["id"]), steps, open_, uploaded, points, media, logged, str(found.get("notes", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _Sent()
 
 
 def _write(path: Path, sent: _Sent) -> None:
-    state = {"id": sent.id, "steps": sent.steps, "open": sent.open, "points": sent.points, "media": sent.media}
+    state: Mapping[str, Any] = {key: value for key, value in vars(sent).items() if key != "logged"}
+    path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(state))

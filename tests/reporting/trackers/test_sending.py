@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from reporting import tiny_run
+from support.offline_wandb import inspect, records
 
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.reporting.iteration.figures import Figures
 from dapo_stages.reporting.iteration.histograms import BINS, histogram, histograms
 from dapo_stages.reporting.trackers.feed import Feed, news
-from dapo_stages.reporting.trackers.media import Media, shown
+from dapo_stages.reporting.trackers.media import shown
 from dapo_stages.reporting.trackers.sending import track
 from dapo_stages.reporting.trackers.wandb_run import mode
 from dapo_stages.runs.run_folder import Run
@@ -151,81 +152,6 @@ def test_wandb_is_online_with_a_key_in_the_environment_only(
     assert mode() == expected
 
 
-def records(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """History of each W&B run in a folder, by run id, as `wandb leet inspect`, its own reader, tells it."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for folder in sorted((run / "wandb").glob("offline-run-*")):
-        written = inspect(folder)
-        identity = next(record["run"]["run_id"] for record in written if record["type"] == "run")
-        for record in written:
-            if record["type"] == "history":
-                item = {**record["history"]["item"], "_number": record["history"]["step"].get("num", 0)}
-                found.setdefault(identity, []).append(item)
-    return found
-
-
-def inspect(folder: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def test_wandb_works_offline_and_sends_nothing_twice(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    track(feed(tmp_path, FIRST), ["wandb"])
-    track(feed(tmp_path, FIRST), ["wandb"])
-    track(feed(tmp_path, FIRST, SECOND), ["wandb"])
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
-    ((identity, rows),) = records(tmp_path).items()
-    assert [row["_number"] for row in rows] == list(range(5))  # both parts can be joined
-    assert json.loads((tmp_path / "wandb/dapo-stages.json").read_text())["id"] == identity
-    assert "WANDB_DATA_DIR" not in os.environ
-
-
-def test_wandb_goes_on_from_a_note_of_before_it_noted_iterations(tmp_path: Path) -> None:
-    """It had every point by itself; with thousands of iterations that took longer to read than to train one."""
-    pytest.importorskip("wandb")
-    track(feed(tmp_path, FIRST), ["wandb"])
-    path = tmp_path / "wandb/dapo-stages.json"
-    note = json.loads(path.read_text())
-    logged = [[name, step, value] for (name, step), value in feed(tmp_path, FIRST).points().items()]
-    path.write_text(json.dumps({**{key: note[key] for key in ("id", "steps", "open", "media")}, "logged": logged}))
-    track(feed(tmp_path, FIRST, SECOND), ["wandb"])
-    ((identity, rows),) = records(tmp_path).items()
-    assert identity == note["id"] and len(rows) == 5
-    assert json.loads(path.read_text())["points"].keys() == {"1", "2"}
-
-
-def test_what_changed_begins_another_wandb_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("wandb")
-    track(feed(tmp_path, FIRST), ["wandb"])
-    track(feed(tmp_path, AGAIN), ["wandb"])
-    found = [[row["rollout/accuracy"] for row in rows if "iteration" in row] for rows in records(tmp_path).values()]
-    assert sorted(found) == [[0.5], [0.75]]
-    assert "wandb: figures have changed, and W&B only appends: run " in capsys.readouterr().err
-
-
-def test_a_sending_that_was_interrupted_begins_another_wandb_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Whatever the first has, no run has a point twice, and the second has all."""
-    pytest.importorskip("wandb")
-
-    def killed(iteration: int) -> Media:
-        raise KeyboardInterrupt
-
-    stopped = feed(tmp_path, FIRST, SECOND, reports={2: "b"}, made=[2], media=killed)
-    with pytest.raises(KeyboardInterrupt):
-        track(stopped, ["wandb"])
-    track(replace(stopped, made=[], media=Media), ["wandb"])
-    assert "wandb: an earlier report was interrupted" in capsys.readouterr().err
-    identity = json.loads((tmp_path / "wandb/dapo-stages.json").read_text())["id"]
-    rows = records(tmp_path)[identity]
-    assert len(records(tmp_path)) == 2
-    assert Counter(row.get("iteration") for row in rows) == {None: 3, 1: 1, 2: 1}
-    assert [row["iteration"] for row in rows if "stages" in str(row)] == [2]
-
-
 def test_a_tracker_that_is_not_installed_is_named_and_costs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,7 +267,7 @@ def test_wandb_has_every_metric_of_every_iteration_once(tracked: Path) -> None:
 
 def test_wandb_has_tables_histograms_and_the_configuration_once(tracked: Path) -> None:
     ((identity, rows),) = records(tracked).items()
-    for name, iterations in (("histograms/token_weights", [2, 1]), ("completions", [2, 1]), ("stages", [2, 0, 1])):
+    for name, iterations in (("histograms/token_weights", [1, 2]), ("completions", [1, 2]), ("stages", [0, 1, 2])):
         assert [row["iteration"] for row in rows if any(key.startswith(f"{name}.") for key in row)] == iterations
     drawn = next(row for row in rows if "histograms/vgr.values" in row and row["iteration"] == 1)
     assert [n for n in drawn["histograms/vgr.values"] if n] == [1, 1, 1, 1]
@@ -350,7 +276,7 @@ def test_wandb_has_tables_histograms_and_the_configuration_once(tracked: Path) -
     assert "<script>alert(1)</script> [/box]" in row[6] and "\x1b" not in row[6] and row[8] == -0.5
     assert (row[3]["_type"], row[3]["width"], row[3]["height"]) == ("image-file", 56, 56)
     assert "</answer>(1.50)" in table["data"][0][7]
-    stages = next(table for table in tables(tracked, "stages") if table["data"][0][0] == "rollout")
+    stages = tables(tracked, "stages")[-1]  # of the last iteration
     by_stage = {stage: (own, made_from) for stage, own, made_from in stages["data"]}
     hashes = {s: Source(tracked / "iter-0002" / s).manifest.content_hash[:12] for s in ("rollout", "weights", "train")}
     rollout, weights = hashes["rollout"], hashes["weights"]

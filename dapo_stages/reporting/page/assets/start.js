@@ -25,17 +25,6 @@ function step(token, key) {
     End: siblings[siblings.length - 1], ArrowDown: other(1), ArrowUp: other(-1) }[key];
 }
 
-const theme = document.getElementById("theme");
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
-const sayTheme = () => theme.setAttribute("aria-pressed", isDark());
-theme.addEventListener("click", () => {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  sayTheme();
-});
-dark.addEventListener("change", sayTheme);
-sayTheme();
-
 function start() {
   list.addEventListener("mouseover", (event) => { if (boxOf(event.target)) lookAt(tokenOf(event.target)); });
   list.addEventListener("mouseout", (event) => {
@@ -103,7 +92,6 @@ function start() {
   for (const option of [...form.elements.read.options]) if (!places.has(option.value)) option.remove();
 }
 
-theme.hidden = false;
 if (groups.length) {
   for (const element of [form, ...document.querySelectorAll(".found, .help")]) element.hidden = false;
   start();
@@ -111,4 +99,3 @@ if (groups.length) {
   if (readAddress()) goToAddress();
   else choose();
 }
-performance.mark("ready");
