@@ -37,8 +37,9 @@ RESULTS     ?= docs/results
 STUDY       := training_logs/study
 STUDY_NAME  := $(notdir $(patsubst %/,%,$(MODEL)))
 STUDY_TOOL   = $(PY) -m pipelines.study
+study_own    = $(if $(MODEL),--own '$(STUDY_NAME)')
 study_some   = --results $(RESULTS) --tasks '$(TASKS)' --schemes '$(SCHEMES)' --seeds '$(SEEDS)' \
-  $(if $(filter 1,$(PILOT)),--pilot) $(if $(MODEL),--own '$(STUDY_NAME)')
+  $(if $(filter 1,$(PILOT)),--pilot) $(study_own)
 study_config = $(if $(MODEL),$(CONFIG),pipelines/study/$(1).yaml)
 # $(1) run, $(2) task, $(3) settings
 study_make   = $(MAKE) --no-print-directory RUN=study/$(1) CONFIG=$(call study_config,$(2)) EVAL_EVERY=$(STUDY_EVALS) \
@@ -51,13 +52,22 @@ $(STUDY)/$(1)/start-$(2)/iter-0000/eval/manifest.json: | $(READY)
 	+exec $(call study_make,$(1)/start-$(2),$(1),--set seed=$(2)) $$@
 endef
 
+# Whether attention tells anything in this model, measured before anything is trained with it.
+study_tells = $(if $(MODEL),$(RESULTS)/$(STUDY_NAME)/dependence/dependence.json)
+study_first = $(STUDY)/$(STUDY_NAME)/start-$(call study_seed,$(firstword $(study_files)))
+define study_dependence
+$(study_tells): | $(study_first)/iter-0000/eval/manifest.json
+	+$(call study_make,$(STUDY_NAME)/$(notdir $(study_first)),,--set seed=$(call study_seed,$(study_first))) $(study_first)/iter-0001/rollout/manifest.json
+	$(PY) -m dapo_stages compare-weights --dependence --rollouts $(study_first)/iter-0001/rollout --policy $(study_first)/policy --out $$(@D)
+endef
+
 # $(1) result file, $(2) task/run, $(3) task, $(4) seed. Training that breaks down counts, too, so record decides.
 define study_run
-$(1): | $(STUDY)/$(3)/start-$(4)/iter-0000/eval/manifest.json
+$(1): | $(STUDY)/$(3)/start-$(4)/iter-0000/eval/manifest.json $(study_tells)
 	@mkdir -p $(STUDY)/$(2)/iter-0000
 	@ln -sfn ../start-$(4)/policy ../start-$(4)/data $(STUDY)/$(2)
 	@ln -sfn ../../start-$(4)/iter-0000/eval $(STUDY)/$(2)/iter-0000/eval
-	-+set=$$$$($(STUDY_TOOL) settings $$@ $(study_some)) && exec $(call study_make,$(2),$(3),$$$$set) iterate
+	-+set=$$$$($(STUDY_TOOL) settings $$@ --results $(RESULTS) $(study_own)) && exec $(call study_make,$(2),$(3),$$$$set) iterate
 	$(STUDY_TOOL) record $$@ --run $(STUDY)/$(2) --every $(STUDY_EVALS) --results $(RESULTS)
 endef
 
@@ -72,6 +82,7 @@ study_task   = $(patsubst %/,%,$(dir $(call study_place,$(1))))
 $(foreach f,$(study_files),$(eval $(call study_run,$(f),$(call study_place,$(f)),$(call study_task,$(f)),$(call study_seed,$(f)))))
 $(foreach s,$(sort $(foreach f,$(study_files),$(call study_task,$(f))/start-$(call study_seed,$(f)))),\
   $(eval $(call study_start,$(patsubst %/,%,$(dir $(s))),$(call study_seed,$(s)))))
+$(if $(and $(MODEL),$(study_files)),$(eval $(study_dependence)))
 endif
 
 .PHONY: study

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +11,9 @@ import typer
 from dapo_stages.errors import DapoStagesError, DataError
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.console import say, tell
-from pipelines.study.design import Design, Name
+from pipelines.study.design import Design, Name, overrides
 from pipelines.study.pilot import Pilot
-from pipelines.study.result_files import Result, by_seed, read_results, write_result
+from pipelines.study.result_files import MEASURE, Result, by_seed, measured, read_results, write_result
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Results = Annotated[Path, typer.Option("--results", help="Folder of result files.")]
@@ -75,10 +74,6 @@ def _check_names(what: str, names: list[str], known: tuple[str, ...]) -> None:
 def settings(
     file: Path,
     results: Results,
-    tasks: Words = "",
-    schemes: Words = "",
-    seeds: Words = "",
-    pilot: IsPilot = False,
     own: Own = "",
 ) -> None:
     """Print the options of a run: its seed, its learning rate, its scheme."""
@@ -93,12 +88,7 @@ def settings(
             raise DataError(file, "the pilot has chosen no learning rate for it yet", "Run make study PILOT=1 first.")
         values["train.learning_rate"] = rate
     values |= design.schemes[name.scheme]
-    tell(" ".join(f"--set {key}={_yaml(value)}" for key, value in values.items()))
-
-
-def _yaml(value: Any) -> str:
-    """A value without spaces."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    tell(" ".join(f"--set {setting}" for setting in overrides(values)))
 
 
 def _check_machine(results: Path, name: Name, known: list[Result]) -> None:
@@ -131,7 +121,8 @@ def record(
     path = write_result(results, result)
     blind = " -> ".join(f"{value:.2f}" for value in (result.at("blank", end=end) for end in (False, True)) if value)
     said = f"; training broke down: {result.broke_down}" if result.broke_down else ""
-    say(f"study: {path}: prior-violating {result.measure():.3f} over the run, with the image blanked {blind}{said}")
+    accuracy = f"{'prior-violating' if measured([result]) == MEASURE else 'greedy'} {result.measure(measured([result])):.3f}"
+    say(f"study: {path}: with the image blanked {blind or 'not evaluated'}, {accuracy} over the run{said}")
 
 
 @app.command()

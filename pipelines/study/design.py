@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -99,3 +101,11 @@ def next_rate(rates: list[float], best: float) -> float | None:
         return None
     step = round(2 * math.log10(best)) + (1 if best == max(rates) else -1)
     return float(f"{(3 if step % 2 else 1) * 10.0 ** (step // 2):.0e}")
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Dotted settings as values of --set, without spaces: `weights.clip=[0,1000]`."""
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in settings.items()
+    ]

@@ -13,7 +13,7 @@ from dapo_stages.terminal.safe_text import NOTHING, markdown_table, number
 from pipelines.study.contrasts import Contrast, differences, equal_compute, equal_updates
 from pipelines.study.design import Design, shown
 from pipelines.study.pilot import DETECTED, Pilot
-from pipelines.study.result_files import MEASURE, Result, by_seed, machine
+from pipelines.study.result_files import MEASURE, Result, by_seed, machine, measured
 
 ENDS = {"violating": "prior-violating", "all": "all questions", "blank": "image blanked", "length": "tokens"}
 
@@ -164,7 +164,7 @@ def _runs(runs: Sequence[Result]) -> list[str]:
     rows = []
     for run in runs:
         ends = [number(run.at(name, end=end)) for name in ("blank", "violating", "all") for end in (False, True)]
-        cells = [*ends[:4], number(run.measure()), *ends[4:], number(run.at("length", end=True), 1)]
+        cells = [*ends[:4], number(run.measure(measured(runs))), *ends[4:], number(run.at("length", end=True), 1)]
         rows.append([f"{run.scheme}-{run.seed}", shown(run.learning_rate), *cells])
     return [
         "<details><summary>Every run: what it keeps with the image blanked, and what it answers</summary>\n",
@@ -175,7 +175,7 @@ def _runs(runs: Sequence[Result]) -> list[str]:
 
 def _own(design: Design, name: str, runs: Sequence[Result]) -> list[str]:
     """A model of somebody's own: means over seeds and paired differences, without p values."""
-    measure = MEASURE if all(MEASURE in run.curves for run in runs) else "all"
+    measure = measured(runs)
     rows = []
     for scheme in dict.fromkeys(run.scheme for run in runs):
         ours = [run for run in runs if run.scheme == scheme]

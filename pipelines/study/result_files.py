@@ -100,6 +100,11 @@ def read_results(folder: Path) -> list[Result]:
     return found
 
 
+def measured(results: Iterable[Result]) -> str:
+    """The curve that runs are measured by: all questions, if a dataset has no prior-violating ones."""
+    return MEASURE if all(MEASURE in result.curves for result in results) else "all"
+
+
 def by_seed(results: Iterable[Result]) -> dict[tuple[str, int, bool], list[Result]]:
     """The runs that are compared with each other: those of a task and seed, of the pilot or not."""
     found: dict[tuple[str, int, bool], list[Result]] = {}
