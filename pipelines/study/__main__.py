@@ -99,7 +99,9 @@ def _check_machine(results: Path, name: Name, known: list[Result]) -> None:
     for other in others[:1]:
         if (other.machine, other.versions) != (machine_here(), versions_here()):
             here = f"{machine_here()['processor']}, {versions_here()}"
-            problem = f"{other.name.file} was made elsewhere ({other.machine['processor']}, {other.versions}), not {here}"
+            problem = (
+                f"{other.name.file} was made elsewhere ({other.machine['processor']}, {other.versions}), not {here}"
+            )
             raise DataError(
                 f"{results}, seed {name.seed} of {name.task}",
                 problem,
@@ -121,7 +123,9 @@ def record(
     path = write_result(results, result)
     blind = " -> ".join(f"{value:.2f}" for value in (result.at("blank", end=end) for end in (False, True)) if value)
     said = f"; training broke down: {result.broke_down}" if result.broke_down else ""
-    accuracy = f"{'prior-violating' if measured([result]) == MEASURE else 'greedy'} {result.measure(measured([result])):.3f}"
+    accuracy = (
+        f"{'prior-violating' if measured([result]) == MEASURE else 'greedy'} {result.measure(measured([result])):.3f}"
+    )
     say(f"study: {path}: with the image blanked {blind or 'not evaluated'}, {accuracy} over the run{said}")
 
 

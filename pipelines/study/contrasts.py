@@ -41,9 +41,7 @@ def equal_updates(design: Design, tasks: Sequence[str], results: Sequence[Result
         if (one.task, one.scheme) != design.primary and one.difference.p is not None
     }
     corrected = holm({key: p for key, p in secondary.items() if p is not None})
-    return [
-        Contrast(one.task, one.scheme, one.difference, corrected.get((one.task, one.scheme))) for one in found
-    ]
+    return [Contrast(one.task, one.scheme, one.difference, corrected.get((one.task, one.scheme))) for one in found]
 
 
 def differences(

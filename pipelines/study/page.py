@@ -114,7 +114,10 @@ def _progress(design: Design, task: str, results: Sequence[Result]) -> list[str]
     whole = [seed for (_, seed, _), runs in by_seed(tests).items() if {run.scheme for run in runs} >= schemes]
     of = f"{len(whole)} of {planned} seeds" if planned else f"{len(whole)} seeds (how many, the pilot decides)"
     machines = sorted({machine(result) for result in tests})
-    lines = ["### Runs\n", f"Complete: {of}. {len(tests)} runs." + (f" Machines: {'; '.join(machines)}." if machines else "")]
+    lines = [
+        "### Runs\n",
+        f"Complete: {of}. {len(tests)} runs." + (f" Machines: {'; '.join(machines)}." if machines else ""),
+    ]
     broke = [f"{one.scheme}-{one.seed} ({one.broke_down})" for one in tests if one.broke_down]
     if broke:
         lines.append(f"Training broke down, and the last evaluation counts for the rest: {'; '.join(broke)}.")
@@ -128,9 +131,7 @@ def _compute(design: Design, task: str, tests: Sequence[Result]) -> list[str]:
         runs = [run for run in tests if (run.task, run.scheme) == (task, scheme)]
         difference = paired(values[scheme], values[design.baseline]) if scheme != design.baseline else None
         cost = estimate([run.cost(run.iterations) for run in runs])
-        rows.append(
-            [scheme, f"{cost.mean:.0f}", _spread(values[scheme].values()), _interval(difference)]
-        )
+        rows.append([scheme, f"{cost.mean:.0f}", _spread(values[scheme].values()), _interval(difference)])
     return [
         "### Equal compute\n",
         f"Seconds of rollout, score-attention, weight-tokens and train-step, and the mean of the curve up to what "

@@ -44,9 +44,7 @@ class Pilot:
             names = {rate: [Name(self.task, seed, scheme, rate) for seed in self._design.pilot_seeds] for rate in rates}
             missing = tuple(name for rate in rates for name in names[rate] if name not in self._runs)
             known = {rate: [self._runs[name] for name in names[rate] if name in self._runs] for rate in sorted(rates)}
-            measures = {
-                rate: statistics.fmean(run.measure() for run in runs) for rate, runs in known.items() if runs
-            }
+            measures = {rate: statistics.fmean(run.measure() for run in runs) for rate, runs in known.items() if runs}
             tried = Tried(measures, missing, tuple(r for r, runs in known.items() if any(o.broke_down for o in runs)))
             further = None if tried.best is None else next_rate(rates, tried.best)
             if further is None:

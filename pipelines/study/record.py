@@ -67,7 +67,11 @@ def _curves(run: Run, evaluated: list[int]) -> dict[str, dict[int, float]]:
     for number in evaluated:
         source = Source(run.folder(number) / "eval", "evaluate")
         metrics = source.json(next(shard for shard in source.manifest.shards if shard.name == "metrics.json"))
-        values = {"all": metrics["greedy_accuracy"], "blank": metrics["blank_accuracy"], "length": metrics["mean_tokens"]}
+        values = {
+            "all": metrics["greedy_accuracy"],
+            "blank": metrics["blank_accuracy"],
+            "length": metrics["mean_tokens"],
+        }
         for measure, part in (("violating", "prior-violating"), ("consistent", "prior-consistent")):
             values |= _slices(metrics, part, measure)
         for measure, value in values.items():

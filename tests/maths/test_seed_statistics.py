@@ -31,7 +31,9 @@ def test_one_value_has_no_interval_and_none_is_refused() -> None:
         estimate([])
 
 
-@pytest.mark.parametrize(("number", "quantile"), [(31, 2.0423), (32, 2.0395), (40, 2.0227), (61, 2.0003), (121, 1.9799)])
+@pytest.mark.parametrize(
+    ("number", "quantile"), [(31, 2.0423), (32, 2.0395), (40, 2.0227), (61, 2.0003), (121, 1.9799)]
+)
 def test_many_values_use_the_quantile_of_their_degrees_of_freedom(number: int, quantile: float) -> None:
     """Quantiles of n - 1 degrees of freedom, from published tables; the values are 0, 1, 0, 1, …"""
     found = estimate([n % 2 for n in range(number)])

@@ -48,7 +48,11 @@ def test_a_task_has_the_fixed_numbers_of_the_page(task: str) -> None:
     config = load_config(TASKS[task])
     assert (config.planned_iterations, config.train.updates_per_iteration) == (20, 4)
     assert (config.rollout.prompts_per_iteration, config.rollout.num_generations) == (64, 8)
-    assert config.weights.replay.size == 0 and config.weights.early_fraction == 0 and config.weights.reward_weights.vgr == 0
+    assert (
+        config.weights.replay.size == 0
+        and config.weights.early_fraction == 0
+        and config.weights.reward_weights.vgr == 0
+    )
     assert config.data.synthetic.held_out == 512 and config.evaluate.blank_image and not config.evaluate.num_generations
 
 

@@ -32,7 +32,9 @@ def run(tmp_path: Path) -> Path:
     publish(Plan("init-policy", start / "policy", {}, 101), lambda output: None)
     publish(Plan("prepare-data", start / "data", {}, 101), lambda output: None)
     run.mkdir()
-    (run / "config.yaml").write_text("planned_iterations: 3\ntrain: {learning_rate: 0.003}\nweights: {clip: [0.5, 3]}\n")
+    (run / "config.yaml").write_text(
+        "planned_iterations: 3\ntrain: {learning_rate: 0.003}\nweights: {clip: [0.5, 3]}\n"
+    )
     for number in (1, 2, 3):
         place = run / f"iter-000{number}"
         for stage, folder in (("rollout", "rollout"), ("score-attention", "attention"), ("train-step", "train")):
