@@ -1,4 +1,4 @@
-"""Student's t distribution for whole degrees of freedom, in closed form (Abramowitz and Stegun 1964, 26.7.3, 26.7.4)."""
+"""Student's t for whole degrees of freedom, in closed form (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pilot decides: each scheme's learning rate, the smallest effect that can be seen, and how many test seeds."""
+"""What the pilot decides: the learning rate of each scheme, the smallest effect to be seen, how many test seeds."""
 
 from __future__ import annotations
 

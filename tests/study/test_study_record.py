@@ -99,7 +99,7 @@ def test_a_finished_run_leaves_its_curves_costs_and_origin(run: Path, tmp_path: 
     assert found.measure() == pytest.approx(0.6)
     stages = ("rollout", "score-attention", "weight-tokens", "train-step", "evaluate")
     assert {stage: list(found.seconds[stage]) for stage in stages} == {
-        **dict.fromkeys(stages[:4], [1, 2, 3]),
+        **{stage: [1, 2, 3] for stage in stages[:4]},
         "evaluate": [0, 2, 3],
     }
     # Completions of .5 1.5 and of 1 1: deviations .5 and 0; one of four tokens is at the lower bound.
