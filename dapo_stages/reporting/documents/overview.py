@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dapo_stages.reporting.iteration.figures import Figures, figure, slices
 from dapo_stages.runs.pipeline import REPORTED
@@ -58,3 +59,23 @@ def slice_accuracy(figures: Figures, name: str) -> float | None:
     """Held-out accuracy on one slice: greedy, or sampled if there was no greedy evaluation."""
     greedy = figure(figures, "eval", "by_slice", name, "greedy_accuracy")
     return greedy if greedy is not None else figure(figures, "eval", "by_slice", name, "sampled_accuracy")
+
+
+def without_images(now: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> str | None:
+    """How much of an evaluation is left with the image blanked, and how much was at the start; None if not measured.
+
+    Both are evaluations of figures.json. A policy with all of its greedy accuracy left would need no image.
+    """
+    found = _kept(now)
+    if found is None:
+        return None
+    before = _kept(start or {})
+    since = f"; at the start {before}" if before is not None else ""
+    return f"With the image blanked {found} of the held-out questions are answered right{since}."
+
+
+def _kept(evaluation: Mapping[str, Any]) -> str | None:
+    blank, greedy = evaluation.get("blank_accuracy"), evaluation.get("greedy_accuracy")
+    if blank is None:
+        return None
+    return percent(blank) + (f" ({blank / greedy:.0%} of the greedy accuracy)" if greedy else "")
