@@ -73,7 +73,7 @@ endef
 
 ifneq ($(filter study $(RESULTS)/%.json,$(MAKECMDGOALS)),)
 $(if $(wildcard $(READY)),,$(error $(READY) is not there. Run make setup first))
-$(if $(MODEL),$(shell $(STUDY_TOOL) estimate --config $(CONFIG) --model $(MODEL) --every $(STUDY_EVALS) >&2),\
+$(if $(MODEL),$(shell $(STUDY_TOOL) estimate --config $(CONFIG) --model $(MODEL) --every $(STUDY_EVALS) --seeds '$(SEEDS)' >&2),\
   $(eval export OMP_NUM_THREADS := 1))
 study_files := $(filter $(RESULTS)/%.json,$(MAKECMDGOALS)) $(if $(filter study,$(MAKECMDGOALS)),$(shell $(STUDY_TOOL) wanted $(study_some)))
 $(if $(filter-out 0,$(.SHELLSTATUS)),$(error the study cannot be made for the reason above))

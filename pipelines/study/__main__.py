@@ -143,11 +143,12 @@ def estimate(
     config: Annotated[str, typer.Option(help="Configuration.")],
     model: Annotated[str, typer.Option(help="Model.")],
     every: Annotated[int, typer.Option(help="Iterations between evaluations.")],
+    seeds: Words = "",
 ) -> None:
     """Print how long the study of a model of one's own takes on 1, 4 and 8 GPUs."""
     from pipelines.study.own import hours
 
-    tell(hours(Design.read(), config, model, every))
+    say(hours(Design.read(), config, model, every, len(_numbers(seeds))))
 
 
 def main() -> None:

@@ -15,11 +15,12 @@ from pipelines.study.design import Design, overrides
 GPUS = (1, 4, 8)
 
 
-def hours(design: Design, config: str, model: str, every: int) -> str:
+def hours(design: Design, config: str, model: str, every: int, seeds: int = 0) -> str:
     """A table of hours by scheme and number of GPUs, for all seeds, and what is assumed.
 
     Raises DataError if the configuration rewards looking, which only schemes that measure attention could.
     """
+    seeds = seeds or len(design.own_seeds)
     settings = load_config(Path(config), [f"model.name={model}"])
     if settings.weights.reward_weights.vgr or settings.weights.early_reward_weights.vgr:
         raise DataError(config, "rewards VGR, which not every scheme measures", "Set weights.reward_weights.vgr to 0.")
@@ -32,11 +33,11 @@ def hours(design: Design, config: str, model: str, every: int) -> str:
             seconds = _seconds(config, model, overrides(design.schemes[scheme]), gpus)
             evaluation = sum(seconds.pop("evaluate").values())
             run = iterations * sum(sum(parts.values()) for parts in seconds.values()) + evaluations * evaluation
-            totals[gpus] += run * len(design.own_seeds)
-            cells.append(f"{run * len(design.own_seeds) / 3600:.1f}")
+            totals[gpus] += run * seeds
+            cells.append(f"{run * seeds / 3600:.1f}")
         rows.append([scheme, *cells])
     rows.append(["all", *(f"{totals[gpus] / 3600:.1f}" for gpus in GPUS)])
-    headers = [f"{len(design.own_seeds)} seeds", *(f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in GPUS)]
+    headers = [f"{seeds} seeds", *(f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in GPUS)]
     return (
         f"Estimated hours for {model} ({iterations} iterations, {evaluations} evaluations; dapo-stages plan, H100 with "
         f"80 GB; docs/sizing.md says what is assumed):\n\n{markdown_table(headers, rows)}"

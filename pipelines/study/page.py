@@ -30,7 +30,7 @@ def write(design: Design, results: Sequence[Result], out: Path) -> None:
     for task in design.tasks:
         parts += [f"## `{task}`\n", *_pilot(design, task, results), *_progress(design, task, results)]
         if complete:
-            parts += [*_compute(design, task, tests), *_kinds(design, task, tests)]
+            parts += [*_compute(design, task, tests), *_kinds(design, task, tests), *_weights(design, task, tests)]
         of_task = [result for result in tests if result.task == task]
         parts += [*(_chart(task, of_task, out) if complete else []), *_runs(of_task)]
     for name in sorted({result.task for result in tests} - set(design.tasks)):
@@ -154,6 +154,16 @@ def _kinds(design: Design, task: str, tests: Sequence[Result]) -> list[str]:
         f"Difference from {design.baseline} on prior-violating questions over the run. Exploratory.\n",
         markdown_table(["scheme", *(kind.partition(", ")[2] for kind in kinds)], rows),
     ]
+
+
+def _weights(design: Design, task: str, tests: Sequence[Result]) -> list[str]:
+    rows = []
+    for scheme in design.schemes:
+        seen = [run.weights for run in tests if (run.task, run.scheme) == (task, scheme)]
+        names = ("deviation", "at upper bound", "deciding word at upper bound")
+        rows.append([scheme, *(_spread(one[name] for one in seen if name in one) for name in names)])
+    headers = ["scheme", "deviation within a completion", "tokens at the upper bound", "deciding words there"]
+    return ["### Token weights\n", "Means over the run and seeds.\n", markdown_table(headers, rows)]
 
 
 def _runs(runs: Sequence[Result]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.runs.run_folder import Run
 from pipelines.study.design import Name
 from pipelines.study.result_files import STAGES, Result
+from pipelines.study.token_weights_seen import weights_seen
 
 PACKAGES = ("dapo-stages", "torch", "transformers", "numpy")
 
@@ -49,7 +49,7 @@ def result_of(run: Run, name: Name, every: int) -> Result:
         curves=_curves(run, evaluated),
         seconds=seconds,
         memory=memory,
-        weights=_weights(run, planned),
+        weights=weights_seen(run, planned),
         start=train.inputs["policy"].content_hash,
         data=rollout.inputs["data"].content_hash,
         machine=machine_here(),
@@ -104,29 +104,6 @@ def _costs(run: Run, planned: int) -> tuple[dict[str, dict[int, float]], dict[st
             seconds.setdefault(stage, {})[number] = round(manifest.seconds, 3)
             memory[stage] = max(memory.get(stage, 0), manifest.memory or 0)
     return seconds, memory
-
-
-def _weights(run: Run, planned: int) -> dict[str, float]:
-    """Over the run: deviation of the token weights within a completion, and their shares at the bounds."""
-    clip = run.config.weights.clip if run.config else (0.0, 0.0)
-    deviations, at_bounds, tokens = [], [0, 0], 0
-    for number in range(1, planned + 1):
-        folder = run.folder(number) / "weights"
-        if not (folder / MANIFEST).exists():
-            continue
-        for row in Source(folder, "weight-tokens").rows("weights", ["in_loss", "token_weights"]):
-            if row["in_loss"] and (weights := row["token_weights"]):
-                deviations.append(statistics.pstdev(weights))
-                tokens += len(weights)
-                for index, bound in enumerate(clip):
-                    at_bounds[index] += sum(abs(weight - bound) < 1e-6 for weight in weights)
-    if not deviations:
-        return {}
-    return {
-        "deviation": statistics.fmean(deviations),
-        "at lower bound": at_bounds[0] / tokens,
-        "at upper bound": at_bounds[1] / tokens,
-    }
 
 
 def machine_here() -> dict[str, Any]:

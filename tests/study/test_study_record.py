@@ -14,12 +14,14 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source, read_manifest
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
+from dapo_stages.handoff.schemas import SCHEMAS
 from dapo_stages.handoff.shards import Row, write_text
 from dapo_stages.handoff.unfinished import HALTED
 from dapo_stages.runs.run_folder import Run
 from pipelines.study.design import Name
 from pipelines.study.record import result_of
 from pipelines.study.result_files import read_results, write_result
+from pipelines.study.token_weights_seen import deciding_token
 
 NAME = Name("places", 101, "vgr")
 ENDS = {0: 0.1, 2: 0.5, 3: 0.7}  # prior-violating accuracy by iteration
@@ -37,27 +39,70 @@ def run(tmp_path: Path) -> Path:
     )
     for number in (1, 2, 3):
         place = run / f"iter-000{number}"
-        for stage, folder in (("rollout", "rollout"), ("score-attention", "attention"), ("train-step", "train")):
-            output(stage, place / folder, start, [])
-        output("weight-tokens", place / "weights", start, [weighted([0.5, 1.5]), weighted([1.0, 1.0]), weighted([])])
+        output("rollout", place / "rollout", start, {"prompts": [PROMPT], "completions": [said(0), said(1), said(2)]})
+        output("score-attention", place / "attention", start, {})
+        output("train-step", place / "train", start, {})
+        rows = [weighted(0, [0.5, 0.5, 3.0, 0.0]), weighted(1, [1.0, 1.0, 1.0, 1.0]), weighted(2, [])]
+        output("weight-tokens", place / "weights", start, {"weights": rows})
     for number, violating in ENDS.items():
         evaluation(run / f"iter-000{number}/eval", start, violating)
     return run
 
 
-def output(stage: str, out: Path, start: Path, weights: list[Row]) -> None:
+PROMPT: Row = dict.fromkeys(SCHEMAS["prompts"].names) | {
+    "group_id": "g",
+    "iteration": 1,
+    "prompt_id": "p",
+    "images": [],
+    "problem": "Which color?\nA. red\nB. dark blue",
+    "solution": "B",
+    "prompt_text": "",
+    "prompt_ids": [1],
+    "image_grid_thw": [],
+    "source": "",
+    "slice": "",
+    "round": 0,
+    "num_correct": 1,
+    "kept": True,
+}
+
+
+def said(sample: int) -> Row:
+    """A completion that says that the answer is red."""
+    texts = ["Dark", " it is,", " red", ": A"]
+    nothing: Row = dict.fromkeys(SCHEMAS["completions"].names)
+    return nothing | {
+        "completion_id": f"c{sample}",
+        "group_id": "g",
+        "sample": sample,
+        "text": "".join(texts),
+        "completion_ids": [1, 2, 3, 4],
+        "token_texts": texts,
+        "sampling_logprobs": [0.0] * 4,
+        "finish_reason": "stop",
+        "engine": "transformers",
+        "policy_version": 0,
+        "reward_accuracy": 0.0,
+        "reward_format": 1.0,
+        "reward_overlong": 0.0,
+        "answer": "A",
+        "read_from": "tags",
+    }
+
+
+def output(stage: str, out: Path, start: Path, tables: dict[str, list[Row]]) -> None:
     def fill(output: Output) -> None:
-        if weights:
-            output.write("weights", 0, weights)
+        for kind, rows in tables.items():
+            output.write(kind, 0, rows)
 
     inputs = {"policy": Source(start / "policy"), "data": Source(start / "data")}
     publish(Plan(stage, out, {"out": str(out)}, 101, inputs), fill)
 
 
-def weighted(weights: list[float]) -> Row:
+def weighted(sample: int, weights: list[float]) -> Row:
     numbers = ("reward", "reward_accuracy", "reward_format", "reward_overlong", "reward_vgr", "advantage")
     return dict.fromkeys(numbers, 0.0) | {
-        "completion_id": f"c{len(weights)}",
+        "completion_id": f"c{sample}",
         "group_id": "g",
         "source": "fresh",
         "source_iteration": 1,
@@ -102,8 +147,12 @@ def test_a_finished_run_leaves_its_curves_costs_and_origin(run: Path, tmp_path: 
         **{stage: [1, 2, 3] for stage in stages[:4]},
         "evaluate": [0, 2, 3],
     }
-    # Completions of .5 1.5 and of 1 1: deviations .5 and 0; one of four tokens is at the lower bound.
-    assert found.weights == {"deviation": 0.25, "at lower bound": 0.25, "at upper bound": 0.0}
+    # .5 .5 3 0 has deviation √(5.5 / 4) = 1.1726, 1 1 1 1 none. Of eight tokens three are at .5 or below, one,
+    # red, is at 3; of two completions that say red, it is so in one.
+    assert found.weights == pytest.approx(
+        {"deviation": 0.5863, "at lower bound": 3 / 8, "at upper bound": 1 / 8, "deciding word at upper bound": 0.5},
+        abs=1e-4,
+    )
     assert found.start == read_manifest(tmp_path / "start-101/policy").content_hash
     assert found.data == read_manifest(tmp_path / "start-101/data").content_hash
     assert found.settings["weights"]["clip"] == [0.5, 3] and found.machine["threads"] >= 1
@@ -125,3 +174,21 @@ def test_a_run_whose_training_broke_down_leaves_what_there_is(run: Path) -> None
     (run / "iter-0003/train" / HALTED).write_text(json.dumps({"why": "the log-ratio is 9"}))
     found = result_of(Run(run), NAME, every=2)
     assert found.broke_down == "the log-ratio is 9" and found.curve("violating")[3] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "answer", "word"),
+    [
+        ("Okay , one moment : one red . So one A", "How many?\nA. one\nB. two", "A", 5),
+        ("It is yellow top left . yellow C", "Where?\nC. top left", "C", 3),
+        ("I see blue , blue . So blue B", "Which?\nB. Blue", "B", 4),
+        ("I see red", "Which?\nB. blue", "B", None),
+        ("I see red", "Which?\nB. blue", None, None),
+        ("I see red", "No options", "B", None),
+    ],
+)
+def test_the_word_that_decides_is_the_last_before_the_conclusion(
+    text: str, problem: str, answer: str | None, word: int | None
+) -> None:
+    tokens = [f" {token}" for token in text.split()]
+    assert deciding_token(tokens, problem, answer) == word
