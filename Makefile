@@ -150,7 +150,7 @@ test-quick: $(VENV)/ready-dev ## run the tests that need no policy (90 seconds)
 test-seeds: $(VENV)/ready-dev ## run the tests with a policy as on other machines: kernels, threads, seeds; run again, it resumes
 	PYTHONPATH=tests $(PY) -m seeds --jobs $(JOBS)
 
-test-slow: $(VENV)/ready-dev ## run the slow tests: more launches of several processes (ZeRO-3, FSDP2, those that stay), a study (12 minutes)
+test-slow: $(VENV)/ready-dev ## run the slow tests: more launches of several processes (ZeRO-3, FSDP2, those that stay), runs of the study (12 minutes)
 	$(PY) -m pytest -m slow
 
 ## SOAK_ITERATIONS: iterations of soak
