@@ -121,7 +121,8 @@ def record(
 
     result = result_of(Run(run), Name.of(str(file.relative_to(results))), every)
     path = write_result(results, result)
-    blind = " -> ".join(f"{value:.2f}" for value in (result.at("blank", end=end) for end in (False, True)) if value)
+    ends = [result.at("blank", end=end) for end in (False, True)]
+    blind = " -> ".join(f"{value:.2f}" for value in ends if value is not None)
     said = f"; training broke down: {result.broke_down}" if result.broke_down else ""
     accuracy = (
         f"{'prior-violating' if measured([result]) == MEASURE else 'greedy'} {result.measure(measured([result])):.3f}"
