@@ -73,10 +73,11 @@ endef
 
 ifneq ($(filter study $(RESULTS)/%.json,$(MAKECMDGOALS)),)
 $(if $(wildcard $(READY)),,$(error $(READY) is not there. Run make setup first))
-$(if $(MODEL),$(shell $(STUDY_TOOL) estimate --config $(CONFIG) --model $(MODEL) --every $(STUDY_EVALS) --seeds '$(SEEDS)' >&2),\
-  $(eval export OMP_NUM_THREADS := 1))
-study_files := $(filter $(RESULTS)/%.json,$(MAKECMDGOALS)) $(if $(filter study,$(MAKECMDGOALS)),$(shell $(STUDY_TOOL) wanted $(study_some)))
-$(if $(filter-out 0,$(.SHELLSTATUS)),$(error the study cannot be made for the reason above))
+study_stop   = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error the study cannot be made for the reason above))
+study_files := $(strip $(filter $(RESULTS)/%.json,$(MAKECMDGOALS)) $(if $(filter study,$(MAKECMDGOALS)),$(shell $(STUDY_TOOL) wanted $(study_some))))
+$(study_stop)
+$(if $(MODEL),$(if $(study_files),$(shell $(STUDY_TOOL) estimate --config $(CONFIG) --model $(MODEL) \
+  --every $(STUDY_EVALS) --seeds '$(SEEDS)' >&2)$(study_stop)),$(eval export OMP_NUM_THREADS := 1))
 study_place  = $(patsubst pilot/%,%,$(patsubst $(RESULTS)/%.json,%,$(1)))
 study_task   = $(patsubst %/,%,$(dir $(call study_place,$(1))))
 $(foreach f,$(study_files),$(eval $(call study_run,$(f),$(call study_place,$(f)),$(call study_task,$(f)),$(call study_seed,$(f)))))

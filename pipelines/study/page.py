@@ -34,7 +34,7 @@ def write(design: Design, results: Sequence[Result], out: Path) -> None:
         of_task = [result for result in tests if result.task == task]
         parts += [*(_chart(task, of_task, out) if complete else []), *_runs(of_task)]
     for name in sorted({result.task for result in tests} - set(design.tasks)):
-        parts += _own(design, name, [result for result in tests if result.task == name])
+        parts += _own(design, name, [result for result in tests if result.task == name], out)
     write_text(out, "\n".join([*parts, _FOOT]))
 
 
@@ -184,7 +184,7 @@ def _runs(runs: Sequence[Result]) -> list[str]:
     ]
 
 
-def _own(design: Design, name: str, runs: Sequence[Result]) -> list[str]:
+def _own(design: Design, name: str, runs: Sequence[Result], out: Path) -> list[str]:
     """A model of somebody's own: means over seeds and paired differences, without p values."""
     measure = measured(runs)
     rows = []
@@ -195,14 +195,20 @@ def _own(design: Design, name: str, runs: Sequence[Result]) -> list[str]:
         rows.append(
             [scheme, str(len(ours)), *ends, _spread(run.measure(measure) for run in ours), _interval(difference)]
         )
+    table = f"{out.stem}/{name}/dependence/dependence.md"
     return [
         f"## `{name}`\n",
+        *([f"[Does attention tell]({table}) which of its tokens depend on the image?\n"] if _there(out, table) else []),
         f"Sent in, outside of the study; exploratory. Machines: {'; '.join(sorted({machine(run) for run in runs}))}.\n",
         markdown_table(
             ["scheme", "seeds", "image blanked, start", "end", f"{ENDS[measure]}, over the run", "difference"], rows
         ),
         *_runs(runs),
     ]
+
+
+def _there(out: Path, name: str) -> bool:
+    return (out.parent / name).is_file()
 
 
 def _chart(task: str, runs: Sequence[Result], out: Path) -> list[str]:
