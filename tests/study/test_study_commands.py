@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from dapo_stages.errors import DataError
 from pipelines.study import __main__ as study
+from pipelines.study.design import Design
 
 
 @pytest.fixture(autouse=True)
 def _planted_design(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study.Design, "read", lambda: DESIGN)
+    monkeypatch.setattr(Design, "read", lambda: DESIGN)
 
 
 def told(command: str, folder: Path, *arguments: str) -> list[str]:
