@@ -12,54 +12,84 @@ READY           := $(VENV)/ready
 READY_DEEPSPEED := $(VENV)/ready-deepspeed
 include pipelines/run.mk
 
-.PHONY: setup screenshots experiments test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook \
+.PHONY: setup screenshots study test test-quick test-seeds test-slow test-faults soak audit lint format docs notebook \
         bench gpu-check gpu-bundle real-size venv-vllm test-vllm package clean
 
 setup: $(VENV)/ready ## create the virtual environment, with exactly the versions that were tested
 
 # ---- The study -------------------------------------------------------------------------------------------------------
 
-# Every run is one `make iterate`. All experiments of a seed start from the same policy and the same questions, those of
-# the run start-SEED, so that they can be compared in pairs. `make -j2 experiments` runs two at a time.
-## STUDIES SEEDS EXPERIMENTS STUDY_EVALS RESULTS: experiments to run, their seeds, iterations between evaluations, file to write
-STUDIES     ?= small scenes
-SEEDS       ?= 1 2 3 4 5
-EXPERIMENTS ?= $(patsubst pipelines/experiments/$(1)/%.yaml,%,$(filter-out %/base.yaml,$(wildcard pipelines/experiments/$(1)/*.yaml)))
-STUDY_EVALS ?= 2
-RESULTS     ?= docs/results.md
+# docs/study.md. Every run is one `make iterate` with one thread. It leaves a result file, which make then has no reason
+# to make again; what has no file yet, and which learning rates the pilot needs next, says `python -m pipelines.study
+# wanted`. All runs of a task and seed start from the policy, the questions and the evaluation of start-SEED, by links.
+# `make -j2 study` makes two runs at a time. With MODEL, the same three schemes for a model of one's own.
+## TASKS SCHEMES SEEDS: study: only these of pipelines/study/study.yaml
+## PILOT: 1: the pilot, which chooses learning rates; 0: the test seeds
+## MODEL: study: a checkpoint to repeat it with, with the settings of CONFIG
+## STUDY_EVALS RESULTS: iterations between evaluations of the study, folder of its result files
+TASKS       ?=
+SCHEMES     ?=
+SEEDS       ?=
+PILOT       ?= 0
+MODEL       ?=
+STUDY_EVALS ?= 4
+RESULTS     ?= docs/results
 STUDY       := training_logs/study
+STUDY_NAME  := $(notdir $(patsubst %/,%,$(MODEL)))
+STUDY_TOOL   = $(PY) -m pipelines.study
+study_own    = $(if $(MODEL),--own '$(STUDY_NAME)')
+study_some   = --results $(RESULTS) --tasks '$(TASKS)' --schemes '$(SCHEMES)' --seeds '$(SEEDS)' \
+  $(if $(filter 1,$(PILOT)),--pilot) $(study_own)
+study_config = $(if $(MODEL),$(CONFIG),pipelines/study/$(1).yaml)
+# $(1) run, $(2) task, $(3) settings
+study_make   = $(MAKE) --no-print-directory RUN=study/$(1) CONFIG=$(call study_config,$(2)) EVAL_EVERY=$(STUDY_EVALS) \
+  SET="$(3) $(if $(MODEL),--set model.name=$(MODEL)) $(SET)"
+study_seed   = $(lastword $(subst -, ,$(basename $(notdir $(1)))))
 
-# $(1) study, $(2) run, $(3) experiment, $(4) seed
-study_make = +$(MAKE) --no-print-directory RUN=study/$(1)/$(2) CONFIG=pipelines/experiments/$(1)/$(3).yaml \
-  SET='--set seed=$(4) $(SET)' EVAL_EVERY=$(STUDY_EVALS)
-
-# $(1) study, $(2) seed
+# $(1) task, $(2) seed
 define study_start
-.PHONY: study/$(1)/start-$(2)
-study/$(1)/start-$(2): export OMP_NUM_THREADS := 1
-study/$(1)/start-$(2): | $(VENV)/ready
-	$(call study_make,$(1),start-$(2),base,$(2)) $(STUDY)/$(1)/start-$(2)/iter-0000/eval/manifest.json
+$(STUDY)/$(1)/start-$(2)/iter-0000/eval/manifest.json: | $(READY)
+	+exec $(call study_make,$(1)/start-$(2),$(1),--set seed=$(2)) $$@
 endef
 
-# $(1) study, $(2) experiment, $(3) seed
+# Whether attention tells anything in this model, measured before anything is trained with it.
+study_tells = $(if $(MODEL),$(RESULTS)/$(STUDY_NAME)/dependence/dependence.json)
+study_first = $(STUDY)/$(STUDY_NAME)/start-$(call study_seed,$(firstword $(study_files)))
+define study_dependence
+$(study_tells): | $(study_first)/iter-0000/eval/manifest.json
+	+$(call study_make,$(STUDY_NAME)/$(notdir $(study_first)),,--set seed=$(call study_seed,$(study_first))) $(study_first)/iter-0001/rollout/manifest.json
+	$(PY) -m dapo_stages compare-weights --dependence --rollouts $(study_first)/iter-0001/rollout --policy $(study_first)/policy --out $$(@D)
+endef
+
+# $(1) result file, $(2) task/run, $(3) task, $(4) seed. Training that breaks down counts, too, so record decides.
 define study_run
-.PHONY: study/$(1)/$(2)-$(3)
-study/$(1)/$(2)-$(3): export OMP_NUM_THREADS := 1
-study/$(1)/$(2)-$(3): study/$(1)/start-$(3)
-	@mkdir -p $(STUDY)/$(1)/$(2)-$(3)/iter-0000
-	@ln -sfn ../start-$(3)/policy ../start-$(3)/data $(STUDY)/$(1)/$(2)-$(3)
-	@ln -sfn ../../start-$(3)/iter-0000/eval $(STUDY)/$(1)/$(2)-$(3)/iter-0000/eval
-	$(call study_make,$(1),$(2)-$(3),$(2),$(3)) iterate
+$(1): | $(STUDY)/$(3)/start-$(4)/iter-0000/eval/manifest.json $(study_tells)
+	@mkdir -p $(STUDY)/$(2)/iter-0000
+	@ln -sfn ../start-$(4)/policy ../start-$(4)/data $(STUDY)/$(2)
+	@ln -sfn ../../start-$(4)/iter-0000/eval $(STUDY)/$(2)/iter-0000/eval
+	-+set=$$$$($(STUDY_TOOL) settings $$@ --results $(RESULTS) $(study_own)) && exec $(call study_make,$(2),$(3),$$$$set) iterate
+	$(STUDY_TOOL) record $$@ --run $(STUDY)/$(2) --every $(STUDY_EVALS) --results $(RESULTS)
 endef
 
-study_runs = $(foreach s,$(SEEDS),$(foreach e,$(call EXPERIMENTS,$(1)),study/$(1)/$(e)-$(s)))
-ifneq ($(filter experiments study/%,$(MAKECMDGOALS)),)
-$(foreach t,$(STUDIES),$(foreach s,$(SEEDS),$(eval $(call study_start,$(t),$(s)))\
-  $(foreach e,$(call EXPERIMENTS,$(t)),$(eval $(call study_run,$(t),$(e),$(s))))))
+ifneq ($(filter study $(RESULTS)/%.json,$(MAKECMDGOALS)),)
+$(if $(wildcard $(READY)),,$(error $(READY) is not there. Run make setup first))
+study_stop   = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error the study cannot be made for the reason above))
+study_files := $(strip $(filter $(RESULTS)/%.json,$(MAKECMDGOALS)) $(if $(filter study,$(MAKECMDGOALS)),$(shell $(STUDY_TOOL) wanted $(study_some))))
+$(study_stop)
+$(if $(MODEL),$(if $(study_files),$(shell $(STUDY_TOOL) estimate --config $(CONFIG) --model $(MODEL) \
+  --every $(STUDY_EVALS) --seeds '$(SEEDS)' >&2)$(study_stop)),$(eval export OMP_NUM_THREADS := 1))
+study_place  = $(patsubst pilot/%,%,$(patsubst $(RESULTS)/%.json,%,$(1)))
+study_task   = $(patsubst %/,%,$(dir $(call study_place,$(1))))
+$(foreach f,$(study_files),$(eval $(call study_run,$(f),$(call study_place,$(f)),$(call study_task,$(f)),$(call study_seed,$(f)))))
+$(foreach s,$(sort $(foreach f,$(study_files),$(call study_task,$(f))/start-$(call study_seed,$(f)))),\
+  $(eval $(call study_start,$(patsubst %/,%,$(dir $(s))),$(call study_seed,$(s)))))
+$(if $(and $(MODEL),$(study_files)),$(eval $(study_dependence)))
 endif
 
-experiments: $(foreach t,$(STUDIES),$(call study_runs,$(t))) ## run small versions of the experiments over SEEDS, write docs/results.md; make -j2 experiments
-	$(PY) pipelines/experiments/results.py --runs $(STUDY) --studies '$(STUDIES)' --seeds '$(SEEDS)' --out $(RESULTS)
+.PHONY: study
+study: $(study_files) ## make the runs of docs/study.md that have no result file yet, then docs/results.md; make -j2 study
+	$(STUDY_TOOL) page --results $(RESULTS) --out $(RESULTS).md
+	+@if [ '$(PILOT)' = 1 ] && [ -n "$$($(STUDY_TOOL) wanted $(study_some))" ]; then exec $(MAKE) --no-print-directory study; fi
 
 # ---- The project itself ----------------------------------------------------------------------------------------------
 
@@ -127,7 +157,7 @@ test-quick: $(VENV)/ready-dev ## run the tests that need no policy (90 seconds)
 test-seeds: $(VENV)/ready-dev ## run the tests with a policy as on other machines: kernels, threads, seeds; run again, it resumes
 	PYTHONPATH=tests $(PY) -m seeds --jobs $(JOBS)
 
-test-slow: $(VENV)/ready-dev ## run the slow tests: more launches of several processes (ZeRO-3, FSDP2, those that stay), a study (12 minutes)
+test-slow: $(VENV)/ready-dev ## run the slow tests: more launches of several processes (ZeRO-3, FSDP2, those that stay), runs of the study (12 minutes)
 	$(PY) -m pytest -m slow
 
 ## SOAK_ITERATIONS: iterations of soak

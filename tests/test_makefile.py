@@ -294,36 +294,80 @@ def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
     assert "processes" in done.stderr.rpartition("one of: ")[2]
 
 
-def study(project: Path) -> list[str]:
-    """Run a study of two experiments and two seeds; stage and folder of each call, without their order."""
-    folder = project / "pipelines/experiments/small"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("base", "baseline", "experiment5"):
-        (folder / f"{name}.yaml").write_text("planned_iterations: 2\n")
-    calls = make(project, "-j2", "experiments", "STUDIES=small", "SEEDS=1 2")
-    return sorted(call.replace("training_logs/study/small/", "") for call in calls)
+# What `python -m pipelines.study` would do: wanted are two schemes of two seeds, and a result file is empty.
+STUDY = """
+if [ "$2" = pipelines.study ]; then
+  case $3 in
+    wanted) for seed in 1 2; do for scheme in uniform vgr; do
+      [ -e results/places/$scheme-$seed.json ] || echo results/places/$scheme-$seed.json; done; done ;;
+    settings) file=${4##*-}; echo "--set seed=${file%.json}" ;;
+    record) mkdir -p "$(dirname "$4")"; touch "$4"; echo "record $4" >> calls ;;
+    page) echo page >> calls ;;
+  esac
+  exit
+fi
+"""
 
 
-def test_experiments_of_a_seed_share_policy_and_questions(project: Path) -> None:
-    calls = study(project)
-    assert [call for call in calls if call.startswith(("init-policy", "prepare-data"))] == [
+@pytest.fixture()
+def study(tmp_path: Path) -> Path:
+    """A project with a study of two iterations."""
+    made = project_with(tmp_path, 2, STUDY + STAND_IN)
+    (made / "pipelines/study").mkdir()
+    (made / "pipelines/study/places.yaml").write_text("planned_iterations: 2\n")
+    return made
+
+
+def study_calls(project: Path, *arguments: str) -> list[str]:
+    """Run it; stage and folder of each call."""
+    calls = make(project, "-j2", "study", "RESULTS=results", *arguments)
+    return [call.replace("training_logs/study/places/", "") for call in calls]
+
+
+def test_runs_of_a_seed_share_policy_and_questions(study: Path) -> None:
+    calls = study_calls(study)
+    assert sorted(call for call in calls if call.startswith(("init-policy", "prepare-data"))) == [
         f"{stage} start-{seed}/{folder}"
         for stage, folder in (("init-policy", "policy"), ("prepare-data", "data"))
         for seed in (1, 2)
     ]
-    runs = [f"{experiment}-{seed}" for experiment in ("baseline", "experiment5") for seed in (1, 2)]
-    trained = [call for call in calls if call.startswith("train-step")]
+    runs = [f"{scheme}-{seed}" for scheme in ("uniform", "vgr") for seed in (1, 2)]
+    trained = sorted(call for call in calls if call.startswith("train-step"))
     assert trained == [f"train-step {run}/iter-000{n}/train" for run in runs for n in (1, 2)]
     evaluated = {call.split()[1] for call in calls if call.startswith("evaluate")}
     assert evaluated == {f"start-{s}/iter-0000/eval" for s in (1, 2)} | {f"{run}/iter-0002/eval" for run in runs}
-    shared = project / "training_logs/study/small/baseline-1/policy/manifest.json"
-    assert shared.resolve() == project / "training_logs/study/small/start-1/policy/manifest.json"
+    shared = study / "training_logs/study/places/vgr-1/policy/manifest.json"
+    assert shared.resolve() == study / "training_logs/study/places/start-1/policy/manifest.json"
+    assert {call for call in calls if call.startswith("record")} == {
+        f"record results/places/{run}.json" for run in runs
+    }
+    assert calls[-1] == "page"
 
 
-def test_a_study_redoes_only_what_is_gone(project: Path) -> None:
-    study(project)
-    assert study(project) == []
-    shutil.rmtree(project / "training_logs/study/small/baseline-2")
-    again = study(project)
-    assert again and all(" baseline-2/" in call for call in again)
-    assert not any(call.startswith("init-policy") or "iter-0000/eval" in call for call in again)
+def test_a_run_with_a_result_file_is_not_run_again_and_others_resume(study: Path) -> None:
+    study_calls(study)
+    shutil.rmtree(study / "training_logs/study")
+    assert study_calls(study) == ["page"]
+    (study / "results/places/vgr-2.json").unlink()
+    again = study_calls(study)
+    assert "evaluate start-2/iter-0000/eval" in again and "train-step vgr-2/iter-0002/train" in again
+    assert not any(name in call for call in again for name in ("start-1/", "vgr-1/", "uniform-"))
+    (study / "results/places/vgr-2.json").unlink()
+    assert study_calls(study) == ["record results/places/vgr-2.json", "page"]  # its folder has everything
+
+
+def test_a_run_that_fails_is_still_given_to_record(study: Path) -> None:
+    """Training that breaks down is a result; record refuses what is merely not finished."""
+    (study / ".venv/bin/python").write_text(
+        (study / ".venv/bin/python").read_text().replace("stage=$1;", '[ "$1" != train-step ] || exit 5; stage=$1;')
+    )
+    calls = study_calls(study)
+    assert "record results/places/vgr-1.json" in calls and "page" in calls
+
+
+def test_a_study_that_cannot_be_made_says_so_and_makes_nothing(study: Path) -> None:
+    python = study / ".venv/bin/python"
+    python.write_text(python.read_text().replace("wanted) for", "wanted) echo 'why: not' >&2; exit 3; for"))
+    done = attempt(study, "study", "RESULTS=results")
+    assert done.returncode == 2 and "why: not" in done.stderr
+    assert "the study cannot be made for the reason above" in done.stderr and not (study / "calls").exists()

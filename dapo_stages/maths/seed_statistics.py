@@ -1,26 +1,24 @@
-"""Mean and confidence interval of a few values, such as one per seed."""
+"""A few values, such as one per seed: mean, confidence interval, p value, and Holm's correction of several p values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-# The 0.975 quantile of Student's t for 1 … 30 degrees of freedom (any statistics textbook's table), and of the normal.
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_Z = 1.959964
+from dapo_stages.maths.student_t import quantile, two_sided
+
+_K = TypeVar("_K", bound=Hashable)
 
 
 class Estimate(NamedTuple):
-    """A mean with its standard deviation and 95 % interval; both are None for a single value."""
+    """A mean with its standard deviation, 95 % interval and p value; these are None for a single value."""
 
     mean: float
     deviation: float | None
     interval: tuple[float, float] | None
     number: int
+    p: float | None = None  # two-sided, of a mean of 0
 
     @property
     def decides(self) -> bool:
@@ -31,7 +29,7 @@ class Estimate(NamedTuple):
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean, standard deviation (Bessel's correction) and mean ± t · deviation / √n, the 95 % interval of Student's t.
 
-    The interval assumes independent, roughly normally distributed values. Raises ValueError without values.
+    Interval and p value assume independent, roughly normally distributed values. Raises ValueError without values.
     """
     number = len(values)
     if number == 0:
@@ -40,19 +38,27 @@ def estimate(values: Sequence[float]) -> Estimate:
     if number == 1:
         return Estimate(mean, None, None, 1)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (number - 1))
-    half = _quantile(number - 1) * deviation / math.sqrt(number)
-    return Estimate(mean, deviation, (mean - half, mean + half), number)
+    error = deviation / math.sqrt(number)
+    half = quantile(0.975, number - 1) * error
+    p = two_sided(mean / error, number - 1) if error else float(mean == 0)
+    return Estimate(mean, deviation, (mean - half, mean + half), number, p)
 
 
-def _quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t: from the table, else by the expansion of Abramowitz and Stegun 1964, 26.7.5."""
-    if freedom <= len(_T):
-        return _T[freedom - 1]
-    first, second = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
-    return _Z + first / freedom + second / freedom**2
-
-
-def paired(first: dict[int, float], second: dict[int, float]) -> Estimate | None:
+def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
     """The estimate of first - second over the keys that both have; None if there are none."""
     both = sorted(first.keys() & second.keys())
     return estimate([first[key] - second[key] for key in both]) if both else None
+
+
+def holm(p_values: Mapping[_K, float]) -> dict[_K, float]:
+    """p values corrected for being several: each holds at a level if its corrected value is at most that level.
+
+    Holm 1979 (Scand. J. Statist. 6): the i-th smallest of m is multiplied by m - i + 1, is at most 1, and not below a
+    smaller one's.
+    """
+    corrected: dict[_K, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = largest
+    return corrected

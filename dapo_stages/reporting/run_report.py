@@ -11,7 +11,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of
 from dapo_stages.handoff.shards import Shard, write_text
 from dapo_stages.reporting.documents import markdown, rollout_pages
-from dapo_stages.reporting.documents.overview import overview
+from dapo_stages.reporting.documents.overview import overview, without_images
 from dapo_stages.reporting.iteration import histograms, samples
 from dapo_stages.reporting.iteration.asked import ASKED, asked
 from dapo_stages.reporting.iteration.browse import Browsed, browsed
@@ -87,12 +87,21 @@ class Reported:
         name = folder.resolve().name
         self.best = write_best(self.run)
         table = overview(self.figures, self.seconds, stages=True)
-        write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT)))
+        blind = self._without_images()
+        write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT), blind))
         write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
-        write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL)))
+        write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL), blind))
         page = html.render(name, table, self.figures, self.cost, self._browsed(), self._facts(), self._about())
         write_text(folder / PAGE, page)
         return folder / PAGE
+
+    def _without_images(self) -> str | None:
+        """What the latest evaluated policy and the starting one answer with the image blanked."""
+        evaluated = [(figures["iteration"], figures["eval"]) for figures in self.figures if figures.get("eval")]
+        if not evaluated:
+            return None
+        (first, start), (last, now) = evaluated[0], evaluated[-1]
+        return without_images(now, start if first == 0 < last else None)
 
     def _browsed(self) -> Iterator[Browsed]:
         """Completions of each iteration, newest first, read when the page asks for them.

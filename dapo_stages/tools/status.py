@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,7 +131,7 @@ def _print_states(progress: Progress) -> None:
 
 
 def _print_figures(progress: Progress) -> None:
-    from dapo_stages.reporting.documents.overview import overview
+    from dapo_stages.reporting.documents.overview import overview, without_images
     from dapo_stages.terminal.safe_text import one_line
 
     figures = _latest_figures(progress)
@@ -141,13 +142,19 @@ def _print_figures(progress: Progress) -> None:
     table = overview([figures], {figures["iteration"]: seconds}, stages=False)
     facts = ", ".join(f"{name} {value}" for name, value in zip(table.headers, table.rows[0], strict=True))
     print(f"\nLast report: {one_line(facts)}")
+    evaluated = _latest_figures(progress, with_="eval")
+    start = _latest_figures(progress, [0]) if evaluated.get("iteration") else {}
+    if blind := without_images(evaluated.get("eval") or {}, start.get("eval")):
+        print(blind)
 
 
-def _latest_figures(progress: Progress) -> dict[str, Any]:
-    """The figures of the latest iteration whose report has a readable figures.json."""
+def _latest_figures(progress: Progress, numbers: Collection[int] | None = None, with_: str = "") -> dict[str, Any]:
+    """The figures of the latest iteration (of these) whose report has a readable figures.json, with such a part."""
     from dapo_stages.small_files import REPORT, read_json
 
-    for number in sorted(progress.iterations, reverse=True):
+    for number in sorted(progress.iterations if numbers is None else numbers, reverse=True):
+        if number not in progress.iterations:
+            continue
         if progress.iterations[number]["report"].state not in {"done", "stale"}:
             continue
         path = progress.run.folder(number) / "report" / "figures.json"
@@ -155,5 +162,6 @@ def _latest_figures(progress: Progress) -> dict[str, Any]:
             figures: dict[str, Any] = read_json(path, REPORT)
         except (OSError, ValueError):
             continue
-        return figures
+        if not with_ or figures.get(with_):
+            return figures
     return {}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from dapo_stages.maths.seed_statistics import estimate, paired
+from dapo_stages.maths.seed_statistics import estimate, holm, paired
 
 
 def test_three_values_worked_by_hand() -> None:
-    found = estimate([0.1, 0.2, 0.0])  # mean 0.1, deviation 0.1, half 4.303 · 0.1 / √3 = 0.24843
+    found = estimate([0.1, 0.2, 0.0])  # mean 0.1, deviation 0.1, half 4.3027 · 0.1 / √3 = 0.24841
     assert found.mean == pytest.approx(0.1) and found.deviation == pytest.approx(0.1)
-    assert found.interval == pytest.approx((-0.14843, 0.34843), abs=1e-5)
+    assert found.interval == pytest.approx((-0.14841, 0.34841), abs=1e-5)
     assert not found.decides
 
 
 def test_five_values_use_the_quantile_of_four_degrees_of_freedom() -> None:
     found = estimate([2.0, 4.0, 4.0, 5.0, 5.0])  # deviations -2 0 0 1 1: variance 6 / 4
-    half = 2.776 * 1.5**0.5 / 5**0.5  # 1.52048
-    assert found.interval == pytest.approx((4 - half, 4 + half)) and half == pytest.approx(1.52048, abs=1e-5)
+    half = 2.776445 * 1.5**0.5 / 5**0.5  # 1.52072
+    assert found.interval == pytest.approx((4 - half, 4 + half)) and half == pytest.approx(1.52072, abs=1e-5)
     assert found.decides
 
 
@@ -26,12 +26,14 @@ def test_an_interval_below_zero_decides_too() -> None:
 
 
 def test_one_value_has_no_interval_and_none_is_refused() -> None:
-    assert estimate([0.5]) == (0.5, None, None, 1) and not estimate([0.5]).decides
+    assert estimate([0.5]) == (0.5, None, None, 1, None) and not estimate([0.5]).decides
     with pytest.raises(ValueError, match="expected at least one value, got none"):
         estimate([])
 
 
-@pytest.mark.parametrize(("number", "quantile"), [(31, 2.042), (32, 2.0395), (40, 2.0227), (61, 2.0003), (121, 1.9799)])
+@pytest.mark.parametrize(
+    ("number", "quantile"), [(31, 2.0423), (32, 2.0395), (40, 2.0227), (61, 2.0003), (121, 1.9799)]
+)
 def test_many_values_use_the_quantile_of_their_degrees_of_freedom(number: int, quantile: float) -> None:
     """Quantiles of n - 1 degrees of freedom, from published tables; the values are 0, 1, 0, 1, …"""
     found = estimate([n % 2 for n in range(number)])
@@ -51,3 +53,17 @@ def test_pairs_are_of_the_keys_that_both_have() -> None:
     found = paired({1: 0.5, 2: 0.9, 3: 0.7}, {2: 0.8, 3: 0.4, 4: 0.0})
     assert found is not None and found.number == 2 and found.mean == pytest.approx(0.2)
     assert paired({1: 0.5}, {2: 0.5}) is None
+
+
+def test_the_p_value_is_that_of_the_published_quantile() -> None:
+    """Ten values .1 ± s have t = .1 / (s / 3), which is the 0.99 quantile of nine degrees of freedom, 2.8214."""
+    s = 0.3 / 2.821438
+    assert estimate([0.1 + s, 0.1 - s] * 5).p == pytest.approx(0.02, abs=1e-6)
+    assert estimate([0.0, 0.0]).p == 1 and estimate([0.1, 0.1]).p == 0
+
+
+def test_holm_worked_by_hand() -> None:
+    """Holm 1979: .01 · 4, .02 · 3, .03 · 2, which is not below .06, .04 · 1, which is not either."""
+    found = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
+    assert found == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
+    assert holm({"a": 0.7, "b": 0.6}) == {"b": 1.0, "a": 1.0} and holm({}) == {}

@@ -120,10 +120,12 @@ def eval_fragment(figures: Figures, source: Source | None, count: int) -> str:
     return "\n".join([_heading(figures), table, *_of_samples(found), *_eval_samples(source, count)])
 
 
-def rollout_document(run: str, table: Table, fragments: Iterable[str]) -> str:
-    """rollout_results.md: the table over all iterations first, then each iteration."""
+def rollout_document(run: str, table: Table, fragments: Iterable[str], headline: str | None = None) -> str:
+    """rollout_results.md: a headline, the table over all iterations, then each iteration."""
     intro = "Accuracy and format are means over every sampled completion, kept for training or not.\n"
-    return _document(f"Rollout results of {run}", [markdown_table(table.headers, table.rows), intro], fragments)
+    return _document(
+        f"Rollout results of {run}", [*_line(headline), markdown_table(table.headers, table.rows), intro], fragments
+    )
 
 
 def weights_document(run: str, fragments: Iterable[str]) -> str:
@@ -143,9 +145,14 @@ def left_out(iterations: Sequence[int], last: str) -> str:
     return f"{which}, are in their own folders only, the last of them in `{last}`.\n"
 
 
-def eval_document(run: str, table: Table, fragments: Iterable[str]) -> str:
+def eval_document(run: str, table: Table, fragments: Iterable[str], headline: str | None = None) -> str:
     """eval_results.md."""
-    return _document(f"Held-out results of {run}", [markdown_table(table.headers, table.rows)], fragments)
+    intro = [*_line(headline), markdown_table(table.headers, table.rows)]
+    return _document(f"Held-out results of {run}", intro, fragments)
+
+
+def _line(headline: str | None) -> list[str]:
+    return [f"{headline}\n"] if headline else []
 
 
 def _document(title: str, intro: list[str], fragments: Iterable[str]) -> str:

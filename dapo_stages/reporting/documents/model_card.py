@@ -13,6 +13,7 @@ from pathlib import Path
 from dapo_stages.config import Config
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of, read_manifest
 from dapo_stages.handoff.policy_folders import PROMPTING
+from dapo_stages.reporting.documents.overview import without_images
 from dapo_stages.reporting.iteration.figures import Figures, collect, figure
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.safe_text import markdown_block, markdown_inline, markdown_table, number, percent
@@ -252,9 +253,9 @@ def _limitations(subject: Subject) -> str:
         lines.insert(0, "This policy was not evaluated.")
     else:
         lines.insert(0, "The figures are of one training run with one seed, on questions held out from its data.")
-    blank = figure(subject.own, "blank_accuracy")
-    if blank is not None:
-        lines.append(f"With the image blanked it still answers {percent(blank)} of the questions right.")
+    blind = without_images(subject.own, subject.start if subject.start != subject.own else None)
+    if blind is not None:
+        lines.append(blind)
     if subject.config is not None and subject.config.weights.scheme in ("vgr", "aei", "vision_mass"):
         lines.append("Token weights follow attention to the image, which suggests but does not prove that it was used.")
     return "".join(f"- {line}\n" for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dapo_stages.reporting.iteration.figures import Figures, figure, slices
 from dapo_stages.runs.best import BLANK, METRICS
@@ -77,3 +78,23 @@ def run_cells(one: Summary) -> list[str]:
         percent(one.last.get(BLANK)),
         shown(one.bytes),
     ]
+
+
+def without_images(now: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> str | None:
+    """How much of an evaluation is left with the image blanked, and how much was at the start; None if not measured.
+
+    Both are evaluations of figures.json. A policy with all of its greedy accuracy left would need no image.
+    """
+    found = _kept(now)
+    if found is None:
+        return None
+    before = _kept(start or {})
+    since = f"; at the start {before}" if before is not None else ""
+    return f"With the image blanked {found} of the held-out questions are answered right{since}."
+
+
+def _kept(evaluation: Mapping[str, Any]) -> str | None:
+    blank, greedy = evaluation.get("blank_accuracy"), evaluation.get("greedy_accuracy")
+    if blank is None:
+        return None
+    return percent(blank) + (f" ({blank / greedy:.0%} of the greedy accuracy)" if greedy else "")

@@ -99,11 +99,3 @@ def test_options_have_one_order_unless_shuffled() -> None:
     ):
         load_config(ROOT / "pipelines/embedded.yaml", ["data.synthetic.shuffled=true"])
     assert load_config(ROOT / "pipelines/scenes.yaml", ["data.synthetic.shuffled=true"]).data.synthetic.shuffled
-
-
-def test_a_study_of_scenes_is_about_the_task_of_its_configuration() -> None:
-    alone, study = (load_config(ROOT / "pipelines" / name) for name in ("scenes.yaml", "experiments/scenes/base.yaml"))
-    assert alone.warm_up == study.warm_up and alone.rewards == study.rewards
-    assert alone.data.synthetic.task == study.data.synthetic.task == "scenes"
-    assert alone.data.system_prompt == study.data.system_prompt
-    assert alone.rollout.max_completion_length == study.rollout.max_completion_length
