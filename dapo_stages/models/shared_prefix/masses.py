@@ -193,7 +193,8 @@ def _narrow_products(rows: torch.Tensor, keys: torch.Tensor, scaling: float) -> 
 def _summed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left [B, R, D], right [B, K, D] -> [B, R, K]: tensor cores on CUDA."""
     if left.is_cuda:
-        return torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
+        found: torch.Tensor = torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
+        return found
     return left.float() @ right.float().transpose(1, 2)
 
 
