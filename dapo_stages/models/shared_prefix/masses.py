@@ -187,7 +187,8 @@ def _narrow_products(rows: torch.Tensor, keys: torch.Tensor, scaling: float) -> 
     else:
         found = _summed(grouped.flatten(0, 1).flatten(1, 2), keys.flatten(0, 1))
         found = found.unflatten(0, (count, kv)).unflatten(2, (heads // kv, length))
-    return found.reshape(count, heads, length, -1) * scaling
+    scores: torch.Tensor = found.reshape(count, heads, length, -1) * scaling
+    return scores
 
 
 def _summed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -195,7 +196,7 @@ def _summed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.is_cuda:
         found: torch.Tensor = torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
         return found
-    return left.float() @ right.float().transpose(1, 2)
+    return torch.bmm(left.float(), right.float().transpose(1, 2))
 
 
 def prompt_kinds(ids: Sequence[int], vision: Sequence[bool], special: frozenset[int], system_end: int) -> torch.Tensor:
