@@ -68,11 +68,13 @@ def _kernel() -> Callable[..., torch.Tensor] | None:
         )
     if find_spec("torch.nn.attention.varlen") is None:  # before torch 2.10
         return None
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
-    return lambda q, k, v, bounds, longest, scaling: varlen_attn(
-        q, k, v, bounds, bounds, longest, longest, scale=scaling
-    )
+    def by_torch(q: Any, k: Any, v: Any, bounds: torch.Tensor, longest: int, scaling: float | None) -> torch.Tensor:
+        found = varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling)
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    return by_torch
 
 
 AttentionInterface.register(NAME, windows)

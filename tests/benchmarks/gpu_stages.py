@@ -98,7 +98,7 @@ def on_disk(device: torch.device, *, tiny: bool) -> Iterator[Line]:
         seconds = _clocked(partial(save_policy, policy, folder))
         size = sum(path.stat().st_size for path in folder.iterdir())
         yield Line("on disk", "save", {"seconds": seconds, "GB": size / 1e9})
-        settings = ModelConfig(dtype="float32" if tiny else "bfloat16", device=device.type)  # type: ignore[arg-type]
+        settings = ModelConfig(dtype="float32" if tiny else "bfloat16", device=device.type)
         del policy
         seconds = _clocked(partial(load_policy, folder, settings))
         yield Line("on disk", "load, just written", {"seconds": seconds, "GB": size / 1e9})

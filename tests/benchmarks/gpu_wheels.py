@@ -15,11 +15,12 @@ import platform
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 LARGEST = 60 * 10**6  # bytes of all wheels together
-UNUSED = ("flight", "substrait", "/include/", "/tests/")  # of pyarrow: a fifth of its wheel
+UNUSED = ("flight", "/include/", "/tests/")  # of pyarrow
 # By module: the distributions that it takes, beside what torch, transformers, accelerate and peft require.
 NEEDED = {
     "pyarrow": ("pyarrow",),
@@ -98,9 +99,12 @@ def provide(bundle: Path, place: Path) -> list[str]:
             archive.extractall(place)
     sys.path.append(str(place))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(place)]))
-    still = [module for module in missing if find_spec(module) is None]
-    if still:
-        sys.exit(f"{bundle}: its wheels are not for this Python. Run `make gpu-bundle` for {sys.version.split()[0]}.")
+    try:
+        for module in missing:
+            import_module(module)
+    except ImportError as error:
+        version = sys.version.split()[0]
+        sys.exit(f"{bundle}: its wheels are not for Python {version} here ({error}). Run `make gpu-bundle` for it.")
     return [wheel.name for wheel in used]
 
 

@@ -117,9 +117,9 @@ def _compared(work: Work, kind: str, ways: list[str], rate: float, *, targets: b
         yield Line(kind, f"{way}, {work.size.name}", values, met=met)
     if "separate" in best and len(best) > 1:
         shared = min(seconds for way, seconds in best.items() if way != "separate")
-        times = best["separate"] / shared
-        met = times >= FASTER if targets and kind != "generation" else None
-        yield Line(kind, f"shared is faster, {work.size.name}", {"times": times}, met=met)
+        ratio = best["separate"] / shared
+        met = ratio >= FASTER if targets and kind != "generation" else None
+        yield Line(kind, f"shared is faster, {work.size.name}", {"times": ratio}, met=met)
 
 
 def three_billion(device: torch.device) -> Policy:

@@ -187,14 +187,16 @@ def _narrow_products(rows: torch.Tensor, keys: torch.Tensor, scaling: float) -> 
     else:
         found = _summed(grouped.flatten(0, 1).flatten(1, 2), keys.flatten(0, 1))
         found = found.unflatten(0, (count, kv)).unflatten(2, (heads // kv, length))
-    return found.reshape(count, heads, length, -1) * scaling
+    scores: torch.Tensor = found.reshape(count, heads, length, -1) * scaling
+    return scores
 
 
 def _summed(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """left [B, R, D], right [B, K, D] -> [B, R, K]: tensor cores on CUDA."""
     if left.is_cuda:
-        return torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
-    return left.float() @ right.float().transpose(1, 2)
+        found: torch.Tensor = torch.bmm(left, right.transpose(1, 2), out_dtype=torch.float32)
+        return found
+    return torch.bmm(left.float(), right.float().transpose(1, 2))
 
 
 def prompt_kinds(ids: Sequence[int], vision: Sequence[bool], special: frozenset[int], system_end: int) -> torch.Tensor:

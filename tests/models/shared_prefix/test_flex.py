@@ -36,15 +36,16 @@ def drawn(rng: random.Random) -> list[Span]:
     return row(*((rng.randint(5, 300), tuple(rng.choices(range(1, 200), k=rng.randint(1, 4)))) for _ in range(2)))
 
 
-def states(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def states(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(tokens)
-    return tuple(torch.randn(1, heads, tokens, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
+    query, key, value = (torch.randn(1, heads, tokens, 16, generator=generator).to(dtype) for heads in (4, 2, 2))
+    return query, key, value
 
 
-def by_sdpa(spans: list[Span], *given: torch.Tensor) -> torch.Tensor:
+def by_sdpa(spans: list[Span], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     layer = torch.nn.Module()
     layer.is_causal = True  # type: ignore[assignment]
-    return grouped_attention.grouped(layer, *given, None, scaling=0.25, spans=tuple(spans))[0]
+    return grouped_attention.grouped(layer, query, key, value, None, scaling=0.25, spans=tuple(spans))[0]
 
 
 def size(spans: list[Span]) -> int:
@@ -75,9 +76,9 @@ def test_the_mask_of_blocks_is_that_of_the_tokens_in_them() -> None:
         blocks = padded.unflatten(0, (count, 128)).unflatten(2, (count, 128)).transpose(1, 2)
         some, every = blocks.any(3).any(2), blocks.all(3).all(2)
         full = _dense(mask.full_kv_num_blocks, mask.full_kv_indices)
-        part = _dense(mask.kv_num_blocks, mask.kv_indices)
-        assert torch.equal(part | full, some)
-        assert not (full & ~every).any() and not (full & part).any()
+        some_of = _dense(mask.kv_num_blocks, mask.kv_indices)
+        assert torch.equal(some_of | full, some)
+        assert not (full & ~every).any() and not (full & some_of).any()
 
 
 def _dense(counts: torch.Tensor | None, indices: torch.Tensor | None) -> torch.Tensor:
@@ -104,7 +105,9 @@ def test_gradients_of_flex_attention_equal_those_of_grouped_sdpa() -> None:
     spans = row((150, (30, 61, 9)), (20, (5, 8)))
     found = []
     for way in (flex.attend, None):
-        given = [one.requires_grad_() for one in states(size(spans), torch.float32)]
+        given = states(size(spans), torch.float32)
+        for one in given:
+            one.requires_grad_()
         if way is None:
             output = by_sdpa(spans, *given)
         else:
