@@ -233,12 +233,15 @@ def test_reports_without_completions_for_the_page_are_shown_without(run: Path, m
 
 
 def test_the_commands_of_the_page_about_reports_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_run.build(tmp_path / "training_logs/first")
+    for name in ("first", "second"):
+        run = tiny_run.build(tmp_path / "training_logs" / name)
+        assert report(run).exit_code == 0
     monkeypatch.chdir(tmp_path)
-    (commands,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/report.md").read_text(encoding="utf-8"), re.S)
-    for line in commands.replace("\\\n", " ").splitlines():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/report.md").read_text(encoding="utf-8"), re.S)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line)
         assert program == ".venv/bin/dapo-stages" and run_command(*arguments).code == 0
+    assert (tmp_path / "compared.html").exists()
 
 
 def test_one_iteration_can_be_asked_for(run: Path) -> None:
