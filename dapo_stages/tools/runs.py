@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dapo_stages.runs.run_summaries import Summary
     from dapo_stages.terminal.printed_table import Table
 
+_SHOWN = 6  # settings
 _STYLES = {"finished": "green", "running": "cyan", "unfinished": "yellow", "halted": "bold red", "damaged": "bold red"}
 
 
@@ -58,6 +59,3 @@ def _said(own: dict[str, object]) -> str:
     shown = [f"{key} {in_words(value)}" for key, value in list(own.items())[:_SHOWN]]
     more = [f"and {len(own) - _SHOWN} more"] if len(own) > _SHOWN else []
     return ", ".join([*shown, *more]) or NOTHING
-
-
-_SHOWN = 6
