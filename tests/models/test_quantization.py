@@ -111,9 +111,9 @@ def test_quantization_without_an_adapter_is_refused() -> None:
 
 
 def test_a_missing_bitsandbytes_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dapo_stages.models import quantization
+    from dapo_stages.models import requirements
 
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     with pytest.raises(
         ModelError, match=r"model.quantization: nf4 needs bitsandbytes, which is not installed\. Install it"
     ):
