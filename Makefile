@@ -98,11 +98,11 @@ ONLY ?=
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # AutoProcessor needs torchvision, which the snippets of model cards use. PyPI's goes with PyPI's torch. Beside a CPU
-# build it would bring the CUDA build along: without its dependencies its Python parts work, with sitecustomize.py.
+# build it would bring the CUDA build along: without its dependencies its Python parts work, with what is in pipelines/torchvision.
 TORCHVISION = if $(PY) -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then $(PIP) torchvision; else \
-  $(PIP) --no-deps torchvision && cp pipelines/vllm/sitecustomize.py "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; fi
+  $(PIP) --no-deps torchvision && cp pipelines/torchvision/* "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; fi
 
-$(VENV)/ready: pyproject.toml constraints.txt $(wildcard pipelines/vllm/sitecustomize.py)
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard pipelines/torchvision/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than 3.11. Name another one: make PYTHON=python3.12"; exit 3; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -130,13 +130,13 @@ VLLM_HERE := $(if $(wildcard /dev/nvidiactl),vllm,--constraint constraints-vllm.
 
 venv-vllm: $(VLLM_VENV)/ready ## create an environment with vLLM: make iterate ROLLOUT_PYTHON=.venv-vllm/bin/python SET='--set rollout.engine=vllm'
 
-$(VLLM_VENV)/ready: pyproject.toml constraints-vllm.txt pipelines/vllm/sitecustomize.py
+$(VLLM_VENV)/ready: pyproject.toml constraints-vllm.txt $(wildcard pipelines/torchvision/*)
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	@echo "installing vLLM into $(VLLM_VENV) (once)"
 	$(VLLM_PIP) install --quiet --disable-pip-version-check $(VLLM_HERE) -e .
 ifeq ($(wildcard /dev/nvidiactl),)
 	$(VLLM_PIP) uninstall --quiet --yes torchaudio torchcodec triton
-	cp pipelines/vllm/sitecustomize.py "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	cp pipelines/torchvision/* "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 endif
 	@touch $@
 

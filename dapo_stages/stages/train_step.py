@@ -42,6 +42,7 @@ from dapo_stages.training.train_groups import data_metrics, engine_difference, g
 if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
     from dapo_stages.training.batches import MiniBatch, TrainGroup
+    from dapo_stages.training.kept_states import Kept
     from dapo_stages.training.launching.rank_workers import Worker
     from dapo_stages.training.update import Trainer
 
@@ -338,29 +339,31 @@ class TrainStep:
         Processes that stay write the state once the rest is published, while other commands run, or only later.
         """
         from dapo_stages.models.policy_loading import save_policy
+        from dapo_stages.training.kept_states import state_of
         from dapo_stages.training.state import save_state
 
         about = {"version": self._iteration, "model": self._config.model.name}
         folder, state = self._output.folder / "policy", self._output.folder / STATE
         weights = worker.weights()
-        if not kept.keeps():
+        held = state_of(worker) if kept.keeps() else None  # now: a policy that is kept has its weights rounded
+        if held is None:
             self._output.add_files(*(f"{STATE}/{name}" for name in save_state(worker, state)))  # hashed from now on
         if worker.rank == 0:
             save_policy(policy, folder, weights)
             self._output.add_files("policy")
         self._output.share()
         about_state = self._publish(policy, folder, about) if worker.rank == 0 else {}
-        if kept.keeps():
-            self._leave_state(worker, about_state)
+        if held is not None:
+            self._leave(held, about_state, is_due=worker.ranks > 1 or _is_written(self._config, self._iteration))
 
-    def _leave_state(self, worker: Worker, about: dict[str, Any]) -> None:
-        """Keep the state, and write it behind if it is its turn. A launch always writes it."""
-        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, state_of, write
+    def _leave(self, state: Kept, about: dict[str, Any], *, is_due: bool) -> None:
+        """Write the state behind, and keep it; or only keep it, if it is not due."""
+        from dapo_stages.training.kept_states import Unwritten, keep_unwritten, write
 
         place = (self._output.plan.out / STATE).absolute()  # this process will have another folder then
         own = replace(self._output.plan, stage=STATE, out=place, beside=())
-        unwritten, state = Unwritten(own, about, dict(self._output.counts)), state_of(worker)
-        if worker.ranks > 1 or _is_written(self._config, self._iteration):
+        unwritten = Unwritten(own, about, dict(self._output.counts))
+        if is_due:
             self._output.behind = partial(write, unwritten, state, collectives.Meeting())
         else:
             self._output.behind = partial(keep_unwritten, unwritten, state)

@@ -1,7 +1,7 @@
 """Makes torchvision importable with a CPU build of torch: declares two operators that its own library would declare.
 
 Copied into the environments of machines without a GPU, where vLLM and transformers' AutoProcessor need torchvision for
-its Python parts only.
+its Python parts only. torchvision_on_cpu.pth imports this file when Python starts, whatever sitecustomize there is.
 """
 
 import sys
@@ -21,6 +21,8 @@ class _BeforeTorchvision(MetaPathFinder):
             sys.meta_path.remove(self)
             import torch
 
+            if hasattr(torch, "torchvision_operators"):  # declared already
+                return None
             self.library = torch.library.Library("torchvision", "DEF")
             boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             for operator in ("nms", "qnms"):
