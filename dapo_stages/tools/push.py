@@ -31,7 +31,7 @@ def main(
     ],
     policy: Annotated[
         Path | None,
-        typer.Option("--policy", help="Policy folder to upload.", metavar="DIR", exists=True, file_okay=False),
+        typer.Option("--policy", help="Policy folder to upload.", metavar="DIR"),
     ] = None,
     rollouts: Annotated[
         Path | None,
@@ -39,8 +39,6 @@ def main(
             "--rollouts",
             help="Instead of a policy, upload completions as a dataset: a rollout folder, or a run's for all it has.",
             metavar="DIR",
-            exists=True,
-            file_okay=False,
         ),
     ] = None,
     folder: Annotated[

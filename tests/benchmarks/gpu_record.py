@@ -40,15 +40,15 @@ class Record:
         self._write()
 
     def add(self, line: Line) -> None:
-        """Print a line and write everything."""
+        """Write everything, then print the line: what was printed is kept."""
         self.lines.append(line)
+        self._write()
         verdict = {True: "ok", False: "WRONG", None: "  "}[line.ok]
         told = ", ".join(f"{name} {shown(value)}" for name, value in line.values.items())
         met = {True: " (target met)", False: " (target missed)", None: ""}[line.met]
         print(
             f"[{self.seconds:5.0f} s] {verdict:5} {line.part}: {line.name}: {told}{met}{_after(line.note)}", flush=True
         )
-        self._write()
 
     def end(self, state: str) -> None:
         """Say how it ended: `complete`, or why not."""

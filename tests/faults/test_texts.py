@@ -269,7 +269,7 @@ def test_weights_keep_every_id_and_the_buffer_every_text(run: Path, tmp_path: Pa
 
 def test_the_page_holds_every_text_as_data(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
-    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert not STEERING.search(data) and not set("<>&") & set(data)
     groups = [group for group in json.loads(data) if group["iteration"] == 3]
     assert len(groups) == len(TEXTS)
