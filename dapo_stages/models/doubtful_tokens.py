@@ -68,8 +68,8 @@ def doubtful_tokens(
 def remedy(token: str) -> str:
     """What to do about such a token, a sentence."""
     if token in TAGS:
-        return "Set data.tags=plain, which writes and expects it as ordinary text, unless training shall teach it"
-    return "Use a checkpoint that was trained on this chat template, or train its embeddings with the section sft"
+        return "Set data.tags=plain, which writes and expects it as ordinary text, unless training shall teach it."
+    return "Use a checkpoint that was trained on this chat template, or train its embeddings with the section sft."
 
 
 def _prompt_ids(processor: Any, system_prompt: str) -> Iterable[int]:
