@@ -174,7 +174,8 @@ _EVALUATION = [
 NOT_FINITE = frozenset({field.name for field in _ATTENTION} | {"value"})
 # Columns of lists with one element per token of the completion, and lists that are never empty.
 PER_TOKEN = (
-    "completion_ids", "token_texts", "sampling_logprobs", "token_weights", "loss_mask", *(f"mass_{kind}" for kind in MASSES), "vgr",
+    "completion_ids", "token_texts", "sampling_logprobs", "token_weights", "loss_mask",
+    *(f"mass_{kind}" for kind in MASSES), "vgr",
     *TOKEN_SCORES, *TOKEN_VGR, "token_vgr_layers", *MORE_TOKEN_SCORES,
     *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip

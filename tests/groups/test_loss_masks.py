@@ -19,7 +19,7 @@ VGR = {"weights__scheme": "vgr", "weights__replay__min_reward": 0.1}
 
 
 def every_third(completion_id: str, tokens: int) -> list[bool] | None:
-    """Tokens with VGR 4 were given to the policy; the second completion has no mask, of the third nothing is its own."""
+    """Tokens with VGR 4 were given to the policy; the second has no mask, nothing of the third is its own."""
     third: list[bool] = [place % 3 != 2 for place in range(tokens)]
     return {"s1": None, "s2": [False] * tokens}.get(completion_id[-2:], third)
 
