@@ -139,6 +139,11 @@ class DataConfig(Section):
         description="Rows whose text contains control tokens of the tokenizer (`<|im_end|>`): tokenize these as plain "
         "text, drop and count the rows, or stop.",
     )
+    tags: Annotated[Literal["added", "plain"], Later("added")] = Field(
+        "added",
+        description="What `<think>` and `<answer>` become where the tokenizer has added tokens for them: these, or "
+        "plain: tokens of ordinary text, for checkpoints that never learned the added ones (docs/rewards.md).",
+    )
     system_prompt: str | None = Field(None, description="System message; null uses the built-in one, '' leaves it out.")
     synthetic: SyntheticConfig = SyntheticConfig()
 

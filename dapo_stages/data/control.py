@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dapo_stages.rewards.format import TAGS
+
 CONTROL_TOKENS = "control_tokens"  # number of prompts that quote any
 MARK = "\ufdd1\ufdd0"  # noncharacters, which Unicode reserves for internal use by programs
 
@@ -60,6 +62,13 @@ class ControlTokens:
             return part | {"text": self.marked(part["text"])} if part["type"] == "text" else part
 
         return [{**message, "content": [part_as_text(part) for part in message["content"]]} for message in conversation]
+
+    def plain_tags(self, text: str) -> str:
+        """The text with a mark inside each tag of the format that is an added token (data.tags: plain)."""
+        for tag in TAGS:
+            if self._pattern.fullmatch(tag):
+                text = text.replace(tag, tag[:1] + MARK + tag[1:])
+        return text
 
     def processor_of(self, text: str) -> Any:
         """The processor that encodes a prompt with marks, and removes them; None if that is impossible.

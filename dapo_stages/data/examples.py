@@ -21,6 +21,7 @@ from dapo_stages.data.templates import question_template
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row
 from dapo_stages.rewards.offered_options import offered_options
+from dapo_stages.rewards.tags import thought_to_continue
 from dapo_stages.terminal.console import progress
 
 _IN_MEMORY = 1 << 30  # bytes of images, before they are kept in a temporary file
@@ -117,7 +118,8 @@ def training_examples(
                     examples.drop("held_out", f"{raw.where}: it has an image of a held-out question")
                 else:
                     values = {**raw.values, "solution": row["solution"]}
-                    examples.add(row, write(values, row["problem"], list(offered_options(row["problem"]))))
+                    completion = write(values, row["problem"], list(offered_options(row["problem"])))
+                    examples.add(row, thought_to_continue(row["prompt_text"], completion))
             number += maker.source.totals.get("train", 0)
     if not examples.found:
         name = ", ".join(one.source.name for one in parts)

@@ -126,6 +126,8 @@ class PromptMaker:
             draft.text = render(draft.conversation, self._longest and 2 * self._longest)  # room for marks
         except Refused as reason:
             raise Refused(f"the chat template rejects it ({reason})") from None
+        if self.data.tags == "plain":
+            draft.text = self._control.plain_tags(draft.text)
         size = len(draft.text.replace(MARK, "").encode())
         if self._longest is not None and size > self._longest:
             raise TooLong(f"{size:,} bytes of text, more than data.max_prompt_length tokens can hold")

@@ -16,6 +16,7 @@ from dapo_stages.rewards.answers import accepted_answers
 from dapo_stages.rewards.letters import letters_in
 from dapo_stages.rewards.normal import nfkc
 from dapo_stages.rewards.offered_options import LETTERS, offered_options
+from dapo_stages.rewards.tags import opens_thought
 
 # Columns of a prompt that are counted.
 READ = ("prompt_id", "source", "problem", "solution", "prompt_text", "prompt_ids", "image_grid_thw")
@@ -39,7 +40,7 @@ class Summary:
         self._kinds: Counter[Kind] = Counter()
         self._images: Counter[int] = Counter()
         self._tokens = array("L")
-        self._offered = self._among = 0
+        self._offered = self._among = self._opened = 0
         self._dropped: Counter[str] = Counter()  # by reason, without details
         self._first: dict[str, str] = {}  # the first row dropped for a reason
         self._rendered: list[str] = []
@@ -54,6 +55,7 @@ class Summary:
             self._offered += 1
             letters = letters_in(prompt["solution"])
             self._among += bool(letters) and letters <= set(LETTERS[: len(options)])
+        self._opened += opens_thought(prompt["prompt_text"])
         if len(self._rendered) < _RENDERED:
             self._rendered.append(f"{prompt['prompt_id']} -> {prompt['solution']}\n{prompt['prompt_text']}")
 
@@ -73,6 +75,7 @@ class Summary:
             "images": {str(number): count for number, count in sorted(self._images.items())},
             "prompt_tokens": self._quantiles(),
             "dropped": dict(self._dropped.most_common(_REASONS)),
+            **({"opens_thought": self._opened} if self._opened else {}),
         }
 
     def prompting(self, name: str) -> dict[str, Any]:
@@ -96,6 +99,13 @@ class Summary:
             f"columns that are not used: {', '.join(self._unused()) or 'none'}",
             f"system prompt: {self._survey.system_prompt(self._data)!r}",
         ]
+        if self._opened:
+            said.append(
+                f"the chat template opens <think> at the end of {self._opened:,} of {prompts:,} prompts: completions "
+                "begin inside the thought, and rewards do not expect the tag again"
+            )
+        if self._data.tags == "plain":
+            said.append("tags: plain text, where the tokenizer has added tokens for them (data.tags)")
         said += [f"warning: {doubt}" for doubt in self._survey.doubts]
         said += [f"warning: not read: {', '.join(self._unread)}"] if self._unread else []
         for reason, count in self._dropped.most_common(_REASONS):

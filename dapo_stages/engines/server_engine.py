@@ -286,8 +286,8 @@ def check_text(where: str, row: Row) -> None:
         raise EngineError(
             f"{where}: prompt {row['prompt_id']}",
             "the prompt quotes control tokens, which a server would obey",
-            "Run prepare-data with data.on_control_tokens=drop, or set the engine to transformers or vllm, which take "
-            "token ids.",
+            "Run prepare-data with data.on_control_tokens=drop and data.tags=added, or set the engine to transformers "
+            "or vllm, which take token ids.",
         )
 
 

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from dapo_stages.config import RewardWeights
+from dapo_stages.groups.loss_masks import in_loss
 from dapo_stages.handoff.shards import Row
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ class GroupScores:
     iteration: int  # that sampled it
     completion_ids: list[str]
     truncated: np.ndarray
+    silent: np.ndarray  # whether no token is in the loss, by loss_mask
     components: dict[str, np.ndarray]  # reward by name; NaN: no opinion
     rewards: np.ndarray  # their weighted total
-    lengths: np.ndarray  # in tokens; empty where the advantage does not ask for them
+    lengths: np.ndarray  # in tokens in the loss; empty where the advantage does not ask for them
     shard: int | None = None  # of the rollouts; None: from the buffer
     advantages: np.ndarray | None = None
     importance: float | None = None  # of a replayed group: corrects for how likely it was to be drawn
@@ -64,15 +66,16 @@ def score_group(
     components = {name: np.array([row[f"reward_{name}"] for row in rows], dtype=float) for name in names}
     components["vgr"] = vgr_rewards
     truncated = np.array([row["finish_reason"] == "length" for row in rows])
-    lengths = np.array([len(row["completion_ids"]) for row in rows if "completion_ids" in row], dtype=float)
+    silent = np.array([row["loss_mask"] is not None and not any(row["loss_mask"]) for row in rows])
+    lengths = np.array([in_loss(row) for row in rows if "completion_ids" in row], dtype=float)
     ids = [row["completion_id"] for row in rows]
     rewards = total(components, dict(weights))
-    return GroupScores(group_id, iteration, ids, truncated, components, rewards, lengths, shard)
+    return GroupScores(group_id, iteration, ids, truncated, silent, components, rewards, lengths, shard)
 
 
 def reward_columns(plugins: tuple[str, ...], *, lengths: bool = False) -> list[str]:
     """Columns of completions that score_group reads, with what it counts for `lengths`."""
-    ids = ["completion_id", "group_id", "finish_reason", *(["completion_ids"] if lengths else [])]
+    ids = ["completion_id", "group_id", "finish_reason", "loss_mask", *(["completion_ids"] if lengths else [])]
     return [*ids, *(f"reward_{name}" for name in (*SINGLE, *plugins))]
 
 

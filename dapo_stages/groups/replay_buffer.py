@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _GROUP_EXTRA = ("score", "mean_reward", "std_reward", "draws")
 _COMPLETION_EXTRA = ("reward_vgr", "token_weights")
+_MASK = "loss_mask"
 
 
 class ReplayBuffer:
@@ -76,6 +77,8 @@ class ReplayBuffer:
                 weights |= {row["completion_id"]: row["token_weights"] for row in rows}
                 prompts.append(_without(stored.one(group.group_id), _GROUP_EXTRA))
                 completions += [_without(row, _COMPLETION_EXTRA) for row in rows]
+        if all(row[_MASK] is None for row in completions):
+            completions = [_without(row, (_MASK,)) for row in completions]
         output.write("replayed-prompts", 0, prompts)
         output.write("replayed-completions", 0, completions)
         return weights
@@ -98,7 +101,10 @@ class ReplayBuffer:
         names = _GROUP_EXTRA if any(entry.draws for entry in kept) else _GROUP_EXTRA[:-1]
         scores = {entry.group_id: {name: getattr(entry, name) for name in names} for entry in kept}
         output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
-        output.write("buffer-completions", 0, self._completions(output, rollouts, entering, staying))
+        completions = self._completions(output, rollouts, entering, staying)
+        if not (_has_masks(rollouts, "completions") or _has_masks(self._source, "buffer-completions")):
+            completions = (_without(row, (_MASK,)) for row in completions)  # written as before there were any
+        output.write("buffer-completions", 0, completions)
         return len(kept)
 
     def _read_entries(self) -> list[Entry]:
@@ -177,6 +183,10 @@ class ReplayBuffer:
 
     def _rows(self, kind: str, columns: list[str] | None = None) -> Iterator[Row]:
         return self._source.rows(kind, columns) if self._source is not None else iter(())
+
+
+def _has_masks(source: Source | None, kind: str) -> bool:
+    return source is not None and any(row[_MASK] is not None for row in source.rows(kind, [_MASK]))
 
 
 def _without(row: Row, names: tuple[str, ...]) -> Row:

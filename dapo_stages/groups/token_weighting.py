@@ -118,7 +118,7 @@ class TokenWeighting:
             return np.ones(len(rows))
         scores = [
             SCORES[name](*(np.asarray(row[column], dtype=float) for column in self.factor_columns))
-            if row["status"] == "ok"
+            if row["status"] == "ok" and row["completion_ids"]
             else np.nan
             for row in rows
         ]

@@ -65,6 +65,12 @@ def token_kinds(text: str, token_texts: Sequence[str], languages: Collection[str
     return kinds
 
 
+def text_of(text: str, token_texts: Sequence[str], mask: Sequence[bool]) -> str:
+    """What of a completion's text its tokens in `mask` say."""
+    units = _units(text, token_texts)
+    return "".join(text[unit.start : unit.end] for unit in units if all(mask[token] for token in unit.tokens))
+
+
 @cache
 def stop_words(language: str) -> frozenset[str]:
     """The words of a list in stop_words/."""

@@ -84,6 +84,9 @@ _READING = [
 ]
 READING = tuple(field.name for field in _READING)
 
+# The tokens that the policy wrote, and that are in the loss; null: all. Others are given to it, as what a tool says.
+_LOSS_MASK = pa.field("loss_mask", _list(pa.bool_()))
+
 _ATTENTION = [
     _required("completion_id", pa.string()),
     _required("status", pa.string()),
@@ -171,13 +174,14 @@ _EVALUATION = [
 NOT_FINITE = frozenset({field.name for field in _ATTENTION} | {"value"})
 # Columns of lists with one element per token of the completion, and lists that are never empty.
 PER_TOKEN = (
-    "completion_ids", "token_texts", "sampling_logprobs", "token_weights", *(f"mass_{kind}" for kind in MASSES), "vgr",
+    "completion_ids", "token_texts", "sampling_logprobs", "token_weights", "loss_mask",
+    *(f"mass_{kind}" for kind in MASSES), "vgr",
     *TOKEN_SCORES, *TOKEN_VGR, "token_vgr_layers", *MORE_TOKEN_SCORES,
     *(f"patch_attention_{segment}" for segment in SEGMENTS),
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws", "row", "informative", *READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES})
+LATER = frozenset({"draws", "row", "informative", "loss_mask", *READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES})
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
@@ -204,13 +208,13 @@ SCHEMAS: dict[str, pa.Schema] = {
     "train": _schema([*_PROMPT, _ROW]),
     "held_out": _schema([*_PROMPT, _LABELS, _ROW]),
     "prompts": _schema([*_GROUP, _INFORMATIVE]),
-    "completions": _schema([*_COMPLETION, *_READING]),
+    "completions": _schema([*_COMPLETION, *_READING, _LOSS_MASK]),
     "attention": _schema(_ATTENTION),
     "weights": _schema(_WEIGHT),
     "replayed-prompts": _schema(_GROUP),
-    "replayed-completions": _schema(_COMPLETION),
+    "replayed-completions": _schema([*_COMPLETION, _LOSS_MASK]),
     "buffer": _schema(_BUFFER_GROUP),
-    "buffer-completions": _schema(_BUFFER_COMPLETION),
+    "buffer-completions": _schema([*_BUFFER_COMPLETION, _LOSS_MASK]),
     "metrics": _schema(_METRICS),
     "evaluation": _schema(_EVALUATION),
 }

@@ -12,7 +12,7 @@ from dapo_stages.rewards.accuracy import accuracy, reading
 from dapo_stages.rewards.format import format_reward
 from dapo_stages.rewards.isolated.plugins import Plugins
 from dapo_stages.rewards.scored import Group, Scored
-from dapo_stages.rewards.tags import continued_thought, opens_thought
+from dapo_stages.rewards.tags import continued_thought
 
 if TYPE_CHECKING:
     from dapo_stages.rewards.judging.judge import Judge
@@ -57,9 +57,9 @@ class Rewards:
         settings, solution = self._settings, str(group.row["solution"])
         others = self._plugins.score(group.texts, group.lengths, group.row) | judged
         scored = []
-        opened = opens_thought(str(group.row.get("prompt_text") or ""))
+        prompt = str(group.row.get("prompt_text") or "")
         for sample, (said, length) in enumerate(zip(group.texts, group.lengths, strict=True)):
-            text = continued_thought(said) if opened else said
+            text = continued_thought(prompt, said)
             cut_off = bool(group.finish_reasons) and group.finish_reasons[sample] == "length"
             closed = cut_off and settings.truncated_answers == "closed"
             right = accuracy(

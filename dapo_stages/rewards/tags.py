@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 
+_MARKS = re.compile("[\ufdd0-\ufdef]")  # noncharacters, in prompts where a tag is plain text (data/control.py)
 _FLAGS = re.IGNORECASE | re.DOTALL
 _THINK_TAG = re.compile(r"<(/?)think>", _FLAGS)
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
@@ -19,12 +20,21 @@ _ITALIC_LETTER = re.compile(r"(?<![\w_])_([A-Ja-j])_(?![\w_])")
 
 def opens_thought(prompt: str) -> bool:
     """Whether the chat template opened a thought at the end of the prompt, as Qwen3-VL-Thinking's does."""
-    return prompt[-100:].rstrip().lower().endswith("<think>")
+    return _MARKS.sub("", prompt[-100:]).rstrip().lower().endswith("<think>")
 
 
-def continued_thought(text: str) -> str:
-    """A completion of such a prompt with the tag that the prompt has; unchanged if the model opens one again."""
-    return text if text.lstrip()[:7].lower() == "<think>" else f"<think>{text}"
+def continued_thought(prompt: str, text: str) -> str:
+    """A completion with the tag that its prompt opened, if it did; unchanged if the model opens one again."""
+    return text if not opens_thought(prompt) or _opened(text) else f"<think>{text}"
+
+
+def thought_to_continue(prompt: str, text: str) -> str:
+    """A completion to learn, without the tag that its prompt opened, if it did."""
+    return text.lstrip()[len("<think>") :] if opens_thought(prompt) and _opened(text) else text
+
+
+def _opened(text: str) -> bool:
+    return text.lstrip()[: len("<think>")].lower() == "<think>"
 
 
 def unclosed_thought(text: str) -> str | None:

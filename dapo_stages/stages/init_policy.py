@@ -138,9 +138,11 @@ def _embedded(output: Output, config: Config) -> None:
 
 def _referred(output: Output, config: Config) -> None:
     """Check that a hub model or checkpoint folder can be used, and record a reference to it as it is now."""
+    from dapo_stages.data.chat import SYSTEM_PROMPT
     from dapo_stages.handoff.referred import fetched, place_of, refer_to
     from dapo_stages.models.adapters import check_targets
     from dapo_stages.models.checkpoints import Checkpoint, empty_model
+    from dapo_stages.models.doubtful_tokens import doubtful_tokens, remedy
     from dapo_stages.models.families import FAMILIES
     from dapo_stages.models.policy_loading import check_family
     from dapo_stages.models.processor import load_processor
@@ -155,7 +157,7 @@ def _referred(output: Output, config: Config) -> None:
     check_numbers(folder)
     family = check_family(folder)
     check_checkpoint(folder)
-    load_tokens(folder)
+    tokens = load_tokens(folder)
     with reading(folder):
         processor = load_processor(folder)
     prompt_with_an_image(folder, processor)
@@ -164,6 +166,12 @@ def _referred(output: Output, config: Config) -> None:
     checkpoint = Checkpoint(folder)
     check_values(folder, ((tensor, checkpoint.read(tensor)) for tensor in checkpoint.shapes))
     say(f"init-policy: {place['reference']} is a {family} checkpoint")
+    system_prompt = SYSTEM_PROMPT if config.data.system_prompt is None else config.data.system_prompt
+    doubts = doubtful_tokens(tokens, processor, checkpoint, system_prompt, plain_tags=config.data.tags == "plain")
+    for token, why in doubts.items():
+        say(f"init-policy: warning: {token} {why}. {remedy(token)}")
+    if doubts:
+        output.counts["doubtful_tokens"] = list(doubts)
     if family not in FAMILIES:
         say("init-policy: cannot read its attention or share prompts among completions; set attention.enabled=false")
     output.policy = {"version": 0, "model": name, **refer_to(place)}
@@ -193,19 +201,22 @@ def _learn(output: Output, config: Config, policy: Policy) -> None:
     from dapo_stages.models.chat_templates import chat_template
     from dapo_stages.models.policy_loading import save_policy
     from dapo_stages.rewards.format import format_reward
+    from dapo_stages.rewards.tags import continued_thought
     from dapo_stages.training.supervised import learnable, supervise
 
     assert config.sft is not None
     sft = config.sft
     with chat_template(policy.processor) as render, image_workers() as workers:
         examples = training_examples(config, policy.processor, render, workers, sft.steps * sft.batch_size)
-    groups = learnable(examples, policy, config.rollout.max_completion_length)
+    plain = config.data.tags == "plain"
+    groups = learnable(examples, policy, config.rollout.max_completion_length, plain_tags=plain)
     first = examples.found[0]
     named = ", ".join(one.source for one in learned_from(config).of_sources().values())
     whose = f"the training rows of {named}" if is_own(config) else named
     say(f"init-policy: {sft.steps} supervised steps on {len(groups)} examples from {whose}; the first: ")
-    say(f"{first.prompt['prompt_text']}{first.completion}")
-    if not format_reward(first.completion) and config.weights.reward_weights.format:
+    prompt = first.prompt["prompt_text"]
+    say(f"{prompt}{first.completion}")
+    if not format_reward(continued_thought(prompt, first.completion)) and config.weights.reward_weights.format:
         say("init-policy: this completion has no format reward; see sft.completion")
     torch.manual_seed(config.seed)
     if config.train.lora is not None:

@@ -14,6 +14,7 @@ from dapo_stages.config.layers import token_vgr_column, vgr_column
 from dapo_stages.errors import DataError
 from dapo_stages.groups.advantage_file import AdvantageFile, advantage_file
 from dapo_stages.groups.group_scores import GroupScores, reward_columns, reward_weights, score_group
+from dapo_stages.groups.loss_masks import MASK, own_tokens, spread
 from dapo_stages.groups.measured import check_columns, check_layers
 from dapo_stages.groups.replay_buffer import ReplayBuffer
 from dapo_stages.groups.sampled_groups import groups_of
@@ -243,18 +244,20 @@ class Weighting:
             self._weighting.survey(in_loss)
 
     def _rows_to_weigh(self, shard: int) -> dict[str, Row]:
-        """The attention rows of a shard, with what is needed of their completions, by completion."""
+        """The attention rows of a shard, with what is needed of their completions, by completion: of the tokens that
+        the policy wrote."""
         vgr = token_vgr_column(self._settings.layers)
         wanted = {name: vgr if name == "vgr" else name for name in ("status", *self._weighting.attention_columns)}
         rows = {
             row["completion_id"]: {name: row[column] for name, column in wanted.items()}
             for row in self._attention_rows(shard, *dict.fromkeys(wanted.values()))
         }
-        names = dict.fromkeys(("completion_id", "completion_ids", *self._weighting.completion_columns))
+        names = dict.fromkeys(("completion_id", "completion_ids", MASK, *self._weighting.completion_columns))
         with self._rollouts.reader("completions", self._rollouts.shards("completions")[shard]) as reader:
             for row in reader.rows(list(names)):
-                if row["completion_id"] in rows:
-                    rows[row["completion_id"]] |= row
+                if (key := row["completion_id"]) in rows:
+                    with self._lengths_checked(key):
+                        rows[key] = own_tokens(rows[key] | row)
         return rows
 
     def _weight_rows(self, shard: int, groups: list[GroupScores], replaced: set[str]) -> Iterator[Row]:
@@ -263,6 +266,7 @@ class Weighting:
             factors = self._weighting.factors([rows[completion_id] for completion_id in group.completion_ids])
             for index, completion_id in enumerate(group.completion_ids):
                 weights, unweighted = self._token_weights(rows[completion_id])
+                weights = spread(weights, rows[completion_id][MASK])
                 factor = float(factors[index])
                 if group.advantages is not None and group.advantages[index] < 0:
                     factor *= self._settings.negative_scale
@@ -283,6 +287,8 @@ class Weighting:
             return "all completions of the group have the same reward"
         if group.truncated[index] and self._settings.mask_truncated_completions:
             return "truncated"
+        if group.silent[index]:
+            return "no token in its loss_mask"
         return ""
 
     def _token_weights(self, row: Row) -> tuple[list[float], str]:

@@ -25,12 +25,18 @@ class Sample:
     sampling: Sequence[float]
     weights: Sequence[float]
     advantage: float
+    mask: Sequence[int] | None = None  # [C] 0 leaves a token out of the loss (loss_mask); None: all are in it
     lag: int = 0  # train-steps from the policy that sampled it to the one under training (replay, lag)
 
     @property
     def current(self) -> bool:
         """Whether it was sampled by the policy under training."""
         return self.lag == 0
+
+    @property
+    def in_loss(self) -> Sequence[int]:
+        """Whether each token is in the loss, [C]."""
+        return [1] * len(self.ids) if self.mask is None else self.mask
 
 
 @dataclass
@@ -81,7 +87,7 @@ class MicroBatch:
     @property
     def tokens(self) -> int:
         """Tokens in the loss."""
-        return sum(len(sample.ids) for group in self.groups if group.counts for sample in group.samples)
+        return sum(sum(sample.in_loss) for group in self.groups if group.counts for sample in group.samples)
 
     @property
     def rows(self) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from dapo_stages.config import Config, TrainConfig
+from dapo_stages.data.control import MARK, ControlTokens, plain_twin
 from dapo_stages.data.examples import Example, Examples
 from dapo_stages.errors import DataError, HaltedError
 from dapo_stages.maths.schedule import learning_rate_factor, prompts_of
@@ -26,17 +27,20 @@ Progress = Callable[[int, str], None]
 _LAST = 5  # steps whose mean loss is the last one
 
 
-def learnable(examples: Examples, policy: Policy, longest: int) -> list[TrainGroup]:
+def learnable(examples: Examples, policy: Policy, longest: int, *, plain_tags: bool = False) -> list[TrainGroup]:
     """Each example as a group of one completion, ended by the end token; in float32, its advantage is 1.
 
     What could not be sampled is left out and counted: completions of more than `longest` tokens, and those with special
-    tokens. Raises DataError if nothing is left.
+    tokens. With `plain_tags`, tags are tokenized as text (data.tags). Raises DataError if nothing is left.
     """
     tokenizer, end = policy.processor.tokenizer, _end_id(policy)
+    control = ControlTokens(policy.processor)
     unsaid = policy.tokens.suppressed_ids | set(policy.end_ids)
     groups = []
     for example in examples.found:
-        ids = [*tokenizer(example.completion, add_special_tokens=False)["input_ids"], end]
+        text = control.plain_tags(example.completion) if plain_tags else example.completion
+        encode = plain_twin(policy.processor).tokenizer if MARK in text else tokenizer
+        ids = [*encode(text, add_special_tokens=False)["input_ids"], end]
         where = example.prompt["prompt_id"]
         if len(ids) > longest:
             examples.drop("long", f"{where}: a completion of {len(ids)} tokens, more than {longest}")

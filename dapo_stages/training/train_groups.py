@@ -26,7 +26,7 @@ _PROMPTS_KEPT = 32  # prepared prompts in memory, so that a group cut over micro
 _AGAIN = "Run weight-tokens again, on these rollouts."
 # Columns that are read.
 _WEIGHTS = ("source", "group_id", "completion_id", "in_loss", "advantage", "importance", "token_weights")
-_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version")
+_COMPLETIONS = ("completion_id", "completion_ids", "sampling_logprobs", "policy_version", "loss_mask")
 
 
 def read_groups(
@@ -109,6 +109,10 @@ def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> 
     if len(ids) != len(per_token):
         problem = f"expected a weight per token, got {len(per_token)} weights for the {len(ids)} tokens of completion "
         raise DataError(weights.folder, problem + str(row["completion_id"]), _AGAIN)
+    mask = None if completion["loss_mask"] is None else bytes(completion["loss_mask"])
+    if mask is not None and not any(mask):
+        problem = f"completion {row['completion_id']} is in the loss, but its loss_mask leaves out all of its tokens"
+        raise DataError(weights.folder, problem, _AGAIN)
     sampling = array("f", completion["sampling_logprobs"])
     lag = version - completion["policy_version"]
     importance = 1.0 if row["importance"] is None else row["importance"]
@@ -117,7 +121,7 @@ def _sample(row: Row, completions: RowLookup, weights: Source, version: int) -> 
         product = f"advantage {row['advantage']:g} times importance {importance:g}"
         problem = f"{product} of completion {row['completion_id']} does not fit in float32"
         raise DataError(weights.folder, problem, _AGAIN)
-    return Sample(array("i", ids), sampling, array("f", per_token), advantage, lag)
+    return Sample(array("i", ids), sampling, array("f", per_token), advantage, mask, lag)
 
 
 def data_metrics(inputs: dict[str, Source]) -> dict[str, float]:

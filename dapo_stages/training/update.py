@@ -129,9 +129,10 @@ class Trainer:
         return self.worker.forward(self._rows(batch), batch.chunks)
 
     def _mask(self, batch: MicroBatch) -> torch.Tensor:
-        """[sum C] True for tokens in the loss: all but those of fillers."""
-        counts = [count for sample, count in zip(batch.samples, batch.counts, strict=True) for _ in sample.ids]
-        return torch.tensor(counts, dtype=torch.bool, device=self._policy.device)
+        """[sum C] True for tokens in the loss: all but those of fillers and those outside loss masks."""
+        samples = zip(batch.samples, batch.counts, strict=True)
+        kept = [counts and bool(token) for sample, counts in samples for token in sample.in_loss]
+        return torch.tensor(kept, dtype=torch.bool, device=self._policy.device)
 
     @property
     def _recomputes(self) -> bool:

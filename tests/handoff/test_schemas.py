@@ -166,8 +166,9 @@ def of_before(kind: str) -> list[str]:
 
 
 def test_columns_that_came_later_may_be_null() -> None:
-    assert WITH_LATER == ["attention", "buffer", "completions", "held_out", "prompts", "train"]
-    later = {"draws", "answer", "read_from", "row", "informative"}
+    completions = ["buffer-completions", "completions", "replayed-completions"]
+    assert sorted([*completions, "attention", "buffer", "held_out", "prompts", "train"]) == WITH_LATER
+    later = {"draws", "answer", "read_from", "row", "informative", "loss_mask"}
     later |= {"token_vgr_early", "token_vgr_middle", "token_vgr_late", "token_vgr_layers", "vgr_layers"}
     assert later | {"blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient"} == LATER
     for kind in WITH_LATER:

@@ -13,7 +13,7 @@ from reporting import tiny_run
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.schemas import SCHEMAS
+from dapo_stages.handoff.schemas import READING, SCHEMAS
 from dapo_stages.handoff.shards import Row
 from support.commands import run
 from support.pipeline import table
@@ -31,12 +31,13 @@ def sampled(
     groups: Sequence[Sequence[float]],
     vgr: Sequence[float] = (),
     columns: Callable[[str, int], Row] | None = None,
+    masks: Callable[[str, int], list[bool] | None] | None = None,
     **rollout: Any,
 ) -> list[object]:
     """Rollouts of an iteration, the accuracy of each completion given by group, and their attention.
 
     Gives the inputs of weight-tokens. The tokens of a completion have `vgr` in turn; without it none was scored.
-    `columns` gives more of its attention row, from its id and number of tokens.
+    `columns` gives more of its attention row, from its id and number of tokens, `masks` its loss_mask.
     `rollout` are keys of the configuration; it wanted as many groups as there are, if they do not say otherwise.
     """
     here = folder / f"iter-{number:04d}"
@@ -49,6 +50,11 @@ def sampled(
         for g, group in enumerate(groups)
         for s, r in enumerate(group)
     ]
+    if masks is not None:
+        completions = [
+            row | {"loss_mask": masks(row["completion_id"], len(row["completion_ids"]))} | dict.fromkeys(READING)
+            for row in completions
+        ]
     config = {"iteration": number, "rollout": {"prompts_per_iteration": len(groups), "surplus": "discard"} | rollout}
     plan = Plan("rollout", here / "rollout", config, 1)
 

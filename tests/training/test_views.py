@@ -3,82 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.prompts import own_row
+from support.naive_rows import TEMPERATURE, Naive, Row, rounded_nowhere
 from support.updates import TINY, gradients_of, train_groups, with_views
 
 from dapo_stages.config import PerceptionSettings, TrainConfig
 from dapo_stages.models.checkpointing import recompute_activations
-from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy
-from dapo_stages.models.shared_prefix.packing import Prompt
 from dapo_stages.training.batches import MiniBatch, TrainGroup, mini_batch
 from dapo_stages.training.blow_ups import before_backward
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.update import Trainer
 
-TEMPERATURE, LONGEST = 1.3, 16
+LONGEST = 16
 # Far above any use, since images say little to a random model: each term is a good part of the gradient.
 PAPO: dict[str, Any] = {"coefficient": 20.0, "entropy_coefficient": 0.2}
 NAMES = {"gamma": 20.0, "eta": 0.2}
-
-
-def rounded_nowhere(policy: Policy) -> Policy:
-    """In float64 throughout: transformers' norms compute in float32 whatever their weights are."""
-    policy.model.double()
-    for module in policy.model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = partial(norm, module)
-    return policy
-
-
-def norm(module: Any, states: torch.Tensor) -> torch.Tensor:
-    scaled = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
-    weighted: torch.Tensor = module.weight * scaled
-    return weighted
-
-
-@dataclass
-class Row:
-    """A completion by itself: its scores with its image and, if it has one, with each view, [C]."""
-
-    sample: Any
-    new: torch.Tensor
-    entropy: torch.Tensor
-    views: list[tuple[torch.Tensor, torch.Tensor]]
-
-
-class Naive:
-    """Separate rows, eagerly, without any code of the package but the model and the prompts."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.policy = rounded_nowhere(load_policy(checkpoint, TINY))
-        self.policy.attend("separate")
-        self.policy.model.train()
-
-    def scores(self, prompt: Prompt, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        row = {k: v.double() if v.is_floating_point() else v for k, v in own_row(self.policy, prompt, ids).items()}
-        logits = self.policy.base(**row).logits[0, len(prompt.ids) - 1 : -1] / TEMPERATURE
-        distribution = torch.distributions.Categorical(logits=logits[:, ~self.policy.suppressed])
-        place = torch.cumsum(~self.policy.suppressed, 0) - 1  # among the tokens that can be sampled
-        return distribution.log_prob(place[torch.tensor(ids)]), distribution.entropy()
-
-    def rows(self, groups: list[TrainGroup]) -> Iterator[Row]:
-        for group in groups:
-            for sample in group.samples if group.counts else []:
-                views = [self.scores(view(), list(sample.ids)) for view in group.views]
-                yield Row(sample, *self.scores(group.prompt(), list(sample.ids)), views)
-
-    def gradients(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-        loss.backward()
-        return {name: p.grad for name, p in self.policy.model.named_parameters() if p.grad is not None}
 
 
 def papo(rows: list[Row], gamma: float, eta: float, clamp: float, *, fixed: bool) -> torch.Tensor:
