@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import compress
 
 from dapo_stages.groups.token_words import text_of
-from dapo_stages.handoff.schemas import PER_TOKEN
 from dapo_stages.handoff.shards import Row
 
 MASK = "loss_mask"
@@ -27,6 +26,8 @@ def own_tokens(row: Row) -> Row:
 
     Raises ValueError if a list has another length than the mask.
     """
+    from dapo_stages.handoff.schemas import PER_TOKEN
+
     mask = row[MASK]
     if mask is None:
         return row
