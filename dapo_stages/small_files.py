@@ -61,3 +61,16 @@ def is_inside(name: str) -> bool:
 def shown(size: int) -> str:
     """A size in bytes for a message: `16 MiB`, `1.5 GiB`."""
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size >> 20} MiB"
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of its files; one with several names counts once, what is linked to elsewhere does not."""
+    seen: dict[tuple[int, int], int] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                about = os.lstat(os.path.join(place, name))
+            except OSError:  # removed meanwhile
+                continue
+            seen[about.st_dev, about.st_ino] = about.st_size
+    return sum(seen.values())

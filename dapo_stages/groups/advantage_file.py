@@ -48,7 +48,7 @@ class AdvantageFile:
         self._function = OwnFunction(KEY, _KIND, where, settings, root)
         those = f"{TOTAL}, {LENGTHS} or the name of a reward ({', '.join(sorted(rewards))})"
         self._function.require({TOTAL, LENGTHS, *rewards}, those)
-        self.hash, self.needs_lengths = self._function.hash, LENGTHS in self._function.parameters
+        self.content, self.needs_lengths = self._function.content, LENGTHS in self._function.parameters
 
     def estimate(self, groups: Sequence[Rewarded]) -> list[FloatArray]:
         """One array of advantages per group, [N].

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from dapo_stages.config import RewardsConfig
 from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.handoff.shards import sha256_of
 from dapo_stages.processes.child import LONGEST_TIMEOUT, Child, Lost
 from dapo_stages.rewards.isolated.plugins import START_LIMIT, locate
 from dapo_stages.rewards.secrecy import without_secrets
@@ -41,7 +40,7 @@ class OwnFunction:
         """
         self.where, self._key, self._kind, self._timeout = where, key, kind, settings.plugin_timeout
         path, function = locate(key, where, root)
-        self.hash = sha256_of(path)
+        self.content = path.read_bytes()
         environment = without_secrets(os.environ, settings.plugin_environment)
         self._child = Child(kind.mode, json.dumps({key: (str(path), function)}), environment=environment, speaks=True)
         try:

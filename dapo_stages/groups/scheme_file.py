@@ -46,7 +46,7 @@ class SchemeFile:
         self._function = OwnFunction(KEY, _KIND, where, settings, root)
         columns = f"a column of the attention files ({', '.join(sorted(known))}), token_texts or completion_ids"
         self._function.require({*known, *OF_COMPLETION}, columns)
-        self.hash, self.columns = self._function.hash, self._function.parameters
+        self.content, self.columns = self._function.content, self._function.parameters
 
     def raw_weights(self, row: Mapping[str, Any], tokens: int) -> np.ndarray:
         """Raw weights of the completion's tokens, [tokens], from its columns; NaN for no opinion.

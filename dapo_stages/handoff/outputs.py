@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -207,6 +207,14 @@ class Output:
             os.replace(path, self.folder / path.name)
         fsync_folder(self.folder)
         shutil.rmtree(waiting)
+
+    def add_copies(self, files: Mapping[str, bytes]) -> None:
+        """Keep the user's own files that the output is made with, by the settings that name them:
+        `weights.scheme.py`."""
+        if files:
+            with self.files() as folder:
+                for setting, content in files.items():
+                    (folder / f"{setting}.py").write_bytes(content)
 
     def publish_part(self, name: str, policy: dict[str, Any] | None = None) -> Manifest:
         """Give a subfolder (`policy`, `state`) a manifest of its own, so that it can be used by itself.

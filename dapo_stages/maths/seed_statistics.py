@@ -1,14 +1,12 @@
-"""A few values, such as one per seed: mean, confidence interval, p value, and Holm's correction of several p values."""
+"""A few values, such as one per seed: mean, confidence interval and p value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from dapo_stages.maths.student_t import quantile, two_sided
-
-_K = TypeVar("_K", bound=Hashable)
 
 
 class Estimate(NamedTuple):
@@ -48,17 +46,3 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate 
     """The estimate of first - second over the keys that both have; None if there are none."""
     both = sorted(first.keys() & second.keys())
     return estimate([first[key] - second[key] for key in both]) if both else None
-
-
-def holm(p_values: Mapping[_K, float]) -> dict[_K, float]:
-    """p values corrected for being several: each holds at a level if its corrected value is at most that level.
-
-    Holm 1979 (Scand. J. Statist. 6): the i-th smallest of m is multiplied by m - i + 1, is at most 1, and not below a
-    smaller one's.
-    """
-    corrected: dict[_K, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        corrected[name] = largest
-    return corrected

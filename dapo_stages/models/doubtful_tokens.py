@@ -51,17 +51,17 @@ def doubtful_tokens(
     others = sorted({*added, *(set(range(len(norms))) - set(vocabulary.values()))} & set(range(len(norms))))
     rows = embeddings[others].float()
     for index in sorted(used & set(others)):
-        why = None
         norm = norms[index].item()
-        apart = (rows - embeddings[index].float()).norm(dim=1)
-        alike = [other for other, far in zip(others, apart.tolist(), strict=True) if far <= ALIKE * norm]
+        apart = (rows - embeddings[index].float()).norm(dim=1).tolist()
+        twin = next((o for o, far in zip(others, apart, strict=True) if o != index and far <= ALIKE * norm), None)
         if norm < SMALL * median:
-            why = f"looks untrained: the norm of its embedding is {norm:.2g}, the median of the vocabulary {median:.2g}"
-        elif twins := [other for other in alike if other != index]:
-            twin = added[twins[0]].content if twins[0] in added else f"id {twins[0]}, which no token has"
-            why = f"looks untrained: its embedding is that of {twin}"
-        if why is not None:
-            found.setdefault(added[index].content, why)
+            why = f"the norm of its embedding is {norm:.2g}, the median of the vocabulary {median:.2g}"
+        elif twin is not None:
+            other = added[twin].content if twin in added else f"id {twin}, which no token has"
+            why = f"its embedding is that of {other}"
+        else:
+            continue
+        found.setdefault(added[index].content, f"looks untrained: {why}")
     return found
 
 

@@ -6,7 +6,6 @@ while nothing that they depend on has changed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,7 @@ from dapo_stages.runs.commands import command, setup_command
 from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.runs.progress import survey as survey_of
 from dapo_stages.runs.run_folder import Run
-from dapo_stages.small_files import read_json
+from dapo_stages.small_files import bytes_below, read_json
 from dapo_stages.training.loss_file import loss_file
 
 _LOOKED_AT = 8  # rows whose images must not all be missing
@@ -241,7 +240,7 @@ class Readiness:
             wanted = plan.on_disk(plan.files(0))
             place = next(one for one in (self.run.path, *self.run.path.absolute().parents) if one.exists())
             free = shutil.disk_usage(place).free
-            if wanted > free + _used(self.run.path):
+            if wanted > free + bytes_below(self.run.path):
                 raise DataError(
                     self.run.path,
                     f"the run needs at least {wanted / 1e9:.3g} GB on disk, but {free / 1e9:.3g} GB are free",
@@ -285,16 +284,6 @@ def _files_below(source: str) -> list[Path]:
     if path.is_dir():
         return [path, *sorted(one for one in path.rglob("*") if one.suffix in (".parquet", ".jsonl", ".json", ".csv"))]
     return [path]
-
-
-def _used(folder: Path) -> int:
-    """Bytes of the files below a folder."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size
-    return total
 
 
 def _is_cached(name: str) -> bool:

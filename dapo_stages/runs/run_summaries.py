@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from dapo_stages.runs.best import Best, accuracies, find_best
 from dapo_stages.runs.changed_settings import leaves
 from dapo_stages.runs.progress import next_move, survey
 from dapo_stages.runs.run_folder import CONFIG, Run
+from dapo_stages.small_files import bytes_below
 
 _DEEP = 4  # folders below the one that was named
 _WORST = ("running", "halted", "damaged")  # states that one output is enough for
@@ -69,7 +69,7 @@ def summary(path: Path) -> Summary:
         find_best(run),
         last,
         evaluated[last] if last is not None else {},
-        _size(path),
+        bytes_below(path),
         dict(leaves(run.config.model_dump(mode="json"))) if run.config is not None else {},
         run.trouble,
     )
@@ -108,16 +108,3 @@ def _runs(folder: Path, deep: int) -> Iterator[Path]:
         for path in folder.iterdir():
             if path.is_dir() and not path.name.startswith("."):
                 yield from _runs(path, 0 if path.is_symlink() else deep - 1)
-
-
-def _size(folder: Path) -> int:
-    """Bytes of its files; one with several names counts once, what is linked to elsewhere does not."""
-    seen: dict[tuple[int, int], int] = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                about = os.lstat(os.path.join(place, name))
-            except OSError:  # removed meanwhile
-                continue
-            seen[about.st_dev, about.st_ino] = about.st_size
-    return sum(seen.values())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from dapo_stages.processes import collectives
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 from dapo_stages.training.halting import Guard
+from dapo_stages.training.loss_file import KEY as LOSS_TYPE
 from dapo_stages.training.loss_file import LossFile, loss_file
 from dapo_stages.training.references import (
     NAME,
@@ -105,7 +107,7 @@ def main(
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
     loss = loss_file(config)
     if loss is not None:  # an edited loss is another loss
-        recorded["files"] = {"train.loss_type": loss.hash}
+        recorded["files"] = {LOSS_TYPE: sha256(loss.content).hexdigest()}
     is_kept = _keeps(out, before, is_written=_is_written(config, iteration), dry_run=dry_run)
     beside = () if is_kept else (STATE,)
     plan = Plan("train-step", out, recorded, config.seed, inputs, (), config.verify, beside, starts_over=True)
@@ -168,6 +170,8 @@ class TrainStep:
         from dapo_stages.training.launching.frameworks import among_ranks, leave
 
         self._output.restart()
+        if self._loss is not None and ranks.rank() == 0:
+            self._output.add_copies({LOSS_TYPE: self._loss.content})
         self._guard.check_rollouts()
         seed = np.random.SeedSequence([self._config.seed, self._iteration]).generate_state(1 + ranks.rank())
         torch.manual_seed(int(seed[0]))  # all ranks initialize weights alike
@@ -198,14 +202,13 @@ class TrainStep:
 
     def _prepare(self) -> tuple[Policy, Trainer]:
         from dapo_stages.models.adapters import add_adapter, check_adapter, check_targets
-        from dapo_stages.models.checkpointing import recompute_activations
         from dapo_stages.models.checkpoints import empty_model
         from dapo_stages.models.policy_loading import device_of, open_policy
         from dapo_stages.models.precision import use_master_weights
         from dapo_stages.models.requirements import require_whole_rows
         from dapo_stages.training.coefficients import Coefficients
         from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
-        from dapo_stages.training.optimizers import Optimizers, freeze
+        from dapo_stages.training.optimizers import Optimizers, make_ready
         from dapo_stages.training.update import Trainer, loss_settings
 
         config, settings = self._config, self._config.train
@@ -225,12 +228,7 @@ class TrainStep:
             check_adapter(policy, settings.lora)
         elif settings.lora is not None:
             add_adapter(policy, settings.lora)
-        if settings.freeze_vision:
-            freeze(policy.vision.parameters())
-        if settings.gradient_checkpointing:
-            recompute_activations(policy.base)
-        policy.attend("grouped")
-        policy.model.train()
+        make_ready(policy, settings)
         if not holds_master_weights(accelerator):
             use_master_weights(policy)
         before = self._inputs[STATE].manifest.counts.get("coefficients") if STATE in self._inputs else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -73,13 +74,14 @@ def main(
             del inputs["replay"]
     advantage = advantage_file(config, rewards)
     recorded = config.sections(*SECTIONS) | {"iteration": iteration}
-    own = {"weights.scheme": scheme, "weights.advantage": advantage}
-    if files := {key: one.hash for key, one in own.items() if one is not None}:  # an edited scheme is another scheme
-        recorded["files"] = files
+    functions = {"weights.scheme": scheme, "weights.advantage": advantage}
+    own = {key: one.content for key, one in functions.items() if one is not None}
+    if own:  # an edited scheme is another scheme
+        recorded["files"] = {key: sha256(content).hexdigest() for key, content in own.items()}
     plan = Plan("weight-tokens", out, recorded, config.seed, inputs, rewards, verify=config.verify)
     carry_out.run(
         plan,
-        lambda output: Weighting(output, config, iteration, weighting, advantage).run(),
+        lambda output: Weighting(output, config, iteration, weighting, advantage, own).run(),
         overwrite=overwrite,
         dry_run=dry_run,
         as_json=json,
@@ -97,11 +99,13 @@ class Weighting:
         iteration: int,
         weighting: TokenWeighting,
         advantage: AdvantageFile | None = None,
+        own: Mapping[str, bytes] | None = None,
     ) -> None:
+        """`own`: the user's files of scheme and advantage, by setting."""
         from dapo_stages.maths.group_rewards import phase
 
         self._output, self._config, self._iteration, self._weighting = output, config, iteration, weighting
-        self._settings, self._advantage = config.weights, advantage
+        self._settings, self._advantage, self._own = config.weights, advantage, own or {}
         self._rollouts, self._attention = output.plan.inputs["rollouts"], output.plan.inputs["attention"]
         self._phase = phase(iteration, config.planned_iterations, self._settings.early_fraction)
         weights = self._settings.early_reward_weights if self._phase == "early" else self._settings.reward_weights
@@ -114,6 +118,7 @@ class Weighting:
         from dapo_stages.maths.advantage_estimators import Rewarded, estimate
 
         settings = self._settings
+        self._output.add_copies(self._own)
         fresh = list(self._fresh_groups())
         replay = self._output.plan.inputs.get("replay")
         buffer = ReplayBuffer(

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from dapo_stages.config import Config
 from dapo_stages.config.train import LOSSES
 from dapo_stages.errors import ConfigError, DataError
-from dapo_stages.handoff.shards import sha256_of
 from dapo_stages.rewards.isolated.plugins import locate
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class LossFile:
         """Find the file and run it. Raises ConfigError if its path leaves `root`, file or function is missing, the file
         cannot be imported, or a parameter is not known."""
         path, name = locate(KEY, where, root)
-        self.where, self.hash = where, sha256_of(path)
+        self.where, self.content = where, path.read_bytes()
         self._path = str(path)
         try:
             function = getattr(_module(path), name, None)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from dapo_stages.config import TrainConfig
+from dapo_stages.models.checkpointing import recompute_activations
+from dapo_stages.models.policy import Policy
 from dapo_stages.training.combinations import require_adamw
 
 
@@ -75,6 +77,16 @@ class Optimizers:
 def _is_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
     """Muon's orthogonalized update is for hidden matrices; embeddings, heads and patch kernels get AdamW."""
     return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head"))
+
+
+def make_ready(policy: Policy, settings: TrainConfig) -> None:
+    """What training needs before there is an optimizer: what is frozen, recomputed activations, packed rows."""
+    if settings.freeze_vision:
+        freeze(policy.vision.parameters())
+    if settings.gradient_checkpointing:
+        recompute_activations(policy.base)
+    policy.attend("grouped")
+    policy.model.train()
 
 
 def freeze(parameters: Iterable[torch.nn.Parameter]) -> None:

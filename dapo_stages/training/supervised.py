@@ -13,7 +13,7 @@ from dapo_stages.data.control import MARK, ControlTokens, plain_twin
 from dapo_stages.data.examples import Example, Examples
 from dapo_stages.errors import DataError, HaltedError
 from dapo_stages.maths.schedule import learning_rate_factor, prompts_of
-from dapo_stages.models.checkpointing import keep_activations, recompute_activations
+from dapo_stages.models.checkpointing import keep_activations
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy import Policy
@@ -21,7 +21,7 @@ from dapo_stages.models.precision import use_master_weights
 from dapo_stages.models.shared_prefix.packing import Group
 from dapo_stages.training.batches import MiniBatch, Sample, TrainGroup, mini_batch
 from dapo_stages.training.launching.rank_workers import Worker
-from dapo_stages.training.optimizers import Optimizers, freeze
+from dapo_stages.training.optimizers import Optimizers, make_ready
 
 Progress = Callable[[int, str], None]
 _LAST = 5  # steps whose mean loss is the last one
@@ -67,12 +67,7 @@ def supervise(policy: Policy, groups: Sequence[TrainGroup], config: Config, prog
     assert config.sft is not None
     settings, sft = config.train, config.sft
     started = time.monotonic()
-    if settings.freeze_vision:
-        freeze(policy.vision.parameters())
-    if settings.gradient_checkpointing:
-        recompute_activations(policy.base)
-    policy.attend("grouped")
-    policy.model.train()
+    make_ready(policy, settings)
     use_master_weights(policy)
     worker = _worker(policy, settings, config)
     losses: list[float] = []

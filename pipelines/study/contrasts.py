@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dapo_stages.maths.seed_statistics import Estimate, holm, paired
+from dapo_stages.maths.question_statistics import holm
+from dapo_stages.maths.seed_statistics import Estimate, paired
 from pipelines.study.design import Design
 from pipelines.study.result_files import MEASURE, Result, by_seed
 
@@ -40,7 +41,7 @@ def equal_updates(design: Design, tasks: Sequence[str], results: Sequence[Result
         for one in found
         if (one.task, one.scheme) != design.primary and one.difference.p is not None
     }
-    corrected = holm({key: p for key, p in secondary.items() if p is not None})
+    corrected = dict(zip(secondary, holm(list(secondary.values())), strict=True))
     return [Contrast(one.task, one.scheme, one.difference, corrected.get((one.task, one.scheme))) for one in found]
 
 

@@ -91,3 +91,7 @@ def test_weights_are_made_with_it(small_run: Run, tmp_path: Path, monkeypatch: p
     assert len(rows) > 10
     np.testing.assert_allclose(rows.advantage, rows.reward - 2 * rows.reward_accuracy, atol=1e-5)
     assert Source(tmp_path / "w").manifest.config["files"] == {"weights.advantage": sha256_of(tmp_path / "mine.py")}
+    source = (tmp_path / "mine.py").read_bytes()
+    Path("mine.py").unlink()
+    assert (tmp_path / "w/weights.advantage.py").read_bytes() == source  # the output keeps it
+    Source(tmp_path / "w").verify_all()

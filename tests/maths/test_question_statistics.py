@@ -182,3 +182,9 @@ def test_sign_flip_of_thousands_of_questions() -> None:
 def test_holm_as_p_adjust_of_r_gives_it() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_holm_worked_by_hand() -> None:
+    """Holm 1979: .01 · 4, .02 · 3, .03 · 2, which is not below .06, .04 · 1, which is not either."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]

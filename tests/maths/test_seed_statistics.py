@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dapo_stages.maths.seed_statistics import estimate, holm, paired
+from dapo_stages.maths.seed_statistics import estimate, paired
 
 
 def test_three_values_worked_by_hand() -> None:
@@ -60,10 +60,3 @@ def test_the_p_value_is_that_of_the_published_quantile() -> None:
     s = 0.3 / 2.821438
     assert estimate([0.1 + s, 0.1 - s] * 5).p == pytest.approx(0.02, abs=1e-6)
     assert estimate([0.0, 0.0]).p == 1 and estimate([0.1, 0.1]).p == 0
-
-
-def test_holm_worked_by_hand() -> None:
-    """Holm 1979: .01 · 4, .02 · 3, .03 · 2, which is not below .06, .04 · 1, which is not either."""
-    found = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
-    assert found == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
-    assert holm({"a": 0.7, "b": 0.6}) == {"b": 1.0, "a": 1.0} and holm({}) == {}

@@ -167,3 +167,4 @@ def test_a_scheme_of_ones_own(tmp_path: Path, inputs: list[object], monkeypatch:
         raw = np.where(tags, 0.0, 1 / row.vgr + 4 * completions.completion_ids[key])
         np.testing.assert_allclose(row.token_weights, raw / raw.mean(), rtol=1e-5)
     assert Source(tmp_path / "w").manifest.config["files"] == {"weights.scheme": sha256_of(tmp_path / "mine.py")}
+    assert (tmp_path / "w/weights.scheme.py").read_bytes() == (tmp_path / "mine.py").read_bytes()

@@ -81,6 +81,8 @@ def test_a_train_step_with_it_is_that_of_dapo(small_run: Run, tmp_path: Path, mo
         assert found[name].tolist() == pytest.approx(wanted[name].tolist(), rel=1e-4)
     manifest = Source(tmp_path / "t").manifest
     assert manifest.config["files"] == {"train.loss_type": sha256_of(tmp_path / "mine.py")}
+    assert (tmp_path / "t/train.loss_type.py").read_bytes() == (tmp_path / "mine.py").read_bytes()
+    assert "train.loss_type.py" in {shard.name for shard in manifest.shards}
     assert "files" not in Source(small_run.at(1) / "train").manifest.config
     assert [path.name for path in tmp_path.iterdir() if path.name not in {"t"}] == ["mine.py"]  # no bytecode
 
