@@ -86,6 +86,8 @@ def main(
     Example: dapo-stages train-step --config run.yaml --policy policy --rollouts iter-0001/rollout
     --weights iter-0001/weights --out iter-0001/train
     """
+    if kept.keeps():
+        collectives.join()  # a rank whose writing failed ends the waiting of the others
     behind.finish()  # the state of the train-step before
     config = load_config(config_file, set_)
     start = PolicyFolder(policy)

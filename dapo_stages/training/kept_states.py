@@ -70,25 +70,32 @@ def write(about: Unwritten, state: Kept, meeting: Meeting) -> None:
 
     Its manifest has the same fields, and so the same hash, as one that is written together with the train-step's.
     """
+    try:
+        content_hash = _written(about, state, meeting)
+    except Exception as error:  # the others would wait for this rank
+        meeting.give_up(fixable(error) or str(error))
+        raise
+    kept.give("state", content_hash, state._replace(share={}, unwritten=None))
+
+
+def _written(about: Unwritten, state: Kept, meeting: Meeting) -> str:
+    """The content hash of the output."""
     folder = about.plan.out
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if meeting.rank == 0 else nullcontext():
         output = Output(about.plan, folder, [], gather=meeting.gather)
         output.policy, output.counts = about.policy, about.counts
         try:
-            weights = list(state.tensors)
             with writing(folder):
-                output.add_files(*write_share(state.optimizer, weights, state.share, folder, meeting))
+                files = write_share(state.optimizer, list(state.tensors), state.share, folder, meeting)
+                output.add_files(*files)
                 output.share()
             published = output.publish().content_hash if meeting.rank == 0 else ""
-            content_hash = meeting.gather(published)[0]
-        except Exception as error:
-            meeting.give_up(fixable(error) or str(error))
-            raise
+            content_hash = str(meeting.gather(published)[0])
         finally:
             output.close()
         output.keep_hashes()
-    kept.give("state", content_hash, state._replace(share={}, unwritten=None))
+    return content_hash
 
 
 def write_unwritten(but: Collection[str] = ()) -> None:

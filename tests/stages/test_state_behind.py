@@ -16,11 +16,15 @@ import safetensors.torch
 from support.commands import keeping, run
 from support.pipeline import Run
 
+from dapo_stages.errors import LockedError
 from dapo_stages.handoff import behind
 from dapo_stages.handoff.manifests import MANIFEST, Source, read_manifest
+from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.unfinished import leftovers, locked
+from dapo_stages.processes.collectives import Meeting
 from dapo_stages.runs.makefile import states
 from dapo_stages.runs.run_folder import Run as RunFolder
+from dapo_stages.training import kept_states
 from dapo_stages.training.update import Trainer
 
 update = Trainer.update
@@ -177,6 +181,15 @@ def test_it_is_written_while_other_commands_run(
     assert hashes(step) == hashes(small_run.at(1) / "train")
     rollout = [read_manifest(run.at(2) / "rollout").content_hash for run in (here, small_run)]
     assert rollout[0] == rollout[1]
+
+
+def test_a_rank_that_cannot_begin_to_write_tells_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Meeting, "give_up", lambda self, why: told.append(why))
+    about = kept_states.Unwritten(Plan("state", tmp_path / "state", {}, 1), {}, {})
+    with locked(tmp_path / "state"), pytest.raises(LockedError):
+        kept_states.write(about, kept_states.Kept("adamw", {}, {}), Meeting())
+    assert told == [f"{tmp_path}/state: another run is writing here. Wait for it, stop it, or name another --out."]
 
 
 def test_what_goes_wrong_meanwhile_is_told_by_the_next_train_step(
