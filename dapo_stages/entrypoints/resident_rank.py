@@ -33,6 +33,7 @@ def launch() -> None:
 
 def main() -> None:
     """Run commands."""
+    die_with(os.getppid())  # the launcher; a command that waits for the others to start would not notice its end
     launched = {name: value for name, value in os.environ.items() if name not in PASSING and name != BEGUN}
     runner, number = Here(), 0
     with socket.socket(*KIND) as connection:

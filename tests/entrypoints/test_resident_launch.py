@@ -195,6 +195,32 @@ def test_ranks_do_not_outlive_the_worker(place: Place, small_run: Run, tmp_path:
     wait(lambda: not proc.serving(place.folder, RANK))
 
 
+EARLY = """
+def early():
+    while (here / "hold").exists():
+        (here / f"held-{os.environ['RANK']}").touch()
+        time.sleep(0.02)
+    noted()
+if "dapo_stages.entrypoints.resident_rank" in sys.orig_argv:
+    cli.main = early
+"""
+
+
+def test_ranks_that_have_not_begun_a_command_do_not_outlive_the_worker(
+    place: Place, small_run: Run, tmp_path: Path
+) -> None:
+    """They do not watch each other yet."""
+    (place.folder / "sitecustomize.py").write_text(CUSTOMISED + EARLY)
+    (place.folder / "hold").touch()
+    process = place.start(*options("ddp-cpu"), *train_step(small_run, 1, small_run.policy(0), tmp_path / "out"))
+    wait(lambda: all((place.folder / f"held-{rank}").exists() for rank in (0, 1)), 120)
+    [worker] = place.servers()
+    os.kill(worker, signal.SIGKILL)
+    wait(lambda: not proc.serving(place.folder, RANK), 5)
+    _, stderr = process.communicate(timeout=180)  # launched by itself
+    assert process.returncode == 0, stderr
+
+
 def test_the_launch_ends_when_nobody_asks(place: Place, small_run: Run, tmp_path: Path) -> None:
     place.environment[IDLE] = "1"
     done = place.run(*options("ddp-cpu"), "rollout", "--help")

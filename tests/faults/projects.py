@@ -39,14 +39,17 @@ _MAKE = ("make", "iterate", "RUN=t", "CONFIG=tiny.yaml", "EVAL_EVERY=1000")
 _OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of a make that runs this
 WAYS = ("make", "recipe", "stage", "parent", "group", "interrupt")
 RESIDENT_WAYS = ("worker", "make", "worker and make", "recipe", "group", "interrupt")
+LAUNCHED_WAYS = (*RESIDENT_WAYS, "rank")
 
 
 class Project:
     """A folder with our Makefile and one run, `training_logs/t`."""
 
-    def __init__(self, folder: Path, iterations: int, *, resident: bool = False, state_every: int = 1) -> None:
+    def __init__(
+        self, folder: Path, iterations: int, *, resident: bool = False, launch: str = "1", state_every: int = 1
+    ) -> None:
         self.folder, self.run = folder, folder / "training_logs/t"
-        self.iterations, self._options = iterations, [f"RESIDENT={int(resident)}"]
+        self.iterations, self._options = iterations, [f"RESIDENT={int(resident)}", f"LAUNCH={launch}"]
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))  # short: the path of a socket has 107 bytes
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "pipelines").exists():
@@ -104,6 +107,7 @@ class Project:
                 "stage": stages,
                 "parent": parents,
                 "worker": workers,
+                "rank": self._serving("resident_rank")[-1:],
                 "worker and make": [*workers, make.pid],
             }
             for process in found[way] or [make.pid]:
@@ -112,11 +116,11 @@ class Project:
     def settle(self, make: subprocess.Popen[str]) -> None:
         """Wait for what was not killed: make may have gone on, and a recipe that has lost its make ends by itself."""
         make.wait(timeout=600)
-        wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.workers(), 60)
+        wait(lambda: not self._stages() and not proc.of_session(make.pid) and not self.staying(), 60)
 
     def gone(self) -> None:
         """Insist that the process that stays has ended, its socket with it, and that nothing is locked."""
-        wait(lambda: not self.workers() and not list(self.sockets.rglob("worker-*")), 60)
+        wait(lambda: not self.staying() and not list(self.sockets.rglob("worker-*")), 60)
         held = held_locks()
         assert not [lock for lock in self.run.rglob(LOCK) if locked(lock.parent, held)]
 
@@ -140,6 +144,10 @@ class Project:
     def workers(self) -> list[int]:
         """Processes that stay (RESIDENT=1)."""
         return self._serving("worker")
+
+    def staying(self) -> list[int]:
+        """These, and the ranks of their launches."""
+        return self._serving("worker|resident_rank")
 
     def _ours(self) -> list[int]:
         return self._serving("preloaded")

@@ -17,7 +17,7 @@ from support.make import project_with
 from support.served import wait
 
 from dapo_stages.handoff.manifests import read_manifest
-from faults.projects import RESIDENT_WAYS, Project, disturb
+from faults.projects import LAUNCHED_WAYS, RESIDENT_WAYS, Project, disturb
 from faults.table import record
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
@@ -130,6 +130,34 @@ def test_a_process_that_stays_is_killed_at_random_times(
     finally:
         project.close()
     record(3, kills, "of stages in a process that stays")
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], float]]:
+    """Content hashes of the smallest run with two ranks, whose launches end with their stages, and its seconds."""
+    project = Project(tmp_path_factory.mktemp("launched"), 1, launch="ddp-cpu")
+    started = time.monotonic()
+    project.finish()
+    yield project.hashes(), time.monotonic() - started
+    project.close()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(6))
+def test_a_launch_that_stays_is_killed_at_random_times(
+    launched: tuple[dict[str, str], float], seed: int, tmp_path: Path
+) -> None:
+    """Or one of its ranks is: the outputs of launches that end with their stages, and nothing is left."""
+    hashes, seconds = launched
+    project = Project(tmp_path, 1, resident=True, launch="ddp-cpu")
+    try:
+        kills = disturb(project, 5, random.Random(seed), seconds / 5, LAUNCHED_WAYS)
+        project.finish()
+        assert project.hashes() == hashes
+        project.gone()
+    finally:
+        project.close()
+    record(3, kills, "of launches that stay")
 
 
 def _lose_states(project: Project) -> None:
