@@ -286,6 +286,29 @@ def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> Non
     assert launched_and_stays(project, "RESIDENT=1", "TRAIN_LAUNCH=multi-node") == set()
 
 
+def test_stages_with_a_model_reserve_their_gpus(project: Path) -> None:
+    arguments = ("iterate", "ITERS=1", "LAG=1")
+    calls = make(project, *arguments, "GPUS=0,1", "ROLLOUT_GPUS=2")
+    assert calls[2:] == [
+        "evaluate iter-0000/eval on 0,1",
+        "report iter-0000/report",
+        "rollout iter-0001/rollout on 2",
+        "score-attention iter-0001/attention on 0,1",
+        "weight-tokens iter-0001/weights",
+        "train-step iter-0001/train on 0,1",
+        "evaluate iter-0001/eval on 0,1",
+        "report iter-0001/report",
+    ]
+    shared = [line for line in dry(project, "train-step", "ITER=2", "GPUS=0", "SHARE_GPUS=1") if "on_gpus" in line]
+    assert len(shared) == 3 and all("on_gpus --share '0' " in line for line in shared)
+    server = "SET=--set evaluate.engine=server"
+    assert make(project, "evaluate", "ITER=1", "GPUS=0", server) == []
+    shutil.rmtree(project / "training_logs/t/iter-0001/eval")
+    assert make(project, "evaluate", "ITER=1", "GPUS=0", server) == ["evaluate iter-0001/eval"]
+    shutil.rmtree(project / "training_logs/t/iter-0001/eval")
+    assert make(project, "evaluate", "ITER=1", "GPUS=0", "SET=--set model.device=cpu") == ["evaluate iter-0001/eval"]
+
+
 def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:
     shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")
     done = attempt(project, "iterate", "LAUNCH=zero9")

@@ -88,7 +88,7 @@ def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) ->
 
 
 def _recipe(stage: Stage, options: str, out: str) -> str:
-    start = f"$$({stage.launch}_PYTHON) $$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
+    start = f"$$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
     return f"\t{start} {stage.command} $$(config){options} --out {out} $$(replace)\n"
 
 
