@@ -11,6 +11,7 @@ import torch
 
 from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
+from dapo_stages.engines.decoded_rows import Rows
 from dapo_stages.engines.prompt_by_prompt import Pick, generate_separately
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
@@ -18,12 +19,13 @@ from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.decoding import Prefill, Prefixes, Room, of_any_size
 from dapo_stages.models.shared_prefix.packing import Group, Prompt
+from dapo_stages.terminal.console import say
 
 if TYPE_CHECKING:
     from transformers import Cache
 
-# Finished rows leave the batch once they are this share of it: rearranging the others takes part of a step's time.
-_LEAVE_AT = 0.25
+# Steps until a GPU, which runs behind the program, is asked which rows are finished: it has to wait for the answer.
+_LOOK = 16
 _BACKEND = "inductor"
 
 
@@ -39,16 +41,30 @@ class TransformersEngine:
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
-        """Completions of each prompt: the greedy one if asked for, then the samples."""
-        return generate(
-            self._policy,
-            [prompt_of(row, self._policy.processor) for row in prompts],
-            samples,
-            self._settings.max_completion_length,
-            self._settings.sampler,
-            seed,
-            greedy=int(greedy),
-        )
+        """Completions of each prompt: the greedy one if asked for, then the samples. Where they don't fit in the
+        memory of the GPU, half of the prompts at a time; the other half's samples are then those of another seed."""
+        try:
+            return generate(
+                self._policy,
+                [prompt_of(row, self._policy.processor) for row in prompts],
+                samples,
+                self._settings.max_completion_length,
+                self._settings.sampler,
+                seed,
+                greedy=int(greedy),
+            )
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+        half = len(prompts) // 2  # here, what was computed above is gone
+        say(f"generation: out of memory with {len(prompts)} prompts; going on with {half} (see batch_groups)")
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        first, second = prompts[:half], prompts[half:]
+        return [
+            *self.generate(first, seed, samples, greedy=greedy),
+            *self.generate(second, seed + 1, samples, greedy=greedy),
+        ]
 
 
 @torch.inference_mode()
@@ -107,83 +123,26 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> _Prefilled:
 def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) -> list[list[Completion]]:
     """Decode `repeats` completions of each prompt."""
     policy = prefilled.policy
-    rows = _Rows(policy, prefilled.prompts, repeats)
+    rows = Rows(policy, prefilled.prompts, repeats, max_length)
+    look = _LOOK if policy.device.type == "cuda" else 1
     decoder = _Compiled(prefilled, repeats, max_length) if policy.compiled else _SharedPrefixes(prefilled, repeats)
     policy.attend("decoding")
     logits = prefilled.logits.repeat_interleave(repeats, 0)
     while True:
         tokens, logprobs = pick(logits, rows.history)
         rows.append(tokens, logprobs)
-        if rows.done or rows.length == max_length:
+        if rows.length == max_length:
             break
-        stay = None if policy.compiled else rows.leave()
-        if stay is not None:
-            decoder.keep(stay)
-            tokens = tokens[stay]
+        if rows.length % look == 0:
+            if rows.done:
+                break
+            stay = None if policy.compiled else rows.leave()
+            if stay is not None:
+                decoder.keep(stay)
+                tokens = tokens[stay]
         logits = decoder.step(tokens)
     done = rows.completions
     return [done[i : i + repeats] for i in range(0, len(done), repeats)]
-
-
-class _Rows:
-    """The unfinished rows of a batch, and the tokens of all."""
-
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int) -> None:
-        rows = len(prompts) * repeats
-        self._ids: list[list[int]] = [[] for _ in range(rows)]
-        self._logprobs: list[list[float]] = [[] for _ in range(rows)]
-        self._ended = [False] * rows
-        self._alive = torch.arange(rows, device=policy.device)
-        self._finished = torch.zeros(rows, dtype=torch.bool, device=policy.device)
-        self._ends = torch.tensor(policy.end_ids, device=policy.device)
-        longest = max(len(prompt.ids) for prompt in prompts)
-        # Padded with a token of the prompt itself, as the repetition penalty depends on which tokens a row contains.
-        padded = [torch.cat([prompt.ids[:1].expand(longest - len(prompt.ids)), prompt.ids]) for prompt in prompts]
-        self.history = torch.stack(padded).to(policy.device).repeat_interleave(repeats, 0)
-        self._prompt_length = self.history.shape[1]
-
-    def append(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        """Take the next token of each row."""
-        ended = torch.isin(tokens, self._ends)
-        for row, done, token, logprob, end in zip(
-            self._alive.tolist(),
-            self._finished.tolist(),
-            tokens.tolist(),
-            logprobs.tolist(),
-            ended.tolist(),
-            strict=True,
-        ):
-            if not done:
-                self._ids[row].append(token)
-                self._logprobs[row].append(logprob)
-                self._ended[row] = end
-        self._finished = self._finished | ended
-        self.history = torch.cat([self.history, tokens[:, None]], 1)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest completion so far."""
-        return self.history.shape[1] - self._prompt_length
-
-    @property
-    def done(self) -> bool:
-        return bool(self._finished.all())
-
-    def leave(self) -> torch.Tensor | None:
-        """Drop finished rows once there are enough of them; returns the indices of the rest, or None."""
-        if float(self._finished.float().mean()) < _LEAVE_AT:
-            return None
-        keep = (~self._finished).nonzero()[:, 0]
-        self._alive, self._finished, self.history = self._alive[keep], self._finished[keep], self.history[keep]
-        return keep
-
-    @property
-    def completions(self) -> list[Completion]:
-        """In the order of prompts and samples."""
-        return [
-            Completion(ids, logprobs, "stop" if ended else "length")
-            for ids, logprobs, ended in zip(self._ids, self._logprobs, self._ended, strict=True)
-        ]
 
 
 class _SharedPrefixes:
@@ -273,8 +232,17 @@ class _Picker:
         if self._greedy:
             tokens = distribution.argmax(-1)
         else:
-            tokens = torch.multinomial(distribution.exp(), 1, generator=self._generator)[:, 0]
+            tokens = draw(distribution.exp(), self._generator)
         return tokens, distribution.gather(-1, tokens[:, None])[:, 0]
+
+
+def draw(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token [B] for each row of probabilities [B, V].
+
+    What torch.multinomial does for one draw, and the same tokens, without its checks, for which a GPU would wait.
+    """
+    race = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / race).argmax(-1)
 
 
 def _processors(sampler: SamplerConfig) -> tuple[list[Any], list[Any]]:
