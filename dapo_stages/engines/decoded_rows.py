@@ -33,8 +33,8 @@ class Rows:
 
     def append(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
         """Take the next token of each row, and its logprob, [B]."""
-        self._tokens[self._alive, self.length] = tokens
-        self._logprobs[self._alive, self.length] = logprobs.double()
+        self._tokens[:, self.length].index_copy_(0, self._alive, tokens)
+        self._logprobs[:, self.length].index_copy_(0, self._alive, logprobs.double())
         self._finished = self._finished | torch.isin(tokens, self._ends)
         self.history = torch.cat([self.history, tokens[:, None]], 1)
 

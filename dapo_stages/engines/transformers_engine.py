@@ -13,6 +13,7 @@ from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
 from dapo_stages.engines.decoded_rows import Rows
 from dapo_stages.engines.prompt_by_prompt import Pick, generate_separately
+from dapo_stages.engines.recorded_step import Recorded
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 # Steps until a GPU, which runs behind the program, is asked which rows are finished: it has to wait for the answer.
-_LOOK = 16
+_LOOK = {"cuda": 16}
 _BACKEND = "inductor"
 
 
@@ -42,7 +43,7 @@ class TransformersEngine:
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
         """Completions of each prompt: the greedy one if asked for, then the samples. Where they don't fit in the
-        memory of the GPU, half of the prompts at a time; the other half's samples are then those of another seed."""
+        memory of the GPU, half of the prompts at a time; the samples are then those of other seeds."""
         try:
             return generate(
                 self._policy,
@@ -62,8 +63,8 @@ class TransformersEngine:
             torch.cuda.empty_cache()
         first, second = prompts[:half], prompts[half:]
         return [
-            *self.generate(first, seed, samples, greedy=greedy),
-            *self.generate(second, seed + 1, samples, greedy=greedy),
+            *self.generate(first, 2 * seed + 1, samples, greedy=greedy),
+            *self.generate(second, 2 * seed + 2, samples, greedy=greedy),
         ]
 
 
@@ -124,7 +125,7 @@ def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) 
     """Decode `repeats` completions of each prompt."""
     policy = prefilled.policy
     rows = Rows(policy, prefilled.prompts, repeats, max_length)
-    look = _LOOK if policy.device.type == "cuda" else 1
+    look = _LOOK.get(policy.device.type, 1)
     decoder = _Compiled(prefilled, repeats, max_length) if policy.compiled else _SharedPrefixes(prefilled, repeats)
     policy.attend("decoding")
     logits = prefilled.logits.repeat_interleave(repeats, 0)
@@ -159,14 +160,18 @@ class _SharedPrefixes:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token [B] of each row."""
+        logits = self._logits(tokens, self._next)
+        self._next = self._next + 1
+        return logits
+
+    def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         output = self._forward(
             input_ids=tokens[:, None],
-            position_ids=self._next.expand(3, -1)[..., None],
+            position_ids=positions.expand(3, -1)[..., None],
             past_key_values=self._cache,
             use_cache=True,
             prefixes=self._prefixes,
         )
-        self._next = self._next + 1
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
@@ -182,7 +187,8 @@ class _Compiled(_SharedPrefixes):
     """The same with a static cache that has room for complete completions, and all rows kept to the end.
 
     One compiled graph then serves every step, for any number of rows and any number and length of prompts. Torch
-    compiles another one for one row per prompt, and others for a single prompt.
+    compiles another one for one row per prompt, and others for a single prompt. On a GPU the steps of a batch are one
+    CUDA graph.
     """
 
     def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:
@@ -190,14 +196,26 @@ class _Compiled(_SharedPrefixes):
 
         super().__init__(prefilled, repeats)
         self._compiled, self._forward, self._written = _compiled(prefilled.policy), self._any_size, 0
+        self._run = Recorded(self._logits) if _records(prefilled.policy) else self._logits
         self._prefixes = Prefixes(prefilled.states, repeats, room)
         self._cache = Cache(layers=[Room(len(self._next), room, keys) for keys in prefilled.states.keys])
 
-    def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V], which the next step may overwrite."""
         self._written += 1
         self._prefixes.advance(self._written)
+        logits = self._run(tokens, self._next)
+        self._next = self._next + 1
+        return logits
+
+    def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
         ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, 1)
         return self._compiled(input_ids=ids, position_ids=positions, **others)
+
+
+def _records(policy: Policy) -> bool:
+    """Whether steps are recorded as a CUDA graph."""
+    return policy.device.type == "cuda"
 
 
 def _compiled(policy: Policy) -> Callable[..., Any]:
