@@ -1,8 +1,8 @@
 """A decoding step as a CUDA graph: its kernels are launched as one, instead of some hundred by the program.
 
-Everything that a step reads and writes must stay where it is: static caches (shared_prefix/decoding.py), and inputs that
-are copied to one place. Not run on a GPU yet; tests/engines/test_recorded_step.py has a recorder for CPUs that repeats
-the same operations on the same memory.
+Everything that a step reads and writes must stay where it is: static caches (shared_prefix/decoding.py), and inputs
+that are copied to one place. Not run on a GPU yet; tests/engines/test_recorded_step.py has a recorder for CPUs that
+repeats the same operations on the same memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Step = Callable[..., torch.Tensor]
 class Recorded:
     """A step that is run the first time, recorded the second time, and replayed from then on.
 
-    The first time compiles, and lets libraries set themselves up, which cannot be recorded. The result is overwritten by
-    the next call.
+    The first time compiles, and lets libraries set themselves up, which cannot be recorded. The result is overwritten
+    by the next call.
     """
 
     def __init__(self, step: Step) -> None:

@@ -247,10 +247,7 @@ class _Picker:
         distribution = log_distribution(logits, self._suppressed, self._temperature)
         for warper in self._warpers:
             distribution = torch.log_softmax(warper(history, distribution), -1)
-        if self._greedy:
-            tokens = distribution.argmax(-1)
-        else:
-            tokens = draw(distribution.exp(), self._generator)
+        tokens = distribution.argmax(-1) if self._greedy else draw(distribution.exp(), self._generator)
         return tokens, distribution.gather(-1, tokens[:, None])[:, 0]
 
 

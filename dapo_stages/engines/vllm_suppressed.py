@@ -1,8 +1,9 @@
 """Tokens that are never sampled, given to vLLM once.
 
-As logit_bias of each request they would be lists of some hundred ids, which vLLM's older runner builds again for all rows
-whenever one begins or ends, and of which the newer one takes at most 1024. vLLM has two interfaces for this, one for each
-of its runners, and chooses the runner itself: newer GPUs with Triton have the second, CPUs the first. This is both.
+As logit_bias of each request they would be lists of some hundred ids, which vLLM's older runner builds again for all
+rows whenever one begins or ends, and of which the newer one takes at most 1024. vLLM has two interfaces for this, one
+for each of its runners, and chooses the runner itself (0.32: the second with Triton, if it can do all that is asked;
+the first on CPUs). This is both.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _show_memory(peaks: Mapping[str, Any]) -> None:
 
 
 def _show_pairs(pairs: Mapping[str, Any]) -> None:
-    """Of stages that may run at the same time. On GPUs of their own, or one after the other, each needs only its own."""
+    """Of stages that may run at the same time. On GPUs of their own, or in turns, each needs only its own."""
     print("\nGiB of two stages at the same time on the same rank (make -j2 SHARE_GPUS=1; rollout + train-step: LAG=1)")
     for pair, both in pairs.items():
         print(f"  {pair:<28} {both['total'] / GIB:9.2f}  {'fits' if both['fits'] else 'does not fit'}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from support.pipeline import CONFIG
 
 from dapo_stages.config import load_config
 from dapo_stages.engines import Completion, batch_sizes, transformers_engine
@@ -13,7 +14,6 @@ from dapo_stages.engines.batch_sizes import BatchSizes
 from dapo_stages.engines.transformers_engine import TransformersEngine
 from dapo_stages.models.policy import Policy
 from dapo_stages.processes.memory import Gpu
-from support.pipeline import CONFIG
 
 GIB = 2**30
 

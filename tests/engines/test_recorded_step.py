@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ class Recorder(TorchDispatchMode):
     program has come to think since. Recording leaves that memory as it was."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._notes: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self._before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -67,6 +68,6 @@ def test_replayed_steps_give_the_completions_of_steps_that_are_run(
     policy.compiled = True
     found = generate(policy, prompts, 3, 9, SamplerConfig(), 5, greedy=1)
     assert len(records) == 2  # for greedy completions and for samples
-    for one, other in zip(sum(found, []), sum(want, []), strict=True):
+    for one, other in zip(chain(*found), chain(*want), strict=True):
         assert one.ids == other.ids and one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-    assert max(len(one.ids) for one in sum(want, [])) > 4, "several steps were replayed"
+    assert max(len(one.ids) for one in chain(*want)) > 4, "several steps were replayed"
