@@ -86,7 +86,7 @@ LAUNCH_ARGS     ?=
 ACCELERATE      := $(PIPELINES)/accelerate
 processes       := $(or $(shell sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' $(ACCELERATE)/$(LAUNCH).yaml 2>/dev/null),$(LAUNCH))
 TRAIN_LAUNCH    ?= $(LAUNCH)
-# vLLM and servers have their own processes, so one of ours is enough.
+# vLLM and servers have their own processes, so one of ours is enough. ROLLOUT_LAUNCH=4 has vLLM start four copies.
 ROLLOUT_LAUNCH  ?= $(if $(filter vllm server,$(engine)),1,$(processes))
 SCORE_LAUNCH    ?= $(processes)
 EVALUATE_LAUNCH ?= $(if $(filter vllm server,$(evaluate_engine)),1,$(processes))
@@ -102,6 +102,7 @@ DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preloa
 # torch loaded. Launches on several machines do not stay.
 ROLLOUT_ENGINE  := $(engine)
 EVALUATE_ENGINE := $(evaluate_engine)
+copies     = $(if $(filter vllm,$($(1)_ENGINE)),$(if $(wildcard $(ACCELERATE)/$($(1)_LAUNCH).yaml),,$(filter-out 1,$($(1)_LAUNCH))))
 start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(stays))),$(if $(stays),-m dapo_stages.entrypoints.resident,$(DAPO)))
 launches   = -m dapo_stages.entrypoints.$(if $(2),resident_)launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS)
 stays      = $(filter 1,$(RESIDENT))
@@ -193,7 +194,8 @@ due     := $(if $(evaluations),$(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS))
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
-$(foreach stage,$(launched),$(eval $(stage)_START := $(call on,$(stage))$($(stage)_PYTHON) $(call start,$($(stage)_LAUNCH))))
+$(foreach stage,$(launched),$(eval $(stage)_START := $(call on,$(stage))$($(stage)_PYTHON) $(call start,$(if $(call copies,$(stage)),1,$($(stage)_LAUNCH))))\
+  $(eval $(stage)_SET := $(if $(call copies,$(stage)), --set engines.vllm.data_parallel_size=$(call copies,$(stage)))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
 iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json) \

@@ -250,7 +250,10 @@ def test_vllm_and_servers_are_asked_by_one_process_unless_told_otherwise(project
         "rollout iter-0001/rollout",
         f"score-attention iter-0001/attention {plain}",
     ]
-    assert f"rollout iter-0002/rollout {plain}" in make(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4")
+    copies = [line for line in dry(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4") if "data_parallel_size=4" in line]
+    assert [" rollout " in line for line in copies] == ([True] if engine == "vllm" else [])
+    again = "rollout iter-0002/rollout" if engine == "vllm" else f"rollout iter-0002/rollout {plain}"
+    assert again in make(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4")
     arguments = ["evaluate", "ITER=1", "LAUNCH=4", f"SET=--set evaluate.engine={engine}"]
     assert make(project, *arguments)[-1] == "evaluate iter-0001/eval"
 

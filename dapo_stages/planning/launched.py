@@ -153,7 +153,8 @@ def _enough_gpus(start: StageStart, config: Config) -> None:
             f"Start {len(given)} processes, or set model.device to cpu."
         )
     engine = {"ROLLOUT": config.rollout.engine, "EVALUATE": config.evaluate.engine}.get(start.name)
-    copies, each = config.engines.vllm.data_parallel_size, config.engines.vllm.tensor_parallel_size
+    each = config.engines.vllm.tensor_parallel_size
+    copies = start.here if start.here > 1 else config.engines.vllm.data_parallel_size  # as make has it
     if engine == "vllm" and copies * each > len(given):
         raise ConfigError(
             f"engines.vllm: data_parallel_size={copies} and tensor_parallel_size={each} need {copies * each} GPUs, but "

@@ -89,7 +89,8 @@ def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) ->
 
 def _recipe(stage: Stage, options: str, out: str) -> str:
     start = f"$$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
-    return f"\t{start} {stage.command} $$(config){options} --out {out} $$(replace)\n"
+    more = f"$$({stage.launch}_SET)" if stage.launch else ""
+    return f"\t{start} {stage.command} $$(config){more}{options} --out {out} $$(replace)\n"
 
 
 def _read(one: Input) -> tuple[str, str]:

@@ -130,6 +130,16 @@ def test_a_launch_needs_its_gpus_and_packages(tmp_path: Path, monkeypatch: pytes
     assert few.startswith("TRAIN_LAUNCH: 4 processes on this machine need a GPU each, but there are 2. ")
     assert troubles(tmp_path, "model.device=cpu", stages=("ROLLOUT=4,",)) == []
     assert troubles(tmp_path, stages=("ROLLOUT=1,,0", "TRAIN=1,,1")) == []
+    (vllm,) = (
+        one
+        for one in troubles(
+            tmp_path, "rollout.engine=vllm", "engines.vllm.tensor_parallel_size=2", stages=("ROLLOUT=2,,0,1",)
+        )
+        if "GPUs" in one
+    )
+    assert vllm.startswith(
+        "engines.vllm: data_parallel_size=2 and tensor_parallel_size=2 need 4 GPUs, but ROLLOUT_GPUS"
+    )
     fewer, elsewhere = troubles(tmp_path, stages=("ROLLOUT=2,,1", "TRAIN=1,,4"))
     assert fewer.startswith("ROLLOUT_LAUNCH: 2 processes on this machine need a GPU each, but ROLLOUT_GPUS names 1. ")
     assert elsewhere.startswith("TRAIN_GPUS: there is no GPU 4 that can be used, only 0, 1. ")
