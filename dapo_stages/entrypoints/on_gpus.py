@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from dapo_stages.errors import EXIT_BAD_INPUT, ConfigError
 from dapo_stages.processes import gpu_locks
+from dapo_stages.processes.phases import BEGUN, now
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ALL = "all"
@@ -66,6 +67,9 @@ def _take(gpus: list[str], stage: str) -> None:
 
 
 def _become(command: list[str], stage: str) -> NoReturn:
+    os.environ[BEGUN] = now()  # what it waited is not its own time
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and other programs don't
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_a_command_sees_only_its_gpus_and_ends_as_it_ends(gpus: list[str], monke
     for asked, seen in ((f"{gpus[1]},{gpus[0]}", f"{gpus[1]},{gpus[0]}"), ("all", gpus[2])):
         process = start(asked, "SCORE", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exit 5")
         assert process.communicate() == (seen + "\n", "") and process.returncode == 5
+
+
+def test_the_time_a_command_waited_is_not_its_own(gpus: list[str]) -> None:
+    """Its phases begin when it has the GPU (processes/phases.py), in seconds since boot."""
+    first = holder(gpus[0])
+    code = "from dapo_stages.processes import phases; print(phases.begun())"
+    second = start(gpus[0], "ROLLOUT", sys.executable, "-c", code)
+    assert second.stderr is not None and second.stderr.readline().startswith("ROLLOUT: waiting")
+    waited = time.clock_gettime(time.CLOCK_BOOTTIME)
+    first.communicate()
+    assert float(second.communicate()[0]) > waited - 0.001
 
 
 def test_what_is_no_gpu_and_what_is_no_command_is_refused(gpus: list[str]) -> None:
