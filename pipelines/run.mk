@@ -86,7 +86,7 @@ LAUNCH_ARGS     ?=
 ACCELERATE      := $(PIPELINES)/accelerate
 processes       := $(or $(shell sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' $(ACCELERATE)/$(LAUNCH).yaml 2>/dev/null),$(LAUNCH))
 TRAIN_LAUNCH    ?= $(LAUNCH)
-# vLLM and servers have their own processes, so one of ours is enough.
+# vLLM and servers have their own processes, so one of ours is enough. ROLLOUT_LAUNCH=4 has vLLM start four copies.
 ROLLOUT_LAUNCH  ?= $(if $(filter vllm server,$(engine)),1,$(processes))
 SCORE_LAUNCH    ?= $(processes)
 EVALUATE_LAUNCH ?= $(if $(filter vllm server,$(evaluate_engine)),1,$(processes))
@@ -102,12 +102,27 @@ DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preloa
 # torch loaded. Launches on several machines do not stay.
 ROLLOUT_ENGINE  := $(engine)
 EVALUATE_ENGINE := $(evaluate_engine)
+copies     = $(if $(filter vllm,$($(1)_ENGINE)),$(if $(wildcard $(ACCELERATE)/$($(1)_LAUNCH).yaml),,$(filter-out 1,$($(1)_LAUNCH))))
 start      = $(if $(filter-out 1,$(1)),$(call launches,$(1),$(if $(LAUNCH_ARGS)$(filter multi-node,$(1)),,$(stays))),$(if $(stays),-m dapo_stages.entrypoints.resident,$(DAPO)))
 launches   = -m dapo_stages.entrypoints.$(if $(2),resident_)launch --config_file $(call accelerate,$(1)) $(LAUNCH_ARGS)
 stays      = $(filter 1,$(RESIDENT))
 accelerate = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(if $(filter 0,$(shell expr '$(1)' : '[0-9]*$$')),$(error \
   LAUNCH: expected a number of processes or a file of accelerate/, got $(1). Name one of: $(patsubst $(ACCELERATE)/%.yaml,%,$(wildcard $(ACCELERATE)/*.yaml))),\
   $(ACCELERATE)/processes.yaml --num_processes $(1)))
+
+# A GPU is used by one stage at a time, also of other runs: the next one waits (dapo_stages/processes/gpu_locks.py).
+## GPUS: GPUs of the stages that need the model, as in CUDA_VISIBLE_DEVICES, such as 0,1; default: all
+## ROLLOUT_GPUS SCORE_GPUS TRAIN_GPUS EVALUATE_GPUS: the same for one stage; stages with different ones can run at once
+## SHARE_GPUS: 1: stages may use a GPU at the same time (dapo-stages plan says which fit); 0: one waits for the other
+GPUS          ?=
+ROLLOUT_GPUS  ?= $(GPUS)
+SCORE_GPUS    ?= $(GPUS)
+TRAIN_GPUS    ?= $(GPUS)
+EVALUATE_GPUS ?= $(GPUS)
+SHARE_GPUS    ?= 0
+shares  = $(filter 1,$(SHARE_GPUS))
+reserve = $(if $(filter server,$($(1)_ENGINE))$(filter cpu,$(device)),,$(or $($(1)_GPUS),$(if $(shares),,$(if $(wildcard /dev/nvidiactl),all))))
+on      = $(if $(call reserve,$(1)),$(PY) -m dapo_stages.entrypoints.on_gpus $(if $(shares),--share )'$(call reserve,$(1))' $(1) )
 export PYTHONUNBUFFERED := 1
 export DAPO_STAGES_MAKE := $(shell echo $$PPID)
 export TOKENIZERS_PARALLELISM := false
@@ -145,7 +160,7 @@ made_of = $(if $(filter sound,$(state/$(1))),| $(2),$(if $(state/$(1)),FORCE) $(
 .PRECIOUS: $(foreach part,policy data iter-0000/eval iter-0000/report,$(R)/$(part)/manifest.json)
 
 # What would end the run shows now, not after a policy was made and a rollout was paid for. A report needs nothing of it.
-checks = $(if $(filter-out report,$(MAKECMDGOALS)),$(foreach stage,$(launched),--stage $(stage)=$(call how,$($(stage)_LAUNCH)),$($(stage)_PYTHON)))
+checks = $(if $(filter-out report,$(MAKECMDGOALS)),$(foreach stage,$(launched),--stage $(stage)=$(call how,$($(stage)_LAUNCH)),$($(stage)_PYTHON)$(if $($(stage)_GPUS),$(comma)$($(stage)_GPUS))))
 how    = $(or $(wildcard $(ACCELERATE)/$(1).yaml),$(1))
 
 $(R)/config.yaml: FORCE | $(READY) $(if $(filter zero% multi-node,$(TRAIN_LAUNCH)),$(READY_DEEPSPEED))
@@ -179,7 +194,8 @@ due     := $(if $(evaluations),$(shell seq $(EVAL_EVERY) $(EVAL_EVERY) $(ITERS))
 # The first iteration is preceded by the starting policy, and the first LAG + 1 sample with it.
 before  := 0 $(numbers)
 sampler := $(patsubst %,0,$(wordlist 1,$(LAG),$(numbers))) $(before)
-$(foreach stage,$(launched),$(eval $(stage)_START := $(call start,$($(stage)_LAUNCH))))
+$(foreach stage,$(launched),$(eval $(stage)_START := $(call on,$(stage))$($(stage)_PYTHON) $(call start,$(if $(call copies,$(stage)),1,$($(stage)_LAUNCH))))\
+  $(eval $(stage)_SET := $(if $(call copies,$(stage)), --set engines.vllm.data_parallel_size=$(call copies,$(stage)))))
 $(foreach n,$(numbers),$(call rules,$(n),$(word $(n),$(before)),$(word $(n),$(sampler))))
 $(eval $(once))
 iterate: $(foreach n,$(if $(evaluations),0) $(wordlist 1,$(ITERS),$(numbers)),$(call folder,$(n))/report/manifest.json) \

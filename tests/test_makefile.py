@@ -250,7 +250,10 @@ def test_vllm_and_servers_are_asked_by_one_process_unless_told_otherwise(project
         "rollout iter-0001/rollout",
         f"score-attention iter-0001/attention {plain}",
     ]
-    assert f"rollout iter-0002/rollout {plain}" in make(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4")
+    copies = [line for line in dry(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4") if "data_parallel_size=4" in line]
+    assert [" rollout " in line for line in copies] == ([True] if engine == "vllm" else [])
+    again = "rollout iter-0002/rollout" if engine == "vllm" else f"rollout iter-0002/rollout {plain}"
+    assert again in make(project, *arguments, "ITER=2", "ROLLOUT_LAUNCH=4")
     arguments = ["evaluate", "ITER=1", "LAUNCH=4", f"SET=--set evaluate.engine={engine}"]
     assert make(project, *arguments)[-1] == "evaluate iter-0001/eval"
 
@@ -284,6 +287,29 @@ def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> Non
     for elsewhere in ("RESIDENT=0", "LAUNCH_ARGS=--machine_rank=1"):
         assert launched_and_stays(project, "LAUNCH=2", "RESIDENT=1", elsewhere) == set()
     assert launched_and_stays(project, "RESIDENT=1", "TRAIN_LAUNCH=multi-node") == set()
+
+
+def test_stages_with_a_model_reserve_their_gpus(project: Path) -> None:
+    arguments = ("iterate", "ITERS=1", "LAG=1")
+    calls = make(project, *arguments, "GPUS=0,1", "ROLLOUT_GPUS=2")
+    assert calls[2:] == [
+        "evaluate iter-0000/eval on 0,1",
+        "report iter-0000/report",
+        "rollout iter-0001/rollout on 2",
+        "score-attention iter-0001/attention on 0,1",
+        "weight-tokens iter-0001/weights",
+        "train-step iter-0001/train on 0,1",
+        "evaluate iter-0001/eval on 0,1",
+        "report iter-0001/report",
+    ]
+    shared = [line for line in dry(project, "train-step", "ITER=2", "GPUS=0", "SHARE_GPUS=1") if "on_gpus" in line]
+    assert len(shared) == 3 and all("on_gpus --share '0' " in line for line in shared)
+    server = "SET=--set evaluate.engine=server"
+    assert make(project, "evaluate", "ITER=1", "GPUS=0", server) == []
+    shutil.rmtree(project / "training_logs/t/iter-0001/eval")
+    assert make(project, "evaluate", "ITER=1", "GPUS=0", server) == ["evaluate iter-0001/eval"]
+    shutil.rmtree(project / "training_logs/t/iter-0001/eval")
+    assert make(project, "evaluate", "ITER=1", "GPUS=0", "SET=--set model.device=cpu") == ["evaluate iter-0001/eval"]
 
 
 def test_an_unknown_launch_names_those_that_there_are(project: Path) -> None:

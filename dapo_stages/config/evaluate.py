@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dapo_stages.config.base import Count, Later, Section
-from dapo_stages.config.rollout import EngineName, SamplerConfig
+from dapo_stages.config.rollout import BatchGroups, EngineName, SamplerConfig
 
 
 class EvaluateConfig(Section):
@@ -29,9 +29,7 @@ class EvaluateConfig(Section):
     questions_per_shard: Count = Field(
         32, description="Prompts per Parquet shard, the unit of work that is resumed or given to one process."
     )
-    batch_groups: Count = Field(
-        16, description="Prompts per batch with transformers; other engines get a whole shard at once."
-    )
+    batch_groups: BatchGroups = Field(16, description="Prompts per batch with transformers; as rollout.batch_groups.")
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = Field(
         2000, description="Bootstrap resamples (random weightings of the prompts) for intervals without a formula."
     )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dapo_stages.config.base import Count, Fraction, Later, Section
 
+BatchGroups = Count | Literal["auto"]
 EngineName = Literal["transformers", "vllm", "server"]
 
 
@@ -90,6 +91,8 @@ class RolloutConfig(Section):
     groups_per_shard: Count = Field(
         32, description="Groups per Parquet shard, the unit of work that is resumed or given to one process."
     )
-    batch_groups: Count = Field(
-        8, description="Groups per batch with transformers; other engines get a whole shard at once."
+    batch_groups: BatchGroups = Field(
+        8,
+        description="Groups per batch with transformers; other engines get a whole shard at once. auto: as many as the "
+        "memory of the GPU has room for, by what the last batch took (without one, 8); draws then depend on that.",
     )

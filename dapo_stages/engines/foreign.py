@@ -20,9 +20,6 @@ from dapo_stages.errors import EngineError
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.tokens import Tokens
 
-# Added to the logits of tokens that are never sampled; servers take no lower bias. RolloutConfig bounds the temperature
-# that divides it, so that the remaining probability is far below float32's resolution.
-_NEVER = -100.0
 _LOGPROB_SLACK = 1e-3  # how far above 0 rounding may lift a logprob
 # Requests the likeliest tokens; engines then return logprobs at temperature 1.
 _GREEDY = SamplerConfig.model_construct(temperature=0.0)
@@ -70,7 +67,6 @@ def sampling(request: Request, settings: RolloutConfig, tokens: Tokens) -> dict[
         "min_p": sampler.min_p,
         "repetition_penalty": sampler.repetition_penalty,
         "stop_token_ids": tokens.end_ids,
-        "logit_bias": dict.fromkeys(sorted(tokens.suppressed_ids), _NEVER),
     }
 
 

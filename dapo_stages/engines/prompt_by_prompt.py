@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from dapo_stages.engines import Completion
+from dapo_stages.engines.decoded_rows import cut
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.separate_rows import row_inputs
 from dapo_stages.models.shared_prefix.packing import Prompt
@@ -37,7 +38,8 @@ def generate_separately(
         tokens = policy.base.generate(
             **inputs, generation_config=settings, logits_processor=LogitsProcessorList([chosen])
         )
-        found.append(_completions(tokens[:, len(prompt.ids) :], chosen.logprobs, frozenset(policy.end_ids)))
+        logprobs = torch.stack(chosen.logprobs, 1)
+        found.append(cut(tokens[:, len(prompt.ids) :], logprobs, frozenset(policy.end_ids)))
     return found
 
 
@@ -52,12 +54,3 @@ class _Chosen:
         tokens, logprobs = self._pick(scores, input_ids)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, float("-inf")).scatter(1, tokens[:, None], 0.0)
-
-
-def _completions(tokens: torch.Tensor, logprobs: list[torch.Tensor], ends: frozenset[int]) -> list[Completion]:
-    """Cut each row [T] after its first end token."""
-    found: list[Completion] = []
-    for ids, values in zip(tokens.tolist(), torch.stack(logprobs, 1).tolist(), strict=True):
-        length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-        found.append(Completion(ids[:length], values[:length], "stop" if ids[length - 1] in ends else "length"))
-    return found

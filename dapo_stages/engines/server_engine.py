@@ -34,6 +34,9 @@ from dapo_stages.processes.servers import CHAT, MODELS, Server, image_part
 from dapo_stages.terminal.console import say
 
 NAME, KEY = "server", "DAPO_STAGES_API_KEY"
+# Added to the logits of tokens that are never sampled; servers take no lower bias. RolloutConfig bounds the temperature
+# that divides it, so that the remaining probability is far below float32's resolution.
+_NEVER = -100.0
 _CERTAIN = 0.01  # a token with logit_bias 100 has logprob 0, up to this; without the bias it is far below
 
 
@@ -128,6 +131,7 @@ class ServerEngine:
             "model": self._model.id,
             "messages": messages_of(request.row, FAMILIES[self.tokens.architecture]),
             **sampling(request, settings, self.tokens),
+            "logit_bias": dict.fromkeys(sorted(self.tokens.suppressed_ids), _NEVER),
             "max_completion_tokens": settings.max_completion_length,
             "logprobs": True,
             "return_token_ids": True,

@@ -11,19 +11,22 @@ import torch
 
 from dapo_stages.config import RolloutConfig, SamplerConfig
 from dapo_stages.engines import Completion
+from dapo_stages.engines.decoded_rows import Rows
 from dapo_stages.engines.prompt_by_prompt import Pick, generate_separately
+from dapo_stages.engines.recorded_step import Recorded
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.decoding import Prefill, Prefixes, Room, of_any_size
 from dapo_stages.models.shared_prefix.packing import Group, Prompt
+from dapo_stages.terminal.console import say
 
 if TYPE_CHECKING:
     from transformers import Cache
 
-# Finished rows leave the batch once they are this share of it: rearranging the others takes part of a step's time.
-_LEAVE_AT = 0.25
+# Steps until a GPU, which runs behind the program, is asked which rows are finished: it has to wait for the answer.
+_LOOK = {"cuda": 16}
 _BACKEND = "inductor"
 
 
@@ -39,16 +42,30 @@ class TransformersEngine:
     def generate(
         self, prompts: Sequence[Row], seed: int, samples: int, *, greedy: bool = False
     ) -> list[list[Completion]]:
-        """Completions of each prompt: the greedy one if asked for, then the samples."""
-        return generate(
-            self._policy,
-            [prompt_of(row, self._policy.processor) for row in prompts],
-            samples,
-            self._settings.max_completion_length,
-            self._settings.sampler,
-            seed,
-            greedy=int(greedy),
-        )
+        """Completions of each prompt: the greedy one if asked for, then the samples. Where they don't fit in the
+        memory of the GPU, half of the prompts at a time; the samples are then those of other seeds."""
+        try:
+            return generate(
+                self._policy,
+                [prompt_of(row, self._policy.processor) for row in prompts],
+                samples,
+                self._settings.max_completion_length,
+                self._settings.sampler,
+                seed,
+                greedy=int(greedy),
+            )
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+        half = len(prompts) // 2  # here, what was computed above is gone
+        say(f"generation: out of memory with {len(prompts)} prompts; going on with {half} (see batch_groups)")
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        first, second = prompts[:half], prompts[half:]
+        return [
+            *self.generate(first, 2 * seed + 1, samples, greedy=greedy),
+            *self.generate(second, 2 * seed + 2, samples, greedy=greedy),
+        ]
 
 
 @torch.inference_mode()
@@ -107,83 +124,26 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> _Prefilled:
 def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) -> list[list[Completion]]:
     """Decode `repeats` completions of each prompt."""
     policy = prefilled.policy
-    rows = _Rows(policy, prefilled.prompts, repeats)
+    rows = Rows(policy, prefilled.prompts, repeats, max_length)
+    look = _LOOK.get(policy.device.type, 1)
     decoder = _Compiled(prefilled, repeats, max_length) if policy.compiled else _SharedPrefixes(prefilled, repeats)
     policy.attend("decoding")
     logits = prefilled.logits.repeat_interleave(repeats, 0)
     while True:
         tokens, logprobs = pick(logits, rows.history)
         rows.append(tokens, logprobs)
-        if rows.done or rows.length == max_length:
+        if rows.length == max_length:
             break
-        stay = None if policy.compiled else rows.leave()
-        if stay is not None:
-            decoder.keep(stay)
-            tokens = tokens[stay]
+        if rows.length % look == 0:
+            if rows.done:
+                break
+            stay = None if policy.compiled else rows.leave()
+            if stay is not None:
+                decoder.keep(stay)
+                tokens = tokens[stay]
         logits = decoder.step(tokens)
     done = rows.completions
     return [done[i : i + repeats] for i in range(0, len(done), repeats)]
-
-
-class _Rows:
-    """The unfinished rows of a batch, and the tokens of all."""
-
-    def __init__(self, policy: Policy, prompts: Sequence[Prompt], repeats: int) -> None:
-        rows = len(prompts) * repeats
-        self._ids: list[list[int]] = [[] for _ in range(rows)]
-        self._logprobs: list[list[float]] = [[] for _ in range(rows)]
-        self._ended = [False] * rows
-        self._alive = torch.arange(rows, device=policy.device)
-        self._finished = torch.zeros(rows, dtype=torch.bool, device=policy.device)
-        self._ends = torch.tensor(policy.end_ids, device=policy.device)
-        longest = max(len(prompt.ids) for prompt in prompts)
-        # Padded with a token of the prompt itself, as the repetition penalty depends on which tokens a row contains.
-        padded = [torch.cat([prompt.ids[:1].expand(longest - len(prompt.ids)), prompt.ids]) for prompt in prompts]
-        self.history = torch.stack(padded).to(policy.device).repeat_interleave(repeats, 0)
-        self._prompt_length = self.history.shape[1]
-
-    def append(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        """Take the next token of each row."""
-        ended = torch.isin(tokens, self._ends)
-        for row, done, token, logprob, end in zip(
-            self._alive.tolist(),
-            self._finished.tolist(),
-            tokens.tolist(),
-            logprobs.tolist(),
-            ended.tolist(),
-            strict=True,
-        ):
-            if not done:
-                self._ids[row].append(token)
-                self._logprobs[row].append(logprob)
-                self._ended[row] = end
-        self._finished = self._finished | ended
-        self.history = torch.cat([self.history, tokens[:, None]], 1)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest completion so far."""
-        return self.history.shape[1] - self._prompt_length
-
-    @property
-    def done(self) -> bool:
-        return bool(self._finished.all())
-
-    def leave(self) -> torch.Tensor | None:
-        """Drop finished rows once there are enough of them; returns the indices of the rest, or None."""
-        if float(self._finished.float().mean()) < _LEAVE_AT:
-            return None
-        keep = (~self._finished).nonzero()[:, 0]
-        self._alive, self._finished, self.history = self._alive[keep], self._finished[keep], self.history[keep]
-        return keep
-
-    @property
-    def completions(self) -> list[Completion]:
-        """In the order of prompts and samples."""
-        return [
-            Completion(ids, logprobs, "stop" if ended else "length")
-            for ids, logprobs, ended in zip(self._ids, self._logprobs, self._ended, strict=True)
-        ]
 
 
 class _SharedPrefixes:
@@ -200,14 +160,18 @@ class _SharedPrefixes:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token [B] of each row."""
+        logits = self._logits(tokens, self._next)
+        self._next = self._next + 1
+        return logits
+
+    def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         output = self._forward(
             input_ids=tokens[:, None],
-            position_ids=self._next.expand(3, -1)[..., None],
+            position_ids=positions.expand(3, -1)[..., None],
             past_key_values=self._cache,
             use_cache=True,
             prefixes=self._prefixes,
         )
-        self._next = self._next + 1
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
@@ -223,7 +187,8 @@ class _Compiled(_SharedPrefixes):
     """The same with a static cache that has room for complete completions, and all rows kept to the end.
 
     One compiled graph then serves every step, for any number of rows and any number and length of prompts. Torch
-    compiles another one for one row per prompt, and others for a single prompt.
+    compiles another one for one row per prompt, and others for a single prompt. On a GPU the steps of a batch are one
+    CUDA graph.
     """
 
     def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:
@@ -231,14 +196,26 @@ class _Compiled(_SharedPrefixes):
 
         super().__init__(prefilled, repeats)
         self._compiled, self._forward, self._written = _compiled(prefilled.policy), self._any_size, 0
+        self._run = Recorded(self._logits) if _records(prefilled.policy) else self._logits
         self._prefixes = Prefixes(prefilled.states, repeats, room)
         self._cache = Cache(layers=[Room(len(self._next), room, keys) for keys in prefilled.states.keys])
 
-    def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V], which the next step may overwrite."""
         self._written += 1
         self._prefixes.advance(self._written)
+        logits = self._run(tokens, self._next)
+        self._next = self._next + 1
+        return logits
+
+    def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
         ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, 1)
         return self._compiled(input_ids=ids, position_ids=positions, **others)
+
+
+def _records(policy: Policy) -> bool:
+    """Whether steps are recorded as a CUDA graph."""
+    return policy.device.type == "cuda"
 
 
 def _compiled(policy: Policy) -> Callable[..., Any]:
@@ -270,11 +247,17 @@ class _Picker:
         distribution = log_distribution(logits, self._suppressed, self._temperature)
         for warper in self._warpers:
             distribution = torch.log_softmax(warper(history, distribution), -1)
-        if self._greedy:
-            tokens = distribution.argmax(-1)
-        else:
-            tokens = torch.multinomial(distribution.exp(), 1, generator=self._generator)[:, 0]
+        tokens = distribution.argmax(-1) if self._greedy else draw(distribution.exp(), self._generator)
         return tokens, distribution.gather(-1, tokens[:, None])[:, 0]
+
+
+def draw(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token [B] for each row of probabilities [B, V].
+
+    What torch.multinomial does for one draw, and the same tokens, without its checks, for which a GPU would wait.
+    """
+    race = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / race).argmax(-1)
 
 
 def _processors(sampler: SamplerConfig) -> tuple[list[Any], list[Any]]:

@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; only read without a GPU
 }
+_MOST = 1024  # completions at the same time, vLLM's own default on large GPUs
 _RELOADS = "dapo_stages.engines.vllm_cpu_worker.ReloadingWorker"
 
 
@@ -53,6 +54,8 @@ class VllmEngine:
         try:
             import vllm
             from vllm.platforms import current_platform
+
+            from dapo_stages.engines import vllm_suppressed as suppressed
         except ImportError as error:
             raise EngineError(
                 f"{stage}.engine",
@@ -73,7 +76,10 @@ class VllmEngine:
             "enforce_eager": wanted.enforce_eager or cpu,
             # A prompt split in two needs its random generator rewound, which is not possible on CPUs.
             "enable_chunked_prefill": False if cpu else None,
+            "max_num_seqs": at_once(config),
             "limit_mm_per_prompt": {"video": 0},
+            "logits_processors": [suppressed.NAME],
+            "additional_config": {suppressed.IDS: sorted(tokens.suppressed_ids)},
             "use_tqdm_on_load": False,
             "seed": config.seed,
         }
@@ -133,6 +139,17 @@ class VllmEngine:
             )
             for one in answer.outputs
         ]
+
+
+def at_once(config: Config) -> int:
+    """Most completions that a copy of the model has at the same time: those of a shard, up to vLLM's own bound. vLLM
+    makes room for so many, and captures CUDA graphs for them."""
+    sampled, asked = config.rollout, config.evaluate
+    rows = [
+        sampled.groups_per_shard * sampled.num_generations if sampled.engine == NAME else 0,
+        asked.questions_per_shard * (asked.num_generations + asked.greedy) if asked.engine == NAME else 0,
+    ]
+    return min(_MOST, -(-max(rows) // config.engines.vllm.data_parallel_size))
 
 
 def collapsed(ids: Sequence[int], image_token_id: int | None) -> list[int]:

@@ -46,7 +46,7 @@ MAKE = "DAPO_STAGES_MAKE"  # process ID of the make that a command belongs to
 PASSING = {
     *("_", "SHLVL", "PWD", "OLDPWD", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"),
     *("RUN", "CONFIG", "SET", "ITERS", "ITER", "EVAL_EVERY", "PRELOAD", "RESIDENT", "LAUNCH", "LAUNCH_ARGS"),
-    MAKE,
+    *("GPUS", "SHARE_GPUS", BEGUN, MAKE),
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from dapo_stages.config import Config
 from dapo_stages.errors import ConfigError, DapoStagesError
 from dapo_stages.models.requirements import require_whole_rows
+from dapo_stages.processes import gpu_locks
 from dapo_stages.small_files import read_text
 from dapo_stages.training.combinations import check_framework, check_split, require_adamw
 
@@ -23,21 +24,23 @@ _TRAIN = "TRAIN"
 
 @dataclass(frozen=True)
 class StageStart:
-    """How make starts a stage: its name there (ROLLOUT, TRAIN), a number of processes or an accelerate file, and its
-    Python; empty for one process of this Python."""
+    """How make starts a stage: its name there (ROLLOUT, TRAIN), a number of processes or an accelerate file, its
+    Python, and its GPUs; empty for one process of this Python, with all GPUs."""
 
     name: str
     launch: str = ""
     python: str = ""
+    gpus: str = ""
 
     @classmethod
     def parse(cls, text: str) -> StageStart:
-        """`TRAIN=pipelines/accelerate/zero2.yaml,.venv/bin/python`. Raises ConfigError for anything else."""
+        """`TRAIN=pipelines/accelerate/zero2.yaml,.venv/bin/python,0,1`. Raises ConfigError for anything else."""
         name, separator, rest = text.partition("=")
-        launch, _, python = rest.partition(",")
+        launch, _, rest = rest.partition(",")
+        python, _, gpus = rest.partition(",")
         if not separator or not name:
-            raise ConfigError(f"--stage {text}: expected NAME=LAUNCH,PYTHON, such as TRAIN=4,. Correct it.")
-        return cls(name, launch, python)
+            raise ConfigError(f"--stage {text}: expected NAME=LAUNCH,PYTHON,GPUS, such as TRAIN=2,,0,1. Correct it.")
+        return cls(name, launch, python, gpus)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -123,25 +126,39 @@ def require_vllm(stage: str, python: str) -> None:
     )
 
 
-def gpus() -> int:
-    """NVIDIA GPUs that processes of this machine see, without asking the driver."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    if visible is None or not there:
-        return there
-    return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs that processes of this machine see, without asking the driver."""
+    there = gpu_locks.there()
+    return gpu_locks.visible(os.environ.get("CUDA_VISIBLE_DEVICES"), there) if there else []
 
 
 def _enough_gpus(start: StageStart, config: Config) -> None:
-    """Raise ConfigError if a process would have no GPU of its own."""
+    """Raise ConfigError if a process would have no GPU of its own, or the stage a GPU that there is not."""
     there = gpus()
     if config.model.device == "cuda" and not there:
         raise ConfigError("model.device: it is cuda, but there is no CUDA device. Set it to auto or cpu.")
-    uses = config.model.device != "cpu" and there and not start.wants_cpu
-    if uses and start.here > there:
+    if config.model.device == "cpu" or not there or start.wants_cpu:
+        return
+    given = start.gpus.split(",") if start.gpus else there
+    unknown = [name for name in given if name.isdigit() and name not in there]
+    if unknown and all(map(str.isdigit, there)):  # numbers and UUIDs may name the same ones
         raise ConfigError(
-            f"{start.name}_LAUNCH: {start.here} processes on this machine need a GPU each, but there are {there}. "
-            f"Start {there} processes, or set model.device to cpu."
+            f"{start.name}_GPUS: there is no GPU {unknown[0]} that can be used, only {', '.join(there)}. Name some of "
+            "these."
+        )
+    which = f"{start.name}_GPUS names" if start.gpus else "there are"
+    if start.here > len(given):
+        raise ConfigError(
+            f"{start.name}_LAUNCH: {start.here} processes on this machine need a GPU each, but {which} {len(given)}. "
+            f"Start {len(given)} processes, or set model.device to cpu."
+        )
+    engine = {"ROLLOUT": config.rollout.engine, "EVALUATE": config.evaluate.engine}.get(start.name)
+    each = config.engines.vllm.tensor_parallel_size
+    copies = start.here if start.here > 1 else config.engines.vllm.data_parallel_size  # as make has it
+    if engine == "vllm" and copies * each > len(given):
+        raise ConfigError(
+            f"engines.vllm: data_parallel_size={copies} and tensor_parallel_size={each} need {copies * each} GPUs, but "
+            f"{which} {len(given)}. Reduce one of them."
         )
 
 

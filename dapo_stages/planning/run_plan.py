@@ -14,6 +14,7 @@ from typing import Literal
 from dapo_stages.config import Config
 from dapo_stages.config.attention import GRADIENT_DIRECTIONS
 from dapo_stages.config.rollout import EngineName
+from dapo_stages.engines.batch_sizes import size_of
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
@@ -201,13 +202,13 @@ class Plan:
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         sampled, asked = config.rollout, config.evaluate
         found = {
-            "rollout": self._engine(sampled.engine, min(self.groups, sampled.batch_groups), work),
+            "rollout": self._engine(sampled.engine, min(self.groups, size_of(sampled.batch_groups)), work),
             "score-attention": stage_memory.score(
                 d, work, scored, config.attention.chunk_rows, b, self.weights, self.passes
             ),
             "train-step": stage_memory.train(d, replace(work, count=self.batch), training, prompts, b),
         }
-        if batch := min(self.questions, asked.questions_per_shard, asked.batch_groups):
+        if batch := min(self.questions, asked.questions_per_shard, size_of(asked.batch_groups)):
             found["evaluate"] = self._engine(
                 asked.engine, batch, replace(self.asked, count=max(1, asked.num_generations))
             )

@@ -31,6 +31,7 @@ def show(found: dict[str, Any], plan: Plan, machine: str) -> None:
     if stays:
         print("With RESIDENT=1")
         _show_seconds(stays, iterations)
+    _show_pairs(found["beside"])
     print("\nGB on disk per iteration")
     for name, size in found["bytes"].items():
         print(_line(name, size / GB, ""))
@@ -45,6 +46,13 @@ def _show_memory(peaks: Mapping[str, Any]) -> None:
         print(_line(stage, memory["total"] / GIB, _parts(memory["device"], GIB, 2)))
         if memory["host"]:
             print(_line("  on the host", sum(memory["host"].values()) / GIB, _parts(memory["host"], GIB, 2)))
+
+
+def _show_pairs(pairs: Mapping[str, Any]) -> None:
+    """Of stages that may run at the same time. On GPUs of their own, or in turns, each needs only its own."""
+    print("\nGiB of two stages at the same time on the same rank (make -j2 SHARE_GPUS=1; rollout + train-step: LAG=1)")
+    for pair, both in pairs.items():
+        print(f"  {pair:<28} {both['total'] / GIB:9.2f}  {'fits' if both['fits'] else 'does not fit'}")
 
 
 def _held(memory: dict[str, Any], by_itself: dict[str, Any]) -> dict[str, Any]:

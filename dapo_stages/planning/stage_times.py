@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
 
+from dapo_stages.engines.batch_sizes import size_of
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.stage_memory import Work
@@ -87,7 +88,7 @@ def _base(plan: Plan) -> int:
 def _rollout(plan: Plan) -> dict[str, float]:
     """The shards of the busiest rank; a server is already running."""
     engine, size = plan.config.rollout.engine, ceil(plan.shard)
-    batch = min(size, plan.config.rollout.batch_groups) if engine == "transformers" else size
+    batch = min(size, size_of(plan.config.rollout.batch_groups)) if engine == "transformers" else size
     batches = ceil(plan.shards[0] / plan.ranks) * ceil(size / batch)
     found = _begin(plan, "rollout")
     return found | {"generation": batches * _generated(plan, plan.work, batch, engine == "transformers")}
@@ -172,7 +173,7 @@ def _evaluating(plan: Plan) -> float:
     size = min(plan.questions, settings.questions_per_shard)
     if not size:
         return 0.0
-    batch = min(size, settings.batch_groups)
+    batch = min(size, size_of(settings.batch_groups))
     counts = [1] * settings.greedy + [settings.num_generations] * (settings.num_generations > 0)
     counts += [1] * settings.blank_image
     batches = ceil(ceil(plan.questions / size) / plan.ranks) * ceil(size / batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from dapo_stages.planning.beside import beside
 from dapo_stages.planning.fitting import fitting, usable
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.stage_times import behind, outside, seconds_of, total
@@ -32,6 +33,7 @@ def answer(plan: Plan, name: str, memory: float, image_bytes: int) -> dict[str, 
         "sampled": plan.sampled,
         **by_itself,
         "resident": _way(replace(plan, resident=plan.nodes == 1), room),  # launches on several machines do not stay
+        "beside": beside(plan, memory, room),
         "bytes": files,
         "kept": plan.on_disk(files),
         "room": plan.room(memory),

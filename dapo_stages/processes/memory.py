@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 
 def peak() -> int | None:
@@ -19,6 +20,25 @@ def peak() -> int | None:
         return _resident()
     except OSError:
         return None
+
+
+class Gpu(NamedTuple):
+    """Bytes of this process on its GPU, and what is free there: for all, and reserved by this process."""
+
+    peak: int
+    allocated: int
+    free: int
+
+
+def gpu() -> Gpu | None:
+    """The memory of the current GPU; None if this process uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    cuda = torch.cuda
+    allocated = int(cuda.memory_allocated())
+    free = int(cuda.mem_get_info()[0]) + int(cuda.memory_reserved()) - allocated
+    return Gpu(int(cuda.max_memory_allocated()), allocated, free)
 
 
 def forget_peak() -> None:

@@ -42,6 +42,11 @@ def begun() -> str:
     return f"{_begun():.3f}"
 
 
+def now() -> str:
+    """The same for a command that begins now, because this process has waited before it becomes the command."""
+    return f"{_boottime():.3f}"
+
+
 def begin_command() -> None:
     """A command begins: with its process, or now if the process has already run one."""
     process = os.getpid()

@@ -88,8 +88,9 @@ def _rule(stage: Stage, folder: str, name: str, made_from: str, options: str) ->
 
 
 def _recipe(stage: Stage, options: str, out: str) -> str:
-    start = f"$$({stage.launch}_PYTHON) $$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
-    return f"\t{start} {stage.command} $$(config){options} --out {out} $$(replace)\n"
+    start = f"$$({stage.launch}_START)" if stage.launch else "$$(PY) $$(DAPO)"
+    more = f"$$({stage.launch}_SET)" if stage.launch else ""
+    return f"\t{start} {stage.command} $$(config){more}{options} --out {out} $$(replace)\n"
 
 
 def _read(one: Input) -> tuple[str, str]:

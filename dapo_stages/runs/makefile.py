@@ -25,6 +25,7 @@ def for_make(config: Config, run: Run | None, *, strict: bool = False) -> str:
         "lag": str(config.lag),
         "engine": config.rollout.engine,
         "evaluate_engine": config.evaluate.engine,
+        "device": config.model.device,
         "evaluations": "on" if config.data.holds_out else "",
         "curriculum": "on" if config.rollout.curriculum else "",
         "kl": "on" if config.train.beta > 0 or "train.beta" in config.schedules else "",

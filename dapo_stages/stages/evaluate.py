@@ -12,6 +12,7 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
+from dapo_stages.engines.batch_sizes import BatchSizes
 from dapo_stages.engines.engine_choice import check_prompts, open_engine
 from dapo_stages.errors import DataError
 from dapo_stages.groups.answer_tallies import COLUMNS, Tallies
@@ -138,10 +139,9 @@ class Evaluation:
 
         from dapo_stages.rewards.scored import Group
 
-        size = len(questions) if self._engine.batches_itself else self._settings.batch_groups
-        for start in range(0, len(questions), size):
-            batch = questions[start : start + size]
-            seed = int(np.random.SeedSequence([self._config.seed, number, start]).generate_state(1)[0])
+        for places in self._batch_sizes.over(len(questions)):
+            batch = questions[places.start : places.stop]
+            seed = int(np.random.SeedSequence([self._config.seed, number, places.start]).generate_state(1)[0])
             for mode, completions in self._completions(batch, seed).items():
                 texts = [[self._engine.tokens.text(one.ids) for one in group] for group in completions]
                 lengths = [[len(one.ids) for one in group] for group in completions]
@@ -190,6 +190,10 @@ class Evaluation:
             "num_options": num_options(question["problem"]),
             "labels": question["labels"],
         }
+
+    @cached_property
+    def _batch_sizes(self) -> BatchSizes:
+        return BatchSizes(self._settings.batch_groups, whole=self._engine.batches_itself)
 
     @cached_property
     def _engine(self) -> Engine:

@@ -14,6 +14,7 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
+from dapo_stages.engines.batch_sizes import BatchSizes
 from dapo_stages.engines.engine_choice import check_prompts, open_engine
 from dapo_stages.errors import DataError
 from dapo_stages.groups.history import chances_of_rows, earlier_rollouts
@@ -288,11 +289,10 @@ class Rollout:
         """Completions in the order of the prompts; prompts of similar length share a batch, to save padding."""
         import numpy as np
 
-        size = len(prompts) if self._engine.batches_itself else self._config.rollout.batch_groups
         found: dict[int, list[Completion]] = {}
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]["prompt_ids"]))
-        for batch, start in enumerate(range(0, len(prompts), size)):
-            places = order[start : start + size]
+        for batch, part in enumerate(self._batch_sizes.over(len(prompts))):
+            places = order[part.start : part.stop]
             seed = np.random.SeedSequence([self._config.seed, self._iteration, number, batch]).generate_state(1)
             rows = [prompts[place] for place in places]
             sampled = self._engine.generate(rows, int(seed[0]), self._config.rollout.num_generations)
@@ -340,6 +340,10 @@ class Rollout:
             "truncated": totals["cut"] / completions,
             **{f"no_{name}": count for name, count in silent.items() if count},
         }
+
+    @cached_property
+    def _batch_sizes(self) -> BatchSizes:
+        return BatchSizes(self._config.rollout.batch_groups, whole=self._engine.batches_itself)
 
     @cached_property
     def _engine(self) -> Engine:

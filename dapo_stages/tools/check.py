@@ -17,7 +17,7 @@ def main(
     ] = None,
     stages: Annotated[
         list[str] | None,
-        typer.Option("--stage", help="How make starts a stage: NAME=LAUNCH,PYTHON. May be repeated.", hidden=True),
+        typer.Option("--stage", help="How make starts a stage: NAME=LAUNCH,PYTHON,GPUS. May be repeated.", hidden=True),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing if nothing is wrong.")] = False,
     set_: Overrides = None,

@@ -6,6 +6,7 @@ rows in bfloat16 are themselves, twice over: roundings differ, but not in size.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ import torch
 
 from benchmarks import models, trl_side
 from benchmarks.gpu_record import Line
+from dapo_stages.config import SamplerConfig
+from dapo_stages.engines.transformers_engine import generate
 from dapo_stages.models.logprobs import GroupLogprobs, log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import FIRST, OTHER, TEXT, VISION, MassRecorder, prompt_kinds
@@ -132,6 +135,30 @@ def masses_against_eager(device: torch.device, *, tiny: bool) -> Iterator[Line]:
         limit = EXACT_MASS if dtype == torch.float32 else 2 * own + SLACK
         name = str(dtype).removeprefix("torch.")
         yield Line("masses", name, values, distance <= limit)
+
+
+def recorded_decoding(device: torch.device, *, tiny: bool) -> Iterator[Line]:
+    """Greedy completions from a compiled static cache, whose steps are one CUDA graph, against those of a growing cache
+    without any of this. On CPUs nothing is recorded, and compiling takes minutes."""
+    if device.type != "cuda":
+        return
+    policy, groups = case(device, torch.float32, tiny=tiny)
+    policy.__dict__["end_ids"] = [-1]
+    prompts, found = [group.prompt for group in groups], []
+    for compiled in (False, True, True):
+        policy.compiled = compiled
+        began = time.perf_counter()
+        found.append([one for group in generate(policy, prompts, 0, 64, SamplerConfig(), 0, greedy=2) for one in group])
+        seconds = time.perf_counter() - began
+    policy.compiled = False
+    same = all(one.ids == other.ids for one, other in zip(found[0], found[2], strict=True))
+    distance = max(
+        abs(a - b)
+        for one, other in zip(found[0], found[2], strict=True)
+        for a, b in zip(one.logprobs, other.logprobs, strict=True)
+    )
+    values = {UNITS[0]: distance, "ms per step": 1e3 * seconds / 64}
+    yield Line("decoding", "a CUDA graph of a compiled step, float32", values, same and distance <= EXACT)
 
 
 def _kinds(policy: Policy, group: Group) -> torch.Tensor:

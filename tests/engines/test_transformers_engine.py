@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from support.families import OTHER, SHARED
 from support.prompts import groups, own_row
 from support.prompts import prompt as prompt_for
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from dapo_stages.config import SamplerConfig
@@ -143,6 +145,56 @@ def test_finished_rows_leave_without_changing_the_others(policy: Policy) -> None
         length = next((i + 1 for i, t in enumerate(one.ids) if t in policy.end_ids), len(one.ids))
         assert other.ids == one.ids[:length]
         assert other.finish_reason == ("stop" if other.ids[-1] in policy.end_ids else "length")
+
+
+def test_no_step_reads_from_the_device_until_it_looks_which_rows_are_finished(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each such reading would wait. Rows that go on after their end give the same completions."""
+    prompts = [group.prompt for group in groups(policy)]
+    alone = [generate(policy, [p], 0, 20, SamplerConfig(), 0, greedy=1)[0][0] for p in prompts]
+    policy.end_ids += [alone[0].ids[3], alone[1].ids[8]]
+    want = generate(policy, prompts, 0, 20, SamplerConfig(), 0, greedy=2)
+    assert any(len(one.ids) < 20 for one, _ in want)
+    monkeypatch.setitem(transformers_engine._LOOK, "cpu", 16)
+    found = generate(policy, prompts, 0, 20, SamplerConfig(), 0, greedy=2)
+    for one, other in zip(chain(*found), chain(*want), strict=True):
+        assert one.ids == other.ids and one.finish_reason == other.finish_reason
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    readings = []
+    for length in (4, 14):
+        with Readings() as counted:  # type: ignore[no-untyped-call]
+            generate(policy, prompts, 2, length, SamplerConfig(top_p=0.9, top_k=50, repetition_penalty=1.1), 0)
+        readings.append(counted.number)
+    assert readings[0] == readings[1] > 0  # those of the prefill
+
+
+class Readings(TorchDispatchMode):
+    """Counts what a device is waited for: a scalar, or a shape that depends on values."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.multinomial,  # which checks its probabilities
+        )
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_token_is_drawn_as_torch_draws_it() -> None:
+    """The same tokens as torch.multinomial, from the same states of the generator."""
+    for dtype in (torch.float32, torch.float64):
+        logits = torch.randn(40, 300, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 3
+        probabilities = logits.index_fill(-1, torch.arange(0, 300, 7), float("-inf")).softmax(-1)
+        one, two = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+        for _ in range(4):
+            drawn = transformers_engine.draw(probabilities, one)
+            assert drawn.equal(torch.multinomial(probabilities, 1, generator=two)[:, 0])
+            assert one.get_state().equal(two.get_state())
 
 
 def test_the_same_seed_gives_the_same_completions_and_another_gives_others(policy: Policy) -> None:

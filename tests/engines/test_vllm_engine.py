@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.pipeline import Run
+from support.pipeline import CONFIG, Run
 from support.processes import together
 
-from dapo_stages.engines.vllm_engine import collapsed
+from dapo_stages.config import load_config
+from dapo_stages.engines.vllm_engine import at_once, collapsed
 
 
 def test_an_image_has_one_placeholder_before_vllm_expands_it() -> None:
@@ -30,6 +31,19 @@ def test_without_vllm_the_error_says_which_environment_has_it(
         "Run make venv-vllm, and rollout with ROLLOUT_PYTHON=.venv-vllm/bin/python."
     )
     assert not list((tmp_path / "r").glob("*.parquet"))
+
+
+def test_vllm_makes_room_for_the_completions_of_a_shard() -> None:
+    """64 × 4 of rollout, 16 × (8 + 1) of evaluate, shared by the copies of the model, and at most 1024."""
+
+    def room(*settings: str) -> int:
+        sizes = ("rollout.num_generations=4", "rollout.groups_per_shard=64", "evaluate.num_generations=8")
+        return at_once(load_config(CONFIG, [*sizes, "evaluate.questions_per_shard=16", *settings]))
+
+    assert room("rollout.engine=vllm") == 256
+    assert room("evaluate.engine=vllm") == 144
+    assert room("rollout.engine=vllm", "evaluate.engine=vllm", "engines.vllm.data_parallel_size=3") == 86
+    assert room("rollout.engine=vllm", "rollout.groups_per_shard=512") == 1024
 
 
 def test_several_processes_are_refused_with_the_keys_to_set_instead(small_run: Run, tmp_path: Path) -> None:

@@ -125,10 +125,24 @@ def test_what_passed_is_checked_again_only_if_a_file_changes(tmp_path: Path, mon
 def test_a_launch_needs_its_gpus_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (none,) = troubles(tmp_path, "model.device=cuda")
     assert none.startswith("model.device: it is cuda, but there is no CUDA device.")
-    monkeypatch.setattr(launched, "gpus", lambda: 2)
+    monkeypatch.setattr(launched, "gpus", lambda: ["0", "1"])
     (few,) = troubles(tmp_path, stages=("ROLLOUT=2,", f"TRAIN={ZERO2},"))
     assert few.startswith("TRAIN_LAUNCH: 4 processes on this machine need a GPU each, but there are 2. ")
     assert troubles(tmp_path, "model.device=cpu", stages=("ROLLOUT=4,",)) == []
+    assert troubles(tmp_path, stages=("ROLLOUT=1,,0", "TRAIN=1,,1")) == []
+    (vllm,) = (
+        one
+        for one in troubles(
+            tmp_path, "rollout.engine=vllm", "engines.vllm.tensor_parallel_size=2", stages=("ROLLOUT=2,,0,1",)
+        )
+        if "GPUs" in one
+    )
+    assert vllm.startswith(
+        "engines.vllm: data_parallel_size=2 and tensor_parallel_size=2 need 4 GPUs, but ROLLOUT_GPUS"
+    )
+    fewer, elsewhere = troubles(tmp_path, stages=("ROLLOUT=2,,1", "TRAIN=1,,4"))
+    assert fewer.startswith("ROLLOUT_LAUNCH: 2 processes on this machine need a GPU each, but ROLLOUT_GPUS names 1. ")
+    assert elsewhere.startswith("TRAIN_GPUS: there is no GPU 4 that can be used, only 0, 1. ")
     (unknown,) = troubles(tmp_path, stages=("TRAIN=zero9,",))
     assert unknown.startswith("TRAIN_LAUNCH: zero9: cannot read the settings of this launch")
 

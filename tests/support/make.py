@@ -24,6 +24,10 @@ esac
 STAND_IN = """
 [ "$1" = -m ] && [ "$2" != pip ] || exit 0
 [ "$2" = dapo_stages.entrypoints.launch ] && launcher=$3
+if [ "$2" = dapo_stages.entrypoints.on_gpus ]; then
+  [ "$3" = --share ] || reserved=" on $3"
+  while [ "$1" != -m ] || [ "$2" = dapo_stages.entrypoints.on_gpus ]; do shift; done
+fi
 shift 2
 while [ -n "$launcher" ]; do
   case $1 in --*) launched="$launched $2"; shift 2 ;; *) break ;; esac
@@ -40,7 +44,7 @@ case $stage in
 esac
 mkdir -p "$out"; echo {} > "$out/manifest.json"
 if [ "$stage" = train-step ]; then mkdir -p "$out/state"; echo {} > "$out/state/manifest.json"; fi
-echo "$stage ${out#training_logs/t/}$again$launched" >> calls
+echo "$stage ${out#training_logs/t/}$again$launched$reserved" >> calls
 """
 
 

@@ -53,6 +53,20 @@ def test_engines_of_rollout_are_sized_by_what_they_hold() -> None:
     assert plan(*large, "--set", "rollout.engine=server")["fits"]["rollout"]
 
 
+def test_what_fits_on_a_gpu_together_is_said() -> None:
+    """Peaks of the pairs added up; vLLM takes its share of a GPU however little it needs."""
+    found = plan(*REFERENCE, "--gpus", 4, "--memory", 80)
+    peaks = {stage: memory["total"] for stage, memory in found["memory"].items()}
+    assert found["beside"]["rollout + train-step"] == {"total": peaks["rollout"] + peaks["train-step"], "fits": False}
+    assert found["beside"]["rollout + evaluate"]["fits"] is True
+    shown = run("plan", *REFERENCE, "--gpus", 4, "--memory", 80).stdout
+    assert "rollout + evaluate               39.77  fits\n" in shown
+    vllm = plan(*REFERENCE, "--gpus", 4, "--memory", 80, "--set", "rollout.engine=vllm")["beside"]
+    assert vllm["rollout + evaluate"]["total"] == pytest.approx(0.9 * 80 * 2**30 + peaks["evaluate"], abs=1)
+    server = plan(*REFERENCE, "--gpus", 4, "--memory", 80, "--set", "rollout.engine=server")["beside"]
+    assert "rollout + evaluate" not in server and "train-step + evaluate" in server
+
+
 def test_longer_prompts_need_more_and_checkpointing_less() -> None:
     def peak(*arguments: object) -> int:
         return int(plan("--model", "embedded", "--device", "cpu", *arguments)["memory"]["train-step"]["total"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support.commands import ROOT
 from support.pipeline import Run, table
 from support.prompts import image
-from support.vllm import Rollout, differences, train
+from support.vllm import PYTHON, Rollout, differences, train
 
 from dapo_stages.engines import Completion
 from dapo_stages.engines.transformers_engine import TransformersEngine
@@ -125,6 +127,31 @@ def test_held_out_questions_are_answered_as_by_transformers(run: Run, evaluated:
         compared += alike
     print(f"{compared} of {ours.completion_ids[ours['mode'] != 'sample'].map(len).sum()} tokens are the same")
     assert compared > 0
+
+
+# Both interfaces, with a device and with the state that the second runner passes; it runs on GPUs only.
+SUPPRESSED = """
+from types import SimpleNamespace as of
+import torch
+from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
+from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs
+from dapo_stages.engines.vllm_suppressed import IDS, NAME
+
+config, device = of(additional_config={IDS: [1, 3]}), torch.device("cpu")
+[first], [second] = _load_custom_logitsprocs([NAME]), _load_v2_logitsprocs([NAME])
+hidden = float("-inf")
+want = torch.tensor([[0.0, hidden, 2.0, hidden], [4.0, hidden, 6.0, hidden]])
+one, two = first(config, device, False), second(config, of(device=device))
+assert not one.is_argmax_invariant() and one.update_state(None) is None
+assert one.apply(torch.arange(8.0).view(2, 4)).equal(want)
+assert two.add_request(0, None) is True and two.apply_staged_writes() is None
+assert two.apply(torch.arange(8.0).view(2, 4), None).equal(want)
+"""
+
+
+def test_tokens_are_suppressed_by_both_of_vllms_runners() -> None:
+    done = subprocess.run([PYTHON, "-c", SUPPRESSED], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("parallel", ["data", "tensor"])
