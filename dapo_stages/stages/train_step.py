@@ -209,7 +209,7 @@ class TrainStep:
         from dapo_stages.models.precision import use_master_weights
         from dapo_stages.models.requirements import require_whole_rows
         from dapo_stages.training.coefficients import Coefficients
-        from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
+        from dapo_stages.training.launching.frameworks import join, makes_master_weights, splits_weights
         from dapo_stages.training.optimizers import Optimizers, make_ready
         from dapo_stages.training.update import Trainer, loss_settings
 
@@ -231,8 +231,8 @@ class TrainStep:
         elif settings.lora is not None:
             add_adapter(policy, settings.lora)
         make_ready(policy, settings)
-        if not holds_master_weights(accelerator):
-            use_master_weights(policy)
+        if not makes_master_weights(accelerator):
+            use_master_weights(policy.model.parameters())
         before = self._inputs[STATE].manifest.counts.get("coefficients") if STATE in self._inputs else None
         trainer = Trainer(
             policy,

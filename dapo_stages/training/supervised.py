@@ -68,7 +68,7 @@ def supervise(policy: Policy, groups: Sequence[TrainGroup], config: Config, prog
     settings, sft = config.train, config.sft
     started = time.monotonic()
     make_ready(policy, settings)
-    use_master_weights(policy)
+    use_master_weights(policy.model.parameters())
     worker = _worker(policy, settings, config)
     losses: list[float] = []
     tokens = 0

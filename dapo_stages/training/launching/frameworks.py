@@ -107,6 +107,11 @@ def holds_master_weights(accelerator: Any) -> bool:
     return _kind(accelerator) == "DEEPSPEED"
 
 
+def makes_master_weights(accelerator: Any) -> bool:
+    """Whether the worker makes the exact copies itself: DeepSpeed, and FSDP2 for each layer as it splits it."""
+    return holds_master_weights(accelerator) or _kind(accelerator) == "FSDP"
+
+
 @contextmanager
 def whole_models() -> Iterator[None]:
     """Within, models are whole on every rank, even under ZeRO-3, which otherwise splits every model of transformers."""

@@ -9,6 +9,7 @@ import torch
 
 from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.precision import use_master_weights
 from dapo_stages.training.launching.rank_workers import Ranked
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.stored_state import STEP, PartInMemory, State, Stored
@@ -66,7 +67,10 @@ class Sharded(Ranked):
 
 
 def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
-    """Split every layer by itself, and the rest as one; transformers names the layers in `_no_split_modules`."""
+    """Split every layer by itself, and the rest as one; transformers names the layers in `_no_split_modules`.
+
+    Exact copies of trained weights are made just before they are split, so no rank ever holds all of them.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -80,7 +84,9 @@ def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
     layers = {name for module in forward.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in forward.modules():
         if type(module).__name__ in layers:
+            use_master_weights(module.parameters())
             fully_shard(module, **how, reshard_after_forward=plugin.reshard_after_forward if plugin else True)
+    use_master_weights(forward.parameters())
     fully_shard(forward, **how)
 
 
