@@ -53,12 +53,18 @@ class Plan:
     informative: float = 1.0  # share of groups that dynamic sampling keeps
     questions: int = 0  # held-out ones
     nodes: int = 1
+    update: int | None = None  # completions of an update on one rank, where they are known
     resident: bool = False  # make hands stages to processes that stay; on one machine
 
     @property
     def b(self) -> int:
         """Bytes of a value."""
         return _TYPES[self.config.model.dtype]
+
+    @property
+    def sums(self) -> int:
+        """Bytes of what ranks add gradients up in."""
+        return _TYPES[self.config.train.reduce_dtype]
 
     @property
     def flex(self) -> bool:
@@ -149,6 +155,8 @@ class Plan:
     @property
     def completions(self) -> int:
         """Completions of an update, on one rank."""
+        if self.update is not None:
+            return self.update
         per_iteration = self.used * self.work.count
         return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
 
@@ -160,7 +168,7 @@ class Plan:
     @property
     def batch(self) -> int:
         """Completions of a micro-batch."""
-        return min(self.config.train.batch_completions, self.completions)
+        return min(self.config.micro_batch, self.completions)
 
     @property
     def micro_batches(self) -> int:
@@ -197,6 +205,7 @@ class Plan:
             reference=self.weights if self.refers and not self.resident else 0,
             views=0 if perception is None else perception.views,
             recompute=perception is not None and perception.recompute,
+            sums=self.sums,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         sampled, asked = config.rollout, config.evaluate

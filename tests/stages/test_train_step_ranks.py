@@ -31,7 +31,7 @@ from dapo_stages.training.launching.rank_workers import Worker
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.state import load_state
 
-ALL = ["updates", "chain", "carried", "lora"]
+ALL = ["updates", "halved", "chain", "carried", "lora"]
 # Name -> configuration of accelerate, processes, and what is done inside.
 PARTS = {
     "zero2": ("zero2-cpu", 2, [*ALL, "separate"]),
@@ -147,6 +147,16 @@ def test_gradients_before_clipping_are_those_of_one_process(
         for name, gradient in gradients.items():
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), (name, step)
         assert measured == pytest.approx(wanted, rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_gradients_may_be_added_up_in_bfloat16(outputs: Callable[[str], Path], checkpoint: Path, launch: str) -> None:
+    """Each addend and the sum of two are rounded to 8 bits: off by about 2^-9 of it, where float32 gives 1e-5."""
+    _, _, gradients = next(steps(checkpoint, 0))
+    found = load_file(outputs(launch) / "halved.safetensors")
+    off = sum(float((found[name] - wanted).pow(2).sum()) for name, wanted in gradients.items())
+    whole = sum(float(wanted.pow(2).sum()) for wanted in gradients.values())
+    assert 2**-12 < (off / whole) ** 0.5 < 2**-7
 
 
 def test_gradients_of_separate_rows_are_exchanged_in_the_same_order_by_all(

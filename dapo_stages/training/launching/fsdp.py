@@ -20,7 +20,8 @@ class Sharded(Ranked):
 
     def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
         optimizers.only()
-        _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device)
+        optimizers.forget()  # or whole weights would stay
+        _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device, settings)
         super().__init__(accelerator, forward, Optimizers(forward.model, settings), settings)  # on the sharded weights
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -66,7 +67,7 @@ class Sharded(Ranked):
         )
 
 
-def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
+def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device, settings: TrainConfig) -> None:
     """Split every layer by itself, and the rest as one; transformers names the layers in `_no_split_modules`.
 
     Exact copies of trained weights are made just before they are split, so no rank ever holds all of them.
@@ -75,9 +76,10 @@ def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     low = torch.bfloat16 if forward.rounds else None
+    sums = torch.bfloat16 if settings.reduce_dtype == "bfloat16" else torch.float32 if low else None
     how: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=sums),
     }
     if plugin is not None and plugin.cpu_offload:
         how["offload_policy"] = plugin.cpu_offload
