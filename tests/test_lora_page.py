@@ -109,6 +109,20 @@ def test_the_page_runs_from_a_checkpoint_to_an_adapter_that_is_served(place: Pat
     assert names["answer"] == "<answer>A</answer>" and server.asked == names["inputs"]["input_ids"][0].tolist()
 
 
+def test_its_figures_are_those_of_plan() -> None:
+    """On a GPU that nobody else uses, make keeps processes (RESIDENT=1)."""
+    planned = run("plan", "--config", ROOT / "pipelines/lora-3b-24gb.yaml", "--memory", 24, "--json")
+    found = json.loads(planned.stdout)
+    most = max(peak["total"] for peak in found["resident"]["memory"].values()) / 2**30
+    seconds = {stage: sum(parts.values()) for stage, parts in found["resident"]["seconds"].items()}
+    evaluate = seconds.pop("evaluate") / 60
+    text = " ".join(PAGE.split())
+    assert f"at most {most:.1f} GiB of 24, {sum(seconds.values()) / 60:.1f} minutes per iteration" in text
+    assert f"{evaluate:.1f} more for an evaluation of 900 questions" in text
+    sizes = found["bytes"]["train-step: policy"] / 1e9, found["bytes"]["train-step: state"] / 1e9
+    assert f"writes {sizes[0]:.1f} GB for its adapter and {sizes[1]:.1f} GB for the optimizer's state" in text
+
+
 def as_peft(base: Path, adapter: Path, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of base and adapter, loaded by transformers and peft alone, and of the base."""
     from peft import PeftModel

@@ -1,4 +1,4 @@
-"""train.batch_completions: auto, in numbers: as few micro-batches as gradients are worth, in the memory that there is."""
+"""What train.batch_completions: auto is, on ranks with so much memory."""
 
 from __future__ import annotations
 

@@ -247,11 +247,13 @@ class Plan:
         config, (trained, _) = self.config, self.trained
         found = stage_costs.shards(self.d, self.work, self.sampled, image_bytes, config.attention.patch_completions)
         moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
-        policy = trained if config.train.lora is not None else self.d.parameters
+        # Adapters are saved as they are trained: in float32, but by DeepSpeed.
+        adapter = trained * (self.b if self.parallel.startswith("zero") else max(4, self.b))
+        policy = self.d.parameters * self.b if config.train.lora is None else adapter
         master = trained * 4 if self.b == 2 else 0
-        found |= {"train-step: policy": policy * self.b, "train-step: state": moments + master}
+        found |= {"train-step: policy": policy, "train-step: state": moments + master}
         moves = config.train.beta > 0 and config.train.reference_update_every is not None
-        return {**found, "train-step: reference": policy * self.b} if moves else found
+        return {**found, "train-step: reference": policy} if moves else found
 
     @property
     def process(self) -> dict[str, int]:

@@ -13,9 +13,9 @@ import torch
 from support.processes import environment_of, free_port
 
 from dapo_stages.config import ModelConfig, TrainConfig
+from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.training.launching.fsdp import Sharded
-from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.training.optimizers import Optimizers
 
 CPU = torch.device("cpu")
