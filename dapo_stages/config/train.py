@@ -308,9 +308,7 @@ class TrainConfig(Section):
         if name in NO_DELTA and self.delta is not None:
             raise ValueError(f"delta must be null with loss_type {name}, got {self.delta:g}; {NO_DELTA[name]}")
         if name == "bnpo" and self.batch_completions == "auto":
-            raise ValueError(
-                "batch_completions must be a number with loss_type bnpo, the mean over a micro-batch"
-            )
+            raise ValueError("batch_completions must be a number with loss_type bnpo, the mean over a micro-batch")
         if name == "bnpo" and self.aggregation is not None:
             raise ValueError(
                 f"aggregation must be null with loss_type bnpo, got {self.aggregation}; bnpo is dapo's loss, averaged "

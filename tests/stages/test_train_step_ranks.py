@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from support.commands import ROOT
 from support.launched import KILLED
@@ -35,6 +37,7 @@ ALL = ["updates", "halved", "chain", "carried", "lora"]
 # Name -> configuration of accelerate, processes, and what is done inside.
 PARTS = {
     "zero2": ("zero2-cpu", 2, [*ALL, "separate"]),
+    "zero2-overlapping": ("zero2-cpu", 2, ["updates"]),  # with the settings of a file
     "zero2-low": ("zero2-cpu", 2, ["traffic", "bfloat16"]),  # accelerate keeps to the type of the first part
     "ddp": ("ddp-cpu", 2, [*ALL, "again"]),
     "zero3": ("zero3-cpu", 2, ALL),
@@ -43,6 +46,7 @@ PARTS = {
     "fsdp2": ("ddp-cpu", 2, ["sharded", *ALL]),
 }
 SLOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero3", "fsdp2")]
+OVERLAPPING = pytest.param("zero2-overlapping", marks=pytest.mark.slow)
 LAUNCHES = ["zero2", "ddp", *SLOW]
 LOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero2-low", "zero3-low")]
 OF_3 = pytest.param("zero3-of-3", marks=pytest.mark.slow)
@@ -72,7 +76,7 @@ def outputs(
             ]
             done = subprocess.run(
                 [
-                    *launcher("accelerate.commands.launch", config),
+                    *launcher("accelerate.commands.launch", config, made[launch] if "overlapping" in launch else None),
                     f"--num_processes={processes}",
                     *(str(part) for part in script),
                 ],
@@ -100,8 +104,19 @@ def third(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def launcher(module: str, launch: str) -> list[str]:
-    return [sys.executable, "-m", module, "--config_file", f"pipelines/accelerate/{launch}.yaml"]
+def launcher(module: str, launch: str, overlapping: Path | None = None) -> list[str]:
+    """What starts several processes; in a folder, with settings of DeepSpeed as docs/parallel.md has them."""
+    file = ROOT / f"pipelines/accelerate/{launch}.yaml"
+    if overlapping is not None:
+        page = (ROOT / "docs/parallel.md").read_text(encoding="utf-8")
+        (settings,) = re.findall(r'`(\{"zero_optimization": .*\})`', page)
+        (overlapping / "my.json").write_text(settings)
+        named = {"deepspeed_config": {"deepspeed_config_file": str(overlapping / "my.json")}}
+        own = yaml.safe_load(file.read_text(encoding="utf-8")) | named
+        del own["mixed_precision"]
+        file = overlapping / "launch.yaml"
+        file.write_text(yaml.safe_dump(own))
+    return [sys.executable, "-m", module, "--config_file", str(file)]
 
 
 def train_step(launch: str, run: Run, settings: list[str], out: Path) -> list[str]:
@@ -126,7 +141,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return found
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize("launch", [*LAUNCHES, OVERLAPPING])
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
 def test_gradients_before_clipping_are_those_of_one_process(
     outputs: Callable[[str], Path], checkpoint: Path, launch: str, number: int
