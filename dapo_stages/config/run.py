@@ -195,6 +195,12 @@ class Config(Section):
             }
         )
 
+    @property
+    def micro_batch(self) -> int:
+        """train.batch_completions where memory is not looked at: a whole group for auto."""
+        asked = self.train.batch_completions
+        return self.rollout.num_generations if asked == "auto" else asked
+
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections (dotted names go into one) as plain values, for a manifest.
 

@@ -234,10 +234,16 @@ class TrainConfig(Section):
         description="How often an iteration trains on each mini-batch, as TRL's num_iterations and verl's ppo_epochs; "
         "each pass takes them in an order of its own.",
     )
-    batch_completions: Count = Field(
+    batch_completions: Count | Literal["auto"] = Field(
         4,
         description="Completions per forward and backward pass (micro-batch) of a process; gradients accumulate over a "
-        "mini-batch, whose micro-batches are divided among the processes.",
+        "mini-batch, whose micro-batches are divided among the processes. auto: a whole group; where ranks exchange "
+        "gradients after each of them (ZeRO-2, ZeRO-3, FSDP2), as many groups as fit into a GPU (docs/sizing.md).",
+    )
+    reduce_dtype: Annotated[Literal["float32", "bfloat16"], Later("float32")] = Field(
+        "float32",
+        description="What processes add gradients up in, in a bfloat16 run; bfloat16 sends half as much, and rounds "
+        "the sums to 3 digits.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: Muon for matrices, AdamW for the rest; in one process or under DDP."
@@ -301,6 +307,8 @@ class TrainConfig(Section):
             )
         if name in NO_DELTA and self.delta is not None:
             raise ValueError(f"delta must be null with loss_type {name}, got {self.delta:g}; {NO_DELTA[name]}")
+        if name == "bnpo" and self.batch_completions == "auto":
+            raise ValueError("batch_completions must be a number with loss_type bnpo, the mean over a micro-batch")
         if name == "bnpo" and self.aggregation is not None:
             raise ValueError(
                 f"aggregation must be null with loss_type bnpo, got {self.aggregation}; bnpo is dapo's loss, averaged "

@@ -15,6 +15,7 @@ from dapo_stages.errors import ModelError
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models import kept_policies
 from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.gpu_memory import let_segments_grow
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.reading import reading
@@ -118,6 +119,7 @@ def device_of(settings: ModelConfig) -> torch.device:
         raise ModelError("model.device: it is cuda, but there is no CUDA device. Set it to auto or cpu.")
     if settings.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    let_segments_grow()
     if ranks.count() == 1:
         return torch.device("cuda")
     devices, index = torch.cuda.device_count(), ranks.local_rank()

@@ -7,7 +7,7 @@ while the policy folder has the rounded ones that are sampled from. DeepSpeed ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,9 @@ from dapo_stages.errors import ModelError
 from dapo_stages.models.policy import Policy
 
 
-def use_master_weights(policy: Policy) -> None:
+def use_master_weights(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Keep trained weights in float32; frozen ones keep their type."""
-    for parameter in policy.model.parameters():
+    for parameter in parameters:
         if parameter.requires_grad and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.float()
 

@@ -47,19 +47,20 @@ def _others(plan: Plan, stage: str) -> list[tuple[str, Plan]]:
         "train-step": ["train.gradient_checkpointing=true", "train.batch_completions=1", "train.logprob_chunk=256"],
         "evaluate": ["evaluate.batch_groups=1"],
     }[stage]
-    found = [(" ".join(smaller), _with(plan, *smaller))]
+    found = [(" ".join(smaller), with_settings(plan, *smaller))]
     if plan.resident:
         found.append(("RESIDENT=0", replace(plan, resident=False)))
     if stage != "train-step" and not plan.resident:
         return found
-    shared: list[Parallel] = ["zero2", "zero3", "zero3-offload"] if plan.ranks > 1 else ["zero2-offload"]
+    shared: list[Parallel] = ["zero2", "fsdp2", "zero3", "zero3-offload"] if plan.ranks > 1 else ["zero2-offload"]
     found += [(f"--parallel {name}", replace(plan, parallel=name)) for name in shared if name != plan.parallel]
     if plan.config.train.lora is None:
-        found.append(("train.lora={rank: 16}", _with(plan, "train.lora={rank: 16}")))
+        found.append(("train.lora={rank: 16}", with_settings(plan, "train.lora={rank: 16}")))
     return found
 
 
-def _with(plan: Plan, *settings: str) -> Plan:
+def with_settings(plan: Plan, *settings: str) -> Plan:
+    """The plan with settings such as `train.batch_completions=8`."""
     values = plan.config.model_dump(mode="json")
     for setting in settings:
         section, rest = setting.split(".", 1)

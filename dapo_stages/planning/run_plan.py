@@ -54,12 +54,18 @@ class Plan:
     informative: float = 1.0  # share of groups that dynamic sampling keeps
     questions: int = 0  # held-out ones
     nodes: int = 1
+    update: int | None = None  # completions of an update on one rank, where they are known
     resident: bool = False  # make hands stages to processes that stay; on one machine
 
     @property
     def b(self) -> int:
         """Bytes of a value."""
         return _TYPES[self.config.model.dtype]
+
+    @property
+    def sums(self) -> int:
+        """Bytes of what ranks add gradients up in."""
+        return _TYPES[self.config.train.reduce_dtype]
 
     @property
     def flex(self) -> bool:
@@ -150,6 +156,8 @@ class Plan:
     @property
     def completions(self) -> int:
         """Completions of an update, on one rank."""
+        if self.update is not None:
+            return self.update
         per_iteration = self.used * self.work.count
         return max(1, per_iteration // (self.config.train.updates_per_iteration * self.ranks))
 
@@ -161,7 +169,7 @@ class Plan:
     @property
     def batch(self) -> int:
         """Completions of a micro-batch."""
-        return min(self.config.train.batch_completions, self.completions)
+        return min(self.config.micro_batch, self.completions)
 
     @property
     def micro_batches(self) -> int:
@@ -198,6 +206,7 @@ class Plan:
             reference=self.weights if self.refers and not self.resident else 0,
             views=0 if perception is None else perception.views,
             recompute=perception is not None and perception.recompute,
+            sums=self.sums,
         )
         scored = min(self.groups, max(1, config.attention.batch_completions // work.count))
         sampled, asked = config.rollout, config.evaluate
@@ -239,11 +248,13 @@ class Plan:
         config, (trained, _) = self.config, self.trained
         found = stage_costs.shards(self.d, self.work, self.sampled, image_bytes, config.attention.patch_completions)
         moments = trained * 4 * (1 if config.train.optimizer == "muon" else 2)
-        policy = trained if config.train.lora is not None else self.d.parameters
+        # Adapters are saved as they are trained: in float32, but by DeepSpeed.
+        adapter = trained * (self.b if self.parallel.startswith("zero") else max(4, self.b))
+        policy = self.d.parameters * self.b if config.train.lora is None else adapter
         master = trained * 4 if self.b == 2 else 0
-        found |= {"train-step: policy": policy * self.b, "train-step: state": moments + master}
+        found |= {"train-step: policy": policy, "train-step: state": moments + master}
         moves = config.train.beta > 0 and config.train.reference_update_every is not None
-        return {**found, "train-step: reference": policy * self.b} if moves else found
+        return {**found, "train-step: reference": policy} if moves else found
 
     @property
     def process(self) -> dict[str, int]:

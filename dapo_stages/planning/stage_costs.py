@@ -122,29 +122,37 @@ def update(
 
 
 def traffic(
-    parallel: str, trained: int, parameters: int, micro_batches: int, forwards: float, ranks: int, b: int
+    parallel: str,
+    trained: int,
+    parameters: int,
+    micro_batches: int,
+    forwards: float,
+    ranks: int,
+    b: int,
+    sums: int = FLOAT,
 ) -> float:
     """Bytes that a rank sends for one update, with `forwards` additional passes without gradient.
 
-    All gradients are summed in float32. DDP and ZeRO-1 all-reduce them once per update, ZeRO-2 once per micro-batch:
-    its reduce_scatter is an all-reduce (use_multi_rank_bucket_allreduce). ZeRO-3 scatters them per micro-batch, and
-    gathers all weights for every forward and backward; the others gather those trained once per update.
+    Gradients are summed in values of `sums` bytes, by default in float32. DDP and ZeRO-1 all-reduce them once per
+    update, ZeRO-2 once per micro-batch: its reduce_scatter is an all-reduce (use_multi_rank_bucket_allreduce). ZeRO-3
+    and FSDP2 scatter them per micro-batch, and gather all weights for every forward and backward; the others gather
+    those trained once per update.
     """
     share = (ranks - 1) / ranks
     if parallel == "ddp":
-        return 2 * share * trained * FLOAT
-    if parallel.startswith("zero3"):
-        return share * (trained * FLOAT * micro_batches + parameters * b * (2 * micro_batches + forwards))
+        return 2 * share * trained * sums
+    if parallel == "fsdp2" or parallel.startswith("zero3"):
+        return share * (trained * sums * micro_batches + parameters * b * (2 * micro_batches + forwards))
     reductions = 1 if parallel == "zero1" else micro_batches
-    return share * trained * (2 * FLOAT * reductions + b)
+    return share * trained * (2 * sums * reductions + b)
 
 
 def state_traffic(parallel: str, state: int, ranks: int) -> float:
     """Bytes that a rank sends while a state is written: DeepSpeed assembles each tensor on all ranks, by all-reduce, or
-    by gathering under ZeRO-3."""
-    if not parallel.startswith("zero"):
+    by gathering under ZeRO-3 and FSDP2."""
+    if parallel in ("single", "ddp"):
         return 0.0
-    return (ranks - 1) / ranks * state * (1 if parallel.startswith("zero3") else 2)
+    return (ranks - 1) / ranks * state * (1 if parallel.startswith(("zero3", "fsdp2")) else 2)
 
 
 def asked_for(target: int, size: float, ranks: int, share: float, oversample: float, most: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from dapo_stages.planning.dimensions import Dimensions
 
-Parallel = Literal["single", "ddp", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
+Parallel = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
 FLOAT = 4  # bytes of a float32, the type of images, logits and attention scores
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
@@ -162,6 +162,7 @@ class Training:
     reference: int  # bytes of the reference policy, held whole while its logprobs are computed; 0 without a KL term
     views: int = 0  # of each prompt, for a perception term
     recompute: bool = False  # whether these go through the model together with their prompts
+    sums: int = FLOAT  # bytes of what gradients are added up in between ranks
 
 
 def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memory:
@@ -192,6 +193,8 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     backward |= {} if t.checkpointing else cast
     recall = {"reference policy": t.reference, "logits": logits} if t.reference else {}
     peak = max(head, backward, step, recall, key=_sum)
+    if t.parallel == "fsdp2" and _sum(splitting := _before_it_is_split(d, t, b)) > _sum(states) + _sum(peak):
+        states, peak = {}, splitting
     host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
     return Memory({**states, **_images(d, patches), **_mask(each, prompts), **peak}, host)
 
@@ -218,7 +221,16 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
         step = {"gradients in the step": 0 if t.micro_batches > 1 else gradients, "step": n * FLOAT if t.foreach else 0}
         return states, step, {}
     shard = n // ranks
-    buckets = 2 * min(BUCKET, n) * b
+    if t.parallel == "fsdp2":
+        exact = {"gradients": shard * FLOAT, "moments": 2 * shard * FLOAT}
+        # Two layers at a time, and what is in none of them, which stays together from forward to backward; of one layer
+        # and of the rest the gradient as it is and as it is added up.
+        gathered = (2 * d.layer + _outside_layers(d)) * b
+        buckets = min(n, max(d.layer, _outside_layers(d))) * (b + t.sums)
+        split = {"weights": frozen // ranks + shard * FLOAT, "gathered weights": gathered}
+        return {**split, **exact, "gradients that are sent": buckets}, {}, {}
+    # Two of DeepSpeed's, and where gradients are added up in another type, one of these in it.
+    buckets = min(BUCKET, n) * (2 * b + (t.sums if t.sums != b else 0))
     host: dict[str, int] = {}
     if t.parallel.startswith("zero3"):
         live = min(LIVE, d.parameters) * b
@@ -232,6 +244,18 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
     else:
         states |= exact
     return {**states, "buckets": buckets}, {}, host
+
+
+def _outside_layers(d: Dimensions) -> int:
+    """Weights of no layer: embedding and head. The vision tower's patches and merger, less than a layer, count as
+    part of its layers."""
+    return d.parameters - d.layers * d.layer - d.vision
+
+
+def _before_it_is_split(d: Dimensions, t: Training, b: int) -> dict[str, int]:
+    """The policy as it was loaded, and the exact weights of the largest part that FSDP2 splits at once."""
+    largest = min(t.trained, max(d.layer, _outside_layers(d)))
+    return {"weights as loaded": d.parameters * b, "exact weights of a part": largest * FLOAT if b == 2 else 0}
 
 
 def _mask(work: Work, groups: int) -> dict[str, int]:

@@ -143,7 +143,14 @@ def _training(plan: Plan) -> dict[str, float]:
             train.passes
             * updates
             * stage_costs.traffic(
-                plan.parallel, plan.trained[0], plan.d.parameters, plan.micro_batches, forwards, plan.ranks, plan.b
+                plan.parallel,
+                plan.trained[0],
+                plan.d.parameters,
+                plan.micro_batches,
+                forwards,
+                plan.ranks,
+                plan.b,
+                plan.sums,
             )
         )
     found |= {

@@ -7,6 +7,7 @@ from typing import Any
 
 from dapo_stages.planning.beside import beside
 from dapo_stages.planning.fitting import fitting, usable
+from dapo_stages.planning.micro_batches import settled
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.stage_times import behind, outside, seconds_of, total
 
@@ -14,6 +15,7 @@ from dapo_stages.planning.stage_times import behind, outside, seconds_of, total
 def answer(plan: Plan, name: str, memory: float, image_bytes: int) -> dict[str, Any]:
     """The answer for a model of that name on ranks with so many GiB."""
     room, files = usable(plan, memory), plan.files(image_bytes)
+    plan = settled(plan, room)
     by_itself = _way(plan, room)
     peaks, seconds = by_itself["memory"], by_itself["seconds"]
     slowest = max(seconds, key=lambda stage: sum(seconds[stage].values()))

@@ -185,7 +185,7 @@ class TrainStep:
             if not groups:
                 say("train-step: no completion is in the loss; the policy stays as it is")
             self._guard.check_signal(len(groups))
-            self._train(trainer, groups)
+            self._train(policy, trainer, groups)
             self._guard.check_weights(trainer.worker)
             if (difference := engine_difference(self._metrics, self._config.engines.diff_warn)) is not None:
                 self._output.counts["engine_diff"] = difference
@@ -209,7 +209,7 @@ class TrainStep:
         from dapo_stages.models.precision import use_master_weights
         from dapo_stages.models.requirements import require_whole_rows
         from dapo_stages.training.coefficients import Coefficients
-        from dapo_stages.training.launching.frameworks import holds_master_weights, join, splits_weights
+        from dapo_stages.training.launching.frameworks import join, makes_master_weights, splits_weights
         from dapo_stages.training.optimizers import Optimizers, make_ready
         from dapo_stages.training.update import Trainer, loss_settings
 
@@ -231,8 +231,8 @@ class TrainStep:
         elif settings.lora is not None:
             add_adapter(policy, settings.lora)
         make_ready(policy, settings)
-        if not holds_master_weights(accelerator):
-            use_master_weights(policy)
+        if not makes_master_weights(accelerator):
+            use_master_weights(policy.model.parameters())
         before = self._inputs[STATE].manifest.counts.get("coefficients") if STATE in self._inputs else None
         trainer = Trainer(
             policy,
@@ -272,17 +272,18 @@ class TrainStep:
                 "Leave --state out to start the optimizer over.",
             ) from None
 
-    def _train(self, trainer: Trainer, groups: list[TrainGroup]) -> None:
+    def _train(self, policy: Policy, trainer: Trainer, groups: list[TrainGroup]) -> None:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches, order_of_pass
         from dapo_stages.training.batches import mini_batch
 
         config, settings = self._config, self._config.train
         sizes = [len(group.samples) for group in groups]
         parts = mini_batches(sizes, settings.updates_per_iteration, config.seed, self._iteration) if groups else []
+        most = self._at_once(policy, trainer, max(map(len, parts), default=1))
         work = [
             mini_batch(
                 [groups[i] for i in part],
-                settings.batch_completions,
+                most,
                 ranks=trainer.worker.ranks,
                 rank=trainer.worker.rank,
                 chunk=settings.logprob_chunk,
@@ -305,6 +306,28 @@ class TrainStep:
                 ]
                 self._guard.judge(update, metrics, trainer.worker)
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
+
+    def _at_once(self, policy: Policy, trainer: Trainer, groups: int) -> int:
+        """Completions of a micro-batch, the same on all ranks, for mini-batches of up to `groups` groups."""
+        from dapo_stages.models.gpu_memory import sizes
+        from dapo_stages.planning.micro_batches import completions_at_once
+        from dapo_stages.training.launching.frameworks import layout
+
+        config, count = self._config, trainer.worker.ranks
+        if config.train.batch_completions != "auto" or policy.device.type == "cpu":
+            return config.micro_batch
+        most = completions_at_once(
+            config,
+            policy.base.config.to_dict(),
+            layout(self._accelerator),
+            count,
+            math.ceil(groups / count),
+            sizes(policy.device),
+            resident=kept.keeps(),
+        )
+        most = int(min(collectives.gather(most)))
+        self._output.counts["batch_completions"] = most
+        return most
 
     def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
         """Logprobs of the policy before the first update, for all mini-batches but the first.

@@ -45,6 +45,12 @@ class Optimizers:
         require_adamw(self.kind)
         return self._optimizers[0]
 
+    def forget(self) -> None:
+        """Let go of the weights, which a framework is about to replace by parts of them."""
+        self._optimizers.clear()
+        self._of.clear()
+        self.parameters.clear()
+
     def step(self, factor: float) -> None:
         """One update at `factor` times the peak learning rates; clears the gradients."""
         for optimizer, peak in zip(self._optimizers, self._peaks, strict=True):

@@ -68,13 +68,13 @@ def supervise(policy: Policy, groups: Sequence[TrainGroup], config: Config, prog
     settings, sft = config.train, config.sft
     started = time.monotonic()
     make_ready(policy, settings)
-    use_master_weights(policy)
+    use_master_weights(policy.model.parameters())
     worker = _worker(policy, settings, config)
     losses: list[float] = []
     tokens = 0
     for step in range(sft.steps):
         chosen = prompts_of(len(groups), config.seed, step + 1, 0, sft.batch_size)
-        batch = mini_batch([groups[i] for i in chosen], settings.batch_completions, chunk=settings.logprob_chunk)
+        batch = mini_batch([groups[i] for i in chosen], config.micro_batch, chunk=settings.logprob_chunk)
         factor = learning_rate_factor(step, sft.steps, sft.warmup_fraction, "cosine")
         losses.append(_step(policy, worker, batch, factor, step + 1))
         tokens += batch.tokens

@@ -106,7 +106,7 @@ def test_an_untied_head_is_trained_sampled_and_merged_alike(
 def test_a_tied_head_is_saved_once(checkpoint: Path, gathered: bool, tmp_path: Path) -> None:
     """Weights under training are rounded as they are saved, those in memory as well as those gathered from ranks."""
     policy = load_policy(checkpoint, ModelConfig(name="embedded", dtype="bfloat16", device="cpu"))
-    use_master_weights(policy)
+    use_master_weights(policy.model.parameters())
     save_policy(policy, tmp_path, policy.model.state_dict(keep_vars=True) if gathered else None)
     found, before = load_file(tmp_path / "model.safetensors"), load_file(checkpoint / "model.safetensors")
     assert found.keys() == before.keys()

@@ -50,7 +50,7 @@ def test_under_bfloat16_logits_can_be_those_of_float32(checkpoint: Path, chunk: 
     """Against logits of the same hidden states in float64; the last ones are the head's inputs."""
     policy = load_policy(checkpoint, ModelConfig(name="embedded", dtype="bfloat16", device="cpu"))
     policy.attend("grouped" if shared else "separate")
-    use_master_weights(policy)
+    use_master_weights(policy.model.parameters())
     head = policy.base.get_output_embeddings()
     with torch.no_grad():
         head.weight.mul_(8)  # larger logits

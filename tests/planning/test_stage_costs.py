@@ -183,11 +183,20 @@ def test_a_view_of_a_perception_term_is_a_forward_pass_or_another_group() -> Non
         ("zero1", 0.75 * (2 * 4 + 2) * 8.292),  # the same, and new weights in bfloat16
         ("zero2", 0.75 * (4 * 2 * 4 + 2) * 8.292),  # gradients four times: 211 GB
         ("zero3", 0.75 * (4 * 4 + 2 * (2 * 4 + 3)) * 8.292),  # scattered four times, weights for 11 passes
+        ("fsdp2", 0.75 * (4 * 4 + 2 * (2 * 4 + 3)) * 8.292),
     ],
 )
 def test_ranks_send_gradients_in_float32(parallel: str, gigabytes: float) -> None:
     n = D7.parameters
     assert stage_costs.traffic(parallel, n, n, 4, 3, 4, 2) / 1e9 == pytest.approx(gigabytes, rel=1e-3)
+
+
+def test_sums_in_bfloat16_send_half_as_much() -> None:
+    """8.29 G gradients, of 2 bytes instead of 4: once under DDP, for each of two micro-batches under ZeRO-2."""
+    n = D7.parameters
+    assert stage_costs.traffic("ddp", n, n, 2, 3, 4, 2, sums=2) / 1e9 == pytest.approx(0.75 * 2 * 2 * 8.292, rel=1e-3)
+    zero2 = stage_costs.traffic("zero2", n, n, 2, 3, 4, 2, sums=2) / 1e9
+    assert zero2 == pytest.approx(0.75 * (2 * 2 * 2 + 2) * 8.292, rel=1e-3)
 
 
 def test_an_adapter_sends_its_own_gradients() -> None:
@@ -197,7 +206,7 @@ def test_an_adapter_sends_its_own_gradients() -> None:
 
 def test_a_state_is_put_together_on_all_ranks() -> None:
     """Half of its bytes from each of two ranks by gathering, twice that by all-reduce; with DDP every rank has it."""
-    assert [stage_costs.state_traffic(kind, 100, 2) for kind in ("ddp", "zero2", "zero3")] == [0, 100, 50]
+    assert [stage_costs.state_traffic(kind, 100, 2) for kind in ("ddp", "zero2", "zero3", "fsdp2")] == [0, 100, 50, 50]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,26 @@ def test_zero_2_states_are_what_deepspeed_estimates() -> None:
     assert states == pytest.approx(2 * 8_292_166_656 + 18 * 8_292_166_656 / 4, rel=1e-6)
 
 
+def test_a_bucket_has_a_copy_in_what_it_is_added_up_in() -> None:
+    """5·10⁸ values: two buckets of 2 bytes, and 4 more for sums in float32."""
+    assert train(D7, WORK, FULL, 1, 2).device["buckets"] == 4_000_000_000
+    assert train(D7, WORK, replace(FULL, sums=2), 1, 2).device["buckets"] == 2_000_000_000
+    assert train(D7, WORK, FULL, 1, 4).device["buckets"] == 4_000_000_000
+
+
+def test_fsdp2_splits_everything_and_starts_with_the_policy_as_it_was_loaded() -> None:
+    """16 bytes of each weight over the ranks; two layers of 233 M weights, and embedding and head of 545 M each. With
+    64 ranks the weights as loaded, and the float32 copy of embedding and head, are the most."""
+    held = train(D7, WORK, replace(FULL, parallel="fsdp2"), 1, 2).device
+    assert held["weights"] + held["gradients"] + held["moments"] == 16 * 8_292_166_656 // 4
+    layer = 2 * 3584**2 + 3584 + 2 * (3584 * 512 + 512) + 3 * 3584 * 18944 + 2 * 3584
+    outside = 2 * 152_064 * 3584 + 3584
+    assert held["gathered weights"] == 2 * (2 * layer + outside)
+    assert held["gradients that are sent"] == (2 + 4) * outside
+    start = train(D7, replace(WORK, count=1), replace(FULL, parallel="fsdp2", ranks=64, logprob_chunk=1), 1, 2).device
+    assert start["weights as loaded"] == 2 * 8_292_166_656 and start["exact weights of a part"] == 4 * outside
+
+
 def test_one_process_holds_float32_weights_gradients_and_moments() -> None:
     held = train(D7, WORK, replace(FULL, parallel="single", ranks=1), 1, 2).device
     assert held["weights"] + held["gradients"] + held["moments"] == 16 * 8_292_166_656

@@ -66,6 +66,24 @@ def updates(out: Path, checkpoint: Path, run: Path) -> None:
             save_state(trainer.worker, out / "state")
 
 
+def halved(out: Path, checkpoint: Path, run: Path) -> None:
+    """Gradients that were added up in bfloat16, of one step."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dapo_stages.training.launching import frameworks
+    from support.updates import TINY, steps
+
+    def begin_anew() -> None:  # accelerate keeps DeepSpeed's settings
+        frameworks.leave(frameworks.join(TINY, torch.device("cpu")))
+
+    begin_anew()
+    trainer, _, gradients = next(steps(checkpoint, 0, reduce_dtype="bfloat16"))
+    if trainer.worker.rank == 0:
+        save_file(gradients, out / "halved.safetensors")
+    begin_anew()
+
+
 def separate(out: Path, checkpoint: Path, run: Path) -> None:
     """Gradients of a model whose completions are rows of their own, group after group."""
     from safetensors.torch import save_file
@@ -198,7 +216,7 @@ def train_step(
     )
 
 
-PARTS = {part.__name__: part for part in (updates, separate, chain, carried, bfloat16, traffic, lora, again)}
+PARTS = {part.__name__: part for part in (updates, halved, separate, chain, carried, bfloat16, traffic, lora, again)}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

@@ -99,13 +99,15 @@ def gradients_of(trainer: Trainer, share: MiniBatch) -> tuple[dict[str, float], 
     return metrics, {name: value for name, value in seen.items() if value is not None}
 
 
-def steps(checkpoint: Path, number: int, most: int = 4) -> Iterator[tuple[Trainer, dict[str, float], dict[str, Any]]]:
-    """Three updates under SETTINGS[number]: the trainer, its metrics, and the gradients before clipping.
+def steps(
+    checkpoint: Path, number: int, most: int = 4, **more: Any
+) -> Iterator[tuple[Trainer, dict[str, float], dict[str, Any]]]:
+    """Three updates under SETTINGS[number] and `more`: the trainer, its metrics, and the gradients before clipping.
 
     One process leaves the masked group out altogether.
     """
     # AdamW turns the rounding of gradients near zero into whole steps; small ones keep later gradients comparable.
-    config = TrainConfig(learning_rate=1e-5, max_grad_norm=0.5, **SETTINGS[number])
+    config = TrainConfig(learning_rate=1e-5, max_grad_norm=0.5, **SETTINGS[number], **more)
     trainer, policy = trainer_of(checkpoint, config)
     worker = trainer.worker
     tied = config.perception

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.training.combinations import check_framework, check_split
 from dapo_stages.training.launching.rank_workers import Ranked, Replicated, Worker
 from dapo_stages.training.optimizers import Optimizers
+
+# How long ranks wait for each other in NCCL and gloo. One that has ended is noticed within a minute (collectives.py),
+# so this is for those that are slow, such as in reading a state from a busy file system; torch's 10 minutes of NCCL
+# end such a step.
+PATIENCE = timedelta(hours=1)
 
 
 def join(model: ModelConfig, device: torch.device) -> Any:
@@ -40,8 +46,7 @@ def join(model: ModelConfig, device: torch.device) -> Any:
     # DeepSpeed calls functions that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     handlers: list[Any] = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    if on_cpu:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    handlers.append(InitProcessGroupKwargs(timeout=PATIENCE, **({"backend": "gloo"} if on_cpu else {})))
     with redirect_stdout(sys.stderr):  # DeepSpeed prints, and its logger keeps the stdout of its import
         accelerator = Accelerator(
             cpu=on_cpu and wanted != "DEEPSPEED",
@@ -105,6 +110,21 @@ def splits_weights(accelerator: Any) -> bool:
 def holds_master_weights(accelerator: Any) -> bool:
     """Whether the framework keeps the exact copies of the weights under training."""
     return _kind(accelerator) == "DEEPSPEED"
+
+
+def makes_master_weights(accelerator: Any) -> bool:
+    """Whether the worker makes the exact copies itself: DeepSpeed, and FSDP2 for each layer as it splits it."""
+    return holds_master_weights(accelerator) or _kind(accelerator) == "FSDP"
+
+
+def layout(accelerator: Any) -> str:
+    """How a launch is split over ranks, as `plan --parallel` names it."""
+    kind = _kind(accelerator)
+    if kind == "DEEPSPEED":
+        plugin = accelerator.state.deepspeed_plugin
+        offloads = str(plugin.offload_optimizer_device or "none") != "none"
+        return f"zero{plugin.zero_stage}{'-offload' if offloads else ''}"
+    return {"": "single", "FSDP": "fsdp2"}.get(kind, "ddp")
 
 
 @contextmanager

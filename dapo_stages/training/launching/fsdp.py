@@ -9,6 +9,7 @@ import torch
 
 from dapo_stages.config import TrainConfig
 from dapo_stages.models.logprobs import GroupLogprobs
+from dapo_stages.models.precision import use_master_weights
 from dapo_stages.training.launching.rank_workers import Ranked
 from dapo_stages.training.optimizers import Optimizers
 from dapo_stages.training.stored_state import STEP, PartInMemory, State, Stored
@@ -19,7 +20,8 @@ class Sharded(Ranked):
 
     def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
         optimizers.only()
-        _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device)
+        optimizers.forget()  # or whole weights would stay
+        _shard(forward, getattr(accelerator.state, "fsdp_plugin", None), accelerator.device, settings)
         super().__init__(accelerator, forward, Optimizers(forward.model, settings), settings)  # on the sharded weights
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -65,22 +67,28 @@ class Sharded(Ranked):
         )
 
 
-def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device) -> None:
-    """Split every layer by itself, and the rest as one; transformers names the layers in `_no_split_modules`."""
+def _shard(forward: GroupLogprobs, plugin: Any, device: torch.device, settings: TrainConfig) -> None:
+    """Split every layer by itself, and the rest as one; transformers names the layers in `_no_split_modules`.
+
+    Exact copies of trained weights are made just before they are split, so no rank ever holds all of them.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     low = torch.bfloat16 if forward.rounds else None
+    sums = torch.bfloat16 if settings.reduce_dtype == "bfloat16" else torch.float32 if low else None
     how: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=sums),
     }
     if plugin is not None and plugin.cpu_offload:
         how["offload_policy"] = plugin.cpu_offload
     layers = {name for module in forward.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in forward.modules():
         if type(module).__name__ in layers:
+            use_master_weights(module.parameters())
             fully_shard(module, **how, reshard_after_forward=plugin.reshard_after_forward if plugin else True)
+    use_master_weights(forward.parameters())
     fully_shard(forward, **how)
 
 

@@ -177,6 +177,10 @@ class Replicated(Ranked):
     def __init__(self, accelerator: Any, forward: GroupLogprobs, optimizers: Optimizers, settings: TrainConfig) -> None:
         super().__init__(accelerator, forward, optimizers, settings)
         self._forward = accelerator.prepare_model(forward)
+        if settings.reduce_dtype == "bfloat16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            self._forward.register_comm_hook(None, bf16_compress_hook)
 
     def pass_(self, *, last: bool) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = nullcontext() if last else self._forward.no_sync()

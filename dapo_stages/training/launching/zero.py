@@ -175,8 +175,9 @@ def _configure(plugin: Any, settings: TrainConfig, *, low: bool) -> None:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
     }
+    if low or settings.reduce_dtype == "bfloat16":  # DeepSpeed's own choice is the type of the weights
+        engine.setdefault("communication_data_type", {"float32": "fp32", "bfloat16": "bf16"}[settings.reduce_dtype])
     if low:
         engine["bf16"] |= {"check_grad_overflow": True}
-        engine.setdefault("communication_data_type", "fp32")  # or sums over ranks would be rounded to bfloat16
         if plugin.zero_stage > 1:  # stage 1 would get another optimizer, which cannot skip a step
             engine.setdefault("data_types", {"grad_accum_dtype": "fp32"})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from support.processes import environment_of, free_port
 
 from dapo_stages.config import ModelConfig, TrainConfig
 from dapo_stages.errors import ConfigError
-from dapo_stages.training.launching.frameworks import join
+from dapo_stages.training.launching.frameworks import join, layout
 from dapo_stages.training.optimizers import Optimizers
 
 CPU = torch.device("cpu")
@@ -51,6 +53,15 @@ def test_a_process_that_is_alone_needs_no_accelerator(monkeypatch: pytest.Monkey
     assert join(config(), CPU) is None
     monkeypatch.delenv("RANK")
     assert join(config(), CPU) is None
+
+
+def test_ranks_wait_an_hour_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    accelerator = join(config(), CPU)
+    group: Any = torch.distributed.distributed_c10d._get_default_group()
+    assert group._get_backend(CPU).options._timeout == timedelta(hours=1)
+    assert layout(accelerator) == "zero2" and layout(None) == "single"
 
 
 def test_float64_under_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,75 @@
+"""What train.batch_completions: auto is, on ranks with so much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil
+from typing import Any, cast
+
+from dapo_stages.config import Config
+from dapo_stages.planning.dimensions import dimensions_of
+from dapo_stages.planning.fitting import HEADROOM, with_settings
+from dapo_stages.planning.run_plan import PROCESS, Plan
+from dapo_stages.planning.stage_costs import Rates
+from dapo_stages.planning.stage_memory import Parallel
+from dapo_stages.planning.staying import memory
+
+# Layouts whose ranks exchange gradients after every micro-batch; the others do so once per update.
+EXCHANGING = ("zero2", "zero3", "zero2-offload", "zero3-offload", "fsdp2")
+
+
+def settled(plan: Plan, room: int) -> Plan:
+    """The plan with a number of completions, on ranks with `room` bytes for live ones."""
+    if plan.config.train.batch_completions != "auto":
+        return plan
+    groups = ceil(plan.completions / plan.work.count)
+    return with_settings(plan, f"train.batch_completions={_fitting(plan, room, groups)}")
+
+
+def completions_at_once(
+    config: Config,
+    model: Mapping[str, Any],
+    parallel: str,
+    ranks: int,
+    groups: int,
+    gpu: tuple[int, int] | None,
+    *,
+    resident: bool = False,
+) -> int:
+    """Completions of a micro-batch of a train-step that has begun, for updates of up to `groups` groups on a rank.
+
+    `model`: its config.json. `gpu`: bytes that the GPU has, and of these the ones that others hold; None on a CPU.
+    A model whose sizes are not known gets a whole group.
+    """
+    count = config.rollout.num_generations
+    if config.train.batch_completions != "auto" or gpu is None:
+        return config.micro_batch
+    try:
+        d = dimensions_of(model)
+    except (ValueError, KeyError):
+        return count
+    total, others = gpu
+    room = int(total * HEADROOM["cuda"]) - max(0, others - PROCESS["cuda"])  # a process's own context is in both
+    plan = Plan(d, config, ranks, cast(Parallel, parallel), "cuda", Rates(1, 1, 1, 1), resident=resident)
+    return _fitting(replace(plan, update=groups * count), room, groups)
+
+
+def _fitting(plan: Plan, room: int, groups: int) -> int:
+    """Whole groups if they fit, several where that saves exchanges; else the largest part of one that fits."""
+    count = plan.work.count
+    if plan.device == "cpu":  # the same numbers on every machine
+        return count
+
+    def fits(size: int) -> bool:
+        tried = with_settings(plan, f"train.batch_completions={size}")
+        return memory(tried)["train-step"].total <= room
+
+    if plan.parallel in EXCHANGING:
+        for parts in range(1, groups):
+            if fits(size := ceil(groups / parts) * count):
+                return size
+    size = count
+    while size > 1 and not fits(size):
+        size = ceil(size / 2)
+    return size
