@@ -16,9 +16,11 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import save_policy
 from dapo_stages.models.processor import image_processor
 from support import machine
+from support.more_families import MAKERS as MORE
 
 SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # those that share prefixes
 OTHER = "llava"  # one that does not
+OWN_ROWS = (OTHER, *MORE)  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
@@ -51,7 +53,9 @@ def _qwen3_vl() -> tuple[Any, Any]:
     return _qwen("Qwen3VL", _text(rope_parameters=rope, head_dim=16), vision, patch=16)
 
 
-def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -> tuple[Any, Any]:
+def _qwen(
+    name: str, text: dict[str, Any], vision: dict[str, Any], patch: int, processor: str | None = None
+) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     config = getattr(transformers, f"{name}Config")(
@@ -65,7 +69,7 @@ def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -
     )
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     images = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
-    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, config.model_type)
+    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, processor or config.model_type)
 
 
 def _llava() -> tuple[Any, Any]:
@@ -110,4 +114,4 @@ def _ended(model: Any, tokenizer: Any) -> Any:
     return model
 
 
-_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, OTHER: _llava}
+_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, OTHER: _llava} | MORE
