@@ -11,7 +11,7 @@ import torch
 
 from dapo_stages.data.blanks import ImageMarks
 from dapo_stages.errors import ModelError
-from dapo_stages.models import windows
+from dapo_stages.models import own_rows, windows
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
@@ -37,11 +37,19 @@ class Policy:
     compiled: bool = False  # torch.compile for decoding and logprobs
     decoding: Callable[..., Any] | None = None  # the model compiled for decoding, once it was needed
     loaded: dict[str, Loaded] = field(default_factory=dict)  # by parameter, in a process that keeps policies
+    _own_attention: str = "sdpa"  # of the decoder of a model that cannot share prompts, while attention is recorded
 
-    def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
+    def attend(self, how: Literal["separate", "grouped", "decoding", "recorded"]) -> None:
         """Choose the attention: separate rows with padding masks, packed groups (prefill, scoring, training), or single
-        tokens after shared prompts (generation). A model that cannot share prompts always uses its own, the first."""
+        tokens after shared prompts (generation). A model that cannot share prompts always uses its own, the first, but
+        for `recorded`: separate rows whose attention is scored."""
         if not self.shares_prefixes:
+            now = str(self.base.config.get_text_config()._attn_implementation)
+            if how == "recorded" and now != own_rows.NAME:
+                self._own_attention = now
+                own_rows.set_attention(self.base, own_rows.NAME)
+            elif how != "recorded" and now == own_rows.NAME:
+                own_rows.set_attention(self.base, self._own_attention)
             return
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
@@ -70,7 +78,7 @@ class Policy:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether completions of a prompt can be computed with one copy of it, and their attention can be read."""
+        """Whether completions of a prompt can be computed with one copy of it."""
         return self.architecture in FAMILIES
 
     @property
@@ -127,9 +135,16 @@ class Policy:
     def num_layers(self) -> int:
         return int(self.base.config.get_text_config().num_hidden_layers)
 
+    @cached_property
+    def scored_layers(self) -> list[int]:
+        """The layers whose attention can be read, counted from 0."""
+        return list(range(self.num_layers)) if self.shares_prefixes else own_rows.attention_layers(self.base)
+
     @property
     def image_token_id(self) -> int:
-        return int(self.base.config.image_token_id)
+        found = own_rows.image_token_id(self.base.config, self.processor)
+        assert found is not None
+        return found
 
     @cached_property
     def image_marks(self) -> ImageMarks:
@@ -171,6 +186,8 @@ class Policy:
 
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""
+        if not self.shares_prefixes:
+            return self.tokens.system_end(ids)
         tokenizer = self.processor.tokenizer
         start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.family.turn)
         head = tokenizer.decode(list(ids[1:4]))
