@@ -37,6 +37,9 @@ class Family:
         return positions
 
 
+# Families that make a square of tokens of every image (or of every part that they cut it into), row by row.
+SQUARES = frozenset({"gemma3", "idefics3", "internvl", "llava", "smolvlm"})
+
 FAMILIES = {
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
     "qwen2_vl": Family("Qwen2VLProcessor"),

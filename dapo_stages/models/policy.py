@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isqrt
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from dapo_stages.data.blanks import ImageMarks
 from dapo_stages.errors import ModelError
+from dapo_stages.handoff.shards import Row
 from dapo_stages.models import own_rows, windows
-from dapo_stages.models.families import FAMILIES, Family
+from dapo_stages.models.families import FAMILIES, SQUARES, Family
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
 from dapo_stages.models.tokens import Tokens, end_ids_of
@@ -183,6 +185,19 @@ class Policy:
 
         vision = [token == self.image_token_id for token in ids]
         return prompt_kinds(ids, vision, self.special_ids, self.system_end(ids))
+
+    def is_mapped(self, row: Row) -> bool:
+        """Whether the place of each image token of a prompt row is known: from its grid, or a whole image is a square.
+
+        Families that cut an image into parts, or put tokens between its rows, have no such map.
+        """
+        if row["image_grid_thw"]:
+            return True
+        sizes = (getattr(self.processor, name, None) for name in ("image_seq_length", "image_seq_len"))
+        size = next((size for size in sizes if size), getattr(self.base.config, "image_seq_length", None))
+        if self.architecture not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
+            return False
+        return list(row["prompt_ids"]).count(self.image_token_id) == len(row["images"]) * size
 
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""

@@ -18,7 +18,6 @@ from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.reading import reading
-from dapo_stages.models.requirements import require_readable_attention
 from dapo_stages.models.soundness import check_checkpoint
 from dapo_stages.models.tokens import check_tokens
 from dapo_stages.models.trial import try_out
@@ -101,8 +100,17 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
             f"one, preferably with attention that can be read ({known})."
         )
     if attention:
-        require_readable_attention(path, family)
+        _require_readable(path, family)
     return family
+
+
+def _require_readable(path: str | Path, family: str) -> None:
+    from dapo_stages.models.checkpoints import empty_model
+    from dapo_stages.models.own_rows import require_readable
+    from dapo_stages.models.processor import load_processor
+
+    with reading(path):
+        require_readable(path, family, empty_model(path), load_processor(path))
 
 
 def _foreign_kernel(config: Any) -> str | None:

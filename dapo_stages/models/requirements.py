@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from dapo_stages.errors import EngineError, ModelError
 from dapo_stages.models.families import FAMILIES
@@ -18,12 +17,12 @@ def require_quantizer(kind: str) -> None:
         )
 
 
-def require_readable_attention(path: str | Path, family: str) -> None:
-    """Raise ModelError if the attention of the family cannot be read."""
+def require_shared_prompts(command: str, family: str) -> None:
+    """Raise ModelError if completions of the family do not share their prompt, which a command needs."""
     if family not in FAMILIES:
         raise ModelError(
-            f"{path}: the attention of architecture `{family}` cannot be read, only that of {', '.join(FAMILIES)}. Set "
-            "model.name to one of these, or attention.enabled to false."
+            f"{command}: architecture `{family}` computes completions in rows of their own, but this needs completions "
+            f"that share their prompt. Pass rollouts and a policy of {', '.join(FAMILIES)}."
         )
 
 

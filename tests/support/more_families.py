@@ -75,9 +75,12 @@ def _idefics3() -> tuple[Any, Any]:
     """Images are split in tiles; 4 × 4 patches become 2 × 2 tokens."""
     tokens = {"image_token": "<image>", "fake": "<fake_token_around_image>", "end": "<end_of_utterance>"}
     tokenizer = _tokenizer(**tokens)
-    tokenizer.add_tokens(["<global-img>", *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2))])
+    tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer.add_tokens(["<global-img>", *tiles])
     images = Idefics3ImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
-    processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
+    processor = transformers.Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template
+    )
     return _shuffled("Idefics3", processor)
 
 
