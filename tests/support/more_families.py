@@ -29,9 +29,8 @@ def _tokenizer(marker: str | None = None, **tokens: str) -> Any:
     new = [token for token in tokens.values() if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer._set_model_specific_special_tokens(tokens)
-    tokenizer.chat_template = CHAT_TEMPLATE.replace(
-        "<|vision_start|><|image_pad|><|vision_end|>", marker or tokens["image_token"]
-    )
+    if marker is not None:
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", marker)
     return tokenizer
 
 
@@ -74,7 +73,7 @@ def _llava_onevision() -> tuple[Any, Any]:
 def _idefics3() -> tuple[Any, Any]:
     """Images are split in tiles; 4 × 4 patches become 2 × 2 tokens."""
     tokens = {"image_token": "<image>", "fake": "<fake_token_around_image>", "end": "<end_of_utterance>"}
-    tokenizer = _tokenizer(**tokens)
+    tokenizer = _tokenizer("<image>", **tokens)
     tiles = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     tokenizer.add_tokens(["<global-img>", *tiles])
     images = Idefics3ImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
@@ -87,7 +86,9 @@ def _idefics3() -> tuple[Any, Any]:
 def _smolvlm() -> tuple[Any, Any]:
     """As Idefics3, with images that are not split."""
     tokens = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>"}
-    tokenizer = _tokenizer(**tokens, end_of_utterance_token="<end_of_utterance>", global_image_token="<global-img>")
+    tokenizer = _tokenizer(
+        "<image>", **tokens, end_of_utterance_token="<end_of_utterance>", global_image_token="<global-img>"
+    )
     images = SmolVLMImageProcessorPil(
         size={"longest_edge": 56}, max_image_size={"longest_edge": 56}, do_image_splitting=False
     )
@@ -104,7 +105,7 @@ def _shuffled(kind: str, processor: Any) -> tuple[Any, Any]:
 
 def _internvl() -> tuple[Any, Any]:
     tokenizer = _tokenizer(
-        marker=IMAGE, context_image_token=IMAGE, start_image_token="<|vision_start|>",
+        IMAGE, context_image_token=IMAGE, start_image_token="<|vision_start|>",
         end_image_token="<|vision_end|>", video_token="<|video_pad|>",
     )  # fmt: skip
     images = GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=2)
@@ -121,7 +122,7 @@ def _internvl() -> tuple[Any, Any]:
 def _gemma3() -> tuple[Any, Any]:
     """Two layers with a sliding window of 16 tokens, then a full one; tokens of an image see each other."""
     tokenizer = _tokenizer(
-        marker="<|vision_start|>", boi_token="<|vision_start|>", eoi_token="<|vision_end|>", image_token=IMAGE
+        "<|vision_start|>", boi_token="<|vision_start|>", eoi_token="<|vision_end|>", image_token=IMAGE
     )
     images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     processor = transformers.Gemma3Processor(
