@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import EngineError, ModelError
 from dapo_stages.models.families import FAMILIES
 
@@ -15,6 +16,17 @@ def require_quantizer(kind: str) -> None:
             f"model.quantization: {kind} needs bitsandbytes, which is not installed. Install it (.venv/bin/pip install "
             "bitsandbytes), or set model.quantization to null."
         )
+
+
+def require_scores(family: str, settings: AttentionConfig) -> None:
+    """Raise ModelError for a score that only completions which share their prompt can have, if the family's do not."""
+    if family in FAMILIES or not settings.enabled:
+        return
+    alone = f"{family}: this model computes each completion in a row of its own"
+    if settings.vision_gradient:
+        raise ModelError(f"{alone}, which has no attention.vision_gradient. Set it to false.")
+    if settings.blank_image and settings.blank == "removed":
+        raise ModelError(f"{alone}, from whose prompts no images can be removed. Set attention.blank to patches.")
 
 
 def require_shared_prompts(command: str, family: str) -> None:

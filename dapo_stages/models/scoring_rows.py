@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 
-from dapo_stages.config.attention import AttentionConfig
-from dapo_stages.errors import ModelError
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.own_rows import Recorded, RowRecorder, recording
 from dapo_stages.models.precision import autocast
@@ -55,18 +53,6 @@ def score_rows(
     if settings.rollout_mass:
         scores["rollout_mass"] = torch.cat([one.rollout for one in results if one.rollout is not None])
     return results, scores
-
-
-def check_settings(settings: AttentionConfig, family: str) -> None:
-    """Raise ModelError for a score that can only be had of completions that share their prompt."""
-    if settings.vision_gradient:
-        raise ModelError(
-            f"{family}: attention.vision_gradient needs a model whose completions share their prompt. Set it to false."
-        )
-    if settings.blank_image and settings.blank == "removed":
-        raise ModelError(
-            f"{family}: images cannot be removed from the prompts of this model. Set attention.blank to patches."
-        )
 
 
 class _Hidden:

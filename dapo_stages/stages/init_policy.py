@@ -148,6 +148,7 @@ def _referred(output: Output, config: Config) -> None:
     from dapo_stages.models.policy_loading import check_family
     from dapo_stages.models.processor import load_processor
     from dapo_stages.models.reading import reading
+    from dapo_stages.models.requirements import require_scores
     from dapo_stages.models.soundness import check_checkpoint, check_numbers
     from dapo_stages.models.tokens import load_tokens
     from dapo_stages.models.trial import check_values, prompt_with_an_image
@@ -174,6 +175,7 @@ def _referred(output: Output, config: Config) -> None:
     if doubts:
         output.counts["doubtful_tokens"] = list(doubts)
     if family not in FAMILIES:
+        require_scores(family, config.attention)
         if config.attention.enabled:
             with reading(folder):
                 require_readable(name, family, empty_model(folder), processor)

@@ -273,13 +273,13 @@ class Scoring:
 
     @cached_property
     def _policy(self) -> Policy:
-        from dapo_stages.models.policy_loading import open_policy
+        from dapo_stages.models.policy_loading import check_family, open_policy
+        from dapo_stages.models.requirements import require_scores
 
-        policy = open_policy(self._output.plan.policy, self._config.model, attention=True)
+        folder = self._output.plan.policy
+        require_scores(check_family(folder.checkpoint()), self._settings)
+        policy = open_policy(folder, self._config.model, attention=True)
         if not policy.shares_prefixes:
-            from dapo_stages.models.scoring_rows import check_settings
-
-            check_settings(self._settings, policy.architecture)
             say("score-attention: this model cannot share a prompt among its completions; one row for each")
         policy.attend("grouped")
         return policy

@@ -16,8 +16,9 @@ from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models.own_rows import RowRecorder, recording, require_readable, unreadable
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.requirements import require_scores
 from dapo_stages.models.scoring_passes import ScoringPasses
-from dapo_stages.models.scoring_rows import check_settings, score_rows
+from dapo_stages.models.scoring_rows import score_rows
 from dapo_stages.models.separate_rows import logits_of
 from dapo_stages.models.shared_prefix.masses import Scored
 from dapo_stages.models.shared_prefix.packing import Group, SeparateRows
@@ -117,11 +118,18 @@ def test_tokens_are_scored_as_in_rows_without_padding(policy: Policy) -> None:
 
 
 def test_what_a_row_of_its_own_cannot_have_is_refused() -> None:
-    check_settings(AttentionConfig(blank_image=True, rollout_mass=True), "llava")
-    with pytest.raises(ModelError, match=r"^llava: attention.vision_gradient needs a model whose completions share"):
-        check_settings(AttentionConfig(vision_gradient=True), "llava")
-    with pytest.raises(ModelError, match=r"^llava: images cannot be removed from the prompts of this model"):
-        check_settings(AttentionConfig(blank_image=True, blank="removed"), "llava")
+    require_scores("llava", AttentionConfig(blank_image=True, rollout_mass=True))
+    require_scores("qwen3_vl", AttentionConfig(vision_gradient=True))
+    with pytest.raises(ModelError) as refusal:
+        require_scores("llava", AttentionConfig(vision_gradient=True))
+    assert str(refusal.value) == (
+        "llava: this model computes each completion in a row of its own, which has no attention.vision_gradient. Set "
+        "it to false."
+    )
+    with pytest.raises(
+        ModelError, match=r"from whose prompts no images can be removed\. Set attention\.blank to patches"
+    ):
+        require_scores("llava", AttentionConfig(blank_image=True, blank="removed"))
 
 
 def test_models_whose_attention_cannot_be_read_are_refused_with_the_reason() -> None:
