@@ -55,7 +55,9 @@ class Policy:
             return
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
-        if windows.runs_on(self.device, self.dtype):  # by that method, transformers would look for flash_attn
+        if self.family.grids and windows.runs_on(
+            self.device, self.dtype
+        ):  # by that method, transformers would look for flash_attn
             self.base.config.vision_config._attn_implementation_internal = windows.NAME
 
     @property
@@ -176,7 +178,7 @@ class Policy:
         return self.pack(groups) if self.shares_prefixes else SeparateRows(groups)
 
     def positions(self, prompt: Prompt) -> torch.Tensor:
-        """Positions of a prompt's tokens, [3, P]."""
+        """Positions of a prompt's tokens, [3, P], or [1, P] where they have one axis."""
         return self.family.positions(self.base.model, prompt.ids, prompt.image_grid_thw)
 
     def prompt_kinds(self, ids: Sequence[int]) -> torch.Tensor:

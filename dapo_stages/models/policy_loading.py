@@ -97,7 +97,7 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or config.is_encoder_decoder:
         raise ModelError(
             f"{path}: architecture `{family}` is not a decoder that reads images and writes text. Set model.name to "
-            f"one, preferably with attention that can be read ({known})."
+            f"one, preferably one whose completions share their prompt ({known})."
         )
     if attention:
         _require_readable(path, family)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import EngineError, ModelError
-from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.families import FAMILIES, has_grids
 
 
 def require_quantizer(kind: str) -> None:
@@ -19,14 +19,18 @@ def require_quantizer(kind: str) -> None:
 
 
 def require_scores(family: str, settings: AttentionConfig) -> None:
-    """Raise ModelError for a score that only completions which share their prompt can have, if the family's do not."""
-    if family in FAMILIES or not settings.enabled:
+    """Raise ModelError for a score that the family cannot have."""
+    if not settings.enabled:
         return
-    alone = f"{family}: this model computes each completion in a row of its own"
-    if settings.vision_gradient:
-        raise ModelError(f"{alone}, which has no attention.vision_gradient. Set it to false.")
-    if settings.blank_image and settings.blank == "removed":
-        raise ModelError(f"{alone}, from whose prompts no images can be removed. Set attention.blank to patches.")
+    if settings.vision_gradient and family not in FAMILIES:
+        raise ModelError(
+            f"{family}: this model computes each completion in a row of its own, which has no "
+            "attention.vision_gradient. Set it to false."
+        )
+    if settings.blank_image and settings.blank == "removed" and not has_grids(family):
+        raise ModelError(
+            f"{family}: images cannot be removed from the prompts of this model. Set attention.blank to patches."
+        )
 
 
 def require_shared_prompts(command: str, family: str) -> None:
@@ -49,9 +53,10 @@ def require_whole_rows(family: str, *, splits: bool) -> None:
 
 def require_served(stage: str, family: str) -> None:
     """Raise EngineError if the engine `server` does not take prompts of the family."""
-    if family not in FAMILIES:
+    if not has_grids(family):
+        known = ", ".join(filter(has_grids, FAMILIES))
         raise EngineError(
             f"{stage}.engine",
-            f"server does not support policies of architecture {family} (only {', '.join(FAMILIES)})",
+            f"server does not support policies of architecture {family} (only {known})",
             f"Set {stage}.engine to transformers or vllm.",
         )

@@ -127,7 +127,7 @@ def test_what_a_row_of_its_own_cannot_have_is_refused() -> None:
         "it to false."
     )
     with pytest.raises(
-        ModelError, match=r"from whose prompts no images can be removed\. Set attention\.blank to patches"
+        ModelError, match=r"images cannot be removed from the prompts of this model\. Set attention\.blank to patches"
     ):
         require_scores("llava", AttentionConfig(blank_image=True, blank="removed"))
 

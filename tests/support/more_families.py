@@ -129,7 +129,7 @@ def _gemma3() -> tuple[Any, Any]:
         images, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=4
     )
     layers = ["sliding_attention", "sliding_attention", "full_attention"]
-    text = _text("gemma3_text", head_dim=16, sliding_window=16, layer_types=layers, query_pre_attn_scalar=16)
+    text = _text("gemma3_text", head_dim=32, sliding_window=16, layer_types=layers, query_pre_attn_scalar=32)
     return _made(
         "Gemma3", processor, text, _VISION | {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14},
         image_token_index=tokenizer.image_token_id, boi_token_index=tokenizer.boi_token_id,
@@ -145,11 +145,11 @@ def _qwen3_5() -> tuple[Any, Any]:
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
         "num_position_embeddings": 64,
     }  # fmt: skip
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     linear = {f"linear_{name}": 16 for name in ("key_head_dim", "value_head_dim")}
     linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
-    text = _text("qwen3_5_text", num_hidden_layers=4, head_dim=16, layer_types=kinds, rope_parameters=rope, **linear)
+    text = _text("qwen3_5_text", num_hidden_layers=4, head_dim=32, layer_types=kinds, rope_parameters=rope, **linear)
     return _qwen("Qwen3_5", text, vision, patch=16, processor="qwen3_vl")
 
 
