@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,6 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from dapo_stages.errors import ModelError
 from dapo_stages.models.shared_prefix.masses import VISION, Scored
-
-if TYPE_CHECKING:
-    from dapo_stages.models.policy import Policy
 
 NAME = "dapo_own_rows"
 _EAGER = "eager_attention_forward"  # what transformers' modules call it
@@ -64,6 +61,7 @@ class RowRecorder:
         self._looks: list[torch.Tensor | None] = [None] * len(layers)
         self._rollout = rollout
         self._seen: torch.Tensor | None = None  # [N, T] of attention rollout, after the layers so far
+        self._next: list[torch.Tensor] = []  # the same after the layer that is recorded, by chunks of T
         self.to_the_end = True  # whether what comes after the last layer is needed
 
     def record(
@@ -86,7 +84,7 @@ class RowRecorder:
                 masses.append(torch.cat([prompt @ one_hot, rows[..., len(self._kinds) :].sum(-1, keepdim=True)], -1))
                 looks.append(prompt[self._patches][..., (self._kinds == VISION).to(rows.device)])
         if self._rollout:
-            self._seen = self._next
+            self._seen, self._next = torch.cat(self._next, 1), []
         self._masses[place], self._looks[place] = torch.cat(masses, 1).cpu(), torch.cat(looks, 1).cpu()
         if not self.to_the_end and all(found is not None for found in self._masses):
             raise Recorded
@@ -124,8 +122,8 @@ class RowRecorder:
         if self._seen is None:
             vision = F.pad((self._kinds == VISION), (0, mean.shape[-1] - len(self._kinds)))
             self._seen = vision.to(mean).expand(len(mean), -1)
-        rows = (torch.einsum("nrt,nt->nr", mean, self._seen) + self._seen[:, start : start + mean.shape[1]]) / 2
-        self._next = rows if start == 0 else torch.cat([self._next, rows], 1)
+        seen = torch.einsum("nrt,nt->nr", mean, self._seen)
+        self._next.append((seen + self._seen[:, start : start + mean.shape[1]]) / 2)
 
 
 def attend(
@@ -160,15 +158,13 @@ AttentionMaskInterface.register(NAME, eager_mask)  # never left out, as SDPA's m
 
 
 @contextmanager
-def recording(policy: Policy, recorder: RowRecorder) -> Iterator[None]:
-    """What the model computes inside is recorded."""
-    policy.attend("recorded")
+def recording(recorder: RowRecorder) -> Iterator[None]:
+    """What models with this attention compute inside is recorded."""
     token = _RECORDER.set(recorder)
     try:
         yield
     finally:
         _RECORDER.reset(token)
-        policy.attend("separate")
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -181,7 +177,7 @@ def set_attention(model: Any, name: str) -> None:
 
 def attention_layers(model: Any) -> list[int]:
     """The layers of a model's decoder whose attention weights can be had, counted from 0."""
-    return sorted(int(module.layer_idx) for module in _attentions(model))
+    return sorted(int(module.layer_idx) for module in _attentions(model))  # type: ignore[arg-type]
 
 
 def unreadable(model: Any, processor: Any) -> str | None:

@@ -199,7 +199,8 @@ class Policy:
         size = next((size for size in sizes if size), getattr(self.base.config, "image_seq_length", None))
         if self.architecture not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
             return False
-        return list(row["prompt_ids"]).count(self.image_token_id) == len(row["images"]) * size
+        tokens: int = list(row["prompt_ids"]).count(self.image_token_id)
+        return tokens == len(row["images"]) * int(size)
 
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import torch
 
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.own_rows import Recorded, RowRecorder, recording
+from dapo_stages.models.policy import Policy
 from dapo_stages.models.precision import autocast
 from dapo_stages.models.scoring_passes import ScoringPasses
 from dapo_stages.models.separate_rows import logits_of
@@ -39,7 +40,7 @@ def score_rows(
     scores: Scores = {}
     with torch.inference_mode(), autocast(policy):
         with _Hidden(policy.base.get_decoder()) as last:
-            logits = _logits(passes, group, recording(policy, recorder))
+            logits = _logits(passes, group, recorded(policy, recorder))
         if logits is not None:
             blanks = [_blank(passes, prompt, group, draw) for draw in range(passes.draws)]
             targets = torch.tensor([token for completion in group.completions for token in completion])
@@ -53,6 +54,17 @@ def score_rows(
     if settings.rollout_mass:
         scores["rollout_mass"] = torch.cat([one.rollout for one in results if one.rollout is not None])
     return results, scores
+
+
+@contextmanager
+def recorded(policy: Policy, recorder: RowRecorder) -> Iterator[None]:
+    """What the policy computes inside is recorded; afterwards it attends to separate rows as before."""
+    policy.attend("recorded")
+    try:
+        with recording(recorder):
+            yield
+    finally:
+        policy.attend("separate")
 
 
 class _Hidden:

@@ -14,11 +14,11 @@ from support.prompts import groups, own_row
 
 from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import ModelError
-from dapo_stages.models.own_rows import RowRecorder, recording, require_readable, unreadable
+from dapo_stages.models.own_rows import RowRecorder, require_readable, unreadable
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.requirements import require_scores
 from dapo_stages.models.scoring_passes import ScoringPasses
-from dapo_stages.models.scoring_rows import score_rows
+from dapo_stages.models.scoring_rows import recorded, score_rows
 from dapo_stages.models.separate_rows import logits_of
 from dapo_stages.models.shared_prefix.masses import Scored
 from dapo_stages.models.shared_prefix.packing import Group, SeparateRows
@@ -29,7 +29,7 @@ def record(policy: Policy, group: Group, query: str = "predicting", chunk: int =
     lengths = [len(completion) for completion in group.completions]
     chosen = range(len(lengths))
     recorder = RowRecorder(kinds, lengths, policy.scored_layers, query, chunk, chosen, **more)  # type: ignore[arg-type]
-    with torch.inference_mode(), recording(policy, recorder):
+    with torch.inference_mode(), recorded(policy, recorder):
         list(logits_of(policy, SeparateRows([group])))
     return recorder.results()
 

@@ -10,7 +10,7 @@ from support.pipeline import Run
 from support.vllm import by_prompt, there
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
 def test_the_trainer_agrees(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(family, tmp_path / "checkpoint")
     (tmp_path / "plugin.py").write_text(
