@@ -79,7 +79,8 @@ own eager function gives the attention of the completions: sliding windows, and 
 - **Heat maps** need to know where a token lies: from Qwen's grids, or where a whole image is one square of tokens
   (LLaVA 1.5, Gemma 3, SmolVLM and Idefics3 without tiles, InternVL with one tile). Otherwise score-attention says that
   there are none.
-- `attention.vision_gradient`, `attention.blank: removed` and `compare-weights --dependence` need shared prefixes.
+- `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; `attention.blank: removed` and
+  the engine `server` need a family of Qwen's with shared prefixes.
 - Cannot be read: models that look at images by cross-attention (Mllama), or whose layers do not use
   AttentionInterface. `attention.enabled: false` trains them all the same.
 """
