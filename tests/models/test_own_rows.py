@@ -91,7 +91,7 @@ def test_attention_is_again_the_models_own_afterwards(policy: Policy) -> None:
     assert policy.base.config.vision_config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("policy", ["internvl"], indirect=True)
+@pytest.mark.parametrize("policy", ["llava_onevision"], indirect=True)
 def test_tokens_are_scored_as_in_rows_without_padding(policy: Policy) -> None:
     """Logprobs and cosines by transformers' own forward pass, in float64."""
     policy.model.double()
