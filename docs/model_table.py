@@ -81,6 +81,7 @@ own eager function gives the attention of the completions: sliding windows, and 
   there are none.
 - `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; `attention.blank: removed` and
   the engine `server` need a family of Qwen's with shared prefixes.
+- SmolVLM's processor needs `pip install num2words`.
 - Cannot be read: models that look at images by cross-attention (Mllama), or whose layers do not use
   AttentionInterface. `attention.enabled: false` trains them all the same.
 """
