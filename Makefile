@@ -191,7 +191,7 @@ $(AUDIT_VENV)/ready: constraints.txt
 	$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip-audit
 	@touch $@
 
-docs: $(VENV)/ready ## generate docs/commands.md and docs/configuration.md from the code, and run the replay simulation
+docs: $(VENV)/ready-dev ## generate commands.md, configuration.md, files.md and models.md in docs/, and run the replay simulation
 	$(PY) docs/generate.py
 	$(PY) docs/replay.py
 

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md, docs/configuration.md and docs/files.md from the code (`make docs`)."""
+"""Writes docs/commands.md, docs/configuration.md, docs/files.md and docs/models.md from the code (`make docs`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import model_table
 import pyarrow as pa
 from columns import COLUMNS, FILES, Column, File
 from pydantic import BaseModel
@@ -232,7 +233,7 @@ def _arrow(field: pa.Field) -> str:
     return shown(field.type) + ("?" if field.nullable else "")
 
 
-PAGES = {"commands.md": commands, "configuration.md": configuration, "files.md": files}
+PAGES = {"commands.md": commands, "configuration.md": configuration, "files.md": files, "models.md": model_table.page}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

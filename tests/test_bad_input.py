@@ -19,6 +19,7 @@ from support.words import WordProcessor
 from dapo_stages.handoff.manifests import read_manifest
 from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.schemas import schema_of
+from dapo_stages.models.families import FAMILIES
 
 
 @pytest.fixture()
@@ -288,7 +289,7 @@ def test_a_checkpoint_that_reads_no_images(architecture: str, config: dict[str, 
     refused(
         run("init-policy", "--config", tmp_path / "run.yaml", "--out", tmp_path / "policy"),
         f"{folder}: architecture `{architecture}` is not a decoder that reads images and writes text. Set model.name "
-        "to one, preferably with attention that can be read (qwen2_5_vl, qwen2_vl, qwen3_vl).",
+        f"to one, preferably one whose completions share their prompt ({', '.join(FAMILIES)}).",
         tmp_path / "policy",
     )
 

@@ -44,6 +44,16 @@ def test_the_pages_are_those_of_the_code(generate: ModuleType) -> None:
         assert make() == (ROOT / "docs" / name).read_text(encoding="utf-8"), f"docs/{name} is old: run make docs"
 
 
+def test_models_are_all_families_that_there_is_a_checkpoint_of(generate: ModuleType) -> None:
+    """Their cells follow from the tests; here from the lists that the tests are given."""
+    from support.families import OWN_ROWS, SHARED
+
+    table = generate.model_table
+    assert table.NAMES.keys() == {*SHARED, *OWN_ROWS}
+    assert table.families_of("shares prefixes") == set(SHARED)
+    assert table.families_of("trains") == table.families_of("attention scored") == {*SHARED, *OWN_ROWS}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_that_help_shows_is_there(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -41,20 +42,25 @@ def is_segment(layers: Layers) -> bool:
     return isinstance(layers, str)
 
 
-def numbers_of(layers: Layers, count: int) -> list[int]:
+def numbers_of(layers: Layers, count: int, linear: Collection[int] = ()) -> list[int]:
     """The layers of `{last: k}` or of a list, in a policy with `count` layers, counted from 0.
 
-    Raises ValueError, with the reason, if it does not have them.
+    Layers that are `linear` have no attention weights: the others are counted without them, and the last ones are
+    among these. Raises ValueError, with the reason, if the policy does not have them.
     """
+    scored = [layer for layer in range(count) if layer not in linear]
     if isinstance(layers, dict):
         last = layers["last"]
-        if last > count:
-            raise ValueError(f"the last {last} layers, but the policy has {count}")
-        return list(range(count - last, count))
+        if last > len(scored):
+            kind = " with attention weights" if linear else ""
+            raise ValueError(f"the last {last} layers, but the policy has {len(scored)}{kind}")
+        return list(range(len(scored) - last, len(scored)))
     numbers = [int(layer) for layer in layers]
     if numbers[-1] >= count:
         raise ValueError(f"layer {numbers[-1]}, but the policy has {count} layers, counted from 0")
-    return numbers
+    if without := sorted(set(numbers) & set(linear)):
+        raise ValueError(f"layer {without[0]}, a linear one, which has no attention weights")
+    return [scored.index(layer) for layer in numbers]
 
 
 def vgr_column(layers: Layers) -> str:

@@ -19,7 +19,7 @@ from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.decoding import Prefill, Prefixes, Room, of_any_size
-from dapo_stages.models.shared_prefix.packing import Group, Prompt
+from dapo_stages.models.shared_prefix.packing import Group, Prompt, by_axis
 from dapo_stages.terminal.console import say
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class _SharedPrefixes:
         self._prefixes = Prefixes(prefilled.states, repeats)
         self._cache: Cache = DynamicCache(config=base.config.get_text_config())
         self._next = _next_positions(prefilled.policy, prefilled.prompts, repeats)
+        self._axes = len(prefilled.policy.positions(prefilled.prompts[0]))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] after one more token [B] of each row."""
@@ -167,7 +168,7 @@ class _SharedPrefixes:
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         output = self._forward(
             input_ids=tokens[:, None],
-            position_ids=positions.expand(3, -1)[..., None],
+            position_ids=by_axis(positions.expand(self._axes, -1)[..., None]),
             past_key_values=self._cache,
             use_cache=True,
             prefixes=self._prefixes,
@@ -209,7 +210,7 @@ class _Compiled(_SharedPrefixes):
         return logits
 
     def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
-        ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, 1)
+        ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, position_ids.ndim - 2)
         return self._compiled(input_ids=ids, position_ids=positions, **others)
 
 

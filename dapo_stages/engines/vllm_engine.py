@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from dapo_stages.config import Config
 from dapo_stages.config.run import SamplingStage
+from dapo_stages.data.control import MARK
 from dapo_stages.data.images import decode
 from dapo_stages.engines import Completion
 from dapo_stages.engines.canary import SAMPLES, Canary, few
@@ -21,6 +22,7 @@ from dapo_stages.errors import EngineError
 from dapo_stages.handoff import kept
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
+from dapo_stages.models.families import has_grids
 from dapo_stages.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -111,11 +113,21 @@ class VllmEngine:
 
     def _prompt(self, row: Row) -> vllm.TokensPrompt:
         images = [decode(image) for image in row["images"] or ()]
-        ids = collapsed(row["prompt_ids"], self.tokens.image_token_id) if images else list(row["prompt_ids"])
+        ids = self._unexpanded(row) if images else list(row["prompt_ids"])
         prompt = self._vllm.TokensPrompt(prompt_token_ids=ids)
         if images:
             prompt["multi_modal_data"] = {"image": images}
         return prompt
+
+    def _unexpanded(self, row: Row) -> list[int]:
+        """Ids with a placeholder for each image, as its processor takes them; vLLM expands them again.
+
+        Of families that put more than the same token around or between an image's, they are made of the text again.
+        """
+        if has_grids(self.tokens.architecture) or MARK in row["prompt_text"]:
+            return collapsed(row["prompt_ids"], self.tokens.image_token_id)
+        ids: list[int] = self.tokens.tokenizer(row["prompt_text"])["input_ids"]
+        return ids
 
     def _sampling(self, request: Request, settings: RolloutConfig) -> vllm.SamplingParams:
         return self._vllm.SamplingParams(
@@ -153,7 +165,7 @@ def at_once(config: Config) -> int:
 
 
 def collapsed(ids: Sequence[int], image_token_id: int | None) -> list[int]:
-    """Prompt ids with one placeholder per image instead of one per patch; vLLM expands them again."""
+    """Prompt ids with one placeholder per image instead of one per patch."""
     return [
         token for place, token in enumerate(ids) if token != image_token_id or place == 0 or ids[place - 1] != token
     ]

@@ -22,6 +22,7 @@ class Family:
     processor: str  # class name of its processor, used without its video half if torchvision is missing
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
     image_marker: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
+    grids = True  # whether its processor says how many rows and columns of patches an image has, as Qwen's do
 
     def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
         """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column.
@@ -37,8 +38,29 @@ class Family:
         return positions
 
 
+class Plain(Family):
+    """One whose positions count the tokens, and whose images are nothing but pixel values."""
+
+    grids = False
+
+    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
+        """0, 1, 2 …: [P] -> [1, P]."""
+        import torch
+
+        return torch.arange(len(ids))[None]
+
+
+# Families that make a square of tokens of every image (or of every part that they cut it into), row by row.
+SQUARES = frozenset({"gemma3", "idefics3", "internvl", "llava", "smolvlm"})
+
 FAMILIES = {
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
     "qwen2_vl": Family("Qwen2VLProcessor"),
     "qwen3_vl": Family("Qwen3VLProcessor"),
+    "internvl": Plain("InternVLProcessor"),
 }
+
+
+def has_grids(name: str) -> bool:
+    """Whether an architecture is one whose processor gives the grids of images."""
+    return name in FAMILIES and FAMILIES[name].grids

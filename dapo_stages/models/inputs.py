@@ -13,7 +13,7 @@ from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.shared_prefix.packing import Prompt
 
-_OF_FAMILIES = frozenset(family.processor for family in FAMILIES.values())
+_WITH_GRIDS = frozenset(family.processor for family in FAMILIES.values() if family.grids)
 
 
 def prompt_of(row: Row, processor: Any) -> Prompt:
@@ -26,7 +26,7 @@ def prompt_of(row: Row, processor: Any) -> Prompt:
 
     ids = torch.tensor(row["prompt_ids"], dtype=torch.long)
     images = [decode(image) for image in row["images"] or ()]
-    if type(processor).__name__ not in _OF_FAMILIES:
+    if type(processor).__name__ not in _WITH_GRIDS:
         return _whole(row, images, processor)
     others = {"mm_token_type_ids": (ids == processor.image_token_id).int()[None]}
     if not images:
@@ -50,7 +50,7 @@ def prompt_from(inputs: Mapping[str, torch.Tensor]) -> Prompt:
 
 
 def _whole(row: Row, images: list[Any], processor: Any) -> Prompt:
-    """A prompt for an unknown family: its processor makes all inputs again, so that none is missing."""
+    """A prompt for a family without grids: its processor makes all inputs again, so that none is missing."""
     text = row["prompt_text"]
     processor = plain_twin(processor) if MARK in text else processor
     prompt = prompt_from(processor(text=[text], images=images or None, return_tensors="pt"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isqrt
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from dapo_stages.data.blanks import ImageMarks
 from dapo_stages.errors import ModelError
-from dapo_stages.models import windows
-from dapo_stages.models.families import FAMILIES, Family
+from dapo_stages.handoff.shards import Row
+from dapo_stages.models import own_rows, windows
+from dapo_stages.models.families import FAMILIES, SQUARES, Family
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
 from dapo_stages.models.tokens import Tokens, end_ids_of
@@ -37,15 +39,25 @@ class Policy:
     compiled: bool = False  # torch.compile for decoding and logprobs
     decoding: Callable[..., Any] | None = None  # the model compiled for decoding, once it was needed
     loaded: dict[str, Loaded] = field(default_factory=dict)  # by parameter, in a process that keeps policies
+    _own_attention: str = "sdpa"  # of the decoder of a model that cannot share prompts, while attention is recorded
 
-    def attend(self, how: Literal["separate", "grouped", "decoding"]) -> None:
+    def attend(self, how: Literal["separate", "grouped", "decoding", "recorded"]) -> None:
         """Choose the attention: separate rows with padding masks, packed groups (prefill, scoring, training), or single
-        tokens after shared prompts (generation). A model that cannot share prompts always uses its own, the first."""
+        tokens after shared prompts (generation). A model that cannot share prompts always uses its own, the first, but
+        for `recorded`: separate rows whose attention is scored."""
         if not self.shares_prefixes:
+            now = str(self.base.config.get_text_config()._attn_implementation)
+            if how == "recorded" and now != own_rows.NAME:
+                self._own_attention = now
+                own_rows.set_attention(self.base, own_rows.NAME)
+            elif how != "recorded" and now == own_rows.NAME:
+                own_rows.set_attention(self.base, self._own_attention)
             return
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
-        if windows.runs_on(self.device, self.dtype):  # by that method, transformers would look for flash_attn
+        if self.family.grids and windows.runs_on(
+            self.device, self.dtype
+        ):  # by that method, transformers would look for flash_attn
             self.base.config.vision_config._attn_implementation_internal = windows.NAME
 
     @property
@@ -70,7 +82,7 @@ class Policy:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether completions of a prompt can be computed with one copy of it, and their attention can be read."""
+        """Whether completions of a prompt can be computed with one copy of it."""
         return self.architecture in FAMILIES
 
     @property
@@ -127,9 +139,16 @@ class Policy:
     def num_layers(self) -> int:
         return int(self.base.config.get_text_config().num_hidden_layers)
 
+    @cached_property
+    def scored_layers(self) -> list[int]:
+        """The layers whose attention can be read, counted from 0."""
+        return list(range(self.num_layers)) if self.shares_prefixes else own_rows.attention_layers(self.base)
+
     @property
     def image_token_id(self) -> int:
-        return int(self.base.config.image_token_id)
+        found = own_rows.image_token_id(self.base.config, self.processor)
+        assert found is not None
+        return found
 
     @cached_property
     def image_marks(self) -> ImageMarks:
@@ -159,7 +178,7 @@ class Policy:
         return self.pack(groups) if self.shares_prefixes else SeparateRows(groups)
 
     def positions(self, prompt: Prompt) -> torch.Tensor:
-        """Positions of a prompt's tokens, [3, P]."""
+        """Positions of a prompt's tokens, [3, P], or [1, P] where they have one axis."""
         return self.family.positions(self.base.model, prompt.ids, prompt.image_grid_thw)
 
     def prompt_kinds(self, ids: Sequence[int]) -> torch.Tensor:
@@ -169,8 +188,24 @@ class Policy:
         vision = [token == self.image_token_id for token in ids]
         return prompt_kinds(ids, vision, self.special_ids, self.system_end(ids))
 
+    def is_mapped(self, row: Row) -> bool:
+        """Whether the place of each image token of a prompt row is known: from its grid, or a whole image is a square.
+
+        Families that cut an image into parts, or put tokens between its rows, have no such map.
+        """
+        if row["image_grid_thw"]:
+            return True
+        sizes = (getattr(self.processor, name, None) for name in ("image_seq_length", "image_seq_len"))
+        size = next((size for size in sizes if size), getattr(self.base.config, "image_seq_length", None))
+        if self.architecture not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
+            return False
+        tokens: int = list(row["prompt_ids"]).count(self.image_token_id)
+        return tokens == len(row["images"]) * int(size)
+
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""
+        if not self.shares_prefixes:
+            return self.tokens.system_end(ids)
         tokenizer = self.processor.tokenizer
         start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.family.turn)
         head = tokenizer.decode(list(ids[1:4]))

@@ -19,7 +19,6 @@ from dapo_stages.models.gpu_memory import let_segments_grow
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
 from dapo_stages.models.reading import reading
-from dapo_stages.models.requirements import require_readable_attention
 from dapo_stages.models.soundness import check_checkpoint
 from dapo_stages.models.tokens import check_tokens
 from dapo_stages.models.trial import try_out
@@ -99,11 +98,20 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or config.is_encoder_decoder:
         raise ModelError(
             f"{path}: architecture `{family}` is not a decoder that reads images and writes text. Set model.name to "
-            f"one, preferably with attention that can be read ({known})."
+            f"one, preferably one whose completions share their prompt ({known})."
         )
     if attention:
-        require_readable_attention(path, family)
+        _require_readable(path, family)
     return family
+
+
+def _require_readable(path: str | Path, family: str) -> None:
+    from dapo_stages.models.checkpoints import empty_model
+    from dapo_stages.models.own_rows import require_readable
+    from dapo_stages.models.processor import load_processor
+
+    with reading(path):
+        require_readable(path, family, empty_model(path), load_processor(path))
 
 
 def _foreign_kernel(config: Any) -> str | None:

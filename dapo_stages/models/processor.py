@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.families import FAMILIES, has_grids
 from dapo_stages.small_files import read_json, read_text
 
 
@@ -22,7 +22,7 @@ def load_processor(path: str | Path) -> Any:
     if has_torchvision():
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     family = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
-    if family not in FAMILIES:
+    if not has_grids(family):
         return AutoProcessor.from_pretrained(path, trust_remote_code=False)
     from transformers import AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
+from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import EngineError, ModelError
-from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.families import FAMILIES, has_grids
 
 
 def require_quantizer(kind: str) -> None:
@@ -18,12 +18,27 @@ def require_quantizer(kind: str) -> None:
         )
 
 
-def require_readable_attention(path: str | Path, family: str) -> None:
-    """Raise ModelError if the attention of the family cannot be read."""
+def require_scores(family: str, settings: AttentionConfig) -> None:
+    """Raise ModelError for a score that the family cannot have."""
+    if not settings.enabled:
+        return
+    if settings.vision_gradient and family not in FAMILIES:
+        raise ModelError(
+            f"{family}: this model computes each completion in a row of its own, which has no "
+            "attention.vision_gradient. Set it to false."
+        )
+    if settings.blank_image and settings.blank == "removed" and not has_grids(family):
+        raise ModelError(
+            f"{family}: images cannot be removed from the prompts of this model. Set attention.blank to patches."
+        )
+
+
+def require_shared_prompts(command: str, family: str) -> None:
+    """Raise ModelError if completions of the family do not share their prompt, which a command needs."""
     if family not in FAMILIES:
         raise ModelError(
-            f"{path}: the attention of architecture `{family}` cannot be read, only that of {', '.join(FAMILIES)}. Set "
-            "model.name to one of these, or attention.enabled to false."
+            f"{command}: architecture `{family}` computes completions in rows of their own, but this needs completions "
+            f"that share their prompt. Pass rollouts and a policy of {', '.join(FAMILIES)}."
         )
 
 
@@ -38,9 +53,10 @@ def require_whole_rows(family: str, *, splits: bool) -> None:
 
 def require_served(stage: str, family: str) -> None:
     """Raise EngineError if the engine `server` does not take prompts of the family."""
-    if family not in FAMILIES:
+    if not has_grids(family):
+        known = ", ".join(filter(has_grids, FAMILIES))
         raise EngineError(
             f"{stage}.engine",
-            f"server does not support policies of architecture {family} (only {', '.join(FAMILIES)})",
+            f"server does not support policies of architecture {family} (only {known})",
             f"Set {stage}.engine to transformers or vllm.",
         )

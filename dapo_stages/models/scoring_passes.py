@@ -13,7 +13,7 @@ from dapo_stages.handoff.shards import Row
 from dapo_stages.maths.group_draws import DIRECTIONS, generator
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.packing import Group, Packed
+from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt
 from dapo_stages.models.token_scores import Scores, hidden_states, token_scores, vision_cosine
 from dapo_stages.models.vision_gradient import directions, vision_gradient
 
@@ -34,7 +34,7 @@ class ScoringPasses:
         Logprobs and entropies always; with the images blanked, the cosine and the gradient if configured.
         """
         policy, settings = self.policy, self.settings
-        blanks = [self._blank(prompts, groups, draw) for draw in range(settings.blank_draws * settings.blank_image)]
+        blanks = [self._blank(prompts, groups, draw) for draw in range(self.draws)]
         rows = hidden.index_select(0, packed.predicting)
         found = token_scores(policy, rows, packed.targets, self.temperature, settings.chunk_rows, blanks)
         vision = [_vision(policy, group) for group in groups]
@@ -46,14 +46,23 @@ class ScoringPasses:
             found["vision_gradient"] = vision_gradient(policy, packed, chosen, self.temperature, settings.chunk_rows)
         return found
 
-    def _blank(self, prompts: Sequence[Row], groups: Sequence[Group], draw: int) -> torch.Tensor:
-        """The hidden states that predict the completion tokens after one draw of the changed images, [sum C, D]."""
+    @property
+    def draws(self) -> int:
+        """How often changed images are drawn."""
+        return self.settings.blank_draws * self.settings.blank_image
+
+    def changed(self, prompt: Row, draw: int) -> Prompt:
+        """A prompt after one draw of the changed images."""
         settings, policy = self.settings, self.policy
         blank = Blank(settings.blank, settings.blank_share, settings.blank_patch)
-        blanks = Blanks(blank, self.seed, policy.image_marks, self.others)
-        changed = [prompt_of(blanks(prompt, draw), policy.processor) for prompt in prompts]
-        same = [Group(prompt, group.completions) for prompt, group in zip(changed, groups, strict=True)]
-        return hidden_states(policy, policy.pack(same))
+        marks = policy.image_marks if settings.blank == "removed" else None
+        return prompt_of(Blanks(blank, self.seed, marks, self.others)(prompt, draw), policy.processor)
+
+    def _blank(self, prompts: Sequence[Row], groups: Sequence[Group], draw: int) -> torch.Tensor:
+        """The hidden states that predict the completion tokens after one draw of the changed images, [sum C, D]."""
+        pairs = zip(prompts, groups, strict=True)
+        same = [Group(self.changed(prompt, draw), group.completions) for prompt, group in pairs]
+        return hidden_states(self.policy, self.policy.pack(same))
 
 
 def _vision(policy: Policy, group: Group) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -29,6 +29,7 @@ def token_scores(
     temperature: float,
     chunk: int,
     blanks: Sequence[torch.Tensor] = (),
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Scores:
     """Scores of completion tokens [sum C] from the hidden states [sum C, D] that predict them.
 
@@ -42,13 +43,16 @@ def token_scores(
       q/p - log(q/p) - 1 >= 0 with its probability p under π and q under π', PAPO's term (arXiv 2507.06448). It is inf
       where q/p overflows.
 
-    Distributions are computed for `chunk` tokens at a time.
+    Distributions are computed for `chunk` tokens at a time, from the logits that `head` makes of hidden states; by
+    default it is the policy's.
     """
+    head = policy.base.get_output_embeddings() if head is None else head
     parts: list[Scores] = []
     with torch.inference_mode(), autocast(policy):
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            parts.append(_score(policy, hidden[part], targets[part], temperature, [blank[part] for blank in blanks]))
+            unseen = (head(blank[part]) for blank in blanks)  # one at a time in memory
+            parts.append(_score(policy, head(hidden[part]), targets[part], temperature, unseen))
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
@@ -62,21 +66,25 @@ def vision_cosine(hidden_TD: torch.Tensor, packed: Packed, vision: Sequence[torc
     lengths = [sum(span.lengths) for span in packed.spans]
     rows = hidden_TD.index_select(0, packed.predicting).split(lengths)
     for mask, own in zip(vision, rows, strict=True):
-        mean = hidden_TD[place : place + len(mask)][mask.to(hidden_TD.device)].float().mean(0)
-        found.append(torch.nn.functional.cosine_similarity(own.float(), mean[None], dim=-1))
+        found.append(cosine(own, hidden_TD[place : place + len(mask)][mask.to(hidden_TD.device)]))
         place += len(mask)
     return torch.cat(found).cpu()
 
 
+def cosine(own_CD: torch.Tensor, vision_VD: torch.Tensor) -> torch.Tensor:
+    """Cosine of each hidden state to the mean one of the images, [C]; NaN without images."""
+    return torch.nn.functional.cosine_similarity(own_CD.float(), vision_VD.float().mean(0)[None], dim=-1)
+
+
 def _score(
-    policy: Policy, rows: torch.Tensor, targets: torch.Tensor, temperature: float, blanks: Sequence[torch.Tensor]
+    policy: Policy, logits: torch.Tensor, targets: torch.Tensor, temperature: float, blanks: Iterable[torch.Tensor]
 ) -> Scores:
-    head, suppressed = policy.base.get_output_embeddings(), policy.suppressed
-    seen = log_distribution(head(rows), suppressed, temperature)
+    suppressed = policy.suppressed
+    seen = log_distribution(logits, suppressed, temperature)
     scores = {"logprobs": _of(seen, targets), "entropy": _entropy(seen, suppressed)}
     draws: list[Scores] = []
     for blank in blanks:
-        unseen = log_distribution(head(blank), suppressed, temperature)
+        unseen = log_distribution(blank, suppressed, temperature)
         draws.append(_without(seen, unseen, suppressed, targets))
     means = {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]} if draws else {}
     if draws:

@@ -51,6 +51,22 @@ class Tokens:
             self._texts[token] = self.tokenizer.decode([token])
         return [self._texts[token] for token in ids]
 
+    def system_end(self, ids: Sequence[int]) -> int:
+        """Length of the leading system message of a prompt in any chat format; 0 if it has none.
+
+        It begins with `system`, after special tokens, and ends with the special token after its text. Where a template
+        writes it into the user's message (Gemma 3), it is none of its own.
+        """
+        start = next((place for place, token in enumerate(ids) if token not in self.special_ids), len(ids))
+        for place in range(start, len(ids)):
+            if ids[place] in self.special_ids:
+                text = self.text(ids[start:place]).lower()
+                if not text.startswith("system"):
+                    return 0
+                if text.removeprefix("system").strip(" :\n"):  # the role alone may be between special tokens
+                    return place + 1
+        return 0
+
 
 def load_tokens(path: str | Path) -> Tokens:
     """The tokens of a checkpoint, by folder or hub id, from its small files alone.

@@ -30,7 +30,7 @@ from dapo_stages.groups.scheme_file import scheme_file
 from dapo_stages.handoff.manifests import MANIFEST, remembered
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.referred import fetched, refers
-from dapo_stages.models.requirements import require_quantizer, require_readable_attention, require_served
+from dapo_stages.models.requirements import require_quantizer, require_scores, require_served
 from dapo_stages.planning import launched
 from dapo_stages.planning.checked import Checked
 from dapo_stages.planning.dimensions import EMBEDDED, PUBLISHED, dimensions_of
@@ -104,7 +104,7 @@ class Readiness:
         return None
 
     def _attention(self) -> None:
-        """A folder must be one; attention that is scored must be readable, and a server must take the family."""
+        """A folder must be one, the family must have the scores that are asked for, and a server must take it."""
         name, family = self.config.model.name, self._family
         if family is None:
             path = Path(name)
@@ -113,8 +113,7 @@ class Readiness:
                     f"{name}: no config.json of a checkpoint in this folder. Set model.name to another one."
                 )
             return
-        if self.config.attention.enabled:
-            require_readable_attention(name, family)
+        require_scores(family, self.config.attention)
         for stage, engine in self._engine_names():
             if engine == "server":
                 require_served(stage, family)

@@ -144,9 +144,11 @@ def _referred(output: Output, config: Config) -> None:
     from dapo_stages.models.checkpoints import Checkpoint, empty_model
     from dapo_stages.models.doubtful_tokens import doubtful_tokens, remedy
     from dapo_stages.models.families import FAMILIES
+    from dapo_stages.models.own_rows import require_readable
     from dapo_stages.models.policy_loading import check_family
     from dapo_stages.models.processor import load_processor
     from dapo_stages.models.reading import reading
+    from dapo_stages.models.requirements import require_scores
     from dapo_stages.models.soundness import check_checkpoint, check_numbers
     from dapo_stages.models.tokens import load_tokens
     from dapo_stages.models.trial import check_values, prompt_with_an_image
@@ -173,7 +175,11 @@ def _referred(output: Output, config: Config) -> None:
     if doubts:
         output.counts["doubtful_tokens"] = list(doubts)
     if family not in FAMILIES:
-        say("init-policy: cannot read its attention or share prompts among completions; set attention.enabled=false")
+        require_scores(family, config.attention)
+        if config.attention.enabled:
+            with reading(folder):
+                require_readable(name, family, empty_model(folder), processor)
+        say("init-policy: completions of this family do not share their prompt; one row for each (docs/models.md)")
     output.policy = {"version": 0, "model": name, **refer_to(place)}
     if config.sft is not None:
         _learn_from(output, config, folder)

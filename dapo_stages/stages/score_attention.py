@@ -22,10 +22,12 @@ from dapo_stages.handoff.plans import Plan
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.small_files import read_json
-from dapo_stages.terminal.console import progress
+from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dapo_stages.models.policy import Policy
     from dapo_stages.models.scoring_passes import ScoringPasses
     from dapo_stages.models.shared_prefix.masses import Scored
@@ -81,6 +83,7 @@ class Scoring:
         self._output, self._config, self._settings = output, config, config.attention
         self._rollouts = output.plan.inputs["rollouts"]
         self._others: OtherImages | None = None
+        self._told = False  # that there are no heat maps
 
     def run(self) -> None:
         """Score what is not scored yet."""
@@ -100,11 +103,15 @@ class Scoring:
         found: dict[str, list[int]] = {}
         if names := _own_layers(self._config):
             about = read_json(self._output.plan.policy.checkpoint() / "config.json")
-            count = {**about, **(about.get("text_config") or {})}["num_hidden_layers"]
+            text = {**about, **(about.get("text_config") or {})}
+            kinds = enumerate(text.get("layer_types") or ())
+            linear = [layer for layer, kind in kinds if kind == "linear_attention"]
             for name in names:
                 setting = name.removeprefix("weights.")
                 try:
-                    found[setting] = numbers_of(getattr(self._config.weights, setting), count)
+                    found[setting] = numbers_of(
+                        getattr(self._config.weights, setting), text["num_hidden_layers"], linear
+                    )
                 except ValueError as error:
                     policy, advice = self._output.plan.policy.folder, f"Change {name}, or pass another policy."
                     raise DataError(policy, f"{name} names {error}", advice) from None
@@ -160,41 +167,19 @@ class Scoring:
         check_tokens(self._rollouts.folder, column, key, ids, self._policy.vocabulary)
 
     def _score(self, prompts: list[Row], members: dict[str, list[Row]], with_patches: frozenset[str]) -> dict[str, Row]:
-        import torch
-
         from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.shared_prefix.masses import MassRecorder
         from dapo_stages.models.shared_prefix.packing import Group
 
         policy = self._policy
-        groups: list[Group] = []
-        kinds = []
+        kinds = [policy.prompt_kinds(prompt["prompt_ids"]) for prompt in prompts]
+        groups, patches = [], []
         for prompt in prompts:
-            kinds.append(policy.prompt_kinds(prompt["prompt_ids"]))
-            completions = [row["completion_ids"] for row in members[prompt["group_id"]]]
-            groups.append(Group(prompt_of(prompt, policy.processor), completions))
-        packed = policy.pack(groups)
-        recorder = MassRecorder(
-            packed.spans,
-            kinds,
-            policy.num_layers,
-            self._settings.query,
-            self._settings.chunk_rows,
-            [
-                [i for i, row in enumerate(members[prompt["group_id"]]) if row["completion_id"] in with_patches]
-                for prompt in prompts
-            ],
-            rollout=self._settings.rollout_mass,
-        )
-        scores: Scores = {}
-        if _scores_tokens(self._config):
-            results, hidden = recorder.collect_all(policy.base.model, packed)
-            scores = self._passes.scores(prompts, groups, packed, hidden)
-        else:
-            results = recorder.collect(policy.base.model, packed)
-        if self._settings.rollout_mass:
-            rolled = [one.rollout for group in results for one in group if one.rollout is not None]
-            scores["rollout_mass"] = torch.cat(rolled)
+            rows = members[prompt["group_id"]]
+            groups.append(Group(prompt_of(prompt, policy.processor), [row["completion_ids"] for row in rows]))
+            chosen = [i for i, row in enumerate(rows) if row["completion_id"] in with_patches]
+            patches.append(chosen if self._is_mapped(prompt) else [])
+        measure = self._measure_shared if policy.shares_prefixes else self._measure_rows
+        results, scores = measure(prompts, groups, kinds, patches)
         found: dict[str, Row] = {}
         start = 0
         for prompt, kind, scored in zip(prompts, kinds, results, strict=True):
@@ -204,6 +189,62 @@ class Scoring:
                 found[completion["completion_id"]] = row
                 start = tokens.stop
         return found
+
+    def _is_mapped(self, prompt: Row) -> bool:
+        """Whether a heat map can be drawn over the prompt's images; says so once if not."""
+        mapped = not prompt["images"] or self._policy.is_mapped(prompt)
+        if not mapped and not self._told:
+            self._told = True
+            say("score-attention: the tokens of this model's images lie on no grid that is known; no heat maps")
+        return mapped
+
+    def _measure_shared(
+        self, prompts: list[Row], groups: list[Group], kinds: list[Tensor], patches: list[list[int]]
+    ) -> tuple[list[list[Scored]], Scores]:
+        """Attention of each completion, and scores of all tokens, in one pass over packed groups."""
+        import torch
+
+        from dapo_stages.models.shared_prefix.masses import MassRecorder
+
+        policy, settings = self._policy, self._settings
+        packed = policy.pack(groups)
+        recorder = MassRecorder(
+            packed.spans,
+            kinds,
+            policy.num_layers,
+            settings.query,
+            settings.chunk_rows,
+            patches,
+            rollout=settings.rollout_mass,
+        )
+        scores: Scores = {}
+        if _scores_tokens(self._config):
+            results, hidden = recorder.collect_all(policy.base.model, packed)
+            scores = self._passes.scores(prompts, groups, packed, hidden)
+        else:
+            results = recorder.collect(policy.base.model, packed)
+        if settings.rollout_mass:
+            rolled = [one.rollout for group in results for one in group if one.rollout is not None]
+            scores["rollout_mass"] = torch.cat(rolled)
+        return results, scores
+
+    def _measure_rows(
+        self, prompts: list[Row], groups: list[Group], kinds: list[Tensor], patches: list[list[int]]
+    ) -> tuple[list[list[Scored]], Scores]:
+        """The same in rows of their own, group by group."""
+        import torch
+
+        from dapo_stages.models.scoring_rows import score_rows
+
+        tokens = _scores_tokens(self._config)
+        results, scores = zip(
+            *(
+                score_rows(self._passes, *one, tokens=tokens)
+                for one in zip(prompts, groups, kinds, patches, strict=True)
+            ),
+            strict=True,
+        )
+        return list(results), {name: torch.cat([one[name] for one in scores]) for name in scores[0]}
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
@@ -232,9 +273,14 @@ class Scoring:
 
     @cached_property
     def _policy(self) -> Policy:
-        from dapo_stages.models.policy_loading import open_policy
+        from dapo_stages.models.policy_loading import check_family, open_policy
+        from dapo_stages.models.requirements import require_scores
 
-        policy = open_policy(self._output.plan.policy, self._config.model, attention=True)
+        folder = self._output.plan.policy
+        require_scores(check_family(folder.checkpoint()), self._settings)
+        policy = open_policy(folder, self._config.model, attention=True)
+        if not policy.shares_prefixes:
+            say("score-attention: this model cannot share a prompt among its completions; one row for each")
         policy.attend("grouped")
         return policy
 

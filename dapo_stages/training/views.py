@@ -17,6 +17,7 @@ from dapo_stages.handoff.shards import Row
 from dapo_stages.maths.loss_inputs import LossInputs
 from dapo_stages.maths.loss_types import Aggregation, LossType, divisor_of
 from dapo_stages.maths.perception import PerceptionTerm, View, perception_loss
+from dapo_stages.models.families import has_grids
 from dapo_stages.models.shared_prefix.packing import Group
 from dapo_stages.training.batches import MicroBatch, Scores
 
@@ -43,7 +44,7 @@ def changes_of(
             f"{policy.architecture}: its prompts do not tell where images are, which train.perception must know. Set "
             "train.perception to null."
         )
-    if settings.blank == "removed" and not policy.shares_prefixes:
+    if settings.blank == "removed" and not has_grids(policy.architecture):
         raise ModelError(
             f"{policy.architecture}: images cannot be removed from the prompts of this model. Set "
             "train.perception.blank to patches."

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.families import OTHER, SHARED
+from support.families import OTHER, OWN_ROWS, SHARED
 from support.prompts import groups, image
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.data.images import encode
-from dapo_stages.errors import DataError, ModelError
+from dapo_stages.errors import DataError
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import check_family, load_policy, save_policy
@@ -22,6 +22,7 @@ PROCESSORS = {
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor"),
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor"),
+    "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor"),
     OTHER: ("LlavaProcessor", "CLIPImageProcessor"),
 }
 
@@ -49,18 +50,27 @@ def test_saving_and_loading_gives_the_same_prompts(policy: Policy, tmp_path: Pat
 @pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
 def test_the_vision_tower_is_found(policy: Policy) -> None:
     names = [name for name, module in policy.base.named_modules() if module is policy.vision]
-    assert names == ["model.vision_tower" if policy.architecture == OTHER else "model.visual"]
+    qwen = policy.architecture.startswith("qwen")
+    assert names == ["model.visual" if qwen else "model.vision_tower"]
 
 
-def test_a_model_whose_attention_cannot_be_read_is_taken_where_none_is_needed(checkpoints: Checkpoints) -> None:
-    folder = checkpoints(OTHER)
-    assert check_family(folder) == OTHER
-    with pytest.raises(ModelError) as refusal:
-        check_family(folder, attention=True)
-    assert str(refusal.value) == (
-        f"{folder}: the attention of architecture `llava` cannot be read, only that of qwen2_5_vl, qwen2_vl, qwen3_vl. "
-        "Set model.name to one of these, or attention.enabled to false."
-    )
+@pytest.mark.parametrize("family", [SHARED[0], *OWN_ROWS])
+def test_attention_can_be_read_of_every_family(checkpoints: Checkpoints, family: str) -> None:
+    assert check_family(checkpoints(family), attention=True) == family
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens", "mapped"),
+    [
+        ("llava", 16, True), ("llava", 32, False), ("internvl", 4, True), ("internvl", 16, False),
+        ("llava_onevision", 16, False),
+    ],
+    indirect=["policy"],
+)  # fmt: skip
+def test_only_images_that_are_one_square_of_tokens_have_a_map(policy: Policy, tokens: int, mapped: bool) -> None:
+    """Four tiles of 2 × 2 tokens are as many as one square of 4 × 4, but lie elsewhere."""
+    row = {"image_grid_thw": [], "images": [None], "prompt_ids": [1, *[policy.image_token_id] * tokens, 2]}
+    assert policy.is_mapped(row) == mapped
 
 
 @pytest.mark.parametrize("policy", [OTHER], indirect=True)

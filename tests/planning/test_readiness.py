@@ -69,18 +69,16 @@ def test_nothing_is_wrong_with_the_smoke_run_and_torch_is_not_needed(tmp_path: P
     assert run("check", "--config", SMOKE, "--run", tmp_path / "run", "--quiet").stdout == ""
 
 
-def test_attention_that_cannot_be_read_shows_before_a_rollout_is_paid_for(tmp_path: Path) -> None:
+def test_what_a_family_cannot_have_shows_before_a_rollout_is_paid_for(tmp_path: Path) -> None:
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava/config.json").write_text('{"model_type": "llava"}')
     name = f"model.name={tmp_path / 'llava'}"
-    found = troubles(tmp_path, name, stages=(f"TRAIN={ZERO3},",))
+    found = troubles(tmp_path, name, "attention.vision_gradient=true", stages=(f"TRAIN={ZERO3},",))
     assert len(found) == 2
-    assert (
-        "the attention of architecture `llava` cannot be read" in found[0] and "attention.enabled to false" in found[0]
-    )
+    assert "llava: this model computes each completion in a row of its own" in found[0]
     assert "llava: this model needs a row per completion, which a launch that splits its weights" in found[1]
-    assert troubles(tmp_path, name, "attention.enabled=false", stages=(f"TRAIN={ZERO2},",)) == []
-    served = troubles(tmp_path, name, "attention.enabled=false", "rollout.engine=server")
+    assert troubles(tmp_path, name, stages=(f"TRAIN={ZERO2},",)) == []
+    served = troubles(tmp_path, name, "rollout.engine=server")
     assert served == [
         "rollout.engine: server does not support policies of architecture llava (only qwen2_5_vl, qwen2_vl, qwen3_vl). "
         "Set rollout.engine to transformers or vllm."

@@ -1,14 +1,18 @@
-"""A model that cannot share prompts goes through every stage but score-attention's measuring."""
+"""Models that cannot share prompts go through every stage, their attention scored in rows of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from support.families import OTHER
 from support.pipeline import Run, metrics, table
+
+from dapo_stages.reporting.iteration.search import find
+from dapo_stages.runs.run_folder import Run as RunFolder
 
 OFF = "attention.enabled=false"
 
@@ -38,7 +42,7 @@ def other(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         patched.chdir(folder)
         run.start()
         run.command("rollout", *run.rollout_inputs(1), "--out", run.at(1) / "rollout")
-        run.command("score-attention", *scoring(run), "--out", run.at(1) / "attention", "--set", OFF)
+        run.command("score-attention", *scoring(run), "--out", run.at(1) / "attention")
         run.command("weight-tokens", *run.weights_inputs(1), "--out", run.at(1) / "weights")
     return run
 
@@ -50,7 +54,7 @@ def scoring(run: Run) -> list[object]:
 def test_init_policy_takes_it_and_says_what_it_lacks(other: Run, tmp_path: Path) -> None:
     lines = other.command("init-policy", "--out", tmp_path / "policy").stderr.splitlines()
     assert lines[1] == (
-        "init-policy: cannot read its attention or share prompts among completions; set attention.enabled=false"
+        "init-policy: completions of this family do not share their prompt; one row for each (docs/models.md)"
     )
 
 
@@ -61,16 +65,29 @@ def test_rollout_says_that_it_is_slower(other: Run, tmp_path: Path, monkeypatch:
     assert said.count(line) == 1
 
 
-def test_measuring_its_attention_is_refused(other: Run, tmp_path: Path) -> None:
-    result = other.attempt("score-attention", *scoring(other), "--out", tmp_path / "attention")
-    assert result.code == 3
-    assert "the attention of architecture `llava` cannot be read, only that of" in result.stderr
-    assert not (tmp_path / "attention/manifest.json").exists()
-
-
-def test_without_attention_every_token_weighs_one(other: Run) -> None:
-    assert set(table(other.at(1) / "attention", "attention").status) == {"off"}
+def test_its_tokens_are_weighed_by_their_attention(other: Run) -> None:
+    """Weights of the VGR that was measured, and heat maps on its square of image tokens."""
+    attention = table(other.at(1) / "attention", "attention")
+    scored = attention[attention.status == "ok"]
+    assert len(scored) and set(attention.status) <= {"ok", "not_kept"}
     weights = table(other.at(1) / "weights", "weights")
+    assert any(len(set(row)) > 1 for row in weights.token_weights)
+    row = scored[scored.patch_attention_all.notna()].iloc[0]
+    looks = np.stack(row.patch_attention_all).astype(float)
+    assert looks.shape == (len(row.vgr), 16)
+    assert np.allclose(looks.sum(1), row.mass_vision, atol=1e-3)
+    hit = find(RunFolder(other.folder), row.completion_id)
+    look = hit.look()
+    assert look is not None and [part.shape[:2] for part in look.shades] == [(4, 4)]
+
+
+def test_without_attention_every_token_weighs_one(other: Run, tmp_path: Path) -> None:
+    off = tmp_path / "attention"
+    other.command("score-attention", *scoring(other), "--out", off, "--set", OFF)
+    assert set(table(off, "attention").status) == {"off"}
+    inputs = ["--rollouts", other.at(1) / "rollout", "--attention", off, "--iteration", 1]
+    other.command("weight-tokens", *inputs, "--out", tmp_path / "weights")
+    weights = table(tmp_path / "weights", "weights")
     assert weights.in_loss.any()
     assert {value for row in weights.token_weights for value in row} == {1.0}
 

@@ -16,13 +16,18 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import save_policy
 from dapo_stages.models.processor import image_processor
 from support import machine
+from support.more_families import MAKERS as MORE
 
-SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # those that share prefixes
+SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl")  # those that share prefixes
 OTHER = "llava"  # one that does not
+OWN_ROWS = (
+    OTHER,
+    *(family for family in MORE if family not in SHARED),
+)  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
-    """A checkpoint with random weights: hidden 64, 3 layers, 4 heads, 2 key-value heads; qwen2_5_vl is the embedded
+    """A checkpoint with random weights: hidden 64, 3 layers, 2 heads, 1 key-value head; qwen2_5_vl is the embedded
     policy itself."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(machine.seed())
@@ -37,7 +42,7 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
 
 def _qwen2_vl() -> tuple[Any, Any]:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
-    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     return _qwen("Qwen2VL", _text(rope_parameters=rope), vision, patch=14)
 
 
@@ -47,11 +52,13 @@ def _qwen3_vl() -> tuple[Any, Any]:
         "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
         "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
-    rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_theta": 10000.0}
-    return _qwen("Qwen3VL", _text(rope_parameters=rope, head_dim=16), vision, patch=16)
+    rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [8, 4, 4], "rope_theta": 10000.0}
+    return _qwen("Qwen3VL", _text(rope_parameters=rope, head_dim=32), vision, patch=16)
 
 
-def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -> tuple[Any, Any]:
+def _qwen(
+    name: str, text: dict[str, Any], vision: dict[str, Any], patch: int, processor: str | None = None
+) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     config = getattr(transformers, f"{name}Config")(
@@ -65,7 +72,7 @@ def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -
     )
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     images = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
-    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, config.model_type)
+    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, processor or config.model_type)
 
 
 def _llava() -> tuple[Any, Any]:
@@ -98,7 +105,7 @@ def _llava() -> tuple[Any, Any]:
 def _text(**more: Any) -> dict[str, Any]:
     return {
         "vocab_size": 576, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": None,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048, "bos_token_id": None,
         "tie_word_embeddings": True, **more,
     }  # fmt: skip
 
@@ -110,4 +117,4 @@ def _ended(model: Any, tokenizer: Any) -> Any:
     return model
 
 
-_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, OTHER: _llava}
+_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, OTHER: _llava} | MORE

@@ -31,12 +31,11 @@ def own_row(policy: Policy, prompt: Prompt, completion: Sequence[int] = ()) -> d
     """One completion in a row of its own, as transformers' forward and generate take it."""
     ids = torch.cat([prompt.ids, torch.tensor(completion, dtype=torch.long)])[None]
     row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for name, value in prompt.inputs.items():
+        told = name.endswith("token_type_ids")  # of each token; a completion is text
+        row[name] = torch.cat([value, value.new_zeros(1, len(completion))], 1) if told else value
     if policy.base.config.model_type.startswith("qwen"):
         row["mm_token_type_ids"] = (ids == policy.image_token_id).int()
-    if prompt.image_grid_thw is not None:
-        row["image_grid_thw"] = prompt.image_grid_thw
-    if prompt.pixel_values is not None:
-        row["pixel_values"] = prompt.pixel_values
     return row
 
 

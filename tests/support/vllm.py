@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,12 +24,23 @@ from dapo_stages.models.logprobs import GroupLogprobs
 from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.shared_prefix.packing import Group
 from support.commands import ROOT
-from support.pipeline import Run, metrics, table
+from support.pipeline import CONFIG, Run, metrics, table
 from support.processes import free_port
 
 PYTHON = ROOT / os.environ.get("VLLM_PYTHON", ".venv-vllm/bin/python")
 Rollout = Callable[..., Path]
 DEVELOPERS = "VLLM_SERVER_DEV_MODE=1"
+
+
+def there(
+    stage: str, settings: Sequence[str], options: dict[str, object], program: tuple[str, str] = ("-m", "dapo_stages")
+) -> None:
+    """Run a stage in the environment with vLLM."""
+    flags = [flag for one in settings for flag in ("--set", one)]
+    named = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = [PYTHON, *program, stage, "--config", CONFIG, *flags, *named]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
 
 
 def train(run: Run, rollouts: Path, folder: Path, policy: Path, **settings: object) -> pd.DataFrame:

@@ -131,5 +131,6 @@ def test_make_is_told_what_its_rules_depend_on(tmp_path: Path) -> None:
         answers, _ = told.read_text().split("\n\n", 1)
         assert answers.splitlines() == [
             *("planned_iterations := 1000", "lag := 2", "engine := vllm", "evaluate_engine := transformers"),
+            "device := auto",
             *("evaluations := on", "curriculum := on", f"kl :={kl}", "again :="),
         ]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.commands import ROOT
-from support.pipeline import CONFIG, Run
-from support.vllm import PYTHON, Rollout
+from support.pipeline import Run
+from support.vllm import Rollout, there
 
 # 16 prompts × 4: 64 completions.
 SIZES = ("rollout.prompts_per_iteration=16", "rollout.groups_per_shard=8", "rollout.dynamic_sampling=false")
@@ -42,17 +39,6 @@ def evaluated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given: dict[str, object] = {"policy": run.policy(0), "data": run.folder / "data", "out": out}
     there("evaluate", (*run.settings, "evaluate.engine=vllm"), given)
     return out
-
-
-def there(
-    stage: str, settings: Sequence[str], options: dict[str, object], program: tuple[str, str] = ("-m", "dapo_stages")
-) -> None:
-    """Run a stage in the environment with vLLM."""
-    flags = [flag for one in settings for flag in ("--set", one)]
-    named = [part for name, value in options.items() for part in (f"--{name}", value)]
-    command = [PYTHON, *program, stage, "--config", CONFIG, *flags, *named]
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ class Packed:
     """A packed row, ready for the model."""
 
     input_ids: torch.Tensor  # [1, T]
-    position_ids: torch.Tensor  # [3, 1, T]
+    position_ids: torch.Tensor  # [3, 1, T], or [1, T] where positions have one axis
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
     spans: tuple[Span, ...]
@@ -78,12 +78,14 @@ class Packed:
         if self.block_mask is not None:
             inputs["block_mask"] = self.block_mask
         if self.pixel_values is not None:
-            inputs |= {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+            inputs["pixel_values"] = self.pixel_values
+        if self.image_grid_thw is not None:
+            inputs["image_grid_thw"] = self.image_grid_thw
         return inputs
 
 
 def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: torch.device) -> Packed:
-    """Pack groups into one row. `positions` holds the prompts' positions [3, P], as the model computes them."""
+    """Pack groups into one row. `positions` holds the prompts' positions [3 or 1, P], as the model computes them."""
     ids: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     predicting: list[torch.Tensor] = []
@@ -94,7 +96,7 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
         after = int(prompt_positions.max()) + 1
         ids += [group.prompt.ids, *(torch.tensor(c, dtype=torch.long) for c in group.completions)]
         places.append(prompt_positions)
-        places += [(after + torch.arange(length)).expand(3, -1) for length in span.lengths]
+        places += [(after + torch.arange(length)).expand(len(prompt_positions), -1) for length in span.lengths]
         last = start + span.prefix - 1
         offset = start + span.prefix
         for length in span.lengths:
@@ -107,13 +109,18 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
     targets = [torch.tensor(c, dtype=torch.long) for g in groups for c in g.completions]
     return Packed(
         input_ids=torch.cat(ids)[None].to(device),
-        position_ids=torch.cat(places, 1)[:, None].to(device),
+        position_ids=by_axis(torch.cat(places, 1)[:, None]).to(device),
         pixel_values=torch.cat(pixels).to(device) if pixels else None,
         image_grid_thw=torch.cat(grids).to(device) if grids else None,
         spans=tuple(_to(span, device) for span in spans),
         predicting=torch.cat([torch.arange(0), *predicting]).to(device),
         targets=torch.cat([torch.arange(0), *targets]).to(device),
     )
+
+
+def by_axis(positions: torch.Tensor) -> torch.Tensor:
+    """Positions [axes, rows, T] as a model takes them: without the axes if there is one."""
+    return positions[0] if len(positions) == 1 else positions
 
 
 def _span(start: int, prefix: int, lengths: list[int]) -> Span:

@@ -12,7 +12,7 @@ from typing import Any
 from dapo_stages.groups.informative import is_informative
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
-from dapo_stages.reporting.iteration.heat import maps, patch_attention, with_patches
+from dapo_stages.reporting.iteration.heat import grid_of, maps, patch_attention, with_patches
 from dapo_stages.reporting.iteration.samples import attention_rows, image_of, join, weight_rows
 from dapo_stages.terminal.safe_text import one_line, visible
 
@@ -48,10 +48,11 @@ def _groups(
         attention, weights = attention_rows(sources, wanted), weight_rows(sources, wanted)
         groups = {name: _group(prompts.one(name), members[name], attention, weights) for name in chosen}
         if looked & wanted:
-            grids = {
-                row["completion_id"]: prompts.one(name)["image_grid_thw"] for name in chosen for row in members[name]
+            asked = {row["completion_id"]: prompts.one(name) for name in chosen for row in members[name]}
+            heat = {
+                key: maps(look, grid_of(asked[key], next(iter(look.values())).shape[1]))
+                for key, look in patch_attention(sources["attention"], looked & wanted)
             }
-            heat = {key: maps(look, grids[key]) for key, look in patch_attention(sources["attention"], looked & wanted)}
             for rows, group in zip(members.values(), groups.values(), strict=True):
                 for row, one in zip(rows, group["completions"], strict=True):
                     one["heat"] = heat.get(row["completion_id"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.schemas import SEGMENTS
+from dapo_stages.handoff.shards import Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +86,16 @@ def maps(patches: Patches, grid_thw: Sequence[Sequence[int]]) -> dict[str, Any] 
         "seen": [[round(float(share), 3) for share in row] for row in looks_STV.sum(axis=2)],
         "data": base64.b64encode(bytes_.tobytes()).decode(),
     }
+
+
+def grid_of(prompt: Row, tokens: int) -> list[list[int]]:
+    """The patch grid (time, height, width) of each image of a prompt row with this many image tokens.
+
+    Without grids all images are squares (models/families.py); score-attention keeps no attention to other images.
+    """
+    images = len(prompt["images"] or ())
+    side = math.isqrt(tokens // images) if images else 0
+    return prompt["image_grid_thw"] or [[1, side, side]] * images
 
 
 def shapes_of(grid_thw: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, int]] | None:

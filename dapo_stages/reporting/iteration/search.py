@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
-from dapo_stages.reporting.iteration.heat import patch_attention
+from dapo_stages.reporting.iteration.heat import grid_of, patch_attention
 from dapo_stages.reporting.iteration.overlay import Look, look_of
 from dapo_stages.reporting.iteration.samples import Sample, attention_rows, join, weight_rows
 from dapo_stages.reporting.iteration.thumbnails import size_of
@@ -43,7 +43,7 @@ class Hit:
         key = self.completion["completion_id"]
         patches = dict(patch_attention(self.attention, {key})) if self.attention else {}
         look_TV = patches.get(key, {}).get("all")
-        return None if look_TV is None else look_of(look_TV, self.prompt["image_grid_thw"])
+        return None if look_TV is None else look_of(look_TV, grid_of(self.prompt, look_TV.shape[1]))
 
     @property
     def images(self) -> list[tuple[int, int] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.families import OTHER, SHARED
+from support.families import OTHER, OWN_ROWS, SHARED
 from support.prompts import groups, own_row
 
 from dapo_stages.config import LoraSettings
@@ -58,6 +58,27 @@ def test_packed_groups_equal_separate_rows(policy: Policy, checkpointing: bool, 
     assert entropy.shape == got.shape and bool((entropy > 0).all())
 
 
+@pytest.mark.parametrize("policy", OWN_ROWS, indirect=True)
+def test_gradients_of_adapters_in_padded_rows(policy: Policy) -> None:
+    """Merged, the adapter gives the same logprobs, so it is what sampling with merged weights sees."""
+    add_adapter(policy, LoraSettings(rank=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    policy.model.double()
+    cases = groups(policy)
+    want = torch.cat([separate_logprobs(policy, group) for group in cases])
+    want_gradient = gradients(policy, want)
+    got = GroupLogprobs(policy, 0.7)(SeparateRows(cases))[0]
+    got_gradient = gradients(policy, got)
+    assert got_gradient.numel() == sum(p.numel() for name, p in policy.model.named_parameters() if "lora" in name)
+    assert ((got_gradient - want_gradient).norm() / want_gradient.norm()).item() < 1e-6
+    with torch.no_grad():
+        policy.model = policy.model.merge_and_unload()
+        merged = torch.cat([separate_logprobs(policy, group) for group in cases])
+    assert torch.allclose(merged, want, atol=1e-6)
+
+
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
 def test_gradients_of_adapters_equal_those_of_separate_rows(policy: Policy) -> None:
     add_adapter(policy, LoraSettings(rank=4, target_modules=["q_proj", "v_proj"]))
@@ -75,7 +96,9 @@ def test_gradients_of_adapters_equal_those_of_separate_rows(policy: Policy) -> N
 
 
 @pytest.mark.parametrize(
-    ("policy", "checkpointing"), [*((family, False) for family in SHARED), (OTHER, True)], indirect=["policy"]
+    ("policy", "checkpointing"),
+    [*((family, False) for family in SHARED), *((family, True) for family in OWN_ROWS)],
+    indirect=["policy"],
 )
 def test_padded_rows_equal_separate_rows(policy: Policy, checkpointing: bool) -> None:
     """The fallback for models that cannot share prompts; any model can be run this way."""
