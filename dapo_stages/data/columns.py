@@ -22,6 +22,7 @@ from dapo_stages.data.answer_options import (
 from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
+from dapo_stages.data.encoded_images import SUFFIXES, is_image
 from dapo_stages.data.templates import Template
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.answers import parse_solution, read_choice
@@ -52,6 +53,7 @@ class Question:
     slice: str
     labels: dict[str, str] = field(default_factory=dict)  # more slices: column -> value
     options: list[str] = field(default_factory=list)  # in the order of their letters; empty if it offers none
+    videos: list[Any] = field(default_factory=list)  # <video> marks where they go
 
     @property
     def problem(self) -> str:
@@ -75,7 +77,15 @@ def _option_columns(names: ColumnsConfig) -> tuple[str, ...]:
 
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
     """Every column that a setting names, and the columns that `a.b` may be in."""
-    named = {*image_columns(names), IMAGES, names.problem, names.solution, *CONVERSATIONS, *_option_columns(names)}
+    named = {
+        *image_columns(names),
+        IMAGES,
+        names.videos,
+        names.problem,
+        names.solution,
+        *CONVERSATIONS,
+        *_option_columns(names),
+    }
     named |= {name for name in (names.messages, names.slice, *names.slices) if name}
     return frozenset(named | {name.split(".")[0] for name in named})
 
@@ -98,7 +108,8 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
     for key, name, meaning in required:
         # Conversations may contain the images and the answer.
         inside = conversation is not None and key in ("image", "solution") and name == getattr(_DEFAULTS, key)
-        inside |= key == "image" and name == _DEFAULTS.image and IMAGES in columns
+        instead = IMAGES in columns or has_column(columns, names.videos)
+        inside |= key == "image" and name == _DEFAULTS.image and instead
         if not inside and not has_column(columns, name):
             raise DataError(
                 source,
@@ -142,6 +153,7 @@ def question_of(
         slice=as_text(cell(values, names.slice)) if names.slice else "",
         labels={name: as_text(value) for name in names.slices if (value := cell(values, name)) is not None},
         options=shown,
+        videos=videos_of(values, names),
     )
     texts = [question.solution, question.slice, *question.labels.values(), question.system or ""]
     try:
@@ -238,6 +250,27 @@ def images_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
         return list(_images(values, names, _conversation_of(values, names)).values())
     except UnusableRow:
         return []
+
+
+def videos_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
+    """The videos of a row: each a file, in whatever form, or a list of frames. One alone needs no list around it."""
+    value = structured(cell(values, names.videos))
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [list(value)] if value and all(map(_is_frame, value)) else list(value)
+
+
+def _is_frame(value: Any) -> bool:
+    """Whether an element of a list is an image, by its class, its first bytes or the end of its name."""
+    if isinstance(value, Mapping):
+        value = value.get("path") or value.get("url") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return is_image(bytes(value[:16]))
+    if isinstance(value, str):
+        return value[:11].lower() == "data:image/" or value.lower().endswith(SUFFIXES)
+    return hasattr(value, "getpixel")
 
 
 def _images(values: Mapping[str, Any], names: ColumnsConfig, conversation: Conversation) -> dict[int, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from dapo_stages.models.shared_prefix.packing import Prompt
+
 
 @dataclass(frozen=True)
 class Family:
@@ -23,15 +25,23 @@ class Family:
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
     image_marker: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
 
-    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
-        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column.
+    def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
+        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column, videos also by time.
 
-        Later tokens continue after the largest of them, on all three axes.
+        Later tokens continue after the largest of them, on all three axes, as those that transformers generates do.
         """
-        row = ids[None]
-        is_image = (row == model.config.image_token_id).int()
+        row = prompt.ids[None]
+        kinds = (row == model.config.image_token_id).int()
+        video = getattr(model.config, "video_token_id", None)
+        if prompt.video_grid_thw is not None:
+            kinds = kinds + 2 * (row == video).int()
         found, _ = model.get_rope_index(
-            row, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=row.new_ones(row.shape)
+            row,
+            mm_token_type_ids=kinds,
+            image_grid_thw=prompt.image_grid_thw,
+            video_grid_thw=prompt.video_grid_thw,
+            second_per_grid_ts=prompt.second_per_grid_ts,
+            attention_mask=row.new_ones(row.shape),
         )
         positions: torch.Tensor = found[:, 0]
         return positions

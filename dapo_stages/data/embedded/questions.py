@@ -1,4 +1,4 @@
-"""A multiple-choice question about an image, as the embedded tasks draw them."""
+"""A multiple-choice question about an image or a video, as the embedded tasks draw them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+Seen = Image.Image | tuple[Image.Image, ...]  # an image, or the frames of a video
+
 
 class Lesson(NamedTuple):
     """What the warm-up teaches: to say `completion` when shown `image` and asked `problem`."""
 
-    image: Image.Image
+    image: Seen
     problem: str
     completion: str
 
@@ -22,7 +24,7 @@ class Lesson(NamedTuple):
 class Question:
     """An image, and a question that only the image answers."""
 
-    image: Image.Image  # RGB
+    image: Seen  # RGB
     problem: str  # the question and its options
     letters: dict[str, str]  # each option in words -> its letter
     answer: str  # the true answer in words
