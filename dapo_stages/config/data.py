@@ -20,8 +20,8 @@ class ColumnsConfig(Section):
     )
     videos: Annotated[str, Later("videos")] = Field(
         "videos",
-        description="Videos, where the dataset has this column: each a file, or a list of frames. `<video>` marks where "
-        "they go in a question.",
+        description="Videos, where the dataset has this column: each a file, or a list of frames. `<video>` marks "
+        "where they go in a question.",
     )
     problem: str = Field(
         "problem",
@@ -51,8 +51,8 @@ class SyntheticConfig(Section):
 
     task: Literal["colours", "motion", "places", "scenes"] = Field(
         "colours",
-        description="colours: one colored shape. motion: which way a square goes in a video. places: where objects are, "
-        "their colors and numbers. scenes: an older task, kept for runs that have it.",
+        description="colours: one colored shape. motion: which way a square goes in a video. places: where objects "
+        "are, their colors and numbers. scenes: an older task, kept for runs that have it.",
     )
     shuffled: bool = Field(False, description="Shuffle the options of `scenes`, which takes far longer to learn.")
     train: Count = Field(4096, description="Training questions.")

@@ -80,7 +80,7 @@ class PromptMaker:
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse concurrent calls
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
-        """The prompt of a row, in the columns of `held_out`, or why there is none; with `frame_seconds` if it has videos.
+        """The prompt of a row, in the columns of `held_out`, or why there is none. `frame_seconds` is for videos only.
 
         A prompt longer than `max_prompt_length` is dropped, never truncated. Raises BadImage for an unreadable image,
         and DataError for a control token if data.on_control_tokens is error.
@@ -177,7 +177,7 @@ class PromptMaker:
         return self._checked(draft)
 
     def _with_videos(self, draft: _Draft, tokenizer: Any) -> _Draft:
-        """Token ids and patch grids of a row with videos, whose images and frames are put in the order of its prompt."""
+        """Token ids and patch grids of a row with videos. Its images and frames get the order of the prompt."""
         encoder = self._video_encoder
         images, videos = iter(draft.images), iter(draft.videos)
         found: list[Prepared] = []

@@ -119,7 +119,7 @@ def shown(processor: Any, images: Sequence[Image.Image], visuals: Sequence[Visua
 
 
 def _paired(frames: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Patches of frames [R, 3 · size · S], each repeated in time as a single image's are, as those of temporal steps."""
+    """Patches [R, 3 · size · S] of frames, repeated in time as those of images are -> those of temporal steps."""
     import numpy as np
 
     views = [frame.reshape(len(frame), 3, size, -1)[:, :, 0] for frame in frames]

@@ -1,7 +1,7 @@
 """Videos of any dataset as frames: files, which PyAV decodes, and lists of images.
 
-A file is never opened by name: FFmpeg would read addresses and lists of other files. Only containers of a single file are
-decoded.
+A file is never opened by name: FFmpeg would read addresses and lists of other files. Only containers of a single file
+are decoded.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ def chosen(shown: Sequence[float], limits: VideoLimits) -> tuple[list[float], li
 
 def _decoded(av: Any, file: bytes | Path, where: object, limits: VideoLimits) -> Iterator[tuple[float, Any]]:
     """Each frame of a file, and the second at which it is shown."""
-    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:
-        with av.open(opened, options={"format_whitelist": CONTAINERS}) as container:
-            for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
-                if number == _MOST:
-                    raise BadImage(where, f"the video has more than {_MOST:,} frames")
-                if frame.width * frame.height > limits.max_pixels:
-                    problem = (
-                        f"{frame.width}x{frame.height} pixels, more than data.max_image_pixels={limits.max_pixels}"
-                    )
-                    raise BadImage(where, f"the frames of the video have {problem}")
-                yield float(frame.time) if frame.time is not None else number / limits.fps, frame
+    with (
+        io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened,
+        av.open(opened, options={"format_whitelist": CONTAINERS}) as container,
+    ):
+        for number, frame in enumerate(container.decode(video=0) if container.streams.video else ()):
+            if number == _MOST:
+                raise BadImage(where, f"the video has more than {_MOST:,} frames")
+            if frame.width * frame.height > limits.max_pixels:
+                problem = f"{frame.width}x{frame.height} pixels, more than data.max_image_pixels={limits.max_pixels}"
+                raise BadImage(where, f"the frames of the video have {problem}")
+            yield float(frame.time) if frame.time is not None else number / limits.fps, frame

@@ -1,7 +1,7 @@
 """What the images of a prompt row are: single ones, or frames of a video.
 
-`frame_seconds` of a row has a number for each image: the second of its video that the frame shows, 0 for the first, which
-starts a new video; SINGLE for an image that is no frame. None: no image is one.
+`frame_seconds` of a row has a number for each image: the second of its video that the frame shows, 0 for the first,
+which starts a new video; SINGLE for an image that is no frame. None: no image is one.
 """
 
 from __future__ import annotations

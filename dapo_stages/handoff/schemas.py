@@ -15,6 +15,7 @@ TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # from sc
 # The same, of later versions: a file has those that were asked for.
 MORE_TOKEN_SCORES = ("blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient")
 TOKEN_VGR = tuple(f"token_vgr_{segment}" for segment in SEGMENTS[:3])
+BY_IMAGE = "attn_vision_by_image"  # of rollouts with a prompt of several images, or a video
 OF_LAYERS = ("token_vgr_layers", "vgr_layers")  # per token, and of the completion; over the layers that were chosen
 
 # Mirrors datasets.Image(): the order of children and their nullability must match for images to decode.
@@ -108,6 +109,7 @@ _ATTENTION = [
     pa.field("token_vgr_layers", FLOATS),
     pa.field("vgr_layers", pa.float32()),
     *(pa.field(name, FLOATS) for name in MORE_TOKEN_SCORES),
+    pa.field(BY_IMAGE, FLOATS),
 ]
 
 _WEIGHT = [
@@ -185,7 +187,10 @@ PER_TOKEN = (
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
 LATER = frozenset(
-    {"draws", "row", "informative", "loss_mask", "frame_seconds", *READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES}
+    {
+        *("draws", "row", "informative", "loss_mask", "frame_seconds", BY_IMAGE),
+        *(*READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES),
+    }
 )
 
 

@@ -163,7 +163,7 @@ class Scoring:
         import torch
 
         from dapo_stages.models.inputs import prompt_of
-        from dapo_stages.models.shared_prefix.masses import MassRecorder
+        from dapo_stages.models.shared_prefix.masses import MassRecorder, unit_keys
         from dapo_stages.models.shared_prefix.packing import Group
 
         policy = self._policy
@@ -174,6 +174,10 @@ class Scoring:
             completions = [row["completion_ids"] for row in members[prompt["group_id"]]]
             groups.append(Group(prompt_of(prompt, policy.processor), completions))
         packed = policy.pack(groups)
+        units = None
+        if self._by_image:
+            grids = [prompt["image_grid_thw"] for prompt in prompts]
+            units = [unit_keys(kind, grid) for kind, grid in zip(kinds, grids, strict=True)]
         recorder = MassRecorder(
             packed.spans,
             kinds,
@@ -185,6 +189,7 @@ class Scoring:
                 for prompt in prompts
             ],
             rollout=self._settings.rollout_mass,
+            units=units,
         )
         scores: Scores = {}
         if _scores_tokens(self._config):
@@ -207,9 +212,9 @@ class Scoring:
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
-        from dapo_stages.handoff.schemas import MORE_TOKEN_SCORES, OF_LAYERS, SCHEMAS
+        from dapo_stages.handoff.schemas import BY_IMAGE, MORE_TOKEN_SCORES, OF_LAYERS, SCHEMAS
 
-        unasked = {*OF_LAYERS, *MORE_TOKEN_SCORES} - self._asked_for
+        unasked = {*OF_LAYERS, *MORE_TOKEN_SCORES, BY_IMAGE} - self._asked_for
         empty: Row = dict.fromkeys(name for name in SCHEMAS["attention"].names if name not in unasked)
         counts = {"num_text_tokens": 0, "num_vision_tokens": 0}
         return empty | counts | {"completion_id": completion_id, "status": status}
@@ -220,8 +225,15 @@ class Scoring:
         more = ("vision_cosine", "rollout_mass", "vision_gradient")
         found = {name for name in more if getattr(self._settings, name)}
         found |= {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
+        found |= {"attn_vision_by_image"} if self._by_image else set()
         columns = {"layers": "token_vgr_layers", "vgr_layers": "vgr_layers"}
         return found | {columns[name] for name in self._layers}
+
+    @cached_property
+    def _by_image(self) -> bool:
+        """Whether a prompt has several images or a video: their attention is then measured separately, too."""
+        rows = self._rollouts.rows("prompts", ["image_grid_thw"])
+        return self._settings.enabled and any(sum(steps for steps, *_ in row["image_grid_thw"]) > 1 for row in rows)
 
     @cached_property
     def _passes(self) -> ScoringPasses:
@@ -273,12 +285,13 @@ def _row(
     completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice, layers: dict[str, list[int]]
 ) -> Row:
     """One attention row; `tokens` are the completion's among those of the scores."""
-    from dapo_stages.handoff.schemas import MASSES, MORE_TOKEN_SCORES, SEGMENTS, TOKEN_SCORES
+    from dapo_stages.handoff.schemas import BY_IMAGE, MASSES, MORE_TOKEN_SCORES, SEGMENTS, TOKEN_SCORES
     from dapo_stages.maths.grounding import segments, summarize
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
-    summary = summarize(scored.masses.numpy(), num_text, num_vision, **layers)
+    units = None if scored.units is None else scored.units.numpy()
+    summary = summarize(scored.masses.numpy(), num_text, num_vision, **layers, units_LTU=units)
     row: dict[str, Any] = {
         "completion_id": completion_id,
         "status": "ok" if num_vision else "no_image",
@@ -292,6 +305,8 @@ def _row(
         **{name: scores[name][tokens].tolist() if name in scores else None for name in TOKEN_SCORES},
         **{name: scores[name][tokens].tolist() for name in MORE_TOKEN_SCORES if name in scores},
     }
+    if (by_image := summary.vision_by_image) is not None:
+        row[BY_IMAGE] = by_image.tolist() if num_vision else None
     if scored.patches is not None and num_vision:
         for segment, place in segments(scored.patches.shape[0]).items():
             if place is not None:

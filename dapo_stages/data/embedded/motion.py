@@ -1,7 +1,7 @@
 """The embedded task `motion`: which way a square goes, in a video of four frames; a pure function of (seed, index).
 
-No single frame tells: a square on the left may go right, up or down. Frames have the dark border of `places`, which tells
-a vision token where it is.
+No single frame tells: a square on the left may go right, up or down. Frames have the dark border of `places`, which
+tells a vision token where it is.
 """
 
 from __future__ import annotations
