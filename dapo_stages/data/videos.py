@@ -39,17 +39,22 @@ class Video(NamedTuple):
     seconds: list[float]
 
 
-def from_frames(images: Sequence[Any], where: object, limits: VideoLimits) -> Video:
-    """A video of a list of frames (bytes, paths or Pillow's), `fps` of which are a second.
-
-    Raises BadImage for a frame that cannot be used, none at all, too many, and frames of different sizes.
-    """
+def check_frames(images: Sequence[Any], where: object, limits: VideoLimits) -> None:
+    """Raise BadImage for a list of no frames, or too many."""
     if not images:
         raise BadImage(where, "the video has no frames")
     if len(images) > limits.max_frames:
         raise BadImage(
             where, f"the video has {len(images)} frames, more than data.max_video_frames={limits.max_frames}"
         )
+
+
+def from_frames(images: Sequence[Any], where: object, limits: VideoLimits) -> Video:
+    """A video of a list of frames (bytes, paths or Pillow's), `fps` of which are a second.
+
+    Raises BadImage for a frame that cannot be used, and for frames of different sizes, none or too many.
+    """
+    check_frames(images, where, limits)
     frames = [prepared(image, f"{where}: frame {number}", limits.of_frames) for number, image in enumerate(images)]
     if len(sizes := {frame.size for frame in frames}) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
