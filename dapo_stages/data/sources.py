@@ -164,7 +164,7 @@ def _embedded(config: Config) -> RawSource:
         for index in range(totals[part]):
             drawn = draw(2 * config.seed + PARTS.index(part), index, shuffled=synthetic.shuffled)
             asked = {
-                image: [list(drawn.image)] if isinstance(drawn.image, tuple) else drawn.image,
+                image: [list(drawn.frames)] if is_video else drawn.image,
                 names.problem: drawn.problem,
                 names.solution: drawn.solution,
             }

@@ -56,7 +56,7 @@ class VideoEncoder:
         def expanded(match: re.Match[str]) -> str:
             (visual, _), grid = next(rest)
             if visual.seconds is None or not self._timed:
-                return match[0] * (prod(grid) // merged)
+                return str(match[0]) * (prod(grid) // merged)
             return "".join(self._steps(visual.seconds, prod(grid[1:]) // merged))
 
         if self._timed:
@@ -106,7 +106,7 @@ def shown(processor: Any, images: Sequence[Image.Image], visuals: Sequence[Visua
             intervals.append(visual.interval * half.temporal_patch_size)
         pixels[is_video] += own
         grids[is_video].append(grid)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for is_video, names in (
         (False, ("pixel_values", "image_grid_thw")),
         (True, ("pixel_values_videos", "video_grid_thw")),

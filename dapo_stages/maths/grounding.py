@@ -120,12 +120,12 @@ def summarize(
         chosen = list(vgr_layers)
         text, vision = float(_mean(text_LT[chosen], None)), float(_mean(vision_LT[chosen], None))
         scalars["vgr_layers"] = float(vgr(text, vision, n_text, n_vision))
-    vgr_T = token_vgr.pop("all")
-    assert vgr_T is not None
     by_image = None
     if units_LTU is not None:
         units = np.asarray(units_LTU, dtype=np.float64)
         by_image = np.array([_mean(_share(units[..., unit], prompt_LT), None) for unit in range(units.shape[-1])])
+    vgr_T = token_vgr.pop("all")
+    assert vgr_T is not None
     return Summary(
         masses={kind: _mean(mass_LT, 0) for kind, mass_LT in kinds.items()},
         vgr=vgr_T,

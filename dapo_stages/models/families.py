@@ -31,10 +31,9 @@ class Family:
         Later tokens continue after the largest of them, on all three axes, as those that transformers generates do.
         """
         row = prompt.ids[None]
-        kinds = (row == model.config.image_token_id).int()
-        video = getattr(model.config, "video_token_id", None)
+        kinds = row.eq(model.config.image_token_id).int()
         if prompt.video_grid_thw is not None:
-            kinds = kinds + 2 * (row == video).int()
+            kinds += 2 * row.eq(model.config.video_token_id).int()
         found, _ = model.get_rope_index(
             row,
             mm_token_type_ids=kinds,

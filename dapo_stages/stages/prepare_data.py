@@ -180,7 +180,7 @@ def _write_part(
             done[row["prompt_id"]] = None
             _count(row, output.counts)
         number += 1
-    prompts = chain.from_iterable(
+    prompts: Iterator[Row] = chain.from_iterable(
         _prompts(maker, part, done, output.counts, summaries[maker.name], advance) for maker in makers
     )
     if any(has_column(maker.source.columns, maker.data.columns.videos) for maker in makers):

@@ -72,7 +72,7 @@ def video_prompt(policy: Policy, problem: str, seen: Sequence[Image.Image | list
 def video_groups(policy: Policy) -> list[Group]:
     """A video of four frames; an image between two videos, one with an odd number of frames; an image alone."""
     cases = groups(policy)[:2]
-    between = [moving(84, 56, 3), image(56, 56, 5), moving(56, 112, 4)]
+    between: list[Image.Image | list[Image.Image]] = [moving(84, 56, 3), image(56, 56, 5), moving(56, 112, 4)]
     return [
         Group(video_prompt(policy, "Which way did it go?", [moving(56, 56, 4)]), cases[0].completions),
         Group(video_prompt(policy, "Is <video> like <image>, or is <video>?", between), cases[1].completions),

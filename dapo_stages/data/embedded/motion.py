@@ -1,7 +1,7 @@
 """The embedded task `motion`: which way a square goes, in a video of four frames; a pure function of (seed, index).
 
-No single frame tells: a square on the left may go right, up or down. Frames have the dark border of `places`, which
-tells a vision token where it is.
+No single frame tells: a square goes from one quarter of the frame to the next, and from each there are two ways to go,
+and two to arrive. Frames have the dark border of `places`, which tells a vision token where it is.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ def _asked(colour: str, way: str, wording: str, frames: tuple[Image.Image, ...])
     thoughts = {
         one: tuple(said.format(start=ENDS[one][0], end=ENDS[one][1], way=one) for said in THOUGHTS) for one in WAYS
     }
-    return Question(frames, problem, LETTERS, way, PRIOR[colour], thoughts, columns={"colour": colour, "way": way})
+    columns = {"colour": colour, "way": way}
+    return Question(frames[0], problem, LETTERS, way, PRIOR[colour], thoughts, columns=columns, frames=frames)
 
 
 def _draw(rng: np.random.Generator, colour: str, way: str) -> tuple[Image.Image, ...]:
-    """A square that crosses the frame; where it is across its way, and how large, is random."""
+    """A square that goes from a quarter of the frame to one beside it; where in both, and how large, is random."""
     base = ground(rng, SIZE)
-    half = rng.uniform(0.12, 0.2) * SIZE
-    least, most = half + FRAME, SIZE - half - FRAME
-    across = rng.uniform(least, most)
-    start, end = (rng.uniform(*side) for side in ((least, least + 4), (most - 4, most)))
+    half = rng.uniform(0.12, 0.17) * SIZE
+    near, far = (half + FRAME, SIZE / 2 - half), (SIZE / 2 + half, SIZE - half - FRAME)  # on either axis alike
+    across = rng.uniform(*(near if rng.random() < 0.5 else far))
     dx, dy = WAYS[way]
-    places = np.linspace(start, end, FRAMES)[:: 1 if dx + dy > 0 else -1]
+    places = np.linspace(rng.uniform(*near), rng.uniform(*far), FRAMES)[:: 1 if dx + dy > 0 else -1]
     shades, frames = rng.integers(2**32), []
     for along in places:
         image = base.copy()

@@ -9,22 +9,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-Seen = Image.Image | tuple[Image.Image, ...]  # an image, or the frames of a video
-
 
 class Lesson(NamedTuple):
     """What the warm-up teaches: to say `completion` when shown `image` and asked `problem`."""
 
-    image: Seen
+    image: Image.Image
     problem: str
     completion: str
+    frames: tuple[Image.Image, ...] = ()  # of a video, instead of the image
 
 
 @dataclass(frozen=True)
 class Question:
     """An image, and a question that only the image answers."""
 
-    image: Seen  # RGB
+    image: Image.Image  # RGB
     problem: str  # the question and its options
     letters: dict[str, str]  # each option in words -> its letter
     answer: str  # the true answer in words
@@ -32,6 +31,7 @@ class Question:
     thoughts: Mapping[str, tuple[str, ...]]  # each option -> reasonings that lead to it, the same number for each
     kind: str = ""  # if there are several kinds of questions
     columns: Mapping[str, str] = field(default_factory=dict)  # more columns to slice by
+    frames: tuple[Image.Image, ...] = ()  # of a video that is shown instead of the image, which is its first
 
     @property
     def solution(self) -> str:

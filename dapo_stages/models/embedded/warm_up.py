@@ -124,7 +124,10 @@ def _asked(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Gene
     drawn = [task.question(seed + _STREAM, first + i, biased=biased, shuffled=config.shuffled) for i in range(number)]
     said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
     thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=number)
-    return [Lesson(q.image, q.problem, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
+    return [
+        Lesson(q.image, q.problem, q.completion(a, int(t)), q.frames)
+        for q, a, t in zip(drawn, said, thoughts, strict=True)
+    ]
 
 
 def _batch(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None) -> dict[str, Any]:
@@ -158,14 +161,14 @@ def _batch(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None)
 
 def _of_videos(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None) -> dict[str, Any] | None:
     """Ids, and what the model sees, of lessons that are videos; None if they are images."""
-    encoder, rows, seen = VideoEncoder(processor), [], []
+    encoder, rows, seen = VideoEncoder(processor), [], list[dict[str, Any]]()
     for lesson in lessons:
-        if not isinstance(lesson.image, tuple):
+        if not lesson.frames:
             return None
-        visual = Visual(range(len(lesson.image)), tuple(SECONDS * n for n in range(len(lesson.image))))
+        visual = Visual(range(len(lesson.frames)), tuple(SECONDS * n for n in range(len(lesson.frames))))
         text = _prompt(processor, messages(lesson.problem, 0, system_prompt, n_videos=1))
         rows.append(encoder.encode(text, [(visual, lesson.image[0].size)], processor.tokenizer)[0])
-        seen.append(shown(processor, lesson.image, [visual]))
+        seen.append(shown(processor, lesson.frames, [visual]))
     return {"input_ids": rows, **{name: np.concatenate([one[name] for one in seen]) for name in seen[0]}}
 
 

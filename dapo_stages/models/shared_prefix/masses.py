@@ -140,7 +140,8 @@ class MassRecorder:
             start += mean.shape[1]
         if rollout is not None:
             rollout.advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
-        return torch.cat(masses, 1), *(torch.cat(some, 1) if some else None for some in (looks, units))
+        of_patches, of_units = (torch.cat(some, 1) if some else None for some in (looks, units))
+        return torch.cat(masses, 1), of_patches, of_units
 
 
 def attention_rows(
