@@ -56,7 +56,7 @@ class VideoEncoder:
         def expanded(match: re.Match[str]) -> str:
             (visual, _), grid = next(rest)
             if visual.seconds is None or not self._timed:
-                return str(match[0]) * (prod(grid) // merged)
+                return match[0] * int(prod(grid) // merged)
             return "".join(self._steps(visual.seconds, prod(grid[1:]) // merged))
 
         if self._timed:

@@ -135,7 +135,8 @@ class Policy:
     def image_marks(self) -> ImageMarks:
         """The tokens that stand for an image in a prompt."""
         ids = self.processor.tokenizer(self.family.image_marker, add_special_tokens=False)["input_ids"]
-        return ImageMarks(*ids[:3], self.tokens.video_token_id)
+        start, image, end = ids
+        return ImageMarks(start, image, end, self.tokens.video_token_id)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion, without its end token."""

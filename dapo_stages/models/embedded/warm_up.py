@@ -167,7 +167,7 @@ def _of_videos(processor: Any, lessons: Sequence[Lesson], system_prompt: str | N
             return None
         visual = Visual(range(len(lesson.frames)), tuple(SECONDS * n for n in range(len(lesson.frames))))
         text = _prompt(processor, messages(lesson.problem, 0, system_prompt, n_videos=1))
-        rows.append(encoder.encode(text, [(visual, lesson.image[0].size)], processor.tokenizer)[0])
+        rows.append(encoder.encode(text, [(visual, lesson.image.size)], processor.tokenizer)[0])
         seen.append(shown(processor, lesson.frames, [visual]))
     return {"input_ids": rows, **{name: np.concatenate([one[name] for one in seen]) for name in seen[0]}}
 
