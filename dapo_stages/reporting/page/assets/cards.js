@@ -57,6 +57,7 @@ function question(text) {
 function imageElement(image, index, entry, view) {
   if (!image.uri) {
     view.append(make("p", { className: "soft" }, "The image cannot be shown."));
+    entry.shares.push({ caption: make("span"), second: "" });
     return null;
   }
   const second = image.second === undefined ? "" : ` at ${image.second} s`;
