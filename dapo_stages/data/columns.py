@@ -22,8 +22,8 @@ from dapo_stages.data.answer_options import (
 from dapo_stages.data.cells import as_text, cell, has_column, is_missing, structured
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
-from dapo_stages.data.encoded_images import SUFFIXES, is_image
 from dapo_stages.data.templates import Template
+from dapo_stages.data.video_cells import videos_of
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.answers import parse_solution, read_choice
 from dapo_stages.rewards.letters import letters_in
@@ -250,27 +250,6 @@ def images_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
         return list(_images(values, names, _conversation_of(values, names)).values())
     except UnusableRow:
         return []
-
-
-def videos_of(values: Mapping[str, Any], names: ColumnsConfig) -> list[Any]:
-    """The videos of a row: each a file, in whatever form, or a list of frames. One alone needs no list around it."""
-    value = structured(cell(values, names.videos))
-    if value is None or value == "":
-        return []
-    if not isinstance(value, list | tuple):
-        return [value]
-    return [list(value)] if value and all(map(_is_frame, value)) else list(value)
-
-
-def _is_frame(value: Any) -> bool:
-    """Whether an element of a list is an image, by its class, its first bytes or the end of its name."""
-    if isinstance(value, Mapping):
-        value = value.get("path") or value.get("url") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, bytes | bytearray | memoryview):
-        return is_image(bytes(value[:16]))
-    if isinstance(value, str):
-        return value[:11].lower() == "data:image/" or value.lower().endswith(SUFFIXES)
-    return hasattr(value, "getpixel")
 
 
 def _images(values: Mapping[str, Any], names: ColumnsConfig, conversation: Conversation) -> dict[int, Any]:

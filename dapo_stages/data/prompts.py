@@ -24,7 +24,7 @@ from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
 from dapo_stages.data.video_encoding import VideoEncoder
-from dapo_stages.data.videos import Video, VideoLimits, check_frames, from_file, from_frames
+from dapo_stages.data.videos import Video, VideoLimits, video_of
 from dapo_stages.data.visuals import SINGLE, visuals_of
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row
@@ -122,21 +122,8 @@ class PromptMaker:
     def _look_up(self, draft: _Draft) -> _Draft:
         """Find the images of a row, and make its videos."""
         draft.jobs = [self._job(draft.raw, image) for image in draft.question.images]
-        draft.videos = [self._video(draft.raw, cell) for cell in draft.question.videos]
+        draft.videos = [video_of(self.source, draft.raw, cell, self._video_limits) for cell in draft.question.videos]
         return draft
-
-    def _video(self, raw: RawRow, cell: Any) -> Video:
-        """A video: a list of frames, or a file."""
-        if isinstance(cell, list | tuple):
-            check_frames(cell, raw.where, self._video_limits)  # before any is read
-            return from_frames([self.source.image(raw, frame) for frame in cell], raw.where, self._video_limits)
-        try:
-            file, where = self._job(raw, cell)
-        except BadImage as bad:
-            raise BadImage(bad.where, bad.problem.replace("an image", "a video").replace("image", "video", 1)) from None
-        if not isinstance(file, bytes | Path):
-            raise BadImage(where, "expected a video, got an image")
-        return from_file(file, where, self._video_limits)
 
     def _say(self, draft: _Draft) -> _Draft:
         """Render the conversation by the chat template."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.config import DataConfig
-from dapo_stages.data.columns import images_of, videos_of
+from dapo_stages.data.columns import images_of
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow
+from dapo_stages.data.video_cells import videos_of
 
 _WHOLE: dict[float, Part] = {0.0: "train", 1.0: "held_out"}  # held-out fractions for which all rows are of one part
 Rows = Callable[[], Iterator[tuple[dict[str, Any], Path | None]]]  # every row, and the folder of its file

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dapo_stages.data.images import BadImage, Limits, Prepared, prepared
+from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.errors import DataError
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,gif"  # FFmpeg's names
@@ -37,6 +38,20 @@ class Video(NamedTuple):
 
     frames: list[Prepared]
     seconds: list[float]
+
+
+def video_of(source: RawSource, row: RawRow, cell: Any, limits: VideoLimits) -> Video:
+    """The video of a cell: a list of frames, or a file. Raises BadImage, and DataError if PyAV is missing for it."""
+    if isinstance(cell, list | tuple):
+        check_frames(cell, row.where, limits)  # before any is read
+        return from_frames([source.image(row, frame) for frame in cell], row.where, limits)
+    try:
+        file = source.image(row, cell)
+    except BadImage as bad:
+        raise BadImage(bad.where, bad.problem.replace("an image", "a video").replace("image", "video", 1)) from None
+    if not isinstance(file, bytes | Path):
+        raise BadImage(row.where, "expected a video, got an image")
+    return from_file(file, f"{row.where}: {file.name}" if isinstance(file, Path) else row.where, limits)
 
 
 def check_frames(images: Sequence[Any], where: object, limits: VideoLimits) -> None:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from dapo_stages.config import Config
-from dapo_stages.data.columns import videos_of
 from dapo_stages.data.images import BadImage
 from dapo_stages.data.prompts import Dropped, PromptMaker
 from dapo_stages.data.raw_rows import RawRow, RawSource
+from dapo_stages.data.video_cells import videos_of
 from dapo_stages.data.videos import VideoLimits, chosen, from_file, from_frames
 from dapo_stages.errors import DataError
 
