@@ -44,8 +44,8 @@ _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "ot
 
 # What to do if all rows of a part are dropped, by the reason; the first that fits.
 _ADVICE = {
-    r"video file does not exist|the video is a path|expected a video": "Set data.image_root to the folder of the videos, "
-    "or data.columns.videos to another column.",
+    r"video file does not exist|the video is a path|expected a video": "Set data.image_root to the folder of the "
+    "videos, or data.columns.videos to another column.",
     r"max_video_frames": "Raise data.max_video_frames.",
     r"the video|frames of": "Fix the videos.",
     r"image file does not exist|has no folder": "Set data.image_root to the folder of the images, or "
