@@ -40,7 +40,7 @@ TESTS = {
         ("models/shared_prefix/test_packing.py", "test_gradients_of_adapters_equal_those_of_separate_rows"),
         ("models/shared_prefix/test_packing.py", "test_gradients_of_adapters_in_padded_rows"),
     ],
-    "video": [],
+    "video": [("models/test_videos.py", "test_packed_videos_equal_separate_rows")],
 }
 PAGE = """# Models
 

@@ -27,6 +27,7 @@ from dapo_stages.maths.loss_types import LossSettings
 from dapo_stages.models.families import FAMILIES, Family
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import load_policy, save_policy
+from dapo_stages.models.shared_prefix.packing import Prompt
 from dapo_stages.models.tokens import load_tokens
 from dapo_stages.rewards.isolated.plugins import Plugins
 from dapo_stages.stages import rollout, weight_tokens
@@ -159,8 +160,8 @@ def furthest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 class Flat(Family):
     """One that gives image tokens the positions of text."""
 
-    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
-        return torch.arange(len(ids)).expand(3, -1)
+    def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
+        return torch.arange(len(prompt.ids)).expand(3, -1)
 
 
 def test_a_family_is_held_to_rows_of_their_own(furthest: Any, tmp_path: Path) -> None:

@@ -18,6 +18,11 @@ class ColumnsConfig(Section):
     image: str | tuple[str, ...] = Field(
         "image", description="The image, or a list of images; or several columns: `[image_1, image_2]`."
     )
+    videos: Annotated[str, Later("videos")] = Field(
+        "videos",
+        description="Videos, where the dataset has this column: each a file, or a list of frames. `<video>` marks "
+        "where they go in a question.",
+    )
     problem: str = Field(
         "problem",
         description="The question, with or without its options; `<image>` (or `<image 2>`) marks where images go.",
@@ -44,10 +49,10 @@ class ColumnsConfig(Section):
 class SyntheticConfig(Section):
     """The embedded synthetic task and its sizes."""
 
-    task: Literal["colours", "places", "scenes"] = Field(
+    task: Literal["colours", "motion", "places", "scenes"] = Field(
         "colours",
-        description="colours: one colored shape. places: where objects are, their colors and numbers. scenes: an older "
-        "task, kept for runs that have it.",
+        description="colours: one colored shape. motion: which way a square goes in a video. places: where objects "
+        "are, their colors and numbers. scenes: an older task, kept for runs that have it.",
     )
     shuffled: bool = Field(False, description="Shuffle the options of `scenes`, which takes far longer to learn.")
     train: Count = Field(4096, description="Training questions.")
@@ -129,6 +134,17 @@ class DataConfig(Section):
     )
     max_image_pixels: Count = Field(
         50_000_000, description="An image with more pixels is rejected before it is decoded (data.on_bad_image)."
+    )
+    video_fps: Annotated[float, Field(gt=0, le=120), Later(2.0)] = Field(
+        2.0, description="Frames per second that are taken of a video file, and that a list of frames has."
+    )
+    max_video_frames: Annotated[Count, Later(16)] = Field(
+        16,
+        description="Most frames of a video: of a longer file that many are taken at equal distances; a longer list is "
+        "rejected (data.on_bad_image).",
+    )
+    max_frame_size: Annotated[int, Field(ge=28), Later(224)] = Field(
+        224, description="Larger frames are scaled down to fit a square with sides of this many pixels."
     )
     max_prompt_length: Count = Field(
         1024, description="Longest prompt in tokens, image tokens included; longer ones are dropped and counted."

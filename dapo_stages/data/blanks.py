@@ -36,6 +36,7 @@ class ImageMarks(NamedTuple):
     start: int
     image: int
     end: int
+    video: int | None = None  # in place of the image's, around a video
 
 
 class Rows(Protocol):
@@ -79,7 +80,8 @@ class Blanks:
         if kind == "removed":
             assert self._marks is not None
             ids = without_images(row["prompt_ids"], self._marks)
-            return row | {"images": [], "image_grid_thw": [], "prompt_ids": ids}
+            none = {"images": [], "image_grid_thw": [], "prompt_ids": ids}
+            return row | none | ({"frame_seconds": []} if row.get("frame_seconds") is not None else {})
         if kind == "exchanged":
             assert self._others is not None
             chosen = self._others.chosen(row, seed, draw)
@@ -165,12 +167,12 @@ def noised(row: Row, share: float, seed: int) -> Row:
 
 
 def without_images(ids: Sequence[int], marks: ImageMarks) -> list[int]:
-    """Prompt ids without the images' tokens and the marks directly around them."""
-    kept = []
+    """Prompt ids without the tokens of images and videos and the marks directly around them."""
+    kept, seen = [], {marks.image, marks.video} - {None}
     for place, token in enumerate(ids):
-        opens = token == marks.start and ids[place + 1 : place + 2] == [marks.image]
-        closes = token == marks.end and place > 0 and ids[place - 1] == marks.image
-        if not (token == marks.image or opens or closes):
+        opens = token == marks.start and place + 1 < len(ids) and ids[place + 1] in seen
+        closes = token == marks.end and place > 0 and ids[place - 1] in seen
+        if not (token in seen or opens or closes):
             kept.append(token)
     return kept
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dapo_stages.errors import DataError
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, VIDEO = "<image>", "<video>"
 
 _THINK = "Look at the picture and think first inside <think>…</think>. Then give the "
 SYSTEM_PROMPT = _THINK + "letter alone inside <answer>…</answer>."
@@ -19,32 +20,37 @@ SYSTEM_PROMPTS = {
 }
 
 
-def messages(problem: str, n_images: int, system_prompt: str | None = SYSTEM_PROMPT) -> list[dict[str, Any]]:
-    """The conversation of one prompt in the chat format of transformers: images first, then the problem.
+def messages(
+    problem: str, n_images: int, system_prompt: str | None = SYSTEM_PROMPT, *, n_videos: int = 0
+) -> list[dict[str, Any]]:
+    """The conversation of one prompt in the chat format of transformers: images first, then videos, then the problem.
 
-    `<image>` placeholders in the problem are replaced by images; images without a placeholder come first. Without a
-    system prompt there is no system message (a chat template may then add its own).
+    `<image>` placeholders in the problem are replaced by images, and `<video>` by videos; those without a placeholder
+    come first. Without a system prompt there is no system message (a chat template may then add its own).
     """
     conversation: list[dict[str, Any]] = []
     if system_prompt:
         conversation.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
-    conversation.append({"role": "user", "content": _content(problem, n_images)})
+    conversation.append({"role": "user", "content": _content(problem, n_images, n_videos)})
     return conversation
 
 
-def _content(problem: str, n_images: int) -> list[dict[str, Any]]:
-    pieces = problem.split(PLACEHOLDER) if n_images else [problem]
-    placed = len(pieces) - 1
-    if placed > n_images:
-        raise DataError(
-            f"problem {problem[:60]!r}",
-            f"{placed} {PLACEHOLDER} placeholders, but only {n_images} images",
-            "Remove the extra placeholders, or add the missing images.",
-        )
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(n_images - placed)]
-    for number, piece in enumerate(pieces):
-        if number:
-            content.append({"type": "image"})
-        if piece:
+def _content(problem: str, n_images: int, n_videos: int) -> list[dict[str, Any]]:
+    kinds = {PLACEHOLDER: ("image", n_images), VIDEO: ("video", n_videos)}
+    kinds = {mark: (kind, number) for mark, (kind, number) in kinds.items() if number}
+    content: list[dict[str, Any]] = []
+    for mark, (kind, number) in kinds.items():
+        placed = problem.count(mark)
+        if placed > number:
+            raise DataError(
+                f"problem {problem[:60]!r}",
+                f"{placed} {mark} placeholders, but only {number} {kind}s",
+                f"Remove the extra placeholders, or add the missing {kind}s.",
+            )
+        content += [{"type": kind} for _ in range(number - placed)]
+    for piece in re.split(f"({'|'.join(kinds)})", problem) if kinds else [problem]:
+        if piece in kinds:
+            content.append({"type": kinds[piece][0]})
+        elif piece:
             content.append({"type": "text", "text": piece})
     return content

@@ -23,6 +23,7 @@ from dapo_stages.data.cells import as_text, cell, has_column, is_missing, struct
 from dapo_stages.data.chat import PLACEHOLDER
 from dapo_stages.data.conversations import Conversation, UnusableRow, is_conversation, read_conversation
 from dapo_stages.data.templates import Template
+from dapo_stages.data.video_cells import videos_of
 from dapo_stages.errors import DataError
 from dapo_stages.rewards.answers import parse_solution, read_choice
 from dapo_stages.rewards.letters import letters_in
@@ -52,6 +53,7 @@ class Question:
     slice: str
     labels: dict[str, str] = field(default_factory=dict)  # more slices: column -> value
     options: list[str] = field(default_factory=list)  # in the order of their letters; empty if it offers none
+    videos: list[Any] = field(default_factory=list)  # <video> marks where they go
 
     @property
     def problem(self) -> str:
@@ -75,7 +77,15 @@ def _option_columns(names: ColumnsConfig) -> tuple[str, ...]:
 
 def wanted_columns(names: ColumnsConfig) -> frozenset[str]:
     """Every column that a setting names, and the columns that `a.b` may be in."""
-    named = {*image_columns(names), IMAGES, names.problem, names.solution, *CONVERSATIONS, *_option_columns(names)}
+    named = {
+        *image_columns(names),
+        IMAGES,
+        names.videos,
+        names.problem,
+        names.solution,
+        *CONVERSATIONS,
+        *_option_columns(names),
+    }
     named |= {name for name in (names.messages, names.slice, *names.slices) if name}
     return frozenset(named | {name.split(".")[0] for name in named})
 
@@ -98,7 +108,8 @@ def check_columns(source: str, columns: Sequence[str], names: ColumnsConfig) -> 
     for key, name, meaning in required:
         # Conversations may contain the images and the answer.
         inside = conversation is not None and key in ("image", "solution") and name == getattr(_DEFAULTS, key)
-        inside |= key == "image" and name == _DEFAULTS.image and IMAGES in columns
+        instead = IMAGES in columns or has_column(columns, names.videos)
+        inside |= key == "image" and name == _DEFAULTS.image and instead
         if not inside and not has_column(columns, name):
             raise DataError(
                 source,
@@ -142,6 +153,7 @@ def question_of(
         slice=as_text(cell(values, names.slice)) if names.slice else "",
         labels={name: as_text(value) for name in names.slices if (value := cell(values, name)) is not None},
         options=shown,
+        videos=videos_of(values, names),
     )
     texts = [question.solution, question.slice, *question.labels.values(), question.system or ""]
     try:

@@ -23,6 +23,9 @@ from dapo_stages.data.lengths import bytes_per_token
 from dapo_stages.data.raw_rows import RawRow, RawSource
 from dapo_stages.data.survey import Survey
 from dapo_stages.data.templates import Template, question_template
+from dapo_stages.data.video_encoding import VideoEncoder
+from dapo_stages.data.videos import Video, VideoLimits, video_of
+from dapo_stages.data.visuals import SINGLE, visuals_of
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import Row
 
@@ -56,7 +59,9 @@ class _Draft:
     conversation: Conversation
     jobs: list[Job] = field(default_factory=list)
     images: list[Prepared] = field(default_factory=list)
+    videos: list[Video] = field(default_factory=list)
     text: str = ""
+    seconds: list[float] = field(default_factory=list)  # of each image, if there are videos
     ids: list[int] = field(default_factory=list)
     grids: list[list[int]] = field(default_factory=list)
 
@@ -75,7 +80,7 @@ class PromptMaker:
     _alone: Lock = field(default_factory=Lock, repr=False)  # fast tokenizers refuse concurrent calls
 
     def make(self, raw: RawRow, prompt_id: str) -> Row | Dropped:
-        """The prompt of a row, in the columns of `held_out`, or why there is none.
+        """The prompt of a row, in the columns of `held_out`, or why there is none. `frame_seconds` is for videos only.
 
         A prompt longer than `max_prompt_length` is dropped, never truncated. Raises BadImage for an unreadable image,
         and DataError for a control token if data.on_control_tokens is error.
@@ -115,8 +120,9 @@ class PromptMaker:
         return [ended.get(id(draft), draft) for draft in found]
 
     def _look_up(self, draft: _Draft) -> _Draft:
-        """Find the images of a row."""
+        """Find the images of a row, and make its videos."""
         draft.jobs = [self._job(draft.raw, image) for image in draft.question.images]
+        draft.videos = [video_of(self.source, draft.raw, cell, self._video_limits) for cell in draft.question.videos]
         return draft
 
     def _say(self, draft: _Draft) -> _Draft:
@@ -131,14 +137,15 @@ class PromptMaker:
         size = len(draft.text.replace(MARK, "").encode())
         if self._longest is not None and size > self._longest:
             raise TooLong(f"{size:,} bytes of text, more than data.max_prompt_length tokens can hold")
-        token = getattr(self.processor, "image_token", None)
-        if token is not None and draft.text.count(token) != len(draft.images):
-            raise Refused(f"{draft.text.count(token)} image placeholders for {len(draft.images)} images")
+        for kind, made in (("image", draft.images), ("video", draft.videos)):
+            token = getattr(self.processor, f"{kind}_token", None)
+            if token is not None and (kind == "image" or made) and draft.text.count(token) != len(made):
+                raise Refused(f"{draft.text.count(token)} {kind} placeholders for {len(made)} {kind}s")
         return draft
 
     def _tokenize_known(self, drafts: Sequence[_Draft]) -> None:
         """Token ids and patch grids of those without marks whose images have known sizes."""
-        plain = [draft for draft in drafts if MARK not in draft.text]
+        plain = [draft for draft in drafts if MARK not in draft.text and not draft.videos]
         encoded = self._encoder.encode_known([(draft.text, draft.images) for draft in plain])
         for draft, found in zip(plain, encoded, strict=True):
             if found is not None:
@@ -150,18 +157,39 @@ class PromptMaker:
             processor = self._control.processor_of(draft.text) if MARK in draft.text else self.processor
             if processor is None:
                 raise _ControlTokens("control tokens that this tokenizer cannot encode as plain text")
+            if draft.videos:
+                return self._checked(self._with_videos(draft, processor.tokenizer))
             encode_ = self._encoder.encode if processor is self.processor else partial(processed, processor)
             try:
                 draft.ids, draft.grids = encode_(draft.text, [decode({"bytes": image.png}) for image in draft.images])
             except (ValueError, TypeError, KeyError, IndexError, StopIteration) as error:  # from the processor
                 said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise Refused(f"the processor rejects it ({said})") from None
+        return self._checked(draft)
+
+    def _with_videos(self, draft: _Draft, tokenizer: Any) -> _Draft:
+        """Token ids and patch grids of a row with videos. Its images and frames get the order of the prompt."""
+        encoder = self._video_encoder
+        images, videos = iter(draft.images), iter(draft.videos)
+        found: list[Prepared] = []
+        for is_video in encoder.order(draft.text):
+            video = next(videos) if is_video else Video([next(images)], [SINGLE])
+            found += video.frames
+            draft.seconds += video.seconds
+        visuals = visuals_of(len(found), draft.seconds)
+        sizes = [found[visual.images[0]].size for visual in visuals]
+        draft.images = found
+        draft.ids, draft.grids = encoder.encode(draft.text, list(zip(visuals, sizes, strict=True)), tokenizer)
+        return draft
+
+    def _checked(self, draft: _Draft) -> _Draft:
         if len(draft.ids) > self.data.max_prompt_length:
             raise TooLong(f"{len(draft.ids)} tokens, more than data.max_prompt_length")
         return draft
 
     def _row(self, draft: _Draft) -> Row:
         question = draft.question
+        in_videos = [self.data.columns.videos] if draft.videos else []
         labels = question.labels | ({DATASET: self.name} if self.name else {})
         return {
             "prompt_id": draft.prompt_id,
@@ -174,7 +202,8 @@ class PromptMaker:
             "source": self.name or self.source.name,
             "slice": draft.raw.slice or question.slice,
             "labels": json.dumps(labels, ensure_ascii=False) if labels else None,
-            "row": as_json(draft.raw.values, image_columns(self.data.columns)),
+            "row": as_json(draft.raw.values, [*image_columns(self.data.columns), *in_videos]),
+            **({"frame_seconds": draft.seconds} if draft.videos else {}),
         }
 
     def _rendered(self, conversation: Conversation, longest: int | None) -> str:
@@ -198,6 +227,10 @@ class PromptMaker:
         return Encoder(self.processor)
 
     @cached_property
+    def _video_encoder(self) -> VideoEncoder:
+        return VideoEncoder(self.processor)
+
+    @cached_property
     def _control(self) -> ControlTokens:
         return ControlTokens(self.processor)
 
@@ -219,6 +252,11 @@ class PromptMaker:
     def _job(self, raw: RawRow, cell: Any) -> Job:
         image = self.source.image(raw, cell)
         return Job(image, f"{raw.where}: {image.name}" if isinstance(image, Path) else raw.where)
+
+    @cached_property
+    def _video_limits(self) -> VideoLimits:
+        data = self.data
+        return VideoLimits(data.video_fps, data.max_video_frames, data.max_frame_size, data.max_image_pixels)
 
     @cached_property
     def _limits(self) -> Limits:
@@ -253,19 +291,23 @@ def _tried(raw: RawRow, step: Callable[[], _Draft]) -> _Draft | Dropped | BadIma
 def messages_of(question: Question, system_prompt: str) -> list[dict[str, Any]]:
     """The conversation in the chat format of transformers; the row's own system message overrides ours.
 
-    Images without an `<image>` placeholder come first in the user's first turn.
+    Images and videos without a placeholder come first in the user's first turn.
     """
-    placed = sum(text.count(chat.PLACEHOLDER) for role, text in question.turns if role == "user")
-    beyond = len(question.images) - placed
-    if beyond < 0:
-        raise UnusableRow(f"{placed} {chat.PLACEHOLDER} placeholders for {len(question.images)} images")
+    beyond, marks = {}, {chat.PLACEHOLDER: ("images", question.images), chat.VIDEO: ("videos", question.videos)}
+    for mark, (kind, given) in marks.items():
+        placed = sum(text.count(mark) for role, text in question.turns if role == "user")
+        beyond[mark] = len(given) - placed
+        if beyond[mark] < 0 and (given or mark == chat.PLACEHOLDER):
+            raise UnusableRow(f"{placed} {mark} placeholders for {len(given)} {kind}")
     system = system_prompt if question.system is None else question.system
     conversation: list[dict[str, Any]] = []
     if system:
         conversation.append({"role": "system", "content": [{"type": "text", "text": system}]})
     for role, text in question.turns:
-        here = text.count(chat.PLACEHOLDER) + beyond if role == "user" else 0
-        beyond = 0 if role == "user" else beyond
-        turn = chat.messages(text, here, system_prompt=None)[-1]
+        here = dict.fromkeys(marks, 0)
+        if role == "user":
+            here = {mark: text.count(mark) + beyond[mark] if marks[mark][1] else 0 for mark in marks}
+            beyond = dict.fromkeys(marks, 0)
+        turn = chat.messages(text, here[chat.PLACEHOLDER], system_prompt=None, n_videos=here[chat.VIDEO])[-1]
         conversation.append({**turn, "role": role})
     return conversation

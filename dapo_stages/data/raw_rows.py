@@ -41,7 +41,10 @@ class RawSource:
     unread: tuple[str, ...] = ()  # table files of another kind than those that are read
 
     def image(self, row: RawRow, value: Any) -> Any:
-        """The image of a cell, as bytes, as a path inside the source's folder or a root, or as a PIL image."""
+        """The image of a cell, as bytes, as a path inside the source's folder or a root, or as a PIL image.
+
+        A video's file likewise.
+        """
         from PIL import Image
 
         if isinstance(value, dict):

@@ -156,13 +156,18 @@ def _embedded(config: Config) -> RawSource:
     sizes: dict[Part, int] = {"train": config.data.synthetic.train, "held_out": config.data.synthetic.held_out}
     totals = {part: min(size, config.data.max_rows or size) for part, size in sizes.items()}
     names, synthetic = config.data.columns, config.data.synthetic
-    image = image_columns(names)[0]
+    is_video = synthetic.task == "motion"
+    image = names.videos if is_video else image_columns(names)[0]
     draw = task(synthetic.task).question
 
     def rows(part: Part) -> Iterator[RawRow]:
         for index in range(totals[part]):
             drawn = draw(2 * config.seed + PARTS.index(part), index, shuffled=synthetic.shuffled)
-            asked = {image: drawn.image, names.problem: drawn.problem, names.solution: drawn.solution}
+            asked = {
+                image: [list(drawn.frames)] if is_video else drawn.image,
+                names.problem: drawn.problem,
+                names.solution: drawn.solution,
+            }
             yield RawRow(index, {**drawn.columns, **asked}, f"embedded row {index}", slice=drawn.slice)
 
     return RawSource("embedded", [image, names.problem, names.solution], rows, totals)

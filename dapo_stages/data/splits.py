@@ -11,6 +11,7 @@ from typing import Any
 from dapo_stages.config import DataConfig
 from dapo_stages.data.columns import images_of
 from dapo_stages.data.raw_rows import PARTS, Part, RawRow
+from dapo_stages.data.video_cells import videos_of
 
 _WHOLE: dict[float, Part] = {0.0: "train", 1.0: "held_out"}  # held-out fractions for which all rows are of one part
 Rows = Callable[[], Iterator[tuple[dict[str, Any], Path | None]]]  # every row, and the folder of its file
@@ -59,8 +60,9 @@ def totals(data: DataConfig, number: int | None) -> dict[Part, int]:
 
 
 def _image_key(values: dict[str, Any], data: DataConfig) -> str:
-    """What identifies the first image of a row: its bytes, or its path. Rows without images count as one image."""
-    first = next(iter(images_of(values, data.columns)), None)
+    """What identifies the first image of a row, or else its first video: its bytes, or its path. Rows without any count
+    as one image."""
+    first = next(iter(images_of(values, data.columns) or videos_of(values, data.columns)), None)
     if isinstance(first, dict):
         first = first.get("path") if first.get("bytes") is None else first["bytes"]
     content = first if isinstance(first, bytes) else str(first).encode(errors="surrogateescape")

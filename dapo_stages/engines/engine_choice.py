@@ -8,7 +8,8 @@ from dapo_stages import ranks
 from dapo_stages.config import Config
 from dapo_stages.config.run import SamplingStage
 from dapo_stages.data.control import CONTROL_TOKENS
-from dapo_stages.errors import ConfigError
+from dapo_stages.data.visuals import VIDEOS
+from dapo_stages.errors import ConfigError, EngineError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.terminal.console import say
@@ -51,6 +52,12 @@ def open_engine(policy: PolicyFolder, config: Config, stage: SamplingStage = "ro
 
 def check_prompts(data: Source, kind: str, engine: str) -> None:
     """Raise EngineError, before anything is sampled, if the engine cannot take a prompt of a table."""
+    if engine != "transformers" and VIDEOS in data.manifest.counts:
+        raise EngineError(
+            engine,
+            f"the data has {data.manifest.counts[VIDEOS]:,} prompts with videos, which only transformers takes",
+            "Set the engine to transformers.",
+        )
     if engine == "server" and CONTROL_TOKENS in data.manifest.counts:
         from dapo_stages.engines.server_engine import check_text
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _GROUP_EXTRA = ("score", "mean_reward", "std_reward", "draws")
 _COMPLETION_EXTRA = ("reward_vgr", "token_weights")
 _MASK = "loss_mask"
+_FRAMES = "frame_seconds"
 
 
 class ReplayBuffer:
@@ -79,6 +80,8 @@ class ReplayBuffer:
                 completions += [_without(row, _COMPLETION_EXTRA) for row in rows]
         if all(row[_MASK] is None for row in completions):
             completions = [_without(row, (_MASK,)) for row in completions]
+        if all(row[_FRAMES] is None for row in prompts):
+            prompts = [_without(row, (_FRAMES,)) for row in prompts]
         output.write("replayed-prompts", 0, prompts)
         output.write("replayed-completions", 0, completions)
         return weights
@@ -100,9 +103,12 @@ class ReplayBuffer:
         # `draws` is newer than the other columns: a buffer without draws is written as before it existed.
         names = _GROUP_EXTRA if any(entry.draws for entry in kept) else _GROUP_EXTRA[:-1]
         scores = {entry.group_id: {name: getattr(entry, name) for name in names} for entry in kept}
-        output.write("buffer", 0, self._prompts(rollouts, entering, staying, scores))
+        prompts = self._prompts(rollouts, entering, staying, scores)
+        if not (_has(rollouts, "prompts", _FRAMES) or _has(self._source, "buffer", _FRAMES)):
+            prompts = (_without(row, (_FRAMES,)) for row in prompts)  # written as before there were any
+        output.write("buffer", 0, prompts)
         completions = self._completions(output, rollouts, entering, staying)
-        if not (_has_masks(rollouts, "completions") or _has_masks(self._source, "buffer-completions")):
+        if not (_has(rollouts, "completions", _MASK) or _has(self._source, "buffer-completions", _MASK)):
             completions = (_without(row, (_MASK,)) for row in completions)  # written as before there were any
         output.write("buffer-completions", 0, completions)
         return len(kept)
@@ -185,8 +191,8 @@ class ReplayBuffer:
         return self._source.rows(kind, columns) if self._source is not None else iter(())
 
 
-def _has_masks(source: Source | None, kind: str) -> bool:
-    return source is not None and any(row[_MASK] is not None for row in source.rows(kind, [_MASK]))
+def _has(source: Source | None, kind: str, name: str) -> bool:
+    return source is not None and any(row[name] is not None for row in source.rows(kind, [name]))
 
 
 def _without(row: Row, names: tuple[str, ...]) -> Row:

@@ -15,6 +15,7 @@ TOKEN_SCORES = ("logprobs", "entropy", "blank_logprobs", "visual_kl")  # from sc
 # The same, of later versions: a file has those that were asked for.
 MORE_TOKEN_SCORES = ("blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient")
 TOKEN_VGR = tuple(f"token_vgr_{segment}" for segment in SEGMENTS[:3])
+BY_IMAGE = "attn_vision_by_image"  # of rollouts with a prompt of several images, or a video
 OF_LAYERS = ("token_vgr_layers", "vgr_layers")  # per token, and of the completion; over the layers that were chosen
 
 # Mirrors datasets.Image(): the order of children and their nullability must match for images to decode.
@@ -57,6 +58,9 @@ _GROUP = [
     _required("num_correct", pa.int32()),
     _required("kept", pa.bool_()),
 ]
+
+# When the frames of videos are shown (data/visuals.py); null: the prompt has none.
+_FRAMES = pa.field("frame_seconds", FLOATS)
 
 # By another reward than accuracy (rollout.informative); null: num_correct tells.
 _INFORMATIVE = pa.field("informative", pa.bool_())
@@ -105,6 +109,7 @@ _ATTENTION = [
     pa.field("token_vgr_layers", FLOATS),
     pa.field("vgr_layers", pa.float32()),
     *(pa.field(name, FLOATS) for name in MORE_TOKEN_SCORES),
+    pa.field(BY_IMAGE, FLOATS),
 ]
 
 _WEIGHT = [
@@ -181,7 +186,12 @@ PER_TOKEN = (
 )  # fmt: skip
 FILLED = frozenset({"prompt_ids", "completion_ids"})
 # Nullable columns added after the first files were written. If a file lacks them, they are read as null.
-LATER = frozenset({"draws", "row", "informative", "loss_mask", *READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES})
+LATER = frozenset(
+    {
+        *("draws", "row", "informative", "loss_mask", "frame_seconds", BY_IMAGE),
+        *(*READING, *TOKEN_VGR, *OF_LAYERS, *MORE_TOKEN_SCORES),
+    }
+)
 
 
 def _schema(fields: list[pa.Field]) -> pa.Schema:
@@ -205,15 +215,15 @@ def _feature(kind: pa.DataType) -> dict[str, object]:
 
 # Name of a shard's kind (the part of its file name before the number) -> its schema.
 SCHEMAS: dict[str, pa.Schema] = {
-    "train": _schema([*_PROMPT, _ROW]),
-    "held_out": _schema([*_PROMPT, _LABELS, _ROW]),
-    "prompts": _schema([*_GROUP, _INFORMATIVE]),
+    "train": _schema([*_PROMPT, _ROW, _FRAMES]),
+    "held_out": _schema([*_PROMPT, _LABELS, _ROW, _FRAMES]),
+    "prompts": _schema([*_GROUP, _INFORMATIVE, _FRAMES]),
     "completions": _schema([*_COMPLETION, *_READING, _LOSS_MASK]),
     "attention": _schema(_ATTENTION),
     "weights": _schema(_WEIGHT),
-    "replayed-prompts": _schema(_GROUP),
+    "replayed-prompts": _schema([*_GROUP, _FRAMES]),
     "replayed-completions": _schema([*_COMPLETION, _LOSS_MASK]),
-    "buffer": _schema(_BUFFER_GROUP),
+    "buffer": _schema([*_BUFFER_GROUP, _FRAMES]),
     "buffer-completions": _schema([*_BUFFER_COMPLETION, _LOSS_MASK]),
     "metrics": _schema(_METRICS),
     "evaluation": _schema(_EVALUATION),

@@ -21,6 +21,7 @@ class Summary:
     vgr: FloatArray  # [T], over all layers; NaN where undefined
     token_vgr: dict[str, FloatArray | None]  # by layers, e.g. "early": [T]; None where the segment does not exist
     scalars: dict[str, float | None]  # e.g. "vgr_early", "attn_text_all"; None where the segment does not exist
+    vision_by_image: FloatArray | None = None  # [U] attn_vision_all of each image or temporal step of a video
 
 
 def segments(num_layers: int) -> dict[str, slice | None]:
@@ -76,6 +77,7 @@ def summarize(
     n_vision: int,
     layers: Sequence[int] | None = None,
     vgr_layers: Sequence[int] | None = None,
+    units_LTU: ArrayLike | None = None,
 ) -> Summary:
     """All statistics of a completion's attention, from masses [L, T, 5] (mean over heads, order KINDS).
 
@@ -84,6 +86,7 @@ def summarize(
     for the completion; ratios are formed after averaging. A layer and row without attention on that part of the
     prompt have no A_m and are left out of the means. Without vision keys VGR and AEI are NaN; so is everything of an
     empty completion. `layers` adds token_vgr["layers"] over these layers, `vgr_layers` the scalar of that name.
+    `units` [L, T, U] are the vision masses of each of U images, which add up to that on vision.
     """
     masses = np.asarray(masses_LTK, dtype=np.float64)
     if masses.ndim != 3 or masses.shape[2] != len(KINDS):
@@ -117,6 +120,10 @@ def summarize(
         chosen = list(vgr_layers)
         text, vision = float(_mean(text_LT[chosen], None)), float(_mean(vision_LT[chosen], None))
         scalars["vgr_layers"] = float(vgr(text, vision, n_text, n_vision))
+    by_image = None
+    if units_LTU is not None:
+        units = np.asarray(units_LTU, dtype=np.float64)
+        by_image = np.array([_mean(_share(units[..., unit], prompt_LT), None) for unit in range(units.shape[-1])])
     vgr_T = token_vgr.pop("all")
     assert vgr_T is not None
     return Summary(
@@ -124,6 +131,7 @@ def summarize(
         vgr=vgr_T,
         token_vgr=token_vgr,
         scalars=scalars,
+        vision_by_image=by_image,
     )
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from dapo_stages.models.shared_prefix.packing import Prompt
+
 
 @dataclass(frozen=True)
 class Family:
@@ -24,15 +26,22 @@ class Family:
     image_marker: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
     grids = True  # whether its processor says how many rows and columns of patches an image has, as Qwen's do
 
-    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
-        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column.
+    def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
+        """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column, videos also by time.
 
-        Later tokens continue after the largest of them, on all three axes.
+        Later tokens continue after the largest of them, on all three axes, as those that transformers generates do.
         """
-        row = ids[None]
-        is_image = (row == model.config.image_token_id).int()
+        row = prompt.ids[None]
+        kinds = row.eq(model.config.image_token_id).int()
+        if prompt.video_grid_thw is not None:
+            kinds += 2 * row.eq(model.config.video_token_id).int()
         found, _ = model.get_rope_index(
-            row, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=row.new_ones(row.shape)
+            row,
+            mm_token_type_ids=kinds,
+            image_grid_thw=prompt.image_grid_thw,
+            video_grid_thw=prompt.video_grid_thw,
+            second_per_grid_ts=prompt.second_per_grid_ts,
+            attention_mask=row.new_ones(row.shape),
         )
         positions: torch.Tensor = found[:, 0]
         return positions
@@ -43,11 +52,11 @@ class Plain(Family):
 
     grids = False
 
-    def positions(self, model: Any, ids: torch.Tensor, image_grid_thw: torch.Tensor | None) -> torch.Tensor:
+    def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
         """0, 1, 2 …: [P] -> [1, P]."""
         import torch
 
-        return torch.arange(len(ids))[None]
+        return torch.arange(len(prompt.ids))[None]
 
 
 # Families that make a square of tokens of every image (or of every part that they cut it into), row by row.

@@ -26,6 +26,8 @@ def prompt_of(row: Row, processor: Any) -> Prompt:
 
     ids = torch.tensor(row["prompt_ids"], dtype=torch.long)
     images = [decode(image) for image in row["images"] or ()]
+    if row.get("frame_seconds"):
+        return _with_videos(row, ids, images, processor)
     if type(processor).__name__ not in _WITH_GRIDS:
         return _whole(row, images, processor)
     others = {"mm_token_type_ids": (ids == processor.image_token_id).int()[None]}
@@ -40,6 +42,33 @@ def prompt_of(row: Row, processor: Any) -> Prompt:
             "Run prepare-data again with this policy.",
         )
     return Prompt(ids, inputs["pixel_values"], grid, others)
+
+
+def _with_videos(row: Row, ids: torch.Tensor, images: list[Any], processor: Any) -> Prompt:
+    from dapo_stages.data.video_encoding import VideoEncoder, shown
+    from dapo_stages.data.visuals import visuals_of
+
+    VideoEncoder(processor)
+    visuals = visuals_of(len(images), row["frame_seconds"])
+    prompt = video_prompt(ids, shown(processor, images, visuals), processor)
+    grids = {True: prompt.video_grid_thw, False: prompt.image_grid_thw}
+    rest = {is_video: iter([] if grid is None else grid.tolist()) for is_video, grid in grids.items()}
+    found = [next(rest[visual.seconds is not None]) for visual in visuals]
+    if found != row["image_grid_thw"]:
+        raise DataError(
+            f"prompt {row['prompt_id']}",
+            f"the images and frames have the grid {found}, but the prompt was made for {row['image_grid_thw']}",
+            "Run prepare-data again with this policy.",
+        )
+    return prompt
+
+
+def video_prompt(ids: torch.Tensor, shown: Mapping[str, Any], processor: Any) -> Prompt:
+    """A prompt of ids [P] and what video_encoding.shown made of its images and videos."""
+    tensors = {name: torch.as_tensor(value) for name, value in shown.items()}
+    kinds = (ids == processor.image_token_id).int() + 2 * (ids == processor.video_token_id).int()
+    pixels, grid = (tensors.pop(name, None) for name in ("pixel_values", "image_grid_thw"))
+    return Prompt(ids, pixels, grid, {"mm_token_type_ids": kinds[None]}, **tensors)
 
 
 def prompt_from(inputs: Mapping[str, torch.Tensor]) -> Prompt:

@@ -50,15 +50,18 @@ class RowRecorder:
         patches: Sequence[int] = (),
         *,
         rollout: bool = False,
+        units: torch.Tensor | None = None,
     ) -> None:
         """`kinds` [P] names the kind of each prompt key (shared_prefix/masses.py), `layers` the layers that have
         attention weights, `patches` the completions whose attention is kept per vision token; `rollout` adds attention
-        rollout over these layers (shared_prefix/attention_rollout.py)."""
+        rollout over these layers (shared_prefix/attention_rollout.py); `units` [P, U] tell which prompt keys belong to
+        which image (shared_prefix/masses.unit_keys), to sum their attention separately."""
         self._kinds, self._lengths, self._chunk, self._patches = kinds, list(lengths), chunk_rows, list(patches)
         self._first = len(kinds) - int(query == "predicting")
         self._layers = {layer: place for place, layer in enumerate(layers)}
         self._masses: list[torch.Tensor | None] = [None] * len(layers)
         self._looks: list[torch.Tensor | None] = [None] * len(layers)
+        self._units, self._unit_masses = units, [torch.empty(0)] * len(layers)
         self._rollout = rollout
         self._seen: torch.Tensor | None = None  # [N, T] of attention rollout, after the layers so far
         self._next: list[torch.Tensor] = []  # the same after the layer that is recorded, by chunks of T
@@ -72,7 +75,7 @@ class RowRecorder:
         `eager` makes weights [N, H, rows, T] of some rows of query and mask.
         """
         place = self._layers[layer]
-        masses, looks = [], []
+        masses, looks, units = [], [], []
         last = self._first + max(self._lengths)
         for start, mean in self._rows(eager, query, *keys):
             if self._rollout:
@@ -82,10 +85,14 @@ class RowRecorder:
                 prompt = rows[..., : len(self._kinds)]
                 one_hot = F.one_hot(self._kinds, 4).to(rows)
                 masses.append(torch.cat([prompt @ one_hot, rows[..., len(self._kinds) :].sum(-1, keepdim=True)], -1))
+                if self._units is not None:
+                    units.append(prompt @ self._units.to(rows))
                 looks.append(prompt[self._patches][..., (self._kinds == VISION).to(rows.device)])
         if self._rollout:
             self._seen, self._next = torch.cat(self._next, 1), []
         self._masses[place], self._looks[place] = torch.cat(masses, 1).cpu(), torch.cat(looks, 1).cpu()
+        if self._units is not None:
+            self._unit_masses[place] = torch.cat(units, 1).cpu()
         if not self.to_the_end and all(found is not None for found in self._masses):
             raise Recorded
 
@@ -100,7 +107,8 @@ class RowRecorder:
         for row, length in enumerate(self._lengths):
             patches = looks[:, self._patches.index(row), :length] if row in self._patches else None
             seen = self._seen[row, self._first : self._first + length].cpu() if self._seen is not None else None
-            scored.append(Scored(masses[:, row, :length], patches, seen))
+            units = None if self._units is None else torch.stack(self._unit_masses)[:, row, :length]
+            scored.append(Scored(masses[:, row, :length], patches, seen, units))
         return scored
 
     def _rows(

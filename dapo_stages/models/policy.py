@@ -104,8 +104,8 @@ class Policy:
     @cached_property
     def tokens(self) -> Tokens:
         """Its vocabulary."""
-        image = getattr(self.base.config, "image_token_id", None)
-        return Tokens(self.processor.tokenizer, self.vocabulary, self.end_ids, image, self.architecture)
+        image, video = (getattr(self.base.config, f"{name}_token_id", None) for name in ("image", "video"))
+        return Tokens(self.processor.tokenizer, self.vocabulary, self.end_ids, image, self.architecture, video)
 
     @cached_property
     def end_ids(self) -> list[int]:
@@ -154,7 +154,8 @@ class Policy:
     def image_marks(self) -> ImageMarks:
         """The tokens that stand for an image in a prompt."""
         ids = self.processor.tokenizer(self.family.image_marker, add_special_tokens=False)["input_ids"]
-        return ImageMarks(*ids)
+        start, image, end = ids
+        return ImageMarks(start, image, end, self.tokens.video_token_id)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion, without its end token."""
@@ -179,13 +180,13 @@ class Policy:
 
     def positions(self, prompt: Prompt) -> torch.Tensor:
         """Positions of a prompt's tokens, [3, P], or [1, P] where they have one axis."""
-        return self.family.positions(self.base.model, prompt.ids, prompt.image_grid_thw)
+        return self.family.positions(self.base.model, prompt)
 
     def prompt_kinds(self, ids: Sequence[int]) -> torch.Tensor:
         """The kind of every prompt token, by which attention is measured: [P] (shared_prefix/masses.py)."""
         from dapo_stages.models.shared_prefix.masses import prompt_kinds
 
-        vision = [token == self.image_token_id for token in ids]
+        vision = [token in self.tokens.vision_ids for token in ids]
         return prompt_kinds(ids, vision, self.special_ids, self.system_end(ids))
 
     def is_mapped(self, row: Row) -> bool:

@@ -66,6 +66,7 @@ class ScoringPasses:
 
 
 def _vision(policy: Policy, group: Group) -> torch.Tensor:
-    """Which of a group's packed tokens are its images', [P + sum C]."""
+    """Which of a group's packed tokens are its images' or videos', [P + sum C]."""
     tail = torch.zeros(sum(map(len, group.completions)), dtype=torch.bool)
-    return torch.cat([group.prompt.ids == policy.image_token_id, tail])
+    seen = torch.tensor(sorted(policy.tokens.vision_ids))
+    return torch.cat([torch.isin(group.prompt.ids, seen), tail])

@@ -19,11 +19,19 @@ from dapo_stages.models.token_scores import Scores, cosine, token_scores
 
 
 def score_rows(
-    passes: ScoringPasses, prompt: Row, group: Group, kinds: torch.Tensor, patches: Sequence[int], *, tokens: bool
+    passes: ScoringPasses,
+    prompt: Row,
+    group: Group,
+    kinds: torch.Tensor,
+    patches: Sequence[int],
+    *,
+    units: torch.Tensor | None = None,
+    tokens: bool,
 ) -> tuple[list[Scored], Scores]:
     """Attention of each completion of a group, and by column the scores [sum C] of its tokens, if `tokens` are wanted.
 
-    `kinds` [P] names the kind of each prompt key, `patches` the completions whose attention is kept per vision token.
+    `kinds` [P] names the kind of each prompt key, `patches` the completions whose attention is kept per vision token,
+    `units` [P, U] which keys belong to which image.
     """
     policy, settings = passes.policy, passes.settings
     lengths = [len(completion) for completion in group.completions]
@@ -35,6 +43,7 @@ def score_rows(
         settings.chunk_rows,
         patches,
         rollout=settings.rollout_mass,
+        units=units,
     )
     recorder.to_the_end = tokens
     scores: Scores = {}

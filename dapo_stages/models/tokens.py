@@ -22,15 +22,21 @@ class Tokens:
     end_ids: list[int]  # tokens that end a completion
     image_token_id: int | None
     architecture: str  # the model_type in its config.json
+    video_token_id: int | None = None
     _texts: dict[int, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Every special token, the image token, and ids of the vocabulary that have no token."""
         special = set(self.tokenizer.all_special_ids)
-        special |= {self.image_token_id} - {None}
+        special |= self.vision_ids
         special |= {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return frozenset(special | (set(range(self.vocabulary)) - set(self.tokenizer.get_vocab().values())))
+
+    @property
+    def vision_ids(self) -> frozenset[int]:
+        """The tokens that stand for a patch of an image or a video."""
+        return frozenset({self.image_token_id, self.video_token_id} - {None})  # type: ignore[arg-type]
 
     @property
     def suppressed_ids(self) -> frozenset[int]:
@@ -88,6 +94,7 @@ def load_tokens(path: str | Path) -> Tokens:
             end_ids_of(generation, tokenizer),
             getattr(config, "image_token_id", None),
             str(config.model_type),
+            getattr(config, "video_token_id", None),
         )
         check_tokens(path, tokens)
     return tokens

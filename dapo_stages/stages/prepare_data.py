@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from dapo_stages.config import Config, load_config
+from dapo_stages.data.cells import has_column
 from dapo_stages.data.control import CONTROL_TOKENS, MARK
 from dapo_stages.data.image_workers import image_workers
 from dapo_stages.data.images import BadImage, pixels_of
@@ -22,6 +23,7 @@ from dapo_stages.data.raw_rows import PARTS, Part, RawRow
 from dapo_stages.data.sources import OpenedPart, open_parts, source_files
 from dapo_stages.data.summary import READ, Summary
 from dapo_stages.data.survey import Survey, survey
+from dapo_stages.data.visuals import VIDEOS
 from dapo_stages.errors import DataError, ModelError
 from dapo_stages.handoff import carry_out
 from dapo_stages.handoff.outputs import Output, shard_name
@@ -42,6 +44,10 @@ _DROPPED = tuple(f"dropped_{kind}" for kind in ("long", "images", "control", "ot
 
 # What to do if all rows of a part are dropped, by the reason; the first that fits.
 _ADVICE = {
+    r"video file does not exist|the video is a path|expected a video": "Set data.image_root to the folder of the "
+    "videos, or data.columns.videos to another column.",
+    r"max_video_frames": "Raise data.max_video_frames.",
+    r"the video|frames of": "Fix the videos.",
     r"image file does not exist|has no folder": "Set data.image_root to the folder of the images, or "
     "data.columns.image to another column.",
     r"outside the dataset's folder": "Set data.image_root to the folder of the images.",
@@ -169,14 +175,16 @@ def _write_part(
     done: dict[str, None] = {}
     number = 0
     while output.has(shard_name(part, number)):
-        for row in output.reopen(part, number, READ):
+        for row in output.reopen(part, number, (*READ, "frame_seconds")):
             summaries[row["source"] if row["source"] in summaries else ""].add(row)
             done[row["prompt_id"]] = None
-            _count_control(row, output.counts)
+            _count(row, output.counts)
         number += 1
-    prompts = chain.from_iterable(
+    prompts: Iterator[Row] = chain.from_iterable(
         _prompts(maker, part, done, output.counts, summaries[maker.name], advance) for maker in makers
     )
+    if any(has_column(maker.source.columns, maker.data.columns.videos) for maker in makers):
+        prompts = ({"frame_seconds": None} | row for row in prompts)
     while (first := next(prompts, None)) is not None:
         output.write(part, number, chain([first], islice(prompts, ROWS_PER_SHARD - 1)))
         number += 1
@@ -207,17 +215,18 @@ def _prompts(
             raise DataError(raw.where, problem, "Pass --overwrite to start over.")
         else:
             counts[part] += 1
-            _count_control(row, counts)
+            _count(row, counts)
             summary.add(row)
             if part == "train":
                 del row["labels"]  # only evaluate needs them
             yield row
 
 
-def _count_control(row: Row, counts: dict[str, Any]) -> None:
-    """Count a prompt that quotes control tokens; if there is none, the count is left out."""
-    if MARK in row["prompt_text"]:
-        counts[CONTROL_TOKENS] = counts.get(CONTROL_TOKENS, 0) + 1
+def _count(row: Row, counts: dict[str, Any]) -> None:
+    """Count a prompt that quotes control tokens, or has videos; if there is none, the count is left out."""
+    for name, has in ((CONTROL_TOKENS, MARK in row["prompt_text"]), (VIDEOS, row.get("frame_seconds") is not None)):
+        if has:
+            counts[name] = counts.get(name, 0) + 1
 
 
 def _ahead(maker: PromptMaker, part: Part, kept: Collection[str]) -> Iterator[tuple[RawRow, Row | Dropped | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 
 from dapo_stages import ranks
 from dapo_stages.config import Config, load_config
+from dapo_stages.data.visuals import VIDEOS
 from dapo_stages.engines.batch_sizes import BatchSizes
 from dapo_stages.engines.engine_choice import check_prompts, open_engine
 from dapo_stages.errors import DataError
@@ -260,7 +261,11 @@ class Rollout:
             groups.append(group)
         name = shard_name("prompts", shard.number)
         if shard.number % ranks.count() == ranks.rank() and not self._output.has(name):
-            rows = (_prompt(table[index]) | group for index, group in zip(shard.prompts, groups, strict=True))
+            # What only rewards need is left out, and what only prompts with videos have.
+            left_out = (
+                {"row"} if VIDEOS in self._output.plan.inputs["data"].manifest.counts else {"row", "frame_seconds"}
+            )
+            rows = (_prompt(table[index], left_out) | group for index, group in zip(shard.prompts, groups, strict=True))
             self._output.write("prompts", shard.number, rows)
 
     def _group_ids(self, shard: RoundShard) -> list[str]:
@@ -351,9 +356,9 @@ class Rollout:
         return open_engine(self._source, self._config)
 
 
-def _prompt(row: Row) -> Row:
-    """A row of the training table without what only rewards need."""
-    return {name: value for name, value in row.items() if name != "row"}
+def _prompt(row: Row, left_out: Collection[str]) -> Row:
+    """A row of the training table without some columns."""
+    return {name: value for name, value in row.items() if name not in left_out}
 
 
 def _times(factor: float, count: int) -> int:

@@ -216,6 +216,7 @@ class Scoring:
             settings.chunk_rows,
             patches,
             rollout=settings.rollout_mass,
+            units=self._units(prompts, kinds),
         )
         scores: Scores = {}
         if _scores_tokens(self._config):
@@ -236,21 +237,27 @@ class Scoring:
 
         from dapo_stages.models.scoring_rows import score_rows
 
-        tokens = _scores_tokens(self._config)
-        results, scores = zip(
-            *(
-                score_rows(self._passes, *one, tokens=tokens)
-                for one in zip(prompts, groups, kinds, patches, strict=True)
-            ),
-            strict=True,
-        )
+        tokens, units = _scores_tokens(self._config), self._units(prompts, kinds)
+        found = [
+            score_rows(self._passes, *one, units=None if units is None else units[i], tokens=tokens)
+            for i, one in enumerate(zip(prompts, groups, kinds, patches, strict=True))
+        ]
+        results, scores = zip(*found, strict=True)
         return list(results), {name: torch.cat([one[name] for one in scores]) for name in scores[0]}
+
+    def _units(self, prompts: list[Row], kinds: list[Tensor]) -> list[Tensor] | None:
+        """Which keys of each prompt belong to which of its images, if any prompt has several."""
+        from dapo_stages.models.shared_prefix.masses import unit_keys
+
+        if not self._by_image:
+            return None
+        return [unit_keys(kind, prompt["image_grid_thw"]) for prompt, kind in zip(prompts, kinds, strict=True)]
 
     def _unscored(self, completion_id: str) -> Row:
         status = "off" if not self._settings.enabled else "not_kept"
-        from dapo_stages.handoff.schemas import MORE_TOKEN_SCORES, OF_LAYERS, SCHEMAS
+        from dapo_stages.handoff.schemas import BY_IMAGE, MORE_TOKEN_SCORES, OF_LAYERS, SCHEMAS
 
-        unasked = {*OF_LAYERS, *MORE_TOKEN_SCORES} - self._asked_for
+        unasked = {*OF_LAYERS, *MORE_TOKEN_SCORES, BY_IMAGE} - self._asked_for
         empty: Row = dict.fromkeys(name for name in SCHEMAS["attention"].names if name not in unasked)
         counts = {"num_text_tokens": 0, "num_vision_tokens": 0}
         return empty | counts | {"completion_id": completion_id, "status": status}
@@ -261,8 +268,15 @@ class Scoring:
         more = ("vision_cosine", "rollout_mass", "vision_gradient")
         found = {name for name in more if getattr(self._settings, name)}
         found |= {"blank_entropy", "jsd", "k3"} if self._settings.blank_image else set()
+        found |= {"attn_vision_by_image"} if self._by_image else set()
         columns = {"layers": "token_vgr_layers", "vgr_layers": "vgr_layers"}
         return found | {columns[name] for name in self._layers}
+
+    @cached_property
+    def _by_image(self) -> bool:
+        """Whether a prompt has several images with grids, or a video: each is then measured by itself, too."""
+        grids = [row["image_grid_thw"] or () for row in self._rollouts.rows("prompts", ["image_grid_thw"])]
+        return self._settings.enabled and any(sum(steps for steps, *_ in grid) > 1 for grid in grids)
 
     @cached_property
     def _passes(self) -> ScoringPasses:
@@ -319,12 +333,13 @@ def _row(
     completion_id: str, scored: Scored, kinds: list[int], scores: Scores, tokens: slice, layers: dict[str, list[int]]
 ) -> Row:
     """One attention row; `tokens` are the completion's among those of the scores."""
-    from dapo_stages.handoff.schemas import MASSES, MORE_TOKEN_SCORES, SEGMENTS, TOKEN_SCORES
+    from dapo_stages.handoff.schemas import BY_IMAGE, MASSES, MORE_TOKEN_SCORES, SEGMENTS, TOKEN_SCORES
     from dapo_stages.maths.grounding import segments, summarize
     from dapo_stages.models.shared_prefix.masses import TEXT, VISION
 
     num_text, num_vision = kinds.count(TEXT), kinds.count(VISION)
-    summary = summarize(scored.masses.numpy(), num_text, num_vision, **layers)
+    units = None if scored.units is None else scored.units.numpy()
+    summary = summarize(scored.masses.numpy(), num_text, num_vision, **layers, units_LTU=units)
     row: dict[str, Any] = {
         "completion_id": completion_id,
         "status": "ok" if num_vision else "no_image",
@@ -338,6 +353,8 @@ def _row(
         **{name: scores[name][tokens].tolist() if name in scores else None for name in TOKEN_SCORES},
         **{name: scores[name][tokens].tolist() for name in MORE_TOKEN_SCORES if name in scores},
     }
+    if (by_image := summary.vision_by_image) is not None:
+        row[BY_IMAGE] = by_image.tolist() if num_vision else None
     if scored.patches is not None and num_vision:
         for segment, place in segments(scored.patches.shape[0]).items():
             if place is not None:

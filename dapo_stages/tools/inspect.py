@@ -163,7 +163,7 @@ def _print_images(hit: Hit) -> None:
     if not colorful(sys.stdout) or not hit.prompt["images"]:
         return
     console, look = Console(highlight=False), hit.look()
-    for index, image in enumerate(hit.prompt["images"]):
+    for index, image in enumerate(hit.shown):
         if (text := blocks(image["bytes"], look.shades[index] if look else None, console.width)) is not None:
             console.print(text, end="", soft_wrap=True)
     if look:

@@ -55,12 +55,12 @@ def read_groups(
         source: stack.enter_context(folder.lookup(kind, "completion_id", _COMPLETIONS))
         for source, (folder, _, kind) in sources.items()
     }
-    image, vocabulary = policy.tokens.image_token_id, policy.tokens.vocabulary
+    vision, vocabulary = policy.tokens.vision_ids, policy.tokens.vocabulary
     sizes: dict[tuple[str, str], tuple[int, bool]] = {}
     for source, (folder, kind, _) in sources.items():
         for row in folder.rows(kind, ("group_id", "prompt_ids")):
             check_tokens(folder.folder, "prompt_ids", row["group_id"], row["prompt_ids"], vocabulary)
-            sizes[source, row["group_id"]] = len(row["prompt_ids"]), image is not None and image in row["prompt_ids"]
+            sizes[source, row["group_id"]] = len(row["prompt_ids"]), not vision.isdisjoint(row["prompt_ids"])
 
     @lru_cache(maxsize=_PROMPTS_KEPT)
     def read(source: str, group_id: str) -> Prompt:

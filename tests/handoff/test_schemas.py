@@ -167,8 +167,9 @@ def of_before(kind: str) -> list[str]:
 
 def test_columns_that_came_later_may_be_null() -> None:
     completions = ["buffer-completions", "completions", "replayed-completions"]
-    assert sorted([*completions, "attention", "buffer", "held_out", "prompts", "train"]) == WITH_LATER
-    later = {"draws", "answer", "read_from", "row", "informative", "loss_mask"}
+    prompts = ["held_out", "prompts", "replayed-prompts", "train"]
+    assert sorted([*completions, *prompts, "attention", "buffer"]) == WITH_LATER
+    later = {"draws", "answer", "read_from", "row", "informative", "loss_mask", "frame_seconds", "attn_vision_by_image"}
     later |= {"token_vgr_early", "token_vgr_middle", "token_vgr_late", "token_vgr_layers", "vgr_layers"}
     assert later | {"blank_entropy", "jsd", "k3", "vision_cosine", "rollout_mass", "vision_gradient"} == LATER
     for kind in WITH_LATER:

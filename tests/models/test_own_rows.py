@@ -20,11 +20,11 @@ from dapo_stages.models.requirements import require_scores
 from dapo_stages.models.scoring_passes import ScoringPasses
 from dapo_stages.models.scoring_rows import recorded, score_rows
 from dapo_stages.models.separate_rows import logits_of
-from dapo_stages.models.shared_prefix.masses import Scored
+from dapo_stages.models.shared_prefix.masses import Scored, unit_keys
 from dapo_stages.models.shared_prefix.packing import Group, SeparateRows
 
 
-def record(policy: Policy, group: Group, query: str = "predicting", chunk: int = 256, **more: bool) -> list[Scored]:
+def record(policy: Policy, group: Group, query: str = "predicting", chunk: int = 256, **more: Any) -> list[Scored]:
     kinds = policy.prompt_kinds(group.prompt.ids.tolist())
     lengths = [len(completion) for completion in group.completions]
     chosen = range(len(lengths))
@@ -48,6 +48,19 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk: int) ->
             assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
             assert one.patches is not None
             assert torch.allclose(one.patches.sum(-1), one.masses[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["qwen3_5"], indirect=True)
+def test_each_image_gets_the_attention_to_its_own_tokens(policy: Policy) -> None:
+    group = groups(policy)[1]
+    assert group.prompt.image_grid_thw is not None
+    grid = group.prompt.image_grid_thw.tolist()
+    units = unit_keys(policy.prompt_kinds(group.prompt.ids.tolist()), grid)
+    ends = [rows * columns // 4 for _, rows, columns in grid]  # 2 × 2 patches are one token
+    for one in record(policy, group, units=units):
+        assert one.units is not None and one.patches is not None
+        want = torch.stack([part.sum(-1) for part in one.patches.split(ends, -1)], -1)
+        assert torch.allclose(one.units, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", OWN_ROWS, indirect=True)

@@ -18,7 +18,8 @@ from dapo_stages.models.processor import image_processor
 from support import machine
 from support.more_families import MAKERS as MORE
 
-SHARED = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl")  # those that share prefixes
+WITH_VIDEOS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+SHARED = (*WITH_VIDEOS, "internvl")  # those that share prefixes
 OTHER = "llava"  # one that does not
 OWN_ROWS = (
     OTHER,

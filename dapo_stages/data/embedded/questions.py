@@ -1,4 +1,4 @@
-"""A multiple-choice question about an image, as the embedded tasks draw them."""
+"""A multiple-choice question about an image or a video, as the embedded tasks draw them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Lesson(NamedTuple):
     image: Image.Image
     problem: str
     completion: str
+    frames: tuple[Image.Image, ...] = ()  # of a video, instead of the image
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Question:
     thoughts: Mapping[str, tuple[str, ...]]  # each option -> reasonings that lead to it, the same number for each
     kind: str = ""  # if there are several kinds of questions
     columns: Mapping[str, str] = field(default_factory=dict)  # more columns to slice by
+    frames: tuple[Image.Image, ...] = ()  # of a video that is shown instead of the image, which is its first
 
     @property
     def solution(self) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
-from dapo_stages.data.embedded import colours, places, scenes
+from dapo_stages.data.embedded import colours, motion, places, scenes
 from dapo_stages.data.embedded.questions import Lesson, Question
 
-TaskName = Literal["colours", "places", "scenes"]
+TaskName = Literal["colours", "motion", "places", "scenes"]
 
 
 class Task(Protocol):
@@ -33,4 +33,4 @@ def captions(name: TaskName) -> Callable[[int, int], Lesson] | None:
     return {"places": places.caption}.get(name)
 
 
-_TASKS: dict[TaskName, Task] = {"colours": colours, "places": places, "scenes": scenes}
+_TASKS: dict[TaskName, Task] = {"colours": colours, "motion": motion, "places": places, "scenes": scenes}

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 
 from dapo_stages.data.chat import SYSTEM_PROMPT, messages
+from dapo_stages.data.embedded.motion import SECONDS
 from dapo_stages.data.embedded.questions import Lesson
 from dapo_stages.data.embedded.tasks import Task
+from dapo_stages.data.video_encoding import VideoEncoder, shown
+from dapo_stages.data.visuals import Visual
 
 REHEARSED = 0.2  # share of captions in batches of questions
 IGNORED = -100  # the label that cross-entropy leaves out
+SEEN = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 _STREAM = 7_919  # makes the warm-up's questions differ from those of the dataset with the same seed
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
@@ -120,7 +124,10 @@ def _asked(task: Task, seed: int, step: int, config: WarmUp, rng: np.random.Gene
     drawn = [task.question(seed + _STREAM, first + i, biased=biased, shuffled=config.shuffled) for i in range(number)]
     said = [q.usual if rng.random() < hearsay else q.answer for q in drawn]
     thoughts = rng.integers(len(drawn[0].thoughts[drawn[0].answer]), size=number)
-    return [Lesson(q.image, q.problem, q.completion(a, int(t))) for q, a, t in zip(drawn, said, thoughts, strict=True)]
+    return [
+        Lesson(q.image, q.problem, q.completion(a, int(t)), q.frames)
+        for q, a, t in zip(drawn, said, thoughts, strict=True)
+    ]
 
 
 def _batch(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None) -> dict[str, Any]:
@@ -128,13 +135,10 @@ def _batch(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None)
     import torch
 
     tokenizer = processor.tokenizer
-    prompts = [
-        processor.apply_chat_template(
-            messages(lesson.problem, 1, system_prompt), tokenize=False, add_generation_prompt=True
-        )
-        for lesson in lessons
-    ]
-    encoded = processor(text=prompts, images=[lesson.image for lesson in lessons])
+    encoded = _of_videos(processor, lessons, system_prompt)
+    if encoded is None:
+        prompts = [_prompt(processor, messages(lesson.problem, 1, system_prompt)) for lesson in lessons]
+        encoded = processor(text=prompts, images=[lesson.image for lesson in lessons])
     said = [lesson.completion + tokenizer.eos_token for lesson in lessons]
     ends = [tokenizer(text, add_special_tokens=False).input_ids for text in said]
     rows = [list(p) + list(c) for p, c in zip(encoded["input_ids"], ends, strict=True)]
@@ -150,10 +154,26 @@ def _batch(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None)
         "input_ids": ids,
         "attention_mask": mask,
         "labels": labels,
-        "mm_token_type_ids": (ids == processor.image_token_id).int(),
-        "pixel_values": torch.as_tensor(np.asarray(encoded["pixel_values"])),
-        "image_grid_thw": torch.as_tensor(np.asarray(encoded["image_grid_thw"])),
+        "mm_token_type_ids": (ids == processor.image_token_id).int() + 2 * (ids == processor.video_token_id).int(),
+        **{name: torch.as_tensor(np.asarray(encoded[name])) for name in encoded if name in SEEN},
     }
+
+
+def _of_videos(processor: Any, lessons: Sequence[Lesson], system_prompt: str | None) -> dict[str, Any] | None:
+    """Ids, and what the model sees, of lessons that are videos; None if they are images."""
+    encoder, rows, seen = VideoEncoder(processor), [], list[dict[str, Any]]()
+    for lesson in lessons:
+        if not lesson.frames:
+            return None
+        visual = Visual(range(len(lesson.frames)), tuple(SECONDS * n for n in range(len(lesson.frames))))
+        text = _prompt(processor, messages(lesson.problem, 0, system_prompt, n_videos=1))
+        rows.append(encoder.encode(text, [(visual, lesson.image.size)], processor.tokenizer)[0])
+        seen.append(shown(processor, lesson.frames, [visual]))
+    return {"input_ids": rows, **{name: np.concatenate([one[name] for one in seen]) for name in seen[0]}}
+
+
+def _prompt(processor: Any, conversation: list[dict[str, Any]]) -> str:
+    return str(processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
 
 
 def _optimizers(model: Any, config: WarmUp) -> list[tuple[Any, float]]:

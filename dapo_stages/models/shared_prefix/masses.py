@@ -27,6 +27,7 @@ class Scored:
     masses: torch.Tensor  # [L, C, 5] vision, text, other, first, generated; mean over heads
     patches: torch.Tensor | None  # [L, C, V] attention on each vision token; mean over heads
     rollout: torch.Tensor | None = None  # [C] attention rollout on vision tokens
+    units: torch.Tensor | None = None  # [L, C, U] attention on each image or temporal step; mean over heads
 
 
 class _Recorded(Exception):
@@ -50,9 +51,11 @@ class MassRecorder:
         patches: Sequence[Sequence[int]] | None = None,
         *,
         rollout: bool = False,
+        units: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
-        attention is kept per vision token; `rollout` adds attention rollout (attention_rollout.py)."""
+        attention is kept per vision token; `rollout` adds attention rollout (attention_rollout.py); `units` [P, U] per
+        group tell which prompt keys belong to which image (unit_keys), to sum their attention separately."""
         self._spans, self._query, self._chunk = spans, query, chunk_rows
         self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
         # On the device once: nothing is copied to or from it while the layers run.
@@ -64,6 +67,8 @@ class MassRecorder:
         ]
         self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
+        self._units = None if units is None else [own.float().to(at) for own, at in zip(units, places, strict=True)]
+        self._unit_masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
         self._to_the_end = False
         self._rollouts: list[Rollout] | None = None
         if rollout:
@@ -90,9 +95,10 @@ class MassRecorder:
         """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]."""
         with torch.no_grad():
             for group, span in enumerate(self._spans):
-                masses, looks = self._score(group, span, query, key, scaling)
+                masses, looks, units = self._score(group, span, query, key, scaling)
                 self._masses[group][layer] = masses
                 self._looks[group][layer] = looks
+                self._unit_masses[group][layer] = units
         if not self._to_the_end and all(masses is not None for layers in self._masses for masses in layers):
             raise _Recorded
 
@@ -104,24 +110,29 @@ class MassRecorder:
             chosen = self._patches[group]
             looks = _stacked(self._looks[group]) if chosen else None
             rollout = self._rollouts[group].rows.cpu() if self._rollouts is not None else None
+            units = _stacked(self._unit_masses[group]) if self._units is not None else None
             for i, length in enumerate(span.lengths):
                 patches = looks[:, chosen.index(i), :length] if looks is not None and i in chosen else None
                 seen = None if rollout is None else rollout[i, :length]
-                completions.append(Scored(masses[:, i, :length], patches, seen))
+                of_units = None if units is None else units[:, i, :length]
+                completions.append(Scored(masses[:, i, :length], patches, seen, of_units))
             scored.append(completions)
         return scored
 
     def _score(
         self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, scaling: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         one_hot, vision = self._one_hot[group], self._vision[group]
+        own_units = self._units[group] if self._units is not None else None
         rollout = self._rollouts[group] if self._rollouts is not None else None
-        masses, looks, rolled, start = [], [], [], 0
+        masses, looks, units, rolled, start = [], [], [], [], 0
         for probabilities in attention_rows(span, query, key, scaling, self._query, self._chunk):
             mean = probabilities.mean(1)  # [N, rows, P + keys]
             prompt = mean[..., : span.prefix]
             generated = mean[..., span.prefix :].sum(-1, keepdim=True)
             masses.append(torch.cat([prompt @ one_hot, generated], -1))
+            if own_units is not None:
+                units.append(prompt @ own_units)
             if self._patches[group]:
                 looks.append(prompt.index_select(0, self._chosen[group]).index_select(-1, vision))
             if rollout is not None:
@@ -129,7 +140,8 @@ class MassRecorder:
             start += mean.shape[1]
         if rollout is not None:
             rollout.advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
-        return torch.cat(masses, 1), torch.cat(looks, 1) if looks else None
+        of_patches, of_units = (torch.cat(some, 1) if some else None for some in (looks, units))
+        return torch.cat(masses, 1), of_patches, of_units
 
 
 def attention_rows(
@@ -214,6 +226,20 @@ def prompt_kinds(ids: Sequence[int], vision: Sequence[bool], special: frozenset[
         else:
             kinds.append(OTHER if token in special or place < system_end else TEXT)
     return torch.tensor(kinds)
+
+
+def unit_keys(kinds: torch.Tensor, grid_thw: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Which prompt keys belong to which image, or temporal step of a video: [P, U], one where they do.
+
+    `kinds` [P] as from prompt_kinds; `grid_thw` counts the patches of each image and video, in the order of the prompt.
+    """
+    vision = (kinds == VISION).nonzero()[:, 0]
+    patches = torch.tensor([rows * columns for steps, rows, columns in grid_thw for _ in range(steps)])
+    found = torch.zeros(len(kinds), len(patches))
+    if len(vision):
+        tokens = patches * len(vision) // patches.sum()
+        found[vision, torch.arange(len(patches)).repeat_interleave(tokens)] = 1
+    return found
 
 
 def _stacked(layers: list[torch.Tensor | None]) -> torch.Tensor:

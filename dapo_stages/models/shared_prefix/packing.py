@@ -24,11 +24,15 @@ class Prompt:
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs, for separate rows
+    pixel_values_videos: torch.Tensor | None = None
+    video_grid_thw: torch.Tensor | None = None
+    second_per_grid_ts: torch.Tensor | None = None  # seconds from one temporal step of a video to the next
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
         """All inputs but the ids, by the model's names."""
-        known = {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+        names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+        known = {name: getattr(self, name) for name in names}
         return {name: value for name, value in known.items() if value is not None} | dict(self.others)
 
 
@@ -64,6 +68,8 @@ class Packed:
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
     block_mask: Any = None  # which tokens see which, for FlexAttention
+    pixel_values_videos: torch.Tensor | None = None
+    video_grid_thw: torch.Tensor | None = None
 
     @property
     def model_inputs(self) -> dict[str, Any]:
@@ -81,6 +87,8 @@ class Packed:
             inputs["pixel_values"] = self.pixel_values
         if self.image_grid_thw is not None:
             inputs["image_grid_thw"] = self.image_grid_thw
+        if self.pixel_values_videos is not None:
+            inputs |= {"pixel_values_videos": self.pixel_values_videos, "video_grid_thw": self.video_grid_thw}
         return inputs
 
 
@@ -104,17 +112,22 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
             offset += length
         spans.append(span)
         start = offset
-    pixels = [g.prompt.pixel_values for g in groups if g.prompt.pixel_values is not None]
-    grids = [g.prompt.image_grid_thw for g in groups if g.prompt.image_grid_thw is not None]
+
+    def joined(name: str) -> torch.Tensor | None:
+        found = [value for group in groups if (value := getattr(group.prompt, name)) is not None]
+        return torch.cat(found).to(device) if found else None
+
     targets = [torch.tensor(c, dtype=torch.long) for g in groups for c in g.completions]
     return Packed(
         input_ids=torch.cat(ids)[None].to(device),
         position_ids=by_axis(torch.cat(places, 1)[:, None]).to(device),
-        pixel_values=torch.cat(pixels).to(device) if pixels else None,
-        image_grid_thw=torch.cat(grids).to(device) if grids else None,
+        pixel_values=joined("pixel_values"),
+        image_grid_thw=joined("image_grid_thw"),
         spans=tuple(_to(span, device) for span in spans),
         predicting=torch.cat([torch.arange(0), *predicting]).to(device),
         targets=torch.cat([torch.arange(0), *targets]).to(device),
+        pixel_values_videos=joined("pixel_values_videos"),
+        video_grid_thw=joined("video_grid_thw"),
     )
 
 

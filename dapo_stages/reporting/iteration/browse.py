@@ -13,7 +13,7 @@ from dapo_stages.groups.informative import is_informative
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
 from dapo_stages.reporting.iteration.heat import grid_of, maps, patch_attention, with_patches
-from dapo_stages.reporting.iteration.samples import attention_rows, image_of, join, weight_rows
+from dapo_stages.reporting.iteration.samples import attention_rows, images_of, join, weight_rows
 from dapo_stages.terminal.safe_text import one_line, visible
 
 LONGEST = 1 << 20  # characters of a text that are kept
@@ -91,7 +91,7 @@ def _group(
         "correct": correct,
         "informative": is_informative(prompt, len(rows)),
         "replayed": replayed,
-        "images": [image_of(image) for image in prompt["images"] or []],
+        "images": images_of(prompt),
         "completions": [_completion(join(row, attention, weights)) for row in rows],
     }
 
@@ -114,6 +114,7 @@ def _completion(one: Mapping[str, Any]) -> dict[str, Any]:
         "in_loss": one["in_loss"],
         "why": one_line(one["why"]),
         "heat": None,
+        **({"shares": [_short(share) for share in one["by_image"]]} if "by_image" in one else {}),
     }
 
 

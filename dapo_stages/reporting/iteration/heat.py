@@ -99,14 +99,15 @@ def grid_of(prompt: Row, tokens: int) -> list[list[int]]:
 
 
 def shapes_of(grid_thw: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, int]] | None:
-    """Rows and columns of image tokens of each image; None if they do not add up to `tokens`.
+    """Rows and columns of image tokens of each image, or temporal step of a video; None if they do not add up to
+    `tokens`.
 
     `grid_thw` counts patches; an image token covers merge × merge of them (2 × 2 in Qwen2.5-VL), in raster order.
     """
     merge = math.isqrt(sum(t * h * w for t, h, w in grid_thw) // tokens) if tokens else 0
-    if not merge or any(t != 1 or h % merge or w % merge for t, h, w in grid_thw):
+    if not merge or any(t < 1 or h % merge or w % merge for t, h, w in grid_thw):
         return None
-    shapes = [(h // merge, w // merge) for _, h, w in grid_thw]
+    shapes = [(h // merge, w // merge) for t, h, w in grid_thw for _ in range(t)]
     return shapes if sum(rows * columns for rows, columns in shapes) == tokens else None
 
 

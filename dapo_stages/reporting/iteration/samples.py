@@ -6,7 +6,9 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dapo_stages.data.visuals import units_of, visuals_of
 from dapo_stages.handoff.manifests import Source
+from dapo_stages.handoff.schemas import BY_IMAGE
 from dapo_stages.handoff.shards import Row
 from dapo_stages.reporting.iteration.figures import rewards_of
 from dapo_stages.reporting.iteration.heat import with_patches
@@ -16,7 +18,9 @@ FILE = "samples.json"  # of a report
 MAX_COMPLETIONS = 8  # shown of a group: beyond that, half with the highest and half with the lowest reward
 
 # Read only these columns of attention rows: attention per image token is thousands of times larger.
-_ATTENTION = ["completion_id", "status", "vgr", "vgr_all", "aei_vision_all", "num_text_tokens", "num_vision_tokens"]
+_ATTENTION = [
+    "completion_id", "status", "vgr", "vgr_all", "aei_vision_all", "num_text_tokens", "num_vision_tokens", BY_IMAGE,
+]  # fmt: skip
 
 # Where the accuracy reward read an answer (column read_from), in words.
 READ_FROM = {
@@ -95,7 +99,25 @@ def join(row: Row, attention: Mapping[str, Row], weights: Mapping[str, Row]) -> 
         "advantage": weight.get("advantage"),
         "in_loss": weight.get("in_loss"),
         "why": weight.get("why", ""),
+        **({"by_image": [_finite(share) for share in shares]} if (shares := looked.get(BY_IMAGE)) else {}),
     }
+
+
+def images_of(prompt: Row) -> list[dict[str, Any]]:
+    """The images of a prompt as the page shows them: a video as a frame of each temporal step, with its `second`."""
+    images, seconds = prompt["images"] or [], prompt.get("frame_seconds")
+    return [
+        image_of(images[place]) | ({"second": round(seconds[place], 2)} if seconds and seconds[place] >= 0 else {})
+        for place in shown_images(prompt)
+    ]
+
+
+def shown_images(prompt: Row) -> list[int]:
+    """The images of a prompt, by number, that maps are drawn over: all but some frames of videos."""
+    count = len(prompt["images"] or [])
+    if prompt.get("frame_seconds") is None:
+        return list(range(count))
+    return units_of(visuals_of(count, prompt["frame_seconds"]), prompt["image_grid_thw"])
 
 
 def image_of(image: Row) -> dict[str, Any]:
@@ -127,7 +149,7 @@ def _group(prompt: Row, completions: list[Sample], measured: list[Row]) -> Sampl
         "num_completions": len(completions),
         "num_text_tokens": scored.get("num_text_tokens"),
         "num_vision_tokens": scored.get("num_vision_tokens"),
-        "images": [image_of(image) for image in prompt["images"] or []],
+        "images": images_of(prompt),
         "completions": completions,
     }
 

@@ -13,7 +13,7 @@ from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.shards import Row
 from dapo_stages.reporting.iteration.heat import grid_of, patch_attention
 from dapo_stages.reporting.iteration.overlay import Look, look_of
-from dapo_stages.reporting.iteration.samples import Sample, attention_rows, join, weight_rows
+from dapo_stages.reporting.iteration.samples import Sample, attention_rows, join, shown_images, weight_rows
 from dapo_stages.reporting.iteration.thumbnails import size_of
 from dapo_stages.runs.run_folder import Run
 
@@ -44,6 +44,11 @@ class Hit:
         patches = dict(patch_attention(self.attention, {key})) if self.attention else {}
         look_TV = patches.get(key, {}).get("all")
         return None if look_TV is None else look_of(look_TV, grid_of(self.prompt, look_TV.shape[1]))
+
+    @property
+    def shown(self) -> list[Row]:
+        """The images that the parts of `look` are over."""
+        return [self.prompt["images"][place] for place in shown_images(self.prompt)]
 
     @property
     def images(self) -> list[tuple[int, int] | None]:

@@ -4,42 +4,50 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.families import SHARED
-from support.prompts import groups, own_row, prompt
+from support.families import SHARED, WITH_VIDEOS
+from support.prompts import groups, own_row, prompt, video_groups
 
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, _narrow_products, prompt_kinds
+from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, _narrow_products, prompt_kinds, unit_keys
 from dapo_stages.models.shared_prefix.packing import Group
 
 
-def eager_masses(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
-    """[L, C, 5] by the definition, from full attention matrices, with kinds told by eye: strings, not our helper."""
+def eager_attention(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
+    """[L, C, T] of a completion's rows, mean over heads, from full attention matrices."""
     policy.base.set_attn_implementation("eager")
     row = own_row(policy, group.prompt, completion)
     attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
+    first = len(group.prompt.ids) - (1 if query == "predicting" else 0)
+    return torch.stack([layer[0].mean(0)[first : first + len(completion)] for layer in attentions])
+
+
+def eager_masses(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
+    """[L, C, 5] by the definition, with kinds told by eye: strings, not our helper."""
     tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
     system = tokens.index("<|im_end|>") + 1 if tokens[1] == "system" else 0
     kinds = []
     for place, token in enumerate(tokens):
         if place == 0:
             kinds.append(3)
-        elif token == "<|image_pad|>":
+        elif token in ("<|image_pad|>", "<|video_pad|>"):
             kinds.append(0)
         elif (token.startswith("<|") and token.endswith("|>")) or place < system:
             kinds.append(2)
         else:
             kinds.append(1)
     kinds += [4] * len(completion)
-    first = len(tokens) - (1 if query == "predicting" else 0)
-    found = []
-    for layer in attentions:
-        rows = layer[0].mean(0)[first : first + len(completion)]
-        found.append(torch.stack([rows[:, torch.tensor(kinds) == kind].sum(-1) for kind in range(5)], -1))
-    return torch.stack(found)
+    rows = eager_attention(policy, group, completion, query)
+    return torch.stack([rows[..., torch.tensor(kinds) == kind].sum(-1) for kind in range(5)], -1)
 
 
 def record(
-    policy: Policy, cases: list[Group], query: str, chunk_rows: int, *, rollout: bool = False
+    policy: Policy,
+    cases: list[Group],
+    query: str,
+    chunk_rows: int,
+    *,
+    rollout: bool = False,
+    grids: list[list[list[int]]] | None = None,
 ) -> list[list[Scored]]:
     policy.attend("grouped")
     packed = policy.pack(cases)
@@ -53,6 +61,7 @@ def record(
         chunk_rows,
         everyone,
         rollout=rollout,
+        units=None if grids is None else [unit_keys(kind, grid) for kind, grid in zip(kinds, grids, strict=True)],
     )
     return recorder.collect(policy.base.model, packed)
 
@@ -100,6 +109,28 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: in
             want = eager_masses(policy, group, list(completion), query)
             assert (one.masses - want).abs().max().item() < 1e-5
             assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", WITH_VIDEOS, indirect=True)
+@pytest.mark.parametrize("query", ["predicting", "token"])
+def test_masses_of_videos_and_of_each_image_equal_eager_attention(policy: Policy, query: str) -> None:
+    """Of images and of temporal steps by runs of placeholders, which are 4, 6 or 8 tokens long."""
+    cases = [*video_groups(policy), groups(policy)[1]]
+    wide = 8 if policy.architecture == "qwen3_vl" else 10  # patches of 16 or of 14 pixels in 140
+    units = [[4, 4], [6, 6, 4, 8, 8], [6], [8, 3 * wide // 2]]
+    grids = [[[2, 4, 4]], [[2, 4, 6], [1, 4, 4], [2, 8, 4]], [[1, 4, 6]], [[1, 8, 4], [1, 6, wide]]]
+    scored = record(policy, cases, query, 5, grids=grids)
+    for group, found, sizes in zip(cases, scored, units, strict=True):
+        for completion, one in zip(group.completions, found, strict=True):
+            attentions = eager_attention(policy, group, list(completion), query)
+            tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
+            places = [place for place, token in enumerate(tokens) if token in ("<|image_pad|>", "<|video_pad|>")]
+            assert len(places) == sum(sizes)
+            ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+            parts = [places[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+            want = torch.stack([attentions[..., part].sum(-1) for part in parts], -1)
+            assert one.units is not None and (one.units - want).abs().max().item() < 1e-5
+            assert (one.masses - eager_masses(policy, group, list(completion), query)).abs().max().item() < 1e-5
 
 
 def eager_rollout(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:

@@ -35,6 +35,7 @@ function card(entry) {
   if (range[1] > range[0]) aside.append(ramp(range));
   const times = new Set(groups.filter((other) => other.prompt === group.prompt).map((other) => other.iteration));
   if (times.size > 1) aside.append(sameQuestion(group.prompt, `The same question in ${plural(times.size, "iteration")}`));
+  entry.shares = [];
   const images = group.images.map((image, index) => imageElement(image, index, entry, view));
   const looked = make("div", { className: "looked", "aria-live": "polite" });
   Object.assign(entry, { range, looked, images, key: keyElement(), current: null, slider: null });
@@ -56,17 +57,22 @@ function question(text) {
 function imageElement(image, index, entry, view) {
   if (!image.uri) {
     view.append(make("p", { className: "soft" }, "The image cannot be shown."));
+    entry.shares.push({ caption: make("span"), second: "" });
     return null;
   }
+  const second = image.second === undefined ? "" : ` at ${image.second} s`;
   const canvas = make("canvas", { hidden: true });
-  const alt = `image ${index + 1} of the question, ${image.width} × ${image.height} pixels`;
+  const alt = `image ${index + 1} of the question${second}, ${image.width} × ${image.height} pixels`;
   const button = make("button", { type: "button", title: "Enlarge",
     className: image.width < 160 ? "image small" : "image" },
     make("span", { className: "plain" }, make("img", { src: image.uri, alt: "" })),
     make("span", { className: "over" }, make("img", { src: image.uri, alt }), canvas));
   button.style.setProperty("--widest", `${Math.min(320, Math.max(140, image.width))}px`);
   button.addEventListener("click", () => enlarge(entry, index, button));
-  view.append(button);
+  const caption = make("span", { className: "soft share" }, second.slice(4));
+  entry.shares.push({ caption, second: second.slice(4) });
+  const strip = second || entry.completions.some((one) => one.shares);
+  view.append(strip ? make("figure", { className: "unit" }, button, make("figcaption", {}, caption)) : button);
   return canvas;
 }
 

@@ -30,6 +30,10 @@ function look(box, token) {
     for (const canvas of entry.images) if (canvas) canvas.hidden = true;
   }
   entry.looked.textContent = said;
+  entry.shares.forEach(({ caption, second }, which) => {
+    const part = one.shares?.[which];
+    caption.textContent = [second, part == null ? "" : `${(100 * part).toFixed(1)}%`].filter(Boolean).join(" · ");
+  });
 }
 
 /** What the colors of a map stand for; `times`: the brightest cell as a multiple of the average one. */

@@ -37,7 +37,7 @@ function enlarge(entry, index, button) {
   Object.assign(zoom, { entry, index, level: 1, at: [0.5, 0.5] });
   const copy = make("div", { className: button.className }, ...[...button.children].map((part) => part.cloneNode(true)));
   const stage = make("div", { className: "stage", tabIndex: 0, role: "region", "aria-label": "image" }, copy);
-  const mapped = button.parentElement.classList.contains("mapped");
+  const mapped = button.closest(".view").classList.contains("mapped");
   const actions = [
     ["−", "smaller", () => resizeTo(zoom.level / 1.5)], ["+", "larger", () => resizeTo(zoom.level * 1.5)],
     ["fit", "as large as fits", () => resizeTo(1)], ["Close", "close", () => dialog.close()],
