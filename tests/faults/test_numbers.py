@@ -44,7 +44,7 @@ from faults.folders import republish, rewrite
 from faults.table import record
 
 VOCABULARY = 64
-POLICY: Any = SimpleNamespace(tokens=SimpleNamespace(image_token_id=2, vocabulary=VOCABULARY), processor=None)
+POLICY: Any = SimpleNamespace(tokens=SimpleNamespace(vision_ids={2}, vocabulary=VOCABULARY), processor=None)
 LARGEST = float(np.finfo(np.float32).max)
 MANY = [40, pytest.param(1500, marks=pytest.mark.faults)]
 

@@ -92,7 +92,7 @@ def test_the_lists_that_are_split_by_byte_are_those_of_the_contract(tmp_path: Pa
     masses = ("mass_vision", "mass_text", "mass_other", "mass_first", "mass_generated", "vgr")
     distributions = ("logprobs", "entropy", "blank_logprobs", "visual_kl", "blank_entropy", "jsd", "k3")
     layers = ("token_vgr_early", "token_vgr_middle", "token_vgr_late", "token_vgr_layers")
-    looks = ("vision_cosine", "rollout_mass", "vision_gradient")
+    looks = ("vision_cosine", "rollout_mass", "vision_gradient", "attn_vision_by_image")
     assert split == {f"{name}.list.element" for name in (*masses, *distributions, *layers, *looks)}
     assert columns_of(path)["patch_attention_all.list.element.list.element"].encodings == ("RLE", "PLAIN")
 

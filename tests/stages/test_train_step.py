@@ -104,7 +104,7 @@ def test_importance_multiplies_the_advantage_of_replayed_completions(
     """At the first mini-batch the ratio is 1 for all, so the loss is -Σ w·is·importance·A / tokens: linear in it."""
     seen: dict[str, list[float]] = {}
 
-    def note(self: TrainStep, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
+    def note(self: TrainStep, policy: Policy, trainer: Trainer, groups: list[TrainGroup]) -> list[Row]:
         seen[self._output.plan.out.name] = [sample.advantage for group in groups for sample in group.samples]
         return []
 

@@ -101,7 +101,7 @@ def given(completion_id: str, tokens: int) -> list[bool] | None:
 
 
 def test_train_step_reads_the_masks_and_refuses_a_completion_without_a_token(tmp_path: Path) -> None:
-    policy: Any = SimpleNamespace(tokens=SimpleNamespace(image_token_id=None, vocabulary=100), processor=None)
+    policy: Any = SimpleNamespace(tokens=SimpleNamespace(vision_ids=frozenset(), vocabulary=100), processor=None)
     inputs = sampled(tmp_path, 1, [[1, 0, 0, 0]], masks=given)
     weights = Source(weigh(tmp_path / "weights", inputs))
     plan: Any = SimpleNamespace(policy=SimpleNamespace(version=0))

@@ -51,7 +51,8 @@ def test_nothing_looked_at_is_dark() -> None:
         ([[1, 6, 9]], 6, [(2, 3)]),
         ([[1, 14, 22]], 76, None),
         ([[1, 14, 22]], 0, None),
-        ([[2, 14, 22]], 154, None),
+        ([[2, 14, 22]], 154, [(7, 11)] * 2),  # two temporal steps of a video
+        ([[2, 14, 22]], 77, None),
         ([], 4, None),
     ],
 )
