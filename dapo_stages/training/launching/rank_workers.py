@@ -178,7 +178,10 @@ class Replicated(Ranked):
         super().__init__(accelerator, forward, optimizers, settings)
         self._forward = accelerator.prepare_model(forward)
         if settings.reduce_dtype == "bfloat16":
-            self._forward.register_comm_hook(None, _in_bfloat16)
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            # By its own name, torch takes it only with NCCL; gloo adds up bfloat16, too.
+            self._forward.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
 
     def pass_(self, *, last: bool) -> AbstractContextManager[object]:
         context: AbstractContextManager[object] = nullcontext() if last else self._forward.no_sync()
@@ -186,10 +189,3 @@ class Replicated(Ranked):
 
     def backward(self, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss * self.ranks)
-
-
-def _in_bfloat16(group: Any, bucket: Any) -> Any:
-    """torch's hook, without the check by its name that there is NCCL: gloo adds up bfloat16, too."""
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-    return bf16_compress_hook(group, bucket)
