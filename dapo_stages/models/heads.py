@@ -107,7 +107,7 @@ class HeadRecorder:
 
 def _attentions(policy: Policy) -> list[Any]:
     """The attention modules of the decoder."""
-    return [module for module in policy.base.modules() if hasattr(module, "v_proj") and hasattr(module, "layer_idx")]
+    return [module for module in policy.base.get_decoder().modules() if hasattr(module, "v_proj") and hasattr(module, "layer_idx")]
 
 
 def _gram(module: Any, device: torch.device) -> torch.Tensor:

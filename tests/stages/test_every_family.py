@@ -1,4 +1,4 @@
-"""Families that cannot share prompts, from init-policy to the weights of tokens, through the command line."""
+"""Families of other kinds than Qwen's, from init-policy to the weights of tokens, through the command line."""
 
 from __future__ import annotations
 

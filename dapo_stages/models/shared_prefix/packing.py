@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Prompt:
     ids: torch.Tensor
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
-    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs, for separate rows
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs, by the model's names
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -63,6 +64,7 @@ class Packed:
     spans: tuple[Span, ...]
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs about the images
     block_mask: Any = None  # which tokens see which, for FlexAttention
 
     @property
@@ -81,7 +83,7 @@ class Packed:
             inputs["pixel_values"] = self.pixel_values
         if self.image_grid_thw is not None:
             inputs["image_grid_thw"] = self.image_grid_thw
-        return inputs
+        return inputs | dict(self.others)
 
 
 def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: torch.device) -> Packed:
@@ -104,18 +106,35 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
             offset += length
         spans.append(span)
         start = offset
-    pixels = [g.prompt.pixel_values for g in groups if g.prompt.pixel_values is not None]
-    grids = [g.prompt.image_grid_thw for g in groups if g.prompt.image_grid_thw is not None]
+
+    def joined(name: str) -> torch.Tensor | None:
+        return _joined([value for group in groups if (value := group.prompt.inputs.get(name)) is not None], device)
+
+    # What is said of each token (its type, `..._token_type_ids`) follows from the spans and positions.
+    others = {name for group in groups for name in group.prompt.others if not name.endswith("token_type_ids")}
     targets = [torch.tensor(c, dtype=torch.long) for g in groups for c in g.completions]
     return Packed(
         input_ids=torch.cat(ids)[None].to(device),
         position_ids=by_axis(torch.cat(places, 1)[:, None]).to(device),
-        pixel_values=torch.cat(pixels).to(device) if pixels else None,
-        image_grid_thw=torch.cat(grids).to(device) if grids else None,
+        pixel_values=joined("pixel_values"),
+        image_grid_thw=joined("image_grid_thw"),
         spans=tuple(_to(span, device) for span in spans),
         predicting=torch.cat([torch.arange(0), *predicting]).to(device),
         targets=torch.cat([torch.arange(0), *targets]).to(device),
+        others={name: value for name in sorted(others) if (value := joined(name)) is not None},
     )
+
+
+def _joined(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor | None:
+    """Inputs of several prompts, one after another; zeros where images have fewer tiles or pixels than others."""
+    if not parts:
+        return None
+    largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    whole = [
+        F.pad(part, [n for most, own in zip(largest[::-1], part.shape[:0:-1], strict=True) for n in (0, most - own)])
+        for part in parts
+    ]
+    return torch.cat(whole).to(device)
 
 
 def by_axis(positions: torch.Tensor) -> torch.Tensor:

@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.families import SHARED
-from support.prompts import groups, own_row, prompt
+from support.eager_rows import eager_masses, eager_rollout
+from support.families import PLAIN, QWEN, SHARED
+from support.prompts import groups, prompt
 
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, _narrow_products, prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
-
-
-def eager_masses(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
-    """[L, C, 5] by the definition, from full attention matrices, with kinds told by eye: strings, not our helper."""
-    policy.base.set_attn_implementation("eager")
-    row = own_row(policy, group.prompt, completion)
-    attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
-    tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
-    system = tokens.index("<|im_end|>") + 1 if tokens[1] == "system" else 0
-    kinds = []
-    for place, token in enumerate(tokens):
-        if place == 0:
-            kinds.append(3)
-        elif token == "<|image_pad|>":
-            kinds.append(0)
-        elif (token.startswith("<|") and token.endswith("|>")) or place < system:
-            kinds.append(2)
-        else:
-            kinds.append(1)
-    kinds += [4] * len(completion)
-    first = len(tokens) - (1 if query == "predicting" else 0)
-    found = []
-    for layer in attentions:
-        rows = layer[0].mean(0)[first : first + len(completion)]
-        found.append(torch.stack([rows[:, torch.tensor(kinds) == kind].sum(-1) for kind in range(5)], -1))
-    return torch.stack(found)
 
 
 def record(
@@ -89,9 +64,14 @@ def test_products_of_16_bit_numbers_are_those_of_float32(rows_of_keys: str) -> N
             assert torch.allclose(found[row, head].double(), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
-@pytest.mark.parametrize("query", ["predicting", "token"])
-@pytest.mark.parametrize("chunk_rows", [5, 256])
+@pytest.mark.parametrize(
+    ("policy", "query", "chunk_rows"),
+    [
+        *((family, query, chunk) for family in QWEN for query in ("predicting", "token") for chunk in (5, 256)),
+        *((family, "predicting", 5) for family in PLAIN),
+    ],
+    indirect=["policy"],
+)
 def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
     cases = groups(policy)
     scored = record(policy, cases, query, chunk_rows)
@@ -102,19 +82,14 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: in
             assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
 
 
-def eager_rollout(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
-    """[C] by the definition: the product of whole matrices in float64, summed over the image's columns."""
-    policy.base.set_attn_implementation("eager")
-    row = own_row(policy, group.prompt, completion)
-    product = torch.eye(row["input_ids"].shape[1], dtype=torch.float64)
-    for layer in policy.model(**row, output_attentions=True, use_cache=False).attentions:
-        product = (layer[0].mean(0).double() + torch.eye(len(product))) / 2 @ product
-    first = len(group.prompt.ids) - (1 if query == "predicting" else 0)
-    return product[first : first + len(completion)][:, row["input_ids"][0] == policy.image_token_id].sum(-1)
-
-
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
-@pytest.mark.parametrize(("query", "chunk_rows"), [("predicting", 5), ("predicting", 256), ("token", 7)])
+@pytest.mark.parametrize(
+    ("policy", "query", "chunk_rows"),
+    [
+        *((family, *how) for family in QWEN for how in (("predicting", 5), ("predicting", 256), ("token", 7))),
+        ("llava_onevision", "predicting", 5),
+    ],
+    indirect=["policy"],
+)
 def test_rollout_equals_the_product_of_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
     cases = groups(policy)
     scored = record(policy, cases, query, chunk_rows, rollout=True)
