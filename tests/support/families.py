@@ -121,4 +121,10 @@ def _ended(model: Any, tokenizer: Any) -> Any:
     return model
 
 
-_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, "llava": _llava, OTHER: _windows} | MORE
+_MAKERS = {
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen2_vl": _qwen2_vl,
+    "qwen3_vl": _qwen3_vl,
+    "llava": _llava,
+    OTHER: _windows,
+} | MORE
