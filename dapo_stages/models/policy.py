@@ -197,7 +197,7 @@ class Policy:
             return True
         sizes = (getattr(self.processor, name, None) for name in ("image_seq_length", "image_seq_len"))
         size = next((size for size in sizes if size), getattr(self.base.config, "image_seq_length", None))
-        if self.architecture not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
+        if self.base.config.model_type not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
             return False
         tokens: int = list(row["prompt_ids"]).count(self.image_token_id)
         return tokens == len(row["images"]) * int(size)

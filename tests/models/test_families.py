@@ -65,7 +65,7 @@ def test_attention_can_be_read_of_every_family(checkpoints: Checkpoints, family:
     ("policy", "tokens", "mapped"),
     [
         ("llava", 16, True), ("llava", 32, False), ("internvl", 4, True), ("internvl", 16, False),
-        ("llava_onevision", 16, False),
+        ("llava_onevision", 16, False), ("gemma3", 4, True), ("idefics3", 16, False),
     ],
     indirect=["policy"],
 )  # fmt: skip
