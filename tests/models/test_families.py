@@ -13,6 +13,7 @@ from support.prompts import groups, image
 from dapo_stages.config import ModelConfig
 from dapo_stages.data.images import encode
 from dapo_stages.errors import DataError
+from dapo_stages.models.families import named
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import check_family, load_policy, save_policy
@@ -54,6 +55,23 @@ def test_the_vision_tower_is_found(policy: Policy) -> None:
     names = [name for name, module in policy.base.named_modules() if module is policy.vision]
     towers = {"qwen2_5_vl": "visual", "qwen3_vl": "visual", "idefics3": "vision_model"}
     assert names == [f"model.{towers.get(policy.architecture, 'vision_tower')}"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text", "name"),
+    [
+        ("llava", {}, "llava"),
+        ("llava", {"model_type": "mistral", "sliding_window": None}, "llava"),
+        ("llava", {"model_type": "mistral", "sliding_window": 4096}, "llava with mistral"),
+        ("internvl", {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768}, "internvl"),
+        ("internvl", {"model_type": "gpt_oss"}, "internvl with gpt_oss"),
+        ("gemma3", {"model_type": "gemma3_text", "sliding_window": 512}, "gemma3"),
+    ],
+)
+def test_a_family_shares_prompts_only_around_decoders_that_see_all_tokens(
+    model_type: str, text: dict[str, object], name: str
+) -> None:
+    assert named(model_type, text) == name
 
 
 @pytest.mark.parametrize("family", [SOME[0], *OWN_ROWS])
