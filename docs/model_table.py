@@ -63,6 +63,19 @@ scoring and training. Elsewhere each completion has a row of its own with the pr
 as many times the cost as a group has completions, and not in launches that split the weights (`zero3`, `fsdp2`).
 [extending.md](extending.md) says what a family needs.
 
+The last five families that share, from InternVL on, are built around decoders of other models. They share with those
+of Llama, Mistral, Qwen2 and Qwen3 where every layer sees all tokens before its own; around others (a Mistral with a
+sliding window, GPT-OSS, a mixture of experts) the same family has rows of its own, and is called, for example, `llava
+with mistral`.
+
+What the other two would take:
+
+- **Gemma 3**: most layers see a window of 512 or 1024 tokens, and an image's tokens see each other. Packed rows,
+  decoding after a shared prompt, masses, attention rollout and FlexAttention would each need two masks, by layer.
+- **Qwen3.5**: a linear layer has no keys, but a state that it updates token by token, and a short convolution. Both
+  would have to be taken at the end of the prompt and given to every completion, with gradients through them;
+  transformers' layers take them from a cache alone, which has no gradients.
+
 ## Attention
 
 In rows of their own, query, key and mask of every layer come through transformers' AttentionInterface, and the family's

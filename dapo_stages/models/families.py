@@ -8,6 +8,7 @@ generate. Every other image-text-to-text model is trained with separate rows (`s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ class Family:
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
     image_marker: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
     grids = True  # whether its processor says how many rows and columns of patches an image has, as Qwen's do
+
+    def takes(self, text: Mapping[str, Any]) -> bool:
+        """Whether completions can share prompts in a decoder with this configuration."""
+        return True
 
     def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
         """Positions of a prompt's tokens [P] -> [3, P]: text one by one, images by row and column, videos also by time.
@@ -48,9 +53,14 @@ class Family:
 
 
 class Plain(Family):
-    """One whose positions count the tokens, and whose images are nothing but pixel values."""
+    """One whose positions count the tokens, and whose decoder is one of several."""
 
     grids = False
+
+    def takes(self, text: Mapping[str, Any]) -> bool:
+        """Whether a decoder, by its configuration, has causal attention over all tokens."""
+        windows = text.get("sliding_window") and text.get("use_sliding_window", True)
+        return text.get("model_type", "llama") in _DECODERS and not windows
 
     def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
         """0, 1, 2 …: [P] -> [1, P]."""
@@ -62,12 +72,29 @@ class Plain(Family):
 # Families that make a square of tokens of every image (or of every part that they cut it into), row by row.
 SQUARES = frozenset({"gemma3", "idefics3", "internvl", "llava", "smolvlm"})
 
+_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
 FAMILIES = {
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
     "qwen2_vl": Family("Qwen2VLProcessor"),
     "qwen3_vl": Family("Qwen3VLProcessor"),
+    "idefics3": Plain("Idefics3Processor"),
     "internvl": Plain("InternVLProcessor"),
+    "llava": Plain("LlavaProcessor"),
+    "llava_onevision": Plain("LlavaOnevisionProcessor"),
+    "smolvlm": Plain("SmolVLMProcessor"),
 }
+
+
+def architecture_of(config: Any) -> str:
+    """The model_type of a model's configuration; with its decoder's, if only that keeps it from sharing prompts."""
+    return named(str(config.model_type), config.get_text_config().to_dict())
+
+
+def named(model_type: str, text: Mapping[str, Any]) -> str:
+    """The same by the settings of its decoder."""
+    family = FAMILIES.get(model_type)
+    return model_type if family is None or family.takes(text) else f"{model_type} with {text.get('model_type')}"
 
 
 def has_grids(name: str) -> bool:

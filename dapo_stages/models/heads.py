@@ -107,7 +107,8 @@ class HeadRecorder:
 
 def _attentions(policy: Policy) -> list[Any]:
     """The attention modules of the decoder."""
-    return [module for module in policy.base.modules() if hasattr(module, "v_proj") and hasattr(module, "layer_idx")]
+    modules = policy.base.get_decoder().modules()
+    return [module for module in modules if hasattr(module, "v_proj") and hasattr(module, "layer_idx")]
 
 
 def _gram(module: Any, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dapo_stages.data.blanks import ImageMarks
 from dapo_stages.errors import ModelError
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models import own_rows, windows
-from dapo_stages.models.families import FAMILIES, SQUARES, Family
+from dapo_stages.models.families import FAMILIES, SQUARES, Family, architecture_of, has_grids
 from dapo_stages.models.shared_prefix import decoding, grouped_attention
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
 from dapo_stages.models.tokens import Tokens, end_ids_of
@@ -75,10 +75,10 @@ class Policy:
         """Whether the weights are quantized; only an adapter on them can be trained."""
         return getattr(self.base, "hf_quantizer", None) is not None
 
-    @property
+    @cached_property
     def architecture(self) -> str:
-        """The model_type in its config.json."""
-        return str(self.base.config.model_type)
+        """The name of its family, or of its family and decoder (families.py)."""
+        return architecture_of(self.base.config)
 
     @property
     def shares_prefixes(self) -> bool:
@@ -198,14 +198,14 @@ class Policy:
             return True
         sizes = (getattr(self.processor, name, None) for name in ("image_seq_length", "image_seq_len"))
         size = next((size for size in sizes if size), getattr(self.base.config, "image_seq_length", None))
-        if self.architecture not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
+        if self.base.config.model_type not in SQUARES or not row["images"] or not size or isqrt(size) ** 2 != size:
             return False
         tokens: int = list(row["prompt_ids"]).count(self.image_token_id)
         return tokens == len(row["images"]) * int(size)
 
     def system_end(self, ids: Sequence[int]) -> int:
         """Length of the leading system message in a prompt; 0 if it has none."""
-        if not self.shares_prefixes:
+        if not has_grids(self.architecture):
             return self.tokens.system_end(ids)
         tokenizer = self.processor.tokenizer
         start, end = (tokenizer.convert_tokens_to_ids(token) for token in self.family.turn)

@@ -14,7 +14,7 @@ from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.models import kept_policies
-from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.families import FAMILIES, architecture_of
 from dapo_stages.models.gpu_memory import let_segments_grow
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.quantization import compute_exactly, quantized
@@ -86,7 +86,7 @@ def check_family(path: str | Path, *, attention: bool = False) -> str:
 
     with reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    family = str(config.model_type)
+    family = architecture_of(config)
     if kernel := _foreign_kernel(config):
         raise ModelError(
             f"{path}: its attention is code from the hub ({kernel}), but must be torch's. Remove attn_implementation "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dapo_stages.errors import ModelError
-from dapo_stages.models.families import FAMILIES
+from dapo_stages.models.families import FAMILIES, architecture_of
 from dapo_stages.models.reading import reading
 
 
@@ -21,7 +21,7 @@ class Tokens:
     vocabulary: int  # rows of logits, which may be more than the tokenizer has tokens
     end_ids: list[int]  # tokens that end a completion
     image_token_id: int | None
-    architecture: str  # the model_type in its config.json
+    architecture: str  # families.architecture_of its configuration
     video_token_id: int | None = None
     _texts: dict[int, str] = field(default_factory=dict, repr=False)
 
@@ -93,7 +93,7 @@ def load_tokens(path: str | Path) -> Tokens:
             int(config.get_text_config().vocab_size),
             end_ids_of(generation, tokenizer),
             getattr(config, "image_token_id", None),
-            str(config.model_type),
+            architecture_of(config),
             getattr(config, "video_token_id", None),
         )
         check_tokens(path, tokens)

@@ -81,7 +81,7 @@ def _moved(policy: Policy, direction: torch.Tensor) -> Iterator[None]:
         embeddings = inputs["inputs_embeds"]
         return args, inputs | {"inputs_embeds": forward_ad.make_dual(embeddings, direction[None].to(embeddings))}
 
-    hook = policy.base.model.language_model.register_forward_pre_hook(move, with_kwargs=True)
+    hook = policy.base.get_decoder().register_forward_pre_hook(move, with_kwargs=True)
     try:
         yield
     finally:

@@ -30,6 +30,7 @@ from dapo_stages.groups.scheme_file import scheme_file
 from dapo_stages.handoff.manifests import MANIFEST, remembered
 from dapo_stages.handoff.policy_folders import PolicyFolder
 from dapo_stages.handoff.referred import fetched, refers
+from dapo_stages.models.families import named
 from dapo_stages.models.requirements import require_quantizer, require_scores, require_served
 from dapo_stages.planning import launched
 from dapo_stages.planning.checked import Checked
@@ -82,7 +83,10 @@ class Readiness:
     def _family(self) -> str | None:
         """The architecture in the model's config.json; None where that is not on this machine."""
         about = self._config_json()
-        return str(about.get("model_type")) if about is not None else None
+        if about is None:
+            return None
+        text = about.get("text_config")
+        return named(str(about.get("model_type")), text if isinstance(text, dict) else {})
 
     def _config_json(self) -> dict[str, object] | None:
         name = self.config.model.name

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import OTHER, SHARED
+from support.families import OTHER, SHARED, SOME
 from support.prompts import groups, own_row
 from support.prompts import prompt as prompt_for
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,7 +122,7 @@ def test_the_penalty_for_repetition_counts_no_padding(policy: Policy) -> None:
                 assert logprob == pytest.approx(want.item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
+@pytest.mark.parametrize("policy", [*SOME, OTHER], indirect=True)
 def test_sampling_logprobs_are_those_of_the_trainer(policy: Policy) -> None:
     prompts = [group.prompt for group in groups(policy)]
     found = generate(policy, prompts, 4, 16, SamplerConfig(temperature=1.3), 5)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.families import OTHER, OWN_ROWS, SHARED
+from support.families import OTHER, OWN_ROWS, SOME
 from support.prompts import groups, image
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.data.images import encode
 from dapo_stages.errors import DataError
+from dapo_stages.models.families import named
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import check_family, load_policy, save_policy
@@ -23,21 +24,23 @@ PROCESSORS = {
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor"),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor"),
+    "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor"),
+    "idefics3": ("Idefics3Processor", "Idefics3ImageProcessor"),
     OTHER: ("LlavaProcessor", "CLIPImageProcessor"),
 }
 
 
-@pytest.mark.parametrize("family", [*SHARED, OTHER])
+@pytest.mark.parametrize("family", [*SOME, OTHER])
 def test_saved_checkpoints_name_the_standard_classes(checkpoints: Checkpoints, family: str) -> None:
     folder = checkpoints(family)
     processor, images = PROCESSORS[family]
     for name in ("processor_config.json", "preprocessor_config.json"):
         assert json.loads((folder / name).read_text())["processor_class"] == processor
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"] == images
-    assert json.loads((folder / "config.json").read_text())["model_type"] == family
+    assert json.loads((folder / "config.json").read_text())["model_type"] == family.partition(" ")[0]
 
 
-@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
+@pytest.mark.parametrize("policy", [*SOME, OTHER], indirect=True)
 def test_saving_and_loading_gives_the_same_prompts(policy: Policy, tmp_path: Path) -> None:
     save_policy(policy, tmp_path)
     again = load_policy(tmp_path, ModelConfig(name="embedded", dtype="float32", device="cpu"))
@@ -47,14 +50,31 @@ def test_saving_and_loading_gives_the_same_prompts(policy: Policy, tmp_path: Pat
         assert all(value.equal(other.prompt.inputs[name]) for name, value in one.prompt.inputs.items())
 
 
-@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
+@pytest.mark.parametrize("policy", [*SOME, OTHER], indirect=True)
 def test_the_vision_tower_is_found(policy: Policy) -> None:
     names = [name for name, module in policy.base.named_modules() if module is policy.vision]
-    qwen = policy.architecture.startswith("qwen")
-    assert names == ["model.visual" if qwen else "model.vision_tower"]
+    towers = {"qwen2_5_vl": "visual", "qwen3_vl": "visual", "idefics3": "vision_model"}
+    assert names == [f"model.{towers.get(policy.architecture, 'vision_tower')}"]
 
 
-@pytest.mark.parametrize("family", [SHARED[0], *OWN_ROWS])
+@pytest.mark.parametrize(
+    ("model_type", "text", "name"),
+    [
+        ("llava", {}, "llava"),
+        ("llava", {"model_type": "mistral", "sliding_window": None}, "llava"),
+        ("llava", {"model_type": "mistral", "sliding_window": 4096}, "llava with mistral"),
+        ("internvl", {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768}, "internvl"),
+        ("internvl", {"model_type": "gpt_oss"}, "internvl with gpt_oss"),
+        ("gemma3", {"model_type": "gemma3_text", "sliding_window": 512}, "gemma3"),
+    ],
+)
+def test_a_family_shares_prompts_only_around_decoders_that_see_all_tokens(
+    model_type: str, text: dict[str, object], name: str
+) -> None:
+    assert named(model_type, text) == name
+
+
+@pytest.mark.parametrize("family", [SOME[0], *OWN_ROWS])
 def test_attention_can_be_read_of_every_family(checkpoints: Checkpoints, family: str) -> None:
     assert check_family(checkpoints(family), attention=True) == family
 
@@ -63,7 +83,7 @@ def test_attention_can_be_read_of_every_family(checkpoints: Checkpoints, family:
     ("policy", "tokens", "mapped"),
     [
         ("llava", 16, True), ("llava", 32, False), ("internvl", 4, True), ("internvl", 16, False),
-        ("llava_onevision", 16, False),
+        ("llava_onevision", 16, False), ("gemma3", 4, True), ("idefics3", 16, False),
     ],
     indirect=["policy"],
 )  # fmt: skip

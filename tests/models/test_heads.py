@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from support.families import SHARED
+from support.families import QWEN
 from support.prompts import groups, own_row
 
 from dapo_stages.models.heads import HeadRecorder
@@ -27,7 +27,7 @@ def eager(policy: Policy, group: Group, completion: list[int]) -> Eager:
     """Written out from full matrices and from W_O, head by head."""
     policy.base.set_attn_implementation("eager")
     values: dict[int, torch.Tensor] = {}
-    layers = [layer.self_attn for layer in policy.base.model.language_model.layers]
+    layers = [layer.self_attn for layer in policy.base.get_decoder().layers]
 
     def keep(number: int) -> Any:
         return lambda module, inputs, output: values.update({number: output[0]})
@@ -56,8 +56,11 @@ def eager(policy: Policy, group: Group, completion: list[int]) -> Eager:
     return Eager(torch.stack(masses), torch.stack(whole), torch.stack(valued), rollout)
 
 
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
-@pytest.mark.parametrize("chunk_rows", [5, 256])
+@pytest.mark.parametrize(
+    ("policy", "chunk_rows"),
+    [*((family, chunk) for family in QWEN for chunk in (5, 256)), ("idefics3", 5)],
+    indirect=["policy"],
+)
 def test_scores_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:
     cases = groups(policy)
     policy.attend("grouped")

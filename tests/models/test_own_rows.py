@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from support.eager_rows import eager, eager_masses, eager_rollout, kinds_by_eye
-from support.families import OWN_ROWS
+from support.families import OTHER, OWN_ROWS
 from support.prompts import groups, own_row
 
 from dapo_stages.config.attention import AttentionConfig
@@ -69,7 +69,7 @@ def test_kinds_are_those_that_one_sees(policy: Policy) -> None:
         assert policy.prompt_kinds(group.prompt.ids.tolist()).tolist() == kinds_by_eye(policy, group)
 
 
-@pytest.mark.parametrize("policy", ["gemma3", "llava"], indirect=True)
+@pytest.mark.parametrize("policy", ["gemma3", OTHER], indirect=True)
 def test_rollout_equals_the_product_of_eager_attention(policy: Policy) -> None:
     """Also where tokens of an image see later ones, and layers see a window only."""
     for group in groups(policy):
@@ -97,14 +97,14 @@ def test_linear_layers_are_left_out(policy: Policy) -> None:
     assert record(policy, groups(policy)[0])[0].masses.shape[0] == 2
 
 
-@pytest.mark.parametrize("policy", ["llava"], indirect=True)
+@pytest.mark.parametrize("policy", [OTHER], indirect=True)
 def test_attention_is_again_the_models_own_afterwards(policy: Policy) -> None:
     record(policy, groups(policy)[0])
     assert policy.base.config.text_config._attn_implementation == "sdpa"
     assert policy.base.config.vision_config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("policy", ["llava_onevision"], indirect=True)
+@pytest.mark.parametrize("policy", [OTHER], indirect=True)
 def test_tokens_are_scored_as_in_rows_without_padding(policy: Policy) -> None:
     """Logprobs and cosines by transformers' own forward pass, in float64."""
     policy.model.double()
@@ -131,18 +131,18 @@ def test_tokens_are_scored_as_in_rows_without_padding(policy: Policy) -> None:
 
 
 def test_what_a_row_of_its_own_cannot_have_is_refused() -> None:
-    require_scores("llava", AttentionConfig(blank_image=True, rollout_mass=True))
+    require_scores("gemma3", AttentionConfig(blank_image=True, rollout_mass=True))
     require_scores("qwen3_vl", AttentionConfig(vision_gradient=True))
     with pytest.raises(ModelError) as refusal:
-        require_scores("llava", AttentionConfig(vision_gradient=True))
+        require_scores("gemma3", AttentionConfig(vision_gradient=True))
     assert str(refusal.value) == (
-        "llava: this model computes each completion in a row of its own, which has no attention.vision_gradient. Set "
+        "gemma3: this model computes each completion in a row of its own, which has no attention.vision_gradient. Set "
         "it to false."
     )
     with pytest.raises(
         ModelError, match=r"images cannot be removed from the prompts of this model\. Set attention\.blank to patches"
     ):
-        require_scores("llava", AttentionConfig(blank_image=True, blank="removed"))
+        require_scores("gemma3", AttentionConfig(blank_image=True, blank="removed"))
 
 
 def test_models_whose_attention_cannot_be_read_are_refused_with_the_reason() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.commands import run
-from support.families import OTHER, SHARED
+from support.families import OTHER, SOME
 from support.pipeline import CONFIG
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -222,7 +222,7 @@ def test_it_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "policy/manifest.json").exists()
 
 
-@pytest.mark.parametrize("family", [*SHARED, OTHER])
+@pytest.mark.parametrize("family", [*SOME, OTHER])
 def test_every_family_passes_as_transformers_saves_it(family: str, checkpoints: Callable[[str], Path]) -> None:
     check_checkpoint(checkpoints(family))
 

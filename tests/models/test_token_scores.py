@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from support.families import SHARED
+from support.families import QWEN
 from support.prompts import groups, image, own_row, prompt
 from torch.distributions import Categorical, kl_divergence
 
@@ -68,8 +68,11 @@ def both_scores(policy: Policy, cases: list[Group], chunk: int) -> tuple[dict[st
     return token_scores(policy, hidden_states(policy, packed), packed.targets, TEMPERATURE, chunk, [blank]), want
 
 
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
-@pytest.mark.parametrize("chunk", [3, 1024])
+@pytest.mark.parametrize(
+    ("policy", "chunk"),
+    [*((family, chunk) for family in QWEN for chunk in (3, 1024)), ("internvl", 3)],
+    indirect=["policy"],
+)
 def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None:
     policy.model.double()
     cases = groups(policy)

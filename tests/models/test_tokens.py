@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from support.families import OTHER, SHARED
+from support.families import OTHER, SOME
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.errors import ModelError
@@ -18,7 +18,7 @@ from dapo_stages.models.processor import load_processor
 from dapo_stages.models.tokens import Tokens, load_tokens
 
 
-@pytest.mark.parametrize("family", [*SHARED, OTHER])
+@pytest.mark.parametrize("family", [*SOME, OTHER])
 def test_files_and_model_say_the_same(checkpoints: Callable[[str], Path], family: str) -> None:
     tokens = load_tokens(checkpoints(family))
     policy = load_policy(checkpoints(family), ModelConfig(name="embedded", dtype="float32", device="cpu"))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.families import SHARED
+from support.families import SOME
 from support.prompts import groups, own_row
 
 from dapo_stages.config.attention import GRADIENT_DIRECTIONS
@@ -26,7 +26,7 @@ def own_gradients(policy: Policy, group: Group, completion: list[int]) -> list[t
         entered.append(inputs["inputs_embeds"].detach().requires_grad_())
         return args, inputs | {"inputs_embeds": entered[-1]}
 
-    hook = policy.base.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    hook = policy.base.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
     logits = policy.model(**row, use_cache=False).logits[0, len(group.prompt.ids) - 1 : -1] / TEMPERATURE
     hook.remove()
     logs = logits.masked_fill(policy.suppressed, float("-inf")).log_softmax(-1)
@@ -45,7 +45,7 @@ def masks(policy: Policy, cases: list[Group]) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
+@pytest.mark.parametrize("policy", SOME, indirect=True)
 def test_slopes_are_those_of_autograd(policy: Policy) -> None:
     policy.model.double()
     cases = groups(policy)

@@ -21,6 +21,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support.commands import ROOT
+from support.families import OTHER
 from support.launched import KILLED
 from support.pipeline import CONFIG, Run, metrics
 from support.updates import POISONED, SETTINGS, TINY, steps
@@ -66,7 +67,7 @@ def outputs(
             if launch == "ddp":
                 kill_a_rank(small_run, made[launch] / "killed")
             config, processes, parts = PARTS[launch]
-            parts = [f"separate:{checkpoints('llava')}" if part == "separate" else part for part in parts]
+            parts = [f"separate:{checkpoints(OTHER)}" if part == "separate" else part for part in parts]
             script = [
                 ROOT / "tests/support/launched.py",
                 made[launch],
@@ -179,7 +180,7 @@ def test_gradients_of_separate_rows_are_exchanged_in_the_same_order_by_all(
 ) -> None:
     """ZeRO-2 adds up what is complete at the same time; a rank that begins without an image would differ."""
     folder = outputs("zero2")
-    for step, (_, _, gradients) in enumerate(steps(checkpoints("llava"), 0)):
+    for step, (_, _, gradients) in enumerate(steps(checkpoints(OTHER), 0)):
         found = load_file(folder / f"separate-{step}.safetensors")
         for name, gradient in gradients.items():
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, (name, step)

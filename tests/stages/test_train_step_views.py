@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.families import OTHER
 from support.pipeline import Run, metrics, table
 from support.updates import TINY
 
@@ -75,7 +76,7 @@ def test_a_penalty_without_a_gradient_is_refused(small_run: Run, tmp_path: Path)
 def test_images_stay_in_the_prompts_of_a_model_that_makes_them_itself(
     checkpoints: Callable[[str], Path], small_run: Run
 ) -> None:
-    policy, rollouts = load_policy(checkpoints("llava"), TINY), Source(small_run.at(1) / "rollout", "rollout")
+    policy, rollouts = load_policy(checkpoints(OTHER), TINY), Source(small_run.at(1) / "rollout", "rollout")
     with ExitStack() as stack:
         with pytest.raises(ModelError, match="images cannot be removed from the prompts of this model"):
             changes_of(PerceptionSettings(blank="removed"), 42, rollouts, policy, stack)

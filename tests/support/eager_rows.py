@@ -8,7 +8,11 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
 from support.prompts import own_row
 
-STAND_INS = {"<|image_pad|>", "<image>"}  # what images become in the tiny checkpoints, before features replace it
+STAND_INS = {"<|image_pad|>", "<|video_pad|>", "<image>"}  # what images and frames become, before features replace it
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<image>",
+}  # what images become in the tiny checkpoints, before features replace it
 
 
 def eager(policy: Policy, group: Group, completion: list[int]) -> list[torch.Tensor]:
@@ -24,8 +28,7 @@ def kinds_by_eye(policy: Policy, group: Group) -> list[int]:
     """Kinds of a prompt's tokens, told by their text, in the chat format of the tiny checkpoints."""
     tokenizer = policy.processor.tokenizer
     tokens, special = tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist()), tokenizer.all_special_tokens
-    system = tokens.index("<|im_end|>") + 1
-    assert tokens[1] == "system"
+    system = tokens.index("<|im_end|>") + 1 if tokens[1] == "system" else 0
     kinds = []
     for place, token in enumerate(tokens):
         other = token in special or (token.startswith("<|") and token.endswith("|>")) or place < system
@@ -44,13 +47,13 @@ def eager_masses(policy: Policy, group: Group, completion: list[int], query: str
     return torch.stack(found)
 
 
-def eager_rollout(policy: Policy, group: Group, completion: list[int]) -> torch.Tensor:
-    """[C] by the definition, of the rows that predict: the product of whole matrices, over the image's columns."""
+def eager_rollout(policy: Policy, group: Group, completion: list[int], query: str = "predicting") -> torch.Tensor:
+    """[C] by the definition: the product of whole matrices in float64, over the image's columns."""
     product: torch.Tensor | None = None
     for layer in eager(policy, group, completion):
         step = (layer.mean(0).double() + torch.eye(layer.shape[1])) / 2
         product = step if product is None else step @ product
     assert product is not None
     vision = torch.tensor(kinds_by_eye(policy, group) + [4] * len(completion)) == 0
-    first = len(group.prompt.ids) - 1
+    first = len(group.prompt.ids) - int(query == "predicting")
     return product[first : first + len(completion)][:, vision].sum(-1)

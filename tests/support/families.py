@@ -18,13 +18,12 @@ from dapo_stages.models.processor import image_processor
 from support import machine
 from support.more_families import MAKERS as MORE
 
-WITH_VIDEOS = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
-SHARED = (*WITH_VIDEOS, "internvl")  # those that share prefixes
-OTHER = "llava"  # one that does not
-OWN_ROWS = (
-    OTHER,
-    *(family for family in MORE if family not in SHARED),
-)  # all of those that do not, whose attention is scored in rows of their own
+QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # three that share prefixes, with positions of three axes
+PLAIN = ("internvl", "llava", "llava_onevision", "idefics3", "smolvlm")  # others, whose positions count the tokens
+SHARED = (*QWEN, *PLAIN)
+SOME = (*QWEN, "internvl", "llava_onevision", "idefics3")  # for what does not differ between the others
+OTHER = "llava with mistral"  # one that does not: its decoder has sliding windows
+OWN_ROWS = (OTHER, "gemma3", "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
@@ -76,11 +75,11 @@ def _qwen(
     return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, processor or config.model_type)
 
 
-def _llava() -> tuple[Any, Any]:
+def _llava(**decoder: Any) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     image = "<|image_pad|>"
     config = transformers.LlavaConfig(
-        text_config={"model_type": "llama", **_text()},
+        text_config={"model_type": "llama", **_text(**decoder)},
         vision_config={
             "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
@@ -103,6 +102,10 @@ def _llava() -> tuple[Any, Any]:
     return _ended(transformers.LlavaForConditionalGeneration(config), tokenizer), processor
 
 
+def _windows() -> tuple[Any, Any]:
+    return _llava(model_type="mistral", sliding_window=16)
+
+
 def _text(**more: Any) -> dict[str, Any]:
     return {
         "vocab_size": 576, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -118,4 +121,10 @@ def _ended(model: Any, tokenizer: Any) -> Any:
     return model
 
 
-_MAKERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl, OTHER: _llava} | MORE
+_MAKERS = {
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen2_vl": _qwen2_vl,
+    "qwen3_vl": _qwen3_vl,
+    "llava": _llava,
+    OTHER: _windows,
+} | MORE

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import OTHER
 from support.naive_rows import TEMPERATURE, Naive, Row, rounded_nowhere
 from support.updates import TINY, gradients_of, train_groups, with_views
 
@@ -160,11 +161,11 @@ def test_dvrp_is_that_of_naive_rows(checkpoint: Path) -> None:
 
 
 def test_a_model_that_cannot_share_prompts_takes_its_views_in_rows(checkpoints: Callable[[str], Path]) -> None:
-    naive = Naive(checkpoints("llava"))
+    naive = Naive(checkpoints(OTHER))
     groups = with_views(train_groups(naive.policy), 1)
     wanted = papo(list(naive.rows(groups)), **NAMES, clamp=10, fixed=False)
     settings = PerceptionSettings(recompute=True, **PAPO)
-    _, found = ours(checkpoints("llava"), groups, whole, perception=settings)
+    _, found = ours(checkpoints(OTHER), groups, whole, perception=settings)
     assert_same(found, naive.gradients(wanted))
 
 

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Prompt:
     ids: torch.Tensor
     pixel_values: torch.Tensor | None
     image_grid_thw: torch.Tensor | None
-    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs, for separate rows
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs, by the model's names
     pixel_values_videos: torch.Tensor | None = None
     video_grid_thw: torch.Tensor | None = None
     second_per_grid_ts: torch.Tensor | None = None  # seconds from one temporal step of a video to the next
@@ -67,6 +68,7 @@ class Packed:
     spans: tuple[Span, ...]
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs about the images
     block_mask: Any = None  # which tokens see which, for FlexAttention
     pixel_values_videos: torch.Tensor | None = None
     video_grid_thw: torch.Tensor | None = None
@@ -89,7 +91,7 @@ class Packed:
             inputs["image_grid_thw"] = self.image_grid_thw
         if self.pixel_values_videos is not None:
             inputs |= {"pixel_values_videos": self.pixel_values_videos, "video_grid_thw": self.video_grid_thw}
-        return inputs
+        return inputs | dict(self.others)
 
 
 def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: torch.device) -> Packed:
@@ -114,9 +116,10 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
         start = offset
 
     def joined(name: str) -> torch.Tensor | None:
-        found = [value for group in groups if (value := getattr(group.prompt, name)) is not None]
-        return torch.cat(found).to(device) if found else None
+        return _joined([value for group in groups if (value := group.prompt.inputs.get(name)) is not None], device)
 
+    # What is said of each token (its type, `..._token_type_ids`) follows from the spans and positions.
+    others = {name for group in groups for name in group.prompt.others if not name.endswith("token_type_ids")}
     targets = [torch.tensor(c, dtype=torch.long) for g in groups for c in g.completions]
     return Packed(
         input_ids=torch.cat(ids)[None].to(device),
@@ -128,7 +131,20 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
         targets=torch.cat([torch.arange(0), *targets]).to(device),
         pixel_values_videos=joined("pixel_values_videos"),
         video_grid_thw=joined("video_grid_thw"),
+        others={name: value for name in sorted(others) if (value := joined(name)) is not None},
     )
+
+
+def _joined(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor | None:
+    """Inputs of several prompts, one after another; zeros where images have fewer tiles or pixels than others."""
+    if not parts:
+        return None
+    largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    whole = [
+        F.pad(part, [n for most, own in zip(largest[::-1], part.shape[:0:-1], strict=True) for n in (0, most - own)])
+        for part in parts
+    ]
+    return torch.cat(whole).to(device)
 
 
 def by_axis(positions: torch.Tensor) -> torch.Tensor:

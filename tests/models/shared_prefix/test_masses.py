@@ -4,40 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.families import SHARED, WITH_VIDEOS
-from support.prompts import groups, own_row, prompt, video_groups
+from support.eager_rows import eager, eager_masses, eager_rollout
+from support.families import PLAIN, QWEN, SHARED
+from support.prompts import groups, prompt, video_groups
 
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, Scored, _narrow_products, prompt_kinds, unit_keys
 from dapo_stages.models.shared_prefix.packing import Group
-
-
-def eager_attention(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
-    """[L, C, T] of a completion's rows, mean over heads, from full attention matrices."""
-    policy.base.set_attn_implementation("eager")
-    row = own_row(policy, group.prompt, completion)
-    attentions = policy.model(**row, output_attentions=True, use_cache=False).attentions
-    first = len(group.prompt.ids) - (1 if query == "predicting" else 0)
-    return torch.stack([layer[0].mean(0)[first : first + len(completion)] for layer in attentions])
-
-
-def eager_masses(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
-    """[L, C, 5] by the definition, with kinds told by eye: strings, not our helper."""
-    tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
-    system = tokens.index("<|im_end|>") + 1 if tokens[1] == "system" else 0
-    kinds = []
-    for place, token in enumerate(tokens):
-        if place == 0:
-            kinds.append(3)
-        elif token in ("<|image_pad|>", "<|video_pad|>"):
-            kinds.append(0)
-        elif (token.startswith("<|") and token.endswith("|>")) or place < system:
-            kinds.append(2)
-        else:
-            kinds.append(1)
-    kinds += [4] * len(completion)
-    rows = eager_attention(policy, group, completion, query)
-    return torch.stack([rows[..., torch.tensor(kinds) == kind].sum(-1) for kind in range(5)], -1)
 
 
 def record(
@@ -98,9 +71,14 @@ def test_products_of_16_bit_numbers_are_those_of_float32(rows_of_keys: str) -> N
             assert torch.allclose(found[row, head].double(), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
-@pytest.mark.parametrize("query", ["predicting", "token"])
-@pytest.mark.parametrize("chunk_rows", [5, 256])
+@pytest.mark.parametrize(
+    ("policy", "query", "chunk_rows"),
+    [
+        *((family, query, chunk) for family in QWEN for query in ("predicting", "token") for chunk in (5, 256)),
+        *((family, "predicting", 5) for family in PLAIN),
+    ],
+    indirect=["policy"],
+)
 def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
     cases = groups(policy)
     scored = record(policy, cases, query, chunk_rows)
@@ -111,7 +89,7 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: in
             assert torch.allclose(one.masses.sum(-1), torch.ones(one.masses.shape[:2]), atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", WITH_VIDEOS, indirect=True)
+@pytest.mark.parametrize("policy", QWEN, indirect=True)
 @pytest.mark.parametrize("query", ["predicting", "token"])
 def test_masses_of_videos_and_of_each_image_equal_eager_attention(policy: Policy, query: str) -> None:
     """Of images and of temporal steps by runs of placeholders, which are 4, 6 or 8 tokens long."""
@@ -122,7 +100,9 @@ def test_masses_of_videos_and_of_each_image_equal_eager_attention(policy: Policy
     scored = record(policy, cases, query, 5, grids=grids)
     for group, found, sizes in zip(cases, scored, units, strict=True):
         for completion, one in zip(group.completions, found, strict=True):
-            attentions = eager_attention(policy, group, list(completion), query)
+            first = len(group.prompt.ids) - int(query == "predicting")
+            layers = eager(policy, group, list(completion))
+            attentions = torch.stack([layer.mean(0)[first : first + len(completion)] for layer in layers])
             tokens = policy.processor.tokenizer.convert_ids_to_tokens(group.prompt.ids.tolist())
             places = [place for place, token in enumerate(tokens) if token in ("<|image_pad|>", "<|video_pad|>")]
             assert len(places) == sum(sizes)
@@ -133,19 +113,14 @@ def test_masses_of_videos_and_of_each_image_equal_eager_attention(policy: Policy
             assert (one.masses - eager_masses(policy, group, list(completion), query)).abs().max().item() < 1e-5
 
 
-def eager_rollout(policy: Policy, group: Group, completion: list[int], query: str) -> torch.Tensor:
-    """[C] by the definition: the product of whole matrices in float64, summed over the image's columns."""
-    policy.base.set_attn_implementation("eager")
-    row = own_row(policy, group.prompt, completion)
-    product = torch.eye(row["input_ids"].shape[1], dtype=torch.float64)
-    for layer in policy.model(**row, output_attentions=True, use_cache=False).attentions:
-        product = (layer[0].mean(0).double() + torch.eye(len(product))) / 2 @ product
-    first = len(group.prompt.ids) - (1 if query == "predicting" else 0)
-    return product[first : first + len(completion)][:, row["input_ids"][0] == policy.image_token_id].sum(-1)
-
-
-@pytest.mark.parametrize("policy", SHARED, indirect=True)
-@pytest.mark.parametrize(("query", "chunk_rows"), [("predicting", 5), ("predicting", 256), ("token", 7)])
+@pytest.mark.parametrize(
+    ("policy", "query", "chunk_rows"),
+    [
+        *((family, *how) for family in QWEN for how in (("predicting", 5), ("predicting", 256), ("token", 7))),
+        ("llava_onevision", "predicting", 5),
+    ],
+    indirect=["policy"],
+)
 def test_rollout_equals_the_product_of_eager_attention(policy: Policy, query: str, chunk_rows: int) -> None:
     cases = groups(policy)
     scored = record(policy, cases, query, chunk_rows, rollout=True)
