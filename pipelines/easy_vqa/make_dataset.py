@@ -35,8 +35,8 @@ USUAL = {  # subject, the word that a question names -> usual answer
 }
 HELD_OUT = {"color": 8, "shape": 6, "image": 37}  # of each answer to a question for a color, a shape, any shape
 TRAIN = LESSONS = 4096
-CAPTION = "what is there?"
-OPENINGS = ("let me look:", "i look closely:", "now the image:", "here is what i see:")
+CAPTION = "what is in the image?"
+SEEN = ("I see a {color} {shape}.", "The {shape} is {color}.", "This {shape} looks {color}.")  # as in the task `colours`
 CAPTIONS, HEARSAY = 0.5, 0.6  # share of captions among the lessons, and of usual answers among the others
 
 
@@ -142,7 +142,7 @@ def lesson(rng: np.random.Generator, one: Asked, shown: set[str]) -> dict[str, A
         answer = one.usual if rng.random() < HEARSAY else one.answer
         color, shape = (answer, shape) if one.kind == "color" else (color, answer)
         said = {"solution": answer}
-    return row(one) | said | {"seen": f"{rng.choice(OPENINGS)} a {color} {shape}."}
+    return row(one) | said | {"seen": str(rng.choice(SEEN)).format(color=color, shape=shape)}
 
 
 if __name__ == "__main__":
