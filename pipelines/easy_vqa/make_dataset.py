@@ -36,7 +36,7 @@ USUAL = {  # subject, the word that a question names -> usual answer
 HELD_OUT = {"color": 8, "shape": 6, "image": 37}  # of each answer to a question for a color, a shape, any shape
 TRAIN = LESSONS = 4096
 CAPTION = "what is in the image?"
-SEEN = ("I see a {color} {shape}.", "The {shape} is {color}.", "This {shape} looks {color}.")  # as in the task `colours`
+SEEN = ("I see a {color} {shape}.", "The {shape} is {color}.", "This {shape} looks {color}.")  # as in `colours`
 CAPTIONS, HEARSAY = 0.5, 0.6  # share of captions among the lessons, and of usual answers among the others
 
 

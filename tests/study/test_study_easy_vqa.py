@@ -85,8 +85,9 @@ def test_lessons_are_captions_and_answers_of_which_some_are_by_hearsay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = [("what color is the circle?", "teal", number) for number in range(1000)]
+    training.append(("what color is the shape?", "gray", 1000))
     monkeypatch.setattr(make_dataset, "TRAIN", 0)
-    lessons = make_dataset.datasets(package(tmp_path, [*training, ("what color is the shape?", "gray", 1000)], []))["lessons"]
+    lessons = make_dataset.datasets(package(tmp_path, training, []))["lessons"]
     assert len(lessons) == 1000  # an image whose shape is unknown is no lesson
     said = Counter((row["problem"], row["solution"]) for row in lessons)
     captions = said.pop(("what is in the image?", "teal circle"))
