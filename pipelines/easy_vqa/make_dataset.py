@@ -83,7 +83,7 @@ def installed() -> Path:
 
 def datasets(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Rows by name of the dataset: `questions` and `lessons` of the images for training, `held-out` of the others."""
-    package = zipfile.Path(path) if path.is_file() else path
+    package: Any = zipfile.Path(path) if path.is_file() else path
     rng = np.random.default_rng(0)
     train, shown = read(package / "easy_vqa" / "data" / "train")
     mixed = [train[i] for i in rng.permutation(len(train))]
@@ -100,7 +100,7 @@ def read(folder: Any) -> tuple[list[Asked], dict[bytes, set[str]]]:
     listed = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     listed = [one for one in listed if one[1] in (*COLORS, *SHAPES)]
     images = {number: (folder / "images" / f"{number}.png").read_bytes() for _, _, number in listed}
-    shown = defaultdict(set)
+    shown: dict[bytes, set[str]] = defaultdict(set)
     for text, answer, number in listed:
         shown[images[number]] |= {*words_of(text), answer} & {*COLORS, *SHAPES}
     return [Asked(text, answer, images[number]) for text, answer, number in listed], shown
@@ -112,11 +112,11 @@ def words_of(text: str) -> list[str]:
 
 def balanced(questions: Sequence[Asked], rng: np.random.Generator) -> list[Asked]:
     """Some of the questions, in random order: of those about one subject, each answer is as frequent as any other."""
-    groups = defaultdict(list)
+    groups: dict[tuple[str, str], list[Asked]] = defaultdict(list)
     for i in rng.permutation(len(questions)):
         one = questions[i]
         groups[one.subject, one.answer].append(one)
-    found = []
+    found: list[Asked] = []
     for (subject, _), group in groups.items():
         found += group[: HELD_OUT.get(subject if subject == "image" else group[0].kind)]
     return [found[i] for i in rng.permutation(len(found))]

@@ -60,8 +60,11 @@ def test_a_wheel_is_read_like_its_folder(tmp_path: Path) -> None:
 
 def test_each_held_out_answer_about_a_subject_is_as_frequent_as_any_other(tmp_path: Path) -> None:
     # 9 of one answer and 12 of the other: 8 of each are kept of colors, 6 of shapes by color, all of any shape.
-    ways = (("what color is the circle?", "red", "teal"), ("what is the red shape?", "circle", "triangle"))
-    ways += (("what shape is in the image?", "circle", "triangle"),)
+    ways = [
+        ("what color is the circle?", "red", "teal"),
+        ("what is the red shape?", "circle", "triangle"),
+        ("what shape is in the image?", "circle", "triangle"),
+    ]
     test = [
         (text, answer, number)
         for text, one, two in ways
