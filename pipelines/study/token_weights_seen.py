@@ -56,12 +56,15 @@ def weights_seen(run: Run, iterations: int) -> dict[str, float]:
 def deciding_token(token_texts: Sequence[str], problem: str, answer: str | None) -> int | None:
     """Index of the first token of the word that decides the answer; None if there is no such word.
 
-    It is the text of the option that was answered, where the completion says it last before its conclusion repeats it:
-    `blue` in `There is a blue circle. So the answer is blue B.`
+    It is the text of the option that was answered, or of an answer without options, where the completion says it last
+    before its conclusion repeats it: `blue` in `There is a blue circle. So the answer is blue B.`
     """
-    option = re.search(rf"^{re.escape(answer)}\W+(.+)$", problem, re.MULTILINE) if answer else None
+    if not answer:
+        return None
+    option = re.search(rf"^{re.escape(answer)}\W+(.+)$", problem, re.MULTILINE)
+    word = option[1].strip() if option else answer
     text = "".join(token_texts)
-    said = list(re.finditer(rf"\b{re.escape(option[1].strip())}\b", text, re.IGNORECASE)) if option else []
+    said = list(re.finditer(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
     if not said:
         return None
     place = said[-2 if len(said) > 1 else 0].start()

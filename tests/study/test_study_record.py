@@ -185,6 +185,7 @@ def test_a_run_whose_training_broke_down_leaves_what_there_is(run: Path) -> None
         ("I see red", "Which?\nB. blue", "B", None),
         ("I see red", "Which?\nB. blue", None, None),
         ("I see red", "No options", "B", None),
+        ("now : a red circle . So red", "what color is the circle?", "red", 3),
     ],
 )
 def test_the_word_that_decides_is_the_last_before_the_conclusion(
