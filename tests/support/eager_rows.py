@@ -9,10 +9,6 @@ from dapo_stages.models.shared_prefix.packing import Group
 from support.prompts import own_row
 
 STAND_INS = {"<|image_pad|>", "<|video_pad|>", "<image>"}  # what images and frames become, before features replace it
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<image>",
-}  # what images become in the tiny checkpoints, before features replace it
 
 
 def eager(policy: Policy, group: Group, completion: list[int]) -> list[torch.Tensor]:
