@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-SIZES = (56, 84, 112)  # pixels a side: 4, 9 and 16 image tokens
+SIZES = (28, 56, 84)  # pixels a side: 1, 4 and 9 image tokens
 BRIGHTEST = 16
 
 

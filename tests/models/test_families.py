@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.families import OTHER, OWN_ROWS, SOME
+from support.families import OTHER, OWN_ROWS, QWEN, SOME
 from support.prompts import groups, image
 
 from dapo_stages.config import ModelConfig
@@ -53,7 +53,7 @@ def test_saving_and_loading_gives_the_same_prompts(policy: Policy, tmp_path: Pat
 @pytest.mark.parametrize("policy", [*SOME, OTHER], indirect=True)
 def test_the_vision_tower_is_found(policy: Policy) -> None:
     names = [name for name, module in policy.base.named_modules() if module is policy.vision]
-    towers = {"qwen2_5_vl": "visual", "qwen3_vl": "visual", "idefics3": "vision_model"}
+    towers = {**dict.fromkeys(QWEN, "visual"), "idefics3": "vision_model"}
     assert names == [f"model.{towers.get(policy.architecture, 'vision_tower')}"]
 
 

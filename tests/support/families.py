@@ -103,7 +103,7 @@ def _llava(**decoder: Any) -> tuple[Any, Any]:
 
 
 def _windows() -> tuple[Any, Any]:
-    return _llava(model_type="mistral", sliding_window=16)
+    return _llava(model_type="mistral", sliding_window=256)  # the images of prompts in tests lie within
 
 
 def _text(**more: Any) -> dict[str, Any]:
