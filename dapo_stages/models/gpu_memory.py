@@ -1,4 +1,4 @@
-"""A GPU's memory: how torch takes it, and how much of it is there."""
+"""How torch takes the memory of a GPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,3 @@ def let_segments_grow() -> None:
     if not any(os.environ.get(name) for name in _SETTINGS):
         change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # its name since torch 2.10
         (change or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
-
-
-def sizes(device: torch.device) -> tuple[int, int]:
-    """Bytes of a GPU, and those of them that this process's tensors and their reserve do not hold, but are taken."""
-    free, total = torch.cuda.mem_get_info(device)
-    return total, max(0, total - free - torch.cuda.memory_reserved(device))

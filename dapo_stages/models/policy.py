@@ -55,9 +55,8 @@ class Policy:
             return
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
-        if self.family.grids and windows.runs_on(
-            self.device, self.dtype
-        ):  # by that method, transformers would look for flash_attn
+        if self.family.grids and windows.runs_on(self.device, self.dtype):
+            # By set_attn_implementation, transformers would look for flash_attn.
             self.base.config.vision_config._attn_implementation_internal = windows.NAME
 
     @property

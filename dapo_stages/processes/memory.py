@@ -23,11 +23,17 @@ def peak() -> int | None:
 
 
 class Gpu(NamedTuple):
-    """Bytes of this process on its GPU, and what is free there: for all, and reserved by this process."""
+    """Bytes of this process on its GPU, what is free there (for all, and reserved by this process), and all it has."""
 
     peak: int
     allocated: int
     free: int
+    total: int
+
+    @property
+    def others(self) -> int:
+        """What is taken by other processes, and by what torch does not allocate."""
+        return self.total - self.free - self.allocated
 
 
 def gpu() -> Gpu | None:
@@ -36,9 +42,10 @@ def gpu() -> Gpu | None:
     if torch is None or not torch.cuda.is_initialized():
         return None
     cuda = torch.cuda
-    allocated = int(cuda.memory_allocated())
-    free = int(cuda.mem_get_info()[0]) + int(cuda.memory_reserved()) - allocated
-    return Gpu(int(cuda.max_memory_allocated()), allocated, free)
+    allocated, (free, total) = int(cuda.memory_allocated()), cuda.mem_get_info()
+    return Gpu(
+        int(cuda.max_memory_allocated()), allocated, int(free) + int(cuda.memory_reserved()) - allocated, int(total)
+    )
 
 
 def forget_peak() -> None:

@@ -43,7 +43,7 @@ from dapo_stages.training.train_groups import data_metrics, engine_difference, g
 
 if TYPE_CHECKING:
     from dapo_stages.models.policy import Policy
-    from dapo_stages.training.batches import MiniBatch, TrainGroup
+    from dapo_stages.training.batches import TrainGroup
     from dapo_stages.training.kept_states import Kept
     from dapo_stages.training.launching.rank_workers import Worker
     from dapo_stages.training.update import Trainer
@@ -274,17 +274,22 @@ class TrainStep:
 
     def _train(self, policy: Policy, trainer: Trainer, groups: list[TrainGroup]) -> None:
         from dapo_stages.maths.schedule import learning_rate_factor, mini_batches, order_of_pass
+        from dapo_stages.planning.micro_batches import micro_batch_size
         from dapo_stages.training.batches import mini_batch
+        from dapo_stages.training.old_logprobs import recall
 
         config, settings = self._config, self._config.train
         sizes = [len(group.samples) for group in groups]
         parts = mini_batches(sizes, settings.updates_per_iteration, config.seed, self._iteration) if groups else []
-        most = self._at_once(policy, trainer, max(map(len, parts), default=1))
+        ranks, groups_at_once = trainer.worker.ranks, max(map(len, parts), default=1)
+        size = micro_batch_size(config, policy, self._accelerator, ranks, groups_at_once)
+        if settings.batch_completions == "auto":
+            self._output.counts["batch_completions"] = size
         work = [
             mini_batch(
                 [groups[i] for i in part],
-                most,
-                ranks=trainer.worker.ranks,
+                size,
+                ranks=ranks,
                 rank=trainer.worker.rank,
                 chunk=settings.logprob_chunk,
             )
@@ -292,9 +297,10 @@ class TrainStep:
         ]
         passes = range(settings.passes)
         order = [i for number in passes for i in order_of_pass(len(work), config.seed, self._iteration, number)]
-        most = settings.updates_per_iteration * settings.passes
-        total, first = config.planned_iterations * most, (self._iteration - 1) * most
-        self._recall(trainer, work)
+        updates = settings.updates_per_iteration * settings.passes
+        total, first = config.planned_iterations * updates, (self._iteration - 1) * updates
+        reference = open_reference(reference_of(self._inputs), config) if NAME in self._inputs else None
+        recall(trainer, work, settings, reference)
         of_iteration = data_metrics(self._inputs)
         with progress("train-step: updates", len(order)) as advance:
             for update, (part, batch) in enumerate((parts[i], work[i]) for i in order):
@@ -306,55 +312,6 @@ class TrainStep:
                 ]
                 self._guard.judge(update, metrics, trainer.worker)
                 advance(1, f"loss {metrics['loss']:.4f}, gradient {metrics['grad_norm']:.3f}")
-
-    def _at_once(self, policy: Policy, trainer: Trainer, groups: int) -> int:
-        """Completions of a micro-batch, the same on all ranks, for mini-batches of up to `groups` groups."""
-        from dapo_stages.models.gpu_memory import sizes
-        from dapo_stages.planning.micro_batches import completions_at_once
-        from dapo_stages.training.launching.frameworks import layout
-
-        config, count = self._config, trainer.worker.ranks
-        if config.train.batch_completions != "auto" or policy.device.type == "cpu":
-            return config.micro_batch
-        most = completions_at_once(
-            config,
-            policy.base.config.to_dict(),
-            layout(self._accelerator),
-            count,
-            math.ceil(groups / count),
-            sizes(policy.device),
-            resident=kept.keeps(),
-        )
-        most = int(min(collectives.gather(most)))
-        self._output.counts["batch_completions"] = most
-        return most
-
-    def _recall(self, trainer: Trainer, work: list[MiniBatch]) -> None:
-        """Logprobs of the policy before the first update, for all mini-batches but the first.
-
-        The first needs none: its new logprobs are the old ones, and later passes have these. The views of a perception
-        term are another matter.
-        """
-        later = [batch for part in work[1:] for batch in part.batches]
-        everything = [batch for part in work for batch in part.batches]
-        reference = None
-        if NAME in self._inputs:
-            reference = open_reference(reference_of(self._inputs), self._config)
-        with progress("train-step: old logprobs", len(later)) as advance:
-            for batch in later:
-                batch.old = trainer.logprobs(batch)
-                advance(1, "")
-        perception = self._config.train.perception
-        if perception is not None and not perception.recompute:
-            with progress("train-step: logprobs with changed images", len(everything)) as advance:
-                for batch in everything:
-                    batch.views = trainer.view_scores(batch)
-                    advance(1, "")
-        if reference is not None:
-            with progress("train-step: reference logprobs", len(everything)) as advance:
-                for batch in everything:
-                    batch.reference = reference.logprobs(batch)
-                    advance(1, "")
 
     def _save(self, policy: Policy, worker: Worker) -> None:
         """All ranks write the state together; rank 0 writes the policy and all manifests.

@@ -31,7 +31,9 @@ def test_a_configured_size_is_that_of_all_batches_but_the_last() -> None:
 def test_the_size_follows_from_what_the_last_batch_took(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of 10 GiB, and 1 GiB for each prompt: .6 of 60 free GiB have room for 36 prompts, so 32."""
     state = {"peak": 10, "each": 1.0, "free": 60}
-    monkeypatch.setattr(batch_sizes, "gpu", lambda: Gpu(int(state["peak"] * GIB), 10 * GIB, int(state["free"] * GIB)))
+    monkeypatch.setattr(
+        batch_sizes, "gpu", lambda: Gpu(int(state["peak"] * GIB), 10 * GIB, int(state["free"] * GIB), 80 * GIB)
+    )
     auto, found = BatchSizes("auto"), []
     for part in auto.over(104):
         found.append(len(part))
@@ -43,7 +45,7 @@ def test_the_size_follows_from_what_the_last_batch_took(monkeypatch: pytest.Monk
 
 def test_a_size_grows_step_by_step_and_is_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"gib": 1000}
-    monkeypatch.setattr(batch_sizes, "gpu", lambda: Gpu(11 * GIB, 10 * GIB, free["gib"] * GIB))
+    monkeypatch.setattr(batch_sizes, "gpu", lambda: Gpu(11 * GIB, 10 * GIB, free["gib"] * GIB, 2000 * GIB))
     auto = BatchSizes("auto")
     assert sizes(auto.over(8 + 32 + 128)) == [8, 32, 128]
     free["gib"] = 0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.families import OTHER, SHARED, SOME
+from support.greedy import greedy_of_transformers, stir
 from support.prompts import groups, own_row
 from support.prompts import prompt as prompt_for
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,36 +22,15 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
 
 
-def stir(policy: Policy) -> None:
-    """Larger weights in the layers: with random ones of the usual size every token is followed by itself. In float64,
-    so that rounding does not decide between tokens of nearly equal probability."""
-    policy.model.double()
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.mul_(5)
-
-
 @pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
 def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
     stir(policy)
     prompts = [group.prompt for group in groups(policy)]
     found = generate(policy, prompts, 0, 12, SamplerConfig(), 0, greedy=2)
     for prompt, (one, two) in zip(prompts, found, strict=True):
-        policy.base.model.rope_deltas = None
-        want = policy.model.generate(
-            **own_row(policy, prompt),
-            do_sample=False,
-            temperature=None,
-            max_new_tokens=12,
-            suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        ids = want.sequences[0, len(prompt.ids) :]
-        assert one.ids == two.ids == ids.tolist()
-        scores = torch.stack(want.scores)[:, 0].double().log_softmax(-1)
-        assert one.logprobs == pytest.approx(scores.gather(-1, ids[:, None])[:, 0].tolist(), abs=1e-6)
+        ids, logprobs = greedy_of_transformers(policy, prompt, 12)
+        assert one.ids == two.ids == ids
+        assert one.logprobs == pytest.approx(logprobs, abs=1e-6)
     assert len({tuple(one.logprobs) for one, _ in found}) == len(prompts), "no prompt is mistaken for another"
 
 

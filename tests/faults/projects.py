@@ -169,7 +169,7 @@ def hashes(run: Path) -> dict[str, str]:
     return {name: read_manifest(path).content_hash for name, path in found.items() if not name.endswith("report")}
 
 
-def disturb(project: Project, kills: int, generator: random.Random, mean: float, ways: tuple[str, ...] = WAYS) -> int:
+def disturb(project: Project, kills: int, generator: random.Random, mean: float, ways: tuple[str, ...]) -> int:
     """Kill `make iterate` at random times until it has been killed so often or is done; the number of kills.
 
     After each, everything that is published is whole.

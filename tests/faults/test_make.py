@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from support.make import project_with
 from support.served import wait
 
 from dapo_stages.handoff.manifests import read_manifest
-from faults.projects import LAUNCHED_WAYS, RESIDENT_WAYS, Project, disturb
+from faults.projects import LAUNCHED_WAYS, RESIDENT_WAYS, WAYS, Project, disturb
 from faults.table import record
+
+LAUNCH = "ddp-cpu"
 
 # A stage that writes half of its output, waits while it is told to, writes the rest and publishes it.
 STAND_IN = """
@@ -87,30 +90,49 @@ def test_a_stage_that_was_half_done_is_asked_for_again(stand_in: Path, way: str)
     record(3, 1, "with stages that stand in")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], float]]:
+def _timed(folder: Path, launch: str = "1") -> tuple[dict[str, str], float]:
     """Content hashes of the smallest run, and its seconds."""
-    project = Project(tmp_path_factory.mktemp("make"), 1)
+    project = Project(folder, 1, launch=launch)
     started = time.monotonic()
-    project.finish()
-    yield project.hashes(), time.monotonic() - started
-    project.close()
+    try:
+        project.finish()
+        return project.hashes(), time.monotonic() - started
+    finally:
+        project.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    return _timed(tmp_path_factory.mktemp("make"))
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """With two ranks, whose launches end with their stages."""
+    return _timed(tmp_path_factory.mktemp("launched"), LAUNCH)
+
+
+@contextmanager
+def _killed(project: Project, wanted: tuple[dict[str, str], float], seed: int, *ways: str) -> Iterator[int]:
+    """Kill make at random times, five times at most, and then let it end; the number of kills. Within, it is done."""
+    hashes, seconds = wanted
+    try:
+        kills = disturb(project, 5, random.Random(seed), seconds / 5, ways)
+        project.finish()
+        assert project.hashes() == hashes
+        yield kills
+    finally:
+        project.close()
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(25))
 def test_make_is_killed_at_random_times(undisturbed: tuple[dict[str, str], float], seed: int, tmp_path: Path) -> None:
-    hashes, seconds = undisturbed
-    project, generator, kills = Project(tmp_path, 1), random.Random(seed), 0
-    try:
-        kills = disturb(project, 5, generator, seconds / 5)
-        project.finish()
-        assert project.hashes() == hashes
+    project = Project(tmp_path, 1)
+    with _killed(project, undisturbed, seed, *WAYS) as kills:
         times = project.times()
         project.finish()
         assert project.times() == times  # nothing was asked for again
-    finally:
-        project.close()
     record(3, kills, "at random times of the smallest run")
 
 
@@ -120,26 +142,10 @@ def test_a_process_that_stays_is_killed_at_random_times(
     undisturbed: tuple[dict[str, str], float], seed: int, tmp_path: Path
 ) -> None:
     """With make, without it, or only make: the outputs of stages that each load what they need, and nothing is left."""
-    hashes, seconds = undisturbed
-    project, generator, kills = Project(tmp_path, 1, resident=True), random.Random(seed), 0
-    try:
-        kills = disturb(project, 5, generator, seconds / 5, RESIDENT_WAYS)
-        project.finish()
-        assert project.hashes() == hashes
+    project = Project(tmp_path, 1, resident=True)
+    with _killed(project, undisturbed, seed, *RESIDENT_WAYS) as kills:
         project.gone()
-    finally:
-        project.close()
     record(3, kills, "of stages in a process that stays")
-
-
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], float]]:
-    """Content hashes of the smallest run with two ranks, whose launches end with their stages, and its seconds."""
-    project = Project(tmp_path_factory.mktemp("launched"), 1, launch="ddp-cpu")
-    started = time.monotonic()
-    project.finish()
-    yield project.hashes(), time.monotonic() - started
-    project.close()
 
 
 @pytest.mark.faults
@@ -148,15 +154,9 @@ def test_a_launch_that_stays_is_killed_at_random_times(
     launched: tuple[dict[str, str], float], seed: int, tmp_path: Path
 ) -> None:
     """Or one of its ranks is: the outputs of launches that end with their stages, and nothing is left."""
-    hashes, seconds = launched
-    project = Project(tmp_path, 1, resident=True, launch="ddp-cpu")
-    try:
-        kills = disturb(project, 5, random.Random(seed), seconds / 5, LAUNCHED_WAYS)
-        project.finish()
-        assert project.hashes() == hashes
+    project = Project(tmp_path, 1, resident=True, launch=LAUNCH)
+    with _killed(project, launched, seed, *LAUNCHED_WAYS) as kills:
         project.gone()
-    finally:
-        project.close()
     record(3, kills, "of launches that stay")
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dapo_stages.config import ModelConfig
-from dapo_stages.models import gpu_memory
 from dapo_stages.models.policy_loading import device_of
+from dapo_stages.processes.memory import Gpu, gpu
 
 
 @pytest.fixture()
@@ -41,6 +41,10 @@ def test_a_cpu_is_not_asked(asked: list[str]) -> None:
 
 
 def test_what_others_hold_is_what_is_neither_free_nor_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50, 80))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
-    assert gpu_memory.sizes(torch.device("cuda")) == (80, 20)
+    """Of 80 bytes 50 are free for all, 10 reserved here, of which 4 are allocated."""
+    numbers = {"max_memory_allocated": 7, "memory_allocated": 4, "memory_reserved": 10, "mem_get_info": (50, 80)}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    found = gpu()
+    assert found == Gpu(peak=7, allocated=4, free=56, total=80) and found is not None and found.others == 20

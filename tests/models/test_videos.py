@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from support.families import QWEN
-from support.prompts import groups, image, moving, own_row, video_groups, video_prompt
+from support.greedy import greedy_of_transformers, stir
+from support.prompts import groups, moving, own_row, video_groups, video_prompt
 
 from dapo_stages.config import SamplerConfig
 from dapo_stages.data.video_encoding import VideoEncoder, shown
@@ -49,23 +50,11 @@ def test_packed_videos_equal_separate_rows(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", QWEN, indirect=True)
 def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
-    policy.model.double()
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if parameter.ndim == 2 and "embed" not in name:
-                parameter.mul_(5)  # else every token is followed by itself
+    stir(policy)
     prompts = [group.prompt for group in video_groups(policy)]
     found = generate(policy, prompts, 0, 8, SamplerConfig(), 0, greedy=1)
     for prompt, [one] in zip(prompts, found, strict=True):
-        policy.base.model.rope_deltas = None
-        want = policy.model.generate(
-            **own_row(policy, prompt),
-            do_sample=False,
-            temperature=None,
-            max_new_tokens=8,
-            suppress_tokens=policy.suppressed.nonzero()[:, 0].tolist(),
-        )
-        assert one.ids == want[0, len(prompt.ids) :].tolist()
+        assert one.ids == greedy_of_transformers(policy, prompt, 8)[0]
 
 
 def test_positions_of_a_video_by_hand(policy: Policy) -> None:
@@ -136,7 +125,7 @@ def test_images_beside_videos_stay_what_they_are(policy: Policy) -> None:
     alone = policy.pack(groups(policy)[:1])
     beside = policy.pack(video_groups(policy))
     start = beside.spans[2].start
-    assert beside.input_ids[:, start:].equal(alone.input_ids) and beside.pixel_values is not None
+    assert beside.input_ids[:, start:].equal(alone.input_ids)
     assert beside.position_ids[..., start:].equal(alone.position_ids)
-    assert beside.pixel_values[-len(alone.pixel_values) :].equal(alone.pixel_values)  # type: ignore[arg-type]
-    assert image(56, 56, 5).size == (56, 56)
+    pixels = alone.seen["pixel_values"]
+    assert beside.seen["pixel_values"][-len(pixels) :].equal(pixels)

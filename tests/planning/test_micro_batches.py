@@ -10,6 +10,7 @@ from dapo_stages.config import Config
 from dapo_stages.planning.dimensions import PUBLISHED
 from dapo_stages.planning.micro_batches import completions_at_once
 from dapo_stages.planning.run_plan import GIB
+from dapo_stages.processes.memory import Gpu
 
 SEVEN = PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"]
 # 16 prompts × 8 completions an update, as in the reference: 4 groups on each of 4 ranks.
@@ -21,8 +22,14 @@ SETTINGS: dict[str, Any] = {
 
 
 def chosen(gibibytes: float, parallel: str = "zero2", ranks: int = 4, groups: int = 4, others: int = 0) -> int:
-    gpu = int(gibibytes * GIB), others
-    return completions_at_once(Config.model_validate(SETTINGS), SEVEN, parallel, ranks, groups, gpu)
+    return completions_at_once(
+        Config.model_validate(SETTINGS), SEVEN, parallel, ranks, groups, device(gibibytes, others)
+    )
+
+
+def device(gibibytes: float, others: int = 0) -> Gpu:
+    total = int(gibibytes * GIB)
+    return Gpu(peak=0, allocated=0, free=total - others, total=total)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +71,12 @@ def test_what_others_hold_is_not_there() -> None:
 def test_without_a_gpu_or_for_a_model_that_is_not_known_it_is_a_group() -> None:
     config = Config.model_validate(SETTINGS)
     assert completions_at_once(config, SEVEN, "zero2", 4, 4, None) == 8
-    assert completions_at_once(config, {"model_type": "llava"}, "zero2", 4, 4, (80 * GIB, 0)) == 8
+    assert completions_at_once(config, {"model_type": "llava"}, "zero2", 4, 4, device(80)) == 8
 
 
 def test_a_number_stays() -> None:
     config = Config.model_validate(SETTINGS | {"train": {"batch_completions": 3}})
-    assert completions_at_once(config, SEVEN, "zero2", 4, 4, (80 * GIB, 0)) == 3
+    assert completions_at_once(config, SEVEN, "zero2", 4, 4, device(80)) == 3
 
 
 def test_bnpo_averages_over_micro_batches_so_it_needs_a_number() -> None:

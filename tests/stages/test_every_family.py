@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.eager_rows import eager_masses
-from support.pipeline import Run, table
+from support.pipeline import BY_PLACE, PLACE, Run, table
 
 from dapo_stages.config import ModelConfig
 from dapo_stages.handoff.manifests import Source
@@ -38,15 +38,12 @@ def test_its_tokens_are_weighed_by_its_attention(
         "rollout.prompts_per_iteration=1",
         "rollout.num_generations=3",
         "rollout.max_completion_length=8",
-        "rollout.dynamic_sampling=false",
-        "rewards.plugins={length: plugin.py:length}",
+        *(f"{key.replace('__', '.')}={value}" for key, value in BY_PLACE.items()),
         "attention.groups=all",
         "attention.blank_image=true",
         "report.trackers=[]",
     )
-    (tmp_path / "plugin.py").write_text(
-        "def length(completions, rows):\n    return [len(c) / 9 for c in completions]\n"
-    )
+    (tmp_path / "place.py").write_text(PLACE)
     monkeypatch.chdir(tmp_path)
     run, here = Run(tmp_path, settings), tmp_path / "iter-0001"
     run.start()

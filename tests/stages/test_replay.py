@@ -9,20 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from support.pipeline import Run, metrics, table
+from support.pipeline import BY_PLACE, PLACE, Run, metrics, table
 
 from dapo_stages.handoff.manifests import Source, content_hash, write_manifest
 from dapo_stages.handoff.schemas import schema_of
 from dapo_stages.handoff.shards import write_shard
 
-# A reward that differs in every group, so that all may be stored.
-SETTINGS = {
-    "rewards__plugins": "{place: place.py:place}",
-    "rollout__dynamic_sampling": "false",
-    "weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0, plugins: {place: 1}}",
-    "weights__mask_truncated_completions": "false",
-    "train__updates_per_iteration": 1,
-}
+SETTINGS = {**BY_PLACE, "train__updates_per_iteration": 1}  # so that all groups may be stored
 REPLAY_ALL = {"weights__replay__min_reward": 1e9, "weights__replay__rule": "replace_all"}
 STORE_ALL = {"weights__replay__min_reward": -1e9}
 
@@ -31,9 +24,7 @@ STORE_ALL = {"weights__replay__min_reward": -1e9}
 def alike(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two iterations on one question about images of one size: only pixels tell the prompts apart."""
     folder = tmp_path_factory.mktemp("alike")
-    (folder / "place.py").write_text(
-        "def place(completions, rows):\n    return [float(place) for place in range(len(completions))]\n"
-    )
+    (folder / "place.py").write_text(PLACE)
     problem = "Which colour is it?\nA. red\nB. blue\nC. green\nD. yellow"
     colors = [(number * 83 % 256, number * 151 % 256, number * 29 % 256) for number in range(24)]
     rows = [{"image": png(color), "problem": problem, "solution": "A"} for color in colors]

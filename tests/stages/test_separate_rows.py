@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 from support.families import OTHER
-from support.pipeline import Run, metrics, table
+from support.pipeline import BY_PLACE, PLACE, Run, metrics, table
 
 from dapo_stages.reporting.iteration.search import find
 from dapo_stages.runs.run_folder import Run as RunFolder
@@ -19,7 +19,7 @@ OFF = "attention.enabled=false"
 
 @pytest.fixture(scope="module")
 def other(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An iteration of a random model up to its weights. It knows no format, so longer words are rewarded."""
+    """An iteration of a random model up to its weights. It knows no format, so places are rewarded."""
     folder = tmp_path_factory.mktemp("other")
     settings = (
         f"model.name={checkpoints(OTHER)}",
@@ -28,15 +28,13 @@ def other(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         "rollout.prompts_per_iteration=3",
         "rollout.num_generations=4",
         "rollout.max_completion_length=12",
-        "rollout.dynamic_sampling=false",
         "rollout.sampler.temperature=1.2",
-        "rewards.plugins={length: plugin.py:length}",
+        *(f"{key.replace('__', '.')}={value}" for key, value in BY_PLACE.items()),
         "train.updates_per_iteration=2",
         "evaluate.num_generations=1",
         "report.trackers=[]",
     )
-    plugin = "def length(completions, rows):\n    return [len(text) / 100 for text in completions]\n"
-    (folder / "plugin.py").write_text(plugin)
+    (folder / "place.py").write_text(PLACE)
     run = Run(folder, settings)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)

@@ -22,6 +22,14 @@ SMALL = (
     "rollout.sampler.temperature=1.2",
     "weights.mask_truncated_completions=false",  # so that no small policy's completions are all left out
 )
+# A reward by a completion's place, in the file place.py: it differs in every group, whatever a policy samples.
+PLACE = "def place(completions, rows):\n    return [float(place) for place in range(len(completions))]\n"
+BY_PLACE = {
+    "rewards__plugins": "{place: place.py:place}",
+    "rollout__dynamic_sampling": "false",
+    "weights__reward_weights": "{accuracy: 0, vgr: 0, format: 0, overlong: 0, plugins: {place: 1}}",
+    "weights__mask_truncated_completions": "false",
+}
 
 
 @dataclass

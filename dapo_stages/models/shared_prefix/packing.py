@@ -63,15 +63,11 @@ class Packed:
 
     input_ids: torch.Tensor  # [1, T]
     position_ids: torch.Tensor  # [3, 1, T], or [1, T] where positions have one axis
-    pixel_values: torch.Tensor | None
-    image_grid_thw: torch.Tensor | None
+    seen: Mapping[str, torch.Tensor]  # inputs about images and videos, by the model's names
     spans: tuple[Span, ...]
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
-    others: Mapping[str, torch.Tensor] = field(default_factory=dict)  # other inputs about the images
     block_mask: Any = None  # which tokens see which, for FlexAttention
-    pixel_values_videos: torch.Tensor | None = None
-    video_grid_thw: torch.Tensor | None = None
 
     @property
     def model_inputs(self) -> dict[str, Any]:
@@ -85,13 +81,7 @@ class Packed:
         }
         if self.block_mask is not None:
             inputs["block_mask"] = self.block_mask
-        if self.pixel_values is not None:
-            inputs["pixel_values"] = self.pixel_values
-        if self.image_grid_thw is not None:
-            inputs["image_grid_thw"] = self.image_grid_thw
-        if self.pixel_values_videos is not None:
-            inputs |= {"pixel_values_videos": self.pixel_values_videos, "video_grid_thw": self.video_grid_thw}
-        return inputs | dict(self.others)
+        return inputs | dict(self.seen)
 
 
 def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: torch.device) -> Packed:
@@ -114,37 +104,34 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
             offset += length
         spans.append(span)
         start = offset
-
-    def joined(name: str) -> torch.Tensor | None:
-        return _joined([value for group in groups if (value := group.prompt.inputs.get(name)) is not None], device)
-
-    # What is said of each token (its type, `..._token_type_ids`) follows from the spans and positions.
-    others = {name for group in groups for name in group.prompt.others if not name.endswith("token_type_ids")}
     targets = [torch.tensor(c, dtype=torch.long) for g in groups for c in g.completions]
     return Packed(
         input_ids=torch.cat(ids)[None].to(device),
         position_ids=by_axis(torch.cat(places, 1)[:, None]).to(device),
-        pixel_values=joined("pixel_values"),
-        image_grid_thw=joined("image_grid_thw"),
+        seen=_seen([group.prompt.inputs for group in groups], device),
         spans=tuple(_to(span, device) for span in spans),
         predicting=torch.cat([torch.arange(0), *predicting]).to(device),
         targets=torch.cat([torch.arange(0), *targets]).to(device),
-        pixel_values_videos=joined("pixel_values_videos"),
-        video_grid_thw=joined("video_grid_thw"),
-        others={name: value for name in sorted(others) if (value := joined(name)) is not None},
     )
 
 
-def _joined(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor | None:
-    """Inputs of several prompts, one after another; zeros where images have fewer tiles or pixels than others."""
-    if not parts:
-        return None
+def _seen(inputs: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
+    """What several prompts' inputs say about images and videos.
+
+    What they say of each token (its type, `…_token_type_ids`) and of times (`second_per_grid_ts`) is in the positions.
+    """
+    names = sorted({name for own in inputs for name in own if not name.endswith(("_token_type_ids", "_per_grid_ts"))})
+    return {name: _joined([own[name] for own in inputs if name in own]).to(device) for name in names}
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after another; zeros where images have fewer tiles or pixels than others."""
     largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
     whole = [
         F.pad(part, [n for most, own in zip(largest[::-1], part.shape[:0:-1], strict=True) for n in (0, most - own)])
         for part in parts
     ]
-    return torch.cat(whole).to(device)
+    return torch.cat(whole)
 
 
 def by_axis(positions: torch.Tensor) -> torch.Tensor:
