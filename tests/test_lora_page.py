@@ -15,12 +15,13 @@ import yaml
 from PIL import Image
 from support.commands import ROOT, run
 from support.make import dry, with_makefile
+from support.pipeline import PLACE
 from support.server import FakeServer, reply
 
 from dapo_stages.handoff.manifests import Source
 
 PAGE = (ROOT / "docs/lora-3b.md").read_text(encoding="utf-8")
-# The recipe's for two questions and a CPU; no iteration is long enough to learn from.
+# The recipe's for two questions and a CPU; rewarded by place, so that every group has something to learn.
 SMALLER: dict[str, Any] = {
     "planned_iterations": 1,
     "model": {"device": "cpu", "dtype": "float32"},
@@ -31,8 +32,12 @@ SMALLER: dict[str, Any] = {
         "max_completion_length": 8,
         "dynamic_sampling": False,
     },
-    "rewards": {"overlong_cache": 4},
-    "weights": {"mask_truncated_completions": False, "early_fraction": 0.0, "reward_weights": {"accuracy": 1.0}},
+    "rewards": {"overlong_cache": 4, "plugins": {"place": "place.py:place"}},
+    "weights": {
+        "mask_truncated_completions": False,
+        "early_fraction": 0.0,
+        "reward_weights": {"accuracy": 0, "vgr": 0, "format": 0, "overlong": 0, "plugins": {"place": 1}},
+    },
     "train": {"updates_per_iteration": 1, "warmup_fraction": 0.0, "learning_rate": 0.01},
     "evaluate": {"num_generations": 1},
 }
@@ -58,6 +63,7 @@ def place(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / ours["data"]["source"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for section, values in SMALLER.items():
         ours[section] = ours.get(section, {}) | values if isinstance(values, dict) else values
+    (tmp_path / "place.py").write_text(PLACE)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(ours))
     monkeypatch.chdir(tmp_path)
     return tmp_path

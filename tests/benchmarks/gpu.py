@@ -88,8 +88,8 @@ def parts(device: str, *, tiny: bool) -> dict[str, Any]:
         "masses": partial(gpu_equality.masses_against_eager, on, tiny=tiny),
         "work": partial(gpu_work.measured, on, tiny=tiny),
         "stages": partial(gpu_stages.iteration, on, tiny=tiny),
-        "on disk": partial(gpu_stages.on_disk, on, tiny=tiny),
         "decoding": partial(gpu_equality.recorded_decoding, on, tiny=tiny),
+        "on disk": partial(gpu_stages.on_disk, on, tiny=tiny),
     }
 
 

@@ -13,9 +13,6 @@ from support.vllm import by_prompt, there
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
 def test_the_trainer_agrees(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(family, tmp_path / "checkpoint")
-    (tmp_path / "plugin.py").write_text(
-        "def length(completions, rows):\n    return [len(c) / 9 for c in completions]\n"
-    )
     monkeypatch.chdir(tmp_path)
     settings = (
         f"model.name={tmp_path / 'checkpoint'}",
@@ -25,7 +22,6 @@ def test_the_trainer_agrees(family: str, tmp_path: Path, monkeypatch: pytest.Mon
         "rollout.num_generations=2",
         "rollout.max_completion_length=8",
         "rollout.dynamic_sampling=false",
-        "rewards.plugins={length: plugin.py:length}",
         "report.trackers=[]",
     )
     run = Run(tmp_path, settings)
