@@ -1,5 +1,5 @@
-"""gpu-check: the stages of one iteration, each a process of its own; a large policy on disk, and trained by the recipe of
-docs/lora-3b.md."""
+"""gpu-check: the stages of one iteration, each a process of its own; a large policy on disk, and trained by the recipe
+of docs/lora-3b.md."""
 
 from __future__ import annotations
 
