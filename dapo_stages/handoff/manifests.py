@@ -56,6 +56,7 @@ class Manifest(BaseModel):
     started: str
     ended: str
     seconds: float
+    processor_seconds: float | None = None  # of all threads of the process, or of rank 0
     memory: int | None = None  # peak bytes of the process, or of rank 0
     spent: dict[str, float] = {}  # seconds of the process, or of rank 0, by phase (processes/phases.py)
     content_hash: str

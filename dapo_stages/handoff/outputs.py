@@ -79,7 +79,7 @@ class Output:
         self._unshared: list[Shard] = []
         self._hashing: list[tuple[Path, Future[Shard]]] = []
         self._hashed: dict[str, tuple[os.stat_result, str]] = {}  # files of this process, as they were hashed
-        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self._started, self._clock, self._processor = datetime.now(UTC), time.monotonic(), time.process_time()
         self.counts: dict[str, Any] = {}
         self.policy: dict[str, Any] = {}
         self._note()  # marks the folder as ours
@@ -285,6 +285,7 @@ class Output:
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 3),
+            processor_seconds=round(time.process_time() - self._processor, 3),
             memory=peak(),
             spent=spent() if stage == plan.stage else {},
             content_hash=content_hash(stage, plan.config, plan.seed, shards, policy),

@@ -134,8 +134,8 @@ def _compute(design: Design, task: str, tests: Sequence[Result]) -> list[str]:
         rows.append([scheme, f"{cost.mean:.0f}", _spread(values[scheme].values()), _interval(difference)])
     return [
         "### Equal compute\n",
-        f"Seconds of rollout, score-attention, weight-tokens and train-step, and the mean of the curve up to what "
-        f"{design.baseline} of the same seed needs. Exploratory.\n",
+        "Seconds of rollout, score-attention, weight-tokens and train-step (processor time; on GPUs, of the clock), "
+        f"and the mean of the curve up to what {design.baseline} of the same seed needs. Exploratory.\n",
         markdown_table(["scheme", "seconds of a run", "up to that budget", f"difference from {design.baseline}"], rows),
     ]
 

@@ -94,14 +94,19 @@ def _slices(metrics: dict[str, Any], part: str, measure: str) -> dict[str, float
 
 
 def _costs(run: Run, planned: int) -> tuple[dict[str, dict[int, float]], dict[str, int]]:
-    """Seconds of each stage by iteration, and its peak memory in bytes."""
+    """Seconds of each stage by iteration, and its peak memory in bytes.
+
+    On processors alone these are seconds of processor time: what else the machine does meanwhile doesn't count.
+    """
+    on_gpus = bool(machine_here()["gpus"])
     seconds: dict[str, dict[int, float]] = {}
     memory: dict[str, int] = {}
     for number in range(planned + 1):
         for folder, stage in FOLDERS.items():
             if stage not in (*STAGES, "evaluate") or (manifest := manifest_of(run.folder(number) / folder)) is None:
                 continue
-            seconds.setdefault(stage, {})[number] = round(manifest.seconds, 3)
+            worked = None if on_gpus else manifest.processor_seconds
+            seconds.setdefault(stage, {})[number] = round(manifest.seconds if worked is None else worked, 3)
             memory[stage] = max(memory.get(stage, 0), manifest.memory or 0)
     return seconds, memory
 

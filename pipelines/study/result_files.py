@@ -31,7 +31,7 @@ class Result(BaseModel):
     iterations: int
     evaluated: list[int]  # after which iterations it was planned to be evaluated
     curves: dict[str, dict[int, float]]  # accuracy: all, violating, consistent, blank, "violating, KIND"; length
-    seconds: dict[str, dict[int, float]]  # by stage
+    seconds: dict[str, dict[int, float]]  # by stage; of processor time, on a machine without GPUs
     memory: dict[str, int] = {}  # peak bytes by stage
     weights: dict[str, float] = {}  # what token weights were like
     start: str  # content hash of the starting policy

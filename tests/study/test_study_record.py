@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,9 @@ def said(sample: int) -> Row:
     }
 
 
-def output(stage: str, out: Path, start: Path, tables: dict[str, list[Row]]) -> None:
+def output(stage: str, out: Path, start: Path, tables: dict[str, list[Row]], *, seconds: float = 0) -> None:
     def fill(output: Output) -> None:
+        time.sleep(seconds)
         for kind, rows in tables.items():
             output.write(kind, 0, rows)
 
@@ -158,6 +160,15 @@ def test_a_finished_run_leaves_its_curves_costs_and_origin(run: Path, tmp_path: 
     assert found.settings["weights"]["clip"] == [0.5, 3] and found.machine["threads"] >= 1
     path = write_result(tmp_path / "results", found)
     assert path == tmp_path / "results/places/vgr-101.json" and read_results(tmp_path / "results") == [found]
+
+
+@pytest.mark.parametrize(("gpus", "counted"), [([], False), (["H100"], True)])
+def test_waiting_costs_nothing_without_gpus(run: Path, gpus: list[str], counted: bool, monkeypatch: Any) -> None:
+    shutil.rmtree(run / "iter-0001/train")
+    output("train-step", run / "iter-0001/train", run.parent / "start-101", {}, seconds=0.5)
+    machine = {"processor": "Abacus", "cores": 2, "threads": 1, "gpus": gpus}
+    monkeypatch.setattr("pipelines.study.record.machine_here", lambda: machine)
+    assert (result_of(Run(run), NAME, every=2).seconds["train-step"][1] >= 0.5) == counted
 
 
 def test_a_run_that_is_not_finished_leaves_no_result(run: Path) -> None:
