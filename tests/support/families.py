@@ -19,11 +19,12 @@ from support import machine
 from support.more_families import MAKERS as MORE
 
 QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # three that share prefixes, with positions of three axes
-PLAIN = ("internvl", "llava", "llava_onevision", "idefics3", "smolvlm")  # others, whose positions count the tokens
+WINDOWS = ("gemma3", "llava_windows")  # whose layers see a few tokens, less than those of prompts and completions
+PLAIN = ("internvl", "llava", "llava_onevision", "idefics3", "smolvlm", *WINDOWS)  # whose positions count the tokens
 SHARED = (*QWEN, *PLAIN)
-SOME = (*QWEN, "internvl", "llava_onevision", "idefics3")  # for what does not differ between the others
-OTHER = "llava with mistral"  # one that does not: its decoder has sliding windows
-OWN_ROWS = (OTHER, "gemma3", "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
+SOME = (*QWEN, "internvl", "llava_onevision", "idefics3", "gemma3")  # for what does not differ between the others
+OTHER = "llava with starcoder2"  # one that does not share: its decoder was not tried
+OWN_ROWS = (OTHER, "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
@@ -103,7 +104,12 @@ def _llava(**decoder: Any) -> tuple[Any, Any]:
 
 
 def _windows() -> tuple[Any, Any]:
-    return _llava(model_type="mistral", sliding_window=256)  # the images of prompts in tests lie within
+    """Every layer sees 8 tokens: fewer than an image, a prompt and the longest completion have."""
+    return _llava(model_type="mistral", sliding_window=8)
+
+
+def _other() -> tuple[Any, Any]:
+    return _llava(model_type="starcoder2", sliding_window=256)  # the images of prompts in tests lie within
 
 
 def _text(**more: Any) -> dict[str, Any]:
@@ -126,5 +132,6 @@ _MAKERS = {
     "qwen2_vl": _qwen2_vl,
     "qwen3_vl": _qwen3_vl,
     "llava": _llava,
-    OTHER: _windows,
+    "llava_windows": _windows,
+    OTHER: _other,
 } | MORE
