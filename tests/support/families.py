@@ -19,10 +19,10 @@ from support import machine
 from support.more_families import MAKERS as MORE
 
 QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # three that share prefixes, with positions of three axes
-WINDOWS = ("gemma3", "llava_windows")  # whose layers see a few tokens, less than those of prompts and completions
-PLAIN = ("internvl", "llava", "llava_onevision", "idefics3", "smolvlm", *WINDOWS)  # whose positions count the tokens
+PLAIN = ("internvl", "llava", "llava_onevision", "gemma3", "idefics3", "smolvlm")  # whose positions count the tokens
 SHARED = (*QWEN, *PLAIN)
 SOME = (*QWEN, "internvl", "llava_onevision", "idefics3", "gemma3")  # for what does not differ between the others
+WINDOWS = "llava with windows"  # LLaVA around a decoder with a sliding window; so are some layers of Gemma 3
 OTHER = "llava with starcoder2"  # one that does not share: its decoder was not tried
 OWN_ROWS = (OTHER, "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
 
@@ -132,6 +132,6 @@ _MAKERS = {
     "qwen2_vl": _qwen2_vl,
     "qwen3_vl": _qwen3_vl,
     "llava": _llava,
-    "llava_windows": _windows,
+    WINDOWS: _windows,
     OTHER: _other,
 } | MORE
