@@ -22,7 +22,7 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
 
 
-@pytest.mark.parametrize("policy", [*SHARED, WINDOWS, OTHER], indirect=True)
+@pytest.mark.parametrize("policy", [*SHARED, *WINDOWS, OTHER], indirect=True)
 def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
     stir(policy)
     prompts = [group.prompt for group in groups(policy)]
@@ -65,7 +65,7 @@ def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(
     assert len(graphs) == 2
 
 
-@pytest.mark.parametrize("policy", ["gemma3", WINDOWS], indirect=True)
+@pytest.mark.parametrize("policy", ["gemma3", *WINDOWS], indirect=True)
 def test_a_static_cache_has_windows_too(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is compiled: completions of 20 tokens in windows of 8, against a cache that grows."""
     monkeypatch.setattr(transformers_engine, "_compiled", lambda policy: policy.base)

@@ -75,7 +75,7 @@ def test_products_of_16_bit_numbers_are_those_of_float32(rows_of_keys: str) -> N
     ("policy", "query", "chunk_rows"),
     [
         *((family, query, chunk) for family in QWEN for query in ("predicting", "token") for chunk in (5, 256)),
-        *((family, "predicting", 5) for family in (*PLAIN, WINDOWS)),
+        *((family, "predicting", 5) for family in (*PLAIN, *WINDOWS)),
         ("gemma3", "token", 256),
     ],
     indirect=["policy"],

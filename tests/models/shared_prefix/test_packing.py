@@ -41,7 +41,7 @@ def in_training(policy: Policy) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "checkpointing", "chunk"),
-    [*((family, False, 1024) for family in QWEN), *((family, True, 3) for family in (*SHARED, WINDOWS))],
+    [*((family, False, 1024) for family in QWEN), *((family, True, 3) for family in (*SHARED, *WINDOWS))],
     indirect=["policy"],
 )
 def test_packed_groups_equal_separate_rows(policy: Policy, checkpointing: bool, chunk: int) -> None:
