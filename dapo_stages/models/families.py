@@ -1,8 +1,8 @@
 """The model families whose completions can share a prompt, and what differs between them.
 
-Requirements for a family: its decoder uses AttentionInterface in every layer, attention there is causal (over all tokens
-or those in a sliding window; the tokens of an image may see each other), keyword arguments of `model` reach those
-layers, and the positions of a prompt do not depend on what follows it.
+Requirements for a family: its decoder uses AttentionInterface in every layer, attention there is causal (to all tokens
+or those in a sliding window; tokens of an image may see each other), keyword arguments of `model` reach those layers,
+and the positions of a prompt do not depend on what follows it.
 tests/models and tests/engines compare each family with separate rows, an eager forward pass and transformers' own
 generate. Every other image-text-to-text model is trained with separate rows (`separate_rows.py`).
 """
@@ -51,7 +51,6 @@ class Family:
         )
         positions: torch.Tensor = found[:, 0]
         return positions
-
 
     def ends(self, prompt: Prompt) -> torch.Tensor | None:
         """Where what each token of a prompt sees ends, [P]; None if all see up to themselves."""

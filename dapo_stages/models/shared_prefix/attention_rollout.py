@@ -49,8 +49,8 @@ class Rollout:
         chunk: int,
         window: int | None,
     ) -> None:
-        """Finish a layer with this window: `rows` [N, C] from `step`; query [H, T, D] and key [H_kv, T, D] of the packed
-        row."""
+        """Finish a layer with this window (visible.py): `rows` [N, C] from `step`; query [H, T, D] and key [H_kv, T, D]
+        of the packed row."""
         own, before, after = slice(self._start, self._start + len(self._prompt)), self._prompt, []
         query, key = query[:, own], key[:, own].repeat_interleave(len(query) // len(key), 0).float()
         for start in range(0, len(before), chunk):

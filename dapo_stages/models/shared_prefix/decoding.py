@@ -5,8 +5,8 @@ softmax covers both. Prompts are never copied per completion, and only the compl
 place of their block. Of a prompt, layers with a sliding window keep what the first token of a completion sees; each
 later one sees a key less, which is the same for all groups.
 
-Shapes: G groups, N rows of the largest group, B unfinished rows, P longest prompt, or what a layer keeps of it, H heads,
-K key-value heads, D per head.
+Shapes: G groups, N rows of the largest group, B unfinished rows, P longest prompt, or what a layer keeps of it, H
+heads, K key-value heads, D per head.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The same attention over packed groups in one call of FlexAttention: the prompt's keys are never copied.
 
 SDPA copies them for every completion. Here a kernel is compiled once, whatever the rows and lengths, and skips what no
-token sees, by blocks of BLOCK × BLOCK. The mask of these is built from each token's bounds: T / BLOCK numbers squared, 1
-MiB at T = 32,768. Equal to SDPA, compiled or not, and not compiled again for other lengths
+token sees, by blocks of BLOCK × BLOCK. The mask of these is built from each token's bounds: T / BLOCK numbers squared,
+1 MiB at T = 32,768. Equal to SDPA, compiled or not, and not compiled again for other lengths
 (tests/models/shared_prefix/test_flex.py, on the CPU, forward; backward there not compiled). On a GPU: `make gpu-check`.
 """
 
@@ -67,7 +67,9 @@ def _bounds(spans: Sequence[Span], window: int | None) -> torch.Tensor:
             first = first_seen(span.prefix + steps, window)
             in_prompt = (span.start + first).clamp(max=span.start + span.prefix)
             own = after + (first - span.prefix).clamp(min=0)
-            found.append(torch.stack([in_prompt, torch.full_like(steps, span.start + span.prefix), own, after + steps + 1]))
+            found.append(
+                torch.stack([in_prompt, torch.full_like(steps, span.start + span.prefix), own, after + steps + 1])
+            )
             after += length
     return torch.cat(found, 1).int()
 

@@ -151,8 +151,8 @@ def pack(
 def _seen(inputs: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     """What several prompts' inputs say about images and videos.
 
-    What they say of each token (its type, `…token_type_ids`) and of times (`second_per_grid_ts`) is in the positions and
-    in where what it sees ends.
+    What they say of each token (its type, `…token_type_ids`) and of times (`second_per_grid_ts`) is in the positions
+    and the ends.
     """
     names = sorted({name for own in inputs for name in own if not name.endswith(("token_type_ids", "_per_grid_ts"))})
     return {name: _joined([own[name] for own in inputs if name in own]).to(device) for name in names}

@@ -77,8 +77,8 @@ def size(spans: list[Span]) -> int:
 
 @pytest.mark.parametrize("window", [None, 1, 100, 280])
 def test_the_mask_of_blocks_is_that_of_the_tokens_in_them(window: int | None) -> None:
-    """Against all pairs of tokens, written down from the rule: earlier ones of the prompt and of the own completion, and
-    later ones of the own image, less those that are `window` or more tokens before."""
+    """Against all pairs of tokens, written down from the rule: earlier ones of the prompt and of the own completion,
+    and later ones of the own image, less those that are `window` or more tokens before."""
     for spans in ROWS:
         tokens = size(spans)
         want = torch.zeros(tokens, tokens, dtype=torch.bool)
