@@ -8,7 +8,7 @@ its own. Shapes: P prompt length, C completion length, N completions of a group,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dapo_stages.models.shared_prefix.visible import first_seen, visible
+from dapo_stages.models.shared_prefix.visible import visible
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,32 @@ class Span:
     fold: torch.Tensor  # [N, C] row of each token; padding repeats the completion's last row
     unfold: torch.Tensor  # [sum C_i] place of each token in the flattened [N * C] block
     ends: torch.Tensor | None = None  # [P] where what each prompt token sees ends, if it is not after itself
-    _masks: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict, compare=False)
+    _masks: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict, init=False, compare=False)
 
     def prompt_mask(self, window: int | None) -> torch.Tensor | None:
         """[P, P] True where a prompt's query sees a key, in layers that see `window` tokens; None if it is causal."""
         if self.ends is None and (window is None or window >= self.prefix):
             return None
-        places = torch.arange(self.prefix, device=self.fold.device)
-        return self._kept("prompt", window, lambda: visible(places, places, window, self.ends))
+        return self._mask("prompt", 0, self.prefix, 0, window, self.ends)
 
     def first_shared(self, window: int | None) -> int:
-        """The first of the prompt's tokens that completions see."""
-        return int(first_seen(torch.tensor(self.prefix), window))
+        """The first of the prompt's tokens that a completion sees."""
+        return 0 if window is None else max(0, self.prefix - window + 1)
 
     def completion_mask(self, window: int | None) -> torch.Tensor:
         """[C, P' + C] True where a completion's query sees a key, with the P' prompt keys from `first_shared` on."""
         # Padding keys come after every real query of their completion, so the causal mask hides them as well.
-        keys = torch.arange(self.first_shared(window), self.prefix + self.fold.shape[1], device=self.fold.device)
-        return self._kept("completions", window, lambda: visible(keys[len(keys) - self.fold.shape[1] :], keys, window))
+        end = self.prefix + self.fold.shape[1]
+        return self._mask("completion", self.prefix, end, self.first_shared(window), window)
 
-    def _kept(self, whose: str, window: int | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """A mask that all layers with the same window share."""
+    def _mask(
+        self, whose: str, start: int, end: int, first: int, window: int | None, ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Of tokens from `start` to `end` and keys from `first` on; made once for all layers with the same window."""
         if (whose, window) not in self._masks:
             with torch.inference_mode(False):  # an inference tensor could not be used in training
-                self._masks[whose, window] = make()
+                keys = torch.arange(first, end, device=self.fold.device)
+                self._masks[whose, window] = visible(keys[start - first :], keys, window, ends)
         return self._masks[whose, window]
 
 
