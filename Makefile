@@ -141,6 +141,7 @@ endif
 	@touch $@
 
 test-vllm: $(VENV)/ready-dev $(VLLM_VENV)/ready ## run the tests that generate with vLLM, in process and as a server (minutes)
+	$(VLLM_PIP) install --quiet --disable-pip-version-check num2words
 	VLLM_PYTHON=$(VLLM_VENV)/bin/python $(PY) -m pytest tests/with_vllm
 
 ## JOBS: processes of test, test-quick, test-seeds and test-faults

@@ -77,6 +77,15 @@ What **Qwen3.5** would take: a linear layer has no keys, but a state that it upd
 convolution. Both would have to be taken at the end of the prompt and given to every completion, with gradients through
 them; transformers' layers take them from a cache alone, which has no gradients.
 
+## vLLM
+
+What vLLM samples is compared with the trainer's logprobs, on CPUs (`make test-vllm`).
+
+- **Gemma 3** is refused there: without a GPU, vLLM leaves out that an image's tokens see each other, and logprobs
+  differ from the trainer's. With one it chooses attention that has it; not tried.
+- **Qwen3.5** has linear layers, which vLLM runs on CPUs in bfloat16 only, and in heads of 128, as published checkpoints
+  have.
+
 ## Attention
 
 In rows of their own, query, key and mask of every layer come through transformers' AttentionInterface, and the family's
@@ -99,7 +108,7 @@ own eager function gives the attention of the completions: its masks are as in t
   there are none.
 - `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; `attention.blank: removed` and
   the engine `server` need a family of Qwen's with shared prefixes.
-- SmolVLM's processor needs `pip install num2words`.
+- SmolVLM's processor needs `pip install num2words`, in vLLM's environment, too.
 - Cannot be read: models that look at images by cross-attention (Mllama), or whose layers do not use
   AttentionInterface. `attention.enabled: false` trains them all the same.
 """

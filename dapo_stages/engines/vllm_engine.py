@@ -20,7 +20,7 @@ from dapo_stages.engines.foreign import Request, by_prompt, check_prompt, comple
 from dapo_stages.engines.vllm_kept import PolicyInVllm
 from dapo_stages.errors import EngineError
 from dapo_stages.handoff import kept
-from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.policy_folders import LINEAR, PolicyFolder
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models.families import has_grids
 from dapo_stages.models.tokens import Tokens
@@ -78,6 +78,8 @@ class VllmEngine:
             "enforce_eager": wanted.enforce_eager or cpu,
             # A prompt split in two needs its random generator rewound, which is not possible on CPUs.
             "enable_chunked_prefill": False if cpu else None,
+            # Caching the states of linear layers would need it, too.
+            "enable_prefix_caching": False if cpu and LINEAR in policy.kinds_of_layers else None,
             "max_num_seqs": at_once(config),
             "limit_mm_per_prompt": {"video": 0},
             "logits_processors": [suppressed.NAME],
@@ -176,7 +178,7 @@ def _explained(where: object) -> Iterator[None]:
     """Turn what vLLM raises (an unsupported checkpoint, out of memory) into an EngineError."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+    except (AssertionError, ValueError, RuntimeError, OSError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:400]
         raise EngineError(
             where,

@@ -21,7 +21,15 @@ class Model:
     """Generates, and takes other weights of the same shapes."""
 
     def __init__(self, checkpoint: str, settings: dict[str, Any]) -> None:
+        from vllm.platforms import current_platform
+
         self._llm = load(checkpoint, settings)
+        if current_platform.is_cpu() and self._llm.model_config.is_mm_prefix_lm:
+            raise EngineError(
+                checkpoint,
+                "in this model the tokens of an image see each other, which vLLM leaves out without a GPU",
+                "Set rollout.engine and evaluate.engine to transformers.",
+            )
         self._sleeps, self._is_asleep = bool(settings.get("enable_sleep_mode")), False
 
     def generate(self, prompts: Sequence[Any], sampling: Sequence[vllm.SamplingParams]) -> list[vllm.RequestOutput]:

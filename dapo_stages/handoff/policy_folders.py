@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.referred import REFERENCE, fetched, refers
+from dapo_stages.small_files import read_json
 
 # In the counts of prepare-data and rollout, and in what the manifest says of a policy: its system prompt and question
 # template, for each dataset.
 PROMPTING = "prompting"
+LINEAR = "linear_attention"
 STAGES = ("init-policy", "base", "policy", "reference", "merge")
 
 
@@ -69,6 +72,16 @@ class PolicyFolder(Source):
         """The full checkpoint as a local folder; a hub model is downloaded into the cache, without any code in it."""
         about = self.full.manifest.policy
         return fetched(about) if refers(about) else self.full.folder
+
+    def decoder(self) -> dict[str, Any]:
+        """What its config.json says of the language model, under text_config or, as some are published, beside it."""
+        about = read_json(self.checkpoint() / "config.json")
+        return {**about, **(about.get("text_config") or {})}
+
+    @property
+    def kinds_of_layers(self) -> list[str]:
+        """The kind of each layer, such as LINEAR; empty if all are of one kind."""
+        return list(self.decoder().get("layer_types") or ())
 
     def verify(self) -> None:
         """Check every file of the policy, of what it refers to, and of the base of an adapter."""

@@ -19,9 +19,8 @@ from dapo_stages.handoff import carry_out, kept
 from dapo_stages.handoff.manifests import Source
 from dapo_stages.handoff.outputs import Output
 from dapo_stages.handoff.plans import Plan
-from dapo_stages.handoff.policy_folders import PolicyFolder
+from dapo_stages.handoff.policy_folders import LINEAR, PolicyFolder
 from dapo_stages.handoff.shards import Row
-from dapo_stages.small_files import read_json
 from dapo_stages.terminal.console import progress, say
 from dapo_stages.terminal.options import ConfigFile, DryRun, Json, Out, Overrides, Overwrite, PolicyPath, Rollouts
 
@@ -102,19 +101,16 @@ class Scoring:
 
         found: dict[str, list[int]] = {}
         if names := _own_layers(self._config):
-            about = read_json(self._output.plan.policy.checkpoint() / "config.json")
-            text = {**about, **(about.get("text_config") or {})}
-            kinds = enumerate(text.get("layer_types") or ())
-            linear = [layer for layer, kind in kinds if kind == "linear_attention"]
+            policy = self._output.plan.policy
+            layers = int(policy.decoder()["num_hidden_layers"])
+            linear = [layer for layer, kind in enumerate(policy.kinds_of_layers) if kind == LINEAR]
             for name in names:
                 setting = name.removeprefix("weights.")
                 try:
-                    found[setting] = numbers_of(
-                        getattr(self._config.weights, setting), text["num_hidden_layers"], linear
-                    )
+                    found[setting] = numbers_of(getattr(self._config.weights, setting), layers, linear)
                 except ValueError as error:
-                    policy, advice = self._output.plan.policy.folder, f"Change {name}, or pass another policy."
-                    raise DataError(policy, f"{name} names {error}", advice) from None
+                    advice = f"Change {name}, or pass another policy."
+                    raise DataError(policy.folder, f"{name} names {error}", advice) from None
         return found
 
     def _score_missing(self) -> None:

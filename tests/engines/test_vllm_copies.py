@@ -33,12 +33,18 @@ class LLM:
             raise ValueError("no such prompt")
         return [(p, s, os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()) for p, s in zip(prompts, sampling)]
 """
+PLATFORMS = """
+import types
+current_platform = types.SimpleNamespace(is_cpu=lambda: False)
+"""
 SETTINGS = {"tensor_parallel_size": 2, "enforce_eager": True}
 
 
 @pytest.fixture(autouse=True)
 def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "vllm.py").write_text(VLLM)
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").write_text(VLLM)
+    (tmp_path / "vllm/platforms.py").write_text(PLATFORMS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     return tmp_path

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -34,6 +35,15 @@ def save_tiny(family: str, folder: Path) -> None:
         torch.manual_seed(machine.seed())
         model, processor = _MAKERS[family]()
     save_policy(Policy(model.eval(), processor, torch.device("cpu"), torch.float32), folder)
+    if model.config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model"):
+        _name_as_published(folder / "model.safetensors")
+
+
+def _name_as_published(path: Path) -> None:
+    """CLIP's and SigLIP's weights under the names of the checkpoints that people have, which vLLM expects."""
+    weights = load_file(path)
+    published = {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()}
+    save_file(published, path, metadata={"format": "pt"})
 
 
 def _qwen2_5_vl() -> tuple[Any, Any]:

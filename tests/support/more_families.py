@@ -126,14 +126,16 @@ def _gemma3() -> tuple[Any, Any]:
     tokenizer = _tokenizer(
         "<|vision_start|>", boi_token="<|vision_start|>", eoi_token="<|vision_end|>", image_token=IMAGE
     )
+    tokenizer.add_tokens(["\n" * number for number in (1, 2, 3, 4)])  # as Gemma's own, which vLLM relies on
     images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     processor = transformers.Gemma3Processor(
         images, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=16
     )
     layers = ["sliding_attention", "full_attention", "sliding_attention"]
     text = _text("gemma3_text", head_dim=32, sliding_window=8, layer_types=layers, query_pre_attn_scalar=24)
+    vision = {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False}
     model, processor = _made(
-        "Gemma3", processor, text, _VISION | {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14},
+        "Gemma3", processor, text, _VISION | vision,
         image_token_index=tokenizer.image_token_id, boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id, mm_tokens_per_image=16,
     )  # fmt: skip
@@ -150,7 +152,7 @@ def _qwen3_5() -> tuple[Any, Any]:
         "num_position_embeddings": 64,
     }  # fmt: skip
     rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    linear = {f"linear_{name}": 16 for name in ("key_head_dim", "value_head_dim")}
+    linear = {f"linear_{name}": 128 for name in ("key_head_dim", "value_head_dim")}
     linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
     text = _text("qwen3_5_text", num_hidden_layers=4, head_dim=32, layer_types=kinds, rope_parameters=rope, **linear)
