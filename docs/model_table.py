@@ -63,18 +63,19 @@ scoring and training. Elsewhere each completion has a row of its own with the pr
 as many times the cost as a group has completions, and not in launches that split the weights (`zero3`, `fsdp2`).
 [extending.md](extending.md) says what a family needs.
 
-The last five families that share, from InternVL on, are built around decoders of other models. They share with those
-of Llama, Mistral, Qwen2 and Qwen3 where every layer sees all tokens before its own; around others (a Mistral with a
-sliding window, GPT-OSS, a mixture of experts) the same family has rows of its own, and is called, for example, `llava
-with mistral`.
+InternVL, the LLaVAs, Idefics3 and SmolVLM are built around decoders of other models. They share with those of Llama,
+Mistral, Qwen2 and Qwen3; around others (GPT-OSS, a mixture of experts) the same family has rows of its own, and is
+called, for example, `llava with gpt_oss`.
 
-What the other two would take:
+**Windows**: most layers of Gemma 3 see the last 512 or 1024 tokens of prompt and completion, and the tokens of an image
+see each other, as far as the window reaches back. Mistral and Qwen (with `use_sliding_window`) have windows, too. They
+count the tokens of a completion and its prompt, wherever these lie in the packed row, in training, scoring and
+FlexAttention alike; when sampling, such layers keep the end of the prompt only. The windows of the tests are shorter
+than an image, a prompt and a completion.
 
-- **Gemma 3**: most layers see a window of 512 or 1024 tokens, and an image's tokens see each other. Packed rows,
-  decoding after a shared prompt, masses, attention rollout and FlexAttention would each need two masks, by layer.
-- **Qwen3.5**: a linear layer has no keys, but a state that it updates token by token, and a short convolution. Both
-  would have to be taken at the end of the prompt and given to every completion, with gradients through them;
-  transformers' layers take them from a cache alone, which has no gradients.
+What **Qwen3.5** would take: a linear layer has no keys, but a state that it updates token by token, and a short
+convolution. Both would have to be taken at the end of the prompt and given to every completion, with gradients through
+them; transformers' layers take them from a cache alone, which has no gradients.
 
 ## vLLM
 
@@ -88,13 +89,17 @@ What vLLM samples is compared with the trainer's logprobs, on CPUs (`make test-v
 ## Attention
 
 In rows of their own, query, key and mask of every layer come through transformers' AttentionInterface, and the family's
-own eager function gives the attention of the completions: sliding windows, and images whose tokens see each other
-(Gemma 3), are as in the model. VGR, token weights ([weighting.md](weighting.md)) and the VGR reward follow from it.
+own eager function gives the attention of the completions: its masks are as in the model. VGR, token weights
+([weighting.md](weighting.md)) and the VGR reward follow from it, with shared prefixes or without.
 
 - **Image tokens** are those that the model replaces by image features (`image_token_id` of its configuration, else of
   its processor). Marks and newlines around or between them count as text, unless they are special tokens.
 - **The system message** is left out of the text if it is a message of its own. Gemma 3's template writes it into the
   user's message: there it counts as text.
+- **Windows**: once an image is out of a layer's window, that layer has no attention to it, which lowers the shares of
+  `all` and of the thirds. The VGR of such layers alone is infinite, or NaN without text in the window either. Where
+  completions are longer than a window, take the layers that see all tokens, which is every sixth in Gemma 3:
+  `weights.layers: [5, 11, 17, 23]`.
 - **Linear attention** (three of four layers of Qwen3.5) has no attention weights. Those layers are left out: `all` and
   the thirds are of the others. Lists of layers, such as `weights.layers: [3, 7]`, use the model's numbers, and naming a
   linear layer is an error; `{{last: 2}}` are the last two that are scored.

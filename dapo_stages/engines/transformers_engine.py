@@ -113,12 +113,12 @@ def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> _Prefilled:
 
     policy.attend("grouped")
     base, packed = policy.base, policy.pack([Group(prompt, []) for prompt in prompts])
-    cache = DynamicCache(config=base.config.get_text_config())
+    cache = DynamicCache()  # of all tokens in every layer
     hidden = base.model(**packed.model_inputs | {"past_key_values": cache, "use_cache": True}).last_hidden_state[0]
     starts, lengths = zip(*((span.start, span.prefix) for span in packed.spans), strict=True)
     last = torch.tensor(starts) + torch.tensor(lengths) - 1
     logits = base.get_output_embeddings()(hidden[last.to(hidden.device)])
-    return _Prefilled(policy, prompts, Prefill(cache, starts, lengths), logits)
+    return _Prefilled(policy, prompts, Prefill(cache, starts, lengths, policy.windows), logits)
 
 
 def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) -> list[list[Completion]]:
@@ -156,14 +156,19 @@ class _SharedPrefixes:
         self._forward: Callable[..., Any] = base
         self._prefixes = Prefixes(prefilled.states, repeats)
         self._cache: Cache = DynamicCache(config=base.config.get_text_config())
-        self._next = _next_positions(prefilled.policy, prefilled.prompts, repeats)
+        self._next, self._written = _next_positions(prefilled.policy, prefilled.prompts, repeats), 0
         self._axes = len(prefilled.policy.positions(prefilled.prompts[0]))
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] after one more token [B] of each row."""
-        logits = self._logits(tokens, self._next)
+        """Logits [B, V] after one more token [B] of each row; the next step may overwrite them."""
+        self._written += 1
+        self._prefixes.advance(self._written)
+        logits = self._run(tokens, self._next)
         self._next = self._next + 1
         return logits
+
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._logits(tokens, positions)
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         output = self._forward(
@@ -196,18 +201,13 @@ class _Compiled(_SharedPrefixes):
         from transformers import Cache
 
         super().__init__(prefilled, repeats)
-        self._compiled, self._forward, self._written = _compiled(prefilled.policy), self._any_size, 0
-        self._run = Recorded(self._logits) if _records(prefilled.policy) else self._logits
+        self._compiled, self._forward = _compiled(prefilled.policy), self._any_size
+        self._step = Recorded(self._logits) if _records(prefilled.policy) else self._logits
         self._prefixes = Prefixes(prefilled.states, repeats, room)
         self._cache = Cache(layers=[Room(len(self._next), room, keys) for keys in prefilled.states.keys])
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V], which the next step may overwrite."""
-        self._written += 1
-        self._prefixes.advance(self._written)
-        logits = self._run(tokens, self._next)
-        self._next = self._next + 1
-        return logits
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._step(tokens, positions)
 
     def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
         ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, position_ids.ndim - 2)

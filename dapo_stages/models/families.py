@@ -1,7 +1,8 @@
 """The model families whose completions can share a prompt, and what differs between them.
 
-Requirements for a family: its decoder uses AttentionInterface in every layer, attention there is causal and over all
-tokens, keyword arguments of `model` reach those layers, and the positions of a prompt do not depend on what follows it.
+Requirements for a family: its decoder uses AttentionInterface in every layer, attention there is causal (to all tokens
+or those in a sliding window; tokens of an image may see each other), keyword arguments of `model` reach those layers,
+and the positions of a prompt do not depend on what follows it.
 tests/models and tests/engines compare each family with separate rows, an eager forward pass and transformers' own
 generate. Every other image-text-to-text model is trained with separate rows (`separate_rows.py`).
 """
@@ -51,6 +52,10 @@ class Family:
         positions: torch.Tensor = found[:, 0]
         return positions
 
+    def ends(self, prompt: Prompt) -> torch.Tensor | None:
+        """Where what each token of a prompt sees ends, [P]; None if all see up to themselves."""
+        return None
+
 
 class Plain(Family):
     """One whose positions count the tokens, and whose decoder is one of several."""
@@ -58,15 +63,29 @@ class Plain(Family):
     grids = False
 
     def takes(self, text: Mapping[str, Any]) -> bool:
-        """Whether a decoder, by its configuration, has causal attention over all tokens."""
-        windows = text.get("sliding_window") and text.get("use_sliding_window", True)
-        return text.get("model_type", "llama") in _DECODERS and not windows
+        """Whether a decoder, by its configuration, is one that was tried."""
+        return text.get("model_type", "llama") in _DECODERS
 
     def positions(self, model: Any, prompt: Prompt) -> torch.Tensor:
         """0, 1, 2 …: [P] -> [1, P]."""
         import torch
 
         return torch.arange(len(prompt.ids))[None]
+
+
+class Gemma(Plain):
+    """One whose tokens of an image see each other, in a decoder of its own."""
+
+    def takes(self, text: Mapping[str, Any]) -> bool:
+        """Whether a decoder, by its configuration, is causal beside that."""
+        return not text.get("use_bidirectional_attention")
+
+    def ends(self, prompt: Prompt) -> torch.Tensor | None:
+        """By its token types, as transformers finds them: images without a token between them are one."""
+        from dapo_stages.models.shared_prefix.visible import image_ends
+
+        kinds = prompt.others.get("token_type_ids")
+        return None if kinds is None or not (kinds == 1).any() else image_ends(kinds[0] == 1)
 
 
 # Families that make a square of tokens of every image (or of every part that they cut it into), row by row.
@@ -78,6 +97,7 @@ FAMILIES = {
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
     "qwen2_vl": Family("Qwen2VLProcessor"),
     "qwen3_vl": Family("Qwen3VLProcessor"),
+    "gemma3": Gemma("Gemma3Processor"),
     "idefics3": Plain("Idefics3Processor"),
     "internvl": Plain("InternVLProcessor"),
     "llava": Plain("LlavaProcessor"),

@@ -58,26 +58,30 @@ class HeadRecorder:
             hidden: torch.Tensor = self._policy.base.model(**packed.model_inputs, recorder=self).last_hidden_state[0]
         return [self._of_group(group, span) for group, span in enumerate(packed.spans)], hidden
 
-    def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        """Called by the attention of each layer, in their order: query [H, T, D], key [H_kv, T, D]."""
+    def record(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float, window: int | None = None
+    ) -> None:
+        """Called by the attention of each layer, in their order: query [H, T, D], key [H_kv, T, D]; `window`
+        (shared_prefix/visible.py)."""
         assert self._values is not None
         value = self._values.reshape(key.shape[1], key.shape[0], -1).transpose(0, 1)
         norms = _norms(value.repeat_interleave(query.shape[0] // key.shape[0], 0), self._grams[layer])
         for group, span in enumerate(self._spans):
-            masses, valued, rolled = zip(*self._score(group, span, query, key, norms, scaling), strict=True)
+            rows = attention_rows(span, query, key, scaling, "predicting", self._chunk, window)
+            masses, valued, rolled = zip(*self._score(group, span, rows, norms), strict=True)
             self._found[group].append((torch.cat(masses, 2), torch.cat(valued, 1)))
-            self._rollouts[group].advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
+            self._rollouts[group].advance(torch.cat(rolled, 1), query, key, scaling, self._chunk, window)
 
     def _score(
-        self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, norms: torch.Tensor, scaling: float
+        self, group: int, span: Span, chunks: Iterator[torch.Tensor], norms: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Masses [N, H, rows, 5], value-weighted mass and rollout [N, rows] of each chunk."""
-        kinds = self._kinds[group].to(query.device)
+        """Masses [N, H, rows, 5], value-weighted mass and rollout [N, rows] of each chunk of attention."""
+        kinds = self._kinds[group].to(norms.device)
         one_hot = torch.nn.functional.one_hot(kinds, 4).float()
         prompt_norms = norms[:, None, span.start : span.start + span.prefix]  # [H, 1, P]
         own_norms = fold(norms[..., None], span)[..., 0][:, :, None]  # [N, H, 1, C]
         start = 0
-        for rows in attention_rows(span, query, key, scaling, "predicting", self._chunk):
+        for rows in chunks:
             prompt, own = rows[..., : span.prefix], rows[..., span.prefix :]
             masses = torch.cat([prompt @ one_hot, own.sum(-1, keepdim=True)], -1)
             valued = prompt * prompt_norms

@@ -139,6 +139,14 @@ class Policy:
         return int(self.base.config.get_text_config().num_hidden_layers)
 
     @cached_property
+    def windows(self) -> list[int | None]:
+        """How many tokens of its sequence a token sees in each layer, itself included; None is all before it."""
+        from transformers import DynamicCache
+
+        layers = DynamicCache(config=self.base.config.get_text_config()).layers
+        return [getattr(layer, "sliding_window", None) for layer in layers]
+
+    @cached_property
     def scored_layers(self) -> list[int]:
         """The layers whose attention can be read, counted from 0."""
         return list(range(self.num_layers)) if self.shares_prefixes else own_rows.attention_layers(self.base)
@@ -166,12 +174,14 @@ class Policy:
 
     def pack(self, groups: Sequence[Group]) -> Packed:
         """Groups packed in one row on the model's device."""
-        packed = pack(groups, [self.positions(group.prompt) for group in groups], self.device)
+        prompts = [group.prompt for group in groups]
+        positions, ends = map(self.positions, prompts), map(self.family.ends, prompts)
+        packed = pack(groups, list(positions), self.device, list(ends))
         if not self.flex:
             return packed
         from dapo_stages.models.shared_prefix.flex import sees
 
-        return replace(packed, block_mask=sees(packed.spans, self.device))
+        return replace(packed, block_masks={own: sees(packed.spans, self.device, own) for own in set(self.windows)})
 
     def batch(self, groups: Sequence[Group]) -> Packed | SeparateRows:
         """Groups in the layout that this model is trained in."""

@@ -60,10 +60,6 @@ def load_policy(path: str | Path, settings: ModelConfig) -> Policy:
             flex = flex and dtype != torch.float64 and find_spec("triton") is not None
         policy = Policy(model.eval(), load_processor(path), device, dtype, flex, settings.compile)
         check_tokens(path, policy.tokens)
-    if shared and policy.base.config.get_text_config().to_dict().get("use_sliding_window"):
-        raise ModelError(
-            f"{path}: sliding-window attention is not supported, only full attention. Set use_sliding_window to false."
-        )
     try_out(policy, path)
     return policy
 

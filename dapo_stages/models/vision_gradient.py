@@ -60,7 +60,7 @@ def vision_gradient(
 def _slopes(policy: Policy, packed: Packed, direction: torch.Tensor, temperature: float, chunk: int) -> torch.Tensor:
     """Derivatives of the logprobs of the completion tokens along one direction, [sum C], on the CPU."""
     head, inputs = policy.base.get_output_embeddings(), packed.model_inputs
-    inputs.pop("block_mask", None)
+    inputs.pop("block_masks", None)
     parts = []
     with torch.no_grad(), autocast(policy), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         with _moved(policy, direction):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import OTHER, SHARED, SOME
+from support.families import OTHER, SHARED, SOME, WINDOWS
 from support.greedy import greedy_of_transformers, stir
 from support.prompts import groups, own_row
 from support.prompts import prompt as prompt_for
@@ -22,7 +22,7 @@ from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.packing import Group
 
 
-@pytest.mark.parametrize("policy", [*SHARED, OTHER], indirect=True)
+@pytest.mark.parametrize("policy", [*SHARED, *WINDOWS, OTHER], indirect=True)
 def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
     stir(policy)
     prompts = [group.prompt for group in groups(policy)]
@@ -63,6 +63,20 @@ def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(
         found = generate(policy, some, samples, 4, SamplerConfig(), 3, greedy=greedy)
         assert [[c.ids for c in cs] for cs in found] == [[c.ids for c in cs] for cs in want]
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("policy", ["gemma3", *WINDOWS], indirect=True)
+def test_a_static_cache_has_windows_too(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is compiled: completions of 20 tokens in windows of 8, against a cache that grows."""
+    monkeypatch.setattr(transformers_engine, "_compiled", lambda policy: policy.base)
+    stir(policy)
+    policy.end_ids[:] = [-1]
+    prompts, found = [group.prompt for group in groups(policy)], []
+    for policy.compiled in (False, True):
+        found.append(generate(policy, prompts, 0, 20, SamplerConfig(), 3, greedy=2))
+    for one, other in zip(chain(*found[0]), chain(*found[1]), strict=True):
+        assert one.ids == other.ids and len(one.ids) == 20
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-6)  # of logits in float32
 
 
 @pytest.mark.parametrize("policy", [SHARED[0], OTHER], indirect=True)

@@ -26,6 +26,7 @@ PROCESSORS = {
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor"),
     "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor"),
     "idefics3": ("Idefics3Processor", "Idefics3ImageProcessor"),
+    "gemma3": ("Gemma3Processor", "Gemma3ImageProcessor"),
     OTHER: ("LlavaProcessor", "CLIPImageProcessor"),
 }
 
@@ -62,13 +63,14 @@ def test_the_vision_tower_is_found(policy: Policy) -> None:
     [
         ("llava", {}, "llava"),
         ("llava", {"model_type": "mistral", "sliding_window": None}, "llava"),
-        ("llava", {"model_type": "mistral", "sliding_window": 4096}, "llava with mistral"),
+        ("llava", {"model_type": "mistral", "sliding_window": 4096}, "llava"),
         ("internvl", {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768}, "internvl"),
         ("internvl", {"model_type": "gpt_oss"}, "internvl with gpt_oss"),
         ("gemma3", {"model_type": "gemma3_text", "sliding_window": 512}, "gemma3"),
+        ("gemma3", {"model_type": "gemma3_text", "use_bidirectional_attention": True}, "gemma3 with gemma3_text"),
     ],
 )
-def test_a_family_shares_prompts_only_around_decoders_that_see_all_tokens(
+def test_a_family_shares_prompts_only_around_decoders_that_are_causal_and_were_tried(
     model_type: str, text: dict[str, object], name: str
 ) -> None:
     assert named(model_type, text) == name
@@ -83,7 +85,7 @@ def test_attention_can_be_read_of_every_family(checkpoints: Checkpoints, family:
     ("policy", "tokens", "mapped"),
     [
         ("llava", 16, True), ("llava", 32, False), ("internvl", 4, True), ("internvl", 16, False),
-        ("llava_onevision", 16, False), ("gemma3", 4, True), ("idefics3", 16, False),
+        ("llava_onevision", 16, False), ("gemma3", 16, True), ("idefics3", 16, False),
     ],
     indirect=["policy"],
 )  # fmt: skip

@@ -58,7 +58,7 @@ def eager(policy: Policy, group: Group, completion: list[int]) -> Eager:
 
 @pytest.mark.parametrize(
     ("policy", "chunk_rows"),
-    [*((family, chunk) for family in QWEN for chunk in (5, 256)), ("idefics3", 5)],
+    [*((family, chunk) for family in QWEN for chunk in (5, 256)), ("idefics3", 5), ("gemma3", 5)],
     indirect=["policy"],
 )
 def test_scores_equal_eager_attention(policy: Policy, chunk_rows: int) -> None:

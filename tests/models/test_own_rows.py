@@ -9,11 +9,13 @@ import pytest
 import torch
 import transformers
 from support.eager_rows import eager, eager_masses, eager_rollout, kinds_by_eye
-from support.families import OTHER, OWN_ROWS
+from support.families import OTHER
+from support.families import OWN_ROWS as THESE
 from support.prompts import groups, own_row
 
 from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import ModelError
+from dapo_stages.models import families
 from dapo_stages.models.own_rows import RowRecorder, require_readable, unreadable
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.requirements import require_scores
@@ -22,6 +24,14 @@ from dapo_stages.models.scoring_rows import recorded, score_rows
 from dapo_stages.models.separate_rows import logits_of
 from dapo_stages.models.shared_prefix.masses import Scored, unit_keys
 from dapo_stages.models.shared_prefix.packing import Group, SeparateRows
+
+OWN_ROWS = (*THESE, "gemma3")  # one that need not have them, for images whose tokens see each other
+
+
+@pytest.fixture(autouse=True)
+def _all_in_rows_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "policy" in request.fixturenames:
+        monkeypatch.delitem(families.FAMILIES, "gemma3")
 
 
 def record(policy: Policy, group: Group, query: str = "predicting", chunk: int = 256, **more: Any) -> list[Scored]:
@@ -81,13 +91,14 @@ def test_rollout_equals_the_product_of_eager_attention(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", ["gemma3"], indirect=True)
 def test_windows_and_blocks_of_images_are_what_the_model_has(policy: Policy) -> None:
-    """In its sliding layers of 16 tokens a completion sees nothing of the prompt's beginning."""
+    """In its sliding layers of 8 tokens a completion sees nothing of the prompt's beginning."""
     group = groups(policy)[0]
     layers = eager(policy, group, [1, 2, 3])
     image = [place for place, kind in enumerate(kinds_by_eye(policy, group)) if kind == 0]
     assert layers[0][:, image[0], image[-1]].min().item() > 0
+    assert layers[0][:, image[-1], image[0]].max().item() == 0
     masses = record(policy, group)[0].masses
-    assert masses[:2, :, 3].max().item() == 0 and masses[2, :, 3].min().item() > 0
+    assert masses[::2, :, 3].max().item() == 0 and masses[1, :, 3].min().item() > 0
 
 
 @pytest.mark.parametrize("policy", ["qwen3_5"], indirect=True)
@@ -131,18 +142,18 @@ def test_tokens_are_scored_as_in_rows_without_padding(policy: Policy) -> None:
 
 
 def test_what_a_row_of_its_own_cannot_have_is_refused() -> None:
-    require_scores("gemma3", AttentionConfig(blank_image=True, rollout_mass=True))
+    require_scores("qwen3_5", AttentionConfig(blank_image=True, rollout_mass=True))
     require_scores("qwen3_vl", AttentionConfig(vision_gradient=True))
     with pytest.raises(ModelError) as refusal:
-        require_scores("gemma3", AttentionConfig(vision_gradient=True))
+        require_scores("qwen3_5", AttentionConfig(vision_gradient=True))
     assert str(refusal.value) == (
-        "gemma3: this model computes each completion in a row of its own, which has no attention.vision_gradient. Set "
+        "qwen3_5: this model computes each completion in a row of its own, which has no attention.vision_gradient. Set "
         "it to false."
     )
     with pytest.raises(
         ModelError, match=r"images cannot be removed from the prompts of this model\. Set attention\.blank to patches"
     ):
-        require_scores("gemma3", AttentionConfig(blank_image=True, blank="removed"))
+        require_scores("qwen3_5", AttentionConfig(blank_image=True, blank="removed"))
 
 
 def test_models_whose_attention_cannot_be_read_are_refused_with_the_reason() -> None:

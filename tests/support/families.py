@@ -20,11 +20,12 @@ from support import machine
 from support.more_families import MAKERS as MORE
 
 QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # three that share prefixes, with positions of three axes
-PLAIN = ("internvl", "llava", "llava_onevision", "idefics3", "smolvlm")  # others, whose positions count the tokens
+PLAIN = ("internvl", "llava", "llava_onevision", "gemma3", "idefics3", "smolvlm")  # whose positions count the tokens
 SHARED = (*QWEN, *PLAIN)
-SOME = (*QWEN, "internvl", "llava_onevision", "idefics3")  # for what does not differ between the others
-OTHER = "llava with mistral"  # one that does not: its decoder has sliding windows
-OWN_ROWS = (OTHER, "gemma3", "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
+SOME = (*QWEN, "internvl", "llava_onevision", "idefics3", "gemma3")  # for what does not differ between the others
+WINDOWS = ("llava with windows", "qwen2_vl with windows")  # whose layers, or some of them, see 8 tokens, as Gemma 3's
+OTHER = "llava with starcoder2"  # one that does not share: its decoder was not tried
+OWN_ROWS = (OTHER, "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
@@ -50,10 +51,10 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
     return model, build_processor(tokenizer)
 
 
-def _qwen2_vl() -> tuple[Any, Any]:
+def _qwen2_vl(**more: Any) -> tuple[Any, Any]:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
-    return _qwen("Qwen2VL", _text(rope_parameters=rope), vision, patch=14)
+    return _qwen("Qwen2VL", _text(rope_parameters=rope, **more), vision, patch=14)
 
 
 def _qwen3_vl() -> tuple[Any, Any]:
@@ -113,7 +114,17 @@ def _llava(**decoder: Any) -> tuple[Any, Any]:
 
 
 def _windows() -> tuple[Any, Any]:
-    return _llava(model_type="mistral", sliding_window=256)  # the images of prompts in tests lie within
+    """Every layer sees 8 tokens: fewer than an image, a prompt and the longest completion have."""
+    return _llava(model_type="mistral", sliding_window=8)
+
+
+def _qwen2_vl_windows() -> tuple[Any, Any]:
+    """All layers but the first do, though positions of images do not count tokens."""
+    return _qwen2_vl(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+
+
+def _other() -> tuple[Any, Any]:
+    return _llava(model_type="starcoder2", sliding_window=256)  # the images of prompts in tests lie within
 
 
 def _text(**more: Any) -> dict[str, Any]:
@@ -136,5 +147,7 @@ _MAKERS = {
     "qwen2_vl": _qwen2_vl,
     "qwen3_vl": _qwen3_vl,
     "llava": _llava,
-    OTHER: _windows,
+    WINDOWS[0]: _windows,
+    WINDOWS[1]: _qwen2_vl_windows,
+    OTHER: _other,
 } | MORE

@@ -21,6 +21,7 @@ def stir(policy: Policy) -> None:
 
 def greedy_of_transformers(policy: Policy, prompt: Prompt, most: int) -> tuple[list[int], list[float]]:
     """The greedy completion of up to `most` tokens, and their logprobs."""
+    policy.attend("separate")  # transformers' own attention, with its masks
     policy.base.model.rope_deltas = None
     found = policy.model.generate(
         **own_row(policy, prompt),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -120,23 +121,26 @@ def _internvl() -> tuple[Any, Any]:
 
 
 def _gemma3() -> tuple[Any, Any]:
-    """Two layers with a sliding window of 16 tokens, then a full one; tokens of an image see each other."""
+    """A layer that sees all tokens between two with a sliding window, shorter than an image, whose 16 tokens see each
+    other. The projection of images is not 0, as transformers makes it."""
     tokenizer = _tokenizer(
         "<|vision_start|>", boi_token="<|vision_start|>", eoi_token="<|vision_end|>", image_token=IMAGE
     )
     tokenizer.add_tokens(["\n" * number for number in (1, 2, 3, 4)])  # as Gemma's own, which vLLM relies on
     images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
     processor = transformers.Gemma3Processor(
-        images, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=4
+        images, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=16
     )
-    layers = ["sliding_attention", "sliding_attention", "full_attention"]
-    text = _text("gemma3_text", head_dim=32, sliding_window=16, layer_types=layers, query_pre_attn_scalar=32)
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    text = _text("gemma3_text", head_dim=32, sliding_window=8, layer_types=layers, query_pre_attn_scalar=24)
     vision = {"model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False}
-    return _made(
+    model, processor = _made(
         "Gemma3", processor, text, _VISION | vision,
         image_token_index=tokenizer.image_token_id, boi_token_index=tokenizer.boi_token_id,
-        eoi_token_index=tokenizer.eoi_token_id, mm_tokens_per_image=4,
+        eoi_token_index=tokenizer.eoi_token_id, mm_tokens_per_image=16,
     )  # fmt: skip
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
+    return model, processor
 
 
 def _qwen3_5() -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from dapo_stages.models.shared_prefix.packing import Span
+from dapo_stages.models.shared_prefix.visible import visible
 
 
 class Rollout:
@@ -23,7 +24,7 @@ class Rollout:
         """`shifted`: row t of the masses belongs to the position before completion token t, not to its own."""
         self._prompt = vision_P.float()
         self._own = self._prompt.new_zeros(span.fold.shape)
-        self._start, self._shifted = span.start, shifted
+        self._start, self._ends, self._shifted = span.start, span.ends, shifted
 
     @property
     def rows(self) -> torch.Tensor:
@@ -39,17 +40,28 @@ class Rollout:
         seen += (probabilities[..., prompt:] * self._own[:, None, :keys]).sum(-1)
         return (seen + self.rows[:, start : start + probabilities.shape[1]]) / 2
 
-    def advance(self, rows: torch.Tensor, query: torch.Tensor, key: torch.Tensor, scaling: float, chunk: int) -> None:
-        """Finish a layer: `rows` [N, C] from `step`; query [H, T, D] and key [H_kv, T, D] of the packed row."""
+    def advance(
+        self,
+        rows: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        scaling: float,
+        chunk: int,
+        window: int | None,
+    ) -> None:
+        """Finish a layer with this window (visible.py): `rows` [N, C] from `step`; query [H, T, D] and key [H_kv, T, D]
+        of the packed row."""
         own, before, after = slice(self._start, self._start + len(self._prompt)), self._prompt, []
         query, key = query[:, own], key[:, own].repeat_interleave(len(query) // len(key), 0).float()
         for start in range(0, len(before), chunk):
             part = query[:, start : start + chunk].float() * scaling
             end = start + part.shape[1]
-            scores = part @ key[:, :end].transpose(-1, -2)
-            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(start)
+            ends = None if self._ends is None else self._ends[start:end]
+            keys = torch.arange(end if ends is None else len(before), device=part.device)
+            seen = visible(torch.arange(start, end, device=part.device), keys, window, ends)
+            scores = part @ key[:, : len(keys)].transpose(-1, -2)
             attention = scores.masked_fill(~seen, float("-inf")).softmax(-1).mean(0)
-            after.append((attention @ before[:end] + before[start:end]) / 2)
+            after.append((attention @ before[: len(keys)] + before[start:end]) / 2)
         self._prompt = torch.cat(after)
         # With `shifted` nothing is known of a completion's last position, which no other row sees.
         self._own = torch.cat([rows[:, 1:], self._own[:, -1:]], 1) if self._shifted else rows

@@ -1,10 +1,12 @@
 """Decoding with one prefix per group: keys and values of a prompt exist once, those of completions per row.
 
 A step's queries are matched against the prompts group by group and against their own completions row by row; one
-softmax covers both. Prompts are never copied per completion, and only the completions grow.
+softmax covers both. Prompts are never copied per completion, and only the completions grow. All prompts end at the last
+place of their block. Of a prompt, layers with a sliding window keep what the first token of a completion sees; each
+later one sees a key less, which is the same for all groups.
 
-Shapes: G groups, N rows of the largest group, B unfinished rows, P longest prompt, H heads, K key-value heads, D per
-head.
+Shapes: G groups, N rows of the largest group, B unfinished rows, P longest prompt, or what a layer keeps of it, H
+heads, K key-value heads, D per head.
 """
 
 from __future__ import annotations
@@ -23,14 +25,25 @@ NAME = "dapo_decode"
 class Prefill:
     """Keys and values of G prompts [G, K, P, D] by layer, computed once for all completions."""
 
-    def __init__(self, packed: DynamicCache, starts: Sequence[int], lengths: Sequence[int]) -> None:
-        """From the cache of a packed row of prompts."""
-        device, steps = packed.layers[0].keys.device, torch.arange(max(lengths))
-        places = torch.stack([s + steps.clamp(max=n - 1) for s, n in zip(starts, lengths, strict=True)]).to(device)
-        self.keys = [_blocks(layer.keys, places) for layer in packed.layers]
-        self.values = [_blocks(layer.values, places) for layer in packed.layers]
-        hidden = steps[None] >= torch.tensor(lengths)[:, None]
-        self.mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))[:, None, None].to(device)
+    def __init__(
+        self,
+        packed: DynamicCache,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        windows: Sequence[int | None],
+    ) -> None:
+        """From the cache of a packed row of prompts, which has all of them in every layer; `windows` of the layers."""
+        device = packed.layers[0].keys.device
+        self.windows, self.masks, places = windows, {}, {}
+        for window in set(windows):
+            kept = max(lengths) if window is None else min(max(lengths), window - 1)
+            from_start = torch.tensor(lengths)[:, None] - torch.arange(kept, 0, -1)  # [G, P]
+            places[window] = (torch.tensor(starts)[:, None] + from_start.clamp(min=0)).to(device)
+            mask = torch.zeros(from_start.shape).masked_fill(from_start < 0, float("-inf"))
+            self.masks[window] = mask[:, None, None].to(device)
+        layers = list(zip(packed.layers, windows, strict=True))
+        self.keys = [_blocks(layer.keys, places[window]) for layer, window in layers]
+        self.values = [_blocks(layer.values, places[window]) for layer, window in layers]
 
 
 class Prefixes:
@@ -42,28 +55,40 @@ class Prefixes:
         With `room`, completions are in a static cache of that many tokens, and compiled code works for any number of
         prompts and rows, and for prompts of any length.
         """
-        self._keys, self._values, self._mask = prefill.keys, prefill.values, prefill.mask
-        device = self._mask.device
-        self._group = torch.arange(len(self._mask), device=device).repeat_interleave(repeats)
-        self._unwritten = None if room is None else torch.zeros(room, device=device).fill_(float("-inf"))
+        self._keys, self._values, self._windows = prefill.keys, prefill.values, prefill.windows
+        self._masks = {window: mask.clone() for window, mask in prefill.masks.items()}
+        groups, device = len(self._keys[0]), self._keys[0].device
+        self._group = torch.arange(groups, device=device).repeat_interleave(repeats)
+        self._room: dict[int | None, torch.Tensor] = {}
         if room is not None:
+            self._room = {window: torch.full((room,), float("-inf"), device=device) for window in self._masks}
             for block in (*self._keys, *self._values):
                 of_any_size(block, 0, 2)
-            of_any_size(self._mask, 0, 3)
+            for mask in self._masks.values():
+                of_any_size(mask, 0, 3)
         self._arrange()
 
     def advance(self, tokens: int) -> None:
-        """A static cache now has this many tokens of each completion, including the one about to be computed."""
-        assert self._unwritten is not None
-        self._unwritten[tokens - 1] = 0
+        """Completions now have this many tokens, including the one about to be computed.
+
+        It is written in a static cache, and windows leave a key of the prompt, or of a static cache, behind. (A cache
+        that grows has only what is in the window.)
+        """
+        for room in self._room.values():
+            room[tokens - 1] = 0
+        for window, mask in self._masks.items():
+            if window is not None and 0 <= (left := mask.shape[-1] + tokens - 1 - window) < mask.shape[-1]:
+                mask[..., left] = float("-inf")
+            if window in self._room and window is not None and tokens > window:
+                self._room[window][tokens - 1 - window] = float("-inf")
 
     def keep(self, rows: torch.Tensor) -> None:
         """Continue with some of the rows, [B'] in order; prompts without rows are dropped."""
         groups, self._group = torch.unique_consecutive(self._group[rows], return_inverse=True)
-        if len(groups) < len(self._mask):
+        if len(groups) < len(self._keys[0]):
             self._keys = [keys[groups] for keys in self._keys]
             self._values = [values[groups] for values in self._values]
-            self._mask = self._mask[groups]
+            self._masks = {window: mask[groups] for window, mask in self._masks.items()}
         self._arrange()
 
     def attend(
@@ -71,13 +96,13 @@ class Prefixes:
     ) -> torch.Tensor:
         """Queries [B, H, 1, D] over prompts and completions (key, value [B, K, t, D]) -> [B, 1, H, D]."""
         rows, heads, _, size = query.shape
-        kv_heads = key.shape[1]
+        kv_heads, window = key.shape[1], self._windows[layer]
         q = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
         prompt = self._fold(q) @ self._keys[layer].transpose(-1, -2)
-        prompt = self._unfold(prompt + self._mask.to(prompt.dtype), q)
+        prompt = self._unfold(prompt + self._masks[window].to(prompt.dtype), q)
         own = q @ key.transpose(-1, -2)
-        if self._unwritten is not None:
-            own = own + self._unwritten.to(own.dtype)
+        if self._room:
+            own = own + self._room[window].to(own.dtype)
         scores = torch.cat([prompt, own], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         on_prompt, on_own = torch.split(weights, [prompt.shape[-1], key.shape[2]], -1)
@@ -98,7 +123,7 @@ class Prefixes:
     def _fold(self, rows: torch.Tensor) -> torch.Tensor:
         """[B, K, H/K, x] -> [G, K, N * H/K, x]"""
         block = rows if self._even else rows.index_select(0, self._fold_rows)
-        return block.reshape(len(self._mask), -1, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+        return block.reshape(len(self._keys[0]), -1, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _unfold(self, block: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """[G, K, N * H/K, x] -> [B, K, H/K, x], where `like` has this B, K and H/K."""

@@ -1,8 +1,8 @@
 """The same attention over packed groups in one call of FlexAttention: the prompt's keys are never copied.
 
 SDPA copies them for every completion. Here a kernel is compiled once, whatever the rows and lengths, and skips what no
-token sees, by blocks of BLOCK × BLOCK. The mask of these is built from the groups' bounds: T / BLOCK numbers squared, 1
-MiB at T = 32,768. Equal to SDPA, compiled or not, and not compiled again for other lengths
+token sees, by blocks of BLOCK × BLOCK. The mask of these is built from each token's bounds: T / BLOCK numbers squared,
+1 MiB at T = 32,768. Equal to SDPA, compiled or not, and not compiled again for other lengths
 (tests/models/shared_prefix/test_flex.py, on the CPU, forward; backward there not compiled). On a GPU: `make gpu-check`.
 """
 
@@ -16,30 +16,23 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dapo_stages.models.shared_prefix.packing import Span
+from dapo_stages.models.shared_prefix.visible import first_seen
 
 BLOCK = 128
 
 
-def sees(spans: Sequence[Span], device: torch.device) -> BlockMask:
-    """Mask of a packed row [T]: a token sees all earlier tokens of its group, except those of other completions."""
-    bounds: list[tuple[int, int, int]] = []  # of each prompt or completion: where it starts, its prompt starts and ends
-    lengths: list[int] = []
-    for span in spans:
-        end = span.start + span.prefix
-        bounds.append((span.start, span.start, span.start))  # a prompt sees itself alone
-        lengths.append(span.prefix)
-        for length in span.lengths:
-            bounds.append((sum(lengths) + spans[0].start, span.start, end))
-            lengths.append(length)
-    tokens = sum(lengths)
-    table = torch.tensor(bounds, dtype=torch.int32).repeat_interleave(torch.tensor(lengths), 0)
-    own_T, first_T, end_T = (_of_any_length(column.contiguous().to(device), 0) for column in table.T)
+def sees(spans: Sequence[Span], device: torch.device, window: int | None = None) -> BlockMask:
+    """Mask of a packed row [T], for layers with this window: which keys of its prompt and which of its own part (a
+    completion, or the prompt itself) each token sees (visible.py)."""
+    bounds = _bounds(spans, window)
+    tokens = bounds.shape[1]
+    first_T, end_T, own_T, own_end_T = (_of_any_length(bound.contiguous().to(device), 0) for bound in bounds)
 
     def rule(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         in_prompt = (key >= first_T[query]) & (key < end_T[query])
-        return in_prompt | ((key >= own_T[query]) & (key <= query))
+        return in_prompt | ((key >= own_T[query]) & (key < own_end_T[query]))
 
-    some, every = _blocks(spans, tokens)
+    some, every = _blocks(bounds)
     found = BlockMask.from_kv_blocks(
         *_listed(some & ~every),
         *_listed(every),
@@ -61,30 +54,43 @@ def _of_any_length(tensor: torch.Tensor, *dims: int) -> torch.Tensor:
     return tensor
 
 
-def _blocks(spans: Sequence[Span], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[blocks of queries, blocks of keys] True where some query of a block sees some key of another, and where it is
-    known that every one sees all: where a block is part of one triangle or rectangle of the mask."""
-    count = -(-tokens // BLOCK)
-    some, every = (torch.zeros(count, count, dtype=torch.bool) for _ in range(2))
+def _bounds(spans: Sequence[Span], window: int | None) -> torch.Tensor:
+    """Where in the row the keys start and end that each token sees, in its prompt and in its own part: int32 [4, T]."""
+    found = []
     for span in spans:
-        end = span.start + span.prefix
-        _triangle(some, every, span.start, end)
-        start = end
+        places, after = torch.arange(span.prefix), span.start + span.prefix
+        ends = places + 1 if span.ends is None else span.ends.cpu()
+        none = torch.full_like(places, span.start)  # a prompt is its own part
+        found.append(torch.stack([none, none, span.start + first_seen(places, window), span.start + ends]))
         for length in span.lengths:
-            _triangle(some, every, start, start + length)
-            start += length
-        if span.lengths:  # all its completions see all of the prompt
-            some[end // BLOCK : -(-start // BLOCK), span.start // BLOCK : -(-end // BLOCK)] = True
-            every[-(-end // BLOCK) : start // BLOCK, -(-span.start // BLOCK) : end // BLOCK] = True
-    return some, every
+            steps = torch.arange(length)
+            first = first_seen(span.prefix + steps, window)
+            in_prompt = (span.start + first).clamp(max=span.start + span.prefix)
+            own = after + (first - span.prefix).clamp(min=0)
+            found.append(
+                torch.stack([in_prompt, torch.full_like(steps, span.start + span.prefix), own, after + steps + 1])
+            )
+            after += length
+    return torch.cat(found, 1).int()
 
 
-def _triangle(some: torch.Tensor, every: torch.Tensor, start: int, end: int) -> None:
-    """Tokens from `start` to `end` see those before them, and themselves."""
-    touched = slice(start // BLOCK, -(-end // BLOCK))
-    inside = slice(-(-start // BLOCK), max(end // BLOCK, -(-start // BLOCK)))
-    some[touched, touched] |= torch.ones_like(some[touched, touched]).tril()
-    every[inside, inside] |= torch.ones_like(every[inside, inside]).tril(-1)
+def _blocks(bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[blocks of queries, blocks of keys] True where some query of a block sees some key of another, and where every
+    one sees all, each in one part.
+
+    Of each query the first block of keys and that after the last are counted, +1 and -1; sums along the row then count
+    the queries that see something, or all, of each block.
+    """
+    tokens = bounds.shape[1]
+    rows, count = torch.arange(tokens) // BLOCK, -(-tokens // BLOCK)
+    some, every = (torch.zeros(count, count + 1, dtype=torch.int32) for _ in range(2))
+    for start, end in (bounds[:2], bounds[2:]):
+        inner = (start + BLOCK - 1) // BLOCK, end // BLOCK
+        outer = start // BLOCK, (end + BLOCK - 1) // BLOCK
+        for counts, (first, after), counted in ((some, outer, end > start), (every, inner, inner[1] > inner[0])):
+            counts.index_put_((rows, first), counted.int(), accumulate=True)
+            counts.index_put_((rows, after), -counted.int(), accumulate=True)
+    return some.cumsum(1)[:, :count] > 0, every.cumsum(1)[:, :count] == BLOCK
 
 
 def _listed(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

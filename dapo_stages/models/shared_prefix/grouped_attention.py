@@ -6,6 +6,7 @@ one row per completion, including gradients (tests/models/shared_prefix/test_pac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,13 +35,15 @@ def grouped(
     dropout: float = 0.0,
     spans: tuple[Span, ...] | None = None,
     recorder: MassRecorder | None = None,
-    block_mask: BlockMask | None = None,
+    block_masks: Mapping[int | None, BlockMask] | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer over a packed row: query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
 
-    With a `block_mask` (flex.py) it is one call of FlexAttention, else SDPA group by group. Without `spans`, and
-    in layers that are not causal (a vision tower), it is plain SDPA.
+    With `block_masks` (flex.py), by window, it is one call of FlexAttention, else SDPA group by group. Without `spans`,
+    and in layers that are not causal (a vision tower), it is plain SDPA. Tokens of a layer with a `sliding_window` see
+    that many of their sequence (visible.py).
     """
     if spans is None or not getattr(module, "is_causal", False):
         output, _ = sdpa_attention_forward(
@@ -48,27 +51,34 @@ def grouped(
         )
         return output, None
     if recorder is not None:
-        recorder.record(int(module.layer_idx), query[0], key[0], scaling)  # type: ignore[arg-type]
-    if block_mask is not None:
+        recorder.record(int(module.layer_idx), query[0], key[0], scaling, sliding_window)  # type: ignore[arg-type]
+    if block_masks is not None:
         from dapo_stages.models.shared_prefix import flex
 
-        return flex.attend(query, key, value, block_mask, scaling), None
+        return flex.attend(query, key, value, block_masks[sliding_window], scaling), None
     parts: list[torch.Tensor] = []
     for span in spans:
-        parts += _group(query[0], key[0], value[0], span, scaling, dropout)
+        parts += _group(query[0], key[0], value[0], span, sliding_window, scaling, dropout)
     return torch.cat(parts, 1).transpose(0, 1)[None].contiguous(), None
 
 
 def _group(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float | None, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    span: Span,
+    window: int | None,
+    scaling: float | None,
+    dropout: float,
 ) -> tuple[torch.Tensor, ...]:
     prompt = slice(span.start, span.start + span.prefix)
-    k_prompt, v_prompt = key[:, prompt], value[:, prompt]
+    k_prompt, v_prompt, mask = key[:, prompt], value[:, prompt], span.prompt_mask(window)
     prefix = F.scaled_dot_product_attention(
         query[None, :, prompt],
         k_prompt[None],
         v_prompt[None],
-        is_causal=True,
+        attn_mask=mask,
+        is_causal=mask is None,
         scale=scaling,
         dropout_p=dropout,
         enable_gqa=True,
@@ -78,9 +88,11 @@ def _group(
     count, longest = span.fold.shape
     q, k, v = (fold(states, span) for states in (query, key, value))
     repeats = query.shape[0] // key.shape[0]
+    k_prompt, v_prompt = (states[:, span.first_shared(window) :] for states in (k_prompt, v_prompt))
     k = torch.cat([k_prompt.expand(count, -1, -1, -1), k], 2).repeat_interleave(repeats, 1)
     v = torch.cat([v_prompt.expand(count, -1, -1, -1), v], 2).repeat_interleave(repeats, 1)
-    suffix = F.scaled_dot_product_attention(q, k, v, attn_mask=span.mask, scale=scaling, dropout_p=dropout)
+    mask = span.completion_mask(window)
+    suffix = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, dropout_p=dropout)
     flat = suffix.transpose(0, 1).reshape(query.shape[0], count * longest, -1)
     return prefix[0], flat.index_select(1, span.unfold)
 

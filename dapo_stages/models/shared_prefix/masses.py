@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from dapo_stages.models.shared_prefix.attention_rollout import Rollout
 from dapo_stages.models.shared_prefix.packing import Packed, Span, fold
+from dapo_stages.models.shared_prefix.visible import visible
 
 VISION, TEXT, OTHER, FIRST = range(4)  # kinds of prompt keys; the fifth mass is `generated`
 
@@ -91,11 +92,13 @@ class MassRecorder:
             hidden: torch.Tensor = model(**packed.model_inputs, recorder=self).last_hidden_state[0]
             return self._results(), hidden
 
-    def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
-        """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]."""
+    def record(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float, window: int | None = None
+    ) -> None:
+        """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]; `window` (visible.py)."""
         with torch.no_grad():
             for group, span in enumerate(self._spans):
-                masses, looks, units = self._score(group, span, query, key, scaling)
+                masses, looks, units = self._score(group, span, query, key, scaling, window)
                 self._masses[group][layer] = masses
                 self._looks[group][layer] = looks
                 self._unit_masses[group][layer] = units
@@ -120,13 +123,13 @@ class MassRecorder:
         return scored
 
     def _score(
-        self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, scaling: float
+        self, group: int, span: Span, query: torch.Tensor, key: torch.Tensor, scaling: float, window: int | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         one_hot, vision = self._one_hot[group], self._vision[group]
         own_units = self._units[group] if self._units is not None else None
         rollout = self._rollouts[group] if self._rollouts is not None else None
         masses, looks, units, rolled, start = [], [], [], [], 0
-        for probabilities in attention_rows(span, query, key, scaling, self._query, self._chunk):
+        for probabilities in attention_rows(span, query, key, scaling, self._query, self._chunk, window):
             mean = probabilities.mean(1)  # [N, rows, P + keys]
             prompt = mean[..., : span.prefix]
             generated = mean[..., span.prefix :].sum(-1, keepdim=True)
@@ -139,7 +142,7 @@ class MassRecorder:
                 rolled.append(rollout.step(mean, start))
             start += mean.shape[1]
         if rollout is not None:
-            rollout.advance(torch.cat(rolled, 1), query, key, scaling, self._chunk)
+            rollout.advance(torch.cat(rolled, 1), query, key, scaling, self._chunk, window)
         of_patches, of_units = (torch.cat(some, 1) if some else None for some in (looks, units))
         return torch.cat(masses, 1), of_patches, of_units
 
@@ -151,6 +154,7 @@ def attention_rows(
     scaling: float,
     whose: Literal["predicting", "token"],
     chunk_rows: int,
+    window: int | None,
 ) -> Iterator[torch.Tensor]:
     """Attention of a group's completion rows in one layer, about `chunk_rows` at a time: [N, H, rows, P + keys].
 
@@ -175,9 +179,14 @@ def attention_rows(
         rows = q[:, :, start : start + steps]
         # Rows of a chunk see no completion key past their last one, so later keys are left out.
         own = products(rows, k_own[..., : start + steps, :], scaling)
-        seen = torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).tril(start - shift)
-        scores = torch.cat([products(rows, k_prompt, scaling), own.masked_fill(~seen, float("-inf"))], -1)
-        yield scores.softmax(-1)
+        places, keys = (span.prefix + torch.arange(size, device=own.device) for size in own.shape[-2:])
+        places = places + start - shift
+        own = own.masked_fill(~visible(places, keys, window), float("-inf"))
+        prompt = products(rows, k_prompt, scaling)
+        if window is not None:
+            keys = torch.arange(span.prefix, device=own.device)
+            prompt = prompt.masked_fill(~visible(places, keys, window), float("-inf"))
+        yield torch.cat([prompt, own], -1).softmax(-1)
 
 
 def _products(rows: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:

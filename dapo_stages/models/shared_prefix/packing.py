@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dapo_stages.models.shared_prefix.visible import visible
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -54,7 +56,34 @@ class Span:
     lengths: tuple[int, ...]
     fold: torch.Tensor  # [N, C] row of each token; padding repeats the completion's last row
     unfold: torch.Tensor  # [sum C_i] place of each token in the flattened [N * C] block
-    mask: torch.Tensor  # [C, P + C] True where a completion's query sees a key
+    ends: torch.Tensor | None = None  # [P] where what each prompt token sees ends, if it is not after itself
+    _masks: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict, init=False, compare=False)
+
+    def prompt_mask(self, window: int | None) -> torch.Tensor | None:
+        """[P, P] True where a prompt's query sees a key, in layers that see `window` tokens; None if it is causal."""
+        if self.ends is None and (window is None or window >= self.prefix):
+            return None
+        return self._mask("prompt", 0, self.prefix, 0, window, self.ends)
+
+    def first_shared(self, window: int | None) -> int:
+        """The first of the prompt's tokens that a completion sees."""
+        return 0 if window is None else max(0, self.prefix - window + 1)
+
+    def completion_mask(self, window: int | None) -> torch.Tensor:
+        """[C, P' + C] True where a completion's query sees a key, with the P' prompt keys from `first_shared` on."""
+        # Padding keys come after every real query of their completion, so the causal mask hides them as well.
+        end = self.prefix + self.fold.shape[1]
+        return self._mask("completion", self.prefix, end, self.first_shared(window), window)
+
+    def _mask(
+        self, whose: str, start: int, end: int, first: int, window: int | None, ends: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Of tokens from `start` to `end` and keys from `first` on; made once for all layers with the same window."""
+        if (whose, window) not in self._masks:
+            with torch.inference_mode(False):  # an inference tensor could not be used in training
+                keys = torch.arange(first, end, device=self.fold.device)
+                self._masks[whose, window] = visible(keys[start - first :], keys, window, ends)
+        return self._masks[whose, window]
 
 
 @dataclass(frozen=True)
@@ -67,7 +96,7 @@ class Packed:
     spans: tuple[Span, ...]
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
-    block_mask: Any = None  # which tokens see which, for FlexAttention
+    block_masks: Mapping[int | None, Any] | None = None  # which tokens see which, by window, for FlexAttention
 
     @property
     def model_inputs(self) -> dict[str, Any]:
@@ -79,20 +108,26 @@ class Packed:
             "use_cache": False,
             "spans": self.spans,
         }
-        if self.block_mask is not None:
-            inputs["block_mask"] = self.block_mask
+        if self.block_masks is not None:
+            inputs["block_masks"] = self.block_masks
         return inputs | dict(self.seen)
 
 
-def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: torch.device) -> Packed:
-    """Pack groups into one row. `positions` holds the prompts' positions [3 or 1, P], as the model computes them."""
+def pack(
+    groups: Sequence[Group],
+    positions: Sequence[torch.Tensor],
+    device: torch.device,
+    ends: Sequence[torch.Tensor | None] | None = None,
+) -> Packed:
+    """Pack groups into one row. `positions` holds the prompts' positions [3 or 1, P], as the model computes them, and
+    `ends` where what each of their tokens sees ends, [P], if not all see up to themselves (visible.py)."""
     ids: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
     predicting: list[torch.Tensor] = []
     spans: list[Span] = []
     start = 0
-    for group, prompt_positions in zip(groups, positions, strict=True):
-        span = _span(start, len(group.prompt.ids), [len(c) for c in group.completions])
+    for group, prompt_positions, own_ends in zip(groups, positions, ends or [None] * len(groups), strict=True):
+        span = _span(start, len(group.prompt.ids), [len(c) for c in group.completions], own_ends)
         after = int(prompt_positions.max()) + 1
         ids += [group.prompt.ids, *(torch.tensor(c, dtype=torch.long) for c in group.completions)]
         places.append(prompt_positions)
@@ -118,9 +153,10 @@ def pack(groups: Sequence[Group], positions: Sequence[torch.Tensor], device: tor
 def _seen(inputs: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     """What several prompts' inputs say about images and videos.
 
-    What they say of each token (its type, `…_token_type_ids`) and of times (`second_per_grid_ts`) is in the positions.
+    What they say of each token (its type, `…token_type_ids`) and of times (`second_per_grid_ts`) is in the positions
+    and the ends.
     """
-    names = sorted({name for own in inputs for name in own if not name.endswith(("_token_type_ids", "_per_grid_ts"))})
+    names = sorted({name for own in inputs for name in own if not name.endswith(("token_type_ids", "_per_grid_ts"))})
     return {name: _joined([own[name] for own in inputs if name in own]).to(device) for name in names}
 
 
@@ -139,7 +175,7 @@ def by_axis(positions: torch.Tensor) -> torch.Tensor:
     return positions[0] if len(positions) == 1 else positions
 
 
-def _span(start: int, prefix: int, lengths: list[int]) -> Span:
+def _span(start: int, prefix: int, lengths: list[int], ends: torch.Tensor | None = None) -> Span:
     if min(lengths, default=1) < 1:
         raise ValueError("every completion must have at least one token")
     longest = max(lengths, default=0)
@@ -149,15 +185,12 @@ def _span(start: int, prefix: int, lengths: list[int]) -> Span:
     rows = [offset + steps.clamp(max=length - 1) for offset, length in zip(offsets, lengths, strict=True)]
     fold = torch.stack(rows) if rows else steps.reshape(0, 0)
     unfold = torch.cat([steps[:0], *(i * longest + torch.arange(length) for i, length in enumerate(lengths))])
-    # Padding keys come after every real query of their completion, so the causal mask hides them as well.
-    mask = torch.ones(longest, prefix + longest, dtype=torch.bool).tril(prefix)
-    return Span(start, prefix, tuple(lengths), fold, unfold, mask)
+    return Span(start, prefix, tuple(lengths), fold, unfold, ends)
 
 
 def _to(span: Span, device: torch.device) -> Span:
-    return Span(
-        span.start, span.prefix, span.lengths, span.fold.to(device), span.unfold.to(device), span.mask.to(device)
-    )
+    ends = None if span.ends is None else span.ends.to(device)
+    return Span(span.start, span.prefix, span.lengths, span.fold.to(device), span.unfold.to(device), ends)
 
 
 def fold(states: torch.Tensor, span: Span) -> torch.Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -32,6 +34,24 @@ def row(*groups: tuple[int, tuple[int, ...]]) -> list[Span]:
     return spans
 
 
+def with_images(spans: list[Span], *images: tuple[int, int]) -> list[Span]:
+    """The same with an image in each prompt, whose tokens, from one place to before another, see each other."""
+    found = []
+    for span, (first, end) in zip(spans, images, strict=True):
+        ends = torch.arange(1, span.prefix + 1)
+        ends[first:end] = end
+        found.append(replace(span, ends=ends))
+    return found
+
+
+ROWS = (
+    row((300, (40, 200, 1)), (5, ()), (130, (128, 256))),
+    row((256, (256, 256))),
+    row((3, (2,))),
+    with_images(row((300, (40, 200, 1)), (130, (128, 256))), (20, 290), (1, 5)),
+)
+
+
 def drawn(rng: random.Random) -> list[Span]:
     return row(*((rng.randint(5, 300), tuple(rng.choices(range(1, 200), k=rng.randint(1, 4)))) for _ in range(2)))
 
@@ -42,32 +62,39 @@ def states(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor,
     return query, key, value
 
 
-def by_sdpa(spans: list[Span], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def by_sdpa(
+    spans: list[Span], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
     layer = torch.nn.Module()
     layer.is_causal = True  # type: ignore[assignment]
-    return grouped_attention.grouped(layer, query, key, value, None, scaling=0.25, spans=tuple(spans))[0]
+    how: dict[str, Any] = {"scaling": 0.25, "spans": tuple(spans), "sliding_window": window}
+    return grouped_attention.grouped(layer, query, key, value, None, **how)[0]
 
 
 def size(spans: list[Span]) -> int:
     return spans[-1].start + spans[-1].prefix + sum(spans[-1].lengths)
 
 
-def test_the_mask_of_blocks_is_that_of_the_tokens_in_them() -> None:
-    """Against all pairs of tokens, written down from the rule: earlier ones of the prompt and of the own completion."""
-    for spans in (row((300, (40, 200, 1)), (5, ()), (130, (128, 256))), row((256, (256, 256))), row((3, (2,)))):
+@pytest.mark.parametrize("window", [None, 1, 100, 280])
+def test_the_mask_of_blocks_is_that_of_the_tokens_in_them(window: int | None) -> None:
+    """Against all pairs of tokens, written down from the rule: earlier ones of the prompt and of the own completion,
+    and later ones of the own image, less those that are `window` or more tokens before."""
+    for spans in ROWS:
         tokens = size(spans)
         want = torch.zeros(tokens, tokens, dtype=torch.bool)
         for span in spans:
-            prompt = range(span.start, span.start + span.prefix)
-            parts, start = [], prompt.stop
+            prompt = list(range(span.start, span.start + span.prefix))
+            parts, start = [], span.start + span.prefix
             for length in span.lengths:
-                parts.append(range(start, start + length))
+                parts.append(list(range(start, start + length)))
                 start += length
-            for part in (prompt, *parts):
-                for query in part:
-                    want[query, prompt.start : min(prompt.stop, query + 1)] = True
-                    want[query, part.start : query + 1] = True
-        mask = flex.sees(spans, CPU)
+            for own in (prompt, *(prompt + part for part in parts)):  # a sequence, by its places in the row
+                for place, query in enumerate(own):
+                    until = place + 1 if own is not prompt or span.ends is None else int(span.ends[place])
+                    since = 0 if window is None else max(0, place - window + 1)
+                    if own is prompt or place >= len(prompt):
+                        want[query, own[since:until]] = True
+        mask = flex.sees(spans, CPU, window)
         found = mask.mask_mod(0, 0, torch.arange(tokens)[:, None], torch.arange(tokens)[None])  # type: ignore[arg-type]
         assert torch.equal(found, want)
         count = -(-tokens // 128)
@@ -90,13 +117,18 @@ def _dense(counts: torch.Tensor | None, indices: torch.Tensor | None) -> torch.T
 
 
 @UNCOMPILED
-@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_flex_attention_equals_grouped_sdpa(dtype: torch.dtype, apart: float) -> None:
-    """bfloat16 has 8 bits, and outputs are averages of values up to about 4: 2 · 4 / 2⁹."""
+@pytest.mark.parametrize(
+    ("dtype", "apart", "window"), [(torch.float32, 1e-5, None), (torch.bfloat16, 2e-2, None), (torch.float32, 1e-5, 40)]
+)
+def test_flex_attention_equals_grouped_sdpa(dtype: torch.dtype, apart: float, window: int | None) -> None:
+    """bfloat16 has 8 bits, and outputs are averages of values up to about 4: 2 · 4 / 2⁹. Windows are also shorter than
+    an image, a prompt and a completion."""
     spans = row((150, (30, 61, 9)), (20, (5, 8)))
+    if window is not None:
+        spans = with_images(spans, (10, 90), (0, 20))
     given = states(size(spans), dtype)
-    got = flex.attend(*given, flex.sees(spans, CPU), 0.25)
-    assert torch.allclose(got, by_sdpa(spans, *given), atol=apart)
+    got = flex.attend(*given, flex.sees(spans, CPU, window), 0.25)
+    assert torch.allclose(got, by_sdpa(spans, *given, window), atol=apart)
 
 
 @UNCOMPILED
@@ -148,6 +180,7 @@ def test_compiled_flex_attention_equals_grouped_sdpa(dtype: torch.dtype, apart: 
 
 
 @UNCOMPILED
+@pytest.mark.parametrize("policy", ["qwen2_5_vl", "gemma3"], indirect=True)
 def test_a_policy_set_to_flex_gives_the_same_logprobs(policy: Policy) -> None:
     cases = groups(policy)
     policy.attend("grouped")

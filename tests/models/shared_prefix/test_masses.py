@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.eager_rows import eager, eager_masses, eager_rollout
-from support.families import PLAIN, QWEN, SHARED
+from support.families import PLAIN, QWEN, SHARED, WINDOWS
 from support.prompts import groups, prompt, video_groups
 
 from dapo_stages.models.policy import Policy
@@ -75,7 +75,8 @@ def test_products_of_16_bit_numbers_are_those_of_float32(rows_of_keys: str) -> N
     ("policy", "query", "chunk_rows"),
     [
         *((family, query, chunk) for family in QWEN for query in ("predicting", "token") for chunk in (5, 256)),
-        *((family, "predicting", 5) for family in PLAIN),
+        *((family, "predicting", 5) for family in (*PLAIN, *WINDOWS)),
+        ("gemma3", "token", 256),
     ],
     indirect=["policy"],
 )
@@ -118,6 +119,8 @@ def test_masses_of_videos_and_of_each_image_equal_eager_attention(policy: Policy
     [
         *((family, *how) for family in QWEN for how in (("predicting", 5), ("predicting", 256), ("token", 7))),
         ("llava_onevision", "predicting", 5),
+        ("gemma3", "predicting", 5),
+        ("gemma3", "token", 7),
     ],
     indirect=["policy"],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.families import OTHER, OWN_ROWS, QWEN, SHARED
+from support.families import OTHER, OWN_ROWS, QWEN, SHARED, WINDOWS
 from support.prompts import groups, own_row
 
 from dapo_stages.config import LoraSettings
@@ -41,7 +41,7 @@ def in_training(policy: Policy) -> None:
 
 @pytest.mark.parametrize(
     ("policy", "checkpointing", "chunk"),
-    [*((family, False, 1024) for family in QWEN), *((family, True, 3) for family in SHARED)],
+    [*((family, False, 1024) for family in QWEN), *((family, True, 3) for family in (*SHARED, *WINDOWS))],
     indirect=["policy"],
 )
 def test_packed_groups_equal_separate_rows(policy: Policy, checkpointing: bool, chunk: int) -> None:
