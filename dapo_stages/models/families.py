@@ -78,6 +78,7 @@ FAMILIES = {
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
     "qwen2_vl": Family("Qwen2VLProcessor"),
     "qwen3_vl": Family("Qwen3VLProcessor"),
+    "qwen3_5": Family("Qwen3VLProcessor"),
     "idefics3": Plain("Idefics3Processor"),
     "internvl": Plain("InternVLProcessor"),
     "llava": Plain("LlavaProcessor"),

@@ -17,18 +17,23 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from dapo_stages.models.shared_prefix.linear_layers import PromptStates
+
 NAME = "dapo_decode"
 
 
 class Prefill:
-    """Keys and values of G prompts [G, K, P, D] by layer, computed once for all completions."""
+    """Keys and values of G prompts [G, K, P, D] by layer, computed once for all completions; of linear layers, the
+    states of the prompts at their end."""
 
     def __init__(self, packed: DynamicCache, starts: Sequence[int], lengths: Sequence[int]) -> None:
         """From the cache of a packed row of prompts."""
-        device, steps = packed.layers[0].keys.device, torch.arange(max(lengths))
+        self.ends = {n: layer for n, layer in enumerate(packed.layers) if isinstance(layer, PromptStates)}
+        layers = {n: layer for n, layer in enumerate(packed.layers) if n not in self.ends}
+        device, steps = next(layer.keys.device for layer in layers.values()), torch.arange(max(lengths))
         places = torch.stack([s + steps.clamp(max=n - 1) for s, n in zip(starts, lengths, strict=True)]).to(device)
-        self.keys = [_blocks(layer.keys, places) for layer in packed.layers]
-        self.values = [_blocks(layer.values, places) for layer in packed.layers]
+        self.keys = {number: _blocks(layer.keys, places) for number, layer in layers.items()}
+        self.values = {number: _blocks(layer.values, places) for number, layer in layers.items()}
         hidden = steps[None] >= torch.tensor(lengths)[:, None]
         self.mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))[:, None, None].to(device)
 
@@ -47,7 +52,7 @@ class Prefixes:
         self._group = torch.arange(len(self._mask), device=device).repeat_interleave(repeats)
         self._unwritten = None if room is None else torch.zeros(room, device=device).fill_(float("-inf"))
         if room is not None:
-            for block in (*self._keys, *self._values):
+            for block in (*self._keys.values(), *self._values.values()):
                 of_any_size(block, 0, 2)
             of_any_size(self._mask, 0, 3)
         self._arrange()
@@ -61,8 +66,8 @@ class Prefixes:
         """Continue with some of the rows, [B'] in order; prompts without rows are dropped."""
         groups, self._group = torch.unique_consecutive(self._group[rows], return_inverse=True)
         if len(groups) < len(self._mask):
-            self._keys = [keys[groups] for keys in self._keys]
-            self._values = [values[groups] for values in self._values]
+            self._keys = {number: keys[groups] for number, keys in self._keys.items()}
+            self._values = {number: values[groups] for number, values in self._values.items()}
             self._mask = self._mask[groups]
         self._arrange()
 

@@ -68,6 +68,7 @@ class Packed:
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
     block_mask: Any = None  # which tokens see which, for FlexAttention
+    courses: Any = None  # for linear layers (linear_layers.py)
 
     @property
     def model_inputs(self) -> dict[str, Any]:
@@ -79,8 +80,9 @@ class Packed:
             "use_cache": False,
             "spans": self.spans,
         }
-        if self.block_mask is not None:
-            inputs["block_mask"] = self.block_mask
+        for name in ("block_mask", "courses"):
+            if getattr(self, name) is not None:
+                inputs[name] = getattr(self, name)
         return inputs | dict(self.seen)
 
 

@@ -29,7 +29,7 @@ def record(
     recorder = MassRecorder(
         packed.spans,
         kinds,
-        policy.num_layers,
+        policy.scored_layers,
         query,  # type: ignore[arg-type]
         chunk_rows,
         everyone,
@@ -161,7 +161,7 @@ def test_patches_are_kept_for_the_completions_asked_for(policy: Policy) -> None:
     packed = policy.pack(cases)
     ids = cases[0].prompt.ids.tolist()
     kinds = [prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)]
-    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, patches=[[2]])
+    recorder = MassRecorder(packed.spans, kinds, policy.scored_layers, patches=[[2]])
     [found] = recorder.collect(policy.base.model, packed)
     assert [one.patches is not None for one in found] == [False, False, True, False]
     [everyone] = record(policy, cases, "predicting", 256)
