@@ -73,6 +73,7 @@ def both_scores(policy: Policy, cases: list[Group], chunk: int) -> tuple[dict[st
     [*((family, chunk) for family in QWEN for chunk in (3, 1024)), ("internvl", 3)],
     indirect=["policy"],
 )
+@pytest.mark.usefixtures("exact")
 def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None:
     policy.model.double()
     cases = groups(policy)

@@ -18,12 +18,12 @@ from dapo_stages.models.processor import image_processor
 from support import machine
 from support.more_families import MAKERS as MORE
 
-QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # three that share prefixes, with positions of three axes
+QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5")  # those that share prefixes, with positions of three axes
 PLAIN = ("internvl", "llava", "llava_onevision", "idefics3", "smolvlm")  # others, whose positions count the tokens
 SHARED = (*QWEN, *PLAIN)
 SOME = (*QWEN, "internvl", "llava_onevision", "idefics3")  # for what does not differ between the others
 OTHER = "llava with mistral"  # one that does not: its decoder has sliding windows
-OWN_ROWS = (OTHER, "gemma3", "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
+OWN_ROWS = (OTHER, "gemma3")  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
