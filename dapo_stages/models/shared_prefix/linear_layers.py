@@ -34,6 +34,7 @@ class Courses:
     completions: torch.Tensor  # [N, C] place of each completion token, before zeros
     prompt_of: torch.Tensor  # [N] the prompt of each completion
     back: torch.Tensor  # [T] place of each token in [G * P + N * C] results
+    by_torch: bool = False  # whether by torch's operations where there are kernels, which have no forward mode
 
 
 def courses_of(spans: Sequence[Span], device: torch.device) -> Courses:
@@ -88,11 +89,12 @@ def _convolution(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
         if courses is None:
             return own(inputs, weight, *args, **kwargs)
         row, taps = F.pad(inputs[0], (0, 1)), weight.shape[-1]
-        found = [own(_rows(row, courses.prompts), weight, *args, **kwargs)]
+        convolve = inspect.unwrap(own) if courses.by_torch else own
+        found = [convolve(_rows(row, courses.prompts), weight, *args, **kwargs)]
         if len(courses.completions):
             last = last_places(courses, taps - 1)[courses.prompt_of]
             block = _rows(row, torch.cat([last, courses.completions], 1))
-            found.append(own(block, weight, *args, **kwargs)[..., taps - 1 :])
+            found.append(convolve(block, weight, *args, **kwargs)[..., taps - 1 :])
         flat = torch.cat([part.transpose(0, 1).flatten(1) for part in found], 1)
         return flat.index_select(1, courses.back)[None]
 
@@ -120,11 +122,12 @@ def _rule(own: Callable[..., Any]) -> Callable[..., Any]:
             ends: dict[str, Any] = {"initial_state": initial_state, "output_final_state": output_final_state}
             same: tuple[torch.Tensor, torch.Tensor | None] = own(*inputs, g=g, beta=beta, **ends, **kwargs)
             return same
+        update = inspect.unwrap(own) if courses.by_torch else own
         rows = [F.pad(each[0], (*(0, 0) * (each.ndim - 2), 0, 1)) for each in (*inputs, g, beta)]
 
         def run(places: torch.Tensor, **ends: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
             *states, decay, rate = (each.index_select(0, places.flatten()).unflatten(0, places.shape) for each in rows)
-            out, state = own(*states, g=decay, beta=rate, **ends, **kwargs)
+            out, state = update(*states, g=decay, beta=rate, **ends, **kwargs)
             return out.flatten(0, 1), state
 
         some, states = run(courses.prompts, initial_state=None, output_final_state=True)

@@ -86,7 +86,8 @@ def test_gradients_of_adapters_in_padded_rows(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", SHARED, indirect=True)
 def test_gradients_of_adapters_equal_those_of_separate_rows(policy: Policy) -> None:
-    add_adapter(policy, LoraSettings(rank=4, target_modules=["q_proj", "v_proj"]))
+    linear = ["in_proj_qkv", "in_proj_a", "out_proj"] * (policy.architecture == "qwen3_5")
+    add_adapter(policy, LoraSettings(rank=4, target_modules=["q_proj", "v_proj", *linear]))
     for name, parameter in policy.model.named_parameters():
         if "lora_B" in name:  # they start at 0, where the other half has no gradient
             torch.nn.init.normal_(parameter, std=0.1)
