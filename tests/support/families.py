@@ -56,9 +56,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
     return _qwen("Qwen3VL", _text(rope_parameters=rope, head_dim=32), vision, patch=16)
 
 
-def _qwen(
-    name: str, text: dict[str, Any], vision: dict[str, Any], patch: int, processor: str | None = None
-) -> tuple[Any, Any]:
+def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     config = getattr(transformers, f"{name}Config")(
@@ -72,7 +70,7 @@ def _qwen(
     )
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     images = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
-    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, processor or config.model_type)
+    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, config.model_type)
 
 
 def _llava(**decoder: Any) -> tuple[Any, Any]:
