@@ -63,18 +63,21 @@ scoring and training. Elsewhere each completion has a row of its own with the pr
 as many times the cost as a group has completions, and not in launches that split the weights (`zero3`, `fsdp2`).
 [extending.md](extending.md) says what a family needs.
 
-The last five families that share, from InternVL on, are built around decoders of other models. They share with those
+The five other families that share, from InternVL on, are built around decoders of other models. They share with those
 of Llama, Mistral, Qwen2 and Qwen3 where every layer sees all tokens before its own; around others (a Mistral with a
 sliding window, GPT-OSS, a mixture of experts) the same family has rows of its own, and is called, for example, `llava
 with mistral`.
 
-What the other two would take:
+**Linear layers** (three of four in Qwen3.5) have no keys, but a state that they update token by token, after a short
+convolution. In a packed row they run through the prompts first; every completion then starts from the state and the
+last inputs of its prompt, and gradients go back through both. Prompts of different length are padded to the longest of
+the batch, and so are completions, in these layers alone: packing groups of about equal length costs less. transformers
+computes them with the kernels of `flash-linear-attention` and `causal-conv1d` where these are installed, else in
+torch, much more slowly on a GPU. dapo-stages hands either the same arguments, but has been run with torch's only.
 
-- **Gemma 3**: most layers see a window of 512 or 1024 tokens, and an image's tokens see each other. Packed rows,
-  decoding after a shared prompt, masses, attention rollout and FlexAttention would each need two masks, by layer.
-- **Qwen3.5**: a linear layer has no keys, but a state that it updates token by token, and a short convolution. Both
-  would have to be taken at the end of the prompt and given to every completion, with gradients through them;
-  transformers' layers take them from a cache alone, which has no gradients.
+What **Gemma 3** would take: most of its layers see a window of 512 or 1024 tokens, and an image's tokens see each
+other. Packed rows, decoding after a shared prompt, masses, attention rollout and FlexAttention would each need two
+masks, by layer.
 
 ## Attention
 
@@ -86,13 +89,14 @@ own eager function gives the attention of the completions: sliding windows, and 
   its processor). Marks and newlines around or between them count as text, unless they are special tokens.
 - **The system message** is left out of the text if it is a message of its own. Gemma 3's template writes it into the
   user's message: there it counts as text.
-- **Linear attention** (three of four layers of Qwen3.5) has no attention weights. Those layers are left out: `all` and
-  the thirds are of the others. Lists of layers, such as `weights.layers: [3, 7]`, use the model's numbers, and naming a
-  linear layer is an error; `{{last: 2}}` are the last two that are scored.
+- **Linear attention** has no attention weights. Those layers are left out: `all`, the thirds and attention rollout are
+  of the others. Lists of layers, such as `weights.layers: [3, 7]`, use the model's numbers, and naming a linear layer
+  is an error; `{{last: 2}}` are the last two that are scored.
 - **Heat maps** need to know where a token lies: from Qwen's grids, or where a whole image is one square of tokens
   (LLaVA 1.5, Gemma 3, SmolVLM and Idefics3 without tiles, InternVL with one tile). Otherwise score-attention says that
   there are none.
-- `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; `attention.blank: removed` and
+- `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; the latter does not take Qwen3.5,
+  whose heads are gated by the token that looks, so that a value has no norm of its own. `attention.blank: removed` and
   the engine `server` need a family of Qwen's with shared prefixes.
 - SmolVLM's processor needs `pip install num2words`.
 - Cannot be read: models that look at images by cross-attention (Mllama), or whose layers do not use

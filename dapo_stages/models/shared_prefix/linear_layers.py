@@ -1,13 +1,14 @@
 """Linear attention over packed groups: every completion starts from the state in which its prompt ended.
 
 A gated delta net (three of four layers of Qwen3.5) has no keys: it updates a state token by token, after a convolution
-over the last few tokens. Its layer computes both by two functions of its module, to which it hands the keyword arguments
+over the last few tokens. Its layer computes both by two functions of its module, and hands them the keyword arguments
 of the model. Here these learn what `courses` of a packed row are: prompts run from nothing, then completions from the
 state and the last inputs of their prompt. What they compute is still transformers' own (its torch code, or the kernels
 of fla and causal-conv1d), and gradients go from completions through the prompt's state. Without `courses` nothing
-changes.
+changes. tests/models/shared_prefix compares with rows of their own, token by token and layer by layer.
 
-Shapes: G prompts of at most P tokens, N completions of at most C, T tokens of the packed row, K taps of the convolution.
+Shapes: G prompts of at most P tokens, N completions of at most C, T tokens of the packed row, K taps of the
+convolution.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def courses_of(spans: Sequence[Span], device: torch.device) -> Courses:
 
 def linear_layers(model: Any) -> list[Any]:
     """The modules of a model's decoder that have a state instead of keys, in their order."""
-    return [module for module in model.get_decoder().modules() if hasattr(module, "conv1d") and hasattr(module, "A_log")]
+    return [
+        module for module in model.get_decoder().modules() if hasattr(module, "conv1d") and hasattr(module, "A_log")
+    ]
 
 
 def teach(model: Any) -> None:
@@ -195,4 +198,5 @@ def last_places(courses: Courses, count: int) -> torch.Tensor:
 
 def _rows(row: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[D, T + 1] and places [B, S] -> [B, D, S]"""
-    return row.index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1).contiguous()
+    block = row.index_select(1, places.flatten()).reshape(len(row), *places.shape)
+    return block.transpose(0, 1).contiguous()

@@ -16,7 +16,8 @@ from dapo_stages.models.shared_prefix.linear_layers import Courses, _convolution
 from dapo_stages.models.shared_prefix.packing import Group, Prompt, Span, pack
 
 GROUPS = [(2, (1, 3)), (5, ()), (1, (2, 70)), (67, (4,))]  # tokens of prompts, shorter and longer than 4 taps and 64
-TORCH = {name: inspect.unwrap(getattr(modeling_qwen3_5, name)) for name in ("causal_conv1d_fn", "torch_chunk_gated_delta_rule")}
+CONVOLVE = inspect.unwrap(modeling_qwen3_5.causal_conv1d_fn)
+UPDATE = inspect.unwrap(modeling_qwen3_5.torch_chunk_gated_delta_rule)
 
 
 def spans() -> tuple[Span, ...]:
@@ -46,7 +47,7 @@ def test_a_packed_row_is_convolved_as_rows_of_their_own() -> None:
             seen = [inputs[0, :, places[number - back]] * weight[:, 3 - back] for back in range(min(number, 3) + 1)]
             want[0, :, places[number]] = torch.nn.functional.silu(torch.stack(seen).sum(0))
     courses = courses_of(spans(), torch.device("cpu"))
-    found = _convolution(TORCH["causal_conv1d_fn"])(inputs, weight, None, activation="silu", courses=courses)
+    found = _convolution(CONVOLVE)(inputs, weight, None, activation="silu", courses=courses)
     assert torch.allclose(found, want, atol=1e-12)
     last = last_places(courses, 4).tolist()
     assert last == [[155, 155, 0, 1], [7, 8, 9, 10], [155, 155, 155, 11], [147, 148, 149, 150]]  # 155 is a zero
@@ -69,7 +70,7 @@ def test_completions_start_from_the_state_of_their_prompt(exact: None) -> None:
             if number >= len(places) - own:
                 want[0, t] = torch.einsum("hkv,hk->hv", state, q[0, t]) / 8**0.5
         ends += [state] if own == len(places) else []
-    courses, rule = courses_of(spans(), torch.device("cpu")), _rule(TORCH["torch_chunk_gated_delta_rule"])
+    courses, rule = courses_of(spans(), torch.device("cpu")), _rule(UPDATE)
     options = {"use_qk_l2norm_in_kernel": True, "courses": courses}
     found, states = rule(query, key, value, g=decay, beta=rate, **options)
     assert torch.allclose(found, want, atol=1e-10)
@@ -89,8 +90,9 @@ def test_kernels_are_left_where_they_cannot_be_differentiated_forward(by_torch: 
         return inputs
 
     kernel.__wrapped__ = operations  # type: ignore[attr-defined]
-    places = [torch.tensor([[0, 1]]), torch.empty(0, 0).long(), torch.empty(0).long(), torch.tensor([0, 1])]
-    _convolution(kernel)(torch.zeros(1, 1, 2), torch.zeros(1, 4), courses=Courses(*places, by_torch=by_torch))
+    none, both = torch.empty(0, 0).long(), torch.tensor([0, 1])
+    courses = Courses(both[None], none, none.flatten(), both, by_torch)
+    _convolution(kernel)(torch.zeros(1, 1, 2), torch.zeros(1, 4), courses=courses)
     assert calls == ["torch" if by_torch else "kernel"]
 
 
