@@ -81,7 +81,7 @@ def test_what_a_family_cannot_have_shows_before_a_rollout_is_paid_for(tmp_path: 
     served = troubles(tmp_path, name, "rollout.engine=server")
     assert served == [
         "rollout.engine: server does not support policies of architecture gemma3 (only qwen2_5_vl, qwen2_vl, "
-        "qwen3_vl). Set rollout.engine to transformers or vllm."
+        "qwen3_vl, qwen3_5). Set rollout.engine to transformers or vllm."
     ]
     (missing,) = troubles(tmp_path, f"model.name={tmp_path / 'nothing'}")
     assert "no config.json of a checkpoint in this folder. Set model.name" in missing
