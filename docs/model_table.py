@@ -73,9 +73,12 @@ count the tokens of a completion and its prompt, wherever these lie in the packe
 FlexAttention alike; when sampling, such layers keep the end of the prompt only. The windows of the tests are shorter
 than an image, a prompt and a completion.
 
-What **Qwen3.5** would take: a linear layer has no keys, but a state that it updates token by token, and a short
-convolution. Both would have to be taken at the end of the prompt and given to every completion, with gradients through
-them; transformers' layers take them from a cache alone, which has no gradients.
+**Linear layers** (three of four in Qwen3.5) have no keys, but a state that they update token by token, after a short
+convolution. In a packed row they run through the prompts first; every completion then starts from the state and the
+last inputs of its prompt, and gradients go back through both. Prompts of different length are padded to the longest of
+the batch, and so are completions, in these layers alone: packing groups of about equal length costs less. transformers
+computes them with the kernels of `flash-linear-attention` and `causal-conv1d` where these are installed, else in
+torch, much more slowly on a GPU. dapo-stages hands either the same arguments, but has been run with torch's only.
 
 ## vLLM
 
@@ -100,13 +103,14 @@ own eager function gives the attention of the completions: its masks are as in t
   `all` and of the thirds. The VGR of such layers alone is infinite, or NaN without text in the window either. Where
   completions are longer than a window, take the layers that see all tokens, which is every sixth in Gemma 3:
   `weights.layers: [5, 11, 17, 23]`.
-- **Linear attention** (three of four layers of Qwen3.5) has no attention weights. Those layers are left out: `all` and
-  the thirds are of the others. Lists of layers, such as `weights.layers: [3, 7]`, use the model's numbers, and naming a
-  linear layer is an error; `{{last: 2}}` are the last two that are scored.
+- **Linear attention** has no attention weights. Those layers are left out: `all`, the thirds and attention rollout are
+  of the others. Lists of layers, such as `weights.layers: [3, 7]`, use the model's numbers, and naming a linear layer
+  is an error; `{{last: 2}}` are the last two that are scored.
 - **Heat maps** need to know where a token lies: from Qwen's grids, or where a whole image is one square of tokens
   (LLaVA 1.5, Gemma 3, SmolVLM and Idefics3 without tiles, InternVL with one tile). Otherwise score-attention says that
   there are none.
-- `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; `attention.blank: removed` and
+- `attention.vision_gradient` and `compare-weights --dependence` need shared prefixes; the latter does not take Qwen3.5,
+  whose heads are gated by the token that looks, so that a value has no norm of its own. `attention.blank: removed` and
   the engine `server` need a family of Qwen's with shared prefixes.
 - SmolVLM's processor needs `pip install num2words`, in vLLM's environment, too.
 - Cannot be read: models that look at images by cross-attention (Mllama), or whose layers do not use

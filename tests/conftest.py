@@ -144,6 +144,14 @@ def times(folder: Path) -> dict[Path, int]:
 
 
 @pytest.fixture()
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float64 throughout (support/exact.py)."""
+    from support.exact import keep_float64
+
+    keep_float64(monkeypatch)
+
+
+@pytest.fixture()
 def policy(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Policy:
     """A fresh copy of it in memory, float32; of another family where a test is parametrised with its name."""
     from dapo_stages.models.policy_loading import load_policy

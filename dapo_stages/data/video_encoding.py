@@ -33,7 +33,7 @@ class VideoEncoder:
         if kind not in PROCESSORS:
             raise ModelError(
                 f"{kind}: cannot make a prompt with a video, only {', '.join(PROCESSORS)} can. Set model.name to a "
-                "Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or leave the videos out."
+                "Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Qwen3.5 checkpoint, or leave the videos out."
             )
         self._processor, self._timed = processor, kind == TIMED
         self._grids: dict[Size, tuple[int, int]] = {}

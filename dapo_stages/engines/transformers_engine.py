@@ -19,6 +19,7 @@ from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.decoding import Prefill, Prefixes, Room, of_any_size
+from dapo_stages.models.shared_prefix.linear_layers import PromptStates, RowStates
 from dapo_stages.models.shared_prefix.packing import Group, Prompt, by_axis
 from dapo_stages.terminal.console import say
 
@@ -109,11 +110,13 @@ class _Prefilled:
 
 
 def _prefill(policy: Policy, prompts: Sequence[Prompt]) -> _Prefilled:
-    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicCache, DynamicLayer
 
     policy.attend("grouped")
     base, packed = policy.base, policy.pack([Group(prompt, []) for prompt in prompts])
-    cache = DynamicCache()  # of all tokens in every layer
+    cache = DynamicCache(config=base.config.get_text_config())
+    for number in range(len(cache.layers)):  # all tokens in every layer, those out of a window, too
+        cache.layers[number] = PromptStates(packed.sequences) if number in policy.linear_layers else DynamicLayer()
     hidden = base.model(**packed.model_inputs | {"past_key_values": cache, "use_cache": True}).last_hidden_state[0]
     starts, lengths = zip(*((span.start, span.prefix) for span in packed.spans), strict=True)
     last = torch.tensor(starts) + torch.tensor(lengths) - 1
@@ -156,6 +159,8 @@ class _SharedPrefixes:
         self._forward: Callable[..., Any] = base
         self._prefixes = Prefixes(prefilled.states, repeats)
         self._cache: Cache = DynamicCache(config=base.config.get_text_config())
+        for number, ends in prefilled.states.ends.items():
+            self._cache.layers[number] = RowStates(ends, repeats)
         self._next, self._written = _next_positions(prefilled.policy, prefilled.prompts, repeats), 0
         self._axes = len(prefilled.policy.positions(prefilled.prompts[0]))
 
@@ -183,8 +188,7 @@ class _SharedPrefixes:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Continue with these rows only."""
-        if self._cache.get_seq_length():
-            self._cache.batch_select_indices(rows)
+        self._cache.batch_select_indices(rows)
         self._prefixes.keep(rows)
         self._next = self._next[rows]
 
@@ -204,7 +208,13 @@ class _Compiled(_SharedPrefixes):
         self._compiled, self._forward = _compiled(prefilled.policy), self._any_size
         self._step = Recorded(self._logits) if _records(prefilled.policy) else self._logits
         self._prefixes = Prefixes(prefilled.states, repeats, room)
-        self._cache = Cache(layers=[Room(len(self._next), room, keys) for keys in prefilled.states.keys])
+        layers = self._cache.layers
+        for number, keys in prefilled.states.keys.items():
+            layers[number] = Room(len(self._next), room, keys)
+        for number in prefilled.states.ends:
+            of_any_size(layers[number].conv_states[0], 0)
+            of_any_size(layers[number].recurrent_states[0], 0)
+        self._cache = Cache(layers=layers)
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self._step(tokens, positions)

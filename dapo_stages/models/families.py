@@ -1,8 +1,9 @@
 """The model families whose completions can share a prompt, and what differs between them.
 
-Requirements for a family: its decoder uses AttentionInterface in every layer, attention there is causal (to all tokens
-or those in a sliding window; tokens of an image may see each other), keyword arguments of `model` reach those layers,
-and the positions of a prompt do not depend on what follows it.
+Requirements for a family: its decoder uses AttentionInterface in every layer (or the layer is linear, as
+shared_prefix/linear_layers.py takes them), attention there is causal (to all tokens or those in a sliding window;
+tokens of an image may see each other), keyword arguments of `model` reach those layers, and the positions of a prompt
+do not depend on what follows it.
 tests/models and tests/engines compare each family with separate rows, an eager forward pass and transformers' own
 generate. Every other image-text-to-text model is trained with separate rows (`separate_rows.py`).
 """
@@ -26,6 +27,7 @@ class Family:
     processor: str  # class name of its processor, used without its video half if torchvision is missing
     turn: tuple[str, str] = ("<|im_start|>", "<|im_end|>")  # tokens around a message
     image_marker: str = "<|vision_start|><|image_pad|><|vision_end|>"  # what a chat template writes for an image
+    gated: bool = False  # whether each token scales what its heads have read before it is projected
     grids = True  # whether its processor says how many rows and columns of patches an image has, as Qwen's do
 
     def takes(self, text: Mapping[str, Any]) -> bool:
@@ -97,6 +99,7 @@ FAMILIES = {
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor"),
     "qwen2_vl": Family("Qwen2VLProcessor"),
     "qwen3_vl": Family("Qwen3VLProcessor"),
+    "qwen3_5": Family("Qwen3VLProcessor", gated=True),
     "gemma3": Gemma("Gemma3Processor"),
     "idefics3": Plain("Idefics3Processor"),
     "internvl": Plain("InternVLProcessor"),

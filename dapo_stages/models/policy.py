@@ -15,7 +15,7 @@ from dapo_stages.errors import ModelError
 from dapo_stages.handoff.shards import Row
 from dapo_stages.models import own_rows, windows
 from dapo_stages.models.families import FAMILIES, SQUARES, Family, architecture_of, has_grids
-from dapo_stages.models.shared_prefix import decoding, grouped_attention
+from dapo_stages.models.shared_prefix import decoding, grouped_attention, linear_layers
 from dapo_stages.models.shared_prefix.packing import Group, Packed, Prompt, SeparateRows, pack
 from dapo_stages.models.tokens import Tokens, end_ids_of
 
@@ -53,6 +53,7 @@ class Policy:
             elif how != "recorded" and now == own_rows.NAME:
                 own_rows.set_attention(self.base, self._own_attention)
             return
+        linear_layers.teach(self.base)
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
         if self.family.grids and windows.runs_on(self.device, self.dtype):
@@ -134,10 +135,6 @@ class Policy:
     def vocabulary(self) -> int:
         return int(self.base.config.get_text_config().vocab_size)
 
-    @property
-    def num_layers(self) -> int:
-        return int(self.base.config.get_text_config().num_hidden_layers)
-
     @cached_property
     def windows(self) -> list[int | None]:
         """How many tokens of its sequence a token sees in each layer, itself included; None is all before it."""
@@ -149,7 +146,12 @@ class Policy:
     @cached_property
     def scored_layers(self) -> list[int]:
         """The layers whose attention can be read, counted from 0."""
-        return list(range(self.num_layers)) if self.shares_prefixes else own_rows.attention_layers(self.base)
+        return own_rows.attention_layers(self.base)
+
+    @cached_property
+    def linear_layers(self) -> list[int]:
+        """The layers that have a state instead of keys, counted from 0."""
+        return [int(module.layer_idx) for module in linear_layers.linear_layers(self.base)]
 
     @property
     def image_token_id(self) -> int:
@@ -177,6 +179,8 @@ class Policy:
         prompts = [group.prompt for group in groups]
         positions, ends = map(self.positions, prompts), map(self.family.ends, prompts)
         packed = pack(groups, list(positions), self.device, list(ends))
+        if self.linear_layers:
+            packed = replace(packed, sequences=linear_layers.sequences_of(packed.spans, self.device))
         if not self.flex:
             return packed
         from dapo_stages.models.shared_prefix.flex import sees

@@ -33,12 +33,18 @@ def require_scores(family: str, settings: AttentionConfig) -> None:
         )
 
 
-def require_shared_prompts(command: str, family: str) -> None:
-    """Raise ModelError if completions of the family do not share their prompt, which a command needs."""
+def require_head_scores(command: str, family: str) -> None:
+    """Raise ModelError if a command that scores heads by what they write cannot have these scores of the family."""
+    known = ", ".join(name for name, one in FAMILIES.items() if not one.gated)
     if family not in FAMILIES:
         raise ModelError(
             f"{command}: architecture `{family}` computes completions in rows of their own, but this needs completions "
-            f"that share their prompt. Pass rollouts and a policy of {', '.join(FAMILIES)}."
+            f"that share their prompt. Pass rollouts and a policy of {known}."
+        )
+    if FAMILIES[family].gated:
+        raise ModelError(
+            f"{command}: what a head of architecture `{family}` writes for a key depends on a gate of the token that "
+            f"looks, and has no norm of its own. Pass rollouts and a policy of {known}."
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def vision_gradient(
     """√ of the mean over `directions` u [T, D] of (∂ log π(token) / ∂embeddings · u)², for completion tokens [sum C].
 
     π = softmax(logits / temperature) over the tokens that can be sampled; its logits are computed `chunk` tokens at a
-    time. Attention is computed by matrix products, which forward mode needs: [N, H, C, P + C] scores of a group.
+    time. Attention is computed by matrix products, which forward mode needs: [N, H, C, P + C] scores of a group; linear
+    layers by torch's operations instead of kernels.
     """
     squares, count = torch.zeros(len(packed.targets)), 0
     for direction in directions:
@@ -61,6 +63,8 @@ def _slopes(policy: Policy, packed: Packed, direction: torch.Tensor, temperature
     """Derivatives of the logprobs of the completion tokens along one direction, [sum C], on the CPU."""
     head, inputs = policy.base.get_output_embeddings(), packed.model_inputs
     inputs.pop("block_masks", None)
+    if packed.sequences is not None:
+        inputs["sequences"] = replace(packed.sequences, by_torch=True)
     parts = []
     with torch.no_grad(), autocast(policy), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         with _moved(policy, direction):

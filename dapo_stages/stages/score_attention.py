@@ -207,7 +207,7 @@ class Scoring:
         recorder = MassRecorder(
             packed.spans,
             kinds,
-            policy.num_layers,
+            policy.scored_layers,
             settings.query,
             settings.chunk_rows,
             patches,

@@ -93,7 +93,7 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     from dapo_stages.config.attention import AttentionConfig
     from dapo_stages.models.heads import HeadRecorder
     from dapo_stages.models.policy_loading import check_family, open_policy
-    from dapo_stages.models.requirements import require_shared_prompts
+    from dapo_stages.models.requirements import require_head_scores
     from dapo_stages.models.scoring_passes import ScoringPasses
 
     rollouts = plan.inputs["rollouts"]
@@ -104,7 +104,7 @@ def token_dependence(plan: Plan) -> dict[str, Any]:
     completions = 0
     with rollouts.index("prompts") as prompts, progress("compare-weights: groups", len(chosen)) as advance:
         exchanged = Blanks(Blank("exchanged"), plan.seed, None, OtherImages(prompts, rollouts.folder))
-        require_shared_prompts("compare-weights --dependence", check_family(plan.policy.checkpoint()))
+        require_head_scores("compare-weights --dependence", check_family(plan.policy.checkpoint()))
         policy = open_policy(plan.policy, ModelConfig(dtype="float32"))
         policy.attend("grouped")
         recorder = HeadRecorder(policy, _CHUNK)

@@ -126,7 +126,7 @@ def masses_against_eager(device: torch.device, *, tiny: bool) -> Iterator[Line]:
         own = float((eager - want).abs().max())
         policy.attend("grouped")
         packed, kinds = policy.pack(groups), [_kinds(policy, group) for group in groups]
-        scored = MassRecorder(packed.spans, kinds, policy.num_layers).collect(policy.base.model, packed)
+        scored = MassRecorder(packed.spans, kinds, policy.scored_layers).collect(policy.base.model, packed)
         found = torch.cat([one.masses.double().cpu() for completions in scored for one in completions], 1)
         distance = float((found - want).abs().max())
         values = {"masses apart": distance}

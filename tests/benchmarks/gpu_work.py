@@ -272,7 +272,7 @@ class Work:
         found = []
         for group in groups:
             packed = self._policy.pack([group])
-            recorder = MassRecorder(packed.spans, [self._kinds], self._policy.num_layers)
+            recorder = MassRecorder(packed.spans, [self._kinds], self._policy.scored_layers)
             found += [one.masses for one in recorder.collect(self._policy.base.model, packed)[0]]
         return torch.stack(found)
 

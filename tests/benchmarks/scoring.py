@@ -61,7 +61,7 @@ class Scoring:
     def _our_masses(self) -> torch.Tensor:
         with torch.inference_mode():
             packed = self._policy.pack([self._group])
-            recorder = MassRecorder(packed.spans, [self._kinds], self._policy.num_layers)
+            recorder = MassRecorder(packed.spans, [self._kinds], self._policy.scored_layers)
             return torch.stack([one.masses for one in recorder.collect(self._policy.base.model, packed)[0]])
 
     def _their_masses(self) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Added:
         return self._passes.scores(self._prompts, self._groups, packed, hidden)
 
     def _recorder(self, packed: Packed, *, rollout: bool = False) -> MassRecorder:
-        return MassRecorder(packed.spans, [self._kinds], self._policy.num_layers, rollout=rollout)
+        return MassRecorder(packed.spans, [self._kinds], self._policy.scored_layers, rollout=rollout)
 
     def _row(self, number: int) -> Row:
         rows, columns = (2 * side for side in VISION)

@@ -34,15 +34,20 @@ def test_greedy_equals_generate_of_transformers(policy: Policy) -> None:
     assert len({tuple(one.logprobs) for one, _ in found}) == len(prompts), "no prompt is mistaken for another"
 
 
+@pytest.mark.parametrize(
+    ("policy", "layers"),
+    [("qwen2_5_vl", 1), pytest.param("qwen3_5", 2, marks=pytest.mark.slow)],
+    indirect=["policy"],
+)
 def test_compiled_decoding_gives_the_same_tokens_from_two_graphs(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
+    policy: Policy, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One for samples and one for greedy completions serve prompts of any length, in batches of any size but one.
 
-    The graphs are captured whole, of one layer, but not turned into machine code: that would take minutes.
+    The graphs are captured whole, of one layer of each kind, but not turned into machine code: that would take minutes.
     """
     language = policy.base.model.language_model
-    language.layers, language.config.num_hidden_layers = language.layers[:1], 1
+    language.layers, language.config.num_hidden_layers = language.layers[:layers], layers
     graphs = []
 
     def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -128,6 +133,7 @@ def test_sampling_logprobs_are_those_of_the_trainer(policy: Policy) -> None:
     assert (trainer - engine).abs().max().item() < 1e-4
 
 
+@pytest.mark.parametrize("policy", ["qwen2_5_vl", "qwen3_5"], indirect=True)
 def test_finished_rows_leave_without_changing_the_others(policy: Policy) -> None:
     """With many end tokens rows finish at different steps; greedy decoding one by one must give the same."""
     prompts = [group.prompt for group in groups(policy)]

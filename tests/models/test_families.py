@@ -23,6 +23,7 @@ PROCESSORS = {
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor"),
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor"),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor"),
+    "qwen3_5": ("Qwen3VLProcessor", "Qwen2VLImageProcessor"),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor"),
     "llava_onevision": ("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessor"),
     "idefics3": ("Idefics3Processor", "Idefics3ImageProcessor"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +14,14 @@ from support.eager_rows import eager, eager_masses, eager_rollout, kinds_by_eye
 from support.families import OTHER
 from support.families import OWN_ROWS as THESE
 from support.prompts import groups, own_row
+from support.updates import TINY
 
 from dapo_stages.config.attention import AttentionConfig
 from dapo_stages.errors import ModelError
 from dapo_stages.models import families
 from dapo_stages.models.own_rows import RowRecorder, require_readable, unreadable
 from dapo_stages.models.policy import Policy
+from dapo_stages.models.policy_loading import load_policy
 from dapo_stages.models.requirements import require_scores
 from dapo_stages.models.scoring_passes import ScoringPasses
 from dapo_stages.models.scoring_rows import recorded, score_rows
@@ -32,6 +36,16 @@ OWN_ROWS = (*THESE, "gemma3")  # one that need not have them, for images whose t
 def _all_in_rows_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "policy" in request.fixturenames:
         monkeypatch.delitem(families.FAMILIES, "gemma3")
+
+
+@pytest.fixture()
+def linear(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """A model with linear layers."""
+    checkpoint = checkpoints("qwen3_5")
+    monkeypatch.delitem(families.FAMILIES, "qwen3_5")
+    policy = load_policy(checkpoint, TINY)
+    assert not policy.shares_prefixes
+    return policy
 
 
 def record(policy: Policy, group: Group, query: str = "predicting", chunk: int = 256, **more: Any) -> list[Scored]:
@@ -50,6 +64,10 @@ def record(policy: Policy, group: Group, query: str = "predicting", chunk: int =
     indirect=["policy"],
 )
 def test_masses_equal_eager_attention(policy: Policy, query: str, chunk: int) -> None:
+    check_masses(policy, query, chunk)
+
+
+def check_masses(policy: Policy, query: str, chunk: int) -> None:
     for group in groups(policy):
         for completion, one in zip(group.completions, record(policy, group, query, chunk), strict=True):
             want = eager_masses(policy, group, list(completion), query)
@@ -60,8 +78,8 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk: int) ->
             assert torch.allclose(one.patches.sum(-1), one.masses[..., 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["qwen3_5"], indirect=True)
-def test_each_image_gets_the_attention_to_its_own_tokens(policy: Policy) -> None:
+def test_each_image_gets_the_attention_to_its_own_tokens(linear: Policy) -> None:
+    policy = linear
     group = groups(policy)[1]
     assert group.prompt.image_grid_thw is not None
     grid = group.prompt.image_grid_thw.tolist()
@@ -101,11 +119,11 @@ def test_windows_and_blocks_of_images_are_what_the_model_has(policy: Policy) -> 
     assert masses[::2, :, 3].max().item() == 0 and masses[1, :, 3].min().item() > 0
 
 
-@pytest.mark.parametrize("policy", ["qwen3_5"], indirect=True)
-def test_linear_layers_are_left_out(policy: Policy) -> None:
-    assert policy.base.config.get_text_config().layer_types == ["linear_attention", "full_attention"] * 2
-    assert policy.scored_layers == [1, 3]
-    assert record(policy, groups(policy)[0])[0].masses.shape[0] == 2
+def test_linear_layers_are_left_out(linear: Policy) -> None:
+    assert linear.base.config.get_text_config().layer_types == ["linear_attention", "full_attention"] * 2
+    assert linear.scored_layers == [1, 3]
+    assert record(linear, groups(linear)[0])[0].masses.shape[0] == 2
+    check_masses(linear, "predicting", 5)
 
 
 @pytest.mark.parametrize("policy", [OTHER], indirect=True)
@@ -142,18 +160,18 @@ def test_tokens_are_scored_as_in_rows_without_padding(policy: Policy) -> None:
 
 
 def test_what_a_row_of_its_own_cannot_have_is_refused() -> None:
-    require_scores("qwen3_5", AttentionConfig(blank_image=True, rollout_mass=True))
+    require_scores("qwen3_5_moe", AttentionConfig(blank_image=True, rollout_mass=True))
     require_scores("qwen3_vl", AttentionConfig(vision_gradient=True))
     with pytest.raises(ModelError) as refusal:
-        require_scores("qwen3_5", AttentionConfig(vision_gradient=True))
+        require_scores("qwen3_5_moe", AttentionConfig(vision_gradient=True))
     assert str(refusal.value) == (
-        "qwen3_5: this model computes each completion in a row of its own, which has no attention.vision_gradient. Set "
-        "it to false."
+        "qwen3_5_moe: this model computes each completion in a row of its own, which has no attention.vision_gradient. "
+        "Set it to false."
     )
     with pytest.raises(
         ModelError, match=r"images cannot be removed from the prompts of this model\. Set attention\.blank to patches"
     ):
-        require_scores("qwen3_5", AttentionConfig(blank_image=True, blank="removed"))
+        require_scores("qwen3_5_moe", AttentionConfig(blank_image=True, blank="removed"))
 
 
 def test_models_whose_attention_cannot_be_read_are_refused_with_the_reason() -> None:

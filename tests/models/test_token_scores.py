@@ -73,6 +73,7 @@ def both_scores(policy: Policy, cases: list[Group], chunk: int) -> tuple[dict[st
     [*((family, chunk) for family in QWEN for chunk in (3, 1024)), ("internvl", 3)],
     indirect=["policy"],
 )
+@pytest.mark.usefixtures("exact")
 def test_scores_equal_those_of_separate_rows(policy: Policy, chunk: int) -> None:
     policy.model.double()
     cases = groups(policy)
@@ -104,8 +105,8 @@ def test_masses_and_hidden_states_come_of_one_pass(policy: Policy) -> None:
     packed = policy.pack([case])
     ids = case.prompt.ids.tolist()
     kinds = prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)
-    [alone] = MassRecorder(packed.spans, [kinds], policy.num_layers).collect(policy.base.model, packed)
-    [both], hidden = MassRecorder(packed.spans, [kinds], policy.num_layers).collect_all(policy.base.model, packed)
+    [alone] = MassRecorder(packed.spans, [kinds], policy.scored_layers).collect(policy.base.model, packed)
+    [both], hidden = MassRecorder(packed.spans, [kinds], policy.scored_layers).collect_all(policy.base.model, packed)
     assert all(torch.equal(a.masses, b.masses) for a, b in zip(alone, both, strict=True))
     assert torch.equal(hidden.index_select(0, packed.predicting), hidden_states(policy, packed))
 

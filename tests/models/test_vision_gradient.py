@@ -46,6 +46,7 @@ def masks(policy: Policy, cases: list[Group]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("policy", SOME, indirect=True)
+@pytest.mark.usefixtures("exact")
 def test_slopes_are_those_of_autograd(policy: Policy) -> None:
     policy.model.double()
     cases = groups(policy)

@@ -70,18 +70,18 @@ def test_nothing_is_wrong_with_the_smoke_run_and_torch_is_not_needed(tmp_path: P
 
 
 def test_what_a_family_cannot_have_shows_before_a_rollout_is_paid_for(tmp_path: Path) -> None:
-    (tmp_path / "qwen3_5").mkdir()
-    (tmp_path / "qwen3_5/config.json").write_text('{"model_type": "qwen3_5"}')
-    name = f"model.name={tmp_path / 'qwen3_5'}"
+    (tmp_path / "qwen3_5_moe").mkdir()
+    (tmp_path / "qwen3_5_moe/config.json").write_text('{"model_type": "qwen3_5_moe"}')
+    name = f"model.name={tmp_path / 'qwen3_5_moe'}"
     found = troubles(tmp_path, name, "attention.vision_gradient=true", stages=(f"TRAIN={ZERO3},",))
     assert len(found) == 2
-    assert "qwen3_5: this model computes each completion in a row of its own" in found[0]
-    assert "qwen3_5: this model needs a row per completion, which a launch that splits its weights" in found[1]
+    assert "qwen3_5_moe: this model computes each completion in a row of its own" in found[0]
+    assert "qwen3_5_moe: this model needs a row per completion, which a launch that splits its weights" in found[1]
     assert troubles(tmp_path, name, stages=(f"TRAIN={ZERO2},",)) == []
     served = troubles(tmp_path, name, "rollout.engine=server")
     assert served == [
-        "rollout.engine: server does not support policies of architecture qwen3_5 (only qwen2_5_vl, qwen2_vl, "
-        "qwen3_vl). Set rollout.engine to transformers or vllm."
+        "rollout.engine: server does not support policies of architecture qwen3_5_moe (only qwen2_5_vl, qwen2_vl, "
+        "qwen3_vl, qwen3_5). Set rollout.engine to transformers or vllm."
     ]
     (missing,) = troubles(tmp_path, f"model.name={tmp_path / 'nothing'}")
     assert "no config.json of a checkpoint in this folder. Set model.name" in missing

@@ -19,13 +19,13 @@ from dapo_stages.models.processor import image_processor
 from support import machine
 from support.more_families import MAKERS as MORE
 
-QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")  # three that share prefixes, with positions of three axes
+QWEN = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5")  # those with positions of three axes
 PLAIN = ("internvl", "llava", "llava_onevision", "gemma3", "idefics3", "smolvlm")  # whose positions count the tokens
 SHARED = (*QWEN, *PLAIN)
 SOME = (*QWEN, "internvl", "llava_onevision", "idefics3", "gemma3")  # for what does not differ between the others
 WINDOWS = ("llava with windows", "qwen2_vl with windows")  # whose layers, or some of them, see 8 tokens, as Gemma 3's
 OTHER = "llava with starcoder2"  # one that does not share: its decoder was not tried
-OWN_ROWS = (OTHER, "qwen3_5")  # all of those that do not, whose attention is scored in rows of their own
+OWN_ROWS = (OTHER,)  # all of those that do not, whose attention is scored in rows of their own
 
 
 def save_tiny(family: str, folder: Path) -> None:
@@ -67,9 +67,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
     return _qwen("Qwen3VL", _text(rope_parameters=rope, head_dim=32), vision, patch=16)
 
 
-def _qwen(
-    name: str, text: dict[str, Any], vision: dict[str, Any], patch: int, processor: str | None = None
-) -> tuple[Any, Any]:
+def _qwen(name: str, text: dict[str, Any], vision: dict[str, Any], patch: int) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     config = getattr(transformers, f"{name}Config")(
@@ -83,7 +81,7 @@ def _qwen(
     )
     model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     images = Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56**2, "longest_edge": 224**2})
-    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, processor or config.model_type)
+    return _ended(model, tokenizer), image_processor(images, tokenizer, CHAT_TEMPLATE, config.model_type)
 
 
 def _llava(**decoder: Any) -> tuple[Any, Any]:

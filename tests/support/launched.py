@@ -84,15 +84,15 @@ def halved(out: Path, checkpoint: Path, run: Path) -> None:
     begin_anew()
 
 
-def separate(out: Path, checkpoint: Path, run: Path) -> None:
-    """Gradients of a model whose completions are rows of their own, group after group."""
+def family(out: Path, checkpoint: Path, run: Path) -> None:
+    """Gradients of a model of another family."""
     from safetensors.torch import save_file
 
     from support.updates import steps
 
     for step, (trainer, _, gradients) in enumerate(steps(checkpoint, 0)):
         if trainer.worker.rank == 0:
-            save_file(gradients, out / f"separate-{step}.safetensors")
+            save_file(gradients, out / f"family-{step}.safetensors")
 
 
 def chain(out: Path, checkpoint: Path, run: Path) -> None:
@@ -216,7 +216,7 @@ def train_step(
     )
 
 
-PARTS = {part.__name__: part for part in (updates, halved, separate, chain, carried, bfloat16, traffic, lora, again)}
+PARTS = {part.__name__: part for part in (updates, halved, family, chain, carried, bfloat16, traffic, lora, again)}
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the families that score in rows of their own, with the embedded policy's tokenizer.
+"""Tiny random checkpoints of further families, with the embedded policy's tokenizer.
 
 Each has what is particular to its family: Gemma3's sliding windows and bidirectional image blocks, Qwen3.5's linear
 layers, LLaVA-OneVision's tiles with newlines, Idefics3's and SmolVLM's pixel shuffle with their own marks.
@@ -156,7 +156,7 @@ def _qwen3_5() -> tuple[Any, Any]:
     linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
     text = _text("qwen3_5_text", num_hidden_layers=4, head_dim=32, layer_types=kinds, rope_parameters=rope, **linear)
-    return _qwen("Qwen3_5", text, vision, patch=16, processor="qwen3_vl")
+    return _qwen("Qwen3_5", text, vision, patch=16)
 
 
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {

@@ -19,11 +19,14 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from dapo_stages.models.shared_prefix.linear_layers import PromptStates
+
 NAME = "dapo_decode"
 
 
 class Prefill:
-    """Keys and values of G prompts [G, K, P, D] by layer, computed once for all completions."""
+    """Keys and values of G prompts [G, K, P, D] by layer, computed once for all completions; of linear layers, the
+    states of the prompts at their end."""
 
     def __init__(
         self,
@@ -33,17 +36,18 @@ class Prefill:
         windows: Sequence[int | None],
     ) -> None:
         """From the cache of a packed row of prompts, which has all of them in every layer; `windows` of the layers."""
-        device = packed.layers[0].keys.device
+        self.ends = {n: layer for n, layer in enumerate(packed.layers) if isinstance(layer, PromptStates)}
+        layers = {n: layer for n, layer in enumerate(packed.layers) if n not in self.ends}
+        device = next(layer.keys.device for layer in layers.values())
         self.windows, self.masks, places = windows, {}, {}
-        for window in set(windows):
+        for window in {windows[number] for number in layers}:
             kept = max(lengths) if window is None else min(max(lengths), window - 1)
             from_start = torch.tensor(lengths)[:, None] - torch.arange(kept, 0, -1)  # [G, P]
             places[window] = (torch.tensor(starts)[:, None] + from_start.clamp(min=0)).to(device)
             mask = torch.zeros(from_start.shape).masked_fill(from_start < 0, float("-inf"))
             self.masks[window] = mask[:, None, None].to(device)
-        layers = list(zip(packed.layers, windows, strict=True))
-        self.keys = [_blocks(layer.keys, places[window]) for layer, window in layers]
-        self.values = [_blocks(layer.values, places[window]) for layer, window in layers]
+        self.keys = {number: _blocks(layer.keys, places[windows[number]]) for number, layer in layers.items()}
+        self.values = {number: _blocks(layer.values, places[windows[number]]) for number, layer in layers.items()}
 
 
 class Prefixes:
@@ -57,12 +61,12 @@ class Prefixes:
         """
         self._keys, self._values, self._windows = prefill.keys, prefill.values, prefill.windows
         self._masks = {window: mask.clone() for window, mask in prefill.masks.items()}
-        groups, device = len(self._keys[0]), self._keys[0].device
-        self._group = torch.arange(groups, device=device).repeat_interleave(repeats)
+        some = next(iter(self._keys.values()))
+        self._group = torch.arange(len(some), device=some.device).repeat_interleave(repeats)
         self._room: dict[int | None, torch.Tensor] = {}
         if room is not None:
-            self._room = {window: torch.full((room,), float("-inf"), device=device) for window in self._masks}
-            for block in (*self._keys, *self._values):
+            self._room = {window: torch.full((room,), float("-inf"), device=some.device) for window in self._masks}
+            for block in (*self._keys.values(), *self._values.values()):
                 of_any_size(block, 0, 2)
             for mask in self._masks.values():
                 of_any_size(mask, 0, 3)
@@ -85,9 +89,9 @@ class Prefixes:
     def keep(self, rows: torch.Tensor) -> None:
         """Continue with some of the rows, [B'] in order; prompts without rows are dropped."""
         groups, self._group = torch.unique_consecutive(self._group[rows], return_inverse=True)
-        if len(groups) < len(self._keys[0]):
-            self._keys = [keys[groups] for keys in self._keys]
-            self._values = [values[groups] for values in self._values]
+        if len(groups) < len(next(iter(self._keys.values()))):
+            self._keys = {number: keys[groups] for number, keys in self._keys.items()}
+            self._values = {number: values[groups] for number, values in self._values.items()}
             self._masks = {window: mask[groups] for window, mask in self._masks.items()}
         self._arrange()
 
@@ -98,7 +102,8 @@ class Prefixes:
         rows, heads, _, size = query.shape
         kv_heads, window = key.shape[1], self._windows[layer]
         q = query.view(rows, kv_heads, heads // kv_heads, size) * scaling
-        prompt = self._fold(q) @ self._keys[layer].transpose(-1, -2)
+        groups = len(self._keys[layer])
+        prompt = self._fold(q, groups) @ self._keys[layer].transpose(-1, -2)
         prompt = self._unfold(prompt + self._masks[window].to(prompt.dtype), q)
         own = q @ key.transpose(-1, -2)
         if self._room:
@@ -106,7 +111,7 @@ class Prefixes:
         scores = torch.cat([prompt, own], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
         on_prompt, on_own = torch.split(weights, [prompt.shape[-1], key.shape[2]], -1)
-        seen: torch.Tensor = self._unfold(self._fold(on_prompt) @ self._values[layer], q) + on_own @ value
+        seen: torch.Tensor = self._unfold(self._fold(on_prompt, groups) @ self._values[layer], q) + on_own @ value
         return seen.reshape(rows, 1, heads, size)
 
     def _arrange(self) -> None:
@@ -120,10 +125,10 @@ class Prefixes:
         self._unfold_rows = torch.arange(len(self._group), device=counts.device) - starts[self._group]
         self._unfold_rows += self._group * most
 
-    def _fold(self, rows: torch.Tensor) -> torch.Tensor:
+    def _fold(self, rows: torch.Tensor, groups: int) -> torch.Tensor:
         """[B, K, H/K, x] -> [G, K, N * H/K, x]"""
         block = rows if self._even else rows.index_select(0, self._fold_rows)
-        return block.reshape(len(self._keys[0]), -1, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+        return block.reshape(groups, -1, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
 
     def _unfold(self, block: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """[G, K, N * H/K, x] -> [B, K, H/K, x], where `like` has this B, K and H/K."""

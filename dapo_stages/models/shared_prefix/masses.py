@@ -46,7 +46,7 @@ class MassRecorder:
         self,
         spans: Sequence[Span],
         kinds: Sequence[torch.Tensor],
-        num_layers: int,
+        layers: Sequence[int],
         query: Literal["predicting", "token"] = "predicting",
         chunk_rows: int = 256,
         patches: Sequence[Sequence[int]] | None = None,
@@ -54,9 +54,10 @@ class MassRecorder:
         rollout: bool = False,
         units: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`kinds` [P] per group names the kind of each prompt key; `patches` the completions of each group whose
-        attention is kept per vision token; `rollout` adds attention rollout (attention_rollout.py); `units` [P, U] per
-        group tell which prompt keys belong to which image (unit_keys), to sum their attention separately."""
+        """`kinds` [P] per group names the kind of each prompt key; `layers` are those that have attention weights,
+        counted from 0; `patches` the completions of each group whose attention is kept per vision token; `rollout` adds
+        attention rollout over these layers (attention_rollout.py); `units` [P, U] per group tell which prompt keys
+        belong to which image (unit_keys), to sum their attention separately."""
         self._spans, self._query, self._chunk = spans, query, chunk_rows
         self._patches = [list(chosen) for chosen in patches or [()] * len(spans)]
         # On the device once: nothing is copied to or from it while the layers run.
@@ -66,10 +67,11 @@ class MassRecorder:
         self._chosen = [
             torch.tensor(own, dtype=torch.long).to(at) for own, at in zip(self._patches, places, strict=True)
         ]
-        self._masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
-        self._looks: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
+        self._places = {layer: place for place, layer in enumerate(layers)}
+        self._masses: list[list[torch.Tensor | None]] = [[None] * len(layers) for _ in spans]
+        self._looks: list[list[torch.Tensor | None]] = [[None] * len(layers) for _ in spans]
         self._units = None if units is None else [own.float().to(at) for own, at in zip(units, places, strict=True)]
-        self._unit_masses: list[list[torch.Tensor | None]] = [[None] * num_layers for _ in spans]
+        self._unit_masses: list[list[torch.Tensor | None]] = [[None] * len(layers) for _ in spans]
         self._to_the_end = False
         self._rollouts: list[Rollout] | None = None
         if rollout:
@@ -96,12 +98,13 @@ class MassRecorder:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float, window: int | None = None
     ) -> None:
         """Called by the attention of each layer: query [H, T, D], key [H_kv, T, D]; `window` (visible.py)."""
+        place = self._places[layer]
         with torch.no_grad():
             for group, span in enumerate(self._spans):
                 masses, looks, units = self._score(group, span, query, key, scaling, window)
-                self._masses[group][layer] = masses
-                self._looks[group][layer] = looks
-                self._unit_masses[group][layer] = units
+                self._masses[group][place] = masses
+                self._looks[group][place] = looks
+                self._unit_masses[group][place] = units
         if not self._to_the_end and all(masses is not None for layers in self._masses for masses in layers):
             raise _Recorded
 

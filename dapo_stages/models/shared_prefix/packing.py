@@ -97,6 +97,7 @@ class Packed:
     predicting: torch.Tensor  # [sum C] row whose logits predict each completion token
     targets: torch.Tensor  # [sum C] the completion tokens
     block_masks: Mapping[int | None, Any] | None = None  # which tokens see which, by window, for FlexAttention
+    sequences: Any = None  # for linear layers (linear_layers.py)
 
     @property
     def model_inputs(self) -> dict[str, Any]:
@@ -108,8 +109,9 @@ class Packed:
             "use_cache": False,
             "spans": self.spans,
         }
-        if self.block_masks is not None:
-            inputs["block_masks"] = self.block_masks
+        for name in ("block_masks", "sequences"):
+            if getattr(self, name) is not None:
+                inputs[name] = getattr(self, name)
         return inputs | dict(self.seen)
 
 

@@ -29,7 +29,7 @@ def record(
     recorder = MassRecorder(
         packed.spans,
         kinds,
-        policy.num_layers,
+        policy.scored_layers,
         query,  # type: ignore[arg-type]
         chunk_rows,
         everyone,
@@ -95,7 +95,7 @@ def test_masses_equal_eager_attention(policy: Policy, query: str, chunk_rows: in
 def test_masses_of_videos_and_of_each_image_equal_eager_attention(policy: Policy, query: str) -> None:
     """Of images and of temporal steps by runs of placeholders, which are 4, 6 or 8 tokens long."""
     cases = [*video_groups(policy), groups(policy)[1]]
-    wide = 8 if policy.architecture == "qwen3_vl" else 10  # patches of 16 or of 14 pixels in 140
+    wide = 8 if policy.architecture.startswith("qwen3") else 10  # patches of 16 or of 14 pixels in 140
     units = [[4, 4], [6, 6, 4, 8, 8], [6], [8, 3 * wide // 2]]
     grids = [[[2, 4, 4]], [[2, 4, 6], [1, 4, 4], [2, 8, 4]], [[1, 4, 6]], [[1, 8, 4], [1, 6, wide]]]
     scored = record(policy, cases, query, 5, grids=grids)
@@ -164,7 +164,7 @@ def test_patches_are_kept_for_the_completions_asked_for(policy: Policy) -> None:
     packed = policy.pack(cases)
     ids = cases[0].prompt.ids.tolist()
     kinds = [prompt_kinds(ids, [token == policy.image_token_id for token in ids], policy.special_ids, 0)]
-    recorder = MassRecorder(packed.spans, kinds, policy.num_layers, patches=[[2]])
+    recorder = MassRecorder(packed.spans, kinds, policy.scored_layers, patches=[[2]])
     [found] = recorder.collect(policy.base.model, packed)
     assert [one.patches is not None for one in found] == [False, False, True, False]
     [everyone] = record(policy, cases, "predicting", 256)
