@@ -53,7 +53,7 @@ class Policy:
             elif how != "recorded" and now == own_rows.NAME:
                 own_rows.set_attention(self.base, self._own_attention)
             return
-        linear_layers.teach(self.base)
+        linear_layers.extend(self.base)
         text = {"separate": "sdpa", "grouped": grouped_attention.NAME, "decoding": decoding.NAME}[how]
         self.base.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
         if self.family.grids and windows.runs_on(self.device, self.dtype):

@@ -42,9 +42,10 @@ SETTINGS = {"tensor_parallel_size": 2, "enforce_eager": True}
 
 @pytest.fixture(autouse=True)
 def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "vllm").mkdir()
-    (tmp_path / "vllm/__init__.py").write_text(VLLM)
-    (tmp_path / "vllm/platforms.py").write_text(PLATFORMS)
+    package = tmp_path / "vllm"
+    package.mkdir()
+    (package / "__init__.py").write_text(VLLM)
+    (package / "platforms.py").write_text(PLATFORMS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     return tmp_path

@@ -29,7 +29,7 @@ from faults.parent import STILL
 
 TESTS = Path(__file__).resolve().parents[1]
 # Of a manifest, what another run of the same work may have otherwise.
-_TIMES = ("started", "ended", "seconds", "memory", "spent", "checksum")
+_TIMES = ("started", "ended", "seconds", "processor_seconds", "memory", "spent", "checksum")
 
 
 class Action(enum.IntEnum):

@@ -129,6 +129,7 @@ OTHER_VALUES: dict[str, Any] = {
     "ended": "1970-01-01T00:00:00+00:00",
     "seconds": 1e9,
     "memory": 1,
+    "processor_seconds": 1.5,
     "spent": {"work": 1.0},
     "content_hash": "0" * 64,
     "pruned": True,

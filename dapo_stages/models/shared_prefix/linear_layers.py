@@ -2,7 +2,7 @@
 
 A gated delta net (three of four layers of Qwen3.5) has no keys: it updates a state token by token, after a convolution
 over the last few tokens. Its layer computes both by two functions of its module, and hands them the keyword arguments
-of the model. Here these learn what `sequences` of a packed row are: prompts run from nothing, then completions from the
+of the model. Here these are given the `sequences` of a packed row: prompts run from nothing, then completions from the
 state and the last inputs of their prompt. What they compute is still transformers' own (its torch code, or the kernels
 of fla and causal-conv1d), and gradients go from completions through the prompt's state. Without `sequences` nothing
 changes. tests/models/shared_prefix compares with rows of their own, token by token and layer by layer.
@@ -67,11 +67,11 @@ def linear_layers(model: Any) -> list[Any]:
     ]
 
 
-def teach(model: Any) -> None:
+def extend(model: Any) -> None:
     """Let the linear layers of a model run through packed rows. Raises ModelError if they are not what is expected."""
     for kind in {type(module) for module in linear_layers(model)}:
         forward = inspect.unwrap(kind.forward)
-        for name, learned in _LEARNED.items():
+        for name, extended in _EXTENDED.items():
             own = forward.__globals__.get(name)
             if own is None or name not in forward.__code__.co_names:
                 raise ModelError(
@@ -79,7 +79,7 @@ def teach(model: Any) -> None:
                     "5.23 do, so its completions cannot share prompts. Install transformers 5.23."
                 )
             if not hasattr(own, "takes_sequences"):
-                forward.__globals__[name] = learned(own)
+                forward.__globals__[name] = extended(own)
 
 
 def _convolution(own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -145,7 +145,7 @@ def _rule(own: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-_LEARNED = {"causal_conv1d_fn": _convolution, "torch_chunk_gated_delta_rule": _rule}
+_EXTENDED = {"causal_conv1d_fn": _convolution, "torch_chunk_gated_delta_rule": _rule}
 
 
 class PromptStates(LinearAttentionLayer):  # type: ignore[misc]

@@ -16,9 +16,9 @@ from dapo_stages.models.shared_prefix.linear_layers import (
     Sequences,
     _convolution,
     _rule,
+    extend,
     last_places,
     sequences_of,
-    teach,
 )
 from dapo_stages.models.shared_prefix.packing import Group, Prompt, Span, pack
 
@@ -112,7 +112,7 @@ def test_layers_that_compute_otherwise_are_refused() -> None:
 
     model: Any = SimpleNamespace(get_decoder=lambda: torch.nn.Sequential(Other()))
     with pytest.raises(ModelError) as refusal:
-        teach(model)
+        extend(model)
     assert str(refusal.value) == (
         "Other: the layers of this model do not call causal_conv1d_fn as those of transformers 5.16 to 5.23 do, so its "
         "completions cannot share prompts. Install transformers 5.23."
