@@ -20,7 +20,7 @@ WANTED = 0.05  # the effect that should be seen
 class Tried:
     """The learning rates that were tried for a scheme, with the measure averaged over the pilot's seeds."""
 
-    measures: dict[float, float]  # by rate, in the order of rates
+    measures: dict[float, float]  # by rate, in the order of rates; without those that not all seeds have tried
     missing: tuple[Name, ...]  # runs that are still needed to choose
     broke_down: tuple[float, ...]
 
@@ -44,7 +44,8 @@ class Pilot:
             names = {rate: [Name(self.task, seed, scheme, rate) for seed in self._design.pilot_seeds] for rate in rates}
             missing = tuple(name for rate in rates for name in names[rate] if name not in self._runs)
             known = {rate: [self._runs[name] for name in names[rate] if name in self._runs] for rate in sorted(rates)}
-            measures = {rate: statistics.fmean(run.measure() for run in runs) for rate, runs in known.items() if runs}
+            full = {rate: runs for rate, runs in known.items() if len(runs) == len(self._design.pilot_seeds)}
+            measures = {rate: statistics.fmean(run.measure() for run in runs) for rate, runs in full.items()}
             tried = Tried(measures, missing, tuple(r for r, runs in known.items() if any(o.broke_down for o in runs)))
             further = None if tried.best is None else next_rate(rates, tried.best)
             if further is None:
