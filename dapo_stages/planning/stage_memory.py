@@ -17,6 +17,7 @@ Parallel = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-o
 FLOAT = 4  # bytes of a float32, the type of images, logits and attention scores
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
+CHUNK = 64  # tokens that a delta rule takes at a time
 LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
 # Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantization).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
@@ -89,11 +90,12 @@ def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
 def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Memory:
     """Generation for `groups` prompts at a time: the largest of prefill, distributing its cache, and decoding."""
     rows, prompts = groups * work.count, groups * work.prompt
-    prefix = _cache(d, prompts, b)
-    step = 5 * rows * d.heads * (work.prompt + work.completion) * FLOAT + 5 * rows * d.vocabulary * FLOAT
+    prefix = keys_of(d, prompts, b) + states_of(d, groups, b)
+    states = 3 * rows * d.linear.state if d.linear else 0  # of a layer: as it was, what is added, as it is
+    step = max(5 * rows * d.heads * (work.prompt + work.completion), states) * FLOAT + 5 * rows * d.vocabulary * FLOAT
     decode = {
         "cache of the prompts": prefix,
-        "cache of the completions": _cache(d, rows * work.completion, b),
+        "cache of the completions": keys_of(d, rows * work.completion, b) + states_of(d, rows, b),
         "scores and logits of a step": step,
     }
     share = {"cache of the prompts": 2 * prefix}
@@ -115,11 +117,11 @@ def score(
     completion rows of a group.
     """
     tokens, patches = groups * work.tokens, groups * work.patches
-    own = work.count * work.completion * d.hidden
+    own = work.count * work.completion * d.width
     steps = min(chunk_rows, work.count * work.completion)
     scores = 4 * d.heads * steps * (work.prompt + work.completion) * FLOAT
-    states = (5 * d.hidden + 2 * d.kv) * tokens * b + _embedded(d, tokens, b)
-    keys = (2 * own + d.kv * work.tokens) * b if b == 2 else (2 * own + d.hidden * work.prompt) * FLOAT
+    states = (2 * d.hidden + 3 * d.width + 2 * d.kv) * tokens * b + _embedded(d, tokens, b)
+    keys = (2 * own + d.kv * work.tokens) * b if b == 2 else (2 * own + d.width * work.prompt) * FLOAT
     attention = states + max(scores + keys, _repeated(d, work) * b)
     peak = {
         "one layer": max(_text(d, tokens, b), _vision(d, patches, b)),
@@ -135,7 +137,7 @@ def score(
         candidates.append({"hidden states": held, "logits": logits})
     if passes.rollout:
         rolled = 3 * d.heads * min(chunk_rows, work.prompt) * work.prompt * FLOAT
-        keys = d.hidden * (work.prompt + work.count * work.completion) * FLOAT
+        keys = d.width * (work.prompt + work.count * work.completion) * FLOAT
         candidates.append({"one layer": states, "rollout in the prompt": rolled + keys})
     if passes.directions:
         seen = work.count * work.completion * (work.prompt + work.completion) + work.prompt**2
@@ -177,17 +179,18 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
     states, step, host = _states(d, t, b)
     tokens, patches, rows = prompts * each.tokens, prompts * work.patches, prompts * each.count * work.completion
-    one, every = _saved_text(d, each, prompts, b), _saved_vision(d, patches, b)
-    layers = d.layers * one + d.vision_layers * every
+    one, linear, every = _saved_text(d, each, prompts, b), _saved_linear(d, tokens, b), _saved_vision(d, patches, b)
+    layers = d.attending * one + (d.layers - d.attending) * linear + d.tower.layers * every
     residual = FLOAT if autocast else b
-    kept = tokens * d.layers * d.hidden * residual + patches * d.vision_layers * d.vision_hidden * residual
-    gradients = (3 * d.mlp + 3 * d.hidden) * tokens * b + _repeated(d, each) * b
+    kept = (tokens * d.layers * d.hidden + patches * d.tower.layers * d.tower.hidden) * residual
+    gradients = 3 * d.hidden * tokens * b
+    gradients += max(3 * d.mlp * tokens * b + _repeated(d, each) * b, _rule(d, tokens, b))
     activations = (kept if t.checkpointing else layers) + _embedded(d, tokens, b)
     logits = 5 * min(rows, t.logprob_chunk) * d.vocabulary * FLOAT
     cast = {"weights cast to bfloat16": 2 * t.trained} if autocast else {}
     head = {"activations": activations, "logits": logits, **cast}
     backward = {
-        "activations": activations + (max(one, every) if t.checkpointing else 0),
+        "activations": activations + (max(one, linear, every) if t.checkpointing else 0),
         "gradients of a layer": gradients,
     }
     backward |= {} if t.checkpointing else cast
@@ -195,16 +198,17 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     peak = max(head, backward, step, recall, key=_sum)
     if t.parallel == "fsdp2" and _sum(splitting := _before_it_is_split(d, t, b)) > _sum(states) + _sum(peak):
         states, peak = {}, splitting
-    host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
+    host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.tower.patch * FLOAT
     return Memory({**states, **_images(d, patches), **_mask(each, prompts), **peak}, host)
 
 
-def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
-    """Tokens that fit in vLLM's cache: its share of the memory of `gpus` that split the model, without the weights.
+def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int, length: int) -> int:
+    """Rows of `length` tokens that fit in vLLM's cache: its share of the memory of `gpus` that split the model, without
+    the weights.
 
     Negative if the model is too large.
     """
-    return (share * gpus - weights) // _cache(d, 1, b)
+    return (share * gpus - weights) // (keys_of(d, length, b) + states_of(d, 1, b))
 
 
 def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
@@ -225,8 +229,9 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
         exact = {"gradients": shard * FLOAT, "moments": 2 * shard * FLOAT}
         # Two layers at a time, and what is in none of them, which stays together from forward to backward; of one layer
         # and of the rest the gradient as it is and as it is added up.
-        gathered = (2 * d.layer + _outside_layers(d)) * b
-        buckets = min(n, max(d.layer, _outside_layers(d))) * (b + t.sums)
+        layer = max(d.layer, d.linear_layer)
+        gathered = (2 * layer + _outside_layers(d)) * b
+        buckets = min(n, max(layer, _outside_layers(d))) * (b + t.sums)
         split = {"weights": frozen // ranks + shard * FLOAT, "gathered weights": gathered}
         return {**split, **exact, "gradients that are sent": buckets}, {}, {}
     # Two of DeepSpeed's, and where gradients are added up in another type, one of these in it.
@@ -249,12 +254,12 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
 def _outside_layers(d: Dimensions) -> int:
     """Weights of no layer: embedding and head. The vision tower's patches and merger, less than a layer, count as
     part of its layers."""
-    return d.parameters - d.layers * d.layer - d.vision
+    return d.parameters - d.stack - d.vision
 
 
 def _before_it_is_split(d: Dimensions, t: Training, b: int) -> dict[str, int]:
     """The policy as it was loaded, and the exact weights of the largest part that FSDP2 splits at once."""
-    largest = min(t.trained, max(d.layer, _outside_layers(d)))
+    largest = min(t.trained, max(d.layer, d.linear_layer, _outside_layers(d)))
     return {"weights as loaded": d.parameters * b, "exact weights of a part": largest * FLOAT if b == 2 else 0}
 
 
@@ -268,27 +273,41 @@ def _mask(work: Work, groups: int) -> dict[str, int]:
 
 def _images(d: Dimensions, patches: int) -> dict[str, int]:
     """Prepared images, once as prompts and once joined in the packed row."""
-    return {"images": 2 * patches * d.patch * FLOAT}
+    return {"images": 2 * patches * d.tower.patch * FLOAT}
 
 
-def _cache(d: Dimensions, tokens: int, b: int) -> int:
-    """Keys and values of tokens in all layers."""
-    return 2 * d.layers * d.kv * tokens * b
+def keys_of(d: Dimensions, tokens: int, b: int) -> int:
+    """Bytes of keys and values of tokens in all layers with attention."""
+    return 2 * d.attending * d.kv * tokens * b
+
+
+def states_of(d: Dimensions, rows: int, b: int) -> int:
+    """Bytes of the states of rows in all layers with linear attention, in float32, and of what the convolution saw."""
+    one = d.linear
+    return one.layers * (one.state * FLOAT + one.taps * one.mixed * b) * rows if one else 0
 
 
 def _text(d: Dimensions, tokens: int, b: int) -> int:
-    """One text layer without gradient: gate, up and their product, the residual stream and its norm."""
-    return (3 * d.mlp + 2 * d.hidden) * tokens * b + _embedded(d, tokens, b)
+    """One text layer without gradient: gate, up and their product, or the delta rule; the residual stream and its
+    norm."""
+    return max(3 * d.mlp * tokens * b, _rule(d, tokens, b)) + 2 * d.hidden * tokens * b + _embedded(d, tokens, b)
+
+
+def _rule(d: Dimensions, tokens: int, b: int) -> int:
+    """The delta rule of one layer: what goes through its convolution, and in float32 queries, keys and values of each
+    head and what chunks make of them. An estimate, not measured, for torch's operations; kernels need less."""
+    one = d.linear
+    return ((12 * one.values + 3 * CHUNK * one.heads) * FLOAT + 2 * one.mixed * b) * tokens if one else 0
 
 
 def _embedded(d: Dimensions, tokens: int, b: int) -> int:
     """What all layers share: embeddings before and after inserting images, cosines and sines on three axes."""
-    return tokens * (2 * d.hidden * b + 6 * d.hidden // d.heads * FLOAT)
+    return tokens * (2 * d.hidden * b + 6 * d.head * FLOAT)
 
 
 def _vision(d: Dimensions, patches: int, b: int) -> int:
     """One vision layer without gradient: its MLP, or q, k, v and their rotation (in float32)."""
-    mlp, attention = 3 * d.vision_mlp + 2 * d.vision_hidden, 10 * d.vision_hidden
+    mlp, attention = 3 * d.tower.mlp + 2 * d.tower.hidden, 10 * d.tower.hidden
     return max(mlp * b, attention * b) * patches
 
 
@@ -296,28 +315,51 @@ def _repeated(d: Dimensions, work: Work) -> int:
     """Keys and values of a group as its completions see them: per row, then per head. With flex, none."""
     if not work.copies:
         return 0
-    return 2 * work.count * (work.prompt + work.completion) * (d.kv + d.hidden)
+    return 2 * work.count * (work.prompt + work.completion) * (d.kv + d.width)
 
 
 def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
     """What the backward pass of a text layer needs, counted with torch.autograd.graph.saved_tensors_hooks.
 
-    Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), 2 kv; per group the keys and values
-    that its completions see, their queries and outputs, and the prompt's output. With flex, the output of all tokens
-    and a sum per head instead (not measured).
+    Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), of which w are attention's, 2 kv,
+    and 2 (w + kv) of norms of queries and keys and 3 w of gates, if there are any; per group the keys and values that
+    its completions see, their queries and outputs, and the prompt's output. With flex, the output of all tokens and a
+    sum per head instead (not measured).
     """
-    norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 4) * d.hidden * b
+    norms, others = 4 * d.hidden * FLOAT, (5 * d.hidden + d.width if b == 2 else 2 * d.hidden + 2 * d.width) * b
+    if not d.biased:
+        norms += (d.width + d.kv) * (FLOAT + (FLOAT if d.gates else b))
+    if d.gates:
+        others += (2 if b == 2 else 3) * d.width * b
     per_token = 4 * d.mlp * b + norms + others + 2 * d.kv * b
     if not work.copies:
-        return groups * work.tokens * (per_token + d.hidden * b + d.heads * FLOAT)
-    seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.hidden + work.prompt * d.hidden
+        return groups * work.tokens * (per_token + d.width * b + d.heads * FLOAT)
+    seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.width + work.prompt * d.width
     return groups * (work.tokens * per_token + seen * b)
 
 
+def _saved_linear(d: Dimensions, tokens: int, b: int) -> int:
+    """The same of a text layer with linear attention, as torch's operations compute it; kernels keep less.
+
+    Per token 4 m of the MLP and 6 h (10 h) as above, twice what goes through the convolution, 21 times the values and 5
+    of a chunk for each head, and a state per chunk. In bfloat16 12, 2 and 1 of these in float32 beside 11, 3 and 2.
+    """
+    one = d.linear
+    if one is None:
+        return 0
+    norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 2) * d.hidden * b
+    values, states = (12 * FLOAT + 11 * b, FLOAT + 2 * b) if b == 2 else (21 * b, b)
+    rule = values * one.values + (2 * FLOAT + 3 * b) * CHUNK * one.heads + states * one.state // CHUNK
+    return tokens * (4 * d.mlp * b + norms + others + rule + 2 * one.mixed * b)
+
+
 def _saved_vision(d: Dimensions, patches: int, b: int) -> int:
-    """The same of a vision layer: per patch 4 m of the MLP and 13 h (14 h with norms in float32)."""
-    norms, others = 2 * d.vision_hidden * FLOAT, (12 if b == 2 else 11) * d.vision_hidden * b
-    return patches * (4 * d.vision_mlp * b + norms + others)
+    """The same of a vision layer: per patch 4 m of the MLP and 13 h (14 h with norms in float32), or 2 m and 11 h in
+    the tower of Qwen3-VL and Qwen3.5."""
+    v, m = d.tower.hidden, d.tower.mlp
+    if d.tower.positions:
+        return patches * (2 * m + 11 * v) * b
+    return patches * (4 * m * b + 2 * v * FLOAT + (12 if b == 2 else 11) * v * b)
 
 
 def _sum(items: Mapping[str, int]) -> int:

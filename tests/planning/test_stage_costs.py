@@ -9,8 +9,10 @@ import pytest
 from benchmarks.limits import Load, training
 
 from dapo_stages.planning import stage_costs
-from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
+from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.published_models import PUBLISHED
 from dapo_stages.planning.stage_memory import Passes, Work
+from dapo_stages.planning.tower import Tower
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 SMALL = Dimensions(
@@ -19,16 +21,10 @@ SMALL = Dimensions(
     layers=2,
     heads=4,
     kv_heads=2,
+    head=2,
     mlp=16,
     tied=True,
-    vision_layers=3,
-    vision_hidden=4,
-    vision_mlp=6,
-    vision_full_layers=1,
-    window=4,
-    patch=5,
-    merge=4,
-    gated=True,
+    tower=Tower(layers=3, hidden=4, mlp=6, full_layers=1, window=4, patch=5, merge=4, side=2, out=8, gated=True),
 )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from dapo_stages.planning import stage_memory
-from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
+from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.published_models import PUBLISHED
 from dapo_stages.planning.stage_memory import Parallel, Passes, Training, Work, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
@@ -76,7 +77,9 @@ def test_a_cache_has_two_vectors_per_layer_and_token() -> None:
     held = rollout(D7, WORK, 8, 2, 0).device
     assert held["cache of the completions"] == 64 * 384 * 57_344
     assert held["cache of the prompts"] == 8 * 1024 * 57_344
-    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2) == (144 * 2**30 - 2 * 8_292_166_656) // 57_344
+    tokens = (144 * 2**30 - 2 * 8_292_166_656) // 57_344
+    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2, 1) == tokens
+    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2, 1408) == tokens // 1408
 
 
 def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:

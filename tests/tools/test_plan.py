@@ -371,8 +371,8 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     result = run("plan", "--model", tmp_path)
     assert result.code == 3
     assert result.stderr == (
-        f"{tmp_path}: expected the configuration of a Qwen2.5-VL or Qwen2-VL, got architecture `llava`. "
-        "Name one with --model.\n"
+        f"{tmp_path}: expected the configuration of a Qwen3.5, Qwen3-VL, Qwen2.5-VL or Qwen2-VL, got architecture "
+        "`llava`. Name one with --model.\n"
     )
 
 
