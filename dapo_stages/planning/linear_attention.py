@@ -38,7 +38,7 @@ class LinearAttention:
 
     @property
     def parameters(self) -> int:
-        """Those of a layer, without norms and MLP: projections, convolution, dt_bias and A_log, and the output's norm."""
+        """Those of a layer, without MLP and its norms: projections, convolution, dt_bias, A_log, the output's norm."""
         return self.matrices + self.mixed * self.taps + 2 * self.heads + self.values // self.heads
 
     @property

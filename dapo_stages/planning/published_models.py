@@ -65,8 +65,8 @@ _TOWERS = {
 }
 
 # From the config.json of each model on the hub (https://huggingface.co/Qwen/…/blob/main/config.json). The resulting
-# parameter counts equal those of the published weights exactly (tests/planning/test_dimensions.py), but that a Qwen3.5's
-# files also hold a layer that predicts a further token, which transformers leaves out.
+# parameter counts equal those of the published weights exactly (tests/planning/test_dimensions.py). Those of a Qwen3.5
+# have one more layer, which predicts a further token; transformers leaves it out, and so do these.
 PUBLISHED = {
     "Qwen/Qwen3.5-0.8B": _qwen3_5(1024, 3584, 24, 8, 2, 16, "small"),
     "Qwen/Qwen3.5-2B": _qwen3_5(2048, 6144, 24, 8, 2, 16, "medium"),

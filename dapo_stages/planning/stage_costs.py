@@ -91,8 +91,8 @@ def scoring(d: Dimensions, group: Lengths, passes: Passes = _MASSES) -> float:
 
 def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, called: bool) -> float:
     """Seconds to generate `groups` groups: a prefill, then a step per token, bound by reading weights and caches from
-    memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest. States of linear layers
-    are read and written."""
+    memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest. The states of linear
+    layers are read and written."""
     rows = groups * work.count
     prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
     cache = keys_of(d, 1, b) * groups * (work.prompt + work.count * work.completion / 2) + 2 * states_of(d, rows, b)

@@ -105,7 +105,10 @@ ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
         ("Qwen/Qwen3-VL-4B-Instruct", ALL_SEVEN),
         ("Qwen/Qwen3-VL-4B-Instruct", ("qkv", "proj", "linear_fc1", "linear_fc2")),
         ("Qwen/Qwen3.5-0.8B", ALL_SEVEN),
-        ("Qwen/Qwen3.5-0.8B", ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "linear_fc1", "linear_fc2")),
+        (
+            "Qwen/Qwen3.5-0.8B",
+            ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj", "linear_fc1", "linear_fc2"),
+        ),
     ],
 )
 def test_so_have_those_of_newer_models(name: str, modules: tuple[str, ...]) -> None:

@@ -124,35 +124,14 @@ def test_a_decoding_step_calls_torch_layer_by_layer() -> None:
 
 
 def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) -> None:
-    """The cost of another token, in operations that reach the dispatcher."""
-    import torch
+    from support.counted import calls_of_a_step
     from support.prompts import groups
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    from dapo_stages.config import ModelConfig, SamplerConfig
-    from dapo_stages.engines.transformers_engine import generate
+    from dapo_stages.config import ModelConfig
     from dapo_stages.models.policy_loading import load_policy
 
-    class Count(TorchDispatchMode):
-        def __init__(self) -> None:
-            TorchDispatchMode.__init__(self)
-            self.calls = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.calls += 1
-            return function(*args, **(kwargs or {}))
-
     policy = load_policy(checkpoint, ModelConfig(dtype="float32", device="cpu"))
-    policy.__dict__["end_ids"] = [-1]  # no token ends a completion
-    prompts = [group.prompt for group in groups(policy)]
-
-    def calls(length: int) -> int:
-        count = Count()
-        with count, torch.no_grad():
-            generate(policy, prompts, 2, length, SamplerConfig(), seed=0)
-        return count.calls
-
-    found = (calls(8) - calls(4)) / 4
+    found = calls_of_a_step(policy, [group.prompt for group in groups(policy)])
     assert found == pytest.approx(stage_costs.LAYER_CALLS * len(policy.scored_layers) + stage_costs.STEP_CALLS, rel=0.1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -103,45 +102,22 @@ def test_more_passes_need_logits_and_a_derivative_beside_each_value() -> None:
 def test_activations_are_what_autograd_keeps_for_a_layer(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another layer adds to the tensors saved for the backward pass of a group."""
     from benchmarks import models
+    from support.counted import saved
+
+    from dapo_stages.models.shared_prefix.packing import Group
 
     def bytes_of(layers: int, vision_layers: int) -> tuple[int, Dimensions]:
         monkeypatch.setitem(models._TEXT, "num_hidden_layers", layers)
         monkeypatch.setitem(models._VISION, "depth", vision_layers)
         monkeypatch.setitem(models._VISION, "fullatt_block_indexes", [0])
         policy = models.medium()
-        return _saved(policy, b), dimensions_of(policy.model.config.to_dict())
+        group = Group(models.prompt(policy, 303, (14, 16), 1), models.completions(8, 64, 2))
+        return saved(policy, b, group), dimensions_of(policy.model.config.to_dict())
 
     base, d = bytes_of(1, 1)
     work = Work(prompt=303, completion=64, count=8, patches=896)
     assert bytes_of(2, 1)[0] - base == pytest.approx(stage_memory._saved_text(d, work, 1, b), rel=0.03)
     assert bytes_of(1, 2)[0] - base == pytest.approx(stage_memory._saved_vision(d, 896, b), rel=0.03)
-
-
-def _saved(policy: Any, b: int) -> int:
-    """Bytes saved in a forward pass over one group, without weights and their copies in bfloat16."""
-    import torch
-    from benchmarks import models
-
-    from dapo_stages.models.logprobs import GroupLogprobs
-    from dapo_stages.models.shared_prefix.packing import Group
-
-    policy.dtype = torch.bfloat16 if b == 2 else torch.float32
-    policy.attend("grouped")
-    batch = policy.batch([Group(models.prompt(policy, 303, (14, 16), 1), models.completions(8, 64, 2))])
-    shapes = {tuple(p.shape) for p in policy.model.parameters()} | {
-        tuple(p.shape[::-1]) for p in policy.model.parameters()
-    }
-    found: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) not in shapes:
-            found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = GroupLogprobs(policy, 1.0)(batch)
-    del kept
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
 def test_quantization_applies_to_the_texts_linear_layers() -> None:
