@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +56,7 @@ def test_fsdp2_gathers_the_larger_kind_of_layer() -> None:
 LINEAR, FULL = "linear_attention", "full_attention"
 
 
+@functools.cache
 def made(family: str, layers: tuple[str, ...], vision_layers: int = 1) -> Any:
     """A policy with random weights, whose heads are wider than its hidden size."""
     import torch
@@ -116,6 +119,28 @@ def test_activations_are_what_autograd_keeps_for_a_layer(b: int) -> None:
     ]
     for predicted, kept in found:
         assert predicted == pytest.approx(kept, rel=0.03)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("b", [4, 2])
+def test_the_peak_of_a_delta_rule_is_what_torch_allocates(b: int) -> None:
+    """A linear layer over 1024 tokens without gradient, within 10%: with its inputs, and without weights and angles."""
+    import torch
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    policy, tokens = made("Qwen3_5", (LINEAR, FULL)), 1024
+    text, dtype = policy.model.model.language_model, torch.bfloat16 if b == 2 else torch.float32
+    layer, states = copy.deepcopy(text.layers[0]).to(dtype), torch.randn(1, tokens, 384, dtype=dtype)
+    angles = text.rotary_emb(states, torch.arange(tokens).expand(3, 1, tokens))
+    tracker = MemTracker()
+    tracker.track_external(layer, states, *angles)
+    with torch.no_grad(), tracker:
+        layer(states, position_embeddings=angles, attention_mask=None)
+    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    held = [*layer.parameters(), *angles]
+    peak = snapshot["Total"] - sum(tensor.nbytes for tensor in held)
+    found = stage_memory._rule(sizes(policy), tokens, b) + 2 * 384 * tokens * b
+    assert found == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.long
