@@ -18,7 +18,8 @@ from dapo_stages.engines.batch_sizes import size_of
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training, Work
+from dapo_stages.planning.layer_memory import Work
+from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training
 
 GIB = 2**30
 TEXT_TOKENS = 64  # minimum of a prompt beside its image: the question and the chat format

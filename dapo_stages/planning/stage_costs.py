@@ -11,7 +11,8 @@ from math import ceil
 from typing import Protocol
 
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import FLOAT, Passes, Work, keys_of, states_of
+from dapo_stages.planning.layer_memory import FLOAT, Work, keys_of, states_of
+from dapo_stages.planning.stage_memory import Passes
 
 # Bytes on disk per completion token, measured on shards of the embedded and a 14 M model: ids, logprobs and texts; five
 # masses and the VGR; the weight.

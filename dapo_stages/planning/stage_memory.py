@@ -12,43 +12,27 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dapo_stages.planning.dimensions import Dimensions
+from dapo_stages.planning.layer_memory import (
+    FLOAT,
+    Work,
+    delta_rule,
+    embedded,
+    keys_of,
+    repeated,
+    saved_linear,
+    saved_text,
+    saved_vision,
+    states_of,
+    text_layer,
+    vision_layer,
+)
 
 Parallel = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
-FLOAT = 4  # bytes of a float32, the type of images, logits and attention scores
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
-CHUNK = 64  # tokens that a delta rule takes at a time
 LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
 # Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantization).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
-
-
-@dataclass(frozen=True)
-class Work:
-    """One group: P prompt tokens with `patches` of its images, N completions of C tokens."""
-
-    prompt: int
-    completion: int
-    count: int
-    patches: int
-    copies: bool = (
-        True  # whether attention copies the prompt's keys for each completion, as SDPA does and flex does not
-    )
-
-    @property
-    def completions(self) -> list[int]:
-        """Length of each completion."""
-        return [self.completion] * self.count
-
-    @property
-    def images(self) -> list[int]:
-        """Patches, as if of one image."""
-        return [self.patches]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the packed row."""
-        return self.prompt + self.count * self.completion
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Mem
     share = {"cache of the prompts": 2 * prefix}
     prefill = {
         "cache of the prompts": prefix,
-        "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b)),
+        "prefill": max(text_layer(d, prompts, b), vision_layer(d, groups * work.patches, b)),
     }
     peak = max(prefill, share, decode, key=_sum)
     return Memory({"weights": weights, **_images(d, groups * work.patches), **peak}, {})
@@ -120,11 +104,11 @@ def score(
     own = work.count * work.completion * d.width
     steps = min(chunk_rows, work.count * work.completion)
     scores = 4 * d.heads * steps * (work.prompt + work.completion) * FLOAT
-    states = (2 * d.hidden + 3 * d.width + 2 * d.kv) * tokens * b + _embedded(d, tokens, b)
+    states = (2 * d.hidden + 3 * d.width + 2 * d.kv) * tokens * b + embedded(d, tokens, b)
     keys = (2 * own + d.kv * work.tokens) * b if b == 2 else (2 * own + d.width * work.prompt) * FLOAT
-    attention = states + max(scores + keys, _repeated(d, work) * b)
+    attention = states + max(scores + keys, repeated(d, work) * b)
     peak = {
-        "one layer": max(_text(d, tokens, b), _vision(d, patches, b)),
+        "one layer": max(text_layer(d, tokens, b), vision_layer(d, patches, b)),
         "attention of a group": 0,
     }
     if attention > peak["one layer"]:
@@ -179,13 +163,13 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
     states, step, host = _states(d, t, b)
     tokens, patches, rows = prompts * each.tokens, prompts * work.patches, prompts * each.count * work.completion
-    one, linear, every = _saved_text(d, each, prompts, b), _saved_linear(d, tokens, b), _saved_vision(d, patches, b)
+    one, linear, every = saved_text(d, each, prompts, b), saved_linear(d, tokens, b), saved_vision(d, patches, b)
     layers = d.attending * one + (d.layers - d.attending) * linear + d.tower.layers * every
     residual = FLOAT if autocast else b
     kept = (tokens * d.layers * d.hidden + patches * d.tower.layers * d.tower.hidden) * residual
     gradients = 3 * d.hidden * tokens * b
-    gradients += max(3 * d.mlp * tokens * b + _repeated(d, each) * b, _rule(d, tokens, b))
-    activations = (kept if t.checkpointing else layers) + _embedded(d, tokens, b)
+    gradients += max(3 * d.mlp * tokens * b + repeated(d, each) * b, delta_rule(d, tokens, b))
+    activations = (kept if t.checkpointing else layers) + embedded(d, tokens, b)
     logits = 5 * min(rows, t.logprob_chunk) * d.vocabulary * FLOAT
     cast = {"weights cast to bfloat16": 2 * t.trained} if autocast else {}
     head = {"activations": activations, "logits": logits, **cast}
@@ -274,92 +258,6 @@ def _mask(work: Work, groups: int) -> dict[str, int]:
 def _images(d: Dimensions, patches: int) -> dict[str, int]:
     """Prepared images, once as prompts and once joined in the packed row."""
     return {"images": 2 * patches * d.tower.patch * FLOAT}
-
-
-def keys_of(d: Dimensions, tokens: int, b: int) -> int:
-    """Bytes of keys and values of tokens in all layers with attention."""
-    return 2 * d.attending * d.kv * tokens * b
-
-
-def states_of(d: Dimensions, rows: int, b: int) -> int:
-    """Bytes of the states of rows in all layers with linear attention, in float32, and of what the convolution saw."""
-    one = d.linear
-    return one.layers * (one.state * FLOAT + one.taps * one.mixed * b) * rows if one else 0
-
-
-def _text(d: Dimensions, tokens: int, b: int) -> int:
-    """One text layer without gradient: gate, up and their product, or the delta rule; the residual stream and its
-    norm."""
-    return max(3 * d.mlp * tokens * b, _rule(d, tokens, b)) + 2 * d.hidden * tokens * b + _embedded(d, tokens, b)
-
-
-def _rule(d: Dimensions, tokens: int, b: int) -> int:
-    """The delta rule of one layer: what goes through its convolution, and in float32 queries, keys and values of each
-    head and what chunks make of them. By torch's operations, of which it is the peak within 10%; kernels need less."""
-    one = d.linear
-    return ((10 * one.values + 3 * CHUNK * one.heads) * FLOAT + 2 * one.mixed * b) * tokens if one else 0
-
-
-def _embedded(d: Dimensions, tokens: int, b: int) -> int:
-    """What all layers share: embeddings before and after inserting images, cosines and sines on three axes."""
-    return tokens * (2 * d.hidden * b + 6 * d.head * FLOAT)
-
-
-def _vision(d: Dimensions, patches: int, b: int) -> int:
-    """One vision layer without gradient: its MLP, or q, k, v and their rotation (in float32)."""
-    mlp, attention = 3 * d.tower.mlp + 2 * d.tower.hidden, 10 * d.tower.hidden
-    return max(mlp * b, attention * b) * patches
-
-
-def _repeated(d: Dimensions, work: Work) -> int:
-    """Keys and values of a group as its completions see them: per row, then per head. With flex, none."""
-    if not work.copies:
-        return 0
-    return 2 * work.count * (work.prompt + work.completion) * (d.kv + d.width)
-
-
-def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
-    """What the backward pass of a text layer needs, counted with torch.autograd.graph.saved_tensors_hooks.
-
-    Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), of which w are attention's, 2 kv,
-    and 2 (w + kv) of norms of queries and keys and 3 w of gates, if there are any; per group the keys and values that
-    its completions see, their queries and outputs, and the prompt's output. With flex, the output of all tokens and a
-    sum per head instead (not measured).
-    """
-    norms, others = 4 * d.hidden * FLOAT, (5 * d.hidden + d.width if b == 2 else 2 * d.hidden + 2 * d.width) * b
-    if not d.biased:
-        norms += (d.width + d.kv) * (FLOAT + (FLOAT if d.gates else b))
-    if d.gates:
-        others += (2 if b == 2 else 3) * d.width * b
-    per_token = 4 * d.mlp * b + norms + others + 2 * d.kv * b
-    if not work.copies:
-        return groups * work.tokens * (per_token + d.width * b + d.heads * FLOAT)
-    seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.width + work.prompt * d.width
-    return groups * (work.tokens * per_token + seen * b)
-
-
-def _saved_linear(d: Dimensions, tokens: int, b: int) -> int:
-    """The same of a text layer with linear attention, as torch's operations compute it; kernels keep less.
-
-    Per token 4 m of the MLP and 6 h (10 h) as above, twice what goes through the convolution, 21 times the values and 5
-    of a chunk for each head, and a state per chunk. In bfloat16 12, 2 and 1 of these in float32 beside 11, 3 and 2.
-    """
-    one = d.linear
-    if one is None:
-        return 0
-    norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 2) * d.hidden * b
-    values, states = (12 * FLOAT + 11 * b, FLOAT + 2 * b) if b == 2 else (21 * b, b)
-    rule = values * one.values + (2 * FLOAT + 3 * b) * CHUNK * one.heads + states * one.state // CHUNK
-    return tokens * (4 * d.mlp * b + norms + others + rule + 2 * one.mixed * b)
-
-
-def _saved_vision(d: Dimensions, patches: int, b: int) -> int:
-    """The same of a vision layer: per patch 4 m of the MLP and 13 h (14 h with norms in float32), or 2 m and 11 h in
-    the tower of Qwen3-VL and Qwen3.5."""
-    v, m = d.tower.hidden, d.tower.mlp
-    if d.tower.positions:
-        return patches * (2 * m + 11 * v) * b
-    return patches * (4 * m * b + 2 * v * FLOAT + (12 if b == 2 else 11) * v * b)
 
 
 def _sum(items: Mapping[str, int]) -> int:

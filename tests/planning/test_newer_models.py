@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from dapo_stages.planning import stage_costs, stage_memory
+from dapo_stages.planning import layer_memory, stage_costs
 from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.layer_memory import Work, keys_of, states_of
 from dapo_stages.planning.published_models import PUBLISHED
-from dapo_stages.planning.stage_memory import Training, Work, keys_of, rollout, states_of, train, vllm
+from dapo_stages.planning.stage_memory import Training, rollout, train, vllm
 
 D4 = dimensions_of(PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"])
 D9 = dimensions_of(PUBLISHED["Qwen/Qwen3.5-9B"])
@@ -112,10 +113,10 @@ def test_activations_are_what_autograd_keeps_for_a_layer(b: int) -> None:
         return saved(policy, b, group(policy)) - bases[id(base)]
 
     found = [
-        (stage_memory._saved_text(d3, WORK, 1, b), adds(made("Qwen3VL", (FULL, FULL)), qwen3)),
-        (stage_memory._saved_vision(d3, WORK.patches, b), adds(made("Qwen3VL", (FULL,), 2), qwen3)),
-        (stage_memory._saved_text(d5, WORK, 1, b), adds(made("Qwen3_5", (FULL, FULL)), qwen3_5)),
-        (stage_memory._saved_linear(dm, WORK.tokens, b), adds(mixed, qwen3_5)),
+        (layer_memory.saved_text(d3, WORK, 1, b), adds(made("Qwen3VL", (FULL, FULL)), qwen3)),
+        (layer_memory.saved_vision(d3, WORK.patches, b), adds(made("Qwen3VL", (FULL,), 2), qwen3)),
+        (layer_memory.saved_text(d5, WORK, 1, b), adds(made("Qwen3_5", (FULL, FULL)), qwen3_5)),
+        (layer_memory.saved_linear(dm, WORK.tokens, b), adds(mixed, qwen3_5)),
     ]
     for predicted, kept in found:
         assert predicted == pytest.approx(kept, rel=0.03)
@@ -139,7 +140,7 @@ def test_the_peak_of_a_delta_rule_is_what_torch_allocates(b: int) -> None:
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     held = [*layer.parameters(), *angles]
     peak = snapshot["Total"] - sum(tensor.nbytes for tensor in held)
-    found = stage_memory._rule(sizes(policy), tokens, b) + 2 * 384 * tokens * b
+    found = layer_memory.delta_rule(sizes(policy), tokens, b) + 2 * 384 * tokens * b
     assert found == pytest.approx(peak, rel=0.1)
 
 

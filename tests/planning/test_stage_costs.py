@@ -10,8 +10,9 @@ from benchmarks.limits import Load, training
 
 from dapo_stages.planning import stage_costs
 from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.layer_memory import Work
 from dapo_stages.planning.published_models import PUBLISHED
-from dapo_stages.planning.stage_memory import Passes, Work
+from dapo_stages.planning.stage_memory import Passes
 from dapo_stages.planning.tower import Tower
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from dapo_stages.planning import stage_memory
+from dapo_stages.planning import layer_memory
 from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.layer_memory import Work
 from dapo_stages.planning.published_models import PUBLISHED
-from dapo_stages.planning.stage_memory import Parallel, Passes, Training, Work, rollout, score, train, vllm, weights_of
+from dapo_stages.planning.stage_memory import Parallel, Passes, Training, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
@@ -116,8 +117,8 @@ def test_activations_are_what_autograd_keeps_for_a_layer(b: int, monkeypatch: py
 
     base, d = bytes_of(1, 1)
     work = Work(prompt=303, completion=64, count=8, patches=896)
-    assert bytes_of(2, 1)[0] - base == pytest.approx(stage_memory._saved_text(d, work, 1, b), rel=0.03)
-    assert bytes_of(1, 2)[0] - base == pytest.approx(stage_memory._saved_vision(d, 896, b), rel=0.03)
+    assert bytes_of(2, 1)[0] - base == pytest.approx(layer_memory.saved_text(d, work, 1, b), rel=0.03)
+    assert bytes_of(1, 2)[0] - base == pytest.approx(layer_memory.saved_vision(d, 896, b), rel=0.03)
 
 
 def test_quantization_applies_to_the_texts_linear_layers() -> None:
