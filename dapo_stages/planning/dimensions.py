@@ -6,31 +6,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dapo_stages.planning.linear_attention import LinearAttention, linear_attention_of
+from dapo_stages.planning.tower import Linears, Tower, tower_of
+
+FAMILIES = {"qwen3_5": "Qwen3.5", "qwen3_vl": "Qwen3-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen2_vl": "Qwen2-VL"}
+_HEADS = {"qwen3_vl": 128, "qwen3_5": 256}  # default width of a head; the others divide the hidden size by heads
+
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Qwen2-VL or Qwen2.5-VL in numbers."""
+    """A model of one of FAMILIES in numbers."""
 
     vocabulary: int
     hidden: int
     layers: int
     heads: int
     kv_heads: int
+    head: int  # width of a head
     mlp: int
     tied: bool  # the output head is the embedding
-    vision_layers: int
-    vision_hidden: int
-    vision_mlp: int
-    vision_full_layers: int  # the others attend inside windows
-    window: int  # patches of a window
-    patch: int  # values of a patch
-    merge: int  # patches that become one vision token
-    gated: bool  # the vision tower's MLP has a gate, and its norms no bias (Qwen2.5-VL)
+    tower: Tower
+    biased: bool = True  # q, k and v have biases; else q and k have norms (Qwen3)
+    gates: bool = False  # attention's output has gates, which q makes, too (Qwen3.5)
+    linear: LinearAttention | None = None  # what some of the layers have instead of attention
+
+    @property
+    def width(self) -> int:
+        """Width of a token's queries, and of attention's output."""
+        return self.heads * self.head
 
     @property
     def kv(self) -> int:
         """Width of a token's keys, and of its values."""
-        return self.kv_heads * self.hidden // self.heads
+        return self.kv_heads * self.head
+
+    @property
+    def attending(self) -> int:
+        """Text layers with attention, and so with keys and values."""
+        return self.layers - (self.linear.layers if self.linear else 0)
 
     @property
     def embedding(self) -> int:
@@ -39,56 +52,65 @@ class Dimensions:
 
     @property
     def layer(self) -> int:
-        """Parameters of a text layer: projections (q, k, v with biases), gated MLP, two norms."""
-        h, kv = self.hidden, self.kv
-        return 2 * h * h + h + 2 * (h * kv + kv) + 3 * h * self.mlp + 2 * h
+        """Parameters of a text layer with attention: projections, with biases or two norms, gated MLP, two norms."""
+        return self._projections + (self.width + 2 * self.kv if self.biased else 2 * self.head) + self._rest
+
+    @property
+    def linear_layer(self) -> int:
+        """Parameters of a text layer with linear attention; 0 if there is none."""
+        return self.linear.parameters + self._rest if self.linear else 0
+
+    @property
+    def stack(self) -> int:
+        """Parameters of all text layers."""
+        return self.attending * self.layer + (self.layers - self.attending) * self.linear_layer
 
     @property
     def vision(self) -> int:
-        """Parameters of the vision tower: patches, blocks, and the merger into the text's width."""
-        v, m, wide = self.vision_hidden, self.vision_mlp, self.merge * self.vision_hidden
-        norm = v if self.gated else 2 * v
-        mlp = 3 * v * m + 2 * m + v if self.gated else 2 * v * m + m + v
-        block = 4 * v * v + 4 * v + mlp + 2 * norm
-        merger = norm + wide * wide + wide + wide * self.hidden + self.hidden
-        return self.patch * v + self.vision_layers * block + merger
+        """Parameters of the vision tower."""
+        return self.tower.parameters
 
     @property
     def parameters(self) -> int:
         """All parameters; a tied head is counted once."""
-        return self.vision + self.embedding * (1 if self.tied else 2) + self.layers * self.layer + self.hidden
+        return self.vision + self.embedding * (1 if self.tied else 2) + self.stack + self.hidden
 
     @property
-    def linears(self) -> dict[str, list[tuple[int, int, int]]]:
+    def linears(self) -> Linears:
         """Name of an adapter's target -> (how many, in, out) of the linear layers with that name."""
-        h, m, kv, v, vm = self.hidden, self.mlp, self.kv, self.vision_hidden, self.vision_mlp
-        text, tower = self.layers, self.vision_layers
-        found = {
-            "q_proj": [(text, h, h)],
-            "k_proj": [(text, h, kv)],
-            "v_proj": [(text, h, kv)],
-            "o_proj": [(text, h, h)],
-            "gate_proj": [(text, h, m)],
-            "up_proj": [(text, h, m)],
-            "down_proj": [(text, m, h)],
-            "qkv": [(tower, v, 3 * v)],
-            "proj": [(tower, v, v), (1, self.patch, v)],
+        h, m, width, kv, attending = self.hidden, self.mlp, self.width, self.kv, self.attending
+        text = {
+            "q_proj": [(attending, h, width * (2 if self.gates else 1))],
+            "k_proj": [(attending, h, kv)],
+            "v_proj": [(attending, h, kv)],
+            "o_proj": [(attending, width, h)],
+            "gate_proj": [(self.layers, h, m)],
+            "up_proj": [(self.layers, h, m)],
+            "down_proj": [(self.layers, m, h)],
+            **(self.linear.linears if self.linear else {}),
         }
-        if self.gated:  # the same names in both parts
-            for name, shape in (("gate_proj", (v, vm)), ("up_proj", (v, vm)), ("down_proj", (vm, v))):
-                found[name].append((tower, *shape))
-        else:
-            found |= {"fc1": [(tower, v, vm)], "fc2": [(tower, vm, v)]}
-        return found
+        tower = self.tower.linears
+        return {name: text.get(name, []) + tower.get(name, []) for name in [*text, *tower]}  # some are in both parts
 
     @property
     def matrices(self) -> int:
         """Weights of the text's linear layers, without biases and head: those that are quantized."""
-        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * self.kv + 3 * self.hidden * self.mlp)
+        linear = self.linear.layers * self.linear.matrices if self.linear else 0
+        return self.attending * self._projections + linear + self.layers * 3 * self.hidden * self.mlp
 
     def adapter(self, rank: int, target_modules: tuple[str, ...]) -> int:
         """Parameters of LoRA adapters: rank · (in + out) per layer. Raises KeyError for an unknown name."""
         return sum(n * rank * (i + o) for name in target_modules for n, i, o in self.linears[name])
+
+    @property
+    def _projections(self) -> int:
+        """Weights of q (with gates twice), k, v and o."""
+        return (3 if self.gates else 2) * self.hidden * self.width + 2 * self.hidden * self.kv
+
+    @property
+    def _rest(self) -> int:
+        """Parameters of a text layer's MLP and norms."""
+        return 3 * self.hidden * self.mlp + 2 * self.hidden
 
 
 def dimensions_of(config: Mapping[str, Any]) -> Dimensions:
@@ -97,72 +119,21 @@ def dimensions_of(config: Mapping[str, Any]) -> Dimensions:
     Raises ValueError for another architecture, KeyError for a missing number.
     """
     family = config.get("model_type")
-    if family not in ("qwen2_5_vl", "qwen2_vl"):
+    if family not in FAMILIES:
         raise ValueError(f"architecture `{family}`")
     text = {**config, **(config.get("text_config") or {})}
-    tower = config["vision_config"]
-    gated = family == "qwen2_5_vl"
-    width = tower["hidden_size"] if gated else tower.get("embed_dim", 1280)
-    patch_size, channels = tower.get("patch_size", 14), tower.get("in_channels", tower.get("in_chans", 3))
-    merge = tower.get("spatial_merge_size", 2)
-    full = tower.get("fullatt_block_indexes", (7, 15, 23, 31)) if gated else range(tower.get("depth", 32))
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
     return Dimensions(
         vocabulary=text["vocab_size"],
-        hidden=text["hidden_size"],
+        hidden=hidden,
         layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
+        heads=heads,
         kv_heads=text["num_key_value_heads"],
+        head=text.get("head_dim", _HEADS[family]) if family in _HEADS else hidden // heads,
         mlp=text["intermediate_size"],
         tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        vision_layers=tower.get("depth", 32),
-        vision_hidden=width,
-        vision_mlp=tower["intermediate_size"] if gated else width * tower.get("mlp_ratio", 4),
-        vision_full_layers=len(full),
-        window=(tower.get("window_size", 112) // patch_size) ** 2,
-        patch=channels * tower.get("temporal_patch_size", 2) * patch_size**2,
-        merge=merge**2,
-        gated=gated,
+        tower=tower_of(family, config["vision_config"], hidden),
+        biased=family not in _HEADS,
+        gates=family == "qwen3_5",
+        linear=linear_attention_of(text) if family == "qwen3_5" else None,
     )
-
-
-def _published(
-    family: str, hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocabulary: int, vision_mlp: int = 0
-) -> dict[str, Any]:
-    """The relevant part of a config.json on the hub."""
-    tower = {"hidden_size": 1280, "intermediate_size": vision_mlp} if family == "qwen2_5_vl" else {"embed_dim": 1280}
-    return {
-        "model_type": family,
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": vocabulary == 151936,
-        "vision_config": {"depth": 32, **tower},
-    }
-
-
-# From the config.json of each model on the hub (https://huggingface.co/Qwen/…/blob/main/config.json). The resulting
-# parameter counts equal those of the published weights exactly (tests/planning/test_dimensions.py).
-PUBLISHED = {
-    "Qwen/Qwen2.5-VL-3B-Instruct": _published("qwen2_5_vl", 2048, 11008, 36, 16, 2, 151936, 3420),
-    "Qwen/Qwen2.5-VL-7B-Instruct": _published("qwen2_5_vl", 3584, 18944, 28, 28, 4, 152064, 3420),
-    "Qwen/Qwen2.5-VL-32B-Instruct": _published("qwen2_5_vl", 5120, 27648, 64, 40, 8, 152064, 3456),
-    "Qwen/Qwen2.5-VL-72B-Instruct": _published("qwen2_5_vl", 8192, 29568, 80, 64, 8, 152064, 3456),
-    "Qwen/Qwen2-VL-2B-Instruct": _published("qwen2_vl", 1536, 8960, 28, 12, 2, 151936),
-    "Qwen/Qwen2-VL-7B-Instruct": _published("qwen2_vl", 3584, 18944, 28, 28, 4, 152064),
-}
-
-# The embedded policy (models/embedded/embedded_policy.py).
-EMBEDDED: dict[str, Any] = {
-    "model_type": "qwen2_5_vl",
-    "hidden_size": 128,
-    "intermediate_size": 344,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 448,
-    "tie_word_embeddings": True,
-    "vision_config": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "fullatt_block_indexes": [1]},
-}

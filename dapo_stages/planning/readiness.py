@@ -34,8 +34,9 @@ from dapo_stages.models.families import named
 from dapo_stages.models.requirements import require_quantizer, require_scores, require_served
 from dapo_stages.planning import launched
 from dapo_stages.planning.checked import Checked
-from dapo_stages.planning.dimensions import EMBEDDED, PUBLISHED, dimensions_of
+from dapo_stages.planning.dimensions import dimensions_of
 from dapo_stages.planning.launched import StageStart
+from dapo_stages.planning.published_models import EMBEDDED, PUBLISHED
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.stage_costs import Rates
 from dapo_stages.rewards.registry import Rewards

@@ -18,7 +18,8 @@ from dapo_stages.engines.batch_sizes import size_of
 from dapo_stages.errors import ConfigError
 from dapo_stages.planning import stage_costs, stage_memory
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training, Work
+from dapo_stages.planning.layer_memory import Work
+from dapo_stages.planning.stage_memory import Memory, Parallel, Passes, Training
 
 GIB = 2**30
 TEXT_TOKENS = 64  # minimum of a prompt beside its image: the question and the chat format
@@ -77,10 +78,10 @@ class Plan:
         """One group, with the longest lengths that the configuration allows unless others are given."""
         data = self.config.data
         longest = self.prompt_tokens or data.max_prompt_length
-        side = round(data.max_image_size / (28 if self.d.merge == 4 else 14))
+        side = round(data.max_image_size / self.d.tower.side)
         vision = min(side**2, max(0, longest - TEXT_TOKENS)) if self.vision_tokens is None else self.vision_tokens
         completion = self.completion_tokens or self.config.rollout.max_completion_length
-        count, patches = self.config.rollout.num_generations, vision * self.d.merge
+        count, patches = self.config.rollout.num_generations, vision * self.d.tower.merge
         return Work(longest, completion, count, patches, copies=not self.flex)
 
     @property
@@ -240,8 +241,8 @@ class Plan:
         if self.config.rollout.engine != "vllm":
             return None
         share = int(memory * GIB * settings.gpu_memory_utilization)
-        tokens = stage_memory.vllm(self.d, self.weights, self.b, share, settings.tensor_parallel_size)
-        return tokens // (self.work.prompt + self.work.completion)
+        length = self.work.prompt + self.work.completion
+        return stage_memory.vllm(self.d, self.weights, self.b, share, settings.tensor_parallel_size, length)
 
     def files(self, image_bytes: int) -> dict[str, int]:
         """Bytes on disk of an iteration; `train-step: reference` is only in iterations that move it."""

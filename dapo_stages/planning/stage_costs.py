@@ -11,7 +11,8 @@ from math import ceil
 from typing import Protocol
 
 from dapo_stages.planning.dimensions import Dimensions
-from dapo_stages.planning.stage_memory import FLOAT, Passes, Work
+from dapo_stages.planning.layer_memory import FLOAT, Work, keys_of, states_of
+from dapo_stages.planning.stage_memory import Passes
 
 # Bytes on disk per completion token, measured on shards of the embedded and a 14 M model: ids, logprobs and texts; five
 # masses and the VGR; the weight.
@@ -19,7 +20,8 @@ COMPLETION_BYTES, ATTENTION_BYTES, WEIGHT_BYTES = 12, 22, 4
 SEGMENTS = 4  # of layers; each keeps attention per image token in float16
 # Calls of torch in a decoding step, per layer and outside of layers, as counted by tests/planning/test_stage_costs.py.
 LAYER_CALLS, STEP_CALLS = 80, 70
-
+NORMS_CALLS, GATES_CALLS = 16, 19  # more in a layer with norms of queries and keys, and in one with gates
+LINEAR_CALLS = 124  # in a layer with linear attention
 
 _MASSES = Passes()
 
@@ -60,11 +62,11 @@ def forward(d: Dimensions, group: Lengths, *, logits: bool) -> float:
     """Operations of a forward pass over one group, with its prompt once.
 
     2 · tokens · weights of the layers' matrices; 4 h for each pair of a query and a key it sees (scores, then values);
-    the head on completion rows; the same over patches, which see only their window except in the full layers.
+    6 for each value of the states of linear layers; the head on completion rows; the same over patches, which see only
+    their window except in the full layers.
     """
-    matrices = 2 * d.hidden * d.hidden + 2 * d.hidden * d.kv + 3 * d.hidden * d.mlp
     pairs, completed = _pairs(group.prompt) + completion_pairs(group), sum(group.completions)
-    text = d.layers * (2 * (group.prompt + completed) * matrices + 4 * d.hidden * pairs)
+    text = 2 * (group.prompt + completed) * d.matrices + _attention(d, pairs) + _linear(d, group.prompt + completed)
     head = 2 * completed * d.hidden * d.vocabulary if logits else 0
     return float(text + head + sum(_image(d, patches) for patches in group.images))
 
@@ -78,26 +80,33 @@ def scoring(d: Dimensions, group: Lengths, passes: Passes = _MASSES) -> float:
     images once.
     """
     seen, tokens = completion_pairs(group), group.prompt + sum(group.completions)
-    again = 2 * d.layers * d.hidden * (seen + (_pairs(group.prompt) if passes.rollout else 0))
+    again = 2 * d.attending * d.width * (seen + (_pairs(group.prompt) if passes.rollout else 0))
     if passes.whole:
         whole, images = forward(d, group, logits=True), sum(_image(d, patches) for patches in group.images)
-        moved = 2 * whole - images + 4 * d.layers * d.hidden * (_pairs(group.prompt) + seen)
+        moved = 2 * whole - images + _attention(d, _pairs(group.prompt) + seen) + _linear(d, tokens)
         return (1 + passes.blanks) * whole + passes.directions * moved + again
-    unneeded = 2 * tokens * (d.hidden * d.kv + d.hidden**2 + 3 * d.hidden * d.mlp)
-    unneeded += 4 * d.hidden * (_pairs(group.prompt) + seen)
+    unneeded = 2 * tokens * (d.hidden * d.kv + d.hidden * d.width + 3 * d.hidden * d.mlp)
+    unneeded += 4 * d.width * (_pairs(group.prompt) + seen)
     return forward(d, group, logits=False) + again - unneeded
 
 
 def decoding(d: Dimensions, work: Work, groups: int, b: int, rates: Rates, *, called: bool) -> float:
     """Seconds to generate `groups` groups: a prefill, then a step per token, bound by reading weights and caches from
-    memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest."""
+    memory, by arithmetic, or (`called`: not compiled) by calls of torch, whichever takes longest. The states of linear
+    layers are read and written."""
     rows = groups * work.count
     prefill = groups * forward(d, Work(work.prompt, 0, 0, work.patches), logits=False) / rates.operations
-    cache = 2 * d.layers * d.kv * b * groups * (work.prompt + work.count * work.completion / 2)
+    cache = keys_of(d, 1, b) * groups * (work.prompt + work.count * work.completion / 2) + 2 * states_of(d, rows, b)
     text = d.parameters - d.vision
-    calls = rates.call * (LAYER_CALLS * d.layers + STEP_CALLS) if called else 0.0
-    step = max((text * b + cache) / rates.memory, 2 * text * rows / rates.operations, calls)
+    calls = rates.call * calls_of(d) if called else 0.0
+    step = max((text * b + cache) / rates.memory, (2 * text * rows + _linear(d, rows)) / rates.operations, calls)
     return prefill + work.completion * step
+
+
+def calls_of(d: Dimensions) -> int:
+    """Calls of torch in a decoding step."""
+    layer = LAYER_CALLS + (0 if d.biased else NORMS_CALLS) + (GATES_CALLS if d.gates else 0)
+    return layer * d.attending + LINEAR_CALLS * (d.layers - d.attending) + STEP_CALLS
 
 
 def update(
@@ -179,7 +188,7 @@ def completion_pairs(group: Lengths) -> int:
 def shards(d: Dimensions, work: Work, groups: int, image_bytes: int, patch_completions: int) -> dict[str, int]:
     """Bytes of the Parquet files of an iteration, by stage."""
     tokens = groups * work.count * work.completion
-    looks = patch_completions * work.completion * (work.patches // d.merge) * SEGMENTS * 2
+    looks = patch_completions * work.completion * (work.patches // d.tower.merge) * SEGMENTS * 2
     return {
         "rollout": groups * (image_bytes + 4 * work.prompt) + tokens * COMPLETION_BYTES,
         "score-attention": tokens * ATTENTION_BYTES + looks,
@@ -191,11 +200,21 @@ def _pairs(length: int) -> int:
     return length * (length + 1) // 2
 
 
+def _attention(d: Dimensions, pairs: int) -> int:
+    """Operations of attention in all layers, for pairs of a query and a key."""
+    return 4 * d.attending * d.width * pairs
+
+
+def _linear(d: Dimensions, tokens: int) -> int:
+    """Operations of the delta rule in all layers: each token is multiplied with the state three times, to recall, to
+    write and to read. An estimate: computed in chunks, the products inside of these come on top."""
+    return 6 * d.linear.layers * d.linear.state * tokens if d.linear else 0
+
+
 def _image(d: Dimensions, patches: int) -> float:
-    v = d.vision_hidden
-    matrices = 4 * v * v + (3 if d.gated else 2) * v * d.vision_mlp
-    windowed = d.vision_layers - d.vision_full_layers
-    pairs = d.vision_full_layers * patches**2 + windowed * patches * min(d.window, patches)
-    wide = d.merge * v
-    merger = patches // d.merge * (wide * wide + wide * d.hidden)
-    return float(2 * patches * d.patch * v + d.vision_layers * 2 * patches * matrices + 4 * v * pairs + 2 * merger)
+    t = d.tower
+    v = t.hidden
+    matrices = 4 * v * v + (3 if t.gated else 2) * v * t.mlp
+    pairs = t.full_layers * patches**2 + (t.layers - t.full_layers) * patches * min(t.window, patches)
+    mergers = (1 + t.deepstack) * (patches // t.merge) * (t.wide * t.wide + t.wide * t.out)
+    return float(2 * patches * t.patch * v + t.layers * 2 * patches * matrices + 4 * v * pairs + 2 * mergers)

@@ -12,42 +12,27 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dapo_stages.planning.dimensions import Dimensions
+from dapo_stages.planning.layer_memory import (
+    FLOAT,
+    Work,
+    delta_rule,
+    embedded,
+    keys_of,
+    repeated,
+    saved_linear,
+    saved_text,
+    saved_vision,
+    states_of,
+    text_layer,
+    vision_layer,
+)
 
 Parallel = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"]
-FLOAT = 4  # bytes of a float32, the type of images, logits and attention scores
 PROMPTS_KEPT = 32  # prepared prompts that train-step keeps in host memory
 BUCKET = 500_000_000  # values: DeepSpeed's reduce_bucket_size and allgather_bucket_size
 LIVE = 1_000_000_000  # values: its stage3_max_live_parameters
 # Bytes of a weight; nf4 has a scale of a byte per block of 64, and a float32 per 256 of these (double quantization).
 QUANTIZED = {"nf4": 0.5 + 1 / 64 + FLOAT / (64 * 256), "int8": 1.0}
-
-
-@dataclass(frozen=True)
-class Work:
-    """One group: P prompt tokens with `patches` of its images, N completions of C tokens."""
-
-    prompt: int
-    completion: int
-    count: int
-    patches: int
-    copies: bool = (
-        True  # whether attention copies the prompt's keys for each completion, as SDPA does and flex does not
-    )
-
-    @property
-    def completions(self) -> list[int]:
-        """Length of each completion."""
-        return [self.completion] * self.count
-
-    @property
-    def images(self) -> list[int]:
-        """Patches, as if of one image."""
-        return [self.patches]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the packed row."""
-        return self.prompt + self.count * self.completion
 
 
 @dataclass(frozen=True)
@@ -89,17 +74,18 @@ def weights_of(d: Dimensions, b: int, quantization: str | None = None) -> int:
 def rollout(d: Dimensions, work: Work, groups: int, b: int, weights: int) -> Memory:
     """Generation for `groups` prompts at a time: the largest of prefill, distributing its cache, and decoding."""
     rows, prompts = groups * work.count, groups * work.prompt
-    prefix = _cache(d, prompts, b)
-    step = 5 * rows * d.heads * (work.prompt + work.completion) * FLOAT + 5 * rows * d.vocabulary * FLOAT
+    prefix = keys_of(d, prompts, b) + states_of(d, groups, b)
+    states = 3 * rows * d.linear.state if d.linear else 0  # of a layer: as it was, what is added, as it is
+    step = max(5 * rows * d.heads * (work.prompt + work.completion), states) * FLOAT + 5 * rows * d.vocabulary * FLOAT
     decode = {
         "cache of the prompts": prefix,
-        "cache of the completions": _cache(d, rows * work.completion, b),
+        "cache of the completions": keys_of(d, rows * work.completion, b) + states_of(d, rows, b),
         "scores and logits of a step": step,
     }
     share = {"cache of the prompts": 2 * prefix}
     prefill = {
         "cache of the prompts": prefix,
-        "prefill": max(_text(d, prompts, b), _vision(d, groups * work.patches, b)),
+        "prefill": max(text_layer(d, prompts, b), vision_layer(d, groups * work.patches, b)),
     }
     peak = max(prefill, share, decode, key=_sum)
     return Memory({"weights": weights, **_images(d, groups * work.patches), **peak}, {})
@@ -115,14 +101,14 @@ def score(
     completion rows of a group.
     """
     tokens, patches = groups * work.tokens, groups * work.patches
-    own = work.count * work.completion * d.hidden
+    own = work.count * work.completion * d.width
     steps = min(chunk_rows, work.count * work.completion)
     scores = 4 * d.heads * steps * (work.prompt + work.completion) * FLOAT
-    states = (5 * d.hidden + 2 * d.kv) * tokens * b + _embedded(d, tokens, b)
-    keys = (2 * own + d.kv * work.tokens) * b if b == 2 else (2 * own + d.hidden * work.prompt) * FLOAT
-    attention = states + max(scores + keys, _repeated(d, work) * b)
+    states = (2 * d.hidden + 3 * d.width + 2 * d.kv) * tokens * b + embedded(d, tokens, b)
+    keys = (2 * own + d.kv * work.tokens) * b if b == 2 else (2 * own + d.width * work.prompt) * FLOAT
+    attention = states + max(scores + keys, repeated(d, work) * b)
     peak = {
-        "one layer": max(_text(d, tokens, b), _vision(d, patches, b)),
+        "one layer": max(text_layer(d, tokens, b), vision_layer(d, patches, b)),
         "attention of a group": 0,
     }
     if attention > peak["one layer"]:
@@ -135,7 +121,7 @@ def score(
         candidates.append({"hidden states": held, "logits": logits})
     if passes.rollout:
         rolled = 3 * d.heads * min(chunk_rows, work.prompt) * work.prompt * FLOAT
-        keys = d.hidden * (work.prompt + work.count * work.completion) * FLOAT
+        keys = d.width * (work.prompt + work.count * work.completion) * FLOAT
         candidates.append({"one layer": states, "rollout in the prompt": rolled + keys})
     if passes.directions:
         seen = work.count * work.completion * (work.prompt + work.completion) + work.prompt**2
@@ -177,17 +163,18 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     autocast = b == 2 and t.parallel in ("single", "ddp")  # float32 weights, cast for each operation
     states, step, host = _states(d, t, b)
     tokens, patches, rows = prompts * each.tokens, prompts * work.patches, prompts * each.count * work.completion
-    one, every = _saved_text(d, each, prompts, b), _saved_vision(d, patches, b)
-    layers = d.layers * one + d.vision_layers * every
+    one, linear, every = saved_text(d, each, prompts, b), saved_linear(d, tokens, b), saved_vision(d, patches, b)
+    layers = d.attending * one + (d.layers - d.attending) * linear + d.tower.layers * every
     residual = FLOAT if autocast else b
-    kept = tokens * d.layers * d.hidden * residual + patches * d.vision_layers * d.vision_hidden * residual
-    gradients = (3 * d.mlp + 3 * d.hidden) * tokens * b + _repeated(d, each) * b
-    activations = (kept if t.checkpointing else layers) + _embedded(d, tokens, b)
+    kept = (tokens * d.layers * d.hidden + patches * d.tower.layers * d.tower.hidden) * residual
+    gradients = 3 * d.hidden * tokens * b
+    gradients += max(3 * d.mlp * tokens * b + repeated(d, each) * b, delta_rule(d, tokens, b))
+    activations = (kept if t.checkpointing else layers) + embedded(d, tokens, b)
     logits = 5 * min(rows, t.logprob_chunk) * d.vocabulary * FLOAT
     cast = {"weights cast to bfloat16": 2 * t.trained} if autocast else {}
     head = {"activations": activations, "logits": logits, **cast}
     backward = {
-        "activations": activations + (max(one, every) if t.checkpointing else 0),
+        "activations": activations + (max(one, linear, every) if t.checkpointing else 0),
         "gradients of a layer": gradients,
     }
     backward |= {} if t.checkpointing else cast
@@ -195,16 +182,17 @@ def train(d: Dimensions, work: Work, t: Training, prompts: int, b: int) -> Memor
     peak = max(head, backward, step, recall, key=_sum)
     if t.parallel == "fsdp2" and _sum(splitting := _before_it_is_split(d, t, b)) > _sum(states) + _sum(peak):
         states, peak = {}, splitting
-    host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.patch * FLOAT
+    host["prepared prompts"] = (1 + t.views) * min(PROMPTS_KEPT, t.groups) * work.patches * d.tower.patch * FLOAT
     return Memory({**states, **_images(d, patches), **_mask(each, prompts), **peak}, host)
 
 
-def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int) -> int:
-    """Tokens that fit in vLLM's cache: its share of the memory of `gpus` that split the model, without the weights.
+def vllm(d: Dimensions, weights: int, b: int, share: int, gpus: int, length: int) -> int:
+    """Rows of `length` tokens that fit in vLLM's cache: its share of the memory of `gpus` that split the model, without
+    the weights.
 
     Negative if the model is too large.
     """
-    return (share * gpus - weights) // _cache(d, 1, b)
+    return (share * gpus - weights) // (keys_of(d, length, b) + states_of(d, 1, b))
 
 
 def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
@@ -225,8 +213,9 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
         exact = {"gradients": shard * FLOAT, "moments": 2 * shard * FLOAT}
         # Two layers at a time, and what is in none of them, which stays together from forward to backward; of one layer
         # and of the rest the gradient as it is and as it is added up.
-        gathered = (2 * d.layer + _outside_layers(d)) * b
-        buckets = min(n, max(d.layer, _outside_layers(d))) * (b + t.sums)
+        layer = max(d.layer, d.linear_layer)
+        gathered = (2 * layer + _outside_layers(d)) * b
+        buckets = min(n, max(layer, _outside_layers(d))) * (b + t.sums)
         split = {"weights": frozen // ranks + shard * FLOAT, "gathered weights": gathered}
         return {**split, **exact, "gradients that are sent": buckets}, {}, {}
     # Two of DeepSpeed's, and where gradients are added up in another type, one of these in it.
@@ -249,12 +238,12 @@ def _states(d: Dimensions, t: Training, b: int) -> tuple[dict[str, int], dict[st
 def _outside_layers(d: Dimensions) -> int:
     """Weights of no layer: embedding and head. The vision tower's patches and merger, less than a layer, count as
     part of its layers."""
-    return d.parameters - d.layers * d.layer - d.vision
+    return d.parameters - d.stack - d.vision
 
 
 def _before_it_is_split(d: Dimensions, t: Training, b: int) -> dict[str, int]:
     """The policy as it was loaded, and the exact weights of the largest part that FSDP2 splits at once."""
-    largest = min(t.trained, max(d.layer, _outside_layers(d)))
+    largest = min(t.trained, max(d.layer, d.linear_layer, _outside_layers(d)))
     return {"weights as loaded": d.parameters * b, "exact weights of a part": largest * FLOAT if b == 2 else 0}
 
 
@@ -268,56 +257,7 @@ def _mask(work: Work, groups: int) -> dict[str, int]:
 
 def _images(d: Dimensions, patches: int) -> dict[str, int]:
     """Prepared images, once as prompts and once joined in the packed row."""
-    return {"images": 2 * patches * d.patch * FLOAT}
-
-
-def _cache(d: Dimensions, tokens: int, b: int) -> int:
-    """Keys and values of tokens in all layers."""
-    return 2 * d.layers * d.kv * tokens * b
-
-
-def _text(d: Dimensions, tokens: int, b: int) -> int:
-    """One text layer without gradient: gate, up and their product, the residual stream and its norm."""
-    return (3 * d.mlp + 2 * d.hidden) * tokens * b + _embedded(d, tokens, b)
-
-
-def _embedded(d: Dimensions, tokens: int, b: int) -> int:
-    """What all layers share: embeddings before and after inserting images, cosines and sines on three axes."""
-    return tokens * (2 * d.hidden * b + 6 * d.hidden // d.heads * FLOAT)
-
-
-def _vision(d: Dimensions, patches: int, b: int) -> int:
-    """One vision layer without gradient: its MLP, or q, k, v and their rotation (in float32)."""
-    mlp, attention = 3 * d.vision_mlp + 2 * d.vision_hidden, 10 * d.vision_hidden
-    return max(mlp * b, attention * b) * patches
-
-
-def _repeated(d: Dimensions, work: Work) -> int:
-    """Keys and values of a group as its completions see them: per row, then per head. With flex, none."""
-    if not work.copies:
-        return 0
-    return 2 * work.count * (work.prompt + work.completion) * (d.kv + d.hidden)
-
-
-def _saved_text(d: Dimensions, work: Work, groups: int, b: int) -> int:
-    """What the backward pass of a text layer needs, counted with torch.autograd.graph.saved_tensors_hooks.
-
-    Per token 4 m of the MLP, 8 h (10 h where norms in float32 lie beside bfloat16), 2 kv; per group the keys and values
-    that its completions see, their queries and outputs, and the prompt's output. With flex, the output of all tokens
-    and a sum per head instead (not measured).
-    """
-    norms, others = 4 * d.hidden * FLOAT, (6 if b == 2 else 4) * d.hidden * b
-    per_token = 4 * d.mlp * b + norms + others + 2 * d.kv * b
-    if not work.copies:
-        return groups * work.tokens * (per_token + d.hidden * b + d.heads * FLOAT)
-    seen = 2 * work.count * (work.prompt + 2 * work.completion) * d.hidden + work.prompt * d.hidden
-    return groups * (work.tokens * per_token + seen * b)
-
-
-def _saved_vision(d: Dimensions, patches: int, b: int) -> int:
-    """The same of a vision layer: per patch 4 m of the MLP and 13 h (14 h with norms in float32)."""
-    norms, others = 2 * d.vision_hidden * FLOAT, (12 if b == 2 else 11) * d.vision_hidden * b
-    return patches * (4 * d.vision_mlp * b + norms + others)
+    return {"images": 2 * patches * d.tower.patch * FLOAT}
 
 
 def _sum(items: Mapping[str, int]) -> int:

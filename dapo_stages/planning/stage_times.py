@@ -11,8 +11,8 @@ from math import ceil
 
 from dapo_stages.engines.batch_sizes import size_of
 from dapo_stages.planning import stage_costs
+from dapo_stages.planning.layer_memory import Work
 from dapo_stages.planning.run_plan import Plan
-from dapo_stages.planning.stage_memory import Work
 from dapo_stages.planning.staying import opens, readers, with_vllm
 from dapo_stages.processes.phases import PHASES
 

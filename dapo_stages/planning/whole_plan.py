@@ -27,7 +27,7 @@ def answer(plan: Plan, name: str, memory: float, image_bytes: int) -> dict[str, 
         "ranks": plan.ranks,
         "group": {
             "prompt": plan.work.prompt,
-            "vision": plan.work.patches // plan.d.merge,
+            "vision": plan.work.patches // plan.d.tower.merge,
             "completion": plan.work.completion,
             "completions": plan.work.count,
         },

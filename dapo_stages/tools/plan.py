@@ -10,7 +10,8 @@ import typer
 from dapo_stages.config import Config, load_config
 from dapo_stages.errors import ConfigError, ModelError
 from dapo_stages.maths import devices
-from dapo_stages.planning.dimensions import EMBEDDED, PUBLISHED, Dimensions, dimensions_of
+from dapo_stages.planning.dimensions import FAMILIES, Dimensions, dimensions_of
+from dapo_stages.planning.published_models import EMBEDDED, PUBLISHED
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.showing import GB, show
 from dapo_stages.planning.stage_costs import Rates
@@ -84,8 +85,8 @@ def main(
     """Estimate what a run needs: memory per rank, seconds and bytes per stage, and what limits it.
 
     It shows stages that start by themselves, and what changes in processes that stay (RESIDENT=1 of make). It needs
-    only the model's configuration; the sizes of Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md has every formula,
-    and says what is measured and what is assumed.
+    only the model's configuration; the sizes of Qwen3.5, Qwen3-VL, Qwen2.5-VL and Qwen2-VL are built in. docs/sizing.md
+    has every formula, and says what is measured and what is assumed.
 
     Example: dapo-stages plan --config pipelines/reference-7b.yaml --gpus 4 --memory 80
     """
@@ -149,8 +150,9 @@ def _dimensions(name: str) -> Dimensions:
             return dimensions_of(read_json(path))
         return dimensions_of({**PUBLISHED, "embedded": EMBEDDED}.get(name) or _from_hub(name))
     except (ValueError, KeyError) as error:
+        *known, last = FAMILIES.values()
         raise ModelError(
-            f"{name}: expected the configuration of a Qwen2.5-VL or Qwen2-VL, got {error}. Name one with --model."
+            f"{name}: expected the configuration of a {', '.join(known)} or {last}, got {error}. Name one with --model."
         ) from None
 
 

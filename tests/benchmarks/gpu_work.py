@@ -28,7 +28,7 @@ from dapo_stages.models.logprobs import GroupLogprobs, log_distribution
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.shared_prefix.masses import MassRecorder, prompt_kinds
 from dapo_stages.models.shared_prefix.packing import Group
-from dapo_stages.planning import stage_costs, stage_memory
+from dapo_stages.planning import layer_memory, stage_costs, stage_memory
 from dapo_stages.training.optimizers import Optimizers
 
 
@@ -187,7 +187,7 @@ class Work:
         assert grid is not None
         patches, b = int(grid.prod(-1).sum()), self._policy.dtype.itemsize
         size, weights = self._size, d.parameters * self._policy.dtype.itemsize
-        work = stage_memory.Work(size.prompt, size.completion, size.count, patches, copies=not self.flex)
+        work = layer_memory.Work(size.prompt, size.completion, size.count, patches, copies=not self.flex)
         kept = 3 * weights  # with both moments; there are gradients only until the step
         if kind == "generation":
             return kept + stage_memory.rollout(d, work, 1, b, 0).total

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dapo_stages.config import Config
-from dapo_stages.planning.dimensions import PUBLISHED
 from dapo_stages.planning.micro_batches import completions_at_once
+from dapo_stages.planning.published_models import PUBLISHED
 from dapo_stages.planning.run_plan import GIB
 from dapo_stages.processes.memory import Gpu
 

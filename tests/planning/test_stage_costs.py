@@ -9,8 +9,11 @@ import pytest
 from benchmarks.limits import Load, training
 
 from dapo_stages.planning import stage_costs
-from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.stage_memory import Passes, Work
+from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.layer_memory import Work
+from dapo_stages.planning.published_models import PUBLISHED
+from dapo_stages.planning.stage_memory import Passes
+from dapo_stages.planning.tower import Tower
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 SMALL = Dimensions(
@@ -19,16 +22,10 @@ SMALL = Dimensions(
     layers=2,
     heads=4,
     kv_heads=2,
+    head=2,
     mlp=16,
     tied=True,
-    vision_layers=3,
-    vision_hidden=4,
-    vision_mlp=6,
-    vision_full_layers=1,
-    window=4,
-    patch=5,
-    merge=4,
-    gated=True,
+    tower=Tower(layers=3, hidden=4, mlp=6, full_layers=1, window=4, patch=5, merge=4, side=2, out=8, gated=True),
 )
 
 
@@ -128,35 +125,14 @@ def test_a_decoding_step_calls_torch_layer_by_layer() -> None:
 
 
 def test_calls_of_a_decoding_step_are_those_that_torch_sees(checkpoint: Path) -> None:
-    """The cost of another token, in operations that reach the dispatcher."""
-    import torch
+    from support.counted import calls_of_a_step
     from support.prompts import groups
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    from dapo_stages.config import ModelConfig, SamplerConfig
-    from dapo_stages.engines.transformers_engine import generate
+    from dapo_stages.config import ModelConfig
     from dapo_stages.models.policy_loading import load_policy
 
-    class Count(TorchDispatchMode):
-        def __init__(self) -> None:
-            TorchDispatchMode.__init__(self)
-            self.calls = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.calls += 1
-            return function(*args, **(kwargs or {}))
-
     policy = load_policy(checkpoint, ModelConfig(dtype="float32", device="cpu"))
-    policy.__dict__["end_ids"] = [-1]  # no token ends a completion
-    prompts = [group.prompt for group in groups(policy)]
-
-    def calls(length: int) -> int:
-        count = Count()
-        with count, torch.no_grad():
-            generate(policy, prompts, 2, length, SamplerConfig(), seed=0)
-        return count.calls
-
-    found = (calls(8) - calls(4)) / 4
+    found = calls_of_a_step(policy, [group.prompt for group in groups(policy)])
     assert found == pytest.approx(stage_costs.LAYER_CALLS * len(policy.scored_layers) + stage_costs.STEP_CALLS, rel=0.1)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from dapo_stages.planning import stage_memory
-from dapo_stages.planning.dimensions import PUBLISHED, Dimensions, dimensions_of
-from dapo_stages.planning.stage_memory import Parallel, Passes, Training, Work, rollout, score, train, vllm, weights_of
+from dapo_stages.planning import layer_memory
+from dapo_stages.planning.dimensions import Dimensions, dimensions_of
+from dapo_stages.planning.layer_memory import Work
+from dapo_stages.planning.published_models import PUBLISHED
+from dapo_stages.planning.stage_memory import Parallel, Passes, Training, rollout, score, train, vllm, weights_of
 
 D7 = dimensions_of(PUBLISHED["Qwen/Qwen2.5-VL-7B-Instruct"])
 WORK = Work(prompt=1024, completion=384, count=8, patches=3840)
@@ -76,7 +77,9 @@ def test_a_cache_has_two_vectors_per_layer_and_token() -> None:
     held = rollout(D7, WORK, 8, 2, 0).device
     assert held["cache of the completions"] == 64 * 384 * 57_344
     assert held["cache of the prompts"] == 8 * 1024 * 57_344
-    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2) == (144 * 2**30 - 2 * 8_292_166_656) // 57_344
+    tokens = (144 * 2**30 - 2 * 8_292_166_656) // 57_344
+    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2, 1) == tokens
+    assert vllm(D7, 2 * 8_292_166_656, 2, 72 * 2**30, 2, 1408) == tokens // 1408
 
 
 def test_fewer_rows_at_a_time_need_less_in_scoring() -> None:
@@ -100,45 +103,22 @@ def test_more_passes_need_logits_and_a_derivative_beside_each_value() -> None:
 def test_activations_are_what_autograd_keeps_for_a_layer(b: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another layer adds to the tensors saved for the backward pass of a group."""
     from benchmarks import models
+    from support.counted import saved
+
+    from dapo_stages.models.shared_prefix.packing import Group
 
     def bytes_of(layers: int, vision_layers: int) -> tuple[int, Dimensions]:
         monkeypatch.setitem(models._TEXT, "num_hidden_layers", layers)
         monkeypatch.setitem(models._VISION, "depth", vision_layers)
         monkeypatch.setitem(models._VISION, "fullatt_block_indexes", [0])
         policy = models.medium()
-        return _saved(policy, b), dimensions_of(policy.model.config.to_dict())
+        group = Group(models.prompt(policy, 303, (14, 16), 1), models.completions(8, 64, 2))
+        return saved(policy, b, group), dimensions_of(policy.model.config.to_dict())
 
     base, d = bytes_of(1, 1)
     work = Work(prompt=303, completion=64, count=8, patches=896)
-    assert bytes_of(2, 1)[0] - base == pytest.approx(stage_memory._saved_text(d, work, 1, b), rel=0.03)
-    assert bytes_of(1, 2)[0] - base == pytest.approx(stage_memory._saved_vision(d, 896, b), rel=0.03)
-
-
-def _saved(policy: Any, b: int) -> int:
-    """Bytes saved in a forward pass over one group, without weights and their copies in bfloat16."""
-    import torch
-    from benchmarks import models
-
-    from dapo_stages.models.logprobs import GroupLogprobs
-    from dapo_stages.models.shared_prefix.packing import Group
-
-    policy.dtype = torch.bfloat16 if b == 2 else torch.float32
-    policy.attend("grouped")
-    batch = policy.batch([Group(models.prompt(policy, 303, (14, 16), 1), models.completions(8, 64, 2))])
-    shapes = {tuple(p.shape) for p in policy.model.parameters()} | {
-        tuple(p.shape[::-1]) for p in policy.model.parameters()
-    }
-    found: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) not in shapes:
-            found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = GroupLogprobs(policy, 1.0)(batch)
-    del kept
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    assert bytes_of(2, 1)[0] - base == pytest.approx(layer_memory.saved_text(d, work, 1, b), rel=0.03)
+    assert bytes_of(1, 2)[0] - base == pytest.approx(layer_memory.saved_vision(d, 896, b), rel=0.03)
 
 
 def test_quantization_applies_to_the_texts_linear_layers() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dapo_stages.config import Config
-from dapo_stages.planning.dimensions import EMBEDDED, dimensions_of
+from dapo_stages.planning.dimensions import dimensions_of
+from dapo_stages.planning.published_models import EMBEDDED
 from dapo_stages.planning.run_plan import Plan
 from dapo_stages.planning.stage_costs import Rates
 from dapo_stages.planning.stage_memory import Parallel

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from support.commands import ROOT, fresh, run
 
+from dapo_stages.config import load_config
+
 REFERENCE = ("--config", ROOT / "pipelines/reference-7b.yaml")
 
 
@@ -51,6 +53,18 @@ def test_engines_of_rollout_are_sized_by_what_they_hold() -> None:
     assert split["fits"]["rollout"] and split["room"] > 64
     assert plan(*large, "--set", "rollout.engine=vllm")["room"] < 0
     assert plan(*large, "--set", "rollout.engine=server")["fits"]["rollout"]
+
+
+def test_newer_models_are_planned_with_patches_of_their_own() -> None:
+    """Vision tokens of 32 pixels, of 4 patches; vLLM has room for more rows of Qwen3.5-9B than of Qwen3-VL-8B, whose
+    cache grows in all layers. By hand: 36 layers of 2 · 1024 values a token; 8 of these, and 49.5 MiB a row."""
+    size = ("--memory", 80, "--set", "data.max_image_size=320", "--set", "rollout.engine=vllm")
+    lengths = ("--prompt", 1024, "--completion", 1024)
+    eight, nine = (plan("--model", f"Qwen/{name}", *size, *lengths) for name in ("Qwen3-VL-8B-Instruct", "Qwen3.5-9B"))
+    assert eight["parameters"] == 8_767_123_696 and eight["group"]["vision"] == nine["group"]["vision"] == 100
+    share = int(80 * 2**30 * load_config(ROOT / "pipelines/reference-7b.yaml").engines.vllm.gpu_memory_utilization)
+    assert eight["room"] == (share - 2 * 8_767_123_696) // (2048 * 36 * 2 * 1024 * 2)
+    assert nine["room"] == (share - 2 * 9_409_813_744) // (2048 * 8 * 2 * 1024 * 2 + 51_904_512)
 
 
 def test_what_fits_on_a_gpu_together_is_said() -> None:
@@ -371,8 +385,8 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     result = run("plan", "--model", tmp_path)
     assert result.code == 3
     assert result.stderr == (
-        f"{tmp_path}: expected the configuration of a Qwen2.5-VL or Qwen2-VL, got architecture `llava`. "
-        "Name one with --model.\n"
+        f"{tmp_path}: expected the configuration of a Qwen3.5, Qwen3-VL, Qwen2.5-VL or Qwen2-VL, got architecture "
+        "`llava`. Name one with --model.\n"
     )
 
 
