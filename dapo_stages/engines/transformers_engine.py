@@ -159,8 +159,8 @@ class _SharedPrefixes:
         self._forward: Callable[..., Any] = base
         self._prefixes = Prefixes(prefilled.states, repeats)
         self._cache: Cache = DynamicCache(config=base.config.get_text_config())
-        for number, ends in prefilled.states.ends.items():
-            self._cache.layers[number] = RowStates(ends, repeats)
+        for number, states in prefilled.states.linear.items():
+            self._cache.layers[number] = RowStates(states, repeats)
         self._next, self._written = _next_positions(prefilled.policy, prefilled.prompts, repeats), 0
         self._axes = len(prefilled.policy.positions(prefilled.prompts[0]))
 
@@ -168,12 +168,9 @@ class _SharedPrefixes:
         """Logits [B, V] after one more token [B] of each row; the next step may overwrite them."""
         self._written += 1
         self._prefixes.advance(self._written)
-        logits = self._run(tokens, self._next)
+        logits = self._logits(tokens, self._next)
         self._next = self._next + 1
         return logits
-
-    def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self._logits(tokens, positions)
 
     def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         output = self._forward(
@@ -206,18 +203,18 @@ class _Compiled(_SharedPrefixes):
 
         super().__init__(prefilled, repeats)
         self._compiled, self._forward = _compiled(prefilled.policy), self._any_size
-        self._step = Recorded(self._logits) if _records(prefilled.policy) else self._logits
+        self._run = Recorded(super()._logits) if _records(prefilled.policy) else super()._logits
         self._prefixes = Prefixes(prefilled.states, repeats, room)
         layers = self._cache.layers
         for number, keys in prefilled.states.keys.items():
             layers[number] = Room(len(self._next), room, keys)
-        for number in prefilled.states.ends:
+        for number in prefilled.states.linear:
             of_any_size(layers[number].conv_states[0], 0)
             of_any_size(layers[number].recurrent_states[0], 0)
         self._cache = Cache(layers=layers)
 
-    def _run(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self._step(tokens, positions)
+    def _logits(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._run(tokens, positions)
 
     def _any_size(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> Any:
         ids, positions = of_any_size(input_ids, 0), of_any_size(position_ids, position_ids.ndim - 2)

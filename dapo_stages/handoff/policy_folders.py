@@ -14,7 +14,7 @@ from dapo_stages.small_files import read_json
 # In the counts of prepare-data and rollout, and in what the manifest says of a policy: its system prompt and question
 # template, for each dataset.
 PROMPTING = "prompting"
-LINEAR = "linear_attention"
+LINEAR = "linear_attention"  # in the layer_types of a config.json
 STAGES = ("init-policy", "base", "policy", "reference", "merge")
 
 

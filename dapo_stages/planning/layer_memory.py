@@ -21,9 +21,7 @@ class Work:
     completion: int
     count: int
     patches: int
-    copies: bool = (
-        True  # whether attention copies the prompt's keys for each completion, as SDPA does and flex does not
-    )
+    copies: bool = True  # whether attention copies the prompt's keys for each completion: SDPA does, flex does not
 
     @property
     def completions(self) -> list[int]:

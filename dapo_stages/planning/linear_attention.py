@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dapo_stages.handoff.policy_folders import LINEAR
 from dapo_stages.planning.tower import Linears
 
 
@@ -58,8 +59,8 @@ class LinearAttention:
 def linear_attention_of(text: Mapping[str, Any]) -> LinearAttention | None:
     """From the text_config of a Qwen3.5; None if it has no such layers. Raises KeyError for a missing number."""
     layers, every = text["num_hidden_layers"], text.get("full_attention_interval", 4)
-    kinds = text.get("layer_types") or ["linear_attention"] * (layers - layers // every)
-    count, heads = kinds.count("linear_attention"), text.get("linear_num_value_heads", 32)
+    kinds = text.get("layer_types") or [LINEAR] * (layers - layers // every)
+    count, heads = kinds.count(LINEAR), text.get("linear_num_value_heads", 32)
     if not count:
         return None
     key = text.get("linear_key_head_dim", 128)

@@ -48,6 +48,7 @@ PARTS = {
 }
 # Rows of their own; and linear layers, of which ZeRO-3 and FSDP2 split weights that no module of their own reads.
 FAMILY = {"zero2": OTHER, "zero3": "qwen3_5", "fsdp2": "qwen3_5"}
+ROUNDED = {"zero2": 1e-9, "zero3": 1e-8, "fsdp2": 1e-8}  # of 1.7: linear layers have two gradients that are nearly 0
 SLOW = [pytest.param(launch, marks=pytest.mark.slow) for launch in ("zero3", "fsdp2")]
 OVERLAPPING = pytest.param("zero2-overlapping", marks=pytest.mark.slow)
 LAUNCHES = ["zero2", "ddp", *SLOW]
@@ -186,7 +187,7 @@ def test_gradients_of_other_families_are_exchanged_in_the_same_order_by_all(
     for step, (_, _, gradients) in enumerate(steps(checkpoints(FAMILY[launch]), 0)):
         found = load_file(folder / f"family-{step}.safetensors")
         for name, gradient in gradients.items():
-            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-8, (name, step)  # of 1.7 in all
+            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + ROUNDED[launch], (name, step)
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

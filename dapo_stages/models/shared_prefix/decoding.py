@@ -36,8 +36,8 @@ class Prefill:
         windows: Sequence[int | None],
     ) -> None:
         """From the cache of a packed row of prompts, which has all of them in every layer; `windows` of the layers."""
-        self.ends = {n: layer for n, layer in enumerate(packed.layers) if isinstance(layer, PromptStates)}
-        layers = {n: layer for n, layer in enumerate(packed.layers) if n not in self.ends}
+        self.linear = {n: layer for n, layer in enumerate(packed.layers) if isinstance(layer, PromptStates)}
+        layers = {n: layer for n, layer in enumerate(packed.layers) if n not in self.linear}
         device = next(layer.keys.device for layer in layers.values())
         self.windows, self.masks, places = windows, {}, {}
         for window in {windows[number] for number in layers}:
