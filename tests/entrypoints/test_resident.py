@@ -14,6 +14,7 @@ import pytest
 from support import proc
 from support.served import Place, place_of, wait, weigh
 
+from dapo_stages.entrypoints import resident
 from dapo_stages.entrypoints.preload import MAKE
 from dapo_stages.entrypoints.worker import IDLE
 from dapo_stages.handoff.manifests import read_manifest
@@ -185,3 +186,38 @@ def test_a_worker_stays_and_ends_with_make(place: Place) -> None:
     make.kill()
     make.wait()
     wait(lambda: not place.servers() and not sockets(place))
+
+
+def test_without_gpus_each_make_has_a_worker(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def names() -> set[str]:
+        found = set()
+        for make in ("1", "2"):
+            monkeypatch.setenv(MAKE, make)
+            found.add(resident.name("key"))
+        return found
+
+    driver = tmp_path / "driver"
+    monkeypatch.setattr(resident, "DRIVERS", (str(driver),))
+    assert len(names()) == 2
+    driver.touch()
+    assert len(names()) == 1
+
+
+@pytest.mark.skipif(any(map(os.path.exists, resident.DRIVERS)), reason="GPUs have one worker")
+def test_two_runs_side_by_side_do_not_wait_for_each_other(place: Place, tiny: Path, tmp_path: Path) -> None:
+    makes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+    mine, other = ({MAKE: str(make.pid)} for make in makes)
+    for environment in (mine, other):
+        place.try_out(**environment)
+    assert len(place.servers()) == 2
+    (place.folder / "wait").touch()
+    stopped = place.start(*weigh(tiny, tmp_path / "out"), **mine)
+    wait((place.folder / "waiting-out").exists)
+    assert place.run(*CONFIG, **other).code == 0 and stopped.poll() is None
+    (place.folder / "wait").unlink()
+    assert stopped.wait(30) == 0
+    stopped.communicate()
+    for make in makes:
+        make.kill()
+        make.wait()
+    wait(lambda: not place.servers())
