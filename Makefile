@@ -19,10 +19,11 @@ setup: $(VENV)/ready ## create the virtual environment, with exactly the version
 
 # ---- The study -------------------------------------------------------------------------------------------------------
 
-# docs/study.md. Every run is one `make iterate` with one thread. It leaves a result file, which make then has no reason
-# to make again; what has no file yet, and which learning rates the pilot needs next, says `python -m pipelines.study
-# wanted`. All runs of a task and seed start from the policy, the questions and the evaluation of start-SEED, by links.
-# `make -j2 study` makes two runs at a time. With MODEL, the same three schemes for a model of one's own.
+# docs/study.md. Every run is one `make iterate` with one thread, in a process that stays: what it costs is then work, not
+# the start of Python. It leaves a result file, which make then has no reason to make again; what has no file yet, and
+# which learning rates the pilot needs next, says `python -m pipelines.study wanted`. All runs of a task and seed start
+# from the policy, the questions and the evaluation of start-SEED, by links. `make -j2 study` makes two runs at a time.
+# With MODEL, the same three schemes for a model of one's own.
 ## TASKS SCHEMES SEEDS: study: only these of pipelines/study/study.yaml
 ## PILOT: 1: the pilot, which chooses learning rates; 0: the test seeds
 ## MODEL: study: a checkpoint to repeat it with, with the settings of CONFIG
@@ -43,7 +44,7 @@ study_some   = --results $(RESULTS) --tasks '$(TASKS)' --schemes '$(SCHEMES)' --
 study_config = $(if $(MODEL),$(CONFIG),pipelines/study/$(1).yaml)
 # $(1) run, $(2) task, $(3) settings
 study_make   = $(MAKE) --no-print-directory RUN=study/$(1) CONFIG=$(call study_config,$(2)) EVAL_EVERY=$(STUDY_EVALS) \
-  SET="$(3) $(if $(MODEL),--set model.name=$(MODEL)) $(SET)"
+  $(if $(MODEL),,RESIDENT=1) SET="$(3) $(if $(MODEL),--set model.name=$(MODEL)) $(SET)"
 study_seed   = $(lastword $(subst -, ,$(basename $(notdir $(1)))))
 
 # $(1) task, $(2) seed

@@ -11,7 +11,7 @@ from dapo_stages.errors import DataError
 from dapo_stages.handoff.manifests import MANIFEST, Manifest, Source, manifest_of
 from dapo_stages.handoff.shards import Shard, write_text
 from dapo_stages.reporting.documents import markdown, rollout_pages
-from dapo_stages.reporting.documents.overview import overview, without_images
+from dapo_stages.reporting.documents.overview import fallen, overview, without_images
 from dapo_stages.reporting.iteration import histograms, samples
 from dapo_stages.reporting.iteration.asked import ASKED, asked
 from dapo_stages.reporting.iteration.browse import Browsed, browsed
@@ -26,6 +26,7 @@ from dapo_stages.runs.pace import summed
 from dapo_stages.runs.pipeline import iteration_name
 from dapo_stages.runs.run_folder import Run
 from dapo_stages.terminal.printed_table import Table
+from dapo_stages.terminal.safe_text import markdown_inline
 
 LAYOUT = 6  # raised when the fragments change, so that reports of older versions are made again
 FIGURES, BROWSED = "figures.json", "completions.json"
@@ -88,12 +89,18 @@ class Reported:
         self.best = write_best(self.run)
         table = overview(self.figures, self.seconds, stages=True)
         blind = self._without_images()
+        above = "\n\n".join(line for line in (blind, markdown_inline(self.fallen or "")) if line)
         write_text(folder / ROLLOUT, markdown.rollout_document(name, table, self._texts(ROLLOUT), blind))
         write_text(folder / WEIGHTS, markdown.weights_document(name, self._texts(WEIGHTS)))
-        write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL), blind))
+        write_text(folder / EVAL, markdown.eval_document(name, table, self._texts(EVAL), above))
         page = html.render(name, table, self.figures, self.cost, self._browsed(), self._facts(), self._about())
         write_text(folder / PAGE, page)
         return folder / PAGE
+
+    @property
+    def fallen(self) -> str | None:
+        """The slices whose accuracy has fallen by half or more, in a sentence."""
+        return fallen(self.figures)
 
     def _without_images(self) -> str | None:
         """What the latest evaluated policy and the starting one answer with the image blanked."""

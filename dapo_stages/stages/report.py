@@ -83,6 +83,8 @@ def main(
     print_table(reported.table(_SHOWN))
     if best:
         tell(f"best: {best} -> {folder / best.policy}")
+    if reported.fallen:
+        print(painted(reported.fallen, "yellow"))
     for why in halts(run):
         print(painted(why, "bold red"))
     tell(str(page))

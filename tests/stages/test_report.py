@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from dapo_stages.entrypoints.cli import module_of
 from dapo_stages.handoff.manifests import mark_pruned, read_manifest
+from dapo_stages.reporting import run_report
 from dapo_stages.stages.report import main
 
 DOCUMENTS = ("rollout_results.md", "token_weights.md", "eval_results.md", "report.html")
@@ -151,6 +152,13 @@ def test_the_terminal_shows_the_table_and_the_path(reported: Path) -> None:
         f"best: iteration 2, held-out greedy 75.0% -> {reported}/iter-0002/train/policy",
         str(reported / "report.html"),
     ]
+
+
+def test_a_slice_that_has_fallen_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_report, "fallen", lambda all_: f"{len(all_)} evaluations: prior|violating has fallen.")
+    said = "3 evaluations: prior|violating has fallen."
+    assert said in report(run).stdout.splitlines()
+    assert said.replace("|", "\\|") in (run / "eval_results.md").read_text().splitlines()
 
 
 def test_json_gives_the_figures(reported: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dapo_stages.reporting.iteration.figures import Figures, figure, slices
+from dapo_stages.reporting.iteration.figures import Figures, figure, interval, slices
 from dapo_stages.runs.best import BLANK, METRICS
 from dapo_stages.runs.pipeline import REPORTED
 from dapo_stages.runs.run_summaries import Summary
 from dapo_stages.small_files import shown
 from dapo_stages.terminal.printed_table import Table
-from dapo_stages.terminal.safe_text import NOTHING, number, percent
+from dapo_stages.terminal.safe_text import NOTHING, number, one_line, percent
 
 _MAX_SLICES = 4
 _SECONDS = "seconds: " + "+".join(REPORTED)
@@ -78,6 +78,26 @@ def run_cells(one: Summary) -> list[str]:
         percent(one.last.get(BLANK)),
         shown(one.bytes),
     ]
+
+
+def fallen(all_figures: Sequence[Figures]) -> str | None:
+    """The slices of held-out questions that have lost half of their best accuracy or more; None if there are none.
+
+    The mean over all questions can rise meanwhile. Only where the confidence intervals do not overlap either.
+    """
+    evaluated = [figures for figures in all_figures if figures.get("eval")]
+    if not evaluated:
+        return None
+    *earlier, now = evaluated
+    found = []
+    for name in slices([now]):
+        path = ("eval", "by_slice", name, "greedy_accuracy")
+        best = max(earlier, key=lambda figures: figure(figures, *path) or 0.0, default=now)
+        was, left = figure(best, *path), figure(now, *path)
+        before, after = interval(best, path), interval(now, path)
+        if was and left is not None and left <= was / 2 and before and after and after[1] < before[0]:
+            found.append(f"{one_line(name)} from {percent(was)} at iteration {best['iteration']} to {percent(left)}")
+    return f"Held-out accuracy has fallen by half or more: {'; '.join(found)}." if found else None
 
 
 def without_images(now: Mapping[str, Any], start: Mapping[str, Any] | None = None) -> str | None:
