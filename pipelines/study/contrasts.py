@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,6 +55,16 @@ def differences(
         for name in (scheme, baseline)
     )
     return paired(ours, theirs)
+
+
+def cost_ratio(results: Sequence[Result], task: str, scheme: str, baseline: str) -> float | None:
+    """What a scheme's runs cost, as a multiple of the baseline's: the mean over the seeds that have both."""
+    ours, theirs = (
+        {one.seed: one.cost(one.iterations) for one in results if (one.task, one.scheme) == (task, name)}
+        for name in (scheme, baseline)
+    )
+    ratios = [ours[seed] / theirs[seed] for seed in ours.keys() & theirs.keys() if theirs[seed]]
+    return statistics.fmean(ratios) if ratios else None
 
 
 def equal_compute(results: Sequence[Result], task: str, baseline: str) -> dict[str, dict[int, float]]:

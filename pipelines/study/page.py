@@ -10,8 +10,9 @@ from dapo_stages.handoff.shards import write_text
 from dapo_stages.maths.seed_statistics import Estimate, estimate, paired
 from dapo_stages.reporting.page.charts import Chart, Series, drawn_as_svg
 from dapo_stages.terminal.safe_text import NOTHING, markdown_table, number
-from pipelines.study.contrasts import Contrast, differences, equal_compute, equal_updates
+from pipelines.study.contrasts import Contrast, cost_ratio, differences, equal_compute, equal_updates
 from pipelines.study.design import Design, shown
+from pipelines.study.differences_drawn import drawn
 from pipelines.study.pilot import DETECTED, Pilot
 from pipelines.study.result_files import MEASURE, Result, by_seed, machine, measured
 
@@ -24,7 +25,7 @@ def write(design: Design, results: Sequence[Result], out: Path) -> None:
     tests = [result for result in results if not result.pilot]
     parts = [_HEAD]
     if complete := _is_complete(design, results):
-        parts += _answer(design, tests)
+        parts += _answer(design, tests, out)
     else:
         parts += ["## Answer\n", "The study is not complete. The analysis is made when all test seeds are.\n"]
     for task in design.tasks:
@@ -51,29 +52,36 @@ def _is_complete(design: Design, results: Sequence[Result]) -> bool:
     )
 
 
-def _answer(design: Design, tests: Sequence[Result]) -> list[str]:
+def _answer(design: Design, tests: Sequence[Result], out: Path) -> list[str]:
     found = equal_updates(design, design.tasks, tests)
     task, scheme = design.primary
     primary = next(one for one in found if (one.task, one.scheme) == design.primary)
     family = sum(one.corrected is not None for one in found)
+    chart = f"{out.stem}-differences.svg"
+    write_text(out.parent / chart, drawn(found, design.baseline, design.primary))
     return [
         "## Answer\n",
         f"Primary, {scheme} - {design.baseline} on `{task}`, prior-violating accuracy over the run: "
         f"**{_interval(primary.difference)}**, n = {primary.difference.number}: **{primary.verdict}**.\n",
+        f"![Differences from {design.baseline} by scheme and task]({chart})\n",
         f"All others, with Holm's correction over these {family} together. Intervals (95%, Student's t over seeds) are "
-        "not corrected.\n",
+        f"not corrected. Cost is the processor time of a run, as a multiple of {design.baseline}'s.\n",
         markdown_table(
-            ["scheme - " + design.baseline, "task", "difference", "95% interval", "p", "p, Holm", "shows"],
-            [_row(one) for one in found],
+            ["scheme - " + design.baseline, "task", "difference", "95% interval", "p", "p, Holm", "cost", "shows"],
+            [_row(one, cost_ratio(tests, one.task, one.scheme, design.baseline)) for one in found],
         ),
     ]
 
 
-def _row(one: Contrast) -> list[str]:
+def _row(one: Contrast, cost: float | None) -> list[str]:
     found = one.difference
     interval = NOTHING if found.interval is None else f"[{found.interval[0]:+.3f}, {found.interval[1]:+.3f}]"
     corrected = "primary" if one.corrected is None else number(one.corrected)
-    return [one.scheme, one.task, f"{found.mean:+.3f}", interval, number(found.p), corrected, one.verdict]
+    return [one.scheme, one.task, f"{found.mean:+.3f}", interval, number(found.p), corrected, _times(cost), one.verdict]
+
+
+def _times(cost: float | None) -> str:
+    return NOTHING if cost is None else f"{cost:.2f} ×"
 
 
 def _pilot(design: Design, task: str, results: Sequence[Result]) -> list[str]:

@@ -38,8 +38,37 @@ def test_the_answer_is_that_of_the_differences_by_seed(tmp_path: Path) -> None:
     assert "a - uniform on `places`, prior-violating accuracy over the run: **+0.110 [+0.047, +0.173]**" in answer
     assert "n = 10: **higher**." in answer and "Holm's correction over these 2 together" in answer
     # Holm of .02 and 1: twice .02, and 1.
-    assert cells(answer, "c", "places") == ["+0.100", "[+0.020, +0.180]", "0.020", "0.040", "higher"]
-    assert cells(answer, "b", "places")[-3:] == ["1.000", "1.000", "no difference shown"]
+    assert cells(answer, "c", "places") == ["+0.100", "[+0.020, +0.180]", "0.020", "0.040", "1.00 ×", "higher"]
+    assert cells(answer, "b", "places")[-4:] == ["1.000", "1.000", "1.00 ×", "no difference shown"]
+
+
+def test_the_answer_says_what_a_scheme_costs(tmp_path: Path) -> None:
+    runs = [
+        # Half of the seeds with 7.5 seconds of an iteration instead of 5, the others with 10: 1.5 and 2 times as much.
+        result(one.scheme, one.seed, 0.5, seconds={"rollout": dict.fromkeys(range(1, 9), 7.5 if one.seed % 2 else 10)})
+        if one.scheme == "c"
+        else one
+        for one in every_run()
+    ]
+    assert cells(part(page(plant(tmp_path / "results", pilot() + runs)), "## Answer"), "c", "places")[-2] == "1.75 ×"
+
+
+def test_the_answer_is_drawn(tmp_path: Path) -> None:
+    answer = part(page(plant(tmp_path / "results", pilot() + every_run())), "## Answer")
+    assert "![Differences from uniform by scheme and task](results-differences.svg)" in answer
+    svg = ET.fromstring((tmp_path / "results-differences.svg").read_text(encoding="utf-8"))
+    of = {"s": "http://www.w3.org/2000/svg"}
+    rows = {row.findall("s:text", of)[0].text: row for row in svg.findall("s:g", of)}
+    assert [(name, row.get("class")) for name, row in rows.items()] == [("a", "higher"), ("b", "no"), ("c", "higher")]
+    assert [row.findall("s:text", of)[1].text for row in rows.values()] == [
+        "+0.110, higher (primary)",
+        "+0.000, no difference shown",
+        "+0.100, higher",
+    ]
+    dots = {name: float(row.find("s:circle", of).get("cx")) for name, row in rows.items()}  # type: ignore[union-attr, arg-type]
+    zero = next(float(line.get("x1", "")) for line in svg.findall("s:line", of) if line.get("class") == "zero")
+    # On one scale: b at 0, and a as far from it as .11 is in c's .1.
+    assert dots["b"] == zero and dots["a"] - zero == pytest.approx(1.1 * (dots["c"] - zero), abs=0.2)
 
 
 def test_everything_else_of_a_complete_study(tmp_path: Path) -> None:
