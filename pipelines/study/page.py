@@ -29,7 +29,8 @@ def write(design: Design, results: Sequence[Result], out: Path) -> None:
     else:
         parts += ["## Answer\n", "The study is not complete. The analysis is made when all test seeds are.\n"]
     for task in design.tasks:
-        parts += [f"## `{task}`\n", *_pilot(design, task, results), *_progress(design, task, results)]
+        parts += [f"## `{task}`\n", *_dependence(task, out)]
+        parts += [*_pilot(design, task, results), *_progress(design, task, results)]
         if complete:
             parts += [*_compute(design, task, tests), *_kinds(design, task, tests), *_weights(design, task, tests)]
         of_task = [result for result in tests if result.task == task]
@@ -203,10 +204,9 @@ def _own(design: Design, name: str, runs: Sequence[Result], out: Path) -> list[s
         rows.append(
             [scheme, str(len(ours)), *ends, _spread(run.measure(measure) for run in ours), _interval(difference)]
         )
-    table = f"{out.stem}/{name}/dependence/dependence.md"
     return [
         f"## `{name}`\n",
-        *([f"[Does attention tell]({table}) which of its tokens depend on the image?\n"] if _there(out, table) else []),
+        *_dependence(name, out),
         f"Sent in, outside of the study; exploratory. Machines: {'; '.join(sorted({machine(run) for run in runs}))}.\n",
         markdown_table(
             ["scheme", "seeds", "image blanked, start", "end", f"{ENDS[measure]}, over the run", "difference"], rows
@@ -215,8 +215,11 @@ def _own(design: Design, name: str, runs: Sequence[Result], out: Path) -> list[s
     ]
 
 
-def _there(out: Path, name: str) -> bool:
-    return (out.parent / name).is_file()
+def _dependence(name: str, out: Path) -> list[str]:
+    """A link to the table of dependence of a task or model, if there is one."""
+    table = f"{out.stem}/{name}/dependence/dependence.md"
+    there = (out.parent / table).is_file()
+    return [f"[Does attention tell]({table}) which tokens depend on the image?\n"] if there else []
 
 
 def _chart(task: str, runs: Sequence[Result], out: Path) -> list[str]:

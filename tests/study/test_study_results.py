@@ -53,6 +53,14 @@ def test_the_answer_says_what_a_scheme_costs(tmp_path: Path) -> None:
     assert cells(part(page(plant(tmp_path / "results", pilot() + runs)), "## Answer"), "c", "places")[-2] == "1.75 ×"
 
 
+def test_a_table_of_dependence_is_linked_where_there_is_one(tmp_path: Path) -> None:
+    folder = plant(tmp_path / "results", pilot())
+    assert "dependence.md" not in page(folder)
+    (folder / "places/dependence").mkdir(parents=True)
+    (folder / "places/dependence/dependence.md").touch()
+    assert "](results/places/dependence/dependence.md)" in page(folder)
+
+
 def test_the_answer_is_drawn(tmp_path: Path) -> None:
     answer = part(page(plant(tmp_path / "results", pilot() + every_run())), "## Answer")
     assert "![Differences from uniform by scheme and task](results-differences.svg)" in answer
