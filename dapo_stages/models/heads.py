@@ -78,8 +78,8 @@ class HeadRecorder:
         """Masses [N, H, rows, 5], value-weighted mass and rollout [N, rows] of each chunk of attention."""
         kinds = self._kinds[group].to(norms.device)
         one_hot = torch.nn.functional.one_hot(kinds, 4).float()
-        prompt_norms = norms[:, None, span.start : span.start + span.prefix]  # [H, 1, P]
-        own_norms = fold(norms[..., None], span)[..., 0][:, :, None]  # [N, H, 1, C]
+        prompt_norms = norms[:, None, span.prompt]  # [H, 1, P]
+        own_norms = fold(norms[:, span.completions, None], span)[..., 0][:, :, None]  # [N, H, 1, C]
         start = 0
         for rows in chunks:
             prompt, own = rows[..., : span.prefix], rows[..., span.prefix :]

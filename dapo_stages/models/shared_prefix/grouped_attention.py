@@ -56,25 +56,27 @@ def grouped(
         from dapo_stages.models.shared_prefix import flex
 
         return flex.attend(query, key, value, block_masks[sliding_window], scaling), None
+    # Split once: the backward pass of a slice for each group would fill and add gradients of the whole row for each.
+    sizes = [size for span in spans for size in (span.prefix, sum(span.lengths))]
+    pieces = list(zip(*(states[0].split(sizes, 1) for states in (query, key, value)), strict=True))
     parts: list[torch.Tensor] = []
-    for span in spans:
-        parts += _group(query[0], key[0], value[0], span, sliding_window, scaling, dropout)
+    for span, prompt, completions in zip(spans, pieces[::2], pieces[1::2], strict=True):
+        parts += _group(span, prompt, completions, sliding_window, scaling, dropout)
     return torch.cat(parts, 1).transpose(0, 1)[None].contiguous(), None
 
 
 def _group(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     span: Span,
+    prompt: tuple[torch.Tensor, ...],
+    completions: tuple[torch.Tensor, ...],
     window: int | None,
     scaling: float | None,
     dropout: float,
 ) -> tuple[torch.Tensor, ...]:
-    prompt = slice(span.start, span.start + span.prefix)
-    k_prompt, v_prompt, mask = key[:, prompt], value[:, prompt], span.prompt_mask(window)
+    """Queries, keys and values of the prompt [H, P, D] and of its completions [H, sum C_i, D] -> attention of both."""
+    (q_prompt, k_prompt, v_prompt), mask = prompt, span.prompt_mask(window)
     prefix = F.scaled_dot_product_attention(
-        query[None, :, prompt],
+        q_prompt[None],
         k_prompt[None],
         v_prompt[None],
         attn_mask=mask,
@@ -86,14 +88,14 @@ def _group(
     if not span.lengths:
         return (prefix[0],)
     count, longest = span.fold.shape
-    q, k, v = (fold(states, span) for states in (query, key, value))
-    repeats = query.shape[0] // key.shape[0]
+    q, k, v = (fold(states, span) for states in completions)
+    repeats = len(q_prompt) // len(k_prompt)
     k_prompt, v_prompt = (states[:, span.first_shared(window) :] for states in (k_prompt, v_prompt))
     k = torch.cat([k_prompt.expand(count, -1, -1, -1), k], 2).repeat_interleave(repeats, 1)
     v = torch.cat([v_prompt.expand(count, -1, -1, -1), v], 2).repeat_interleave(repeats, 1)
     mask = span.completion_mask(window)
     suffix = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, dropout_p=dropout)
-    flat = suffix.transpose(0, 1).reshape(query.shape[0], count * longest, -1)
+    flat = suffix.transpose(0, 1).reshape(len(q_prompt), count * longest, -1)
     return prefix[0], flat.index_select(1, span.unfold)
 
 

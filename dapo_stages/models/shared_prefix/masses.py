@@ -165,14 +165,13 @@ def attention_rows(
     completion's own, as far as a row of the chunk sees any. In float32.
     """
     repeats = query.shape[0] // key.shape[0]
-    last = span.start + span.prefix - 1
-    q = fold(query, span)
+    q = fold(query[:, span.completions], span)
     shift = int(whose == "predicting")
     if shift:
-        before = query[None, :, last : last + 1].expand(q.shape[0], -1, -1, -1)
+        before = query[None, :, span.prompt][:, :, -1:].expand(q.shape[0], -1, -1, -1)
         q = torch.cat([before, q[:, :, :-1]], 2)
     narrow = query.dtype.itemsize == 2
-    k_prompt, k_own = key[:, span.start : last + 1], fold(key, span)
+    k_prompt, k_own = key[:, span.prompt], fold(key[:, span.completions], span)
     if not narrow:
         k_prompt = k_prompt.repeat_interleave(repeats, 0).float()
         k_own = k_own.repeat_interleave(repeats, 1).float()

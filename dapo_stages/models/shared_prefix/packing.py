@@ -54,10 +54,20 @@ class Span:
     start: int
     prefix: int
     lengths: tuple[int, ...]
-    fold: torch.Tensor  # [N, C] row of each token; padding repeats the completion's last row
+    fold: torch.Tensor  # [N, C] place of each token among those of the completions; padding repeats the last one
     unfold: torch.Tensor  # [sum C_i] place of each token in the flattened [N * C] block
     ends: torch.Tensor | None = None  # [P] where what each prompt token sees ends, if it is not after itself
     _masks: dict[tuple[str, int | None], torch.Tensor] = field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def prompt(self) -> slice:
+        """The prompt's tokens in the packed row."""
+        return slice(self.start, self.start + self.prefix)
+
+    @property
+    def completions(self) -> slice:
+        """Those of all of its completions."""
+        return slice(self.start + self.prefix, self.start + self.prefix + sum(self.lengths))
 
     def prompt_mask(self, window: int | None) -> torch.Tensor | None:
         """[P, P] True where a prompt's query sees a key, in layers that see `window` tokens; None if it is causal."""
@@ -181,8 +191,7 @@ def _span(start: int, prefix: int, lengths: list[int], ends: torch.Tensor | None
     if min(lengths, default=1) < 1:
         raise ValueError("every completion must have at least one token")
     longest = max(lengths, default=0)
-    first = start + prefix
-    offsets = [first, *(first + total for total in accumulate(lengths))][:-1]
+    offsets = [0, *accumulate(lengths)][:-1]
     steps = torch.arange(longest)
     rows = [offset + steps.clamp(max=length - 1) for offset, length in zip(offsets, lengths, strict=True)]
     fold = torch.stack(rows) if rows else steps.reshape(0, 0)
@@ -196,7 +205,7 @@ def _to(span: Span, device: torch.device) -> Span:
 
 
 def fold(states: torch.Tensor, span: Span) -> torch.Tensor:
-    """The completions of one group as a padded block: [heads, T, D] -> [N, heads, C, D]."""
+    """The completions of one group as a padded block: [heads, sum C_i, D] -> [N, heads, C, D]."""
     count, longest = span.fold.shape
     block = states.index_select(1, span.fold.flatten())
     return block.reshape(states.shape[0], count, longest, -1).transpose(0, 1)
