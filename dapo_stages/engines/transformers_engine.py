@@ -18,7 +18,7 @@ from dapo_stages.handoff.shards import Row
 from dapo_stages.models.inputs import prompt_of
 from dapo_stages.models.logprobs import log_distribution
 from dapo_stages.models.policy import Policy
-from dapo_stages.models.shared_prefix.decoding import Prefill, Prefixes, Room, of_any_size
+from dapo_stages.models.shared_prefix.decoding import Growing, Prefill, Prefixes, Room, of_any_size
 from dapo_stages.models.shared_prefix.linear_layers import PromptStates, RowStates
 from dapo_stages.models.shared_prefix.packing import Group, Prompt, by_axis
 from dapo_stages.terminal.console import say
@@ -129,7 +129,7 @@ def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) 
     policy = prefilled.policy
     rows = Rows(policy, prefilled.prompts, repeats, max_length)
     look = _LOOK.get(policy.device.type, 1)
-    decoder = _Compiled(prefilled, repeats, max_length) if policy.compiled else _SharedPrefixes(prefilled, repeats)
+    decoder = (_Compiled if policy.compiled else _SharedPrefixes)(prefilled, repeats, max_length)
     policy.attend("decoding")
     logits = prefilled.logits.repeat_interleave(repeats, 0)
     while True:
@@ -150,15 +150,21 @@ def _complete(prefilled: _Prefilled, repeats: int, max_length: int, pick: Pick) 
 
 
 class _SharedPrefixes:
-    """Runs the model step by step; the cache of a prompt is shared by its rows (shared_prefix/decoding.py)."""
+    """Runs the model step by step; the cache of a prompt is shared by its rows (shared_prefix/decoding.py).
 
-    def __init__(self, prefilled: _Prefilled, repeats: int) -> None:
+    Completions have at most `room` tokens.
+    """
+
+    def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:
         from transformers import DynamicCache
 
         base = prefilled.policy.base
         self._forward: Callable[..., Any] = base
         self._prefixes = Prefixes(prefilled.states, repeats)
         self._cache: Cache = DynamicCache(config=base.config.get_text_config())
+        for number in prefilled.states.keys:
+            if prefilled.states.windows[number] is None:
+                self._cache.layers[number] = Growing(room)
         for number, states in prefilled.states.linear.items():
             self._cache.layers[number] = RowStates(states, repeats)
         self._next, self._written = _next_positions(prefilled.policy, prefilled.prompts, repeats), 0
@@ -201,7 +207,7 @@ class _Compiled(_SharedPrefixes):
     def __init__(self, prefilled: _Prefilled, repeats: int, room: int) -> None:
         from transformers import Cache
 
-        super().__init__(prefilled, repeats)
+        super().__init__(prefilled, repeats, room)
         self._compiled, self._forward = _compiled(prefilled.policy), self._any_size
         self._run = Recorded(super()._logits) if _records(prefilled.policy) else super()._logits
         self._prefixes = Prefixes(prefilled.states, repeats, room)

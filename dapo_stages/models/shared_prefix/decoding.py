@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dapo_stages.models.shared_prefix.linear_layers import PromptStates
@@ -135,6 +135,54 @@ class Prefixes:
         groups, kv_heads, _, size = block.shape
         rows = block.reshape(groups, kv_heads, -1, like.shape[2], size).transpose(1, 2).flatten(0, 1)
         return rows if self._even else rows.index_select(0, self._unfold_rows)
+
+
+class Growing(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of B completions [B, K, t, D], in memory with room for more tokens than there are.
+
+    A step writes one token. transformers' own layer copies all of them at every step. There is never room for more than
+    `most`.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    _whole: tuple[torch.Tensor, ...] = ()  # keys and values with the room; those of the layer are views of them
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add tokens [B, K, t', D], and return all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before, new = self.get_seq_length(), (key_states, value_states)
+        after = before + key_states.shape[-2]
+        room = max(after, min(after + after // 4 + 32, self._most))
+        if not before:
+            self._whole = tuple(_with_room(states[:, :, :0], room) for states in new)
+        elif after > self._whole[0].shape[-2]:
+            self._whole = tuple(_with_room(states, room) for states in (self.keys, self.values))
+        for whole, states in zip(self._whole, new, strict=True):
+            whole[:, :, before:after] = states
+        self.keys, self.values = (whole[:, :, :after] for whole in self._whole)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Continue with these rows only, [B'] in order."""
+        tokens = self.get_seq_length()
+        self._whole = tuple(whole[indices] for whole in self._whole)
+        self.keys, self.values = (whole[:, :, :tokens] for whole in self._whole)
+
+
+def _with_room(states: torch.Tensor, room: int) -> torch.Tensor:
+    """States [B, K, t, D] at the beginning of memory for `room` tokens."""
+    rows, heads, tokens, size = states.shape
+    whole = states.new_empty(rows, heads, room, size)
+    whole[:, :, :tokens] = states
+    return whole
 
 
 class Room(StaticLayer):  # type: ignore[misc]
