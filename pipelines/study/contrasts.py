@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,21 +50,19 @@ def differences(
     results: Sequence[Result], task: str, scheme: str, baseline: str, measure: str = MEASURE
 ) -> Estimate | None:
     """Estimate of scheme - baseline in the measure of a curve, over the seeds that have both."""
-    ours, theirs = (
-        {one.seed: one.measure(measure) for one in results if (one.task, one.scheme) == (task, name)}
-        for name in (scheme, baseline)
-    )
+    ours, theirs = (_values(results, task, name, lambda one: one.measure(measure)) for name in (scheme, baseline))
     return paired(ours, theirs)
 
 
 def cost_ratio(results: Sequence[Result], task: str, scheme: str, baseline: str) -> float | None:
     """What a scheme's runs cost, as a multiple of the baseline's: the mean over the seeds that have both."""
-    ours, theirs = (
-        {one.seed: one.cost(one.iterations) for one in results if (one.task, one.scheme) == (task, name)}
-        for name in (scheme, baseline)
-    )
-    ratios = [ours[seed] / theirs[seed] for seed in ours.keys() & theirs.keys() if theirs[seed]]
+    ours, theirs = (_values(results, task, name, lambda one: one.cost(one.iterations)) for name in (scheme, baseline))
+    ratios = [ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys()) if theirs[seed]]
     return statistics.fmean(ratios) if ratios else None
+
+
+def _values(results: Sequence[Result], task: str, scheme: str, value: Callable[[Result], float]) -> dict[int, float]:
+    return {one.seed: value(one) for one in results if (one.task, one.scheme) == (task, scheme)}
 
 
 def equal_compute(results: Sequence[Result], task: str, baseline: str) -> dict[str, dict[int, float]]:

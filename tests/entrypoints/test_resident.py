@@ -205,19 +205,25 @@ def test_without_gpus_each_make_has_a_worker(place: Place, monkeypatch: pytest.M
 
 @pytest.mark.skipif(any(map(os.path.exists, resident.DRIVERS)), reason="GPUs have one worker")
 def test_two_runs_side_by_side_do_not_wait_for_each_other(place: Place, tiny: Path, tmp_path: Path) -> None:
+    for worker in place.servers():
+        os.kill(worker, signal.SIGTERM)
+    wait(lambda: not place.servers())
     makes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
     mine, other = ({MAKE: str(make.pid)} for make in makes)
-    for environment in (mine, other):
-        place.try_out(**environment)
-    assert len(place.servers()) == 2
-    (place.folder / "wait").touch()
-    stopped = place.start(*weigh(tiny, tmp_path / "out"), **mine)
-    wait((place.folder / "waiting-out").exists)
-    assert place.run(*CONFIG, **other).code == 0 and stopped.poll() is None
-    (place.folder / "wait").unlink()
-    assert stopped.wait(30) == 0
-    stopped.communicate()
-    for make in makes:
-        make.kill()
-        make.wait()
+    try:
+        for environment in (mine, other):
+            place.try_out(**environment)
+        assert len(place.servers()) == 2
+        (place.folder / "wait").touch()
+        stopped = place.start(*weigh(tiny, tmp_path / "out"), **mine)
+        wait((place.folder / "waiting-out").exists)
+        assert place.run(*CONFIG, **other).code == 0 and stopped.poll() is None
+        (place.folder / "wait").unlink()
+        stopped.communicate(timeout=30)
+        assert stopped.returncode == 0
+    finally:
+        (place.folder / "wait").unlink(missing_ok=True)
+        for make in makes:
+            make.kill()
+            make.wait()
     wait(lambda: not place.servers())
