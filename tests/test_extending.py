@@ -149,12 +149,10 @@ def test_a_prompt_that_was_not_recorded_is_refused(
 
 @pytest.fixture()
 def furthest(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    before = dict(FAMILIES)
     made: dict[str, Any] = {"__name__": "example"}
-    exec(FAMILY, made)
-    yield made["furthest"]
-    FAMILIES.clear()
-    FAMILIES.update(before)
+    with families.families_kept():
+        exec(FAMILY, made)
+        yield made["furthest"]
 
 
 class Flat(Family):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from support.eager_rows import eager, eager_masses, eager_rollout, kinds_by_eye
-from support.families import OTHER
+from support.families import OTHER, families_kept
 from support.families import OWN_ROWS as THESE
 from support.prompts import groups, own_row
 from support.updates import TINY
@@ -33,16 +33,18 @@ OWN_ROWS = (*THESE, "gemma3")  # one that need not have them, for images whose t
 
 
 @pytest.fixture(autouse=True)
-def _all_in_rows_of_their_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "policy" in request.fixturenames:
-        monkeypatch.delitem(families.FAMILIES, "gemma3")
+def _all_in_rows_of_their_own(request: pytest.FixtureRequest) -> Iterator[None]:
+    with families_kept():
+        if "policy" in request.fixturenames:
+            del families.FAMILIES["gemma3"]
+        yield
 
 
 @pytest.fixture()
-def linear(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Policy:
+def linear(checkpoints: Callable[[str], Path]) -> Policy:
     """A model with linear layers."""
     checkpoint = checkpoints("qwen3_5")
-    monkeypatch.delitem(families.FAMILIES, "qwen3_5")
+    del families.FAMILIES["qwen3_5"]  # until the end of the test
     policy = load_policy(checkpoint, TINY)
     assert not policy.shares_prefixes
     return policy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from dapo_stages.models.embedded.embedded_policy import build, build_processor
 from dapo_stages.models.embedded.embedded_tokenizer import CHAT_TEMPLATE, build_tokenizer
+from dapo_stages.models.families import FAMILIES
 from dapo_stages.models.policy import Policy
 from dapo_stages.models.policy_loading import save_policy
 from dapo_stages.models.processor import image_processor
@@ -26,6 +29,17 @@ SOME = (*QWEN, "internvl", "llava_onevision", "idefics3", "gemma3")  # for what 
 WINDOWS = ("llava with windows", "qwen2_vl with windows")  # whose layers, or some of them, see 8 tokens, as Gemma 3's
 OTHER = "llava with starcoder2"  # one that does not share: its decoder was not tried
 OWN_ROWS = (OTHER,)  # all of those that do not, whose attention is scored in rows of their own
+
+
+@contextmanager
+def families_kept() -> Iterator[None]:
+    """Afterwards FAMILIES is as before, in the same order, in which messages list it."""
+    before = dict(FAMILIES)
+    try:
+        yield
+    finally:
+        FAMILIES.clear()
+        FAMILIES.update(before)
 
 
 def save_tiny(family: str, folder: Path) -> None:
