@@ -97,7 +97,8 @@ ROLLOUT_PYTHON  ?= $(PY)
 SCORE_PYTHON    ?= $(PY)
 TRAIN_PYTHON    ?= $(PY)
 EVALUATE_PYTHON ?= $(PY)
-DAPO            := -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.preload)
+# With PRELOAD=1 the commands without a model run in the process that stays, too, which saves each the start of Python.
+DAPO             = -m dapo_stages$(if $(filter 1,$(PRELOAD)),.entrypoints.$(if $(stays),resident,preload))
 # The command that starts a stage, by its LAUNCH; launched stages are not forked from the process that has
 # torch loaded. Launches on several machines do not stay.
 ROLLOUT_ENGINE  := $(engine)
