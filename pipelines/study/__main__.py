@@ -98,9 +98,9 @@ def _check_machine(results: Path, name: Name, known: list[Result]) -> None:
     others = by_seed(known).get((name.task, name.seed, name.rate is not None), [])
     for other in others[:1]:
         if (other.machine, other.versions) != (machine_here(), versions_here()):
-            here = f"{machine_here()['processor']}, {versions_here()}"
             problem = (
-                f"{other.name.file} was made elsewhere ({other.machine['processor']}, {other.versions}), not {here}"
+                f"{other.name.file} was made elsewhere ({other.machine}, {other.versions}), not on {machine_here()}, "
+                f"{versions_here()}"
             )
             raise DataError(
                 f"{results}, seed {name.seed} of {name.task}",

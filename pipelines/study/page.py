@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from dapo_stages.handoff.shards import write_text
 from dapo_stages.maths.seed_statistics import Estimate, estimate, paired
 from dapo_stages.reporting.page.charts import Chart, Series, drawn_as_svg
-from dapo_stages.terminal.safe_text import NOTHING, markdown_table, number
+from dapo_stages.terminal.safe_text import NOTHING, markdown_inline, markdown_table, number
 from pipelines.study.contrasts import Contrast, cost_ratio, differences, equal_compute, equal_updates
 from pipelines.study.design import Design, shown
 from pipelines.study.differences_drawn import drawn
 from pipelines.study.pilot import DETECTED, Pilot
-from pipelines.study.result_files import MEASURE, Result, by_seed, machine, measured
+from pipelines.study.result_files import MEASURE, Result, by_seed, measured
 
 ENDS = {"violating": "prior-violating", "all": "all questions", "blank": "image blanked", "length": "tokens"}
 
@@ -122,12 +123,8 @@ def _progress(design: Design, task: str, results: Sequence[Result]) -> list[str]
     schemes = set(design.schemes)
     whole = [seed for (_, seed, _), runs in by_seed(tests).items() if {run.scheme for run in runs} >= schemes]
     of = f"{len(whole)} of {planned} seeds" if planned else f"{len(whole)} seeds (how many, the pilot decides)"
-    machines = sorted({machine(result) for result in tests})
-    lines = [
-        "### Runs\n",
-        f"Complete: {of}. {len(tests)} runs." + (f" Machines: {'; '.join(machines)}." if machines else ""),
-    ]
-    broke = [f"{one.scheme}-{one.seed} ({one.broke_down})" for one in tests if one.broke_down]
+    lines = ["### Runs\n", f"Complete: {of}. {len(tests)} runs." + (f" {_machines(tests)}" if tests else "")]
+    broke = [markdown_inline(f"{one.scheme}-{one.seed} ({one.broke_down})") for one in tests if one.broke_down]
     if broke:
         lines.append(f"Training broke down, and the last evaluation counts for the rest: {'; '.join(broke)}.")
     return [*lines, ""]
@@ -205,9 +202,9 @@ def _own(design: Design, name: str, runs: Sequence[Result], out: Path) -> list[s
             [scheme, str(len(ours)), *ends, _spread(run.measure(measure) for run in ours), _interval(difference)]
         )
     return [
-        f"## `{name}`\n",
+        f"## {markdown_inline(name)}\n",
         *_dependence(name, out),
-        f"Sent in, outside of the study; exploratory. Machines: {'; '.join(sorted({machine(run) for run in runs}))}.\n",
+        f"Sent in, outside of the study; exploratory. {_machines(runs)}\n",
         markdown_table(
             ["scheme", "seeds", "image blanked, start", "end", f"{ENDS[measure]}, over the run", "difference"], rows
         ),
@@ -219,7 +216,11 @@ def _dependence(name: str, out: Path) -> list[str]:
     """A link to the table of dependence of a task or model, if there is one."""
     table = f"{out.stem}/{name}/dependence/dependence.md"
     there = (out.parent / table).is_file()
-    return [f"[Does attention tell]({table}) which tokens depend on the image?\n"] if there else []
+    return [f"[Does attention tell]({quote(table)}) which tokens depend on the image?\n"] if there else []
+
+
+def _machines(runs: Sequence[Result]) -> str:
+    return f"Machines: {markdown_inline('; '.join(sorted({str(run.machine) for run in runs})))}."
 
 
 def _chart(task: str, runs: Sequence[Result], out: Path) -> list[str]:

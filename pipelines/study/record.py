@@ -15,7 +15,7 @@ from dapo_stages.handoff.unfinished import halted
 from dapo_stages.runs.pipeline import FOLDERS
 from dapo_stages.runs.run_folder import Run
 from pipelines.study.design import Name
-from pipelines.study.result_files import STAGES, Result
+from pipelines.study.result_files import STAGES, Machine, Result
 from pipelines.study.token_weights_seen import weights_seen
 
 PACKAGES = ("dapo-stages", "torch", "transformers", "numpy")
@@ -98,7 +98,7 @@ def _costs(run: Run, planned: int) -> tuple[dict[str, dict[int, float]], dict[st
 
     On processors alone these are seconds of processor time: what else the machine does meanwhile doesn't count.
     """
-    on_gpus = bool(machine_here()["gpus"])
+    on_gpus = bool(machine_here().gpus)
     seconds: dict[str, dict[int, float]] = {}
     memory: dict[str, int] = {}
     for number in range(planned + 1):
@@ -111,15 +111,15 @@ def _costs(run: Run, planned: int) -> tuple[dict[str, dict[int, float]], dict[st
     return seconds, memory
 
 
-def machine_here() -> dict[str, Any]:
-    """Processor, cores, threads and GPUs, without the machine's name."""
+def machine_here() -> Machine:
+    """This machine."""
     processor = _values("/proc/cpuinfo", "model name")[:1] or [platform.processor()]
     gpus = [
         model for path in Path("/proc/driver/nvidia/gpus").glob("*/information") for model in _values(path, "Model")
     ]
     cores = os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS", cores))
-    return {"processor": processor[0], "cores": cores, "threads": threads, "gpus": sorted(gpus)}
+    return Machine(processor=processor[0], cores=cores, threads=threads, gpus=tuple(sorted(gpus)))
 
 
 def _values(path: str | Path, key: str) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dapo_stages.errors import DataError
 from dapo_stages.handoff.shards import write_text
@@ -19,29 +20,52 @@ STAGES = ("rollout", "score-attention", "weight-tokens", "train-step")  # what a
 MEASURE = "violating"
 
 
+class Machine(BaseModel):
+    """What a run was made on, without the machine's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    processor: str
+    cores: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        gpus = [f"{number} × {gpu}" for gpu, number in Counter(self.gpus).items()]
+        return ", ".join([self.processor, _counted(self.cores, "core"), _counted(self.threads, "thread"), *gpus])
+
+
 class Result(BaseModel):
     """What is kept of a run. Curves and seconds are by iteration, 0 being the start."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     task: str
     scheme: str
     seed: int
     pilot: bool
     learning_rate: float
     iterations: int
-    evaluated: list[int]  # after which iterations it was planned to be evaluated
+    evaluated: list[int] = Field(min_length=2)  # after which iterations it was planned to be evaluated
     curves: dict[str, dict[int, float]]  # accuracy: all, violating, consistent, blank, "violating, KIND"; length
     seconds: dict[str, dict[int, float]]  # by stage; of processor time, on a machine without GPUs
     memory: dict[str, int] = {}  # peak bytes by stage
     weights: dict[str, float] = {}  # what token weights were like
     start: str  # content hash of the starting policy
     data: str  # and of the questions
-    machine: dict[str, Any]  # processor, cores, threads
+    machine: Machine
     versions: dict[str, str]
     commit: str
     ended: str
     broke_down: str | None = None  # why training did not come to its end
     settings: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _has_its_curves(self) -> Self:
+        found = sorted(self.curves.get("all", {}))
+        expected = self.evaluated if self.broke_down is None else self.evaluated[: max(len(found), 1)]
+        for measure in {"all", MEASURE} & {"all", *self.curves}:
+            if sorted(self.curves.get(measure, {})) != expected:
+                raise ValueError(f"curves.{measure}: expected values after iterations {expected}")
+        return self
 
     @property
     def name(self) -> Name:
@@ -123,7 +147,7 @@ def check_comparable(folder: Path, results: list[Result]) -> None:
         for what, one, two in (
             ("starting policies", first.start[:12], other.start[:12]),
             ("questions", first.data[:12], other.data[:12]),
-            ("machines", machine(first), machine(other)),
+            ("machines", str(first.machine), str(other.machine)),
             ("versions", _listed(first.versions), _listed(other.versions)),
             ("evaluations", str(first.evaluated), str(other.evaluated)),
         ):
@@ -135,10 +159,8 @@ def check_comparable(folder: Path, results: list[Result]) -> None:
                 )
 
 
-def machine(result: Result) -> str:
-    """Processor, cores and threads in words."""
-    about = result.machine
-    return f"{about['processor']}, {about['cores']} cores, {about['threads']} threads"
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _listed(versions: dict[str, str]) -> str:

@@ -48,7 +48,7 @@ def test_runs_of_the_pilot_are_made_interrupted_and_resumed(tmp_path: Path) -> N
     said = run()
     assert "train-step: done" in said and "init-policy: done" not in said  # the start was complete
     uniform, weighted = sorted(read_results(tmp_path / "results"), key=lambda result: result.scheme)
-    assert uniform.evaluated == [0, 1, 2] and uniform.start == weighted.start and uniform.machine["threads"] == 1
+    assert uniform.evaluated == [0, 1, 2] and uniform.start == weighted.start and uniform.machine.threads == 1
     assert uniform.weights["deviation"] == 0 and weighted.weights["deviation"] > 0.01
     assert list(uniform.curves["blank"]) == [0, 1, 2] and set(uniform.seconds["rollout"]) == {1, 2}
     assert "done in" not in run()

@@ -21,7 +21,7 @@ from dapo_stages.handoff.unfinished import HALTED
 from dapo_stages.runs.run_folder import Run
 from pipelines.study.design import Name
 from pipelines.study.record import result_of
-from pipelines.study.result_files import read_results, write_result
+from pipelines.study.result_files import Machine, read_results, write_result
 from pipelines.study.token_weights_seen import deciding_token
 
 NAME = Name("places", 101, "vgr")
@@ -157,7 +157,7 @@ def test_a_finished_run_leaves_its_curves_costs_and_origin(run: Path, tmp_path: 
     )
     assert found.start == read_manifest(tmp_path / "start-101/policy").content_hash
     assert found.data == read_manifest(tmp_path / "start-101/data").content_hash
-    assert found.settings["weights"]["clip"] == [0.5, 3] and found.machine["threads"] >= 1
+    assert found.settings["weights"]["clip"] == [0.5, 3] and found.machine.threads >= 1
     path = write_result(tmp_path / "results", found)
     assert path == tmp_path / "results/places/vgr-101.json" and read_results(tmp_path / "results") == [found]
 
@@ -166,7 +166,7 @@ def test_a_finished_run_leaves_its_curves_costs_and_origin(run: Path, tmp_path: 
 def test_waiting_costs_nothing_without_gpus(run: Path, gpus: list[str], counted: bool, monkeypatch: Any) -> None:
     shutil.rmtree(run / "iter-0001/train")
     output("train-step", run / "iter-0001/train", run.parent / "start-101", {}, seconds=0.5)
-    machine = {"processor": "Abacus", "cores": 2, "threads": 1, "gpus": gpus}
+    machine = Machine(processor="Abacus", cores=2, threads=1, gpus=tuple(gpus))
     monkeypatch.setattr("pipelines.study.record.machine_here", lambda: machine)
     assert (result_of(Run(run), NAME, every=2).seconds["train-step"][1] >= 0.5) == counted
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pipelines.study.contrasts import mean_up_to
 from pipelines.study.design import Name, next_rate
 from pipelines.study.page import write
 from pipelines.study.pilot import Pilot
-from pipelines.study.result_files import read_results
+from pipelines.study.result_files import Machine, read_results
 
 
 def page(folder: Path) -> str:
@@ -86,7 +88,7 @@ def test_everything_else_of_a_complete_study(tmp_path: Path) -> None:
     assert cells(part(text, "### By kind of question"), "a") == ["+0.110 [+0.047, +0.173]"]
     every = cells(text, "a-101")
     assert every == ["0.0003", "0.250", "0.290", "0.100", "0.700", "0.600", "0.300", "0.600", "16.0"]
-    assert "Complete: 10 of 10 seeds. 40 runs. Machines: Abacus, 2 cores, 1 threads." in text
+    assert "Complete: 10 of 10 seeds. 40 runs. Machines: Abacus, 2 cores, 1 thread." in text
     drawn = (tmp_path / "results-places-violating.svg").read_text(encoding="utf-8")
     assert ET.fromstring(drawn).tag == "{http://www.w3.org/2000/svg}svg" and "iteration 8: uniform 60.0%" in drawn
 
@@ -146,11 +148,11 @@ def test_an_incomplete_study_claims_nothing_and_then_shows_the_same(tmp_path: Pa
 
 
 def test_seeds_of_two_machines_are_joined(tmp_path: Path) -> None:
-    elsewhere = {"machine": {"processor": "Pascaline", "cores": 8, "threads": 1, "gpus": []}}
+    elsewhere = {"machine": Machine(processor="Pascaline", cores=8, threads=2, gpus=("H100", "H100"))}
     runs = [one.model_copy(update=elsewhere if one.seed > 105 else {}) for one in every_run()]
     text = page(plant(tmp_path / "results", pilot() + runs))
     assert "**+0.110 [+0.047, +0.173]**" in text
-    assert "Machines: Abacus, 2 cores, 1 threads; Pascaline, 8 cores, 1 threads." in text
+    assert "Machines: Abacus, 2 cores, 1 thread; Pascaline, 8 cores, 2 threads, 2 × H100." in text
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,9 @@ def test_seeds_of_two_machines_are_joined(tmp_path: Path) -> None:
     [
         ({"start": "another"}, "differ in their starting policies: places/a-101.json has start of 101, "),
         ({"data": "another"}, "differ in their questions"),
-        ({"machine": {"processor": "Pascaline", "cores": 2, "threads": 1}}, "machines: places/a-101.json has Abacus, "),
+        ({"machine": Machine(processor="Pascaline", cores=2, threads=1)}, "machines: places/a-101.json has Abacus, "),
         ({"versions": {"python": "3.12.1", "torch": "2.13.0"}}, "differ in their versions"),
-        ({"evaluated": [0, 8]}, "differ in their evaluations"),
+        ({"evaluated": [0, 8], "curves": {"all": {0: 0.3, 8: 0.5}}}, "differ in their evaluations"),
     ],
 )
 def test_a_seed_of_two_kinds_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
@@ -179,8 +181,37 @@ def test_a_file_that_is_another_runs_or_none_is_refused(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"curves": {}}, "curves.all: expected values after iterations [0, 4, 8]"),
+        ({"curves": {"all": {0: 0.3, 4: 0.5}}}, "curves.all: expected"),
+        ({"curves": {"all": {0: 0.3, 4: 0.5, 8: 0.5}, "violating": {0: 0.1}}}, "curves.violating: expected"),
+        ({"curves": {}, "broke_down": "the log-ratio is 9"}, "curves.all: expected values after iterations [0]"),
+        ({"evaluated": [0]}, "evaluated"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"machine": {"processor": "Abacus"}}, "machine.cores"),
+    ],
+)
+def test_a_file_that_no_table_could_be_made_from_is_refused(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    values = result("a", 101, 0.5).model_dump(mode="json") | change
+    (tmp_path / "places").mkdir()
+    (tmp_path / "places/a-101.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=rf"not a valid result file \(.*{re.escape(said)}.*Restore the file"):
+        read_results(tmp_path)
+
+
+def test_text_that_was_sent_in_is_no_markup(tmp_path: Path) -> None:
+    machine = Machine(processor="<img src=x> [a](b)", cores=2, threads=1)
+    sent = result("a", 101, 0.5).model_copy(update={"task": "<b>", "machine": machine})
+    text = page(plant(tmp_path / "results", [sent]))
+    assert "## \\<b\\>" in text and "\\<img src=x\\> \\[a\\](b), 2 cores" in text
+
+
 def test_a_run_that_broke_down_counts_with_its_last_evaluation(tmp_path: Path) -> None:
-    curves = {"violating": {0: 0.1, 4: 0.2}, "blank": {0: 0.25}}
+    curves = {"all": {0: 0.3, 4: 0.4}, "violating": {0: 0.1, 4: 0.2}, "blank": {0: 0.25}}
     broken = result("a", 101, 0.5, curves=curves, broke_down="the log-ratio is 9")
     assert broken.measure() == pytest.approx(0.2) and broken.curve("violating")[8] == 0.2
     assert broken.at("blank", end=True) == 0.25
@@ -196,10 +227,12 @@ def test_curves_over_cost_worked_by_hand() -> None:
 
 def test_a_model_of_ones_own_has_a_section_of_its_own(tmp_path: Path) -> None:
     own = [
-        result(scheme, seed, 0.5 + difference, task="mine", curves={"all": {0: 0.3, 8: 0.5 + difference}})
+        result(
+            scheme, seed, 0.5 + difference, task="mine", evaluated=[0, 8], curves={"all": {0: 0.3, 8: 0.5 + difference}}
+        )
         for seed in (1, 2, 3)
         for scheme, difference in (("uniform", 0.0), ("a", 0.1 * seed))
     ]
-    section = page(plant(tmp_path / "results", own)).split("## `mine`")[1]
+    section = page(plant(tmp_path / "results", own)).split("## mine")[1]
     # .1, .2, .3: mean .2, half 4.3027 · .1 / √3 = .2484
     assert cells(section, "a") == ["3", "–", "–", "0.700 ± 0.100", "+0.200 [-0.048, +0.448]"]
