@@ -26,11 +26,11 @@ IsPilot = Annotated[bool, typer.Option("--pilot", help="The pilot's runs.")]
 def wanted(
     results: Results, tasks: Words = "", schemes: Words = "", seeds: Words = "", pilot: IsPilot = False, own: Own = ""
 ) -> None:
-    """Print the result files that are still missing, seed by seed."""
+    """Print the result files that are still missing, by task and seed, in the order of the design."""
     design, known = Design.read(), read_results(results)
     names = _planned(design, known, tasks.split() or list(design.tasks), _numbers(seeds), pilot, own)
     there = {result.name for result in known}
-    for name in sorted(names):
+    for name in names:
         if name not in there and (not schemes or name.scheme in schemes.split()):
             tell(str(results / name.file))
 

@@ -35,7 +35,10 @@ def test_the_pilot_wants_every_rate_and_then_what_lies_beyond_an_edge(tmp_path: 
 
 
 def test_test_seeds_come_whole_one_after_another_at_the_chosen_rate(tmp_path: Path) -> None:
-    plant(tmp_path, pilot() + every_run()[1:])
+    plant(tmp_path, pilot())
+    first = [f"places/{scheme}-{seed}.json" for seed in (101, 102) for scheme in ("uniform", "a", "b", "c")]
+    assert told("wanted", tmp_path)[:8] == first
+    plant(tmp_path, every_run()[1:])
     assert told("wanted", tmp_path) == ["places/uniform-101.json"]
     assert told("wanted", tmp_path, "--seeds", "111", "--schemes", "a b") == ["places/a-111.json", "places/b-111.json"]
     with pytest.raises(DataError, match="SEEDS: expected test seeds, from 101 on, got 2"):
@@ -51,6 +54,6 @@ def test_a_run_that_could_not_be_compared_is_refused_before_it_is_made(tmp_path:
 
 
 def test_a_model_of_ones_own_needs_no_pilot(tmp_path: Path) -> None:
-    files = [f"mine/{scheme}-{seed}.json" for seed in (1, 2, 3) for scheme in ("a", "uniform")]
+    files = [f"mine/{scheme}-{seed}.json" for seed in (1, 2, 3) for scheme in ("uniform", "a")]
     assert told("wanted", tmp_path, "--own", "mine") == files
     assert told("settings", tmp_path, f"{tmp_path}/mine/a-1.json", "--own", "mine") == ["--set seed=1"]
