@@ -232,7 +232,7 @@ def test_a_data_set_without_rows(prepare: Any, tmp_path: Path) -> None:
 def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
     refused(
         prepare([image()], "--set", f"data.source={tmp_path}/nowhere.parquet"),
-        f"{tmp_path}/nowhere.parquet: no such file or folder. Set data.source to the path of the dataset.",
+        f"{tmp_path}/nowhere.parquet: no such file or folder. Correct the path, or name another dataset.",
     )
 
 
@@ -253,7 +253,7 @@ def test_a_data_set_that_is_not_there(prepare: Any, tmp_path: Path) -> None:
             ["data.columns.problem=solution"],
             "the solution is A, but the question shows no options). Set data.columns.options=",
         ),
-        (["data.held_out_source=nowhere.jsonl"], "nowhere.jsonl: no such file or folder. Set data.source to the path "),
+        (["data.held_out_source=nowhere.jsonl"], "nowhere.jsonl: no such file or folder. Correct the path, "),
         (["data.sources={a b: {source: x}}"], "data.sources"),
         (
             ["rollout.source_shares={a: 1}"],

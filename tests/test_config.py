@@ -483,7 +483,7 @@ def test_a_run_is_not_begun_on_data_that_is_not_there(tmp_path: Path) -> None:
     words = ("config", "--config", tmp_path / "run.yaml", "--out", tmp_path / "run/config.yaml")
     result = run(*words)
     assert (result.code, result.stdout) == (3, "")
-    said = "none.jsonl: no such file or folder. Set data.source to the path of the dataset.\n"
+    said = "none.jsonl: no such file or folder. Correct the path, or name another dataset.\n"
     assert result.stderr == said and os.listdir(tmp_path) == ["run.yaml"]
     assert run("config", "--config", tmp_path / "run.yaml").code == 0
     (tmp_path / "run/data").mkdir(parents=True)

@@ -138,7 +138,7 @@ def _find(data: DataConfig) -> tuple[list[Path], Path]:
         if files:
             return files, next(folder for folder in files[0].parents if all(folder in f.parents for f in files))
     if _is_path(data.source):
-        raise DataError(data.source, "no such file or folder", "Set data.source to the path of the dataset.")
+        raise DataError(data.source, "no such file or folder", "Correct the path, or name another dataset.")
     return [], path
 
 

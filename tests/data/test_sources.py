@@ -200,7 +200,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_use_a_copy(
 def test_a_path_that_is_not_there_is_no_hub_id(source: str, configure: Configure) -> None:
     with pytest.raises(DataError) as caught:
         open_source(configure(source))
-    assert str(caught.value) == f"{source}: no such file or folder. Set data.source to the path of the dataset."
+    assert str(caught.value) == f"{source}: no such file or folder. Correct the path, or name another dataset."
 
 
 def test_a_missing_column_is_named(loaded: datasets.Dataset, tmp_path: Path, configure: Configure) -> None:

@@ -166,7 +166,7 @@ def test_a_saved_data_set_cannot_have_its_splits_elsewhere(tmp_path: Path) -> No
 @pytest.mark.parametrize("source", ["/dev/zero", "file:///etc/passwd", "hf://datasets/a/b", "{folder}/pipe.png"])
 def test_a_source_is_a_file_a_folder_or_a_name_on_the_hub(source: str, strange: Path, tmp_path: Path) -> None:
     result = data_sets.prepare(source.format(folder=strange), tmp_path)
-    refused(result, ": no such file or folder. Set data.source to ")
+    refused(result, ": no such file or folder. Correct the path, ")
 
 
 # ---- files of a run

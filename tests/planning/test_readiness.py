@@ -50,7 +50,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         stages=(f"TRAIN={ZERO2},no-such-python",),
     )
     closed.close()
-    assert found[0] == "nowhere.parquet: no such file or folder. Set data.source to the path of the dataset."
+    assert found[0] == "nowhere.parquet: no such file or folder. Correct the path, or name another dataset."
     assert found[1].startswith("weights.scheme: ") and "nowhere.py: the file does not exist." in found[1]
     assert found[2].startswith(f"{url}: no server answers there (") and "set engines.server.url" in found[2]
     assert found[3].startswith("TRAIN_PYTHON: no-such-python: no such program. ")
