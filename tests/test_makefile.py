@@ -273,10 +273,9 @@ def launched_and_stays(project: Path, *arguments: str) -> set[str]:
     return {word for line in lines for word in line if word in {"rollout", "score-attention", "train-step", "evaluate"}}
 
 
-def test_the_process_that_stays_runs_what_needs_the_policy(project: Path) -> None:
+def test_the_process_that_stays_runs_what_needs_the_policy_and_without_gpus_the_rest(project: Path) -> None:
     stages = {"rollout", "score-attention", "train-step", "evaluate"}
-    without_model = {"weight-tokens", "report", "prune"}
-    assert handed_over(project, "RESIDENT=1") & {*stages, *without_model} == {*stages, *without_model}
+    assert handed_over(project, "RESIDENT=1") >= stages | {"weight-tokens", "report", "prune"}
     assert handed_over(project, "RESIDENT=1", "PRELOAD=0") == stages  # as on GPUs, where rollout and report run at once
     assert handed_over(project, "RESIDENT=0") == set()
     shutil.copytree(ROOT / "pipelines/accelerate", project / "pipelines/accelerate")

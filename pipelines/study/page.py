@@ -34,8 +34,8 @@ def write(design: Design, results: Sequence[Result], out: Path) -> None:
         parts += [*_pilot(design, task, results), *_progress(design, task, results)]
         if complete:
             parts += [*_compute(design, task, tests), *_kinds(design, task, tests), *_weights(design, task, tests)]
-        of_task = [result for result in tests if result.task == task]
-        parts += [*(_chart(task, of_task, out) if complete else []), *_runs(of_task)]
+            of_task = [result for result in tests if result.task == task]
+            parts += [*_chart(task, of_task, out), *_runs(of_task)]
     for name in sorted({result.task for result in tests} - set(design.tasks)):
         parts += _own(design, name, [result for result in tests if result.task == name], out)
     write_text(out, "\n".join([*parts, _FOOT]))
